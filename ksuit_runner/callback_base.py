@@ -1,0 +1,211 @@
+"""The base of all callbacks: what they are handed, and the hooks that the loop fires."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from time import perf_counter
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+
+from ksuit_runner.checkpoint import CheckpointWriter
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.trainer import SgdTrainer
+
+Template = TypeVar("Template", bound=Callable[..., None])
+
+
+def template(hook: Template) -> Template:
+    """Make a hook's public method: without gradients, timed, its metrics under the callback's name."""
+
+    @wraps(hook)
+    def call(self: CallbackBase, *args: Any, **kwargs: Any) -> None:
+        self.writer.source = self.name
+        start = perf_counter()
+        try:
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    hook(self, *args, **kwargs)
+            else:
+                hook(self, *args, **kwargs)
+        finally:
+            self.seconds += perf_counter() - start
+
+    call.is_template = True  # type: ignore[attr-defined]
+    return cast(Template, call)
+
+
+class CallbackBase:
+    """Watches a run, evaluates it, or acts on it, without the loop knowing what it does.
+
+    A callback overrides the protected hooks that it needs (``_before_training``, ``_track_after_update_step`` ...). The
+    public ones are templates: they switch gradients off, measure the time, and call the protected one; overriding
+    a template is a TypeError when the class is defined. What no callback of a run overrides costs nothing.
+
+    A stateful callback stores its state in one of two ways: small state through ``state_dict`` and
+    ``load_state_dict``; large tensors in files of their own, which it announces with
+    ``checkpoint_writer.add_tensors`` and reads back in ``resume_from_checkpoint``.
+
+    Metrics go through ``self.writer``; the step is the current update::
+
+        self.writer.add_scalar("accuracy/test", 0.97)
+        self.writer.add_scalar("accuracy/test", 0.97, logger=self.logger, format_str=".2f")
+
+    Args:
+        trainer: Trainer of the run.
+        model: Model of the run.
+        data_container: All datasets of the run.
+        tracker: Where the run is recorded.
+        log_writer: Takes the metrics of all callbacks; there is one per run.
+        checkpoint_writer: Writes the checkpoints of the run.
+        metric_property_provider: Knows whether higher or lower is better for a metric.
+        name: Key of the callback in the config, and of its state in a checkpoint.
+
+    Attributes:
+        logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
+            braces stands for the argument of that name and ``*`` for anything. None leaves it open; then a
+            misspelt metric to watch is found when it is looked for, and not before training.
+        seconds: Time that was spent in this callback, in seconds.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = None
+
+    def __init__(
+        self,
+        trainer: SgdTrainer,
+        model: ModelBase,
+        data_container: DataContainer,
+        tracker: BaseTracker,
+        log_writer: LogWriter,
+        checkpoint_writer: CheckpointWriter,
+        metric_property_provider: MetricPropertyProvider,
+        name: str | None = None,
+    ) -> None:
+        self.name = name or type(self).__name__
+        self.trainer = trainer
+        self.model = model
+        self.data_container = data_container
+        self.tracker = tracker
+        self.writer = log_writer
+        self.checkpoint_writer = checkpoint_writer
+        self.metric_property_provider = metric_property_provider
+        self.seconds = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            is_template = any(hasattr(vars(base).get(name), "is_template") for base in cls.__mro__[1:])
+            if is_template and not hasattr(value, "is_template"):
+                raise TypeError(f"{cls.__name__} overrides the template '{name}': override '_{name}' instead")
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Logger for the terminal and the run's log file."""
+        return logging.getLogger(f"ksuit_runner.callbacks.{self.name}")
+
+    @property
+    def path_provider(self) -> PathProvider:
+        """Names of the run's files and folders."""
+        return self.checkpoint_writer.path_provider
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return what has to outlive the process, or None if there is nothing.
+
+        Plain values, lists, dicts and tensors only: a checkpoint is read without unpickling objects.
+        """
+        return None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned when the checkpoint was written."""
+
+    def resume_from_checkpoint(self, resumption_paths: PathProvider, model: ModelBase) -> None:
+        """Read back large state from the files of the checkpoint that is resumed from.
+
+        Args:
+            resumption_paths: Paths of the run and the checkpoint, ``resumption_paths.checkpoint_dir``.
+            model: Model of the run, with its weights already loaded.
+        """
+
+    @template
+    def before_training(self, update_counter: UpdateCounter) -> None:
+        """Fires once, before the first update of a run or after a resume."""
+        self._before_training(update_counter=update_counter)
+
+    @template
+    def after_training(self, update_counter: UpdateCounter) -> None:
+        """Fires once, after the last update."""
+        self._after_training(update_counter=update_counter)
+
+    @template
+    def on_exception(self, error: BaseException) -> None:
+        """Fires when training ends by an error."""
+        self._on_exception(error=error)
+
+    @template
+    def before_every_update(self, update_counter: UpdateCounter) -> None:
+        """Fires before an update, with its batch fetched."""
+        self._before_every_update(update_counter=update_counter)
+
+    @template
+    def before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
+        """Fires before the forward pass over a part of the batch."""
+        self._before_every_accumulation_step(update_counter=update_counter, batch=batch)
+
+    @template
+    def before_every_backward(self, update_counter: UpdateCounter, losses: Mapping[str, torch.Tensor]) -> None:
+        """Fires between forward and backward pass."""
+        self._before_every_backward(update_counter=update_counter, losses=losses)
+
+    @template
+    def track_after_accumulation_step(
+        self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
+    ) -> None:
+        """Fires after the backward pass over a part of the batch; the losses are detached, on their device."""
+        self._track_after_accumulation_step(update_counter=update_counter, batch=batch, losses=losses, outputs=outputs)
+
+    @template
+    def track_after_update_step(self, update_counter: UpdateCounter) -> None:
+        """Fires after the optimizer's step, with the counter moved on."""
+        self._track_after_update_step(update_counter=update_counter)
+
+    @template
+    def after_update(self, update_counter: UpdateCounter) -> None:
+        """Fires after an update, once all callbacks have tracked it."""
+        self._after_update(update_counter=update_counter)
+
+    @template
+    def after_epoch(self, update_counter: UpdateCounter) -> None:
+        """Fires after the last update of an epoch."""
+        self._after_epoch(update_counter=update_counter)
+
+    @template
+    def after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
+        """Fires when the metrics of an update were written: the place to react to their values.
+
+        It comes after all periodic callbacks and before the checkpoint, whatever the order of the callbacks.
+        """
+        self._after_log(update_counter=update_counter, metrics=metrics)
+
+    def _before_training(self, update_counter: UpdateCounter) -> None: ...
+    def _after_training(self, update_counter: UpdateCounter) -> None: ...
+    def _on_exception(self, error: BaseException) -> None: ...
+    def _before_every_update(self, update_counter: UpdateCounter) -> None: ...
+    def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None: ...
+    def _before_every_backward(
+        self, update_counter: UpdateCounter, losses: Mapping[str, torch.Tensor]
+    ) -> None: ...
+    def _track_after_accumulation_step(
+        self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
+    ) -> None: ...
+    def _track_after_update_step(self, update_counter: UpdateCounter) -> None: ...
+    def _after_update(self, update_counter: UpdateCounter) -> None: ...
+    def _after_epoch(self, update_counter: UpdateCounter) -> None: ...
+    def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None: ...

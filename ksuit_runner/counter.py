@@ -1,0 +1,161 @@
+"""Where a run stands (epoch, update, sample), where it ends, and what is due at a position."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ksuit_runner.errors import ConfigError
+
+_PROGRESS = re.compile(r"E(\d+)_U(\d+)_S(\d+)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A position of a run: completed epochs, completed updates, samples seen."""
+
+    epoch: int
+    update: int
+    sample: int
+
+    def __str__(self) -> str:
+        return f"E{self.epoch}_U{self.update}_S{self.sample}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Progress | None":
+        """Read a position back from its text form, ``E2_U90_S2880``; None if it is no such text."""
+        match = _PROGRESS.fullmatch(text)
+        return cls(*map(int, match.groups())) if match else None
+
+
+class UpdateCounter:
+    """Counts updates; epochs and samples follow from them.
+
+    Args:
+        dataset_size: Number of samples in the training dataset.
+        batch_size: Samples per update, over all ranks and accumulation steps.
+        drop_last: Whether an epoch's last, smaller batch is left out.
+        max_epochs: End after this many epochs.
+        max_updates: End after this many updates.
+        max_samples: End with the first update that reaches this many samples.
+
+    Where several ends are given, the first one reached counts.
+
+    Raises:
+        ConfigError: No end is given, or the dataset does not fill a single batch.
+    """
+
+    def __init__(
+        self,
+        dataset_size: int,
+        batch_size: int,
+        drop_last: bool = True,
+        max_epochs: int | None = None,
+        max_updates: int | None = None,
+        max_samples: int | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        self.updates_per_epoch = dataset_size // batch_size if drop_last else -(-dataset_size // batch_size)
+        if self.updates_per_epoch == 0:
+            raise ConfigError(f"data.batch_size: {batch_size} is more than the {dataset_size} training samples")
+        self.samples_per_epoch = self.updates_per_epoch * batch_size if drop_last else dataset_size
+        self.update = 0
+        self.end_update = self._end(max_epochs, max_updates, max_samples)
+        self.stopped = False
+
+    def _end(self, max_epochs: int | None, max_updates: int | None, max_samples: int | None) -> int:
+        ends = [max_updates] if max_updates is not None else []
+        if max_epochs is not None:
+            ends.append(max_epochs * self.updates_per_epoch)
+        if max_samples is not None:
+            epochs, rest = divmod(max_samples, self.samples_per_epoch)
+            ends.append(epochs * self.updates_per_epoch + -(-rest // self.batch_size))
+        if not ends:
+            raise ConfigError("trainer: one of max_epochs, max_updates, max_samples is needed")
+        return min(ends)
+
+    @property
+    def epoch(self) -> int:
+        """Number of completed epochs."""
+        return self.update // self.updates_per_epoch
+
+    @property
+    def sample(self) -> int:
+        """Number of samples seen."""
+        return self.sample_at(self.update)
+
+    @property
+    def is_full_epoch(self) -> bool:
+        """Whether the last update completed an epoch."""
+        return self.update > 0 and self.update % self.updates_per_epoch == 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no update is left to do."""
+        return self.stopped or self.update >= self.end_update
+
+    @property
+    def progress(self) -> Progress:
+        """The current position."""
+        return Progress(self.epoch, self.update, self.sample)
+
+    def sample_at(self, update: int) -> int:
+        """Number of samples seen after the given number of updates."""
+        epochs, rest = divmod(update, self.updates_per_epoch)
+        return epochs * self.samples_per_epoch + rest * self.batch_size
+
+    def at(self, update: int) -> "UpdateCounter":
+        """Return the same counter at another update, to look ahead."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, update=update)
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position; sample and epoch are there to be compared when it is loaded."""
+        return {"epoch": self.epoch, "update": self.update, "sample": self.sample, "stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Move to a stored position.
+
+        Raises:
+            ConfigError: The position means another number of samples now (other data or batch size).
+        """
+        update, sample = state_dict["update"], state_dict["sample"]
+        if self.sample_at(update) != sample:
+            raise ConfigError(
+                f"data: update {update} was at sample {sample} and would now be at {self.sample_at(update)}: "
+                "the dataset or the batch size has changed since"
+            )
+        self.update = update
+        self.stopped = state_dict["stopped"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often something happens: every n epochs, updates or samples.
+
+    Raises:
+        ConfigError: Not exactly one of the three is given, or it is not a positive number.
+    """
+
+    every_n_epochs: int | None = None
+    every_n_updates: int | None = None
+    every_n_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: n for name, n in self.__dict__.items() if n is not None}
+        if len(given) != 1:
+            names = " and ".join(given) or "none"
+            raise ConfigError(f"one of {', '.join(self.__dict__)} is needed, not {names}")
+        name, n = next(iter(given.items()))
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
+
+    def is_due(self, counter: UpdateCounter) -> bool:
+        """Whether the last update was one after which this is due."""
+        if self.every_n_updates is not None:
+            return counter.update % self.every_n_updates == 0
+        if self.every_n_epochs is not None:
+            return counter.is_full_epoch and counter.epoch % self.every_n_epochs == 0
+        assert self.every_n_samples is not None
+        n = self.every_n_samples
+        return counter.sample // n > counter.sample_at(counter.update - 1) // n

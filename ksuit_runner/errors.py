@@ -1,0 +1,39 @@
+"""The errors that a user can cause, and the one signal that a callback can send."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KsuitError(Exception):
+    """Base of every error that is explained in a few lines instead of a traceback."""
+
+    exit_status = 2
+
+
+class ConfigError(KsuitError):
+    """The configuration asks for something that does not exist or does not fit."""
+
+
+class ResumeError(KsuitError):
+    """The run that should go on is unknown, ambiguous, still alive, or would have its past rewritten."""
+
+
+class CheckpointError(KsuitError):
+    """A checkpoint is missing, damaged, or does not belong to what is being built."""
+
+
+class TrackerError(KsuitError):
+    """The tracking server or its store cannot be used."""
+
+
+class StopTraining(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by a callback to end training after the current update; the run counts as finished."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Say which of the valid names is nearest to the given one, or list them all if none is near."""
+    names = sorted({str(item) for item in valid})
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Valid: {', '.join(names)}." if names else "There are none."

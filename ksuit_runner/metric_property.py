@@ -1,0 +1,38 @@
+"""Which direction of a metric is the better one, by the pattern of its key."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+Direction = Literal["higher", "lower", "neutral"]
+
+
+class MetricPropertyProvider:
+    """Answers whether higher or lower values of a metric are better.
+
+    Args:
+        higher: Patterns (``*`` matches anything) of keys where higher is better.
+        lower: Patterns of keys where lower is better.
+        neutral: Patterns of keys where neither is; looked at first.
+    """
+
+    def __init__(
+        self, higher: Sequence[str] = ("*accuracy*",), lower: Sequence[str] = ("*loss*",), neutral: Sequence[str] = ()
+    ) -> None:
+        self._patterns: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}
+
+    def direction(self, key: str) -> Direction:
+        """Return which direction is better for this key; ``neutral`` for a key that no pattern matches."""
+        for direction, patterns in self._patterns.items():
+            if any(fnmatchcase(key, pattern) for pattern in patterns):
+                return direction
+        return "neutral"
+
+    def is_better(self, key: str, value: float, than: float | None) -> bool:
+        """Whether a value improves on another one; neutral metrics improve with every new value, NaN never does."""
+        if value != value:
+            return False
+        direction = self.direction(key)
+        if than is None or than != than or direction == "neutral":
+            return True
+        return value > than if direction == "higher" else value < than

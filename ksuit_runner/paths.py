@@ -1,0 +1,63 @@
+"""The names of all files under the output folder. No other module makes up a file name there."""
+
+from pathlib import Path
+
+from ksuit_runner.counter import Progress
+
+
+class OutputPaths:
+    """What all runs of an output folder share.
+
+    Args:
+        output_dir: The folder, by default ``outputs``.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir).absolute()
+        self.database = self.output_dir / "mlflow.db"
+        self.database_lock = self.output_dir / "mlflow.db.lock"
+        self.runs_dir = self.output_dir / "runs"
+        self.index = self.output_dir / "runs.jsonl"
+
+
+class PathProvider(OutputPaths):
+    """The files of one run, and of one of its checkpoints where one is named.
+
+    ``artifacts_dir`` is the artifact root of the run in MLflow's embedded store: what lies there is shown on MLflow's
+    web page without being copied.
+
+    Args:
+        output_dir: The output folder, shared by all runs.
+        run_id: Id of the run.
+        checkpoint: Name of one of its checkpoints, ``E2_U90_S2880``, for a run that resumes from it.
+    """
+
+    def __init__(self, output_dir: str | Path, run_id: str, checkpoint: str | None = None) -> None:
+        super().__init__(output_dir)
+        assert run_id and not set(run_id) & set("/\\."), run_id
+        assert checkpoint is None or Progress.parse(checkpoint), checkpoint
+        self.run_id = run_id
+        self.run_dir = self.runs_dir / run_id
+        self.lock = self.run_dir / "lock.json"
+        self.journal = self.run_dir / "metrics.jsonl"
+        self.journal_sent = self.run_dir / "metrics.sent"
+        self.log = self.run_dir / "run.log"
+        self.artifacts_dir = self.run_dir / "artifacts"
+        self.config = self.artifacts_dir / "config.yaml"
+        self.launch = self.artifacts_dir / "launch.json"
+        self.environment = self.artifacts_dir / "environment.json"
+        self.diff = self.artifacts_dir / "uncommitted.diff"
+        self.checkpoints_dir = self.artifacts_dir / "checkpoints"
+        self.latest = self.checkpoints_dir / "latest"
+        self.tags = self.checkpoints_dir / "tags.json"
+        self._checkpoint = checkpoint
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder of the checkpoint that is resumed from."""
+        assert self._checkpoint is not None, "these paths name no checkpoint"
+        return self.checkpoints_dir / self._checkpoint
+
+    def at_checkpoint(self, checkpoint: str) -> "PathProvider":
+        """Return the same paths for one of the run's checkpoints."""
+        return PathProvider(self.output_dir, self.run_id, checkpoint)

@@ -1,0 +1,88 @@
+"""Callbacks that act at intervals, and those that go through a dataset when they do."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ksuit_runner.callback_base import CallbackBase, template
+from ksuit_runner.config_types import DatasetKey
+from ksuit_runner.counter import Interval, UpdateCounter
+
+
+class PeriodicCallback(CallbackBase):
+    """A callback that acts every n epochs, updates or samples: override ``_periodic_callback``.
+
+    Args:
+        every_n_epochs: Act after every n-th epoch.
+        every_n_updates: Act after every n-th update.
+        every_n_samples: Act after the update with which another n samples have been seen.
+        **kwargs: Passed on to CallbackBase.
+
+    Raises:
+        ConfigError: Not exactly one of the three intervals is given.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int | None = None,
+        every_n_updates: int | None = None,
+        every_n_samples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.interval = Interval(every_n_epochs, every_n_updates, every_n_samples)
+
+    @template
+    def periodic_callback(self, update_counter: UpdateCounter) -> None:
+        """Fires when the interval is due, after ``after_update`` and ``after_epoch``."""
+        self._periodic_callback(update_counter=update_counter)
+
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None: ...
+
+
+class DatasetCallback(PeriodicCallback):
+    """A periodic callback that goes through a whole dataset, in order, with the model in evaluation mode.
+
+    The batches come through the workers that also fetch training data, ahead of time. A subclass says what is done
+    with a batch (``_process_batch``) and with the results (``_process_results``).
+
+    Args:
+        dataset_key: Key of the dataset under ``data.datasets``.
+        **kwargs: Passed on to PeriodicCallback.
+    """
+
+    def __init__(self, dataset_key: DatasetKey, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dataset_key = dataset_key
+
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self.evaluate(update_counter)
+
+    def evaluate(self, update_counter: UpdateCounter) -> None:
+        """Go through the dataset once, with the live weights and with all others that are offered for evaluation."""
+        models = self.trainer.evaluation_models
+        with self.trainer.evaluation():
+            for batch in self.data_container.evaluation_batches(self.dataset_key):
+                self._process_batch(self.trainer.to_device(batch), models)
+        self._process_results(update_counter)
+
+    def metric_key(self, metric: str, weights: str) -> str:
+        """Return the key of a metric: ``accuracy/test`` for the live weights, ``accuracy/test/ema`` for others."""
+        return "/".join(part for part in (metric, self.dataset_key, weights) if part)
+
+    @abstractmethod
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        """Take up one batch, already on the device.
+
+        Args:
+            batch: What the dataset's samples collate to.
+            models: Models to evaluate by the name of their weights; the live ones have the empty name.
+        """
+
+    @abstractmethod
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        """Log the results of the batches seen, and forget them."""

@@ -1,0 +1,1 @@
+"""Trackers: where runs, their metrics and their files are recorded."""
