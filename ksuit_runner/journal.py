@@ -1,0 +1,146 @@
+"""The journal of a run: every metric point, on disk before it is sent anywhere."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+_LOGGER = logging.getLogger(__name__)
+_HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
+
+
+class Point(NamedTuple):
+    """One value of one metric.
+
+    Attributes:
+        key: Name of the metric.
+        value: Its value, NaN and infinities included.
+        step: Update at which it was logged.
+        timestamp: When it was first logged, in ms since 1970. It is part of the point's identity, so it never changes.
+    """
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class Journal:
+    """Append-only file of metric points: one checked line of JSON per flush.
+
+    Opening an existing file cuts it after its last good line: what a killed process left half written is dropped
+    (its update is computed again after a resume).
+
+    Args:
+        path: The file; it is created, with its folder, if it does not exist.
+
+    Attributes:
+        size: Size of the file in bytes, always at the end of a line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.size = self._repair()
+
+    def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> list[Point]:
+        """Write the metrics of one update and return them as points.
+
+        Args:
+            step: The update.
+            metrics: Values by key; with none, nothing is written.
+            timestamp: In ms since 1970, for points that were first logged elsewhere; by default now.
+
+        Raises:
+            OSError: The line could not be written completely; the file is as it was before.
+        """
+        if not metrics:
+            return []
+        timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+        points = [Point(key, float(value), step, timestamp) for key, value in metrics.items()]
+        self._write(_encode(step, timestamp, {point.key: point.value for point in points}))
+        return points
+
+    def sync(self) -> None:
+        """Wait until everything appended is on the disk."""
+        os.fsync(self._file)
+
+    def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
+        """Go through the lines from a position on: the points of a line, and the position after it.
+
+        Args:
+            offset: Position in bytes: 0 or one that this method returned.
+        """
+        return _read(self.path, offset, self.size)
+
+    def load_after(self, step: int) -> dict[int, dict[str, Point]]:
+        """Return all points of later steps, by step and key: what a run that resumes at ``step`` has logged."""
+        found: dict[int, dict[str, Point]] = {}
+        for points, _ in self.read():
+            if points[0].step > step:
+                found.setdefault(points[0].step, {}).update((point.key, point) for point in points)
+        return found
+
+    def copy_until(self, other: Path, step: int) -> None:
+        """Append all points of another run's journal up to and including a step; that file is only read."""
+        for points, _ in _read(other, 0, other.stat().st_size):
+            if points[0].step <= step:
+                self.append(points[0].step, {point.key: point.value for point in points}, points[0].timestamp)
+
+    def is_boundary(self, offset: int) -> bool:
+        """Whether a position is the start of a line, or the end of the file."""
+        return offset == 0 or (0 < offset <= self.size and os.pread(self._file, 1, offset - 1) == b"\n")
+
+    def close(self) -> None:
+        """Close the file; what it holds can still be read."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, line: bytes) -> None:
+        # A single write: another process that reads along sees whole lines, and a killed one leaves at most one torn.
+        written = os.write(self._file, line)
+        if written != len(line):
+            os.ftruncate(self._file, self.size)
+            raise OSError(f"{self.path}: the disk is full")
+        self.size += written
+
+    def _repair(self) -> int:
+        size = os.fstat(self._file).st_size
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not _is_good(line):
+                    break
+                good += len(line)
+            torn = len(line) if good < size else 0
+        if good < size:
+            os.ftruncate(self._file, good)
+            if good + torn < size:
+                _LOGGER.warning("%s is damaged: the metrics after byte %d are dropped", self.path, good)
+        return good
+
+
+def _encode(step: int, timestamp: int, metrics: Mapping[str, float]) -> bytes:
+    payload = json.dumps({"s": step, "t": timestamp, "m": metrics}, separators=(",", ":")).encode()[1:]
+    return b'{"c":"%08x",%s\n' % (crc32(payload), payload)
+
+
+def _is_good(line: bytes) -> bool:
+    return line.endswith(b"}\n") and line[:_HEAD] == b'{"c":"%08x",' % crc32(line[_HEAD:-1])
+
+
+def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            offset += len(line)
+            if offset > end or not _is_good(line):
+                return
+            entry: dict[str, Any] = json.loads(line)
+            yield [Point(key, value, entry["s"], entry["t"]) for key, value in entry["m"].items()], offset

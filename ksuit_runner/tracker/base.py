@@ -1,0 +1,178 @@
+"""What the runner asks of a tracker."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.journal import Point
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+KIND_TAG = "ksuit.kind"
+"""Tag that says what a run is; ``sweep`` for the parent of a sweep's runs."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known about a recorded run without reading its metrics.
+
+    Attributes:
+        run_id: Its id.
+        name: Its name; need not be unique.
+        status: RUNNING, FINISHED, FAILED or KILLED. A process that was killed leaves RUNNING behind.
+        tags: Its tags.
+        parent_run_id: Id of the run that it is grouped under, such as its sweep.
+        start_time: When it was started, in ms since 1970.
+    """
+
+    run_id: str
+    name: str
+    status: str = "RUNNING"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent_run_id: str | None = None
+    start_time: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset as a run's record names it.
+
+    Attributes:
+        name: Its name.
+        context: What it is used for, such as ``training``.
+        digest: Short fingerprint of its content, at most 36 characters.
+        source: Where it comes from.
+        profile: Its sizes and the like, in words or as JSON.
+    """
+
+    name: str
+    context: str
+    digest: str
+    source: str
+    profile: str = ""
+
+
+class BaseTracker(ABC):
+    """Records one run at a time: its parameters, tags, metrics and files.
+
+    A subclass has to implement ``start_run``, ``resume_run``, ``end_run`` and ``log_points``; everything else has a
+    default that records nothing and finds nothing. All methods raise TrackerError, with one line of reason, when the
+    store cannot be used, and do so within seconds. ``log_points`` is called from a thread of its own.
+
+    Where a method takes a ``run_id``, None means the run that the tracker is bound to.
+    """
+
+    def __init__(self) -> None:
+        self._run: RunInfo | None = None
+
+    @property
+    def run(self) -> RunInfo:
+        """The run that is being recorded, as it was when it was started or resumed."""
+        assert self._run is not None, "no run was started"
+        return self._run
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run that is being recorded."""
+        return self.run.run_id
+
+    @property
+    def artifacts_are_local(self) -> bool:
+        """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
+        return True
+
+    @abstractmethod
+    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
+        """Begin a new run and bind the tracker to it.
+
+        Args:
+            name: Name of the run; by default the tracker makes one up.
+            tags: Tags of the run.
+            parent_run_id: Run under which it is shown.
+        """
+
+    @abstractmethod
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run that exists and mark it RUNNING again."""
+
+    @abstractmethod
+    def end_run(self, status: EndStatus) -> None:
+        """Mark the run as ended."""
+
+    @abstractmethod
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Record metric points, at most 1000; one that is recorded already changes nothing."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Record parameters; one that is recorded already keeps its value."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:  # noqa: B027 - optional
+        """Set tags of the run."""
+
+    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:  # noqa: B027 - optional
+        """Record which datasets the run uses."""
+
+    def last_steps(self, run_id: str | None = None) -> dict[str, int]:
+        """Return the last recorded step of every metric."""
+        return {}
+
+    def last_metrics(self, run_id: str | None = None) -> dict[str, float]:
+        """Return the value of every metric at its last recorded step."""
+        return {}
+
+    def history(self, key: str, run_id: str | None = None) -> list[Point]:
+        """Return all recorded points of a metric in the order of their steps."""
+        return []
+
+    def upload(self, path: Path, artifact_path: str) -> None:  # noqa: B027 - optional
+        """Copy a file or folder to the run's artifacts, where it is not there already.
+
+        Args:
+            path: The file or folder.
+            artifact_path: Its path below the artifact root; the last part is the name of the file or folder.
+        """
+
+    def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
+        """Copy a file or folder from the run's artifacts into a folder, under its own name, and return its new path.
+
+        Raises:
+            TrackerError: There is no such artifact, or it could not be read.
+        """
+        raise TrackerError(f"{type(self).__name__} stores no '{artifact_path}'")
+
+    def list_artifacts(self, path: str = "", run_id: str | None = None) -> list[str]:
+        """Return the paths, below the artifact root, of what lies directly in one of its folders."""
+        return []
+
+    def delete_artifacts(self, path: str) -> None:  # noqa: B027 - optional
+        """Delete a file or folder of the run's artifacts; one that does not exist is no error."""
+
+    def find(self, query: str) -> list[RunInfo]:
+        """Look up runs without creating or changing anything.
+
+        Args:
+            query: A run's id, the first 6 or more characters of it, its name, or ``last`` for the run that was started
+                last (a sweep's parent does not count).
+
+        Returns:
+            All runs that fit, newest first.
+        """
+        return []
+
+    def children(self, run_id: str) -> list[RunInfo]:
+        """Return the runs that are grouped under a run, oldest first."""
+        return []
+
+    def where(self) -> str:
+        """Say in one line where the run is recorded and how to look at it."""
+        return f"{type(self).__name__} (nothing is recorded)"
+
+    def check_key(self, key: str) -> None:  # noqa: B027 - optional
+        """Check the name of a metric or parameter.
+
+        Raises:
+            ConfigError: The tracker would refuse it.
+        """

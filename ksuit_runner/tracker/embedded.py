@@ -1,0 +1,82 @@
+"""MLflow's store inside the output folder: an SQLite database beside the files of the runs. No server is needed."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker.mlflow_client import import_quietly
+
+OWN_TAG = "ksuit.embedded"
+"""Tag of the experiments whose artifact location is ``runs_dir``: a run's artifacts lie where the run writes them."""
+
+
+def exists(paths: OutputPaths) -> bool:
+    """Whether the output folder has a database; looking creates nothing."""
+    return paths.database.exists()
+
+
+def uri(paths: OutputPaths) -> str:
+    """Return the tracking URI of the store, whether it exists or not.
+
+    Raises:
+        TrackerError: The output folder's path has characters that MLflow would misread in a URI.
+    """
+    if unfit := set(str(paths.database)) & set("?%"):
+        raise TrackerError(f"{paths.output_dir}: MLflow cannot store runs below a path with '{''.join(sorted(unfit))}'")
+    return f"sqlite:///{paths.database}"
+
+
+def open_store(paths: OutputPaths) -> str:
+    """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
+
+    The schema takes about 1 s to create. Processes that do so at once would corrupt it, so one does and the others
+    wait; it appears under its name only when it is complete.
+
+    Raises:
+        TrackerError: The output folder cannot be written to.
+    """
+    store_uri = uri(paths)
+    try:
+        paths.output_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(paths):
+            if not exists(paths):
+                _create(paths)
+            _adopt(paths)
+    except (OSError, sqlite3.Error) as error:
+        raise TrackerError(f"{paths.database}: {error}") from error
+    return store_uri
+
+
+@contextmanager
+def _locked(paths: OutputPaths) -> Iterator[None]:
+    with paths.database_lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that is killed
+        yield
+
+
+def _create(paths: OutputPaths) -> None:
+    unfinished = paths.database.with_name(paths.database.name + ".tmp")
+    unfinished.unlink(missing_ok=True)  # left by a process that was killed here
+    module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
+    store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", str(paths.runs_dir))
+    store.engine.dispose()
+    os.replace(unfinished, paths.database)
+
+
+def _adopt(paths: OutputPaths) -> None:
+    """Point the stored artifact locations at this output folder, after it was moved or copied from elsewhere."""
+    here = str(paths.runs_dir)
+    query = "FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM experiment_tags WHERE key = ?)"
+    with closing(sqlite3.connect(paths.database, timeout=20)) as database, database:
+        for (there,) in database.execute(f"SELECT DISTINCT artifact_location {query}", (OWN_TAG,)).fetchall():
+            if there == here:
+                continue
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+                (here, len(there) + 1, len(there) + 1, f"{there}/"),
+            )
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, there))

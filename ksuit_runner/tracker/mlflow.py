@@ -1,0 +1,249 @@
+"""The tracker that records runs in MLflow: in the output folder's own store, or on a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.journal import Point
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.tracker import embedded
+from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.mlflow_client import DATABASES, check_key, connect, delete_artifacts, experiment_id, explained
+from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, history, last_points, run_info
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_LOGGER = logging.getLogger(__name__)
+_BATCH_SIZE = 100  # parameters or tags
+_MAX_PARAM_LENGTH, _MAX_TAG_LENGTH, _MAX_DIGEST_LENGTH = 6000, 8000, 36
+
+
+class MlflowTracker(BaseTracker):
+    """Records runs in MLflow, through a client of its own: several trackers in one process do not disturb each other.
+
+    Nothing is imported, opened or created before the first call.
+
+    Args:
+        output_paths: The output folder.
+        uri: Tracking URI. By default the store that is embedded in the output folder: an SQLite database there, and the
+            runs' folders themselves as artifacts.
+        experiment: Name of the MLflow experiment.
+        timeout_s: How long a server may take for an answer, in seconds. A server that needs longer to take in a large
+            checkpoint needs more; the environment variable MLFLOW_HTTP_REQUEST_TIMEOUT counts more than this.
+        require: Whether a run must be recorded at ``uri``. If not, a run that starts while the server cannot be reached
+            is recorded in the embedded store, with a warning, and stays there.
+    """
+
+    def __init__(
+        self,
+        output_paths: OutputPaths,
+        uri: str | None = None,
+        experiment: str = "ksuit_runner",
+        timeout_s: float = 5,
+        require: bool = True,
+    ) -> None:
+        super().__init__()
+        self._paths = output_paths
+        self._uri = uri
+        self._experiment = experiment
+        self._timeout_s = timeout_s
+        self._require = require
+        self._connection: MlflowClient | None = None
+        self._bound: Run | None = None
+
+    @property
+    def artifacts_are_local(self) -> bool:
+        """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
+        assert self._bound is not None, "no run was started"
+        return str(self._bound.info.artifact_uri).removeprefix("file://") == str(self._artifacts_dir)
+
+    @property
+    def _artifacts_dir(self) -> Path:
+        return PathProvider(self._paths.output_dir, self.run_id).artifacts_dir
+
+    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
+        """Create a run in MLflow, which chooses its id and, without one, its name."""
+        tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
+        return self._or_embedded(lambda: self._start(name, tags))
+
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run that exists and mark it RUNNING again."""
+        return self._or_embedded(lambda: self._resume(run_id))
+
+    @explained
+    def end_run(self, status: EndStatus) -> None:
+        """Mark the run as ended."""
+        self._client.set_terminated(self.run_id, status)
+
+    @explained
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Record metric points, at most 1000, in one request; one that is recorded already changes nothing."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, timestamp, step) for key, value, step, timestamp in points]
+        self._client.log_batch(self.run_id, metrics, synchronous=True)
+
+    @explained
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters, cut at 6000 characters. MLflow never changes one: those that it has keep their value."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        for start in range(0, len(new), _BATCH_SIZE):
+            self._client.log_batch(self.run_id, params=new[start : start + _BATCH_SIZE], synchronous=True)
+
+    @explained
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, cut at 8000 characters."""
+        from mlflow.entities import RunTag
+
+        new = [RunTag(key, str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
+        for start in range(0, len(new), _BATCH_SIZE):
+            self._client.log_batch(self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)
+
+    @explained
+    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
+        """Record which datasets the run uses; one that is recorded already changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for info in datasets:
+            source = json.dumps({"uri": info.source})
+            dataset = Dataset(info.name, info.digest[:_MAX_DIGEST_LENGTH], "local", source, profile=info.profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", info.context)]))
+        self._client.log_inputs(self.run_id, inputs)
+
+    @explained
+    def last_steps(self, run_id: str | None = None) -> dict[str, int]:
+        """Return the last recorded step of every metric, in one request."""
+        return {key: point.step for key, point in last_points(self._client, run_id or self.run_id).items()}
+
+    @explained
+    def last_metrics(self, run_id: str | None = None) -> dict[str, float]:
+        """Return the value of every metric at its last recorded step, in one request."""
+        return {key: point.value for key, point in last_points(self._client, run_id or self.run_id).items()}
+
+    @explained
+    def history(self, key: str, run_id: str | None = None) -> list[Point]:
+        """Return all recorded points of a metric in the order of their steps."""
+        return history(self._client, run_id or self.run_id, key)
+
+    @explained
+    def upload(self, path: Path, artifact_path: str) -> None:
+        """Copy a file or folder to the run's artifacts, where it is not there already."""
+        if self.artifacts_are_local and path.resolve() == (self._artifacts_dir / artifact_path).resolve():
+            return
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), artifact_path)
+        else:
+            folder, name = posixpath.split(artifact_path)
+            assert name == path.name, f"MLflow cannot store {path.name} as {name}"
+            self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    @explained
+    def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
+        """Copy a file or folder from the run's artifacts into a folder, under its own name, and return its new path."""
+        destination.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id or self.run_id, artifact_path, str(destination)))
+
+    @explained
+    def list_artifacts(self, path: str = "", run_id: str | None = None) -> list[str]:
+        """Return the paths, below the artifact root, of what lies directly in one of its folders."""
+        return [str(file.path) for file in self._client.list_artifacts(run_id or self.run_id, path or None)]
+
+    @explained
+    def delete_artifacts(self, path: str) -> None:
+        """Delete a file or folder of the run's artifacts; one that does not exist is no error."""
+        assert self._bound is not None, "no run was started"
+        if path in self.list_artifacts(posixpath.dirname(path)):
+            delete_artifacts(self._client, self._bound.info.artifact_uri, path)
+
+    def find(self, query: str) -> list[RunInfo]:
+        """Look up runs without creating or changing anything.
+
+        An exact id is found anywhere; all else in every experiment of the embedded store, and on a server, which
+        others may share, in this tracker's experiment.
+        """
+        if self._uri is None:
+            return self._find(query) if embedded.exists(self._paths) else []
+        if self._require:
+            return self._find(query)
+        try:
+            found = self._find(query)
+        except TrackerError as error:
+            _LOGGER.warning("%s; only the output folder's own store is searched", error)
+            found = []
+        return found or MlflowTracker(self._paths).find(query)
+
+    @explained
+    def children(self, run_id: str) -> list[RunInfo]:
+        """Return the runs that are grouped under a run, oldest first."""
+        return children(self._client, run_id)
+
+    def where(self) -> str:
+        """Say in one line where the run is recorded and how to look at it."""
+        if self._uri is None:
+            return f"MLflow, see it with: mlflow ui --backend-store-uri {embedded.uri(self._paths)}"
+        if self._bound is None or not self._uri.startswith("http"):
+            return f"MLflow, {self._uri}"
+        info = self._bound.info
+        return f"MLflow, {self._uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+
+    def check_key(self, key: str) -> None:
+        """Check the name of a metric or parameter by MLflow's rules."""
+        check_key(key)
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._connection is None:
+            uri = embedded.open_store(self._paths) if self._uri is None else self._uri
+            self._connection = connect(uri, self._timeout_s)
+        return self._connection
+
+    def _or_embedded(self, bind: Callable[[], RunInfo]) -> RunInfo:
+        try:
+            return bind()
+        except TrackerError as error:
+            if self._require or self._uri is None:
+                raise
+            _LOGGER.warning("%s; the output folder's own store is used instead", error)
+            self._uri = self._connection = None
+            return bind()
+
+    @explained
+    def _start(self, name: str | None, tags: Mapping[str, str]) -> RunInfo:
+        tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
+        return self._bind(self._client.create_run(self._experiment_id(), tags=tags, run_name=name))
+
+    @explained
+    def _resume(self, run_id: str) -> RunInfo:
+        if self._client.get_run(run_id).info.lifecycle_stage != "active":
+            raise TrackerError(f"run {run_id} was deleted in MLflow; bring it back there first")
+        self._client.update_run(run_id, status="RUNNING")
+        return self._bind(self._client.get_run(run_id))
+
+    def _bind(self, run: Run) -> RunInfo:
+        self._bound = run
+        self._run = run_info(run)
+        return self._run
+
+    def _experiment_id(self) -> str:
+        location, tags = None, {}  # a server has a place for artifacts, a bare database has none
+        if self._uri is None or self._uri.startswith(DATABASES):
+            location = str(self._paths.runs_dir)
+        if self._uri is None:
+            tags = {embedded.OWN_TAG: "true"}
+        return experiment_id(self._client, self._experiment, location, tags)
+
+    @explained
+    def _find(self, query: str) -> list[RunInfo]:
+        return find(self._client, None if self._uri is None else self._experiment, query)

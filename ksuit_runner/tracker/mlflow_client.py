@@ -1,0 +1,133 @@
+"""The way to MLflow's client: quick to fail, quiet, and with errors of one line.
+
+MLflow takes more than a second to import, so that happens in ``connect`` and not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import posixpath
+import re
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+"""How the tracking URI of a database begins, which is used without a server."""
+
+_MAX_KEY_LENGTH = 250
+
+
+def connect(uri: str, timeout_s: float) -> MlflowClient:
+    """Import MLflow and return a client of its own, without touching MLflow's global state.
+
+    What the user's environment says about time-outs and retries counts more than the arguments.
+
+    Args:
+        uri: Tracking URI.
+        timeout_s: How long a server may take for an answer, in seconds.
+    """
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout_s)),  # by default 120 s and 7 retries
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    import_quietly("mlflow.store.tracking.sqlalchemy_store" if uri.startswith(DATABASES) else "mlflow")
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def import_quietly(module: str) -> Any:
+    """Import a module of MLflow without its warnings, and silence its log, which repeats what is raised anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        imported = importlib.import_module(module)
+    for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return imported
+
+
+def explained(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Turn everything that MLflow, its database and its requests raise into a TrackerError of one line."""
+
+    @wraps(method)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return method(*args, **kwargs)
+        except (KsuitError, AssertionError):
+            raise
+        except Exception as error:  # SQLAlchemy, requests, urllib3 and MLflow share no base class
+            raise TrackerError(reason(error)) from error
+
+    return call
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why a call failed."""
+    from requests.exceptions import ConnectionError, Timeout
+
+    if isinstance(cause := error.__context__, (ConnectionError, Timeout)):
+        url = cause.request.url if cause.request is not None else None
+        problem = "did not answer in time" if isinstance(cause, Timeout) else "cannot be reached"
+        return f"MLflow {problem}: {url if isinstance(url, str) else cause}"
+    lines = str(error).splitlines() or [repr(error)]
+    return f"MLflow: {lines[0][:300]}"
+
+
+def check_key(key: str) -> None:
+    """Check a metric's or parameter's name by MLflow's rules.
+
+    Raises:
+        ConfigError: It is too long, has a character that MLflow refuses, or reads like an ambiguous path.
+    """
+    if refused := sorted(set(re.findall(r"[^/\w.\- :]", key))):
+        raise ConfigError(f"metric '{key}': MLflow takes no {' '.join(map(repr, refused))} in a name")
+    if not key or len(key) > _MAX_KEY_LENGTH:
+        raise ConfigError(f"metric '{key[:50]}': a name has 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
+    path = posixpath.normpath(key)
+    if path != key or key == "." or key.startswith(("..", "/")):
+        raise ConfigError(f"metric '{key}': MLflow refuses a name that reads like '{path}' as a path")
+
+
+def experiment_id(client: MlflowClient, name: str, location: str | None, tags: dict[str, str]) -> str:
+    """Return the id of an experiment, which is created if there is none of this name.
+
+    Args:
+        client: MLflow's client.
+        name: Name of the experiment.
+        location: Folder or URI for the artifacts of a new one; None leaves it to the server.
+        tags: Tags of a new one.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, location, tags))
+        except Exception:  # another process may have been quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def delete_artifacts(client: MlflowClient, artifact_uri: str, path: str) -> None:
+    """Delete a file or folder below an artifact root, which MLflow's client itself cannot."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(artifact_uri, tracking_uri=client.tracking_uri).delete_artifacts(path)

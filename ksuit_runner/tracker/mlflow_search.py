@@ -1,0 +1,104 @@
+"""Reading from MLflow: runs by id, name or parent, and their metrics."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from ksuit_runner.journal import Point
+from ksuit_runner.tracker.base import KIND_TAG, RunInfo
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag by which MLflow's page groups runs under another one."""
+
+
+def run_info(run: Run) -> RunInfo:
+    """Return what the runner needs to know of MLflow's run."""
+    info, tags = run.info, run.data.tags
+    return RunInfo(info.run_id, info.run_name, info.status, dict(tags), tags.get(PARENT_TAG), info.start_time)
+
+
+def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunInfo]:
+    """Return the runs with this id, or else all whose id begins like this or who have this name, newest first.
+
+    Args:
+        client: MLflow's client.
+        experiment: Name of the experiment that is searched, None for all; an exact id is found anywhere.
+        query: Run id, 6 or more characters of it, name, or ``last``.
+    """
+    experiments = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
+    if query == "last":
+        newest = (run for run in search(client, experiments, "", "DESC") if run.data.tags.get(KIND_TAG) != "sweep")
+        return [run_info(run) for run in islice(newest, 1)]
+    if re.fullmatch("[0-9a-f]{32}", query):
+        return _exact(client, query)
+    quote = '"' if "'" in query else "'"
+    filters = [f"attributes.run_name = {quote}{query}{quote}"]
+    if re.fullmatch("[0-9a-f]{6,31}", query):
+        filters.append(f"attributes.run_id LIKE '{query}%'")
+    found = {run.info.run_id: run_info(run) for text in filters for run in search(client, experiments, text, "DESC")}
+    return sorted(found.values(), key=lambda run: run.start_time, reverse=True)
+
+
+def children(client: MlflowClient, run_id: str) -> list[RunInfo]:
+    """Return the runs that are grouped under a run, oldest first."""
+    experiment = client.get_run(run_id).info.experiment_id
+    return [run_info(run) for run in search(client, [experiment], f"tags.`{PARENT_TAG}` = '{run_id}'", "ASC")]
+
+
+def search(
+    client: MlflowClient, experiments: Sequence[str], filters: str, order: Literal["ASC", "DESC"]
+) -> Iterator[Run]:
+    """Yield the runs that fit MLflow's filter string, in the order of their start, page by page."""
+    token = None
+    while experiments:  # none to search is no error
+        page = client.search_runs(
+            list(experiments),
+            filters,
+            max_results=100,
+            order_by=[f"attributes.start_time {order}"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _exact(client: MlflowClient, run_id: str) -> list[RunInfo]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
+    return [run_info(run)] if run.info.lifecycle_stage == "active" else []
+
+
+def last_points(client: MlflowClient, run_id: str) -> dict[str, Point]:
+    """Return the point with the last step of every metric, in one request."""
+    metrics = client.get_run(run_id).data.to_proto().metrics  # the only public way to the steps
+    return {metric.key: _point(metric) for metric in metrics}
+
+
+def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
+    """Return all points of a metric in the order of their steps."""
+    points = map(_point, client.get_metric_history(run_id, key))
+    return sorted(points, key=lambda point: (point.step, point.timestamp))
+
+
+def _point(metric: Metric) -> Point:
+    value = metric.value
+    if abs(value) == sys.float_info.max:  # so MLflow stores an infinity
+        value = math.copysign(math.inf, value)
+    return Point(metric.key, value, metric.step, metric.timestamp)

@@ -1,0 +1,30 @@
+"""The tracker that records nothing: metrics stay in the run's journal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+from ksuit_runner.journal import Point
+from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
+
+
+class NoopTracker(BaseTracker):
+    """Gives runs an id and remembers nothing else. The journal and the artifacts in the output folder stay complete."""
+
+    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
+        """Make up a run id; without a name the run is called by its first 8 characters."""
+        run_id = uuid4().hex
+        start_time = time.time_ns() // 1_000_000
+        self._run = RunInfo(run_id, name or run_id[:8], "RUNNING", dict(tags), parent_run_id, start_time)
+        return self._run
+
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Take the id as it is; whether there is such a run is known by its folder only."""
+        self._run = RunInfo(run_id, run_id[:8])
+        return self._run
+
+    def end_run(self, status: EndStatus) -> None:
+        """Do nothing."""
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Do nothing: the journal has them."""

@@ -1,0 +1,165 @@
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksuit_runner.journal import Journal, Point
+
+
+def _points(journal: Journal, offset: int = 0) -> list[Point]:
+    return [point for points, _ in journal.read(offset) for point in points]
+
+
+def test_reads_back_what_was_appended(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run" / "metrics.jsonl")
+    first = journal.append(1, {"loss/train": 0.1, "lr": 1e-3})
+    second = journal.append(2, {"loss/train": math.inf, "lr": -math.inf})
+    assert _points(journal) == first + second
+    assert [point.step for point in first + second] == [1, 1, 2, 2]
+    assert journal.size == journal.path.stat().st_size
+
+
+def test_nan_and_given_timestamp(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(3, {"a": math.nan}, timestamp=1234)
+    (point,) = _points(journal)
+    assert math.isnan(point.value)
+    assert point.timestamp == 1234
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False), min_size=1, max_size=3), max_size=5))
+def test_any_text_and_any_float_survive_exactly(tmp_path_factory, flushes) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j"
+    journal = Journal(path)
+    written = [point for step, metrics in enumerate(flushes) for point in journal.append(step, metrics)]
+    journal.close()
+    again = Journal(path)
+    assert _points(again) == written
+    again.close()
+
+
+def test_no_metrics_write_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    assert journal.append(1, {}) == []
+    assert journal.size == 0
+
+
+def test_every_line_is_json_for_other_readers(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(1, {"a": 0.5}, timestamp=7)
+    entry = json.loads(journal.path.read_text())
+    assert {key: entry[key] for key in "stm"} == {"s": 1, "t": 7, "m": {"a": 0.5}}
+
+
+def test_reads_on_from_an_offset(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(1, {"a": 1})
+    offset = journal.size
+    journal.append(2, {"a": 2})
+    assert [point.step for point in _points(journal, offset)] == [2]
+    assert list(journal.read())[-1][1] == journal.size
+
+
+@pytest.mark.parametrize("kept", range(0, 50, 7))
+def test_torn_tail_is_dropped_at_any_length(tmp_path: Path, caplog, kept: int) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path)
+    journal.append(1, {"a": 1.0}, timestamp=1)
+    good = journal.size
+    journal.append(2, {"a": 2.0, "b": 3.0}, timestamp=2)
+    assert good + kept < journal.size
+    journal.close()
+    os.truncate(path, good + kept)
+    with caplog.at_level(logging.WARNING):
+        again = Journal(path)
+    assert _points(again) == [Point("a", 1.0, 1, 1)]
+    assert path.stat().st_size == again.size == good
+    assert not caplog.records  # a killed process is nothing to worry about
+    again.append(2, {"a": 2.5}, timestamp=3)
+    assert [point.value for point in _points(again)] == [1.0, 2.5]
+
+
+def test_damage_in_the_middle_ends_the_journal_with_a_warning(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path)
+    journal.append(1, {"a": 1.0})
+    good = journal.size
+    journal.append(2, {"a": 2.0})
+    journal.append(3, {"a": 3.0})
+    journal.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:good] + content[good:].replace(b"2.0", b"7.0", 1))
+    again = Journal(path)
+    assert [point.step for point in _points(again)] == [1]
+    assert f"after byte {good} are dropped" in caplog.text
+
+
+def test_load_after_finds_what_was_logged_past_the_checkpoint(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    for step in (1, 2, 3):
+        journal.append(step, {"loss": step / 10}, timestamp=step)
+    journal.append(3, {"accuracy": 0.5}, timestamp=9)
+    assert journal.load_after(1) == {
+        2: {"loss": Point("loss", 0.2, 2, 2)},
+        3: {"loss": Point("loss", 0.3, 3, 3), "accuracy": Point("accuracy", 0.5, 3, 9)},
+    }
+    assert journal.load_after(3) == {}
+
+
+def test_fork_copies_the_past_with_its_timestamps(tmp_path: Path) -> None:
+    parent = Journal(tmp_path / "parent")
+    for step in (1, 2, 3):
+        parent.append(step, {"loss": step / 10}, timestamp=step)
+    with parent.path.open("ab") as file:
+        file.write(b'{"torn')  # the parent may be writing right now
+    size = parent.path.stat().st_size
+    fork = Journal(tmp_path / "fork")
+    fork.copy_until(parent.path, 2)
+    assert _points(fork) == _points(parent)[:2]
+    assert parent.path.stat().st_size == size
+
+
+def test_boundaries(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(1, {"a": 1})
+    assert journal.is_boundary(0)
+    assert journal.is_boundary(journal.size)
+    assert not journal.is_boundary(journal.size - 1)
+    assert not journal.is_boundary(journal.size + 1)
+
+
+_WRITER = """
+import itertools, sys
+from pathlib import Path
+from ksuit_runner.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+for step in itertools.count(1):
+    journal.append(step, {f"key{i}": step + i / 7 for i in range(50)}, timestamp=step)
+    if step == 50:
+        print("go", flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_journal_without_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    for _ in range(3):  # also over what the last one left
+        path.unlink(missing_ok=True)
+        with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"go\n"
+            writer.send_signal(signal.SIGKILL)
+        journal = Journal(path)
+        lines = [points for points, _ in journal.read()]
+        assert len(lines) >= 50
+        for step, points in enumerate(lines, start=1):
+            assert points == [Point(f"key{i}", step + i / 7, step, step) for i in range(50)]
+        assert journal.append(0, {"a": 1}) == _points(journal)[-1:]
+        journal.close()

@@ -1,0 +1,201 @@
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.journal import Journal, Point
+from ksuit_runner.sender import MetricSender
+from ksuit_runner.tracker.noop import NoopTracker
+
+
+class ListTracker(NoopTracker):
+    """Keeps what it gets in memory; fails while it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[Point]] = []
+        self.failing = False
+        self.failures = 0
+        self.has_failed = threading.Event()
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        if self.failing:
+            self.failures += 1
+            self.has_failed.set()
+            raise TrackerError("the server is away")
+        self.batches.append(list(points))
+
+    @property
+    def points(self) -> list[Point]:
+        return [point for batch in self.batches for point in batch]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "metrics.jsonl")
+
+
+def _written(journal: Journal) -> list[Point]:
+    return [point for points, _ in journal.read() for point in points]
+
+
+def test_sends_everything_in_order(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=60)
+    for step in range(5):
+        journal.append(step, {"a": step, "b": -step})
+    assert sender.pending() == 10
+    assert sender.flush(30)
+    journal.append(5, {"a": 5})
+    assert sender.close(30) == 0
+    assert tracker.points == _written(journal)
+    assert int((tmp_path / "sent").read_text()) == journal.size
+
+
+def test_looks_at_the_journal_by_itself(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    arrived = threading.Event()
+    tracker.log_points = lambda points: arrived.set()  # type: ignore[method-assign]
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    journal.append(1, {"a": 1})
+    assert arrived.wait(30)
+    assert sender.close(30) == 0
+
+
+def test_batches_end_with_a_line_and_hold_at_most_1000(journal: Journal, tmp_path: Path) -> None:
+    for step in range(5):
+        journal.append(step, {f"k{i}": i for i in range(300)})
+    journal.append(5, {f"k{i}": i for i in range(2500)})
+    journal.append(6, {"k0": 0})
+    tracker = ListTracker()
+    sender = MetricSender(journal, tmp_path / "sent", tracker)
+    assert sender.close(30) == 0
+    assert [len(batch) for batch in tracker.batches] == [900, 600, 1000, 1000, 501]
+    assert tracker.points == _written(journal)
+
+
+def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Path, caplog) -> None:
+    tracker = ListTracker()
+    tracker.failing = True
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    journal.append(1, {"a": 1})
+    assert tracker.has_failed.wait(30)
+    while tracker.failures < 3:
+        assert not sender.flush(0.01)
+    journal.append(2, {"a": 2})
+    assert sender.pending() == 2
+    tracker.failing = False
+    assert sender.flush(30)
+    assert sender.close(30) == 0
+    assert tracker.points == _written(journal)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "the server is away" in caplog.messages[0]
+    assert "reached again" in caplog.messages[1]
+
+
+def test_close_is_bounded_and_counts_what_is_left(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    tracker.failing = True
+    journal.append(1, {"a": 1, "b": 2})
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(0.1) == 2
+    tracker.failing = False
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    assert len(tracker.points) == 2
+
+
+def test_a_hanging_tracker_does_not_hold_the_run(journal: Journal, tmp_path: Path) -> None:
+    hanging, released = threading.Event(), threading.Event()
+
+    class HangingTracker(NoopTracker):
+        def log_points(self, points: Sequence[Point]) -> None:
+            hanging.set()
+            assert released.wait(60)
+
+    journal.append(1, {"a": 1})
+    sender = MetricSender(journal, tmp_path / "sent", HangingTracker())
+    sender.notify()
+    assert hanging.wait(30)
+    assert sender.close(0.05) == 1
+    released.set()
+
+
+def test_any_exception_of_a_tracker_stays_in_the_thread(journal: Journal, tmp_path: Path, caplog) -> None:
+    class BrokenTracker(NoopTracker):
+        def log_points(self, points: Sequence[Point]) -> None:
+            raise ZeroDivisionError("a bug")
+
+    journal.append(1, {"a": 1})
+    assert MetricSender(journal, tmp_path / "sent", BrokenTracker()).close(0.2) == 1
+    assert "ZeroDivisionError('a bug')" in caplog.text
+
+
+def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    journal.append(1, {"a": 1})
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    journal.append(2, {"a": 2})
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    assert [point.step for point in tracker.points] == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["", "x", "-3", "5"])
+def test_without_a_usable_position_everything_is_sent_again(journal: Journal, tmp_path: Path, content: str) -> None:
+    (tmp_path / "sent").write_text(content)
+    journal.append(1, {"a": 1})
+    tracker = ListTracker()
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    assert tracker.points == _written(journal)
+
+
+def test_position_follows_a_journal_that_was_cut(journal: Journal, tmp_path: Path) -> None:
+    journal.append(1, {"a": 1})
+    cut = journal.size
+    journal.append(2, {"a": 2})
+    assert MetricSender(journal, tmp_path / "sent", NoopTracker()).close(30) == 0
+    os.truncate(journal.path, cut)
+    journal.close()
+    again, tracker = Journal(journal.path), ListTracker()
+    sender = MetricSender(again, tmp_path / "sent", tracker)
+    assert int((tmp_path / "sent").read_text()) == cut
+    again.append(2, {"a": 2, "b": 3})
+    assert sender.close(30) == 0
+    assert [(point.key, point.step) for point in tracker.points] == [("a", 2), ("b", 2)]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ksuit_runner.journal import Journal
+from ksuit_runner.sender import MetricSender
+from ksuit_runner.tracker.noop import NoopTracker
+
+class FileTracker(NoopTracker):
+    def log_points(self, points):
+        with open("received", "a") as file:
+            file.writelines(f"{point.step}\\n" for point in points)
+        if points[-1].step >= 20:
+            os.kill(os.getpid(), signal.SIGKILL)  # between receipt and acknowledgement
+
+journal = Journal(Path("metrics.jsonl"))
+sender = MetricSender(journal, Path("sent"), FileTracker(), interval_s=60)
+for step in range(1, 31):
+    journal.append(step, {"a": step})
+    sender.flush(30)
+"""
+
+
+def test_killed_before_the_acknowledgement_sends_the_last_batch_again(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[1])
+    killed = subprocess.run([sys.executable, "-c", _KILLED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root})
+    assert killed.returncode == -9
+    received = [int(line) for line in (tmp_path / "received").read_text().split()]
+    assert received == list(range(1, 21))
+    journal, tracker = Journal(tmp_path / "metrics.jsonl"), ListTracker()
+    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    assert [point.step for point in tracker.points] == [20]

@@ -1,0 +1,176 @@
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.journal import Journal, Point
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.sender import MetricSender
+from ksuit_runner.tracker.base import DatasetInfo
+from ksuit_runner.tracker.mlflow import MlflowTracker
+
+
+def test_importing_it_imports_no_mlflow() -> None:
+    code = "import sys, ksuit_runner.tracker.mlflow; print('mlflow' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_run_from_start_to_end(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    run = tracker.run
+    assert (run.name, run.status, run.tags["author"], run.parent_run_id) == ("digits", "RUNNING", "me", None)
+    assert abs(run.start_time / 1000 - time.time()) < 600
+    tracker.end_run("KILLED")
+    other = MlflowTracker(paths)
+    assert other.find(run.run_id)[0].status == "KILLED"
+    assert other.resume_run(run.run_id).status == "RUNNING"
+    other.end_run("FINISHED")
+    assert other.find("digits")[0].status == "FINISHED"
+
+
+def test_two_trackers_in_one_process_do_not_mix(paths: OutputPaths, tracker: MlflowTracker, tmp_path: Path) -> None:
+    shutil.copytree(paths.output_dir, tmp_path / "other")
+    other = MlflowTracker(OutputPaths(tmp_path / "other"))
+    other.start_run("other", {})
+    tracker.log_points([Point("a", 1, 1, 1)])
+    assert other.last_steps() == {}
+    assert tracker.last_steps() == {"a": 1}
+    assert tracker.find("other") == []
+
+
+def test_points_come_back_exactly_and_once(tracker: MlflowTracker) -> None:
+    points = [Point("a", value, step, 5) for step, value in enumerate([0.1, 1e-300, math.inf, -math.inf, 1 / 3])]
+    tracker.log_points(points[:3])
+    tracker.log_points(points)  # what was sent before changes nothing
+    tracker.log_points(points)
+    assert tracker.history("a") == points
+    assert tracker.last_steps() == {"a": 4}
+    assert tracker.last_metrics() == {"a": 1 / 3}
+
+
+def test_nan_is_kept_once(tracker: MlflowTracker) -> None:
+    for _ in range(2):
+        tracker.log_points([Point("a", math.nan, 1, 5), Point("b", 1, 1, 5)])
+    (point,) = tracker.history("a")
+    assert math.isnan(point.value)
+    assert math.isnan(tracker.last_metrics()["a"])
+
+
+def test_history_is_ordered_by_step(tracker: MlflowTracker) -> None:
+    tracker.log_points([Point("a", step, step, 100 - step) for step in (3, 1, 2)])
+    assert [point.step for point in tracker.history("a")] == [1, 2, 3]
+    assert tracker.history("unknown") == []
+
+
+def test_params_are_cut_and_keep_their_first_value(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    tracker.log_params({f"p{i}": i for i in range(250)} | {"long": "x" * 7000})
+    tracker.log_params({"p0": "another", "new": None})
+    params = tracker._client.get_run(tracker.run_id).data.params
+    assert (params["p0"], params["p249"], params["new"]) == ("0", "249", "None")
+    assert params["long"] == "x" * 6000
+    assert len(params) == 252
+
+
+def test_tags(tracker: MlflowTracker) -> None:
+    tracker.set_tags({f"t{i}": str(i) for i in range(150)} | {"long": "x" * 9000, "author": "you"})
+    (run,) = tracker.find(tracker.run_id)
+    assert (run.tags["t149"], run.tags["author"], len(run.tags["long"])) == ("149", "you", 8000)
+
+
+def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(tracker: MlflowTracker) -> None:
+    info = DatasetInfo("digits", "training", "c0ffee" * 10, "sklearn.datasets.load_digits", '{"samples": 1437}')
+    for _ in range(2):
+        tracker.log_inputs([info])
+    (found,) = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.profile) == ("digits", info.profile)
+    assert info.digest.startswith(found.dataset.digest)
+    assert json.loads(found.dataset.source) == {"uri": info.source}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_local_artifacts_lie_where_the_run_writes_them(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    run = PathProvider(paths.output_dir, tracker.run_id)
+    assert tracker.artifacts_are_local
+    run.checkpoints_dir.mkdir(parents=True)
+    (run.checkpoints_dir / "weights").write_bytes(b"123")
+    before = (run.checkpoints_dir / "weights").stat().st_ino
+    tracker.upload(run.checkpoints_dir, "checkpoints")  # is there already
+    assert (run.checkpoints_dir / "weights").stat().st_ino == before
+    assert tracker.list_artifacts() == ["checkpoints"]
+    assert tracker.list_artifacts("checkpoints") == ["checkpoints/weights"]
+
+
+def test_artifacts_are_stored_read_and_deleted(
+    tracker: MlflowTracker, check_artifacts: Callable[[MlflowTracker], None]
+) -> None:
+    check_artifacts(tracker)
+
+
+def test_errors_are_one_line(paths: OutputPaths) -> None:
+    tracker = MlflowTracker(paths)
+    for call in (lambda: tracker.resume_run("0" * 32), lambda: tracker.last_steps("0" * 32)):
+        with pytest.raises(TrackerError, match="0000") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["a@b", "a[0]", "50%", "a//b", "/a", "../a", ".", "a/", "", "x" * 251, "..a"])
+def test_refuses_the_keys_that_mlflow_refuses(tracker: MlflowTracker, key: str) -> None:
+    with pytest.raises(TrackerError):
+        tracker.log_points([Point(key, 1, 1, 1)])
+    with pytest.raises(ConfigError):
+        tracker.check_key(key)
+
+
+@pytest.mark.parametrize("key", ["accuracy/test/ema", "lr", "a b", "a:b", "größe", "x" * 250, "a..b", "a.b-c_d"])
+def test_takes_the_keys_that_mlflow_takes(tracker: MlflowTracker, key: str) -> None:
+    tracker.check_key(key)
+    tracker.log_points([Point(key, 1, 1, 1)])
+    assert tracker.last_steps() == {key: 1}
+
+
+def test_the_error_names_the_character() -> None:
+    with pytest.raises(ConfigError, match=re.escape("metric 'acc@5[x]': MLflow takes no '@' '[' ']'")):
+        MlflowTracker(OutputPaths("unused")).check_key("acc@5[x]")
+
+
+def test_where_says_how_to_look(paths: OutputPaths) -> None:
+    assert str(paths.database) in MlflowTracker(paths).where()
+
+
+def test_nothing_is_printed(paths: OutputPaths, capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = MlflowTracker(paths)
+    tracker.start_run(None, {})
+    tracker.log_params({"a": 1})
+    tracker.end_run("FINISHED")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_store_is_refused(paths: OutputPaths, tmp_path: Path) -> None:
+    with pytest.raises(TrackerError):
+        MlflowTracker(paths, f"file://{tmp_path}/mlruns").start_run(None, {})
+
+
+def test_the_position_is_lost_and_all_is_sent_again(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    run = PathProvider(paths.output_dir, tracker.run_id)
+    journal = Journal(run.journal)
+    for step in range(1, 401):
+        journal.append(step, {"a": step / 7, "b": math.nan, "c": -step})
+    assert MetricSender(journal, run.journal_sent, tracker).close(60) == 0
+    run.journal_sent.unlink()
+    journal.append(401, {"a": 0.0})
+    again = MlflowTracker(paths)
+    again.resume_run(tracker.run_id)
+    assert MetricSender(journal, run.journal_sent, again).close(60) == 0
+    expected = [point for points, _ in journal.read() for point in points]
+    for key in "ac":
+        assert again.history(key) == [point for point in expected if point.key == key]
+    assert [point.step for point in again.history("b")] == list(range(1, 401))
