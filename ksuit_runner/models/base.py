@@ -14,20 +14,18 @@ class ModelBase(nn.Module):
 
     Args:
         module: The module that computes.
-        compile: Compile the forward pass.
 
     Attributes:
         module: The module that computes.
     """
 
-    def __init__(self, module: nn.Module, compile: bool = False) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._forward = torch.compile(module) if compile else module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the outputs of the wrapped module, compiled if asked for."""
-        return self._forward(*args, **kwargs)
+        """Compute the outputs of the wrapped module."""
+        return self.module(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -40,5 +38,5 @@ class ModelBase(nn.Module):
         return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all parameters and persistent buffers by their names in the wrapped module."""
-        return dict(self.module.state_dict(keep_vars=False))
+        """Return all parameters and persistent buffers, detached, by their names in the wrapped module."""
+        return dict(self.module.state_dict())

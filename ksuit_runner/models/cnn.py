@@ -1,0 +1,72 @@
+"""Small convolutional network."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd, prod
+
+from torch import Tensor, nn
+
+from ksuit_runner.errors import ConfigError
+
+
+class Cnn(nn.Module):
+    """Convolutions with group normalization and ReLU, the mean over all positions, and a linear head.
+
+    Every stage after the first halves height and width by its stride (Springenberg et al., "Striving for Simplicity:
+    The All Convolutional Net", 2014, arXiv:1412.6806), so images of any size work. Group normalization (Wu and He,
+    2018, arXiv:1803.08494) keeps no running statistics: a sample's output does not depend on the other samples. The
+    mean over positions is global average pooling (Lin et al., "Network In Network", 2013, arXiv:1312.4400).
+
+    Args:
+        input_shape: ``(channels, height, width)`` of one image.
+        output_shape: Shape of one output, without the batch dimension.
+        channels: Number of channels of each stage.
+        kernel_size: Height and width of the kernels in pixels, odd.
+        dropout: Probability that a feature is dropped before the head in training.
+
+    Raises:
+        ConfigError: If the inputs are no images or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        output_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64, 128),
+        kernel_size: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise ConfigError(f"input_shape: Cnn needs (channels, height, width), got {tuple(input_shape)}.")
+        if not channels or any(count < 1 for count in channels):
+            raise ConfigError(f"channels: needs one stage or more, each of 1 channel or more, got {list(channels)}.")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size: must be odd and positive, got {kernel_size}.")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
+        self.output_shape = tuple(output_shape)
+        counts = [input_shape[0], *channels]
+        self.stages = nn.Sequential(
+            *(
+                _stage(before, after, kernel_size, stride=1 if index == 0 else 2)
+                for index, (before, after) in enumerate(pairwise(counts))
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(counts[-1], prod(output_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(batch, channels, height, width)`` to logits ``(batch, *output_shape)``."""
+        features: Tensor = self.stages(x)
+        logits: Tensor = self.head(self.dropout(features.mean(dim=(2, 3))))
+        return logits.reshape(len(x), *self.output_shape)
+
+
+def _stage(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
+    """Convolution, normalization, activation; the normalization makes a bias of the convolution superfluous."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.GroupNorm(gcd(out_channels, 8), out_channels),
+        nn.ReLU(),
+    )

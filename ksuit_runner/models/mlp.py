@@ -1,0 +1,61 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+from ksuit_runner.errors import ConfigError, suggest
+
+ACTIVATIONS = (
+    "celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus",
+    "softsign", "tanh",
+)  # fmt: skip
+"""Activations by their names in ``torch.nn.functional``."""
+
+
+class Mlp(nn.Module):
+    """Fully connected layers with an activation and dropout after each hidden one.
+
+    Args:
+        input_shape: Shape of one input, without the batch dimension.
+        output_shape: Shape of one output, without the batch dimension.
+        hidden_dims: Number of units of each hidden layer; none makes the model linear.
+        activation: One of ``ACTIVATIONS``, a name in ``torch.nn.functional``.
+        dropout: Probability that a hidden unit is dropped in training (Srivastava et al., "Dropout: A Simple Way to
+            Prevent Neural Networks from Overfitting", JMLR 2014).
+
+    Raises:
+        ConfigError: If a number is out of its range or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        output_shape: Sequence[int],
+        hidden_dims: Sequence[int] = (128,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if any(dim < 1 for dim in hidden_dims):
+            raise ConfigError(f"hidden_dims: every layer needs 1 unit or more, got {list(hidden_dims)}.")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"activation: there is no '{activation}'. {suggest(activation, ACTIVATIONS)}")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
+        self.output_shape = tuple(output_shape)
+        self.activation: Callable[[Tensor], Tensor] = getattr(nn.functional, activation)
+        self.dropout = nn.Dropout(dropout)
+        dims = [prod(input_shape), *hidden_dims]
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(dims))
+        self.head = nn.Linear(dims[-1], prod(output_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs ``(batch, *input_shape)`` to logits ``(batch, *output_shape)``."""
+        x = x.flatten(start_dim=1)
+        for layer in self.hidden:
+            x = self.dropout(self.activation(layer(x)))
+        logits: Tensor = self.head(x)
+        return logits.reshape(len(x), *self.output_shape)
