@@ -1,0 +1,241 @@
+"""All datasets of a run, and the one stream through which training and evaluation get their batches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.data.digest import dataset_digest, first_shape
+from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
+from ksuit_runner.data.order import Plan, evaluation_fetches
+from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
+from ksuit_runner.errors import ConfigError, suggest
+
+
+class DataContainer:
+    """Holds the datasets of a run and hands out their batches.
+
+    Every batch depends only on the seed and its position (dataset, epoch, batch): it is the same with any number of
+    workers, and a run can start at any update. Evaluations that are announced to ``open`` are fetched ahead of time
+    through the workers that also fetch training data.
+
+    A dataset is map-style: ``__len__`` and ``__getitem__(index)``. With ``__getitems__(indices)``, where indices is an
+    int64 array of numpy, it can return a whole batch at once, or a list of samples to collate; with ``collate_fn`` it
+    says how samples become a batch. Its attributes ``input_shape`` and ``output_shape`` tell a model its sizes.
+
+    Args:
+        datasets: Datasets by key.
+        batch_size: Samples per update.
+        seed: Seed of the run.
+        eval_batch_size: Samples per batch of an evaluation; as in training if None.
+        num_workers: Processes that fetch ahead of time; 0 fetches in the main process.
+        train: Key of the dataset to train on.
+        drop_last: Whether an epoch's last, smaller batch is left out. Evaluations keep theirs.
+        prefetch: Batches that each worker fetches ahead.
+
+    Attributes:
+        datasets: Datasets by key.
+        seed: Seed of the run.
+
+    Raises:
+        ConfigError: A dataset is missing, empty or not map-style, or a number is too small.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        batch_size: int,
+        seed: int,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        train: str = "train",
+        drop_last: bool = True,
+        prefetch: int = 2,
+    ) -> None:
+        _check_number("batch_size", batch_size, 1)
+        _check_number("num_workers", num_workers, 0)
+        _check_number("prefetch", prefetch, 1)
+        if eval_batch_size is not None:
+            _check_number("eval_batch_size", eval_batch_size, 1)
+        for key, dataset in datasets.items():
+            _check_dataset(key, dataset)
+        self.datasets = dict(datasets)
+        self._check_key(train, "data.train")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.train = train
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self._stream: Stream | None = None
+        self._wait_seconds = 0.0
+
+    # What is there
+
+    @property
+    def train_dataset(self) -> Any:
+        """The dataset to train on."""
+        return self.datasets[self.train]
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a model's input without the batch dimension.
+
+        It is the training dataset's ``input_shape``, or else the shape of the first element of its first sample.
+
+        Raises:
+            ConfigError: The dataset does not say, and the first element has no shape.
+        """
+        shape = getattr(self.train_dataset, "input_shape", None) or first_shape(self.datasets, self.train)
+        if shape is None:
+            raise ConfigError(self._lacks("input_shape") + ", and its samples do not begin with a tensor")
+        return tuple(shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of a model's output without the batch dimension: the training dataset's ``output_shape``.
+
+        Raises:
+            ConfigError: The dataset does not say.
+        """
+        shape = getattr(self.train_dataset, "output_shape", None)
+        if shape is None:
+            raise ConfigError(self._lacks("output_shape") + ", such as (classes,)")
+        return tuple(shape)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return class, size and digest by dataset key, to record which data a run has seen.
+
+        The digest covers class, size and a few samples. It is the same in every process as long as the data is.
+        """
+        return {
+            key: {
+                "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+                "size": len(dataset),
+                "digest": dataset_digest(self.datasets, key),
+            }
+            for key, dataset in self.datasets.items()
+        }
+
+    def new_counter(
+        self, max_epochs: int | None = None, max_updates: int | None = None, max_samples: int | None = None
+    ) -> UpdateCounter:
+        """Return a counter for training on this data up to the first end that is reached.
+
+        Raises:
+            ConfigError: No end is given, or the training dataset does not fill a single batch.
+        """
+        return UpdateCounter(
+            len(self.train_dataset), self.batch_size, self.drop_last, max_epochs, max_updates, max_samples
+        )
+
+    # The stream of batches
+
+    def open(self, counter: UpdateCounter, evaluations: Sequence[tuple[Interval, str]] = ()) -> None:
+        """Start to fetch at the counter's position, for all updates up to its end.
+
+        Args:
+            counter: Position and end of training.
+            evaluations: When which dataset is going to be evaluated.
+
+        Raises:
+            ConfigError: An evaluation names a dataset that does not exist.
+        """
+        for _, key in evaluations:
+            self._check_key(key, "data.datasets")
+        self.close()
+        lengths = {key: len(dataset) for key, dataset in self.datasets.items()}
+        plan = Plan(self.seed, lengths, self.train, counter, evaluations, self.eval_batch_size)
+        self._stream = self._new_stream(plan)
+
+    def next_training_batch(self) -> Any:
+        """Return the batch of the next update; evaluations that were planned before it and left out are skipped.
+
+        Raises:
+            StopIteration: There is no further update.
+            Exception: What the dataset raised.
+        """
+        stream = self._stream
+        assert stream is not None, "open() comes first"
+        start = perf_counter()
+        try:
+            while (head := stream.head) is not None and head.epoch == EVALUATION:
+                stream.drop()
+            if head is None:
+                raise StopIteration("there is no further update")
+            return stream.take()
+        finally:
+            self._wait_seconds += perf_counter() - start
+
+    def evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
+        """Return all batches of a dataset in order, the last one may be smaller.
+
+        They come out of the stream if this evaluation is what it holds next, and are fetched now otherwise. Either way
+        they are the same, and the training data that was fetched ahead stays.
+
+        Raises:
+            ConfigError: There is no such dataset.
+            Exception: What the dataset raised.
+        """
+        self._check_key(dataset_key, "data.datasets")
+        return self._evaluation_batches(dataset_key)
+
+    def _evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
+        fetches = evaluation_fetches(dataset_key, len(self.datasets[dataset_key]), self.eval_batch_size)
+        stream = self._stream
+        if stream is None or stream.head is None:
+            yield from self._stream_of_its_own(fetches)
+            return
+        while stream.head is not None and stream.head.epoch == EVALUATION and stream.head.batch > 0:
+            stream.drop()  # the rest of an evaluation that was broken off
+        for request in fetches:
+            if stream.head is not None and stream.head[:3] == request[:3]:
+                yield stream.take()
+            else:
+                yield fetch(self.datasets, self.seed, request)
+
+    def _stream_of_its_own(self, fetches: Iterator[Fetch]) -> Iterator[Any]:
+        stream = self._new_stream(fetches)
+        try:
+            while stream.head is not None:
+                yield stream.take()
+        finally:
+            stream.close()
+
+    def take_wait_seconds(self) -> float:
+        """Return how long training has waited for its data since this was last asked, in seconds."""
+        seconds, self._wait_seconds = self._wait_seconds, 0.0
+        return seconds
+
+    def close(self) -> None:
+        """End the stream and its workers; ``open`` may follow again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _new_stream(self, plan: Any) -> Stream:
+        if self.num_workers == 0:
+            return LocalStream(self.datasets, self.seed, plan)
+        return WorkerStream(self.datasets, self.seed, plan, self.num_workers, self.prefetch)
+
+    def _check_key(self, key: str, place: str) -> None:
+        if key not in self.datasets:
+            raise ConfigError(f"{place}: there is no dataset '{key}'. {suggest(key, self.datasets)}")
+
+    def _lacks(self, attribute: str) -> str:
+        return f"data.datasets.{self.train}: {type(self.train_dataset).__name__} has no attribute '{attribute}'"
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"data.{name}: a whole number of at least {least} is needed, not {value!r}")
+
+
+def _check_dataset(key: str, dataset: Any) -> None:
+    place, name = f"data.datasets.{key}", type(dataset).__name__
+    if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
+        raise ConfigError(f"{place}: {name} is no map-style dataset, which has __len__ and __getitem__")
+    if len(dataset) == 0:
+        raise ConfigError(f"{place}: {name} is empty")

@@ -1,0 +1,64 @@
+"""Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from ksuit_runner.random_keys import mix, seed_all
+
+EVALUATION: Final = 0
+"""The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
+
+
+class Fetch(NamedTuple):
+    """A batch to fetch: its position, which is also the key of its randomness, and its samples.
+
+    Attributes:
+        dataset_key: Key of the dataset.
+        epoch: Epoch of training, from 1, or ``EVALUATION``.
+        batch: Number of the batch within the epoch or the evaluation, from 0.
+        indices: Samples of the batch, int64, shape ``(batch,)``.
+    """
+
+    dataset_key: str
+    epoch: int
+    batch: int
+    indices: NDArray[np.int64]
+
+
+def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
+    """Fetch a batch.
+
+    The dataset's ``__getitems__(indices)`` is used if it has one: a list that it returns is taken for samples to
+    collate, anything else for the finished batch. Otherwise the samples come from ``__getitem__``, one by one. They are
+    collated by the dataset's ``collate_fn`` if it has one, else by torch's ``default_collate``.
+
+    Torch's, numpy's and Python's generators are seeded with the batch's position first and are not put back: a training
+    step seeds its own, and an evaluation leaves nothing behind that one would see. The number of threads is one, as in
+    a worker process, because sums over large tensors depend on it in their last bits.
+
+    Args:
+        datasets: Datasets by key.
+        seed: Seed of the run.
+        request: What to fetch.
+    """
+    dataset_key, epoch, batch, indices = request
+    dataset = datasets[dataset_key]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seed_all(mix(seed, dataset_key, epoch, batch))
+        if hasattr(dataset, "__getitems__"):
+            samples = dataset.__getitems__(indices)
+            if not isinstance(samples, list):
+                return samples
+        else:
+            samples = [dataset[index] for index in indices.tolist()]
+        collate = getattr(dataset, "collate_fn", None) or default_collate
+        return collate(samples)
+    finally:
+        torch.set_num_threads(threads)

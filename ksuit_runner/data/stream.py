@@ -1,0 +1,170 @@
+"""Streams of batches: planned fetches, done in this process or ahead of time in worker processes."""
+
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from threading import Thread
+from typing import Any, Final
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ksuit_runner.data.fetch import Fetch, fetch
+
+_SENDER_IS_KNOWN: Final = hasattr(
+    signal, "sigwaitinfo"
+)  # not on macOS and Windows: there a group's SIGTERM ends workers
+
+
+class Stream(ABC):
+    """Batches in the order of a plan, with a look at which one comes next.
+
+    Attributes:
+        head: What comes next, or None at the end.
+    """
+
+    head: Fetch | None
+
+    @abstractmethod
+    def take(self) -> Any:
+        """Return the batch of ``head`` and move on.
+
+        Raises:
+            Exception: What the dataset raised; from a worker process, its message holds the worker's traceback.
+        """
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Move on without the batch of ``head``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the stream; ``head`` is None from here on."""
+
+
+class LocalStream(Stream):
+    """Fetches in this process, when a batch is asked for."""
+
+    def __init__(self, datasets: Mapping[str, Any], seed: int, plan: Iterable[Fetch]) -> None:
+        self._datasets = datasets
+        self._seed = seed
+        self._plan = iter(plan)
+        self.head = next(self._plan, None)
+
+    def take(self) -> Any:
+        """Fetch the batch of ``head`` and move on."""
+        request = self.head
+        assert request is not None
+        self.head = next(self._plan, None)
+        return fetch(self._datasets, self._seed, request)
+
+    def drop(self) -> None:
+        """Move on without fetching."""
+        self.head = next(self._plan, None)
+
+    def close(self) -> None:
+        """End the stream."""
+        self.head = None
+
+
+class WorkerStream(Stream):
+    """Fetches in worker processes, ahead of time; they start once and stay until the stream is closed.
+
+    What the DataLoader takes for indices are our requests, and what it takes for a dataset carries them out. So one
+    set of workers serves all datasets, and the plan alone says what is fetched when.
+    """
+
+    def __init__(
+        self, datasets: Mapping[str, Any], seed: int, plan: Iterable[Fetch], num_workers: int, prefetch: int
+    ) -> None:
+        self._sent: deque[Fetch] = deque()
+        loader = DataLoader(
+            _Fetcher(datasets, seed),
+            batch_size=None,
+            sampler=self._send(plan),
+            num_workers=num_workers,
+            prefetch_factor=prefetch,
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else the start draws from the generator of the run
+        )
+        with _signals_blocked():
+            self._batches: Any = iter(loader)
+
+    def _send(self, plan: Iterable[Fetch]) -> Iterator[Fetch]:
+        for request in plan:
+            self._sent.append(request)
+            yield request
+
+    @property
+    def head(self) -> Fetch | None:  # type: ignore[override]
+        """What comes next: the oldest request that was sent to the workers."""
+        return self._sent[0] if self._sent else None
+
+    def take(self) -> Any:
+        """Wait for the batch of ``head`` and move on."""
+        self._sent.popleft()
+        return next(self._batches)
+
+    def drop(self) -> None:
+        """Wait for the batch of ``head`` and forget it."""
+        self.take()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._sent.clear()
+        if self._batches is not None:
+            # Releasing the iterator does the same, but not while the traceback of an error still refers to it.
+            self._batches._shutdown_workers()
+            self._batches = None
+
+
+class _Fetcher(Dataset[Any]):
+    def __init__(self, datasets: Mapping[str, Any], seed: int) -> None:
+        self._datasets = datasets
+        self._seed = seed
+
+    def __getitem__(self, request: Fetch) -> Any:
+        return fetch(self._datasets, self._seed, request)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Start processes that cannot be ended by a signal before they have made up their mind about it."""
+    if not _SENDER_IS_KNOWN:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(worker: int) -> None:
+    """Leave it to the main process when to end: it finishes the update, also if a signal goes to the whole group.
+
+    Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job. SIGTERM still ends
+    a worker if its own parent sends it, which torch does with workers that hang.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _SENDER_IS_KNOWN:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
