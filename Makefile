@@ -1,0 +1,64 @@
+# What a person does with this project, one target each. `make` alone lists them.
+
+# The interpreter that makes the virtual environment; asked whether it starts, because a name on the path may lead nowhere.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+ARGS ?=
+RUN ?= last
+SWEEP ?=
+PORT ?= 5000
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Tests of one file stay in one worker: they share what is expensive to set up.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help run resume sweep ui test test-fast lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: $(INSTALLED) ## train a model; make run ARGS="model=cnn optimizer.lr=3e-4"
+	$(BIN)/python -m ksuit_runner $(ARGS)
+
+resume: $(INSTALLED) ## go on with a run; make resume RUN=id (the last one if left out)
+	$(BIN)/python -m ksuit_runner resume=$(RUN) $(ARGS)
+
+sweep: $(INSTALLED) ## run a sweep; make sweep SWEEP=name
+	@test -n "$(SWEEP)" || { echo "Which sweep? make sweep SWEEP=name, one of: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))" >&2; exit 1; }
+	$(BIN)/python -m ksuit_runner sweep=$(SWEEP) $(ARGS)
+
+ui: outputs/mlflow.db $(INSTALLED) ## open MLflow's page over all runs on http://127.0.0.1:5000; PORT=
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  $(BIN)/mlflow server --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db" \
+	  --default-artifact-root "$(CURDIR)/outputs/runs" --host 127.0.0.1 --port $(PORT) --workers 1
+
+outputs/mlflow.db:
+	@echo "no runs yet: make run" >&2; exit 1
+
+test: lint ## check style and types, then run all tests
+	$(PYTEST) $(ARGS)
+
+test-fast: $(INSTALLED) ## run the tests that take seconds
+	$(PYTEST) -m "not slow" $(ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## bring the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment and all caches; outputs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find callbacks conf ksuit_runner tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed and '$(PYTHON)' is not. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,190 @@
+"""What a person sees of a run, besides its progress bar: its start, its end, its log and its errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ksuit_runner.errors import KsuitError
+
+_FILE_WIDTH = 1000
+_ERROR_LINES = 6
+_STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
+_LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+
+
+class MetricSummary(Protocol):
+    """What the table at the end shows of a metric: its last value, and its best one with the update it was reached at.
+
+    ``direction`` is ``higher``, ``lower`` or ``neutral``: which values are the better ones.
+    """
+
+    @property
+    def last(self) -> float: ...  # noqa: D102
+    @property
+    def last_step(self) -> int: ...  # noqa: D102
+    @property
+    def best(self) -> float | None: ...  # noqa: D102
+    @property
+    def best_step(self) -> int | None: ...  # noqa: D102
+    @property
+    def direction(self) -> str: ...  # noqa: D102
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Make a console on stdout or stderr; without colours if the variable NO_COLOR is set or it is no terminal.
+
+    A file has no width, so there no line is broken or cut.
+    """
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+@contextmanager
+def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.Logger]:
+    """Send what the logger ``ksuit_runner`` gets to the console and to a file, and undo that at the end of the block.
+
+    Args:
+        log_path: File to append to, each line with its time; None for no file.
+        console: Where a person reads along; lines come out above a progress bar that this console shows.
+
+    Yields:
+        The logger.
+    """
+    logger = logging.getLogger("ksuit_runner")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    handlers: list[logging.Handler] = [_ConsoleHandler(console)]
+    if log_path is not None:
+        handlers.append(_file_handler(log_path))
+    logger.handlers, logger.propagate = handlers, False
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
+        for handler in handlers:
+            handler.close()
+
+
+def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
+    """Print which run begins, where it is tracked and where its files are."""
+    _print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
+
+
+def print_end(
+    console: Console, summary: Mapping[str, MetricSummary], run_dir: Path, resume_command: str, status: str
+) -> None:
+    """Print how a run ended: its metrics as a table, its folder, and the command that goes on with it.
+
+    Args:
+        console: Where to print.
+        summary: Metrics by key, in the order of the table's rows.
+        run_dir: Folder of the run.
+        resume_command: Command that goes on with the run.
+        status: FINISHED, FAILED or KILLED.
+    """
+    if summary:
+        table = _table(console, "metric", "last", "best", "at update", "better", numeric=(1, 2, 3))
+        for key, metric in summary.items():
+            table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
+        console.print(table)
+    _print_pairs(console, {"status": status.lower(), "folder": _short(run_dir), "resume": resume_command}, status)
+
+
+def sweep_table(console: Console, rows: Sequence[tuple[Sequence[str], str, str, Mapping[str, float]]]) -> None:
+    """Print the runs of a sweep, one line each.
+
+    Args:
+        console: Where to print.
+        rows: Overrides, status, run id, and the values of the objectives by metric key.
+    """
+    keys = list(dict.fromkeys(key for *_, values in rows for key in values))
+    table = _table(console, "overrides", "status", "run", *keys, numeric=range(3, 3 + len(keys)))
+    for overrides, status, run_id, values in rows:
+        numbers = (format_number(values[key]) if key in values else "" for key in keys)
+        style = _STATUS_STYLES.get(status, "")
+        table.add_row(Text(" ".join(overrides)), Text(status.lower(), style), Text(run_id), *numbers)
+    console.print(table)
+
+
+def print_error(console: Console, error: KsuitError) -> None:
+    """Print an error that the user can mend: a red ``error:`` and its message, 6 lines at most."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if len(lines) > _ERROR_LINES:
+        lines = [*lines[: _ERROR_LINES - 1], f"({len(lines) - _ERROR_LINES + 1} more lines)"]
+    console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
+
+
+def resume_command(run_id: str) -> str:
+    """Return the command that resumes a run, in the form in which this process was started."""
+    program = "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
+    return f"{program} resume={run_id}"
+
+
+def format_number(value: float) -> str:
+    """Write a number with about four significant digits; whole numbers, such as counts, in full."""
+    if isfinite(value) and value == int(value) and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _metric_cells(metric: MetricSummary, ascii_only: bool) -> tuple[str, str, str, str]:
+    last = format_number(metric.last)
+    if metric.direction == "neutral" or metric.best is None:
+        return last, "", "", ""
+    arrows = {"higher": "higher", "lower": "lower"} if ascii_only else {"higher": "↑", "lower": "↓"}
+    return last, format_number(metric.best), str(metric.best_step), arrows[metric.direction]
+
+
+def _table(console: Console, *columns: str, numeric: Sequence[int]) -> Table:
+    # In a narrow terminal a cell is broken over several lines: a run id that is cut is of no use.
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index in numeric else "left", overflow="fold")
+    return table
+
+
+def _print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") -> None:
+    width = max(map(len, pairs)) + 2
+    for label, value in pairs.items():
+        style = _STATUS_STYLES.get(status, "") if label == "status" else ""
+        console.print(Text.assemble((label.ljust(width), "dim"), (value, style)), soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _file_handler(path: Path) -> logging.FileHandler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    return handler
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints records through a rich console, so that they do not tear its progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text: Any = Text(self.format(record), _LEVEL_STYLES.get(record.levelname, ""))
+            self._console.print(text, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
