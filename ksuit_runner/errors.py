@@ -26,7 +26,7 @@ class TrackerError(KsuitError):
     """The tracking server or its store cannot be used."""
 
 
-class StopTraining(Exception):  # noqa: N818 - a signal, not an error
+class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 
 

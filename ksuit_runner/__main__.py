@@ -1,0 +1,100 @@
+"""The command line. Torch and MLflow are imported when a run really starts, and not before."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ksuit_runner.check import check_config
+from ksuit_runner.compose import CONFIG_NAME, explain, register_search_path, shipped_conf
+from ksuit_runner.environment import command_line
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.resume import Mode, Origin, locate, requested, stored_and_changed
+from ksuit_runner.stored_run import Launch
+from ksuit_runner.terminal import make_console, print_error
+
+if TYPE_CHECKING:
+    from ksuit_runner.runner import Outcome
+
+
+def main() -> None:
+    """Run what the command line asks for and exit with its status."""
+    logging.captureWarnings(False)
+    if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
+        sys.path.insert(0, os.getcwd())
+    try:
+        status = _main(sys.argv[1:])
+    except KsuitError as error:
+        print_error(make_console(stderr=True), error)
+        status = error.exit_status
+    sys.exit(status)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    request = requested(overrides)
+    if request is None or "--cfg" in arguments or "-c" in arguments:
+        return _run_composed(overrides)
+    return _go_on(*request, overrides)
+
+
+def _run_composed(overrides: Sequence[str]) -> int:
+    """Let Hydra compose the config, or answer --help and the like, or run a sweep."""
+    outcomes: list[Outcome] = []
+
+    def task(config: DictConfig) -> Any:
+        if outcomes and outcomes[-1].signal is not None:
+            return None  # a signal ends the whole sweep
+        outcome = _run_one(config)
+        outcomes.append(outcome)
+        return outcome
+
+    register_search_path()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
+    try:
+        hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+    return max((outcome.exit_status for outcome in outcomes), default=0)
+
+
+def _run_one(config: DictConfig) -> "Outcome":
+    check_config(config)
+    overrides = list(HydraConfig.get().overrides.task)
+    from ksuit_runner.runner import Outcome, run
+
+    OmegaConf.resolve(config)
+    try:
+        return run(config, Launch(command_line(), overrides))
+    except KsuitError as error:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            raise
+        print_error(make_console(stderr=True), error)  # the other runs of a sweep go on
+        return Outcome("", "FAILED", error=error)
+
+
+def _go_on(mode: Mode, query: str, overrides: Sequence[str]) -> int:
+    """Resume, fork or evaluate a stored run."""
+    outputs, run_id = locate(mode, query, overrides)
+    config, changes = stored_and_changed(mode, PathProvider(outputs.output_dir, run_id), overrides)
+    config.output_dir = str(outputs.output_dir)
+    if mode != "resume":
+        config.name, config.parent_run_id = config.name if "name" in changes else None, None
+    check_config(config)
+    from ksuit_runner.runner import run
+
+    OmegaConf.resolve(config)
+    return run(config, Launch(command_line(), list(overrides)), Origin(mode, run_id, tuple(changes))).exit_status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Putting a run together: its objects from the config, and its state from a checkpoint."""
+
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint import CheckpointWriter
+from ksuit_runner.checkpoint_format import Checkpoint
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.factory import Factory, OnDemand
+from ksuit_runner.hooks import Hooks
+from ksuit_runner.interruption import Interruption
+from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.loop import Run
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.random_keys import keyed
+from ksuit_runner.resume import Origin
+from ksuit_runner.run_record import RunRecord
+from ksuit_runner.schedule import constant
+from ksuit_runner.trainer import SgdTrainer
+
+
+def build_trainer(factory: Factory, seed: int) -> SgdTrainer:
+    """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
+
+    Args:
+        factory: Factory over the config of the run.
+        seed: Seed of the run; every object is built under a key of its own.
+
+    Raises:
+        ConfigError: Something in the config does not fit.
+    """
+    with keyed(seed, "data"):
+        data = factory.build("data", DataContainer, seed=seed)
+    shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
+    with keyed(seed, "model"):
+        module = factory.build("model", nn.Module, **shapes)
+    with keyed(seed, "trainer"):
+        return factory.build(
+            "trainer",
+            SgdTrainer,
+            model=module if isinstance(module, ModelBase) else ModelBase(module),
+            data_container=data,
+            optimizer=factory.delayed("optimizer", Optimizer),
+            schedule=factory.delayed("schedule", None) if factory.has("schedule") else constant,
+            loss=factory.build("loss", nn.Module),
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Puts a run together around a trainer and the record of the run.
+
+    Attributes:
+        factory: Factory over the config of the run.
+        config: The resolved config.
+        trainer: Trainer with model and data.
+        record: Record of the run.
+        interruption: Signals that ask the run to end.
+    """
+
+    factory: Factory
+    config: DictConfig
+    trainer: SgdTrainer
+    record: RunRecord
+    interruption: Interruption
+
+    def run(self, checkpoint: Checkpoint | None, origin: Origin | None) -> Run:
+        """Build writers and callbacks, and put everything where the checkpoint says.
+
+        Args:
+            checkpoint: What the run goes on from, or None to start from the beginning.
+            origin: The stored run that the checkpoint belongs to.
+
+        Raises:
+            ConfigError: A callback does not fit its config.
+            ResumeError: The checkpoint belongs to other callbacks.
+        """
+        properties = self._properties()
+        log_writer = self._log_writer(properties, checkpoint.progress.update if checkpoint else -1)
+        checkpoint_writer = self._checkpoint_writer()
+        collaborators = {
+            "trainer": self.trainer,
+            "model": self.trainer.model,
+            "data_container": self.trainer.data_container,
+            "tracker": self.record.tracker,
+            "log_writer": log_writer,
+            "checkpoint_writer": checkpoint_writer,
+            "metric_property_provider": properties,
+            "path_provider": self.record.paths,
+            "update_counter": self.trainer.counter,
+        }
+        callbacks = self._callbacks(collaborators)
+        run = Run(
+            trainer=self.trainer,
+            data=self.trainer.data_container,
+            hooks=Hooks(callbacks, self.trainer.counter),
+            log_writer=log_writer,
+            checkpoint_writer=checkpoint_writer,
+            interruption=self.interruption,
+            seed=int(self.config.seed),
+        )
+        if checkpoint is not None and origin is not None:
+            self._restore(run, checkpoint, origin)
+        return run
+
+    def _properties(self) -> MetricPropertyProvider:
+        if self.factory.has("metric_property_provider"):
+            return self.factory.build("metric_property_provider", MetricPropertyProvider)
+        return MetricPropertyProvider()
+
+    def _log_writer(self, properties: MetricPropertyProvider, update: int) -> LogWriter:
+        is_logged = self.record.is_logged(update)
+        counter, check_key = self.trainer.counter, self.record.tracker.check_key
+        return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
+
+    def _checkpoint_writer(self) -> CheckpointWriter:
+        paths, tracker = self.record.paths, self.record.tracker
+        writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=paths, tracker=tracker)
+        writer.config_hash = sha256(OmegaConf.to_yaml(self.config, resolve=True).encode()).hexdigest()[:16]
+        return writer
+
+    def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:
+        own = self.factory.build_all("callbacks", CallbackBase, **collaborators)
+        default = self.factory.build_all("default_callbacks", CallbackBase, **collaborators)
+        twice = sorted(own.keys() & default.keys())
+        if twice:
+            raise ConfigError(f"callbacks.{twice[0]}: default_callbacks has one of this name, give it another one")
+        return {**own, **default}
+
+    def _restore(self, run: Run, checkpoint: Checkpoint, origin: Origin) -> None:
+        self.trainer.model.module.load_state_dict(checkpoint.model)
+        self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
+        run.log_writer.load_state_dict(checkpoint.state["log_writer"])
+        strict = bool(self.config.resume_strict) and origin.mode != "evaluate"
+        run.hooks.resume(checkpoint, self.trainer.model, strict)
+        run.is_resumed = checkpoint.progress.update > 0
+        if origin.has_new_end:
+            self.trainer.counter.stopped = False

@@ -1,0 +1,100 @@
+"""Checks a composed config before anything heavy is imported, so that a mistake ends within a second or two.
+
+Nothing that the config names is imported: what it asks for is read from its source. What cannot be told from source
+passes here and is checked by the factory, with the same rules, when it is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ksuit_runner.check_object import ObjectChecker
+from ksuit_runner.check_references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.places import PLACES
+
+
+def check_config(config: DictConfig) -> None:
+    """Check a whole config; imports neither torch nor MLflow nor any target.
+
+    Args:
+        config: The composed config of a run.
+
+    Raises:
+        ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
+    """
+    values = resolve(config)
+    _check_places(values)
+    checker = ObjectChecker()
+    for key in sorted(values, key=_rank):
+        checker.walk(key, values[key])
+    data = values.get("data")
+    for item in checker.objects:
+        check_intervals(item)
+        if isinstance(data, Mapping) and isinstance(data.get("datasets"), Mapping):
+            check_dataset_keys(item, data["datasets"])
+    check_metric_keys(checker.objects, values.get("objective"))
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return a config as plain values, with all interpolations resolved.
+
+    Raises:
+        ConfigError: A value is missing (``???``), or an interpolation cannot be resolved.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unresolved(config, error)) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    for pattern, place in PLACES.items():
+        if not pattern.endswith(".*"):
+            if values.get(pattern) is None and not place.optional:
+                raise ConfigError(f"{pattern}: an object with a _target_ is needed, and there is none")
+            continue
+        parts = pattern.split(".")[:-1]
+        value: Any = values
+        for part in parts:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
+
+
+def _rank(key: str) -> int:
+    """Order the parts of a config as they build on each other; what holds no object comes last."""
+    order = list(dict.fromkeys(pattern.split(".")[0] for pattern in PLACES))
+    return order.index(key) if key in order else len(order)
+
+
+def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:
+    """Say which value is missing or cannot be resolved, and which key it may have meant."""
+    place = str(error.full_key)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{place}: a value is needed in place of '???'"
+    raw = dict(_flat("", OmegaConf.to_container(config)))
+    reason = str(error).splitlines()[0]
+    name = re.search(r"Interpolation key '(.+)' not found", reason)
+    near = get_close_matches(name[1], [key for key in raw if key != place], 1) if name else []
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{place}: cannot resolve '{raw.get(place)}': {reason}.{hint}"
+
+
+def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield everything in a container by its dotted place."""
+    yield place, value
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{place}.{key}" if place else str(key), item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flat(f"{place}[{index}]", item)

@@ -1,0 +1,173 @@
+"""When checkpoints are written, which of them are kept, and the thread that writes them behind training."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from ksuit_runner.checkpoint_format import damage, names, write_folder, write_text
+from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.errors import CheckpointError, ConfigError, TrackerError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.snapshot import HostBuffers
+from ksuit_runner.tracker.base import BaseTracker
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run and removes those that are not kept.
+
+    A checkpoint is written at the given interval, when a callback asks for one, at the end, and when the run is
+    interrupted. Kept are the last ones, every n-th, and those that carry a tag.
+
+    Args:
+        path_provider: Paths of the run.
+        tracker: Where checkpoints are uploaded to if the run's artifacts are not local.
+        every_n_epochs: Write one after every n-th epoch.
+        every_n_updates: Write one after every n-th update.
+        every_n_samples: Write one after the update with which another n samples have been seen.
+        keep_last: Number of newest checkpoints that are kept.
+        keep_every: Of the interval's checkpoints, keep every n-th for good; None keeps none.
+
+    Attributes:
+        path_provider: Paths of the run.
+        config_hash: Hash of the run's config, stored with each checkpoint.
+    """
+
+    def __init__(
+        self,
+        path_provider: PathProvider,
+        tracker: BaseTracker,
+        every_n_epochs: int | None = None,
+        every_n_updates: int | None = None,
+        every_n_samples: int | None = None,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+    ) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"checkpoint.keep_last: at least 1 is needed, not {keep_last}")
+        if keep_every is not None and keep_every < 1:
+            raise ConfigError(f"checkpoint.keep_every: at least 1 is needed, not {keep_every}")
+        given = (every_n_epochs, every_n_updates, every_n_samples)
+        self.path_provider = path_provider
+        self.config_hash = ""
+        self._tracker = tracker
+        self._interval = Interval(*given) if any(n is not None for n in given) else None
+        self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
+        self._keep_last = keep_last
+        self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        self._requested: set[str] = set()
+        self._buffers = HostBuffers()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
+        self._writing: Future[None] | None = None
+
+    def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
+
+        Args:
+            name: Name of the file without its ending.
+            provider: Returns the tensors by name when a checkpoint is taken.
+        """
+        if name in self._providers or name == "model":
+            raise ConfigError(f"callbacks: two of them write '{name}.safetensors' into the checkpoints")
+        self._providers[name] = provider
+
+    def request(self, tag: str) -> None:
+        """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
+        self._requested.add(tag)
+
+    def is_due(self, update_counter: UpdateCounter) -> bool:
+        """Whether the interval or a callback asks for a checkpoint now."""
+        return bool(self._requested) or (self._interval is not None and self._interval.is_due(update_counter))
+
+    def save(
+        self, update_counter: UpdateCounter, model: Mapping[str, Tensor], state: Mapping[str, Any], wait: bool = False
+    ) -> None:
+        """Take a snapshot and write it behind training.
+
+        Args:
+            update_counter: Position of the run.
+            model: Weights and buffers of the model.
+            state: State of trainer, log writer and callbacks.
+            wait: Return only when it is on the disk.
+
+        Raises:
+            CheckpointError: With ``wait``, it could not be written.
+        """
+        self.wait()
+        tags, self._requested = sorted(self._requested), set()
+        if self._milestones is not None and self._milestones.is_due(update_counter):
+            tags.append(f"update-{update_counter.update}")
+        tensors = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
+        snapshot = self._buffers.copy({"tensors": tensors, "state": dict(state)})
+        name = str(update_counter.progress)
+        self._writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags)
+        if wait:
+            self.wait(is_last=True)
+
+    def wait(self, is_last: bool = False) -> None:
+        """Wait until the last checkpoint is written; a failure is an error for the last one, else a warning."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
+            message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
+            if is_last:
+                raise CheckpointError(message) from error
+            _LOGGER.error("%s; the run goes on, and the last good checkpoint stays", message)
+
+    def close(self) -> None:
+        """Wait for what is being written and end the thread."""
+        self.wait()
+        self._thread.shutdown()
+
+    def _write(
+        self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], tags: list[str]
+    ) -> None:
+        paths = self.path_provider
+        folder = paths.checkpoints_dir / name
+        if damage(folder) is not None:  # else the same position was committed just before a kill
+            write_folder(folder, tensors, state, self.config_hash)
+        all_tags = {**read_tags(paths), **dict.fromkeys(tags, name)}
+        write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+        write_text(paths.latest, name + "\n")
+        problem = damage(folder)
+        if problem is not None:
+            raise OSError(f"read back, {problem}")
+        removed = self._prune(name, all_tags)
+        if not self._tracker.artifacts_are_local:
+            self._upload(name, removed)
+
+    def _prune(self, newest: str, tags: Mapping[str, str]) -> list[str]:
+        existing = names(self.path_provider)
+        past = existing[existing.index(newest) :]  # later ones were found damaged, and will be written again
+        removed = [name for name in past[self._keep_last :] if name not in tags.values()]
+        for name in removed:
+            shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
+        return removed
+
+    def _upload(self, name: str, removed: list[str]) -> None:
+        paths = self.path_provider
+        try:
+            for path in (paths.checkpoints_dir / name, paths.tags, paths.latest):
+                self._tracker.upload(path, str(path.relative_to(paths.artifacts_dir)))
+            for old in removed:
+                self._tracker.delete_artifacts(str((paths.checkpoints_dir / old).relative_to(paths.artifacts_dir)))
+        except TrackerError as error:
+            _LOGGER.warning("checkpoint %s is on this disk only, it could not be uploaded: %s", name, error)
+
+
+def read_tags(paths: PathProvider) -> dict[str, str]:
+    """Return the tagged checkpoints of a run: name of the checkpoint by tag."""
+    try:
+        tags: dict[str, str] = json.loads(paths.tags.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {tag: name for tag, name in tags.items() if (paths.checkpoints_dir / name).is_dir()}

@@ -1,0 +1,128 @@
+"""Composing a run's config with Hydra: where YAML files are found, and mistakes said in the user's words."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ksuit_runner.errors import ConfigError, suggest
+
+CONFIG_NAME = "config"
+
+
+def shipped_conf() -> Path:
+    """Return the folder of the YAML files that ship: in the installed package, or beside it in a clone."""
+    package = Path(__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def project_conf() -> Path | None:
+    """Return the project's own ``conf`` folder, if there is one in the working directory besides the shipped one."""
+    folder = Path.cwd() / "conf"
+    return folder if folder.is_dir() and not folder.samefile(shipped_conf()) else None
+
+
+class ProjectConf(SearchPathPlugin):
+    """Lets Hydra look into the project's own ``conf`` folder first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the project's folder before the shipped one."""
+        folder = project_conf()
+        if folder is not None:
+            search_path.prepend(provider="project", path=f"file://{folder}", anchor="main")
+
+
+def register_search_path() -> None:
+    """Make Hydra know the project's own folder."""
+    Plugins.instance().register(ProjectConf)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose a config as the command line does.
+
+    Args:
+        overrides: Overrides in Hydra's grammar.
+
+    Raises:
+        ConfigError: An override names nothing that exists, or has no meaning.
+    """
+    register_search_path()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
+        try:
+            return compose(CONFIG_NAME, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, overrides) from None
+
+
+def choices(group: str) -> list[str]:
+    """Return the names of all YAML files of a group, shipped and own."""
+    folders = [folder / group for folder in (project_conf(), shipped_conf()) if folder is not None]
+    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+
+
+def groups() -> list[str]:
+    """Return the names of all groups, shipped and own."""
+    folders = [folder for folder in (project_conf(), shipped_conf()) if folder is not None]
+    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Say in the user's words what Hydra could not do, with the nearest valid name.
+
+    Args:
+        error: What Hydra raised.
+        overrides: The overrides that were given.
+    """
+    text = str(error)
+    missing = re.search(r"Could not find '([^']+)'|Could not load '([^']+)'", text)
+    if missing:
+        return _unknown_choice(missing[1] or missing[2])
+    key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
+    if key:
+        return _unknown_key(text, overrides)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ConfigError("\n".join(lines[:4]))
+
+
+def _unknown_choice(path: str) -> ConfigError:
+    group, _, choice = path.rpartition("/")
+    if not group:
+        return ConfigError(f"there is no config '{choice}'. {suggest(choice, groups())}")
+    if group not in groups():
+        return ConfigError(f"{path}: there is no group '{group}'. {suggest(group, groups())}")
+    available = choices(group)
+    hint = suggest(choice, available)
+    listed = f"\nThere are: {', '.join(available)}" if "Did you mean" in hint else ""
+    return ConfigError(f"{group}: there is no '{choice}'. {hint}{listed}")
+
+
+def _unknown_key(text: str, overrides: Sequence[str]) -> ConfigError:
+    full = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    place = full[1] if full else ""
+    given = next((item for item in overrides if item.lstrip("+~").split("=")[0] == place), place)
+    parent, _, name = place.rpartition(".")
+    valid = _keys_at(parent, [item for item in overrides if item != given])
+    where = f"'{parent}' has" if parent else "the config has"
+    return ConfigError(f"{given}: {where} no '{name}'. {suggest(name, valid)}\nTo add a new key, write +{given}")
+
+
+def _keys_at(place: str, overrides: Sequence[str]) -> list[str]:
+    """Return the keys below a place of the config that the other overrides make."""
+    group_choices = [item for item in overrides if "." not in item.split("=")[0]]
+    with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
+        try:
+            config = compose(CONFIG_NAME, overrides=group_choices)
+        except (HydraException, OmegaConfBaseException):
+            return []
+    node = OmegaConf.select(config, place) if place else config
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []

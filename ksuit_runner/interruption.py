@@ -1,0 +1,41 @@
+"""Signals that ask a run to end: the update is finished first, a second Ctrl-C ends it at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Remembers the signal that asked the run to end.
+
+    Attributes:
+        signal: Number of the signal, None while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a signal; a second SIGINT raises KeyboardInterrupt where the program stands."""
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextmanager
+def catch_signals() -> Iterator[Interruption]:
+    """Catch SIGINT and SIGTERM while the block runs; outside of the main thread nothing is caught."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    before = {number: signal.signal(number, interruption.handle) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

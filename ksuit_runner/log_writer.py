@@ -1,0 +1,158 @@
+"""The one place through which all metrics of a run go."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.journal import Journal
+from ksuit_runner.metric_property import Direction, MetricPropertyProvider
+
+
+@dataclass
+class Summary:
+    """Last and best value of a metric, each with the update that it was logged at; neutral metrics have no best."""
+
+    direction: Direction
+    last: float
+    last_step: int
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    value: float | Tensor
+    source: str
+    logger: logging.Logger | None
+    format_str: str | None
+
+
+class LogWriter:
+    """Collects the metrics of an update and writes them to the journal, from where they are sent to the tracker.
+
+    There is one per run, handed to every callback. The step of a point is the update. A tensor stays on its device
+    until the flush, which moves all of them at once.
+
+    Args:
+        journal: Journal of the run.
+        update_counter: Position of the run.
+        metric_property_provider: Knows which direction of a metric is better.
+        check_key: Raises an error for a key that the tracker would refuse.
+        is_logged: Tells whether a point is recorded already: of updates that are computed again after a resume.
+
+    Attributes:
+        source: Name of the callback that is logging.
+        summary: Last and best value of every metric so far.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        update_counter: UpdateCounter,
+        metric_property_provider: MetricPropertyProvider,
+        check_key: Callable[[str], None],
+        is_logged: Callable[[str, int], bool],
+    ) -> None:
+        self.source = ""
+        self.summary: dict[str, Summary] = {}
+        self._journal = journal
+        self._counter = update_counter
+        self._properties = metric_property_provider
+        self._check_key = check_key
+        self._is_logged = is_logged
+        self._pending: dict[str, _Pending] = {}
+        self._written: dict[str, str] = {}
+        self._written_step = -1
+
+    def add_scalar(
+        self,
+        key: str,
+        value: float | Tensor,
+        logger: logging.Logger | None = None,
+        format_str: str | None = None,
+    ) -> None:
+        """Log a metric at the current update.
+
+        Args:
+            key: Name of the metric, parts separated by ``/``.
+            value: A number, or a tensor with one element on any device; it is read at the flush.
+            logger: Also write the metric as a line of this logger.
+            format_str: Format of the number in that line, such as ``.2f``.
+
+        Raises:
+            KsuitError: The key was logged at this update already; both callbacks are named.
+            ConfigError: The tracker does not take such a key.
+        """
+        earlier = self._pending[key].source if key in self._pending else None
+        if self._written_step == self._counter.update:
+            earlier = earlier or self._written.get(key)
+        if earlier is not None:
+            raise KsuitError(
+                f"callbacks.{self.source}: '{key}' is logged twice at update {self._counter.update}, "
+                f"before by callbacks.{earlier}"
+            )
+        if key not in self.summary:
+            self._check_key(key)
+        if isinstance(value, Tensor):
+            value = value.detach().clone()  # the callback may go on adding to its tensor before the flush
+        self._pending[key] = _Pending(value, self.source, logger, format_str)
+
+    def flush(self) -> dict[str, float]:
+        """Write what was logged at this update to the journal and return it."""
+        if not self._pending:
+            return {}
+        pending, self._pending = self._pending, {}
+        metrics = _to_numbers(pending)
+        step = self._counter.update
+        if self._written_step != step:
+            self._written, self._written_step = {}, step
+        self._written.update((key, item.source) for key, item in pending.items())
+        self._journal.append(step, {key: value for key, value in metrics.items() if not self._is_logged(key, step)})
+        for key, value in metrics.items():
+            self._summarize(key, value, step)
+            item = pending[key]
+            if item.logger is not None:
+                item.logger.info("%s: %s", key, format(value, item.format_str or ".4g"))
+        return metrics
+
+    def discard(self) -> None:
+        """Forget what was logged since the last flush: the start of a run that resumes has logged it before."""
+        self._pending = {}
+
+    def sync(self) -> None:
+        """Wait until everything that was flushed is on the disk."""
+        self._journal.sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the summaries."""
+        return {"summary": {key: asdict(summary) for key, summary in self.summary.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up stored summaries."""
+        self.summary = {key: Summary(**summary) for key, summary in state_dict["summary"].items()}
+
+    def _summarize(self, key: str, value: float, step: int) -> None:
+        summary = self.summary.setdefault(key, Summary(self._properties.direction(key), value, step))
+        summary.last, summary.last_step = value, step
+        if summary.direction != "neutral" and self._properties.is_better(key, value, summary.best):
+            summary.best, summary.best_step = value, step
+
+
+def _to_numbers(pending: Mapping[str, _Pending]) -> dict[str, float]:
+    """Read all values, those on a device in one transfer each for the device."""
+    numbers = {key: float(item.value) for key, item in pending.items() if not isinstance(item.value, Tensor)}
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for key, item in pending.items():
+        if isinstance(item.value, Tensor):
+            by_device.setdefault(item.value.device, {})[key] = item.value.reshape(())
+    for device, tensors in by_device.items():
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        stacked = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
+        numbers.update(zip(tensors, stacked.tolist(), strict=True))
+    return {key: numbers[key] for key in pending}

@@ -1,0 +1,177 @@
+"""From a run id to a config: the stored one with the changes that are allowed, before torch is imported."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ksuit_runner.compose import compose_config
+from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
+
+Mode = Literal["resume", "fork", "evaluate"]
+MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
+
+# What may change while a run stays the same run: its length, what is watched and recorded, and how data is fetched.
+MAY_CHANGE = (
+    "trainer.max_*", "callbacks*", "default_callbacks*", "checkpoint*", "tracker*", "output_dir", "name", "objective",
+    "data.num_workers", "data.prefetch", "data.eval_batch_size", "metric_property_provider*", "resume_strict",
+    "resume", "fork", "evaluate", "parent_run_id",
+)  # fmt: skip
+# What says where runs are; a lookup needs nothing else.
+_LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
+_NEVER_STORED = ("sweep", "hydra", *MODES, "parent_run_id")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The stored run that a run goes on from.
+
+    Attributes:
+        mode: ``resume`` goes on with it, ``fork`` begins a new one from its checkpoint, ``evaluate`` only looks.
+        run_id: Its id.
+        changes: Places of the config that differ from its own.
+    """
+
+    mode: Mode
+    run_id: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def has_same_optimizer(self) -> bool:
+        """Whether what was stored about learning rates and schedule still holds."""
+        return not any(place.startswith(("optimizer", "schedule", "trainer.parameter_rules")) for place in self.changes)
+
+    @property
+    def has_new_end(self) -> bool:
+        """Whether the run was given another length."""
+        return any(place.startswith("trainer.max_") for place in self.changes)
+
+
+def requested(overrides: Sequence[str]) -> tuple[Mode, str] | None:
+    """Return which stored run the command line asks for, and for what.
+
+    Raises:
+        ConfigError: It asks for several.
+    """
+    found = [(mode, item.partition("=")[2]) for item in overrides for mode in MODES if item.startswith(f"{mode}=")]
+    found = [(mode, query) for mode, query in found if query not in ("", "null")]
+    if len(found) > 1:
+        raise ConfigError(f"{found[0][0]} and {found[1][0]} cannot be given together")
+    return found[0] if found else None
+
+
+def locate(mode: Mode, query: str, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
+    """Find the run that a person means; nothing is created by looking.
+
+    Raises:
+        ResumeError: There is no such run, or several fit.
+    """
+    config = compose_config([item for item in overrides if _name(item).split(".")[0] in _LOCATORS])
+    paths = OutputPaths(config.output_dir)
+    run_id = find_local(paths, query)
+    if run_id is None and config.tracker.get("uri"):
+        run_id = _fetch(config, paths, query)
+    if run_id is None:
+        raise unknown_run(paths, query, mode)
+    if not PathProvider(paths.output_dir, run_id).config.is_file():
+        raise ResumeError(f"{mode}={query}: run {run_id} has no stored config in {paths.runs_dir / run_id}")
+    return paths, run_id
+
+
+def stored_and_changed(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """Return the config of a stored run with the given overrides applied, and the places that they changed.
+
+    The overrides mean what they would have meant when the run was started: both command lines are composed, and what
+    differs between them is put into the stored config. What the YAML files say today about the rest does not count.
+
+    Raises:
+        ResumeError: With ``resume``, a change would rewrite the run's past.
+        ConfigError: An override names nothing that exists.
+    """
+    stored = read_config(paths)
+    before = [item for item in read_launch(paths).overrides if _name(item).split(".")[0] not in _NEVER_STORED]
+    extra = [item for item in overrides if _name(item) not in MODES]
+    if not extra:
+        return stored, []
+    changes = dict(_differences(_resolved(compose_config(before)), _resolved(compose_config([*before, *extra]))))
+    if mode == "resume":
+        _refuse_rewriting(changes, paths.run_id)
+    with open_dict(stored):
+        for place, value in changes.items():
+            if value is _REMOVED:
+                _remove(stored, place)
+            else:
+                OmegaConf.update(stored, place, value, merge=False, force_add=True)
+    return stored, list(changes)
+
+
+def _refuse_rewriting(changes: Mapping[str, Any], run_id: str) -> None:
+    for place in changes:
+        if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE):
+            raise ResumeError(
+                f"{place}: changing it would rewrite the past of run {run_id[:8]}.\n"
+                f"To go on from its checkpoint as a new run: fork={run_id[:8]}"
+            )
+
+
+_REMOVED = object()
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the places where two configs differ with their new values, as deep as both are mappings."""
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key, _REMOVED), new.get(key, _REMOVED)
+        if isinstance(before, dict) and isinstance(after, dict) and before and after:
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", after
+
+
+def _remove(config: DictConfig, place: str) -> None:
+    parent, _, key = place.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, DictConfig) and key in node:
+        del node[key]
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _fetch(config: DictConfig, paths: OutputPaths, query: str) -> str | None:
+    """Look a run up on the tracking server and bring what it needs to go on: config, launch and checkpoints."""
+    from ksuit_runner.factory import Factory
+    from ksuit_runner.tracker.base import BaseTracker
+
+    tracker = cast(BaseTracker, Factory(config).build("tracker", BaseTracker, output_paths=paths))
+    found = tracker.find(query)
+    if len(found) > 1:
+        raise ResumeError(f"'{query}' fits {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")
+    if not found:
+        return None
+    run = PathProvider(paths.output_dir, found[0].run_id)
+    for path in (run.config, run.launch, run.checkpoints_dir):
+        _download(tracker, run, path)
+    return run.run_id
+
+
+def _download(tracker: Any, run: PathProvider, path: Path) -> None:
+    artifact = str(path.relative_to(run.artifacts_dir))
+    try:
+        tracker.download(artifact, run.artifacts_dir, run.run_id)
+    except TrackerError as error:
+        if path != run.checkpoints_dir:  # a run without a checkpoint starts from its beginning
+            raise KsuitError(f"run {run.run_id}: {error}") from error

@@ -1,0 +1,151 @@
+"""The record of a run while it runs: its lock, its journal, what is sent to the tracker, and its status."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner import __version__, environment
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.journal import Journal
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.run_lock import RunLock
+from ksuit_runner.sender import MetricSender
+from ksuit_runner.stored_run import Launch, add_to_index, store
+from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus
+
+_LOGGER = logging.getLogger(__name__)
+UNSENT_TAG = "ksuit.unsent_points"
+
+
+class RunRecord:
+    """Holds a run's lock, takes its metrics, and closes it with a status that is true.
+
+    Args:
+        tracker: Tracker that is bound to the run.
+        paths: Paths of the run.
+        lock: The run's lock, held by this process.
+        close_timeout_s: How long the end waits for metrics to be sent, in seconds.
+    """
+
+    def __init__(self, tracker: BaseTracker, paths: PathProvider, lock: RunLock, close_timeout_s: float = 10.0) -> None:
+        self.tracker = tracker
+        self.paths = paths
+        self.had_journal = paths.journal.exists()
+        self.journal = Journal(paths.journal)
+        self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
+        self._lock = lock
+        self._close_timeout_s = close_timeout_s
+
+    @classmethod
+    def begin(
+        cls, tracker: BaseTracker, outputs: OutputPaths, name: str | None, tags: dict[str, str], parent: str | None
+    ) -> "RunRecord":
+        """Start the record of a new run; the tracker chooses its id."""
+        info = tracker.start_run(name, {"ksuit.version": __version__, **tags}, parent)
+        paths = PathProvider(outputs.output_dir, info.run_id)
+        lock = RunLock(paths.lock)
+        lock.acquire()
+        add_to_index(outputs, info.run_id, info.name)
+        return cls(tracker, paths, lock)
+
+    @classmethod
+    def go_on(cls, tracker: BaseTracker, paths: PathProvider) -> "RunRecord":
+        """Go on with the record of a run.
+
+        Raises:
+            ResumeError: The run is alive elsewhere.
+        """
+        lock = RunLock(paths.lock)
+        lock.acquire()
+        try:
+            tracker.resume_run(paths.run_id)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(tracker, paths, lock)
+
+    def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
+        """Store how the run was started: in its folder, and with the tracker."""
+        store(self.paths, config, launch)
+        found = environment.collect()
+        self.paths.environment.write_text(json.dumps(found, indent=2) + "\n")
+        files = [self.paths.config, self.paths.launch, self.paths.environment]
+        diff = environment.uncommitted_diff()
+        if diff:
+            self.paths.diff.write_text(diff)
+            files.append(self.paths.diff)
+        self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
+        self.tracker.log_inputs(_dataset_infos(data))
+        git = {f"git.{key}": str(value) for key, value in found["git"].items() if value is not None}
+        self.tracker.set_tags({"ksuit.command": launch.command, **git})
+        self._upload(files)
+
+    def is_logged(self, update: int) -> Callable[[str, int], bool]:
+        """Return the test for points that were recorded before, for a run that goes on after an update.
+
+        Without a journal (the run comes from another machine) the last recorded step of a metric is the watermark.
+        """
+        known = self.journal.load_after(update)
+        last_steps = {} if self.had_journal else self.tracker.last_steps()
+        return lambda key, step: key in known.get(step, ()) or step <= last_steps.get(key, -1)
+
+    def carry_history(self, parent: PathProvider, update: int) -> None:
+        """Begin with the metrics of the run that this one was forked from, up to the fork."""
+        if parent.journal.exists():
+            self.journal.copy_until(parent.journal, update)
+            return
+        points = [p for key in self.tracker.last_steps(parent.run_id) for p in self.tracker.history(key, parent.run_id)]
+        for point in sorted(points, key=lambda point: (point.step, point.timestamp)):
+            if point.step <= update:
+                self.journal.append(point.step, {point.key: point.value}, point.timestamp)
+
+    def close(self, status: EndStatus) -> None:
+        """Send what is left and set the status; a run with unsent metrics is not called finished."""
+        unsent = self._sender.close(self._close_timeout_s)
+        self.journal.close()
+        try:
+            self._upload([self.paths.log])
+            if unsent == 0:
+                self.tracker.end_run(status)
+            else:
+                self.tracker.set_tags({UNSENT_TAG: str(unsent)})
+        except TrackerError as error:
+            _LOGGER.error("the tracker could not be told that the run is %s: %s", status, error)
+        if unsent:
+            _LOGGER.error("%d metric points are not sent; they are in %s, and the next resume sends them",
+                          unsent, self.paths.journal)
+        self._lock.release()
+
+    def _upload(self, files: list[Path]) -> None:
+        if self.tracker.artifacts_are_local:
+            return
+        for path in files:
+            if path.exists():
+                self.tracker.upload(path, path.name)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts into ``a.b.c`` keys; empty ones and lists are values."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix[:-1]: tree}
+    return {key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}{name}.").items()}
+
+
+def _dataset_infos(data: DataContainer) -> list[DatasetInfo]:
+    return [
+        DatasetInfo(
+            name=key,
+            context="training" if key == data.train else "evaluation",
+            digest=str(found["digest"]),
+            source=str(found["class"]),
+            profile=json.dumps({"num_rows": found["size"]}),
+        )
+        for key, found in data.describe().items()
+    ]
+
+

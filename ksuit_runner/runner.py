@@ -1,0 +1,155 @@
+"""A whole run: build, restore, train, and close so that the record is true whatever happened."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ksuit_runner.assembly import Assembly, build_trainer
+from ksuit_runner.checkpoint_format import Checkpoint, names, read_newest
+from ksuit_runner.device import deterministic_kernels
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.factory import Factory
+from ksuit_runner.interruption import catch_signals
+from ksuit_runner.log_writer import Summary
+from ksuit_runner.loop import Run, evaluate, train
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.resume import Origin
+from ksuit_runner.run_record import RunRecord
+from ksuit_runner.stored_run import Launch
+from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.trainer import SgdTrainer
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run_id: Its id.
+        status: FINISHED, FAILED or KILLED.
+        signal: Number of the signal that ended it, if one did.
+        error: What it failed with, if it did; it was reported already.
+        summary: Last and best values of its metrics.
+    """
+
+    run_id: str
+    status: EndStatus = "FINISHED"
+    signal: int | None = None
+    error: BaseException | None = None
+    summary: dict[str, Summary] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a process that does this run only."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return getattr(self.error, "exit_status", 1) if self.status == "FAILED" else 0
+
+
+def run(config: DictConfig, launch: Launch, origin: Origin | None = None, console: Console | None = None) -> Outcome:
+    """Do a run.
+
+    Args:
+        config: Its resolved config.
+        launch: How it was started, to be stored with it.
+        origin: The stored run that it goes on from, if any.
+        console: Where a person reads along.
+
+    Returns:
+        How it ended; an error in training is part of that and is not raised.
+
+    Raises:
+        KsuitError: It could not be started.
+    """
+    console = console or make_console()
+    factory = Factory(config)
+    outputs = OutputPaths(config.output_dir)
+    with deterministic_kernels(bool(config.trainer.get("deterministic", True))):
+        checkpoint = _read_checkpoint(outputs, origin)
+        tracker: BaseTracker = factory.build("tracker", BaseTracker, output_paths=outputs)
+        trainer = build_trainer(factory, int(config.seed))
+        record = _open_record(config, origin, tracker, outputs)
+        outcome = Outcome(record.paths.run_id)
+        with setup_logging(record.paths.log, console), catch_signals() as interruption:
+            with _closing(record, trainer, outcome):
+                if origin is None or origin.mode != "resume":
+                    record.store_start(config, launch, trainer.data_container)
+                if origin is not None and origin.mode == "fork" and checkpoint is not None:
+                    parent = PathProvider(outputs.output_dir, origin.run_id)
+                    record.carry_history(parent, checkpoint.progress.update)
+                assembled = Assembly(factory, config, trainer, record, interruption).run(checkpoint, origin)
+                outcome.summary = assembled.log_writer.summary
+                _print_start(console, record, checkpoint)
+                _go(assembled, origin)
+                if interruption.signal is not None and not assembled.counter.is_finished:
+                    outcome.status, outcome.signal = "KILLED", interruption.signal
+            _print_end(console, record.paths, outcome)
+    return outcome
+
+
+def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
+    """Read what the run goes on from; one that was killed before its first checkpoint starts from its beginning."""
+    if origin is None:
+        return None
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    if origin.mode == "resume" and not names(paths):
+        return None
+    return read_newest(paths)
+
+
+def _open_record(
+    config: DictConfig, origin: Origin | None, tracker: BaseTracker, outputs: OutputPaths
+) -> RunRecord:
+    if origin is not None and origin.mode == "resume":
+        return RunRecord.go_on(tracker, PathProvider(outputs.output_dir, origin.run_id))
+    tags = {f"ksuit.{origin.mode}_of": origin.run_id} if origin is not None else {}
+    return RunRecord.begin(tracker, outputs, config.name, tags, config.parent_run_id)
+
+
+def _go(run: Run, origin: Origin | None) -> None:
+    try:
+        if origin is not None and origin.mode == "evaluate":
+            evaluate(run)
+        elif run.counter.is_finished:
+            _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
+        else:
+            train(run)
+    finally:
+        run.checkpoint_writer.close()
+
+
+@contextmanager
+def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterator[None]:
+    """Close a run's record with the status that is true, whatever the block raises."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        outcome.status, outcome.signal = "KILLED", signal.SIGINT
+    except Exception as error:
+        outcome.status, outcome.error = "FAILED", error
+        if isinstance(error, KsuitError):
+            _LOGGER.error("error: %s", error)
+        else:
+            _LOGGER.exception("the run failed: %s", error)
+    finally:
+        trainer.data_container.close()
+        record.close(outcome.status)
+
+
+def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | None) -> None:
+    info, paths = record.tracker.run, record.paths
+    print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
+    if checkpoint is not None:
+        _LOGGER.info("goes on from checkpoint %s", checkpoint.progress)
+
+
+def _print_end(console: Console, paths: PathProvider, outcome: Outcome) -> None:
+    print_end(console, outcome.summary, paths.run_dir, resume_command(outcome.run_id), outcome.status)

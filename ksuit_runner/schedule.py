@@ -1,0 +1,108 @@
+"""Learning-rate schedules per update: warm-up, then a curve of our own or any scheduler of torch.
+
+The curves are closed forms of (update, total updates): a run that is extended follows the curve of its new length.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
+
+from ksuit_runner.errors import ConfigError, suggest
+
+
+def constant(optimizer: Optimizer, total_updates: int, warmup: float | int = 0) -> LRScheduler:
+    """Keep the learning rate, after a linear warm-up.
+
+    Args:
+        optimizer: Optimizer whose learning rates are multiplied with the curve.
+        total_updates: Length of the run, in updates.
+        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+    """
+    return _with_curve(optimizer, total_updates, warmup, lambda progress: 1.0)
+
+
+def linear(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
+    """Go down along a line to ``end_factor`` times the learning rate, after a linear warm-up.
+
+    Args:
+        optimizer: Optimizer whose learning rates are multiplied with the curve.
+        total_updates: Length of the run, in updates.
+        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+        end_factor: Factor that is reached at the end.
+    """
+    return _with_curve(optimizer, total_updates, warmup, lambda progress: 1 - (1 - end_factor) * progress)
+
+
+def cosine(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
+    """Go down along half a cosine to ``end_factor`` times the learning rate, after a linear warm-up.
+
+    Source: Loshchilov and Hutter, SGDR, 2017 (https://arxiv.org/abs/1608.03983), without restarts.
+
+    Args:
+        optimizer: Optimizer whose learning rates are multiplied with the curve.
+        total_updates: Length of the run, in updates.
+        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+        end_factor: Factor that is reached at the end.
+    """
+    return _with_curve(
+        optimizer,
+        total_updates,
+        warmup,
+        lambda progress: end_factor + (1 - end_factor) * (1 + math.cos(math.pi * progress)) / 2,
+    )
+
+
+def from_torch(
+    optimizer: Optimizer,
+    total_updates: int,
+    scheduler: str,
+    arguments: Mapping[str, Any] | None = None,
+    warmup: float | int = 0,
+) -> LRScheduler:
+    """Use any scheduler of ``torch.optim.lr_scheduler`` that steps without a metric, after a linear warm-up.
+
+    Args:
+        optimizer: Optimizer whose learning rates the scheduler sets.
+        total_updates: Length of the run, in updates.
+        scheduler: Name of the class, such as ``StepLR``.
+        arguments: Its arguments, in updates after the warm-up; the text ``total_updates`` stands for the length of
+            the run without the warm-up.
+        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+    """
+    classes = {name: item for name, item in vars(lr_scheduler).items() if name.endswith("LR") or name == "LRScheduler"}
+    if scheduler not in classes:
+        raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {suggest(scheduler, classes)}")
+    updates = _warmup_updates(warmup, total_updates)
+    given = {key: total_updates - updates if value == "total_updates" else value
+             for key, value in (arguments or {}).items()}
+    try:
+        main: LRScheduler = classes[scheduler](optimizer, **given)
+    except TypeError as error:
+        raise ConfigError(f"schedule.arguments: {error}") from None
+    if updates == 0:
+        return main
+    ramp = LambdaLR(optimizer, lambda update: (update + 1) / (updates + 1))
+    return SequentialLR(optimizer, [ramp, main], milestones=[updates])
+
+
+def _with_curve(
+    optimizer: Optimizer, total_updates: int, warmup: float | int, curve: Callable[[float], float]
+) -> LRScheduler:
+    updates = _warmup_updates(warmup, total_updates)
+    rest = max(1, total_updates - updates)
+
+    def factor(update: int) -> float:
+        if update < updates:
+            return (update + 1) / (updates + 1)
+        return curve(min(1.0, (update - updates) / rest))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _warmup_updates(warmup: float | int, total_updates: int) -> int:
+    if warmup < 0:
+        raise ConfigError(f"schedule.warmup: it must not be negative, and is {warmup}")
+    return round(warmup * total_updates) if warmup < 1 else int(warmup)

@@ -1,0 +1,121 @@
+"""What a run leaves beside its checkpoints: how it was started, so that it can be found and composed again."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.errors import ResumeError, suggest
+from ksuit_runner.paths import OutputPaths, PathProvider
+
+_SHORTEST_PREFIX = 6
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run was started.
+
+    Attributes:
+        command: The command line.
+        overrides: Its overrides of the config.
+        forked_from: Id of the run that it goes on from with other settings, if any.
+    """
+
+    command: str
+    overrides: list[str]
+    forked_from: str | None = None
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A line of the index of an output folder."""
+
+    run_id: str
+    name: str
+    start_time: float
+
+
+def add_to_index(paths: OutputPaths, run_id: str, name: str) -> None:
+    """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs."""
+    entry = IndexEntry(run_id, name, time.time())
+    line = json.dumps(asdict(entry)) + "\n"
+    descriptor = os.open(paths.index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def store(paths: PathProvider, config: DictConfig, launch: Launch) -> None:
+    """Store the resolved config of a run and how it was started."""
+    paths.config.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, paths.config, resolve=True)
+    paths.launch.write_text(json.dumps(asdict(launch), indent=2) + "\n")
+
+
+def read_config(paths: PathProvider) -> DictConfig:
+    """Return the stored config of a run."""
+    config = OmegaConf.load(paths.config)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def read_launch(paths: PathProvider) -> Launch:
+    """Return how a run was started."""
+    return Launch(**json.loads(paths.launch.read_text()))
+
+
+def find_local(paths: OutputPaths, query: str) -> str | None:
+    """Return the id of the run in the output folder that a person means, or None; nothing is created by looking.
+
+    Args:
+        paths: The output folder.
+        query: A run's id, the first 6 or more characters of it, its name, or ``last``.
+
+    Raises:
+        ResumeError: Several runs fit.
+    """
+    ids = set(_run_ids(paths))
+    entries = [entry for entry in _index(paths) if entry.run_id in ids]
+    if query == "last":
+        return max(entries, key=lambda entry: entry.start_time).run_id if entries else None
+    if query in ids:
+        return query
+    found = {entry.run_id for entry in entries if entry.name == query}
+    if len(query) >= _SHORTEST_PREFIX:
+        found |= {run_id for run_id in ids if run_id.startswith(query)}
+    if len(found) > 1:
+        listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
+        raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
+    return found.pop() if found else None
+
+
+def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
+    """Return the error for a run that is not there, with the nearest one."""
+    names = {entry.name for entry in _index(paths)} | set(_run_ids(paths))
+    where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
+    if query == "last" or not names:
+        return ResumeError(f"{flag}={query}: there is no run in {where}")
+    hint = suggest(query, names)
+    if not hint.startswith("Did"):
+        short = " (of an id at least 6 characters are needed)" if len(query) < _SHORTEST_PREFIX else ""
+        hint = f"{len(set(_run_ids(paths)))} runs are there{short}; 'last' is the newest"
+    return ResumeError(f"{flag}={query}: there is no such run in {where}. {hint}")
+
+
+def _run_ids(paths: OutputPaths) -> Iterator[str]:
+    if paths.runs_dir.is_dir():
+        yield from (path.name for path in paths.runs_dir.iterdir() if path.is_dir())
+
+
+def _index(paths: OutputPaths) -> Iterator[IndexEntry]:
+    if paths.index.is_file():
+        for line in paths.index.read_text().splitlines():
+            try:
+                yield IndexEntry(**json.loads(line))
+            except (ValueError, TypeError):  # a line that was torn by a crash
+                continue

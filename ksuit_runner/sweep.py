@@ -1,0 +1,51 @@
+"""What a sweep is besides its runs: the run that they are grouped under, and the table at the end."""
+
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ksuit_runner.check import check_config
+from ksuit_runner.terminal import make_console, sweep_table
+
+
+class SweepCallback(Callback):
+    """Hydra calls this at the start of a sweep, after each of its runs, and at its end."""
+
+    def __init__(self) -> None:
+        self._tracker: Any = None
+        self._rows: list[tuple[list[str], str, str, dict[str, float]]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Create the parent run, and have every run of the sweep told its id."""
+        from ksuit_runner.factory import Factory
+        from ksuit_runner.paths import OutputPaths
+        from ksuit_runner.tracker.base import KIND_TAG, BaseTracker
+
+        with open_dict(config):
+            job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        check_config(job)
+        self._tracker = Factory(job).build("tracker", BaseTracker, output_paths=OutputPaths(job.output_dir))
+        info = self._tracker.start_run(job.name or config.hydra.runtime.choices.get("sweep"), {KIND_TAG: "sweep"})
+        with open_dict(config):
+            config.hydra.overrides.task.append(f"parent_run_id={info.run_id}")
+        make_console().print(f"sweep {info.name}  {info.run_id}")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Keep a run's result for the table."""
+        if self._tracker is None:
+            return
+        outcome = job_return.return_value
+        if outcome is None:  # the sweep was interrupted before
+            return
+        keys = [config.objective] if config.objective else list(outcome.summary)
+        values = {key: outcome.summary[key].last for key in keys if key in outcome.summary}
+        overrides = [item for item in job_return.overrides or [] if not item.startswith("parent_run_id=")]
+        self._rows.append((overrides, outcome.status, outcome.run_id, values))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Close the parent run and print the table."""
+        failed = any(status != "FINISHED" for _, status, *_ in self._rows)
+        self._tracker.end_run("FAILED" if failed else "FINISHED")
+        sweep_table(make_console(), self._rows)

@@ -1,0 +1,242 @@
+"""One update of training: forward, loss, backward, step, and the state that it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.device import choose_device, to_device
+from ksuit_runner.errors import ConfigError, KsuitError, suggest
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.optimizer import ParameterRules, build_optimizer, load_optimizer_state, optimizer_state
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Part(NamedTuple):
+    """A part of a batch, for one accumulation step, and its share of the batch's samples."""
+
+    batch: Any
+    share: float
+
+
+class SgdTrainer:
+    """Trains a model by gradient descent on ``(inputs, targets)`` batches; other tasks override ``training_step``.
+
+    Args:
+        model: Model of the run; it is moved to the device.
+        data_container: Datasets of the run.
+        optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
+        schedule: Makes the learning-rate schedule for an optimizer and a number of updates.
+        loss: Module that maps (outputs, targets) to the mean loss over the samples.
+        max_epochs: End after this many epochs.
+        max_updates: End after this many updates.
+        max_samples: End with the update that reaches this many samples. The first end that is reached counts.
+        accumulation_steps: Parts that a batch is computed in; the gradients are those of the whole batch.
+        clip_norm: Largest norm of all gradients together, or None for no clipping.
+        precision: What forward and loss are computed in; weights stay in float32.
+        compile: Compile the model's forward pass.
+        device: ``auto``, or a device of torch.
+        deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
+        parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
+
+    Attributes:
+        counter: Position and end of the run.
+        evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
+        grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
+
+    Raises:
+        ConfigError: Something cannot be had: the device, the precision, a negative or missing number.
+    """
+
+    def __init__(
+        self,
+        model: ModelBase,
+        data_container: DataContainer,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        loss: nn.Module,
+        max_epochs: int | None = None,
+        max_updates: int | None = None,
+        max_samples: int | None = None,
+        accumulation_steps: int = 1,
+        clip_norm: float | None = None,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        compile: bool = False,
+        device: str = "auto",
+        deterministic: bool = True,
+        parameter_rules: ParameterRules | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
+        if accumulation_steps < 1:
+            raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
+        self.device = choose_device(device)
+        self.model = model.to(self.device)
+        if compile:
+            self.model.module.compile()
+        self.data_container = data_container
+        self.loss = loss.to(self.device)
+        self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
+        self.accumulation_steps = accumulation_steps
+        self.clip_norm = clip_norm
+        self.deterministic = deterministic
+        self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device)
+        self.schedule = schedule(self.optimizer, self.counter.end_update)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.evaluation_models: dict[str, nn.Module] = {"": self.model}
+        self.grad_norm: Tensor | None = None
+        self._dtype = PRECISIONS[precision]
+        self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+
+    # What other tasks override
+
+    def training_step(self, batch: Any, model: nn.Module) -> tuple[dict[str, Tensor], Any]:
+        """Compute the losses of a batch.
+
+        Args:
+            batch: ``(inputs, targets)``, on the device.
+            model: The model to use: the live one in training, others in evaluation.
+
+        Returns:
+            The losses by name, means over the samples, of which ``total`` is minimized; and the model's outputs.
+        """
+        inputs, targets = batch
+        outputs = model(inputs)
+        if outputs.ndim > 2 and outputs.shape[:-1] == targets.shape:  # classes last: one prediction per token
+            return {"total": self.loss(outputs.flatten(0, -2), targets.flatten())}, outputs
+        return {"total": self.loss(outputs, targets)}, outputs
+
+    def split(self, batch: Any) -> Sequence[Part]:
+        """Cut a batch into its accumulation steps, along the first dimension of each tensor."""
+        if self.accumulation_steps == 1:
+            return (Part(batch, 1.0),)
+        size = batch_size(batch)
+        cuts = [size * i // self.accumulation_steps for i in range(self.accumulation_steps + 1)]
+        return [
+            Part(_slice(batch, start, stop), (stop - start) / size)
+            for start, stop in pairwise(cuts)
+            if stop > start
+        ]
+
+    # The pieces of an update, in the order of the loop
+
+    def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
+        """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
+        with self._autocast():
+            return self.training_step(batch, model or self.model)
+
+    def backward(self, losses: Mapping[str, Tensor], share: float) -> None:
+        """Add the gradients of a part of the batch, weighted by its share of the samples."""
+        loss = losses["total"] if share == 1.0 else losses["total"] * share
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Change the weights by the gradients, forget them, and move the learning rate on."""
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+
+    # What callbacks use
+
+    def predict(self, inputs: Any, model: nn.Module | None = None) -> Any:
+        """Compute a model's outputs in the run's precision."""
+        with self._autocast():
+            return (model or self.model)(inputs)
+
+    def to_device(self, batch: Any) -> Any:
+        """Move a batch to the device of the run."""
+        return to_device(batch, self.device)
+
+    def add_evaluation_model(self, name: str, model: nn.Module) -> None:
+        """Offer other weights for evaluation; their metrics end in ``/name``."""
+        if name in self.evaluation_models:
+            raise KsuitError(f"callbacks: two of them offer weights named '{name}' for evaluation")
+        self.evaluation_models[name] = model
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Put the model into evaluation mode while the block runs, then every module back into its own mode."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the current learning rate of every parameter group by the group's name."""
+        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimizer (by parameter name), schedule, scaler and position; the weights have a file of their own."""
+        return {
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "counter": self.counter.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
+        """Take up a stored state.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+            same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
+                keeps its own and moves its own schedule to the stored position.
+        """
+        self.counter.load_state_dict(state_dict["counter"])
+        load_optimizer_state(self.optimizer, state_dict["optimizer"], with_options=same_settings)
+        if self.scaler.is_enabled() and state_dict["scaler"]:
+            self.scaler.load_state_dict(state_dict["scaler"])
+        if same_settings:
+            self.schedule.load_state_dict(state_dict["schedule"])
+            return
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else torch warns about the order of steps
+        for _ in range(self.counter.update):
+            self.schedule.step()
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples in a batch: the first dimension of its first tensor."""
+    tensor = next(_tensors(batch), None)
+    if tensor is None:
+        raise KsuitError("data: a batch holds no tensor")
+    return int(tensor.shape[0])
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _tensors(value)
+
+
+def _slice(tree: Any, start: int, stop: int) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _slice(value, start, stop) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_slice(value, start, stop) for value in tree)
+    return tree[start:stop]
