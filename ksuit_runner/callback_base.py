@@ -134,6 +134,9 @@ class CallbackBase:
             model: Model of the run, with its weights already loaded.
         """
 
+    def close(self) -> None:
+        """Give back what the callback holds (a terminal, a file), however the run ended; called once, at the end."""
+
     @template
     def before_training(self, update_counter: UpdateCounter) -> None:
         """Fires once, before the first update of a run or after a resume."""

@@ -109,6 +109,11 @@ class Hooks:
             if name not in missing:
                 item.resume_from_checkpoint(checkpoint.paths, model)
 
+    def close(self) -> None:
+        """Let every callback give back what it holds."""
+        for item in self.callbacks.values():
+            item.close()
+
     def _call(self, methods: list[Callable[..., None]], arguments: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for method in methods:

@@ -124,6 +124,7 @@ def _go(run: Run, origin: Origin | None) -> None:
             train(run)
     finally:
         run.checkpoint_writer.close()
+        run.hooks.close()
 
 
 @contextmanager

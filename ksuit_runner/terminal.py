@@ -52,6 +52,12 @@ def make_console(stderr: bool = False) -> Console:
     return console
 
 
+def run_console() -> Console:
+    """Return the console that the run's log goes to: who draws on it, such as a progress bar, gets on with its lines."""
+    handlers = logging.getLogger("ksuit_runner").handlers
+    return next((handler.console for handler in handlers if isinstance(handler, _ConsoleHandler)), make_console())
+
+
 @contextmanager
 def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.Logger]:
     """Send what the logger ``ksuit_runner`` gets to the console and to a file, and undo that at the end of the block.
@@ -180,11 +186,11 @@ class _ConsoleHandler(logging.Handler):
 
     def __init__(self, console: Console) -> None:
         super().__init__()
-        self._console = console
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text: Any = Text(self.format(record), _LEVEL_STYLES.get(record.levelname, ""))
-            self._console.print(text, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)
         except Exception:
             self.handleError(record)

@@ -1,0 +1,17 @@
+"""The most memory that was used."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.device import peak_memory_bytes
+from ksuit_runner.periodic_callback import PeriodicCallback
+
+
+class PeakMemory(PeriodicCallback):
+    """Logs ``peak_memory_gb``: of tensors on an accelerator, or of the process on the CPU, in units of 10^9 bytes."""
+
+    logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)
+
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self.writer.add_scalar("peak_memory_gb", peak_memory_bytes(self.trainer.device) / 1e9)

@@ -1,0 +1,37 @@
+"""How fast training is, and how long it waits for its data."""
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, ClassVar
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.periodic_callback import PeriodicCallback
+
+
+class Throughput(PeriodicCallback):
+    """Logs ``samples_per_second``, and ``data_wait_fraction``, the part of the time that training waited for data.
+
+    The time is that between two logs, with everything that happens there: evaluations and checkpoints too.
+
+    Args:
+        **kwargs: Passed on to PeriodicCallback.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ("samples_per_second", "data_wait_fraction")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._start, self._sample = 0.0, 0
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        self._restart(update_counter)
+        self.data_container.take_wait_seconds()
+
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        seconds = perf_counter() - self._start
+        self.writer.add_scalar("samples_per_second", (update_counter.sample - self._sample) / seconds)
+        self.writer.add_scalar("data_wait_fraction", self.data_container.take_wait_seconds() / seconds)
+        self._restart(update_counter)
+
+    def _restart(self, update_counter: UpdateCounter) -> None:
+        self._start, self._sample = perf_counter(), update_counter.sample
