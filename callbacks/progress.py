@@ -5,7 +5,8 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any, ClassVar
 
-from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter

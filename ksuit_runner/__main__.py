@@ -18,7 +18,7 @@ from ksuit_runner.compose import CONFIG_NAME, explain, register_search_path, shi
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Mode, Origin, locate, requested, stored_and_changed
+from ksuit_runner.resume import Mode, Origin, compose_stored, locate, requested
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.terminal import make_console, print_error
 
@@ -40,6 +40,9 @@ def main() -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    # argparse wants flags before the overrides, a person writes them anywhere
+    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
@@ -49,14 +52,18 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run_composed(overrides: Sequence[str]) -> int:
     """Let Hydra compose the config, or answer --help and the like, or run a sweep."""
-    outcomes: list[Outcome] = []
+    results: list[Outcome | KsuitError] = []
 
     def task(config: DictConfig) -> Any:
-        if outcomes and outcomes[-1].signal is not None:
+        if results and getattr(results[-1], "signal", None) is not None:
             return None  # a signal ends the whole sweep
-        outcome = _run_one(config)
-        outcomes.append(outcome)
-        return outcome
+        try:
+            results.append(_run_one(config))
+        except KsuitError as error:  # Hydra would print more about it than a person needs
+            results.append(error)
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs of a sweep go on
+                print_error(make_console(stderr=True), error)
+        return results[-1]
 
     register_search_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
@@ -64,36 +71,34 @@ def _run_composed(overrides: Sequence[str]) -> int:
         hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
-    return max((outcome.exit_status for outcome in outcomes), default=0)
+    if len(results) == 1 and isinstance(results[0], KsuitError):
+        raise results[0]
+    return max((result.exit_status for result in results), default=0)
 
 
 def _run_one(config: DictConfig) -> "Outcome":
     check_config(config)
     overrides = list(HydraConfig.get().overrides.task)
-    from ksuit_runner.runner import Outcome, run
+    from ksuit_runner.runner import run
 
     OmegaConf.resolve(config)
-    try:
-        return run(config, Launch(command_line(), overrides))
-    except KsuitError as error:
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            raise
-        print_error(make_console(stderr=True), error)  # the other runs of a sweep go on
-        return Outcome("", "FAILED", error=error)
+    return run(config, Launch(command_line(), overrides))
 
 
 def _go_on(mode: Mode, query: str, overrides: Sequence[str]) -> int:
     """Resume, fork or evaluate a stored run."""
     outputs, run_id = locate(mode, query, overrides)
-    config, changes = stored_and_changed(mode, PathProvider(outputs.output_dir, run_id), overrides)
+    stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
+    config = stored.config
     config.output_dir = str(outputs.output_dir)
     if mode != "resume":
-        config.name, config.parent_run_id = config.name if "name" in changes else None, None
+        config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     check_config(config)
     from ksuit_runner.runner import run
 
     OmegaConf.resolve(config)
-    return run(config, Launch(command_line(), list(overrides)), Origin(mode, run_id, tuple(changes))).exit_status
+    launch = Launch(command_line(), stored.overrides, mode, run_id)
+    return run(config, launch, Origin(mode, run_id, tuple(stored.changes))).exit_status
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ class Assembly:
             checkpoint_writer=checkpoint_writer,
             interruption=self.interruption,
             seed=int(self.config.seed),
+            taken_over=self.record.taken_over,
         )
         if checkpoint is not None and origin is not None:
             self._restore(run, checkpoint, origin)
@@ -140,7 +141,7 @@ class Assembly:
     def _restore(self, run: Run, checkpoint: Checkpoint, origin: Origin) -> None:
         self.trainer.model.module.load_state_dict(checkpoint.model)
         self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
-        run.log_writer.load_state_dict(checkpoint.state["log_writer"])
+        run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         strict = bool(self.config.resume_strict) and origin.mode != "evaluate"
         run.hooks.resume(checkpoint, self.trainer.model, strict)
         run.is_resumed = checkpoint.progress.update > 0

@@ -14,10 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ksuit_runner.annotation import mismatch
 from ksuit_runner.check_object import ObjectChecker
 from ksuit_runner.check_references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import PLACES
+from ksuit_runner.places import PLACES, VALUES
 
 
 def check_config(config: DictConfig) -> None:
@@ -30,6 +31,7 @@ def check_config(config: DictConfig) -> None:
         ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
     """
     values = resolve(config)
+    _check_values(values)
     _check_places(values)
     checker = ObjectChecker()
     for key in sorted(values, key=_rank):
@@ -54,6 +56,13 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(_unresolved(config, error)) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    for key, annotation in VALUES.items():
+        problem = mismatch(values[key], annotation) if key in values else None
+        if problem is not None:
+            raise ConfigError(f"{key}: {problem}")
 
 
 def _check_places(values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ksuit_runner.annotation import mismatch
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import INJECTED, PLACES, SPECIAL_KEYS, Parameter, Place, bind
+from ksuit_runner.places import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, place_at
 from ksuit_runner.signature import Signature, SignatureReader
 
 _NESTED = Place(kind=None)
@@ -94,12 +94,6 @@ class ObjectChecker:
         self.objects.append(CheckedObject(place, target, signature, given))
         self.walk(f"{place}._args_", node.get("_args_"))
         self._walk_all((f"{place}.{name}", value) for name, value in given.items())
-
-
-def place_at(place: str) -> Place | None:
-    """Return what a dotted place holds, or None if it is none of the PLACES."""
-    above = place.rpartition(".")[0]
-    return PLACES.get(place) or PLACES.get(f"{above}.*")
 
 
 def _near_target(keys: Iterable[Any]) -> str | None:

@@ -11,7 +11,7 @@ from ksuit_runner.annotation import mentions
 from ksuit_runner.check_object import CheckedObject
 from ksuit_runner.counter import Interval
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.places import UNKNOWN
+from ksuit_runner.places import UNKNOWN, nearest
 
 _INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
 _CALLBACKS = ("callbacks.", "default_callbacks.")
@@ -43,7 +43,9 @@ def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
     """
     for place, key in _keys(item, "DatasetKey"):
         if key not in datasets:
-            raise ConfigError(f"{place}: there is no dataset '{key}'. {_choices(key, datasets)}")
+            hint = suggest(key, datasets)
+            listed = f" ({', '.join(sorted(datasets))})" if hint.startswith("Did") else ""
+            raise ConfigError(f"{place}: there is no dataset '{key}'. {hint}{listed}")
 
 
 def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
@@ -62,7 +64,9 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for place, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):
-            raise ConfigError(f"{place}: no callback logs '{key}'. {_choices(key, logged)}")
+            hint = nearest(key, logged, longest=0) if logged else "None of them logs anything."
+            listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
+            raise ConfigError(f"{place}: no callback logs '{key}'. {hint}".rstrip() + listed)
 
 
 def is_callback(item: CheckedObject) -> bool:
@@ -100,8 +104,3 @@ def _strings(place: str, value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from _strings(f"{place}[{index}]", part)
-
-
-def _choices(key: str, valid: Collection[str]) -> str:
-    hint = suggest(key, valid)
-    return f"{hint} ({', '.join(sorted(valid))})" if hint.startswith("Did") else hint

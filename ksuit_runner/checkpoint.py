@@ -93,7 +93,7 @@ class CheckpointWriter:
         Args:
             update_counter: Position of the run.
             model: Weights and buffers of the model.
-            state: State of trainer, log writer and callbacks.
+            state: State of trainer and callbacks.
             wait: Return only when it is on the disk.
 
         Raises:

@@ -35,7 +35,7 @@ class Checkpoint:
         paths: Paths of the run with ``checkpoint_dir`` set.
         progress: Position that it was written at.
         model: Weights and buffers of the model by name.
-        state: ``trainer``, ``log_writer`` and ``callbacks`` (by name).
+        state: ``trainer`` and ``callbacks`` (by name).
         config_hash: Hash of the config that it was written under.
     """
 

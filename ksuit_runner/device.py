@@ -24,7 +24,9 @@ def choose_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"trainer.device: '{name}' cannot be used here ({reason}); 'auto' takes what is there") from None
+        raise ConfigError(
+            f"trainer.device: '{name}' cannot be used here ({reason}); 'auto' takes what is there"
+        ) from None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -10,7 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind
+from ksuit_runner.tracker.base import BaseTracker
 
 Built = TypeVar("Built")
 
@@ -60,6 +62,10 @@ class Factory:
             raise ConfigError(f"{place}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
         return built
 
+    def build_tracker(self, output_paths: OutputPaths) -> BaseTracker:
+        """Build the tracker, which is not bound to a run yet."""
+        return self.build("tracker", BaseTracker, output_paths=output_paths)  # type: ignore[type-abstract]
+
     def build_all(self, place: str, kind: type[Built], **collaborators: Any) -> dict[str, Built]:
         """Build every object below a place, by its key, which is handed to it as ``name``."""
         keys = list(OmegaConf.select(self._config, place) or {})
@@ -77,6 +83,7 @@ class Factory:
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ConfigError(f"{place}: a `_target_` is needed")
         # Hydra copies what it is given as call arguments; collaborators keep their identity by coming in later.
+        name = node["_target_"]
         node = OmegaConf.merge({"_convert_": "all"}, node, {"_partial_": True})
         try:
             target: partial[Any] = instantiate(node)
@@ -87,7 +94,7 @@ class Factory:
             if kind is not None and not issubclass(made, kind):
                 raise ConfigError(f"{place}._target_: {made.__qualname__} is no {kind.__name__}")
         elif not _place(place).functions:
-            raise ConfigError(f"{place}._target_: '{node['_target_']}' is no class")
+            raise ConfigError(f"{place}._target_: '{name}' is no class")
         return target
 
     @staticmethod

@@ -56,16 +56,24 @@ class Hooks:
             self._call(methods, arguments)
 
     def fire_after_update(self, is_full_epoch: bool) -> None:
-        """Call what comes after an update: tracking, then the hooks of update and epoch, then what is due."""
+        """Call what comes after an update, and after an epoch: the hooks, each followed by what is due then."""
         arguments = {"update_counter": self._counter}
-        for hook in ("track_after_update_step", "after_update"):
-            self.fire(hook, **arguments)
+        self.fire("track_after_update_step", **arguments)
+        self.fire("after_update", **arguments)
+        self._fire_due(is_epoch=False)
         if is_full_epoch:
             self.fire("after_epoch", **arguments)
-        due = [method for interval, methods in self._periodic.items() if interval.is_due(self._counter)
-               for method in methods]
+            self._fire_due(is_epoch=True)
+
+    def _fire_due(self, is_epoch: bool) -> None:
+        due = [
+            method
+            for interval, methods in self._periodic.items()
+            if (interval.every_n_epochs is not None) is is_epoch and interval.is_due(self._counter)
+            for method in methods
+        ]
         if due:
-            self._call(due, arguments)
+            self._call(due, {"update_counter": self._counter})
 
     def fire_evaluations(self) -> None:
         """Let every callback that goes through a dataset do so now."""
@@ -75,8 +83,9 @@ class Hooks:
     def evaluations(self) -> list[tuple[Interval, str]]:
         """Return which datasets are evaluated when, in the order in which that happens after an update."""
         callbacks = [item for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
-        order = {interval: i for i, interval in enumerate(self._periodic)}
-        return [(item.interval, item.dataset_key) for item in sorted(callbacks, key=lambda item: order[item.interval])]
+        intervals = list(self._periodic)
+        order = sorted(callbacks, key=lambda item: intervals.index(item.interval))
+        return [(item.interval, item.dataset_key) for item in order]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all callbacks that have one, by name."""

@@ -1,16 +1,15 @@
 """The one place through which all metrics of a run go."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import KsuitError
-from ksuit_runner.journal import Journal
+from ksuit_runner.journal import Journal, Point
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 
 
@@ -129,13 +128,13 @@ class LogWriter:
         """Wait until everything that was flushed is on the disk."""
         self._journal.sync()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the summaries."""
-        return {"summary": {key: asdict(summary) for key, summary in self.summary.items()}}
+    def summarize(self, points: Iterable[Point]) -> None:
+        """Take points that were recorded before into the summary.
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up stored summaries."""
-        self.summary = {key: Summary(**summary) for key, summary in state_dict["summary"].items()}
+        It is rebuilt from the record and not kept in checkpoints: speeds differ from run to run, checkpoints do not.
+        """
+        for point in points:
+            self._summarize(point.key, point.value, point.step)
 
     def _summarize(self, key: str, value: float, step: int) -> None:
         summary = self.summary.setdefault(key, Summary(self._properties.direction(key), value, step))

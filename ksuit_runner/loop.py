@@ -1,11 +1,13 @@
 """When everything happens: the order of an update, its hooks, the log flush and the checkpoint."""
 
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.errors import ResumeError
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.log_writer import LogWriter
@@ -18,6 +20,7 @@ class Run:
     """What the loop works with.
 
     Attributes:
+        taken_over: Set when another process has taken the run over.
         is_resumed: Whether training goes on in the middle; what is logged at the start has then been logged before.
         at_boundary: Whether the state is that of the counter's position, with no update half done.
     """
@@ -29,6 +32,7 @@ class Run:
     checkpoint_writer: CheckpointWriter
     interruption: Interruption
     seed: int
+    taken_over: Event = field(default_factory=Event)
     is_resumed: bool = False
     rank: int = 0
     at_boundary: bool = field(default=False, init=False)
@@ -63,6 +67,9 @@ def _train(run: Run) -> None:
         run.log_writer.discard()
     flush_log(run)
     while not counter.is_finished and run.interruption.signal is None:
+        if run.taken_over.is_set():
+            run.at_boundary = False
+            raise ResumeError("another process goes on with this run; it ends here, and leaves the record to that one")
         run.at_boundary = True
         batch = run.trainer.to_device(run.data.next_training_batch())
         run.at_boundary = False
@@ -110,9 +117,5 @@ def flush_log(run: Run) -> None:
 def save_checkpoint(run: Run, wait: bool = False) -> None:
     """Take a checkpoint of everything, after all metrics up to it are on the disk."""
     run.log_writer.sync()
-    state = {
-        "trainer": run.trainer.state_dict(),
-        "log_writer": run.log_writer.state_dict(),
-        "callbacks": run.hooks.state_dict(),
-    }
+    state = {"trainer": run.trainer.state_dict(), "callbacks": run.hooks.state_dict()}
     run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, wait=wait)

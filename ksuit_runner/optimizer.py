@@ -41,9 +41,7 @@ def build_optimizer(
     return optimizer
 
 
-def _construct(
-    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device
-) -> Optimizer:
+def _construct(factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
     if "fused" in offered and device.type in FUSED_DEVICES and not {"fused", "foreach", "differentiable"} & set(given):
@@ -106,12 +104,16 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     names = [name for group in template["param_groups"] for name in group["param_names"]]
     unknown = sorted(set(state["parameters"]) - set(names))
     if unknown:
-        raise CheckpointError(f"optimizer: stored for the parameter '{unknown[0]}', which is not there. "
-                              + suggest(unknown[0], names))
+        raise CheckpointError(
+            f"optimizer: stored for the parameter '{unknown[0]}', which is not there. " + suggest(unknown[0], names)
+        )
     for group in template["param_groups"]:
         if with_options:
             group.update(state["groups"].get(group["name"], {}))
-    index = {name: i for group in template["param_groups"]
-             for name, i in zip(group["param_names"], group["params"], strict=True)}
+    index = {
+        name: i
+        for group in template["param_groups"]
+        for name, i in zip(group["param_names"], group["params"], strict=True)
+    }
     template["state"] = {index[name]: dict(values) for name, values in state["parameters"].items()}
     optimizer.load_state_dict(template)

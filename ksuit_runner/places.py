@@ -68,6 +68,16 @@ PLACES: Mapping[str, Place] = {
 }
 """Place of the config (``*`` stands for every key) -> what it holds."""
 
+VALUES: Mapping[str, str] = {
+    "name": "str | None",
+    "seed": "int",
+    "output_dir": "str",
+    "objective": "str | None",
+    "resume_strict": "bool",
+    "parent_run_id": "str | None",
+}
+"""Key at the top of the config that holds a plain value -> what fits there."""
+
 INJECTED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset(
         {
@@ -93,6 +103,12 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "": frozenset(),
 }
 """Names of the arguments that the runner provides, for the places that ask for them."""
+
+
+def place_at(place: str) -> Place | None:
+    """Return what a dotted place holds, or None if it is none of the PLACES."""
+    above = place.rpartition(".")[0]
+    return PLACES.get(place) or PLACES.get(f"{above}.*")
 
 
 def nearest(name: str, valid: Iterable[str], longest: int = 12) -> str:

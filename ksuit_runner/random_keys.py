@@ -23,7 +23,7 @@ def mix(*parts: int | str) -> int:
 def seed_all(key: int) -> None:
     """Seed the generators of torch (CPU and the current accelerator), numpy and random."""
     torch.default_generator.manual_seed(key)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(key)
     elif torch.backends.mps.is_available():
         torch.mps.manual_seed(key)

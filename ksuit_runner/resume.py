@@ -79,13 +79,32 @@ def locate(mode: Mode, query: str, overrides: Sequence[str]) -> tuple[OutputPath
         run_id = _fetch(config, paths, query)
     if run_id is None:
         raise unknown_run(paths, query, mode)
-    if not PathProvider(paths.output_dir, run_id).config.is_file():
-        raise ResumeError(f"{mode}={query}: run {run_id} has no stored config in {paths.runs_dir / run_id}")
+    run = PathProvider(paths.output_dir, run_id)
+    if not run.config.is_file() or not run.launch.is_file():
+        raise ResumeError(f"{mode}={query}: run {run_id} has no stored config in {run.run_dir}")
+    launch = read_launch(run)
+    if launch.mode == "evaluate":
+        raise ResumeError(f"{mode}={query}: run {run_id[:8]} is an evaluation of run {launch.origin}")
     return paths, run_id
 
 
-def stored_and_changed(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Return the config of a stored run with the given overrides applied, and the places that they changed.
+@dataclass(frozen=True)
+class Composed:
+    """The config of a run that goes on from a stored one.
+
+    Attributes:
+        config: The stored config with the changes applied.
+        changes: Places that changed.
+        overrides: All overrides that make it, the stored ones and the new ones.
+    """
+
+    config: DictConfig
+    changes: list[str]
+    overrides: list[str]
+
+
+def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> Composed:
+    """Return the config of a stored run with the given overrides applied.
 
     The overrides mean what they would have meant when the run was started: both command lines are composed, and what
     differs between them is put into the stored config. What the YAML files say today about the rest does not count.
@@ -98,7 +117,7 @@ def stored_and_changed(mode: Mode, paths: PathProvider, overrides: Sequence[str]
     before = [item for item in read_launch(paths).overrides if _name(item).split(".")[0] not in _NEVER_STORED]
     extra = [item for item in overrides if _name(item) not in MODES]
     if not extra:
-        return stored, []
+        return Composed(stored, [], before)
     changes = dict(_differences(_resolved(compose_config(before)), _resolved(compose_config([*before, *extra]))))
     if mode == "resume":
         _refuse_rewriting(changes, paths.run_id)
@@ -108,7 +127,7 @@ def stored_and_changed(mode: Mode, paths: PathProvider, overrides: Sequence[str]
                 _remove(stored, place)
             else:
                 OmegaConf.update(stored, place, value, merge=False, force_add=True)
-    return stored, list(changes)
+    return Composed(stored, list(changes), [*before, *extra])
 
 
 def _refuse_rewriting(changes: Mapping[str, Any], run_id: str) -> None:
@@ -154,9 +173,8 @@ def _name(override: str) -> str:
 def _fetch(config: DictConfig, paths: OutputPaths, query: str) -> str | None:
     """Look a run up on the tracking server and bring what it needs to go on: config, launch and checkpoints."""
     from ksuit_runner.factory import Factory
-    from ksuit_runner.tracker.base import BaseTracker
 
-    tracker = cast(BaseTracker, Factory(config).build("tracker", BaseTracker, output_paths=paths))
+    tracker = Factory(config).build_tracker(paths)
     found = tracker.find(query)
     if len(found) > 1:
         raise ResumeError(f"'{query}' fits {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")

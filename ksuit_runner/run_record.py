@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from ksuit_runner import __version__, environment
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal
+from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index, store
-from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
 UNSENT_TAG = "ksuit.unsent_points"
@@ -38,19 +38,21 @@ class RunRecord:
         self.had_journal = paths.journal.exists()
         self.journal = Journal(paths.journal)
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
+        self.taken_over = lock.lost
         self._lock = lock
         self._close_timeout_s = close_timeout_s
 
     @classmethod
-    def begin(
-        cls, tracker: BaseTracker, outputs: OutputPaths, name: str | None, tags: dict[str, str], parent: str | None
-    ) -> "RunRecord":
+    def begin(cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch) -> "RunRecord":
         """Start the record of a new run; the tracker chooses its id."""
-        info = tracker.start_run(name, {"ksuit.version": __version__, **tags}, parent)
+        tags = {"ksuit.version": __version__, KIND_TAG: launch.mode}
+        if launch.origin is not None:
+            tags[f"ksuit.{launch.mode}_of"] = launch.origin
+        info = tracker.start_run(config.name, tags, config.parent_run_id)
         paths = PathProvider(outputs.output_dir, info.run_id)
         lock = RunLock(paths.lock)
         lock.acquire()
-        add_to_index(outputs, info.run_id, info.name)
+        add_to_index(outputs, info.run_id, info.name, launch.mode)
         return cls(tracker, paths, lock)
 
     @classmethod
@@ -94,15 +96,25 @@ class RunRecord:
         last_steps = {} if self.had_journal else self.tracker.last_steps()
         return lambda key, step: key in known.get(step, ()) or step <= last_steps.get(key, -1)
 
+    def points_until(self, update: int) -> list[Point]:
+        """Return everything that was recorded up to an update, from the journal or, without one, from the tracker."""
+        if self.had_journal or self.journal.size:
+            return [point for points, _ in self.journal.read() for point in points if point.step <= update]
+        return self._history(self.paths.run_id, update)
+
     def carry_history(self, parent: PathProvider, update: int) -> None:
         """Begin with the metrics of the run that this one was forked from, up to the fork."""
         if parent.journal.exists():
             self.journal.copy_until(parent.journal, update)
             return
-        points = [p for key in self.tracker.last_steps(parent.run_id) for p in self.tracker.history(key, parent.run_id)]
-        for point in sorted(points, key=lambda point: (point.step, point.timestamp)):
-            if point.step <= update:
-                self.journal.append(point.step, {point.key: point.value}, point.timestamp)
+        for point in self._history(parent.run_id, update):
+            self.journal.append(point.step, {point.key: point.value}, point.timestamp)
+
+    def _history(self, run_id: str, update: int) -> list[Point]:
+        points = [point for key in self.tracker.last_steps(run_id) for point in self.tracker.history(key, run_id)]
+        return sorted(
+            (point for point in points if point.step <= update), key=lambda point: (point.step, point.timestamp)
+        )
 
     def close(self, status: EndStatus) -> None:
         """Send what is left and set the status; a run with unsent metrics is not called finished."""
@@ -110,15 +122,20 @@ class RunRecord:
         self.journal.close()
         try:
             self._upload([self.paths.log])
-            if unsent == 0:
+            if self.taken_over.is_set():
+                pass  # the status is the other process's to set
+            elif unsent == 0:
                 self.tracker.end_run(status)
             else:
                 self.tracker.set_tags({UNSENT_TAG: str(unsent)})
         except TrackerError as error:
             _LOGGER.error("the tracker could not be told that the run is %s: %s", status, error)
         if unsent:
-            _LOGGER.error("%d metric points are not sent; they are in %s, and the next resume sends them",
-                          unsent, self.paths.journal)
+            _LOGGER.error(
+                "%d metric points are not sent; they are in %s, and the next resume sends them",
+                unsent,
+                self.paths.journal,
+            )
         self._lock.release()
 
     def _upload(self, files: list[Path]) -> None:
@@ -147,5 +164,3 @@ def _dataset_infos(data: DataContainer) -> list[DatasetInfo]:
         )
         for key, found in data.describe().items()
     ]
-
-

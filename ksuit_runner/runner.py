@@ -12,15 +12,15 @@ from rich.console import Console
 from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.checkpoint_format import Checkpoint, names, read_newest
 from ksuit_runner.device import deterministic_kernels
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import KsuitError, ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.log_writer import Summary
-from ksuit_runner.loop import Run, evaluate, train
+from ksuit_runner.loop import Run, evaluate, save_checkpoint, train
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
-from ksuit_runner.stored_run import Launch
+from ksuit_runner.stored_run import Launch, read_launch
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.trainer import SgdTrainer
@@ -74,9 +74,9 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
     outputs = OutputPaths(config.output_dir)
     with deterministic_kernels(bool(config.trainer.get("deterministic", True))):
         checkpoint = _read_checkpoint(outputs, origin)
-        tracker: BaseTracker = factory.build("tracker", BaseTracker, output_paths=outputs)
+        tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config.seed))
-        record = _open_record(config, origin, tracker, outputs)
+        record = _open_record(config, launch, origin, tracker, outputs)
         outcome = Outcome(record.paths.run_id)
         with setup_logging(record.paths.log, console), catch_signals() as interruption:
             with _closing(record, trainer, outcome):
@@ -91,7 +91,8 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
                 _go(assembled, origin)
                 if interruption.signal is not None and not assembled.counter.is_finished:
                     outcome.status, outcome.signal = "KILLED", interruption.signal
-            _print_end(console, record.paths, outcome)
+            command = None if launch.mode == "evaluate" else resume_command(outcome.run_id)
+            print_end(console, outcome.summary, record.paths.run_dir, command, outcome.status)
     return outcome
 
 
@@ -101,23 +102,27 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
     if origin.mode == "resume" and not names(paths):
+        if read_launch(paths).mode == "fork":
+            raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
     return read_newest(paths)
 
 
 def _open_record(
-    config: DictConfig, origin: Origin | None, tracker: BaseTracker, outputs: OutputPaths
+    config: DictConfig, launch: Launch, origin: Origin | None, tracker: BaseTracker, outputs: OutputPaths
 ) -> RunRecord:
     if origin is not None and origin.mode == "resume":
         return RunRecord.go_on(tracker, PathProvider(outputs.output_dir, origin.run_id))
-    tags = {f"ksuit.{origin.mode}_of": origin.run_id} if origin is not None else {}
-    return RunRecord.begin(tracker, outputs, config.name, tags, config.parent_run_id)
+    return RunRecord.begin(tracker, outputs, config, launch)
 
 
 def _go(run: Run, origin: Origin | None) -> None:
     try:
         if origin is not None and origin.mode == "evaluate":
             evaluate(run)
+        elif origin is not None and origin.mode == "fork":
+            save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
+            train(run)
         elif run.counter.is_finished:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
         else:
@@ -150,7 +155,3 @@ def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | N
     print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
     if checkpoint is not None:
         _LOGGER.info("goes on from checkpoint %s", checkpoint.progress)
-
-
-def _print_end(console: Console, paths: PathProvider, outcome: Outcome) -> None:
-    print_end(console, outcome.summary, paths.run_dir, resume_command(outcome.run_id), outcome.status)

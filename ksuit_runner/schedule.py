@@ -76,8 +76,9 @@ def from_torch(
     if scheduler not in classes:
         raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {suggest(scheduler, classes)}")
     updates = _warmup_updates(warmup, total_updates)
-    given = {key: total_updates - updates if value == "total_updates" else value
-             for key, value in (arguments or {}).items()}
+    given = {
+        key: total_updates - updates if value == "total_updates" else value for key, value in (arguments or {}).items()
+    }
     try:
         main: LRScheduler = classes[scheduler](optimizer, **given)
     except TypeError as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
 from typing import Any
 
 from ksuit_runner.errors import ConfigError
@@ -66,8 +67,7 @@ class Sources:
         first, *rest = target.split(".")
         module = self.module(first)
         if module is None:
-            valid = {item.name for item in pkgutil.iter_modules()}
-            raise MissingName(f"there is no module '{first}'. {nearest(first, valid)}".rstrip())
+            raise MissingName(f"there is no module '{first}'. {nearest(first, _modules_in(sys.path))}".rstrip())
         if not rest:
             raise MissingName(f"'{target}' is a module, not a class")
         return self.attribute(module, rest)
@@ -123,7 +123,7 @@ class Sources:
 
     def _public(self, module: Module) -> set[str]:
         """Return the public names of a module and its submodules."""
-        found = {item.name for item in pkgutil.iter_modules(module.folders)} if module.folders else set()
+        found = _modules_in(module.folders or ())
         for name in module.stars:
             star = self.module(name)
             found |= self._public(star) if star and star is not module else set()
@@ -139,6 +139,14 @@ def _member(definition: Definition, names: list[str]) -> Definition | None:
             return None
         definition = Definition(definition.module, f"{definition.qualname}.{name}", found[-1])
     return definition
+
+
+def _modules_in(folders: Iterable[str]) -> set[str]:
+    """Return the names of modules and packages in some folders; namespace packages are any folders."""
+    places = [Path(folder or os.getcwd()) for folder in folders]
+    below = {item.name for place in places if place.is_dir() for item in place.iterdir() if item.is_dir()}
+    names = below | {item.name for item in pkgutil.iter_modules(map(str, places))}
+    return {name for name in names if name.isidentifier()}
 
 
 def _find(name: str, folders: Iterable[str]) -> Module | None:

@@ -25,7 +25,7 @@ class HostBuffers:
         """
         self._last = set()
         copied = self._copy(tree, "")
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         for path in self._buffers.keys() - self._last:
             del self._buffers[path]

@@ -21,13 +21,15 @@ class Launch:
 
     Attributes:
         command: The command line.
-        overrides: Its overrides of the config.
-        forked_from: Id of the run that it goes on from with other settings, if any.
+        overrides: All overrides that make its config, those of the run that it goes on from included.
+        mode: ``train``; ``fork`` or ``evaluate`` for one that goes on from another run's checkpoint.
+        origin: Id of that run.
     """
 
     command: str
     overrides: list[str]
-    forked_from: str | None = None
+    mode: str = "train"
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class IndexEntry:
     run_id: str
     name: str
     start_time: float
+    mode: str = "train"
 
 
-def add_to_index(paths: OutputPaths, run_id: str, name: str) -> None:
+def add_to_index(paths: OutputPaths, run_id: str, name: str, mode: str) -> None:
     """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs."""
-    entry = IndexEntry(run_id, name, time.time())
+    entry = IndexEntry(run_id, name, time.time(), mode)
     line = json.dumps(asdict(entry)) + "\n"
     descriptor = os.open(paths.index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -82,7 +85,8 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
     ids = set(_run_ids(paths))
     entries = [entry for entry in _index(paths) if entry.run_id in ids]
     if query == "last":
-        return max(entries, key=lambda entry: entry.start_time).run_id if entries else None
+        trained = [entry for entry in entries if entry.mode != "evaluate"]
+        return max(trained, key=lambda entry: entry.start_time).run_id if trained else None
     if query in ids:
         return query
     found = {entry.run_id for entry in entries if entry.name == query}

@@ -7,6 +7,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check import check_config
+from ksuit_runner.errors import KsuitError
 from ksuit_runner.terminal import make_console, sweep_table
 
 
@@ -21,12 +22,12 @@ class SweepCallback(Callback):
         """Create the parent run, and have every run of the sweep told its id."""
         from ksuit_runner.factory import Factory
         from ksuit_runner.paths import OutputPaths
-        from ksuit_runner.tracker.base import KIND_TAG, BaseTracker
+        from ksuit_runner.tracker.base import KIND_TAG
 
         with open_dict(config):
             job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         check_config(job)
-        self._tracker = Factory(job).build("tracker", BaseTracker, output_paths=OutputPaths(job.output_dir))
+        self._tracker = Factory(job).build_tracker(OutputPaths(job.output_dir))
         info = self._tracker.start_run(job.name or config.hydra.runtime.choices.get("sweep"), {KIND_TAG: "sweep"})
         with open_dict(config):
             config.hydra.overrides.task.append(f"parent_run_id={info.run_id}")
@@ -37,11 +38,14 @@ class SweepCallback(Callback):
         if self._tracker is None:
             return
         outcome = job_return.return_value
+        overrides = [item for item in job_return.overrides or [] if not item.startswith("parent_run_id=")]
         if outcome is None:  # the sweep was interrupted before
+            return
+        if isinstance(outcome, KsuitError):
+            self._rows.append((overrides, "FAILED", "", {}))
             return
         keys = [config.objective] if config.objective else list(outcome.summary)
         values = {key: outcome.summary[key].last for key in keys if key in outcome.summary}
-        overrides = [item for item in job_return.overrides or [] if not item.startswith("parent_run_id=")]
         self._rows.append((overrides, outcome.status, outcome.run_id, values))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -53,7 +53,7 @@ def make_console(stderr: bool = False) -> Console:
 
 
 def run_console() -> Console:
-    """Return the console that the run's log goes to: who draws on it, such as a progress bar, gets on with its lines."""
+    """Return the console that the run's log goes to: a progress bar drawn on it gets on with the log's lines."""
     handlers = logging.getLogger("ksuit_runner").handlers
     return next((handler.console for handler in handlers if isinstance(handler, _ConsoleHandler)), make_console())
 
@@ -91,7 +91,7 @@ def print_start(console: Console, run_id: str, name: str, where: str, run_dir: P
 
 
 def print_end(
-    console: Console, summary: Mapping[str, MetricSummary], run_dir: Path, resume_command: str, status: str
+    console: Console, summary: Mapping[str, MetricSummary], run_dir: Path, resume_command: str | None, status: str
 ) -> None:
     """Print how a run ended: its metrics as a table, its folder, and the command that goes on with it.
 
@@ -99,7 +99,7 @@ def print_end(
         console: Where to print.
         summary: Metrics by key, in the order of the table's rows.
         run_dir: Folder of the run.
-        resume_command: Command that goes on with the run.
+        resume_command: Command that goes on with the run, if one can.
         status: FINISHED, FAILED or KILLED.
     """
     if summary:
@@ -107,7 +107,8 @@ def print_end(
         for key, metric in summary.items():
             table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
         console.print(table)
-    _print_pairs(console, {"status": status.lower(), "folder": _short(run_dir), "resume": resume_command}, status)
+    pairs = {"status": status.lower(), "folder": _short(run_dir)}
+    _print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
 
 
 def sweep_table(console: Console, rows: Sequence[tuple[Sequence[str], str, str, Mapping[str, float]]]) -> None:

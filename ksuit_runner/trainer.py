@@ -122,9 +122,7 @@ class SgdTrainer:
         size = batch_size(batch)
         cuts = [size * i // self.accumulation_steps for i in range(self.accumulation_steps + 1)]
         return [
-            Part(_slice(batch, start, stop), (stop - start) / size)
-            for start, stop in pairwise(cuts)
-            if stop > start
+            Part(_slice(batch, start, stop), (stop - start) / size) for start, stop in pairwise(cuts) if stop > start
         ]
 
     # The pieces of an update, in the order of the loop

@@ -22,14 +22,14 @@ LAYERS = (
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
         *("environment", "run_lock", "stored_run", "terminal"),
-        *("compose", "places", "signature", "signature_source", "annotation", "check", "check_*"),
+        *("compose", "places", "signature", "signature_*", "annotation", "check", "check_*"),
     ),
     ("tracker", "tracker.*", "journal", "sender"),
     ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),
     ("trainer", "optimizer", "schedule", "callback_base", "periodic_callback"),
     ("hooks",),
-    ("factory", "resume", "loop", "sweep"),
-    ("runner",),
+    ("factory", "resume", "loop", "sweep", "run_record"),
+    ("assembly", "runner"),
     ("__main__",),
 )
 # The two lowest rows and the command line explain a mistake at once, without the seconds that these imports take.

@@ -220,3 +220,10 @@ def test_a_traceback_reaches_console_and_file(console, tmp_path):
     for text in (text_of(console), (tmp_path / "run.log").read_text()):
         assert "it broke" in text
         assert "ValueError: too deep" in text
+
+
+def test_a_progress_bar_finds_the_console_of_the_log(console):
+    assert terminal.run_console() is not console
+    with terminal.setup_logging(None, console):
+        assert terminal.run_console() is console
+    assert terminal.run_console() is not console
