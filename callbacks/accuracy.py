@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ksuit_runner.counter import UpdateCounter
@@ -21,14 +20,15 @@ class Accuracy(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: A k is smaller than 1.
+        ConfigError: A k is smaller than 1; or, at the first evaluation, larger than the number of classes, or the
+            targets are no classes.
     """
 
     logs: ClassVar[Sequence[str] | None] = (
         "accuracy/{dataset_key}",
         "accuracy/{dataset_key}/*",
-        "accuracy_top*/{dataset_key}",
-        "accuracy_top*/{dataset_key}/*",
+        "accuracy_top{topk}/{dataset_key}",
+        "accuracy_top{topk}/{dataset_key}/*",
     )
 
     def __init__(self, topk: Sequence[int] = (1,), **kwargs: Any) -> None:
@@ -47,17 +47,20 @@ class Accuracy(DatasetCallback):
         self._count += targets.numel()
 
     def _count_hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the number of hits for each k, on the device."""
-        largest, classes = self.topk[-1], outputs.shape[-1]
-        if largest > classes:
-            raise ConfigError(f"callbacks.{self.name}.topk: {largest} is more than the {classes} classes")
+        """Return how often the target is the first class, the second and so on; it stays on the device."""
+        largest, place = self.topk[-1], f"callbacks.{self.name}"
+        if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
+            shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+            raise ConfigError(f"{place}: class indices, one for each row of scores, are needed, not {shapes}")
+        if largest > outputs.shape[-1]:
+            raise ConfigError(f"{place}.topk: {largest} is more than the {outputs.shape[-1]} classes")
         hits = outputs.topk(largest, dim=-1).indices == targets.unsqueeze(-1)
-        counts = hits.flatten(0, -2).sum(0).cumsum(0)
-        return counts[torch.tensor(self.topk, device=counts.device) - 1]
+        return hits.flatten(0, -2).sum(0)
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for weights, hits in self._hits.items():
-            for k, value in zip(self.topk, hits.double() / self._count, strict=True):
+            for k in self.topk:
                 metric = "accuracy" if k == 1 else f"accuracy_top{k}"
+                value = hits[:k].sum().to(self.sum_dtype) / self._count
                 self.writer.add_scalar(self.metric_key(metric, weights), value)
         self._hits, self._count = {}, 0

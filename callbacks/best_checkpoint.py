@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.config_types import MetricKey
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, suggest
 
 
 class BestCheckpoint(CallbackBase):
@@ -26,7 +26,7 @@ class BestCheckpoint(CallbackBase):
     def __init__(self, metric_key: MetricKey, tag: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.metric_property_provider.direction(metric_key) == "neutral":
-            raise ConfigError(f"metric_key: metric_property_provider does not say which '{metric_key}' is better")
+            raise ConfigError(f"metric_key: metric_property_provider knows no better direction of '{metric_key}'")
         self.metric_key = metric_key
         self.tag = tag or self.name
         self.best: float | None = None
@@ -37,10 +37,16 @@ class BestCheckpoint(CallbackBase):
             self.best = value
             self.checkpoint_writer.request(self.tag)
 
+    def _after_training(self, update_counter: UpdateCounter) -> None:
+        if self.metric_key not in self.writer.summary:
+            hint = suggest(self.metric_key, self.writer.summary)
+            self.logger.warning("callbacks.%s.metric_key: '%s' was never logged. %s", self.name, self.metric_key, hint)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far."""
-        return {"best": self.best}
+        """Return the best value so far, and of which metric it is."""
+        return {"metric_key": self.metric_key, "best": self.best}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the best value so far."""
-        self.best = state_dict["best"]
+        """Take up the best value so far, unless a fork watches another metric."""
+        if state_dict["metric_key"] == self.metric_key:
+            self.best = state_dict["best"]

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.config_types import MetricKey
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.errors import ConfigError, StopTraining, suggest
 
 
 class EarlyStop(CallbackBase):
     """Stops training when a metric has not become better for a number of evaluations.
 
-    Source: Prechelt, Early Stopping - But When?, 1998.
+    NaN is never better. Source: Prechelt, Early Stopping - But When?, 1998.
 
     Args:
         metric_key: Metric to watch.
@@ -30,7 +30,7 @@ class EarlyStop(CallbackBase):
         super().__init__(**kwargs)
         direction = self.metric_property_provider.direction(metric_key)
         if direction == "neutral":
-            raise ConfigError(f"metric_key: metric_property_provider does not say which '{metric_key}' is better")
+            raise ConfigError(f"metric_key: metric_property_provider knows no better direction of '{metric_key}'")
         if patience < 1 or min_delta < 0:
             raise ConfigError(f"patience: at least 1 is needed (not {patience}), and min_delta of 0 or more")
         self.metric_key = metric_key
@@ -50,12 +50,18 @@ class EarlyStop(CallbackBase):
         self.waited += 1
         if self.waited >= self.patience:
             best = "no value" if self.best is None else f"{self.best:.4g}"
-            raise StopTraining(f"{self.metric_key} is not better than {best} since {self.waited} evaluations")
+            raise StopTraining(f"{self.metric_key} has not become better than {best} in {self.waited} evaluations")
+
+    def _after_training(self, update_counter: UpdateCounter) -> None:
+        if self.metric_key not in self.writer.summary:
+            hint = suggest(self.metric_key, self.writer.summary)
+            self.logger.warning("callbacks.%s.metric_key: '%s' was never logged. %s", self.name, self.metric_key, hint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, and for how many evaluations there was no better one."""
-        return {"best": self.best, "waited": self.waited}
+        """Return the best value, of which metric it is, and for how many evaluations there was no better one."""
+        return {"metric_key": self.metric_key, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the best value and the waiting."""
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        """Take up the best value and the waiting, unless a fork watches another metric."""
+        if state_dict["metric_key"] == self.metric_key:
+            self.best, self.waited = state_dict["best"], state_dict["waited"]

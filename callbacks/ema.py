@@ -18,6 +18,9 @@ from ksuit_runner.paths import PathProvider
 class Ema(CallbackBase):
     """Keeps averages of the weights, one per decay, and offers them for evaluation.
 
+    Parameters are averaged. Buffers, such as running statistics, are those of the live model: they may be counts or
+    masks with infinities, of which there is no average.
+
     Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the warm-up of the decay,
     min(decay, (1 + n) / (10 + n)) at the n-th update, is that of TensorFlow's ExponentialMovingAverage.
 
@@ -39,24 +42,26 @@ class Ema(CallbackBase):
             raise ConfigError(f"decays: different numbers between 0 and 1 are needed, not {list(decays)}")
         self.warmup = warmup
         self.updates = 0
-        self.models: dict[str, ModelBase] = {}
-        self.decays: dict[str, float] = {}
-        for decay in decays:
-            label = self.name if len(decays) == 1 else f"{self.name}_{decay:g}"
-            average = deepcopy(self.model).eval().requires_grad_(False)
-            self.models[label], self.decays[label] = average, decay
+        self.decays = {self.name if len(decays) == 1 else f"{self.name}_{decay}": decay for decay in decays}
+        self.models = {label: deepcopy(self.model).eval().requires_grad_(False) for label in self.decays}
+        for label, average in self.models.items():
             self.trainer.add_evaluation_model(label, average)
             self.checkpoint_writer.add_tensors(label, average.tensors)
-        self._live = self._tensors(self.model)
-        self._averages = {label: self._tensors(average) for label, average in self.models.items()}
+        self._live = _tensors(self.model)
+        self._averages = {label: _tensors(average) for label, average in self.models.items()}
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        if self.updates == 0:  # the weights may have been loaded since: into a run that had no average before
+            for average in self.models.values():
+                average.load_state_dict(self.model.state_dict())
 
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         self.updates += 1
-        floats, others = self._live
-        for label, (average_floats, average_others) in self._averages.items():
-            torch._foreach_lerp_(average_floats, floats, 1 - self._decay(self.decays[label]))
-            for average, live in zip(average_others, others, strict=True):
-                average.copy_(live)
+        parameters, others = self._live
+        for label, (averages, copies) in self._averages.items():
+            torch._foreach_lerp_(averages, parameters, 1 - self._decay(self.decays[label]))
+            for copy, other in zip(copies, others, strict=True):
+                copy.copy_(other)
 
     def _decay(self, decay: float) -> float:
         return min(decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else decay
@@ -77,8 +82,11 @@ class Ema(CallbackBase):
                 raise CheckpointError(f"callbacks.{self.name}: {path} is missing")
             average.module.load_state_dict(safetensors.torch.load_file(path))
 
-    @staticmethod
-    def _tensors(model: ModelBase) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the tensors that are averaged, and those that are copied since they are no real numbers."""
-        tensors = list(model.tensors().values())
-        return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+
+def _tensors(model: ModelBase) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what is averaged, a parameter with several names only once, and what is copied."""
+    averaged: list[Tensor] = []
+    copied = list(model.buffers())
+    for parameter in model.parameters():
+        (averaged if parameter.is_floating_point() or parameter.is_complex() else copied).append(parameter)
+    return averaged, copied

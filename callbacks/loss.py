@@ -13,6 +13,8 @@ from ksuit_runner.trainer import batch_size
 class Loss(DatasetCallback):
     """Logs ``loss/DATASET``, the mean over all samples, for the live and all other weights.
 
+    Other losses that the trainer's ``training_step`` names are logged as ``loss_NAME/DATASET``.
+
     Args:
         **kwargs: Passed on to DatasetCallback.
     """
@@ -35,7 +37,7 @@ class Loss(DatasetCallback):
             losses, _ = self.trainer.forward(batch, model)
             for name, loss in losses.items():
                 key = self.metric_key("loss" if name == "total" else f"loss_{name}", weights)
-                value = loss.double() * size
+                value = loss.to(self.sum_dtype) * size
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += size
 

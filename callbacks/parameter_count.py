@@ -13,4 +13,4 @@ class ParameterCount(CallbackBase):
     logs: ClassVar[Sequence[str] | None] = ("parameter_count",)
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        self.writer.add_scalar("parameter_count", self.model.parameter_count)
+        self.writer.add_scalar("parameter_count", self.model.parameter_count, logger=self.logger, format_str=",.0f")

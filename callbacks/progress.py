@@ -5,8 +5,12 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any, ClassVar
 
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bar
+from rich.columns import Columns
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter
@@ -15,10 +19,12 @@ from ksuit_runner.terminal import format_number, run_console
 
 
 class Progress(CallbackBase):
-    """Shows position, losses, metrics where higher is better, speed and the time that is left.
+    """Shows position, speed, the time that is left, and the last values of metrics of which one direction is better.
+
+    Without a terminal there is a line after each evaluation, at the end, and after a while in between.
 
     Args:
-        every_n_seconds: Shortest time between two plain lines.
+        every_n_seconds: Time after which there is another line in between.
         refresh_seconds: Shortest time between two pictures of the bar.
         **kwargs: Passed on to CallbackBase.
 
@@ -28,58 +34,62 @@ class Progress(CallbackBase):
 
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, every_n_seconds: float = 5.0, refresh_seconds: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, every_n_seconds: float = 10.0, refresh_seconds: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if every_n_seconds <= 0 or refresh_seconds <= 0:
             raise ConfigError("every_n_seconds, refresh_seconds: a time has to be positive")
         console = run_console()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}", style="dim"))
-        self._bar = Bar(*columns, console=console, auto_refresh=False) if console.is_terminal else None
-        self._interval = refresh_seconds if self._bar is not None else every_n_seconds
-        self._task = TaskID(0)
+        self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
+        self._interval = every_n_seconds if self._live is None else refresh_seconds
         self._shown: dict[str, float] = {}
-        self._next = self._start = 0.0
-        self._start_update = 0
+        self._start = self._next = 0.0
+        self._start_update = self._last_update = -1
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         self._start, self._start_update = monotonic(), update_counter.update
         self._next = self._start + self._interval
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=update_counter.end_update, text="")
+        if self._live is not None:
+            self._live.start()
             self._show(update_counter)
 
     def _after_update(self, update_counter: UpdateCounter) -> None:
-        now = monotonic()
-        if now >= self._next:
-            self._next = now + self._interval
+        if monotonic() >= self._next:
             self._show(update_counter)
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        for key, value in metrics.items():
-            if key == "loss/train" or self.metric_property_provider.direction(key) == "higher":
-                self._shown[key] = value
+        directed = {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
+        self._shown.update(directed)
+        if self._live is None and not all(key.endswith("/train") for key in directed):
+            self._show(update_counter)
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
-        self._show(update_counter)
+        if self._live is not None or self._last_update != update_counter.update:
+            self._show(update_counter)
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def _show(self, counter: UpdateCounter) -> None:
-        metrics = "  ".join(f"{key} {format_number(value)}" for key, value in self._shown.items())
         position = f"epoch {counter.epoch}  update {counter.update}/{counter.end_update}"
-        text = "  ".join(part for part in (metrics, self._pace(counter)) if part)
-        if self._bar is None:
-            self.logger.info("%s  %s", position, text)
-        else:
-            self._bar.update(self._task, completed=counter.update, description=position, text=text, refresh=True)
+        metrics = [f"{key} {format_number(value)}" for key, value in self._shown.items()]
+        if self._live is None:
+            self.logger.info("%s", "  ".join(part for part in (position, self._pace(counter), *metrics) if part))
+        elif self._live.is_started:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(position, ProgressBar(counter.end_update, counter.update, width=24), self._pace(counter))
+            cells = Columns([Text(item, "dim") for item in metrics], padding=(0, 2))
+            self._live.update(Group(line, cells), refresh=True)
+        self._next, self._last_update = monotonic() + self._interval, counter.update
 
     def _pace(self, counter: UpdateCounter) -> str:
-        seconds, updates = monotonic() - self._start, counter.update - self._start_update
-        if updates == 0:
+        """Return updates per second since training was started or resumed, and the time that is left at this pace."""
+        updates = counter.update - self._start_update
+        if self._start_update < 0 or updates == 0:
             return ""
-        left = (counter.end_update - counter.update) * seconds / updates
-        return f"{updates / seconds:.3g} updates/s  {timedelta(seconds=round(left))} left"
+        seconds = monotonic() - self._start
+        pace = f"{format_number(updates / seconds)} updates/s"
+        if counter.is_finished:
+            return pace
+        return f"{pace}  {timedelta(seconds=round((counter.end_update - counter.update) * seconds / updates))} left"

@@ -9,29 +9,32 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class Throughput(PeriodicCallback):
-    """Logs ``samples_per_second``, and ``data_wait_fraction``, the part of the time that training waited for data.
+    """Logs ``samples_per_second``, ``updates_per_second`` and ``data_wait_fraction``.
 
-    The time is that between two logs, with everything that happens there: evaluations and checkpoints too.
+    The last one is the part of the time that training waited for its data. The time is that since the last log on the
+    clock, with everything that happens in it: evaluations and checkpoints too. The values differ from run to run, so
+    nothing is kept over a resume.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("samples_per_second", "data_wait_fraction")
+    logs: ClassVar[Sequence[str] | None] = ("samples_per_second", "updates_per_second", "data_wait_fraction")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._start, self._sample = 0.0, 0
+        self._start, self._sample, self._update = 0.0, 0, 0
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        self._restart(update_counter)
         self.data_container.take_wait_seconds()
+        self._restart(update_counter)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         seconds = perf_counter() - self._start
         self.writer.add_scalar("samples_per_second", (update_counter.sample - self._sample) / seconds)
+        self.writer.add_scalar("updates_per_second", (update_counter.update - self._update) / seconds)
         self.writer.add_scalar("data_wait_fraction", self.data_container.take_wait_seconds() / seconds)
         self._restart(update_counter)
 
     def _restart(self, update_counter: UpdateCounter) -> None:
-        self._start, self._sample = perf_counter(), update_counter.sample
+        self._start, self._sample, self._update = perf_counter(), update_counter.sample, update_counter.update

@@ -13,7 +13,8 @@ from ksuit_runner.trainer import batch_size
 class TrainLoss(PeriodicCallback):
     """Logs ``loss/train``, the mean over the samples since it was last logged.
 
-    The sums stay on the device: nothing waits for it between two logs.
+    Other losses that the trainer's ``training_step`` names are logged as ``loss_NAME/train``. The sums stay on the
+    device: nothing waits for it between two logs.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.
@@ -35,7 +36,7 @@ class TrainLoss(PeriodicCallback):
             if name in self._sums:
                 self._sums[name].add_(loss, alpha=size)
             else:
-                self._sums[name] = loss * size
+                self._sums[name] = loss.float() * size
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for name, value in self._sums.items():

@@ -34,8 +34,8 @@ def check_config(config: DictConfig) -> None:
     _check_values(values)
     _check_places(values)
     checker = ObjectChecker()
-    for key in sorted(values, key=_rank):
-        checker.walk(key, values[key])
+    for key in dict.fromkeys(pattern.split(".")[0] for pattern in PLACES):
+        checker.walk(key, values.get(key))
     data = values.get("data")
     for item in checker.objects:
         check_intervals(item)
@@ -77,12 +77,6 @@ def _check_places(values: Mapping[str, Any]) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
-
-
-def _rank(key: str) -> int:
-    """Order the parts of a config as they build on each other; what holds no object comes last."""
-    order = list(dict.fromkeys(pattern.split(".")[0] for pattern in PLACES))
-    return order.index(key) if key in order else len(order)
 
 
 def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:

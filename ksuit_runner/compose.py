@@ -57,11 +57,11 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     register_search_path()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
-        try:
+    try:
+        with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             return compose(CONFIG_NAME, overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error, overrides) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from None
 
 
 def choices(group: str) -> list[str]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind
+from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind, place_at
 from ksuit_runner.tracker.base import BaseTracker
 
 Built = TypeVar("Built")
@@ -93,7 +93,7 @@ class Factory:
         if isinstance(made, type):
             if kind is not None and not issubclass(made, kind):
                 raise ConfigError(f"{place}._target_: {made.__qualname__} is no {kind.__name__}")
-        elif not _place(place).functions:
+        elif not (place_at(place) or Place(None)).functions:
             raise ConfigError(f"{place}._target_: '{name}' is no class")
         return target
 
@@ -103,7 +103,7 @@ class Factory:
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
         any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
-        return bind(place, parameters, given, INJECTED[_place(place).injects], any_name)
+        return bind(place, parameters, given, INJECTED[(place_at(place) or Place(None)).injects], any_name)
 
 
 def parameters_of(target: Callable[..., Any]) -> list[Parameter]:
@@ -138,11 +138,6 @@ def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _value(collaborator: Any) -> Any:
     return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
-
-
-def _place(place: str) -> Place:
-    parent = place.rpartition(".")[0]
-    return PLACES.get(place) or PLACES.get(f"{parent}.*") or Place(None)
 
 
 def _at(place: str, error: KsuitError) -> KsuitError:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase, template
@@ -69,6 +70,11 @@ class DatasetCallback(PeriodicCallback):
             for batch in self.data_container.evaluation_batches(self.dataset_key):
                 self._process_batch(self.trainer.to_device(batch), models)
         self._process_results(update_counter)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Type to sum up in: float64, or float32 on the one kind of device that has no other."""
+        return torch.float32 if self.trainer.device.type == "mps" else torch.float64
 
     def metric_key(self, metric: str, weights: str) -> str:
         """Return the key of a metric: ``accuracy/test`` for the live weights, ``accuracy/test/ema`` for others."""

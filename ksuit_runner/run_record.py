@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class RunRecord:
         tags = {"ksuit.version": __version__, KIND_TAG: launch.mode}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
+        random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
         info = tracker.start_run(config.name, tags, config.parent_run_id)
         paths = PathProvider(outputs.output_dir, info.run_id)
         lock = RunLock(paths.lock)

@@ -144,7 +144,13 @@ def _member(definition: Definition, names: list[str]) -> Definition | None:
 def _modules_in(folders: Iterable[str]) -> set[str]:
     """Return the names of modules and packages in some folders; namespace packages are any folders."""
     places = [Path(folder or os.getcwd()) for folder in folders]
-    below = {item.name for place in places if place.is_dir() for item in place.iterdir() if item.is_dir()}
+    below = {
+        item.name
+        for place in places
+        if os.access(place, os.R_OK) and place.is_dir()
+        for item in place.iterdir()
+        if item.is_dir()
+    }
     names = below | {item.name for item in pkgutil.iter_modules(map(str, places))}
     return {name for name in names if name.isidentifier()}
 

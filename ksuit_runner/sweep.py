@@ -52,4 +52,5 @@ class SweepCallback(Callback):
         """Close the parent run and print the table."""
         failed = any(status != "FINISHED" for _, status, *_ in self._rows)
         self._tracker.end_run("FAILED" if failed else "FINISHED")
-        sweep_table(make_console(), self._rows)
+        shared = set.intersection(*(set(row[0]) for row in self._rows)) if len(self._rows) > 1 else set()
+        sweep_table(make_console(), [([item for item in row[0] if item not in shared], *row[1:]) for row in self._rows])

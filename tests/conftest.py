@@ -1,0 +1,125 @@
+"""A small real run without a config: what the tests of the core put together and take apart."""
+
+import random
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ksuit_runner.checkpoint import CheckpointWriter
+from ksuit_runner.checkpoint_format import read_newest
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.hooks import Hooks
+from ksuit_runner.interruption import Interruption
+from ksuit_runner.journal import Journal
+from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.loop import Run
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.random_keys import keyed
+from ksuit_runner.schedule import cosine
+from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.trainer import SgdTrainer
+
+
+class Augmented:
+    """Points in four dimensions of three classes, with noise from every generator that an augmentation may use."""
+
+    def __init__(self, length):
+        generator = torch.Generator().manual_seed(length)
+        self.targets = torch.arange(length) % 3
+        self.inputs = torch.randn(length, 4, generator=generator) + self.targets.unsqueeze(1)
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        noise = torch.rand(4) + np.random.random() + random.random()
+        return self.inputs[index] + 0.1 * noise, self.targets[index]
+
+
+class Maker:
+    """Makes trainers and runs under one folder; ``close`` ends what they hold."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.runs = []
+
+    def paths(self, run_id="run00000"):
+        return PathProvider(self.folder, run_id)
+
+    def trainer(self, batch_size=6, drop_last=True, num_workers=0, dropout=0.5, model=None, **kwargs):
+        datasets = {"train": Augmented(20), "test": Augmented(7)}
+        data = DataContainer(datasets, batch_size, seed=3, drop_last=drop_last, num_workers=num_workers)
+        with keyed(3, "model"):
+            model = model or nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Linear(8, 3))
+        defaults = {
+            "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+            "schedule": partial(cosine, warmup=2),
+            "loss": nn.CrossEntropyLoss(),
+        }
+        if not kwargs.keys() & {"max_epochs", "max_updates", "max_samples"}:
+            kwargs["max_updates"] = 8
+        return SgdTrainer(ModelBase(model), data, **{**defaults, **kwargs})
+
+    def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, **kwargs):
+        """Put a run together, with ``callbacks`` as {name: (class, arguments)}."""
+        paths, trainer, tracker = self.paths(run_id), self.trainer(**kwargs), NoopTracker()
+        found = read_newest(paths) if resume else None
+        journal, properties = Journal(paths.journal), MetricPropertyProvider()
+        known = journal.load_after(found.progress.update if found else -1)
+        log_writer = LogWriter(
+            journal, trainer.counter, properties, tracker.check_key, lambda key, step: key in known.get(step, ())
+        )
+        writer = CheckpointWriter(paths, tracker, **(checkpoint or {}))
+        collaborators = {
+            "trainer": trainer,
+            "model": trainer.model,
+            "data_container": trainer.data_container,
+            "tracker": tracker,
+            "log_writer": log_writer,
+            "checkpoint_writer": writer,
+            "metric_property_provider": properties,
+        }
+        built = {name: cls(name=name, **given, **collaborators) for name, (cls, given) in (callbacks or {}).items()}
+        hooks = Hooks(built, trainer.counter)
+        run = Run(trainer, trainer.data_container, hooks, log_writer, writer, Interruption(), seed=3)
+        if found is not None:
+            trainer.model.module.load_state_dict(found.model)
+            trainer.load_state_dict(found.state["trainer"])
+            hooks.resume(found, trainer.model)
+            run.is_resumed = True
+        self.runs.append(run)
+        return run
+
+    def close(self):
+        for run in self.runs:
+            run.checkpoint_writer.close()
+            run.data.close()
+
+
+@pytest.fixture
+def maker(tmp_path):
+    maker = Maker(tmp_path)
+    yield maker
+    maker.close()
+
+
+def _plain(tree):
+    if isinstance(tree, torch.Tensor):
+        return str(tree.dtype), tuple(tree.shape), tree.cpu().contiguous().view(-1).view(torch.uint8).tolist()
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return tree
+
+
+@pytest.fixture
+def bits():
+    """Return a tree of tensors as plain values that are equal only if every bit is."""
+    return _plain

@@ -1,0 +1,223 @@
+"""Every YAML that ships composes, passes the check and builds; one that is added later is tested without a change here."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from torch import nn
+
+from callbacks.ema import Ema
+from ksuit_runner.assembly import Assembly, build_trainer
+from ksuit_runner.check import check_config
+from ksuit_runner.compose import choices, compose_config, groups, shipped_conf
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.factory import Factory
+from ksuit_runner.interruption import Interruption
+from ksuit_runner.loop import do_update, evaluate, train
+from ksuit_runner.models.linear import Linear
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.run_record import RunRecord
+from ksuit_runner.stored_run import Launch
+from ksuit_runner.tracker.base import BaseTracker
+
+CONF = shipped_conf()
+FILES = [(group, choice) for group in groups() for choice in choices(group)]
+# What a choice of these groups fits to is up to the choice; the tests below build them together with what they fit to.
+PARTS = ("model", "loss")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Leave the other cores to the tests beside these: threads that wait for a busy core cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def overrides_of(group, choice):
+    if group == "callbacks":  # some watch what others log
+        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]"]
+    return [f"{group}={choice}"]
+
+
+def checked(overrides, tmp_path):
+    """Compose a config as the command line does and check it."""
+    config = compose_config([*overrides, f"output_dir={tmp_path}"])
+    check_config(config)
+    OmegaConf.resolve(config)
+    return config
+
+
+@contextmanager
+def built(overrides, tmp_path):
+    """Build everything that a run consists of, recorded by no tracker."""
+    config = checked([*overrides, "tracker=noop"], tmp_path)
+    factory = Factory(config)
+    outputs = OutputPaths(config.output_dir)
+    trainer = build_trainer(factory, config.seed)
+    record = RunRecord.begin(factory.build_tracker(outputs), outputs, config, Launch("", list(overrides)))
+    try:
+        run = Assembly(factory, config, trainer, record, Interruption()).run(None, None)
+        yield run
+        run.checkpoint_writer.close()
+        run.hooks.close()
+    finally:
+        trainer.data_container.close()
+        record.close("FINISHED")
+
+
+def first_batch(run):
+    run.data.open(run.counter, [])
+    return run.trainer.to_device(run.data.next_training_batch())
+
+
+def try_out(run):
+    """Do one update, and let each callback that evaluates see one batch of its dataset."""
+    do_update(run, first_batch(run))
+    for callback in run.hooks.callbacks.values():
+        if isinstance(callback, DatasetCallback):
+            batch = run.trainer.to_device(next(iter(run.data.evaluation_batches(callback.dataset_key))))
+            with torch.no_grad(), run.trainer.evaluation():
+                callback._process_batch(batch, run.trainer.evaluation_models)
+            callback._process_results(run.counter)
+    assert all(torch.isfinite(parameter).all() for parameter in run.trainer.model.parameters())
+    return run.log_writer.flush()
+
+
+def test_all_files_are_found():
+    assert {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")} == set(FILES)
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize(("group", "choice"), [pair for pair in FILES if pair[0] not in PARTS])
+def test_every_choice_builds(group, choice, tmp_path):
+    overrides = overrides_of(group, choice)
+    if group == "tracker":
+        config = checked(overrides, tmp_path)
+        assert isinstance(Factory(config).build_tracker(OutputPaths(tmp_path)), BaseTracker)
+        return
+    with built(overrides, tmp_path) as run:
+        assert run.counter.end_update > 0
+        if group == "callbacks":
+            assert set(run.hooks.callbacks) > set(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+
+
+@pytest.mark.parametrize("choice", choices("model"))
+def test_every_model_is_trained_on_a_dataset_that_ships(choice, tmp_path):
+    refused = []
+    for data in choices("data"):
+        try:
+            with built([f"data={data}", f"model={choice}"], tmp_path) as run:
+                do_update(run, first_batch(run))
+                return
+        except ConfigError as error:  # such as a convolution over a table
+            refused.append(f"{data}: {error}")
+    pytest.fail("\n".join(refused))
+
+
+@pytest.mark.parametrize("choice", choices("loss"))
+def test_every_loss_fits_to_a_dataset_that_ships(choice, tmp_path):
+    refused = []
+    for data in choices("data"):
+        with built([f"data={data}", f"loss={choice}"], tmp_path) as run:
+            batch = first_batch(run)
+            try:
+                losses, _ = run.trainer.forward(batch)
+            except (RuntimeError, ValueError) as error:  # such as classes where numbers are needed
+                refused.append(f"{data}: {error}")
+                continue
+        assert torch.isfinite(losses["total"])
+        return
+    pytest.fail("\n".join(refused))
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+def test_a_dataset_brings_what_fits_to_it(choice, tmp_path):
+    with built([f"data={choice}"], tmp_path) as run:
+        logged = try_out(run)
+    assert {"loss/test", "loss/test/ema"} <= logged.keys()
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_an_experiment_is_whole(choice, tmp_path):
+    header = (CONF / "experiment" / f"{choice}.yaml").read_text().splitlines()[:3]
+    assert f"# python -m ksuit_runner experiment={choice}" in header
+    with built([f"experiment={choice}"], tmp_path) as run:
+        assert try_out(run)
+
+
+def sweep_overrides():
+    """Yield every value that a sweep which ships tries."""
+    parser = OverridesParser.create()
+    for choice in choices("sweep"):
+        params = OmegaConf.load(CONF / "sweep" / f"{choice}.yaml").hydra.sweeper.params
+        for key, value in params.items():
+            override = parser.parse_override(f"{key}={value}")
+            values = override.sweep_string_iterator() if override.is_sweep_override() else [value]
+            yield from ((choice, f"{key}={item}") for item in values)
+
+
+@pytest.mark.parametrize(("choice", "override"), list(sweep_overrides()))
+def test_every_value_of_a_sweep_builds(choice, override, tmp_path):
+    with built([f"sweep={choice}", override], tmp_path) as run:
+        assert run.counter.end_update > 0
+
+
+def test_what_is_said_explicitly_wins_over_what_a_dataset_brings(tmp_path):
+    with built(["model=linear", "data=diabetes"], tmp_path) as run:
+        assert isinstance(run.trainer.model.module, Linear)
+        assert isinstance(run.trainer.loss, nn.MSELoss)
+    with built(["callbacks=[loss]", "data=diabetes"], tmp_path) as run:
+        assert "ema" not in run.hooks.callbacks
+
+
+def test_no_callback_is_needed(tmp_path):
+    overrides = ["callbacks=[]", "default_callbacks=none", "trainer.max_updates=2", "model=linear"]
+    with built(overrides, tmp_path) as run:
+        assert run.hooks.callbacks == {}
+        train(run)
+        assert run.counter.update == 2
+    with built(["callbacks=[]"], tmp_path) as run:
+        assert "train_loss" in run.hooks.callbacks
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+callbacks.ema_slow={_target_: callbacks.ema.Ema, decays: [0.999]}"],
+        ["+callbacks.ema_slow._target_=callbacks.ema.Ema", "+callbacks.ema_slow.decays=[0.999]"],
+    ],
+)
+def test_a_second_callback_of_a_kind(overrides, tmp_path):
+    with built(["model=linear", "callbacks=[ema,accuracy]", *overrides], tmp_path) as run:
+        first, second = run.hooks.callbacks["ema"], run.hooks.callbacks["ema_slow"]
+        assert isinstance(first, Ema) and isinstance(second, Ema)
+        assert (list(first.decays.values()), list(second.decays.values())) == ([0.99], [0.999])
+        evaluate(run)
+        assert {"accuracy/test", "accuracy/test/ema", "accuracy/test/ema_slow"} <= run.log_writer.summary.keys()
+
+
+def test_a_list_of_callbacks_can_be_added_to(tmp_path):
+    with built(["+callbacks=early_stop"], tmp_path) as run:
+        assert {"ema", "accuracy", "loss", "best_checkpoint", "early_stop"} <= run.hooks.callbacks.keys()
+
+
+def test_a_name_that_a_default_callback_has_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="callbacks.progress: default_callbacks has one of this name"):
+        with built(["+callbacks.progress={_target_: callbacks.ema.Ema}"], tmp_path):
+            pass
+
+
+def test_conf_of_another_folder_is_not_taken_for_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = Path("conf/model/mine.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("_target_: ksuit_runner.models.linear.Linear\n")
+    assert {"mine", "cnn"} <= set(choices("model"))
+    with built(["model=mine"], tmp_path) as run:
+        assert isinstance(run.trainer.model.module, Linear)

@@ -1,0 +1,47 @@
+from math import inf, nan
+
+import pytest
+
+from ksuit_runner.metric_property import MetricPropertyProvider
+
+
+@pytest.mark.parametrize(
+    ("key", "direction"),
+    [
+        ("accuracy/test", "higher"),
+        ("accuracy_top5/test/ema", "higher"),
+        ("loss/train", "lower"),
+        ("learning_rate", "neutral"),
+        ("Accuracy/test", "neutral"),
+    ],
+)
+def test_direction_by_default(key, direction):
+    assert MetricPropertyProvider().direction(key) == direction
+
+
+def test_patterns_of_ones_own():
+    properties = MetricPropertyProvider(higher=["bleu*", "*score"], lower=["*"], neutral=["bleu/train", "lr"])
+    keys = ("bleu/test", "bleu/train", "f1score", "perplexity", "lr")
+    assert [properties.direction(key) for key in keys] == ["higher", "neutral", "higher", "lower", "neutral"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "than", "is_better"),
+    [
+        ("accuracy", 0.5, None, True),
+        ("accuracy", 0.6, 0.5, True),
+        ("accuracy", 0.5, 0.5, False),
+        ("accuracy", 0.4, 0.5, False),
+        ("loss", 0.4, 0.5, True),
+        ("loss", 0.5, 0.5, False),
+        ("loss", 0.6, 0.5, False),
+        ("loss", 0.6, inf, True),
+        ("loss", nan, None, False),
+        ("loss", nan, 0.5, False),
+        ("loss", 0.5, nan, True),
+        ("seconds", 9.0, 1.0, True),
+        ("seconds", 1.0, 9.0, True),
+    ],
+)
+def test_is_better(key, value, than, is_better):
+    assert MetricPropertyProvider().is_better(key, value, than) is is_better
