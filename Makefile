@@ -11,7 +11,8 @@ PORT ?= 5000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Tests of one file stay in one worker: they share what is expensive to set up.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# One thread per worker: two workers with two threads each on two cores wait for each other most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help run resume sweep ui test test-fast lint format clean

@@ -24,7 +24,7 @@ from ksuit_runner.models.base import ModelBase
 from ksuit_runner.random_keys import keyed
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
-from ksuit_runner.schedule import constant
+from ksuit_runner.schedule import constant, follow_new_length
 from ksuit_runner.trainer import SgdTrainer
 
 
@@ -147,3 +147,4 @@ class Assembly:
         run.is_resumed = checkpoint.progress.update > 0
         if origin.has_new_end:
             self.trainer.counter.stopped = False
+            follow_new_length(self.trainer.schedule)

@@ -41,7 +41,7 @@ class UpdateCounter:
     Where several ends are given, the first one reached counts.
 
     Raises:
-        ConfigError: No end is given, or the dataset does not fill a single batch.
+        ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch.
     """
 
     def __init__(
@@ -63,6 +63,9 @@ class UpdateCounter:
         self.stopped = False
 
     def _end(self, max_epochs: int | None, max_updates: int | None, max_samples: int | None) -> int:
+        for name, end in (("max_epochs", max_epochs), ("max_updates", max_updates), ("max_samples", max_samples)):
+            if end is not None and end < 0:
+                raise ConfigError(f"trainer.{name}: it must not be negative, and is {end}")
         ends = [max_updates] if max_updates is not None else []
         if max_epochs is not None:
             ends.append(max_epochs * self.updates_per_epoch)

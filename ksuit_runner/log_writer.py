@@ -85,7 +85,8 @@ class LogWriter:
             format_str: Format of the number in that line, such as ``.2f``.
 
         Raises:
-            KsuitError: The key was logged at this update already; both callbacks are named.
+            KsuitError: The key was logged at this update already; both callbacks are named. Or the tensor has not
+                exactly one element.
             ConfigError: The tracker does not take such a key.
         """
         earlier = self._pending[key].source if key in self._pending else None
@@ -99,6 +100,8 @@ class LogWriter:
         if key not in self.summary:
             self._check_key(key)
         if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise KsuitError(f"callbacks.{self.source}: '{key}' is no number, but of shape {tuple(value.shape)}")
             value = value.detach().clone()  # the callback may go on adding to its tensor before the flush
         self._pending[key] = _Pending(value, self.source, logger, format_str)
 

@@ -31,11 +31,13 @@ def build_optimizer(
         device: Device of the parameters; fused kernels are used where the optimizer has them for it.
 
     Raises:
-        ConfigError: A rule matches nothing or the model has nothing to train.
+        ConfigError: A rule has no patterns or an option that the optimizer does not know, or the model has nothing to
+            train.
     """
     groups = _parameter_groups(model, rules)
     factors = [group.pop("lr_factor", 1.0) for group in groups]
     optimizer = _construct(factory, groups, device)
+    _check_options(optimizer, rules)
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
     return optimizer
@@ -44,12 +46,26 @@ def build_optimizer(
 def _construct(factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
-    if "fused" in offered and device.type in FUSED_DEVICES and not {"fused", "foreach", "differentiable"} & set(given):
+    is_open = "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
+    # Newer versions of torch find out about other types of numbers in the first step only.
+    if is_open and device.type in FUSED_DEVICES and all(_is_real(group) for group in groups):
         try:
-            return factory(groups, fused=True)
-        except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device or these parameters
+            return factory([dict(group) for group in groups], fused=True)  # it writes its options into them
+        except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
             pass
     return factory(groups)
+
+
+def _is_real(group: Mapping[str, Any]) -> bool:
+    return all(parameter.is_floating_point() for _, parameter in group["params"])
+
+
+def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
+    valid = {"match", "lr_factor", *optimizer.defaults}
+    for rule, spec in rules.items():
+        for option in spec.keys() - valid:
+            name = type(optimizer).__name__
+            raise ConfigError(f"trainer.parameter_rules.{rule}.{option}: {name} has none. {suggest(option, valid)}")
 
 
 def _parameter_groups(model: nn.Module, rules: ParameterRules) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def from_torch(
             the run without the warm-up.
         warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
     """
-    classes = {name: item for name, item in vars(lr_scheduler).items() if name.endswith("LR") or name == "LRScheduler"}
+    classes = {name: item for name, item in vars(lr_scheduler).items() if _is_scheduler(item)}
     if scheduler not in classes:
         raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {suggest(scheduler, classes)}")
     updates = _warmup_updates(warmup, total_updates)
@@ -89,6 +89,17 @@ def from_torch(
     return SequentialLR(optimizer, [ramp, main], milestones=[updates])
 
 
+def follow_new_length(schedule: LRScheduler) -> None:
+    """Set the learning rates to the curve's values, after a state was taken up from a run of another length.
+
+    Schedulers of torch keep the rates of the stored state: they are no closed forms.
+    """
+    if isinstance(schedule, LambdaLR):
+        groups = schedule.optimizer.param_groups
+        for group, base, curve in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * curve(schedule.last_epoch)
+
+
 def _with_curve(
     optimizer: Optimizer, total_updates: int, warmup: float | int, curve: Callable[[float], float]
 ) -> LRScheduler:
@@ -101,6 +112,11 @@ def _with_curve(
         return curve(min(1.0, (update - updates) / rest))
 
     return LambdaLR(optimizer, factor)
+
+
+def _is_scheduler(item: Any) -> bool:
+    unusable = (LRScheduler, lr_scheduler.ReduceLROnPlateau)  # the base of all, and the one that steps with a metric
+    return isinstance(item, type) and issubclass(item, LRScheduler) and item not in unusable
 
 
 def _warmup_updates(warmup: float | int, total_updates: int) -> int:

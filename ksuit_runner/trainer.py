@@ -79,6 +79,8 @@ class SgdTrainer:
             raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
         if accumulation_steps < 1:
             raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
         self.device = choose_device(device)
         self.model = model.to(self.device)
         if compile:
@@ -235,6 +237,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 def _slice(tree: Any, start: int, stop: int) -> Any:
     if isinstance(tree, Mapping):
         return {key: _slice(value, start, stop) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_slice(value, start, stop) for value in tree)
-    return tree[start:stop]
+    if isinstance(tree, (list, tuple)) and next(_tensors(tree), None) is not None:
+        parts = [_slice(value, start, stop) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree[start:stop]  # a tensor, or something else per sample, such as a list of names

@@ -52,9 +52,7 @@ def test_the_first_end_counts(ends, updates):
     assert len(list(walk(UpdateCounter(10, 3, **ends)))) == updates
 
 
-@given(
-    size=st.integers(1, 60), batch=st.integers(1, 20), drop_last=st.booleans(), max_samples=st.integers(1, 200)
-)
+@given(size=st.integers(1, 60), batch=st.integers(1, 20), drop_last=st.booleans(), max_samples=st.integers(1, 200))
 def test_max_samples_ends_with_the_first_update_that_reaches_it(size, batch, drop_last, max_samples):
     if size < batch and drop_last:
         return

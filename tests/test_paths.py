@@ -28,7 +28,11 @@ def test_runs_do_not_share_files(tmp_path):
     first, second = PathProvider(tmp_path, "first"), PathProvider(tmp_path, "second")
     assert first.database == second.database
     assert first.runs_dir == second.runs_dir == first.run_dir.parent == second.run_dir.parent
-    assert not {first.journal, first.checkpoints_dir, first.lock} & {second.journal, second.checkpoints_dir, second.lock}
+    assert not {first.journal, first.checkpoints_dir, first.lock} & {
+        second.journal,
+        second.checkpoints_dir,
+        second.lock,
+    }
 
 
 def test_a_checkpoint_has_to_be_named(tmp_path):

@@ -132,7 +132,15 @@ class Maker:
             callbacks = {**callbacks, "interrupt": partial(InterruptAt, stop_at, interruption)}
         built = {name: make(**collaborators, name=name) for name, make in callbacks.items()}
         hooks = Hooks(built, trainer.counter)
-        run = Run(trainer, trainer.data_container, hooks, writer, collaborators["checkpoint_writer"], interruption, 7)
+        run = Run(
+            trainer=trainer,
+            data=trainer.data_container,
+            hooks=hooks,
+            log_writer=writer,
+            checkpoint_writer=collaborators["checkpoint_writer"],
+            interruption=interruption,
+            seed=7,
+        )
         tiny = TinyRun(run, journal, paths)
         if paths.latest.exists():
             restore(tiny, strict)

@@ -1,0 +1,29 @@
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from callbacks.gradient_norm import GradientNorm
+from ksuit_runner.callback_base import CallbackBase
+
+
+class Recorder(CallbackBase):
+    """Computes the norm of an update's gradients itself."""
+
+    def _track_after_accumulation_step(self, update_counter, batch, losses, outputs):
+        with torch.enable_grad():
+            parameters = list(self.model.parameters())
+            gradients = torch.autograd.grad(cross_entropy(self.model(batch[0]), batch[1]), parameters)
+        self.norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+
+
+def test_the_norm_before_clipping_is_logged(new_run):
+    callbacks = {"norm": partial(GradientNorm, every_n_updates=10), "recorder": Recorder}
+    run = new_run(callbacks, clip_norm=1e-3, max_updates=10).train()
+    assert run["recorder"].norm > 1e-2
+    assert run.metric("gradient_norm") == {10: pytest.approx(run["recorder"].norm, rel=1e-5)}
+
+
+def test_without_clipping_nothing_is_logged(new_run):
+    assert new_run({"norm": partial(GradientNorm, every_n_updates=1)}, max_updates=3).train().metrics() == set()

@@ -1,0 +1,130 @@
+import io
+import logging
+import re
+from functools import partial
+
+import pytest
+from rich.console import Console
+
+from callbacks.accuracy import Accuracy
+from callbacks.learning_rate import LearningRate
+from callbacks.progress import Progress
+from callbacks.train_loss import TrainLoss
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.loop import evaluate
+from ksuit_runner.terminal import setup_logging
+
+NEVER = 1e6  # seconds
+ALWAYS = 1e-9
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+
+
+class Fails(CallbackBase):
+    """Raises an error at the third update."""
+
+    def _after_update(self, update_counter):
+        if update_counter.update == 3:
+            raise RuntimeError("the third update")
+
+
+class Remarks(CallbackBase):
+    """Writes a line to the log."""
+
+    def _after_epoch(self, update_counter):
+        self.logger.info("a remark")
+
+
+def console(is_terminal):
+    environment = {"TERM": "xterm-256color"}
+    return Console(file=io.StringIO(), force_terminal=is_terminal, width=200, height=50, _environ=environment)
+
+
+def lines_of(new_run, callbacks, seconds=NEVER, go=lambda run: run.train(), **arguments):
+    target = console(is_terminal=False)
+    with setup_logging(None, target):
+        go(new_run({"progress": partial(Progress, every_n_seconds=seconds), **callbacks}, **arguments))
+    return target.file.getvalue().splitlines()
+
+
+def test_plain_lines_come_after_evaluations_and_at_the_end(new_run):
+    callbacks = {
+        "loss": partial(TrainLoss, every_n_updates=5),
+        "rate": partial(LearningRate, every_n_updates=5),
+        "accuracy": partial(Accuracy, dataset_key="test", every_n_updates=20),
+    }
+    lines = lines_of(new_run, callbacks, max_updates=50)
+    number = r"\d[\d.]*"
+    assert len(lines) == 3
+    for line, epoch, update in zip(lines, (1, 2, 2), (20, 40, 50), strict=True):
+        left = "" if update == 50 else r"  0:\d\d:\d\d left"
+        metrics = f"loss/train {number}  accuracy/test {number}"
+        assert re.fullmatch(f"epoch {epoch}  update {update}/50  {number} updates/s{left}  {metrics}", line), line
+
+
+def test_an_evaluation_at_the_last_update_needs_no_second_line(new_run):
+    lines = lines_of(new_run, {"accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=1)}, max_epochs=2)
+    assert [line.split("  ")[:2] for line in lines] == [["epoch 1", "update 20/40"], ["epoch 2", "update 40/40"]]
+
+
+def test_there_are_lines_in_between_when_time_has_passed(new_run):
+    lines = lines_of(new_run, {}, seconds=ALWAYS, max_updates=4)
+    assert [line.split("  ")[1] for line in lines] == ["update 1/4", "update 2/4", "update 3/4", "update 4/4"]
+
+
+def test_a_resumed_run_counts_on(new_run):
+    lines_of(new_run, {}, stop_at=7, max_updates=10)
+    lines = lines_of(new_run, {}, seconds=ALWAYS, max_updates=10)
+    assert [line.split("  ")[1] for line in lines] == ["update 8/10", "update 9/10", "update 10/10"]
+
+
+def test_an_evaluation_alone_has_its_values_shown(new_run):
+    callbacks = {"accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=1)}
+    lines = lines_of(new_run, callbacks, go=lambda run: evaluate(run.run), max_updates=10)
+    assert len(lines) == 1
+    assert re.fullmatch(r"epoch 0  update 0/10  accuracy/test 0\.\d+", lines[0])
+
+
+def test_a_terminal_shows_a_bar_and_the_log_above_it(new_run):
+    target = console(is_terminal=True)
+    callbacks = {
+        "progress": partial(Progress, refresh_seconds=ALWAYS),
+        "accuracy": partial(Accuracy, dataset_key="test", every_n_updates=10),
+        "remarks": Remarks,
+    }
+    with setup_logging(None, target):
+        new_run(callbacks, max_epochs=1).train()
+    output = target.file.getvalue()
+    assert output.count(HIDE_CURSOR) == output.count(SHOW_CURSOR) == 1
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+    assert all(f"update {n}/20" in plain for n in range(21))
+    assert "a remark\nepoch 1  update 20/20" in plain
+    assert re.search(r"accuracy/test 0\.\d+\s*$", plain)
+
+
+@pytest.mark.parametrize("how", ["error", "interruption"])
+def test_a_bar_is_closed_however_the_run_ends(new_run, how):
+    target = console(is_terminal=True)
+    callbacks = {"progress": Progress, **({"fails": Fails} if how == "error" else {})}
+    with setup_logging(None, target):
+        run = new_run(callbacks, stop_at=4, max_updates=10)
+        if how == "error":
+            with pytest.raises(RuntimeError, match="the third update"):
+                run.train()
+        else:
+            assert run.train().run.counter.update == 4
+    output = target.file.getvalue()
+    assert output.count(HIDE_CURSOR) == output.count(SHOW_CURSOR) == 1
+
+
+def test_without_a_log_on_a_console_it_still_runs(new_run, caplog):
+    with caplog.at_level(logging.INFO, "ksuit_runner"):
+        new_run({"progress": Progress}, max_updates=2).train()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("epoch 0  update 2/2")
+
+
+@pytest.mark.parametrize("name", ["every_n_seconds", "refresh_seconds"])
+def test_times_have_to_be_positive(new_run, name):
+    with pytest.raises(ConfigError, match=name):
+        new_run({"progress": partial(Progress, **{name: 0})})

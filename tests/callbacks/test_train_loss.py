@@ -1,0 +1,68 @@
+from functools import partial
+
+import pytest
+import torch
+
+from callbacks.train_loss import TrainLoss
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.trainer import SgdTrainer
+
+
+class Recorder(CallbackBase):
+    """Keeps update, number of samples and losses of every accumulation step."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = []
+
+    def _track_after_accumulation_step(self, update_counter, batch, losses, outputs):
+        self.steps.append((update_counter.update, len(batch[0]), {name: loss.item() for name, loss in losses.items()}))
+
+    def mean(self, updates, name="total"):
+        chosen = [(size, losses[name]) for update, size, losses in self.steps if update in updates]
+        return sum(size * loss for size, loss in chosen) / sum(size for size, _ in chosen)
+
+
+class HalfPrecision(SgdTrainer):
+    """Returns losses in a type that cannot count, and a second one."""
+
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, model)
+        return {"total": losses["total"].bfloat16(), "size": outputs.detach().square().mean()}, outputs
+
+
+# 1438 samples in batches of 72: the 20th of an epoch has 70. In three parts they have 23, 23 and 24 samples.
+@pytest.mark.parametrize("parts", [1, 3])
+def test_every_sample_since_the_last_log_counts_the_same(new_run, parts):
+    callbacks = {"loss": partial(TrainLoss, every_n_updates=8), "recorder": Recorder}
+    run = new_run(callbacks, accumulation_steps=parts, max_updates=30).train()
+    assert len(run["recorder"].steps) == 30 * parts
+    assert run.metrics() == {"loss/train"}
+    wanted = {end: run["recorder"].mean(range(end - 8, end)) for end in (8, 16, 24)}
+    assert run.metric("loss/train") == pytest.approx(wanted, rel=1e-5)
+
+
+def test_other_losses_have_names_and_sums_keep_their_digits(new_run):
+    callbacks = {"loss": partial(TrainLoss, every_n_epochs=1), "recorder": Recorder}
+    run = new_run(callbacks, trainer_class=HalfPrecision, max_epochs=1).train()
+    assert run.metrics() == {"loss/train", "loss_size/train"}
+    assert run.metric("loss/train")[20] == pytest.approx(run["recorder"].mean(range(20)), rel=1e-5)
+    assert run.metric("loss_size/train")[20] == pytest.approx(run["recorder"].mean(range(20), "size"), rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_at", [13, 14, 28])
+def test_a_resumed_run_logs_the_same_values(new_run, stop_at):
+    callbacks = {"loss": partial(TrainLoss, every_n_updates=7)}
+    whole = new_run(callbacks, run_id="whole").train()
+    new_run(callbacks, run_id="cut", stop_at=stop_at).train()
+    resumed = new_run(callbacks, run_id="cut").train()
+    assert list(whole.metric("loss/train")) == list(range(7, 60, 7))
+    assert whole.metric("loss/train") == resumed.metric("loss/train")
+    assert whole["loss"].state_dict() == resumed["loss"].state_dict()
+    assert whole["loss"].state_dict()["count"] == 3 * 72 + 70
+
+
+def test_logging_changes_nothing_about_training(new_run):
+    plain = new_run({}, run_id="plain").train()
+    logged = new_run({"loss": partial(TrainLoss, every_n_updates=3)}, run_id="logged").train()
+    assert torch.equal(plain.model.module.layer.weight, logged.model.module.layer.weight)

@@ -1,0 +1,96 @@
+"""Runs the command line as a user does, in processes of its own, and reads what it leaves."""
+
+import hashlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ksuit_runner.journal import Journal
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = ("model=linear", "trainer.max_epochs=4")
+TIMINGS = {"samples_per_second", "updates_per_second", "data_wait_fraction", "peak_memory_gb"}
+
+
+def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:
+    process = start(output_dir, *arguments, cwd=cwd)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def run_dirs(output_dir: Path) -> list[Path]:
+    return sorted((output_dir / "runs").iterdir(), key=lambda path: path.stat().st_ctime)
+
+
+def run_dir(output_dir: Path) -> Path:
+    (only,) = run_dirs(output_dir)
+    return only
+
+
+def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: int = signal.SIGKILL) -> str:
+    """Send a signal as soon as the run has logged an update at or after the given one."""
+    deadline = time.monotonic() + 120
+    while last_step(output_dir) < update:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[0]
+
+
+def last_step(output_dir: Path) -> int:
+    steps = [step for path in output_dir.glob("runs/*/metrics.jsonl") for step, *_ in [tail(path)]]
+    return max(steps, default=-1)
+
+
+def tail(path: Path) -> tuple[int]:
+    lines = path.read_bytes().splitlines()
+    whole = [line for line in lines if line.endswith(b"}}")]
+    return (int(whole[-1].split(b'"s":')[1].split(b",")[0]) if whole else -1,)
+
+
+def journal(directory: Path) -> dict[tuple[str, int], float | None]:
+    """Return all points, times left out; no point may be there twice."""
+    file = Journal(directory / "metrics.jsonl")
+    points = [point for points, _ in file.read() for point in points]
+    file.close()
+    found = {(point.key, point.step): None if point.key in TIMINGS else point.value for point in points}
+    assert len(found) == len(points)
+    return found
+
+
+def mlflow_points(output_dir: Path) -> dict[tuple[str, int], float | None]:
+    rows = query(output_dir, "select key, step, value from metrics")
+    found = {(key, step): None if key in TIMINGS else value for key, step, value in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def query(output_dir: Path, sql: str) -> list[tuple]:
+    connection = sqlite3.connect(output_dir / "mlflow.db")
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def checkpoint_bytes(directory: Path) -> dict[str, str]:
+    """Return a hash of every file of every checkpoint; manifests name the config, which may have another folder."""
+    files = (directory / "artifacts" / "checkpoints").glob("E*/*")
+    return {
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != "manifest.json"
+    }

@@ -1,0 +1,127 @@
+"""Resume, fork and evaluate by run id, prefix, name or `last`."""
+
+import json
+import time
+
+import pytest
+from command import SMALL, checkpoint_bytes, journal, ksuit, query, run_dir, run_dirs, start, stop_at
+
+QUICK = (*SMALL, "tracker=noop", "callbacks=[ema,accuracy]")
+
+
+@pytest.fixture
+def finished(tmp_path):
+    ksuit(tmp_path, *QUICK, "name=first")
+    return tmp_path
+
+
+def test_finished_run_says_so_by_whatever_name(finished):
+    run_id = run_dir(finished).name
+    before = checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))
+    for query_ in (run_id, run_id[:6], "first", "last"):
+        assert "nothing is left to do" in ksuit(finished, f"resume={query_}")
+    assert (checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))) == before
+
+
+def test_longer_training_is_the_run_that_was_longer_from_the_start(tmp_path):
+    # With a constant learning rate nothing but the end depends on the length.
+    constant = (*QUICK, "schedule=constant", "schedule.warmup=5")
+    ksuit(tmp_path / "a", *constant)
+    ksuit(tmp_path / "a", "resume=last", "trainer.max_epochs=6")
+    ksuit(tmp_path / "b", *constant, "trainer.max_epochs=6")
+    name = "E6_U132_S8448/model.safetensors"
+    assert checkpoint_bytes(run_dir(tmp_path / "a"))[name] == checkpoint_bytes(run_dir(tmp_path / "b"))[name]
+    assert journal(run_dir(tmp_path / "a")) == journal(run_dir(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=1e-5", "data.batch_size=32", "model=mlp", "seed=1"])
+def test_what_would_rewrite_the_past_is_refused(finished, override):
+    before = journal(run_dir(finished))
+    output = ksuit(finished, "resume=last", override, status=2)
+    assert override.split("=")[0] in output and "fork=" in output
+    assert journal(run_dir(finished)) == before
+
+
+def test_callbacks_may_change_where_it_is_allowed(finished):
+    output = ksuit(finished, "resume=last", "callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=5", status=2)
+    assert "ema" in output and "best_checkpoint" in output and "resume_strict=false" in output
+    arguments = ("callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=5", "resume_strict=false")
+    ksuit(finished, "resume=last", *arguments)
+    assert ("accuracy/test", 110) in journal(run_dir(finished))
+
+
+def test_fork_carries_the_history_and_can_be_resumed(finished):
+    parent = run_dir(finished)
+    before = checkpoint_bytes(parent), journal(parent)
+    ksuit(finished, "fork=first", "optimizer.lr=1e-5", "trainer.max_epochs=6", "name=second")
+    child = next(path for path in run_dirs(finished) if path != parent)
+    points = journal(child)
+    assert {item for item in before[1].items() if item[0][0] not in ("parameter_count",)} <= set(points.items())
+    assert points["learning_rate", 130] < 1e-5
+    launch = json.loads((child / "artifacts" / "launch.json").read_text())
+    assert (launch["mode"], launch["origin"]) == ("fork", parent.name)
+    ksuit(finished, "resume=second", "trainer.max_epochs=7")
+    assert ("accuracy/test", 154) in journal(child)
+    assert (checkpoint_bytes(parent), journal(parent)) == before
+
+
+def test_evaluation_gives_what_the_run_measured(finished):
+    parent = run_dir(finished)
+    ksuit(finished, "evaluate=first", "callbacks=[accuracy,ema]")
+    child = next(path for path in run_dirs(finished) if path != parent)
+    key = ("accuracy/test", 88)
+    assert journal(child) == {
+        point: value for point, value in journal(parent).items() if point[0].startswith("acc") and point[1] == 88
+    }
+    assert key in journal(child)
+    assert "is an evaluation of" in ksuit(finished, f"resume={child.name}", status=2)
+    assert "nothing is left to do" in ksuit(finished, "resume=last")
+
+
+def test_run_that_is_alive_is_not_resumed_twice(tmp_path):
+    process = start(tmp_path, *QUICK, "trainer.max_epochs=2000")
+    try:
+        while not list(tmp_path.glob("runs/*/metrics.jsonl")) or not list(
+            tmp_path.glob("runs/*/artifacts/config.yaml")
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        output = ksuit(tmp_path, "resume=last", status=2)
+        assert f"pid {process.pid}" in output and "still running" in output
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_failing_run_says_why_and_how_to_go_on(tmp_path):
+    project = tmp_path / "project"
+    (project / "callbacks").mkdir(parents=True)
+    (project / "callbacks" / "faulty.py").write_text(
+        "from ksuit_runner.callback_base import CallbackBase\n\n\n"
+        "class Faulty(CallbackBase):\n"
+        "    def _after_update(self, update_counter):\n"
+        "        if update_counter.update == 30:\n"
+        "            raise RuntimeError('a fault of mine')\n"
+    )
+    output = ksuit(
+        tmp_path / "outputs", *SMALL, "callbacks=[accuracy]", "+callbacks.x._target_=callbacks.faulty.Faulty",
+        status=1, cwd=project,
+    )  # fmt: skip
+    assert "RuntimeError: a fault of mine" in output
+    assert output.splitlines()[-1].endswith(f"resume={run_dir(tmp_path / 'outputs').name}")
+    assert query(tmp_path / "outputs", "select status from runs") == [("FAILED",)]
+
+
+def test_stopped_early_is_finished(tmp_path):
+    arguments = (
+        "callbacks=[accuracy,early_stop]",
+        "callbacks.early_stop.patience=2",
+        "callbacks.early_stop.min_delta=0.9",
+    )
+    output = ksuit(tmp_path, *SMALL, "tracker=noop", *arguments)
+    assert "training stops at update 66" in output
+    assert "nothing is left to do" in ksuit(tmp_path, "resume=last")
+    killed = tmp_path / "killed"
+    stop_at(start(killed, *SMALL, "tracker=noop", *arguments), killed, 30)
+    ksuit(killed, "resume=last")
+    assert journal(run_dir(killed)) == journal(next(path for path in run_dirs(tmp_path)))

@@ -1,0 +1,159 @@
+import logging
+import math
+from math import inf, nan
+
+import pytest
+import torch
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.journal import Journal
+from ksuit_runner.log_writer import LogWriter, Summary
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.tracker.mlflow_client import check_key
+
+
+class Log:
+    """A writer with the journal that it fills and the counter that it looks at."""
+
+    def __init__(self, path, is_logged=lambda key, step: False):
+        self.counter = UpdateCounter(100, 1, max_epochs=1)
+        self.journal = Journal(path)
+        self.writer = LogWriter(self.journal, self.counter, MetricPropertyProvider(), check_key, is_logged)
+
+    def add(self, update, source="a", **metrics):
+        self.counter.update, self.writer.source = update, source
+        for key, value in metrics.items():
+            self.writer.add_scalar(key, value)
+
+    def points(self):
+        return [(point.key, point.step, point.value) for points, _ in self.journal.read() for point in points]
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = Log(tmp_path / "metrics.jsonl")
+    yield log
+    log.journal.close()
+
+
+def test_points_are_written_at_the_flush_with_the_update_as_step(log):
+    log.add(3, loss=0.5, accuracy=1)
+    assert log.points() == []
+    assert log.writer.flush() == {"loss": 0.5, "accuracy": 1.0}
+    log.add(4, loss=0.25)
+    log.writer.flush()
+    assert log.writer.flush() == {}
+    assert log.points() == [("loss", 3, 0.5), ("accuracy", 3, 1.0), ("loss", 4, 0.25)]
+
+
+def test_a_tensor_is_read_at_the_flush_and_not_before(log):
+    """A tensor on the meta device has no value to read: only the flush may fail on it."""
+    log.add(1, loss=torch.ones((), device="meta"))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        log.writer.flush()
+
+
+def test_a_callback_may_go_on_with_its_tensor(log):
+    total = torch.tensor([2.0], requires_grad=True)
+    log.add(1, loss=total)
+    with torch.no_grad():
+        total.zero_()
+    assert log.writer.flush() == {"loss": 2.0}
+
+
+def test_numbers_of_all_kinds_keep_their_value_and_order(log):
+    values = {"a": torch.tensor(2**40 + 1), "b": 0.1, "c": torch.tensor(True), "d": torch.tensor(0.1), "e": 7}
+    log.add(1, **values)
+    flushed = log.writer.flush()
+    assert list(flushed.items()) == [("a", 2.0**40 + 1), ("b", 0.1), ("c", 1.0), ("d", values["d"].item()), ("e", 7.0)]
+    assert all(type(value) is float for value in flushed.values())
+
+
+def test_a_tensor_with_several_elements_is_refused_at_once(log):
+    log.add(1, source="mine")
+    with pytest.raises(KsuitError, match=r"callbacks.mine: 'loss' .* shape \(2,\)"):
+        log.writer.add_scalar("loss", torch.zeros(2))
+
+
+@pytest.mark.parametrize("is_flushed", [False, True])
+def test_a_key_logged_twice_names_both_callbacks(log, is_flushed):
+    log.add(5, source="loss", **{"loss/test": 1.0})
+    if is_flushed:
+        log.writer.flush()
+    with pytest.raises(KsuitError, match="callbacks.mine: 'loss/test' is logged twice at update 5, .*callbacks.loss"):
+        log.add(5, source="mine", **{"loss/test": 1.0})
+
+
+def test_a_key_may_come_again_at_the_next_update(log):
+    for update in (5, 6):
+        log.add(update, loss=1.0)
+        log.writer.flush()
+    assert len(log.points()) == 2
+
+
+def test_a_key_that_the_tracker_refuses_is_refused_at_once(log):
+    with pytest.raises(ConfigError, match="metric 'a@b'"):
+        log.add(1, **{"a@b": 1.0})
+
+
+def test_points_that_are_known_are_not_written_again(tmp_path):
+    known = {("loss", 1), ("loss", 2)}
+    log = Log(tmp_path / "metrics.jsonl", lambda key, step: (key, step) in known)
+    for update in (1, 2, 3):
+        log.add(update, loss=1.0, accuracy=0.5)
+        assert log.writer.flush() == {"loss": 1.0, "accuracy": 0.5}
+    assert log.points() == [("accuracy", 1, 0.5), ("accuracy", 2, 0.5), ("loss", 3, 1.0), ("accuracy", 3, 0.5)]
+    log.journal.close()
+
+
+def test_what_is_discarded_is_not_written_and_may_be_logged_again(log):
+    log.add(0, size=1.0)
+    log.writer.discard()
+    assert log.writer.flush() == {} and log.points() == []
+    log.add(0, size=1.0)
+    assert log.writer.flush() == {"size": 1.0}
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_values_that_are_no_numbers_are_written(log, value):
+    log.add(1, loss=value, other=torch.tensor(value))
+    log.writer.flush()
+    written = [point[2] for point in log.points()]
+    assert [math.isnan(item) if math.isnan(value) else item == value for item in written] == [True, True]
+
+
+def test_the_summary_holds_the_last_and_the_best_value(log):
+    for update, (loss, accuracy) in enumerate([(nan, 0.1), (0.5, 0.9), (0.25, 0.2), (0.75, nan)], start=1):
+        log.add(update, loss=loss, accuracy=accuracy, rate=loss)
+        log.writer.flush()
+    summary = log.writer.summary
+    assert summary["loss"] == Summary("lower", 0.75, 4, 0.25, 3)
+    assert (summary["accuracy"].best, summary["accuracy"].best_step) == (0.9, 2)
+    assert (summary["rate"].last, summary["rate"].best) == (0.75, None)
+
+
+def test_the_summary_is_rebuilt_from_what_was_recorded(log):
+    for update, loss in enumerate([0.5, 0.25, 0.75], start=1):
+        log.add(update, loss=loss)
+        log.writer.flush()
+    other = LogWriter(log.journal, log.counter, MetricPropertyProvider(), check_key, lambda key, step: False)
+    other.summarize(point for points, _ in log.journal.read() for point in points)
+    assert other.summary == log.writer.summary
+
+
+def test_a_metric_is_also_a_line_of_the_callbacks_logger(log, caplog):
+    caplog.set_level(logging.INFO)
+    logger = logging.getLogger("callbacks.mine")
+    log.writer.add_scalar("accuracy", torch.tensor(0.98765), logger, ".2f")
+    log.writer.add_scalar("loss", 0.123456, logger)
+    assert caplog.messages == []
+    log.writer.flush()
+    assert caplog.messages == ["accuracy: 0.99", "loss: 0.1235"]
+
+
+def test_what_was_flushed_is_on_the_disk_after_a_sync(log):
+    log.add(1, loss=0.5)
+    log.writer.flush()
+    log.writer.sync()
+    assert '"loss":0.5' in log.journal.path.read_text()

@@ -1,0 +1,78 @@
+"""Each mistake ends with exit status 2 and a few lines that name the place and the nearest valid name."""
+
+import subprocess
+import sys
+
+import pytest
+from command import REPOSITORY, ksuit
+
+MISTAKES = {
+    "group": (["modle=cnn"], ["modle", "'model'"]),
+    "choice": (["model=ccn"], ["model", "'cnn'", "gpt"]),
+    "callback choice": (["callbacks=[emma]"], ["callbacks", "'ema'", "accuracy"]),
+    "override": (["optimizer.lrr=1"], ["optimizer", "'lr'"]),
+    "argument of a callback": (["+callbacks.ema.decay=[0.9]"], ["callbacks.ema.decay", "'decays'"]),
+    "missing argument": (["~callbacks.accuracy.dataset_key"], ["callbacks.accuracy.dataset_key"]),
+    "_target": (["+callbacks.x._target=callbacks.ema.Ema"], ["callbacks.x", "'_target_'"]),
+    "class": (["+callbacks.x._target_=callbacks.ema.Emma"], ["callbacks.x._target_", "'Ema'"]),
+    "module": (["+callbacks.x._target_=callbacks.emma.Ema"], ["callbacks.x._target_", "'ema'"]),
+    "package": (["model._target_=kusit_runner.models.mlp.Mlp"], ["model._target_", "kusit_runner"]),
+    "no callback": (["+callbacks.x._target_=torch.nn.Linear"], ["callbacks.x._target_", "CallbackBase"]),
+    "function": (["+callbacks.x._target_=os.system"], ["callbacks.x._target_", "function"]),
+    "type": (["optimizer.lr=abc"], ["optimizer.lr", "float", "'abc'"]),
+    "type of a callback's argument": (["callbacks.ema.decays=abc"], ["callbacks.ema.decays", "'abc'"]),
+    "seed": (["seed=one"], ["seed", "int", "'one'"]),
+    "interval of 0": (["callbacks.accuracy.every_n_epochs=0"], ["callbacks.accuracy", "at least 1"]),
+    "two intervals": (["+callbacks.accuracy.every_n_updates=3"], ["callbacks.accuracy", "every_n_epochs and"]),
+    "no interval": (["callbacks.accuracy.every_n_epochs=null"], ["callbacks.accuracy", "none"]),
+    "dataset": (["callbacks.accuracy.dataset_key=tset"], ["callbacks.accuracy.dataset_key", "'test'", "train"]),
+    "metric to watch": (["callbacks.best_checkpoint.metric_key=acuracy/test"], ["metric_key", "'accuracy/test'"]),
+    "early stop": (
+        ["callbacks=[accuracy,early_stop]", "callbacks.early_stop.metric_key=loss/tset"],
+        ["callbacks.early_stop.metric_key", "loss/t"],
+    ),
+    "objective": (["objective=accuracy/tst"], ["objective", "'accuracy/test'"]),
+    "interpolation": (["name=${optimiser.lr}"], ["name", "optimiser"]),
+    "unknown run": (["resume=abcdef"], ["resume=abcdef"]),
+    "no run": (["fork=last"], ["fork=last"]),
+    "two origins": (["resume=last", "fork=last"], ["resume", "fork"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_explained_and_leaves_nothing(tmp_path, mistake):
+    overrides, words = MISTAKES[mistake]
+    outputs = tmp_path / "outputs"
+    output = ksuit(outputs, *overrides, status=2)
+    lines = output.splitlines()
+    assert lines[0].startswith("error: ")
+    assert len(lines) <= 6
+    assert all(word in output for word in words), output
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("overrides", [["callbacks=[emma]"], ["optimizer.lr=abc"], ["resume=abcdef"], ["--help"]])
+def test_answers_without_torch_and_mlflow(tmp_path, overrides):
+    program = (
+        "import sys\n"
+        f"sys.argv = ['ksuit_runner', 'output_dir={tmp_path}/outputs', *{overrides!r}]\n"
+        "from ksuit_runner.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('imported:', sorted({'torch', 'mlflow', 'numpy'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.stdout.splitlines()[-1] == "imported: []", result.stdout + result.stderr
+
+
+def test_ambiguous_run_lists_those_that_fit(tmp_path):
+    for run_id in ("abcdef01", "abcdef02"):
+        (tmp_path / "runs" / run_id).mkdir(parents=True)
+    output = ksuit(tmp_path, "resume=abcdef", status=2)
+    assert "abcdef01" in output and "abcdef02" in output
+
+
+def test_mistake_in_a_project_of_ones_own_names_its_choices(tmp_path):
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text("mine:\n  _target_: callbacks.ema.Ema\n")
+    output = ksuit(tmp_path / "outputs", "callbacks=[mnie]", status=2, cwd=tmp_path)
+    assert "'mine'" in output

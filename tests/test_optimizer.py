@@ -1,0 +1,167 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adafactor, AdamW
+
+from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+
+CPU = torch.device("cpu")
+ADAMW = partial(AdamW, lr=0.1, weight_decay=0.5)
+NO_DECAY = {"no_decay": {"match": ["*bias", "*norm*"], "weight_decay": 0.0}}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(2, 3)
+        self.norm = nn.LayerNorm(3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.body(x)))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def step(model, optimizer, updates=1):
+    for update in range(updates):
+        inputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(update))
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def options(optimizer, key):
+    return {name: group[key] for group in optimizer.param_groups for name in group["param_names"]}
+
+
+def test_rules_set_options_by_name():
+    optimizer = build_optimizer(ADAMW, net(), NO_DECAY, CPU)
+    assert options(optimizer, "weight_decay") == {
+        "body.weight": 0.5, "body.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0, "head.weight": 0.5, "head.bias": 0.0,
+    }  # fmt: skip
+    assert {group["name"] for group in optimizer.param_groups} == {"default", "no_decay"}
+
+
+def test_rules_combine_and_the_last_one_wins():
+    rules = {
+        **NO_DECAY,
+        "head": {"match": ["head.*"], "lr_factor": 0.1},
+        "all": {"match": ["*.weight"], "weight_decay": 0.25},
+    }
+    optimizer = build_optimizer(ADAMW, net(), rules, CPU)
+    rates, decays = options(optimizer, "lr"), options(optimizer, "weight_decay")
+    assert rates["head.weight"] == rates["head.bias"] == pytest.approx(0.01)
+    assert rates["body.weight"] == rates["norm.bias"] == 0.1
+    assert decays["norm.weight"] == decays["head.weight"] == 0.25
+    assert decays["head.bias"] == 0.0
+    assert all("lr_factor" not in group for group in optimizer.param_groups)
+
+
+def test_a_factor_applies_to_the_rules_own_rate():
+    rules = {"head": {"match": ["head.*"], "lr": 1.0, "lr_factor": 0.5}}
+    assert options(build_optimizer(ADAMW, net(), rules, CPU), "lr")["head.bias"] == 0.5
+
+
+def test_frozen_parameters_are_left_out():
+    model = net()
+    model.body.requires_grad_(False)
+    assert "body.weight" not in options(build_optimizer(ADAMW, model, {}, CPU), "lr")
+    with pytest.raises(ConfigError, match="no parameter to train"):
+        build_optimizer(ADAMW, model.requires_grad_(False), {}, CPU)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"matches": ["*"], "weight_decay": 0.0}, r"parameter_rules.mine.match: a list .*Did you mean 'matches'"),
+        ({"match": "*bias"}, r"parameter_rules.mine.match: a list"),
+        ({"match": ["*"], "weight_decya": 0.0}, r"parameter_rules.mine.weight_decya: .*Did you mean 'weight_decay'"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(ADAMW, net(), {"mine": spec}, CPU)
+
+
+@pytest.mark.parametrize("cls", [AdamW, SGD])
+def test_kernels_are_fused_where_there_are_some(cls):
+    optimizer = build_optimizer(partial(cls, lr=0.1), net(), NO_DECAY, CPU)
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+
+
+def test_kernels_that_were_chosen_are_kept():
+    optimizer = build_optimizer(partial(AdamW, foreach=True), net(), {}, CPU)
+    assert optimizer.param_groups[0]["foreach"] and not optimizer.param_groups[0]["fused"]
+
+
+def test_an_optimizer_without_fused_kernels_works():
+    model = net()
+    optimizer = build_optimizer(partial(Adafactor, lr=0.1), model, NO_DECAY, CPU)
+    step(model, optimizer)
+    assert "fused" not in optimizer.param_groups[0]
+
+
+def test_parameters_without_fused_kernels_fall_back():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    optimizer = build_optimizer(ADAMW, model, {}, CPU)
+    assert not optimizer.param_groups[0]["fused"]
+    model.weight.abs().sum().backward()
+    optimizer.step()
+    assert (model.weight.detach().abs() < 1).all()
+
+
+def test_the_state_survives_other_groups_in_another_order(bits):
+    """Taking the state up under other rules must go on exactly as the first optimizer does, parameter by parameter."""
+    models, rules = [net(), net()], [{}, {"first": {"match": ["head.*"]}, "second": {"match": ["body.bias"]}}]
+    first, second = (build_optimizer(ADAMW, model, rule, CPU) for model, rule in zip(models, rules, strict=True))
+    step(models[0], first, 3)
+    models[1].load_state_dict(models[0].state_dict())
+    state = optimizer_state(first)
+    load_optimizer_state(second, bits_free_copy(state))
+    assert bits(optimizer_state(second)["parameters"]) == bits(state["parameters"])
+    step(models[0], first, 2)
+    step(models[1], second, 2)
+    assert bits(models[1].state_dict()) == bits(models[0].state_dict())
+
+
+def bits_free_copy(state):
+    """Copy a state as a checkpoint does, so that the two optimizers share no tensor."""
+    parameters = {
+        name: {key: value.clone() for key, value in values.items()} for name, values in state["parameters"].items()
+    }
+    return {"parameters": parameters, "groups": {name: dict(group) for name, group in state["groups"].items()}}
+
+
+def test_options_are_taken_up_by_group_name_unless_they_are_others():
+    first, second, third = (build_optimizer(partial(AdamW, lr=rate), net(), NO_DECAY, CPU) for rate in (0.1, 0.2, 0.3))
+    load_optimizer_state(second, optimizer_state(first))
+    load_optimizer_state(third, optimizer_state(first), with_options=False)
+    assert {*options(second, "lr").values()} == {0.1}
+    assert {*options(third, "lr").values()} == {0.3}
+
+
+def test_kernels_may_change_between_checkpoint_and_resume():
+    first, second = (
+        build_optimizer(ADAMW, net(), {}, CPU),
+        build_optimizer(partial(ADAMW, foreach=True), net(), {}, CPU),
+    )
+    load_optimizer_state(second, optimizer_state(first))
+    assert second.param_groups[0]["foreach"] and not second.param_groups[0]["fused"]
+
+
+def test_a_state_of_another_model_is_refused():
+    model = net()
+    optimizer = build_optimizer(ADAMW, model, {}, CPU)
+    step(model, optimizer)
+    state = optimizer_state(optimizer)
+    state["parameters"]["heat.weight"] = state["parameters"].pop("head.weight")
+    with pytest.raises(CheckpointError, match=r"'heat.weight', which is not there. Did you mean 'head.weight'"):
+        load_optimizer_state(optimizer, state)

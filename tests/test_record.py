@@ -1,0 +1,59 @@
+"""What is stored about a run, in MLflow and in its folder."""
+
+import json
+
+import pytest
+import yaml
+from command import ksuit, query, run_dir
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("record")
+    (path / "printed.txt").write_text(ksuit(path, "name=recorded", "seed=3"))
+    return path
+
+
+def test_default_run_learns_digits_with_live_and_averaged_weights(output_dir):
+    best = dict(query(output_dir, "select key, max(value) from metrics group by key"))
+    assert best["accuracy/test"] >= 0.96
+    assert best["accuracy/test/ema"] >= 0.96
+
+
+def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
+    assert query(output_dir, "select name, status from runs") == [("recorded", "FINISHED")]
+    params = dict(query(output_dir, "select key, value from params"))
+    assert params["optimizer.lr"] == "0.003"
+    assert params["callbacks.ema.decays"] == "[0.99]"
+    datasets = dict(query(output_dir, "select name, dataset_profile from datasets"))
+    assert datasets.keys() == {"train", "test"}
+    assert json.loads(datasets["train"])["num_rows"] == 1438
+    tags = dict(query(output_dir, "select key, value from tags"))
+    assert "seed=3" in tags["ksuit.command"]
+
+
+def test_folder_has_config_command_environment_and_the_artifacts_of_mlflow(output_dir):
+    artifacts = run_dir(output_dir) / "artifacts"
+    assert query(output_dir, "select artifact_uri from runs") == [(str(artifacts),)]
+    config = yaml.safe_load((artifacts / "config.yaml").read_text())
+    assert config["seed"] == 3
+    assert "${" not in (artifacts / "config.yaml").read_text()
+    launch = json.loads((artifacts / "launch.json").read_text())
+    assert launch["overrides"] == [f"output_dir={output_dir}", "name=recorded", "seed=3"]
+    environment = json.loads((artifacts / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    latest = (artifacts / "checkpoints" / "latest").read_text().strip()
+    assert (artifacts / "checkpoints" / latest / "model.safetensors").is_file()
+    tags = json.loads((artifacts / "checkpoints" / "tags.json").read_text())
+    assert (artifacts / "checkpoints" / tags["best"]).is_dir()
+
+
+def test_person_sees_id_folder_metrics_and_how_to_resume(output_dir):
+    lines = (output_dir / "printed.txt").read_text().splitlines()
+    run_id = run_dir(output_dir).name
+    assert any(run_id in line for line in lines[:3])
+    assert any(line.startswith("accuracy/test/ema") and "↑" in line for line in lines)
+    assert any(line.startswith("loss/test ") and "↓" in line for line in lines)
+    assert lines[-1].endswith(f"python -m ksuit_runner resume={run_id}")
+    assert not any("\x1b" in line for line in lines)
+    assert "update 440/440" in (run_dir(output_dir) / "run.log").read_text()

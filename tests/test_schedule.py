@@ -1,0 +1,133 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import SGD, lr_scheduler
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.schedule import constant, cosine, from_torch, linear
+
+
+def make(schedule, total=10, rate=1.0, **arguments):
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    return optimizer, schedule(optimizer, total, **arguments)
+
+
+def rates(schedule, total=10, **arguments):
+    """Return the learning rate of each update, and the one after the last."""
+    optimizer, scheduler = make(schedule, total, **arguments)
+    found = []
+    for _ in range(total + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+ALL = pytest.mark.parametrize("schedule", [constant, linear, cosine, partial(from_torch, scheduler="ConstantLR")])
+
+
+@pytest.mark.parametrize("schedule", [constant, linear, cosine])
+@pytest.mark.parametrize("warmup", [4, 0.4])
+def test_the_warm_up_goes_up_along_a_line(schedule, warmup):
+    found = rates(schedule, warmup=warmup, rate=2.0)
+    assert found[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert max(found) == 2.0
+
+
+def test_constant():
+    assert rates(constant) == [1.0] * 11
+
+
+def test_linear():
+    assert rates(linear, end_factor=0.5) == pytest.approx([1 - 0.05 * update for update in range(11)])
+    assert rates(linear)[-1] == 0
+
+
+def test_cosine():
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * update / 10)) / 2 for update in range(11)]
+    assert rates(cosine, end_factor=0.1) == pytest.approx(expected)
+    assert rates(cosine, warmup=2)[6] == pytest.approx(0.5)
+
+
+def test_cosine_is_that_of_torch():
+    own = rates(cosine)
+    torchs = rates(partial(from_torch, scheduler="CosineAnnealingLR", arguments={"T_max": "total_updates"}))
+    assert own == pytest.approx(torchs)
+
+
+def test_a_longer_run_follows_the_curve_of_its_new_length():
+    _, short = make(linear, total=10)
+    for _ in range(5):
+        short.optimizer.step()
+        short.step()
+    optimizer, long = make(linear, total=20)
+    long.load_state_dict(short.state_dict())
+    optimizer.step()
+    long.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 - 6 / 20)
+
+
+def test_a_scheduler_of_torch_starts_after_the_warm_up():
+    schedule = partial(from_torch, scheduler="StepLR", arguments={"step_size": 3, "gamma": 0.1})
+    assert rates(schedule)[:7] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert rates(schedule, warmup=3)[:10] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_the_length_of_the_run_is_known_to_a_scheduler_of_torch():
+    arguments = {"start_factor": 1.0, "end_factor": 0.5, "total_iters": "total_updates"}
+    found = rates(from_torch, scheduler="LinearLR", arguments=arguments, warmup=2)
+    assert found[2] == pytest.approx(1.0)
+    assert found[10] == pytest.approx(0.5)
+
+
+def test_schedulers_that_do_not_end_in_lr_count_too():
+    arguments = {"T_0": 5}
+    found = rates(from_torch, scheduler="CosineAnnealingWarmRestarts", arguments=arguments)
+    assert found[5] == found[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("SetpLR", r"schedule.scheduler: torch has no 'SetpLR'. Did you mean 'StepLR'\?"),
+        ("LRScheduler", "torch has no 'LRScheduler'"),
+        ("ReduceLROnPlateau", "torch has no 'ReduceLROnPlateau'"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_used_is_refused(scheduler, message):
+    with pytest.raises(ConfigError, match=message):
+        make(from_torch, scheduler=scheduler)
+
+
+def test_a_wrong_argument_of_a_scheduler_is_named():
+    with pytest.raises(ConfigError, match=r"schedule.arguments: .*step_siz"):
+        make(from_torch, scheduler="StepLR", arguments={"step_siz": 3})
+
+
+@ALL
+def test_a_warm_up_is_not_negative(schedule):
+    with pytest.raises(ConfigError, match="schedule.warmup"):
+        make(schedule, warmup=-1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "StepLR"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_state_goes_through_a_checkpoint(tmp_path, name, warmup):
+    """What torch stores must be read back without unpickling objects, and lead to the same rates."""
+    schedule = cosine if name == "cosine" else partial(from_torch, scheduler=name, arguments={"step_size": 2})
+    optimizer, scheduler = make(schedule, warmup=warmup)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    torch.save([scheduler.state_dict(), optimizer.state_dict()], tmp_path / "state")
+    states = torch.load(tmp_path / "state", weights_only=True)
+    other_optimizer, other = make(schedule, warmup=warmup)
+    other_optimizer.load_state_dict(states[1])
+    other.load_state_dict(states[0])
+    for _ in range(4):
+        for item in (optimizer, scheduler, other_optimizer, other):
+            item.step()
+        assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert isinstance(other, lr_scheduler.LRScheduler)
