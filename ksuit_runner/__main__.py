@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.check import check_config
-from ksuit_runner.compose import CONFIG_NAME, explain, register_search_path, shipped_conf
+from ksuit_runner.compose import CONFIG_NAME, explain, refuse_lost_overrides, register_search_path, shipped_conf
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
@@ -44,6 +44,7 @@ def _main(arguments: Sequence[str]) -> int:
     multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
     sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    refuse_lost_overrides(overrides)
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
         return _run_composed(overrides)

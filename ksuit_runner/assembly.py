@@ -142,8 +142,8 @@ class Assembly:
         self.trainer.model.module.load_state_dict(checkpoint.model)
         self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
         run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
-        strict = bool(self.config.resume_strict) and origin.mode != "evaluate"
-        run.hooks.resume(checkpoint, self.trainer.model, strict)
+        may_differ = not self.config.resume_strict
+        run.hooks.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
         run.is_resumed = checkpoint.progress.update > 0
         if origin.has_new_end:
             self.trainer.counter.stopped = False

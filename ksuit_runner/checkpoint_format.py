@@ -66,8 +66,7 @@ def write_folder(
     try:
         for name, tensors in files.items():
             safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
-        with open(temporary / STATE, "wb") as file:
-            torch.save(dict(state), file)
+        _save_state(temporary / STATE, state)
         _write_manifest(temporary, folder.name, config_hash)
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
@@ -79,6 +78,16 @@ def write_folder(
         raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_state(path: Path, state: Mapping[str, Any]) -> None:
+    with open(path, "wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the disk said behind a complaint of its own
+                raise error.__context__ from None
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,7 +128,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if _fingerprint(folder / name) != expected:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 

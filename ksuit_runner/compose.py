@@ -64,6 +64,18 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         raise explain(error, overrides) from None
 
 
+def refuse_lost_overrides(overrides: Sequence[str]) -> None:
+    """Refuse ``callbacks=[a] +callbacks=b``, of which Hydra would silently drop the second.
+
+    Raises:
+        ConfigError: A group is both chosen and appended to.
+    """
+    names = [item.partition("=")[0] for item in overrides]
+    for group in groups():
+        if group in names and f"+{group}" in names:
+            raise ConfigError(f"{group}: it is given twice, as {group}= and +{group}=. Put both into one list")
+
+
 def choices(group: str) -> list[str]:
     """Return the names of all YAML files of a group, shipped and own."""
     folders = [folder / group for folder in (project_conf(), shipped_conf()) if folder is not None]

@@ -92,21 +92,24 @@ class Hooks:
         states = {name: item.state_dict() for name, item in self.callbacks.items()}
         return {name: state for name, state in states.items() if state is not None}
 
-    def resume(self, checkpoint: Checkpoint, model: ModelBase, strict: bool = True) -> None:
+    def resume(
+        self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
+    ) -> None:
         """Give every callback its state and the files of the checkpoint.
 
         Args:
             checkpoint: What the run resumes from.
             model: Model with its weights loaded.
-            strict: Whether a state without its callback, or a stateful callback without its state, is an error.
+            may_lack: Whether a stateful callback may be new, without a state in the checkpoint.
+            may_have_more: Whether the checkpoint may have states of callbacks that are not there.
 
         Raises:
-            ResumeError: With ``strict``, names do not match.
+            ResumeError: The names do not match.
         """
         stored = checkpoint.state["callbacks"]
         expected = self.state_dict()
         missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
-        if strict and (missing or unexpected):
+        if (missing and not may_lack) or (unexpected and not may_have_more):
             raise ResumeError(
                 f"callbacks: the checkpoint has no state for {missing or 'none'}, "
                 f"and one for {unexpected or 'none'} that is not there.\n"

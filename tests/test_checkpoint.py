@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ksuit_runner.checkpoint import CheckpointWriter, read_tags
 from ksuit_runner.checkpoint_format import damage, names, read_newest
@@ -58,15 +59,13 @@ def saves(tmp_path):
         ({"every_n_updates": 2, "keep_last": 3}, ["U8", "U10", "U12"]),
         ({"every_n_epochs": 1}, ["U9", "U12"]),
         ({"every_n_samples": 5, "keep_last": 99}, ["U3", "U5", "U8", "U10"]),
-        ({"every_n_updates": 1, "keep_last": 2, "keep_every": 5}, ["U5", "U10", "U12", "U13"]),
+        ({"every_n_updates": 1, "keep_last": 2, "keep_every": 5}, ["U5", "U10", "U11", "U12"]),
         ({}, []),
     ],
 )
 def test_what_is_kept(saves, options, kept):
     item = saves(**options)
-    item.go_on(13 if "keep_every" in options else 12)
-    if kept[-2:] == ["U12", "U13"]:
-        kept = ["U5", "U10", "U12", "U13"]
+    item.go_on(12)
     assert item.kept() == kept
     assert all(damage(item.paths.checkpoints_dir / name) is None for name in names(item.paths))
 
@@ -108,8 +107,6 @@ def test_tensors_of_callbacks_get_files_of_their_own(saves, bits):
     average.fill_(2)
     item.save(wait=True)
     folder = read_newest(item.paths).paths.checkpoint_dir
-    from safetensors.torch import load_file
-
     assert bits(load_file(folder / "ema.safetensors")) == bits({"w": torch.full((3,), 2.0)})
     assert list(load_file(folder / "model.safetensors")) == ["w"]
 

@@ -30,7 +30,7 @@ def flip_a_bit(path):
 
 
 def cut(path):
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size * 9 // 10)
 
 
 def test_what_was_written_is_read_back(paths, bits):
@@ -72,11 +72,13 @@ def test_damage_is_found_and_the_newest_whole_checkpoint_read(paths, caplog, nam
     write(paths, "E0_U2_S2")
     newest = write(paths, "E0_U3_S3")
     change(newest / name)
-    assert damage(newest) is not None and name in damage(newest)
+    problem = damage(newest)
+    assert problem is not None
+    assert name in problem or (name, change) == (MANIFEST, flip_a_bit)  # it says which checksum differs, not which is right
     assert str(read_newest(paths).progress) == "E0_U2_S2"
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert str(newest) in record.message and name in record.message
+    assert str(newest) in record.message and problem in record.message
 
 
 def test_every_byte_of_a_file_is_checked(paths):

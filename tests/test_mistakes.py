@@ -35,6 +35,7 @@ MISTAKES = {
     "interpolation": (["name=${optimiser.lr}"], ["name", "optimiser"]),
     "unknown run": (["resume=abcdef"], ["resume=abcdef"]),
     "no run": (["fork=last"], ["fork=last"]),
+    "lost override": (["callbacks=[ema]", "+callbacks=early_stop"], ["callbacks", "one list"]),
     "two origins": (["resume=last", "fork=last"], ["resume", "fork"]),
 }
 

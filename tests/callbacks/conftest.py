@@ -151,7 +151,7 @@ def restore(tiny: TinyRun, strict: bool) -> None:
     checkpoint = read_newest(tiny.paths)
     tiny.model.module.load_state_dict(checkpoint.model)
     tiny.run.trainer.load_state_dict(checkpoint.state["trainer"])
-    tiny.run.hooks.resume(checkpoint, tiny.model, strict)
+    tiny.run.hooks.resume(checkpoint, tiny.model, not strict, not strict)
     tiny.run.is_resumed = True
 
 

@@ -1,0 +1,55 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from ksuit_runner.interruption import SIGNALS, catch_signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_remembered_and_ends_nothing(number):
+    with catch_signals() as interruption:
+        assert interruption.signal is None
+        os.kill(os.getpid(), number)
+        assert interruption.signal == number
+
+
+def test_a_second_interrupt_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), catch_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_after_a_sigterm_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), catch_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_changes_nothing():
+    with catch_signals() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal == signal.SIGTERM
+
+
+def test_handlers_are_given_back_also_after_an_error():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), catch_signals():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        _ = 1 / 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_outside_of_the_main_thread_nothing_is_caught():
+    before, found = [signal.getsignal(number) for number in SIGNALS], []
+
+    def work():
+        with catch_signals() as interruption:
+            found.append((interruption.signal, [signal.getsignal(number) for number in SIGNALS]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]
