@@ -128,6 +128,7 @@ class Assembly:
         paths, tracker = self.record.paths, self.record.tracker
         writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=paths, tracker=tracker)
         writer.config_hash = sha256(OmegaConf.to_yaml(self.config, resolve=True).encode()).hexdigest()[:16]
+        writer.are_metrics_sent = self.record.are_metrics_sent
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:

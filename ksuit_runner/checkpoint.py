@@ -37,6 +37,8 @@ class CheckpointWriter:
     Attributes:
         path_provider: Paths of the run.
         config_hash: Hash of the run's config, stored with each checkpoint.
+        are_metrics_sent: Waits until the tracker has all metrics up to now, and tells whether it has. A checkpoint is
+            uploaded only then: who resumes from it elsewhere finds the whole history before it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CheckpointWriter:
         given = (every_n_epochs, every_n_updates, every_n_samples)
         self.path_provider = path_provider
         self.config_hash = ""
+        self.are_metrics_sent: Callable[[], bool] = lambda: True
         self._tracker = tracker
         self._interval = Interval(*given) if any(n is not None for n in given) else None
         self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
@@ -65,6 +68,8 @@ class CheckpointWriter:
         self._buffers = HostBuffers()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._writing: Future[None] | None = None
+        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
+        self._is_upload_failing = False
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
         """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
@@ -124,9 +129,10 @@ class CheckpointWriter:
             _LOGGER.error("%s; the run goes on, and the last good checkpoint stays", message)
 
     def close(self) -> None:
-        """Wait for what is being written and end the thread."""
+        """Wait for what is being written and uploaded and end the threads; in an outage, uploads are given up."""
         self.wait()
         self._thread.shutdown()
+        self._uploads.shutdown(cancel_futures=self._is_upload_failing)
 
     def _write(
         self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], tags: list[str]
@@ -143,7 +149,7 @@ class CheckpointWriter:
             raise OSError(f"read back, {problem}")
         removed = self._prune(name, all_tags)
         if not self._tracker.artifacts_are_local:
-            self._upload(name, removed)
+            self._uploads.submit(self._upload, name, removed)
 
     def _prune(self, newest: str, tags: Mapping[str, str]) -> list[str]:
         existing = names(self.path_provider)
@@ -156,11 +162,16 @@ class CheckpointWriter:
     def _upload(self, name: str, removed: list[str]) -> None:
         paths = self.path_provider
         try:
+            if not self.are_metrics_sent():
+                raise TrackerError("the metrics before it could not be sent")
             for path in (paths.checkpoints_dir / name, paths.tags, paths.latest):
-                self._tracker.upload(path, str(path.relative_to(paths.artifacts_dir)))
+                if path.exists():  # else it has been replaced meanwhile
+                    self._tracker.upload(path, str(path.relative_to(paths.artifacts_dir)))
             for old in removed:
                 self._tracker.delete_artifacts(str((paths.checkpoints_dir / old).relative_to(paths.artifacts_dir)))
-        except TrackerError as error:
+            self._is_upload_failing = False
+        except (TrackerError, OSError) as error:
+            self._is_upload_failing = True
             _LOGGER.warning("checkpoint %s is on this disk only, it could not be uploaded: %s", name, error)
 
 

@@ -118,6 +118,10 @@ class RunRecord:
             (point for point in points if point.step <= update), key=lambda point: (point.step, point.timestamp)
         )
 
+    def are_metrics_sent(self) -> bool:
+        """Wait, for a bounded time, until the tracker has all metrics up to now, and return whether it has."""
+        return self._sender.flush(self._close_timeout_s)
+
     def close(self, status: EndStatus) -> None:
         """Send what is left and set the status; a run with unsent metrics is not called finished."""
         unsent = self._sender.close(self._close_timeout_s)

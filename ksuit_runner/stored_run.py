@@ -45,7 +45,7 @@ class IndexEntry:
 def add_to_index(paths: OutputPaths, run_id: str, name: str, mode: str) -> None:
     """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs."""
     entry = IndexEntry(run_id, name, time.time(), mode)
-    line = json.dumps(asdict(entry)) + "\n"
+    line = "\n" + json.dumps(asdict(entry)) + "\n"  # a line before it that a crash has torn takes no other with it
     descriptor = os.open(paths.index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode())

@@ -74,7 +74,10 @@ def test_damage_is_found_and_the_newest_whole_checkpoint_read(paths, caplog, nam
     change(newest / name)
     problem = damage(newest)
     assert problem is not None
-    assert name in problem or (name, change) == (MANIFEST, flip_a_bit)  # it says which checksum differs, not which is right
+    assert name in problem or (name, change) == (
+        MANIFEST,
+        flip_a_bit,
+    )  # it says which checksum differs, not which is right
     assert str(read_newest(paths).progress) == "E0_U2_S2"
     (record,) = caplog.records
     assert record.levelname == "WARNING"

@@ -178,8 +178,12 @@ def test_names_that_do_not_match_are_an_error_that_lists_both(maker):
 
 def test_names_need_not_match_if_that_is_allowed(maker):
     train(maker.run({"a": (Stateful, {"value": 1}), "old": (Stateful, {"value": 2})}))
+    found = read_newest(maker.paths())
     run = maker.run({"a": (Stateful, {}), "new": (Stateful, {"value": 3})})
-    run.hooks.resume(read_newest(maker.paths()), run.trainer.model, strict=False)
+    for allowed in ({"may_lack": True}, {"may_have_more": True}):
+        with pytest.raises(ResumeError):
+            run.hooks.resume(found, run.trainer.model, **allowed)
+    run.hooks.resume(found, run.trainer.model, may_lack=True, may_have_more=True)
     a, new = run.hooks.callbacks.values()
     assert (a.value, new.value) == (1, 3)
     assert a.paths is not None and new.paths is None, "the checkpoint has no files for a callback that is new"

@@ -14,7 +14,11 @@ FIRST, SECOND, THIRD = "0123456789abcdef", "0123456fffffffff", "aaaabbbbccccdddd
 def paths(tmp_path):
     """An output folder with three runs; the last one evaluates the first."""
     paths = OutputPaths(tmp_path / "outputs")
-    for run_id, name, mode in ((FIRST, "calm-owl", "train"), (SECOND, "wild-fox", "train"), (THIRD, "eval", "evaluate")):
+    for run_id, name, mode in (
+        (FIRST, "calm-owl", "train"),
+        (SECOND, "wild-fox", "train"),
+        (THIRD, "eval", "evaluate"),
+    ):
         PathProvider(paths.output_dir, run_id).run_dir.mkdir(parents=True)
         add_to_index(paths, run_id, name, mode)
     return paths
