@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ksuit_runner.check import check_config
+from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import CONFIG_NAME, explain, refuse_lost_overrides, register_search_path, shipped_conf
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import KsuitError

@@ -49,6 +49,10 @@ class Hooks:
             if isinstance(item, PeriodicCallback):
                 self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
 
+    def has(self, *hooks: str) -> bool:
+        """Whether any callback implements one of these hooks."""
+        return any(self._table[hook] for hook in hooks)
+
     def fire(self, hook: str, **arguments: Any) -> None:
         """Call a hook of all callbacks that implement it."""
         methods = self._table[hook]

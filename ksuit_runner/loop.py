@@ -93,6 +93,9 @@ def evaluate(run: Run) -> None:
 def do_update(run: Run, batch: Any) -> None:
     """Do one update: all accumulation steps, then the optimizer's step."""
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
+    if run.hooks.has("before_every_update", "before_every_accumulation_step"):
+        # What these hooks draw may change the batch, and must not depend on where the batch was fetched.
+        seed_all(mix(run.seed, "hooks", counter.update, run.rank))
     fire("before_every_update", update_counter=counter)
     for step, (part, share) in enumerate(trainer.split(batch)):
         fire("before_every_accumulation_step", update_counter=counter, batch=part)

@@ -12,6 +12,7 @@ from torch import nn
 from ksuit_runner.callback_base import CallbackBase, template
 from ksuit_runner.config_types import DatasetKey
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.random_keys import mix, seed_all
 
 
 class PeriodicCallback(CallbackBase):
@@ -67,7 +68,9 @@ class DatasetCallback(PeriodicCallback):
         """Go through the dataset once, with the live weights and with all others that are offered for evaluation."""
         models = self.trainer.evaluation_models
         with self.trainer.evaluation():
-            for batch in self.data_container.evaluation_batches(self.dataset_key):
+            for number, batch in enumerate(self.data_container.evaluation_batches(self.dataset_key)):
+                # What is drawn from here on must not depend on where the batch was fetched.
+                seed_all(mix(self.data_container.seed, "evaluation", self.dataset_key, number))
                 self._process_batch(self.trainer.to_device(batch), models)
         self._process_results(update_counter)
 

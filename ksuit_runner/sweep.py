@@ -6,7 +6,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ksuit_runner.check import check_config
+from ksuit_runner.check.config import check_config
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.terminal import make_console, sweep_table
 

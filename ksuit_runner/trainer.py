@@ -75,12 +75,7 @@ class SgdTrainer:
         deterministic: bool = True,
         parameter_rules: ParameterRules | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
-        if accumulation_steps < 1:
-            raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
+        _check_arguments(precision, accumulation_steps, clip_norm)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         if compile:
@@ -93,6 +88,8 @@ class SgdTrainer:
         self.deterministic = deterministic
         self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device)
         self.schedule = schedule(self.optimizer, self.counter.end_update)
+        # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.grad_norm: Tensor | None = None
@@ -207,12 +204,20 @@ class SgdTrainer:
         if same_settings:
             self.schedule.load_state_dict(state_dict["schedule"])
             return
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else torch warns about the order of steps
         for _ in range(self.counter.update):
             self.schedule.step()
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
+
+
+def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
+    if accumulation_steps < 1:
+        raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
 
 
 def batch_size(batch: Any) -> int:

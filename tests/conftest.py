@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from ksuit_runner.checkpoint import CheckpointWriter
@@ -24,6 +25,10 @@ from ksuit_runner.random_keys import keyed
 from ksuit_runner.schedule import cosine
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.trainer import SgdTrainer
+
+# A machine that does other things at the same time is no reason to fail.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 class Augmented:

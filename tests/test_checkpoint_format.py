@@ -107,7 +107,7 @@ def test_without_a_whole_checkpoint_there_is_an_error(paths):
     with pytest.raises(CheckpointError, match="run00000 has no checkpoint"):
         read_newest(paths)
     (write(paths, "E0_U1_S1") / STATE).unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         read_newest(paths)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from callbacks.ema import Ema
 from ksuit_runner.assembly import Assembly, build_trainer
-from ksuit_runner.check import check_config
+from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import choices, compose_config, groups, shipped_conf
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.factory import Factory

@@ -186,7 +186,7 @@ def test_mistakes_name_their_place(collaborators, cls, arguments, message):
 
 @pytest.mark.parametrize("node", [{"_target": "x.Y"}, {}, "x.Y", None])
 def test_a_target_is_needed(node):
-    with pytest.raises(ConfigError, match="callbacks.mine: a `_target_` is needed"):
+    with pytest.raises(ConfigError, match=r"callbacks.mine: a `_target_` is needed"):
         factory(callbacks={"mine": node}).build("callbacks.mine", CallbackBase)
 
 
@@ -206,7 +206,7 @@ def test_a_config_cannot_call_bare_functions(tmp_path, target, place):
 def test_a_bare_function_is_not_called_inside_of_arguments_either(tmp_path, target, collaborators):
     proof = tmp_path / "called"
     inner = {"_target_": target, "_args_": [f"touch {proof}"]}
-    with pytest.raises(KsuitError, match="callbacks.mine"):
+    with pytest.raises(KsuitError, match=r"callbacks.mine"):
         callbacks("Mine", rates=[inner]).build_all("callbacks", CallbackBase, **collaborators)
     assert not proof.exists()
 

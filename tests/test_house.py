@@ -22,7 +22,7 @@ LAYERS = (
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
         *("environment", "run_lock", "stored_run", "terminal"),
-        *("compose", "places", "signature", "signature_*", "annotation", "check", "check_*"),
+        *("compose", "places", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "sender"),
     ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),

@@ -81,7 +81,7 @@ def test_a_key_logged_twice_names_both_callbacks(log, is_flushed):
     log.add(5, source="loss", **{"loss/test": 1.0})
     if is_flushed:
         log.writer.flush()
-    with pytest.raises(KsuitError, match="callbacks.mine: 'loss/test' is logged twice at update 5, .*callbacks.loss"):
+    with pytest.raises(KsuitError, match=r"callbacks.mine: 'loss/test' is logged twice at update 5, .*callbacks.loss"):
         log.add(5, source="mine", **{"loss/test": 1.0})
 
 

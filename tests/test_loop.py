@@ -1,14 +1,11 @@
 import random
-import signal
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint_format import names, read_newest
-from ksuit_runner.errors import ResumeError
 from ksuit_runner.hooks import HOOKS
 from ksuit_runner.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
@@ -76,27 +73,20 @@ class Losses(CallbackBase):
         self.sum = state_dict["sum"].clone()
 
 
-class Raises(CallbackBase):
-    def __init__(self, update, hook="after_update", kill=False, **kwargs):
+class Dies(CallbackBase):
+    """Ends a run after an update as SIGKILL does: nothing that is done at an end is done."""
+
+    def __init__(self, update, **kwargs):
         super().__init__(**kwargs)
-        self.update, self.hook, self.kill, self.seen = update, hook, kill, []
+        self.update = update
 
     def _after_update(self, update_counter):
-        self._raise("after_update", update_counter)
-
-    def _before_every_update(self, update_counter):
-        self._raise("before_every_update", update_counter)
-
-    def _raise(self, hook, counter):
-        if (hook, counter.update) == (self.hook, self.update):
-            raise Killed if self.kill else ZeroDivisionError("broken")
-
-    def _on_exception(self, error):
-        self.seen.append(error)
+        if update_counter.update == self.update:
+            raise Killed
 
 
 class Killed(BaseException):
-    """Ends a run without anything that a run does at its end."""
+    """No Exception: the loop lets it through."""
 
 
 SUM = {"dataset_key": "test", "every_n_updates": 2}
@@ -113,6 +103,19 @@ def test_callbacks_that_draw_random_numbers_change_no_bit_of_the_weights(maker, 
     gamblers = {"g": (Gambler, {"every_n_updates": 1}), "h": (Gambler, {"every_n_epochs": 1})}
     train(maker.run(gamblers, run_id="with", num_workers=num_workers, **options))
     assert bits(result(maker, "with")[:2]) == bits(result(maker, "without")[:2])
+
+
+class Noise(CallbackBase):
+    """Writes to the batch before it is used, as a mixup does."""
+
+    def _before_every_accumulation_step(self, update_counter, batch):
+        batch[0].add_(torch.randn_like(batch[0]) + random.random())
+
+
+def test_what_a_callback_draws_for_the_batch_does_not_depend_on_the_workers(maker, bits):
+    for num_workers in (0, 2):
+        train(maker.run({"noise": (Noise, {})}, run_id=f"workers{num_workers}", num_workers=num_workers))
+    assert bits(result(maker, "workers0")) == bits(result(maker, "workers2"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -145,7 +148,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_byte_for_byte(maker, bits, updat
     callbacks = {"l": (Losses, {}), "s": (Sum, SUM), "g": (Gambler, {"every_n_epochs": 1})}
     options = {"checkpoint": {"every_n_updates": 3}, **HARD}
     train(maker.run(callbacks, run_id="whole", **options))
-    killed = {**callbacks, "kill": (Raises, {"update": update, "kill": True})}
+    killed = {**callbacks, "kill": (Dies, {"update": update})}
     with pytest.raises(Killed):
         train(maker.run(killed, run_id="killed", num_workers=workers[0], **options))
     maker.close()
@@ -167,103 +170,3 @@ def test_what_is_logged_at_the_start_is_logged_once(maker):
     train(maker.run({"start": (Start, {})}, max_updates=4))
     train(maker.run({"start": (Start, {})}, max_updates=8, resume=True))
     assert result(maker)[2] == [("size", 0, 1.0)]
-
-
-# How a run ends
-
-
-@pytest.mark.parametrize("ends", [{"max_updates": 5}, {"max_epochs": 2}, {"max_samples": 25}])
-def test_the_last_checkpoint_is_that_of_the_end(maker, ends):
-    run = maker.run(**ends)
-    train(run)
-    found = read_newest(maker.paths())
-    assert found.progress == run.counter.progress
-    assert run.counter.is_finished
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(maker, number):
-    class Signal(CallbackBase):
-        def _before_every_backward(self, update_counter, losses):
-            if update_counter.update == 3:
-                run.interruption.signal = number
-
-        def _after_training(self, update_counter):
-            raise AssertionError("training has not ended")
-
-    run = maker.run({"signal": (Signal, {})})
-    train(run)
-    assert read_newest(maker.paths()).progress.update == run.counter.update == 4
-
-
-def test_an_error_in_an_update_leaves_the_earlier_checkpoint(maker):
-    """In the middle of an update there is no state to go on from exactly."""
-    run = maker.run({"raises": (Raises, {"update": 5})}, checkpoint={"every_n_updates": 2})
-    with pytest.raises(ZeroDivisionError) as info:
-        train(run)
-    assert run.hooks.callbacks["raises"].seen == [info.value]
-    run.checkpoint_writer.wait()
-    assert read_newest(maker.paths()).progress.update == 4
-
-
-def test_an_error_between_updates_leaves_a_checkpoint(maker):
-    run = maker.run()
-    dataset, fetched = run.data.datasets["train"], []
-
-    class Broken:
-        def __len__(self):
-            return len(dataset)
-
-        def __getitem__(self, index):
-            fetched.append(index)
-            if len(fetched) > 30:
-                raise ZeroDivisionError("broken sample")
-            return dataset[index]
-
-    run.data.datasets["train"] = Broken()
-    with pytest.raises(ZeroDivisionError):
-        train(run)
-    assert read_newest(maker.paths()).progress.update == 5
-
-
-def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
-    class TakenOver(CallbackBase):
-        def _after_update(self, update_counter):
-            if update_counter.update == 4:
-                run.taken_over.set()
-
-    run = maker.run({"taken": (TakenOver, {})})
-    with pytest.raises(ResumeError, match="another process goes on"):
-        train(run)
-    assert names(maker.paths()) == []
-
-
-def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(maker):
-    seen = []
-
-    class Order(CallbackBase):
-        def state_dict(self):
-            points = [point.step for points, _ in run.log_writer._journal.read() for point in points]
-            seen.append((run.counter.update, max(points, default=None)))
-            return {}
-
-    run = maker.run({"l": (Losses, {}), "order": (Order, {})}, checkpoint={"every_n_updates": 2})
-    seen.clear()
-    train(run)
-    assert seen == [(2, 2), (4, 4), (6, 6), (8, 8)]
-
-
-def test_after_log_comes_before_the_checkpoint_and_may_ask_for_it(maker):
-    class Best(CallbackBase):
-        def _after_log(self, update_counter, metrics):
-            if update_counter.update == 5:
-                self.checkpoint_writer.request("best")
-
-    train(maker.run({"best": (Best, {}), "l": (Losses, {})}))
-    assert sorted(names(maker.paths())) == ["E1_U5_S30", "E2_U8_S48"]
-
-
-def test_batch_norm_is_part_of_the_weights(maker):
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    train(maker.run({"s": (Sum, SUM)}, model=model))
-    assert read_newest(maker.paths()).model["1.num_batches_tracked"] == 8

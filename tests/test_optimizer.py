@@ -44,8 +44,13 @@ def options(optimizer, key):
 def test_rules_set_options_by_name():
     optimizer = build_optimizer(ADAMW, net(), NO_DECAY, CPU)
     assert options(optimizer, "weight_decay") == {
-        "body.weight": 0.5, "body.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0, "head.weight": 0.5, "head.bias": 0.0,
-    }  # fmt: skip
+        "body.weight": 0.5,
+        "body.bias": 0.0,
+        "norm.weight": 0.0,
+        "norm.bias": 0.0,
+        "head.weight": 0.5,
+        "head.bias": 0.0,
+    }
     assert {group["name"] for group in optimizer.param_groups} == {"default", "no_decay"}
 
 
@@ -125,14 +130,14 @@ def test_the_state_survives_other_groups_in_another_order(bits):
     step(models[0], first, 3)
     models[1].load_state_dict(models[0].state_dict())
     state = optimizer_state(first)
-    load_optimizer_state(second, bits_free_copy(state))
+    load_optimizer_state(second, copied(state))
     assert bits(optimizer_state(second)["parameters"]) == bits(state["parameters"])
     step(models[0], first, 2)
     step(models[1], second, 2)
     assert bits(models[1].state_dict()) == bits(models[0].state_dict())
 
 
-def bits_free_copy(state):
+def copied(state):
     """Copy a state as a checkpoint does, so that the two optimizers share no tensor."""
     parameters = {
         name: {key: value.clone() for key, value in values.items()} for name, values in state["parameters"].items()

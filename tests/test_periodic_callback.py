@@ -66,6 +66,30 @@ def test_a_dataset_is_gone_through_once_for_each_evaluation(maker, num_workers):
     assert run.trainer.model.training
 
 
+class Sample(DatasetCallback):
+    """Draws a number for each batch, as an evaluation of a generative model does."""
+
+    def _process_batch(self, batch, models):
+        self.drawn = torch.rand(()).item()
+
+    def _process_results(self, update_counter):
+        self.writer.add_scalar(f"drawn/{update_counter.update}", self.drawn)
+
+
+def test_what_an_evaluation_draws_does_not_depend_on_workers_or_other_callbacks(maker):
+    sample = (Sample, {"dataset_key": "train", "every_n_updates": 4})
+    rows = (Rows, {"dataset_key": "test", "every_n_updates": 2})
+    runs = [
+        maker.run({"s": sample}, run_id="one"),
+        maker.run({"r": rows, "s": sample}, run_id="two"),
+        maker.run({"s": sample, "r": rows}, run_id="three", num_workers=2),
+    ]
+    for run in runs:
+        train(run)
+    drawn = [[run.log_writer.summary[f"drawn/{update}"].last for update in (4, 8)] for run in runs]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
 def test_all_offered_weights_are_evaluated(maker):
     run = maker.run({"rows": (Rows, {"dataset_key": "test", "every_n_updates": 8})})
     run.trainer.add_evaluation_model("ema", nn.Linear(4, 3).eval())

@@ -108,7 +108,7 @@ def test_a_wrong_argument_of_a_scheduler_is_named():
 
 @ALL
 def test_a_warm_up_is_not_negative(schedule):
-    with pytest.raises(ConfigError, match="schedule.warmup"):
+    with pytest.raises(ConfigError, match=r"schedule.warmup"):
         make(schedule, warmup=-1)
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from ksuit_runner.check import check_config
+from ksuit_runner.check.config import check_config
 from ksuit_runner.checkpoint import read_tags
 from ksuit_runner.compose import compose_config
 from ksuit_runner.journal import Journal

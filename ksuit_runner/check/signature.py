@@ -6,9 +6,9 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
+from ksuit_runner.check.signature_lookup import Definition, MissingName, Sources
+from ksuit_runner.check.signature_source import Function, dotted, flatten
 from ksuit_runner.places import UNKNOWN, Parameter
-from ksuit_runner.signature_lookup import Definition, MissingName, Sources
-from ksuit_runner.signature_source import Function, dotted, flatten
 
 _ROOTS = frozenset({"object", "Generic", "Protocol", "ABC"})
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ksuit_runner.check import check_config, resolve
+from ksuit_runner.check.config import check_config, resolve
 from ksuit_runner.compose import choices, compose_config
 from ksuit_runner.errors import ConfigError
 
@@ -254,7 +254,7 @@ def test_the_configs_that_ship_pass(override):
 def test_a_check_imports_nothing_heavy():
     script = """
 import sys
-from ksuit_runner.check import check_config
+from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import compose_config
 config = compose_config([])
 check_config(config)

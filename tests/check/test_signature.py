@@ -4,9 +4,9 @@ from textwrap import dedent
 
 import pytest
 
+from ksuit_runner.check.signature import Signature, SignatureReader, read_signature
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import UNKNOWN, Parameter
-from ksuit_runner.signature import Signature, SignatureReader, read_signature
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_the_classes_of_torch():
 def test_reading_imports_nothing():
     script = """
 import sys
-from ksuit_runner.signature import read_signature
+from ksuit_runner.check.signature import read_signature
 before = set(sys.modules)
 assert read_signature("torch.optim.AdamW") and read_signature("sklearn.linear_model.Ridge")
 print(*sorted({"torch", "sklearn", "numpy"} & set(sys.modules)))

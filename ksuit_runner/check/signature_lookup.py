@@ -12,9 +12,9 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
+from ksuit_runner.check.signature_source import Function, Module, dotted, flatten
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import nearest
-from ksuit_runner.signature_source import Function, Module, dotted, flatten
 
 _Steps = frozenset[tuple[str, ...]]
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from ksuit_runner.annotation import mentions
-from ksuit_runner.check_object import CheckedObject
+from ksuit_runner.check.annotation import mentions
+from ksuit_runner.check.objects import CheckedObject
 from ksuit_runner.counter import Interval
 from ksuit_runner.errors import ConfigError, suggest
 from ksuit_runner.places import UNKNOWN, nearest

@@ -14,9 +14,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from ksuit_runner.annotation import mismatch
-from ksuit_runner.check_object import ObjectChecker
-from ksuit_runner.check_references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.check.annotation import mismatch
+from ksuit_runner.check.objects import ObjectChecker
+from ksuit_runner.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import PLACES, VALUES
 

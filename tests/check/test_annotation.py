@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksuit_runner.annotation import fits, mentions, mismatch
+from ksuit_runner.check.annotation import fits, mentions, mismatch
 
 FITTING = [
     (3, "int"),

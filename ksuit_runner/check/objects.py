@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ksuit_runner.annotation import mismatch
+from ksuit_runner.check.annotation import mismatch
+from ksuit_runner.check.signature import Signature, SignatureReader
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, place_at
-from ksuit_runner.signature import Signature, SignatureReader
 
 _NESTED = Place(kind=None)
 

@@ -1,0 +1,133 @@
+"""How a run ends, and what it leaves: by its end, a signal, an error, or another process."""
+
+import signal
+
+import pytest
+from torch import nn
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint_format import names, read_newest
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.loop import train
+
+
+class Losses(CallbackBase):
+    """Logs the loss of each update."""
+
+    def _track_after_accumulation_step(self, update_counter, batch, losses, outputs):
+        self.last = losses["total"]
+
+    def _after_update(self, update_counter):
+        self.writer.add_scalar("loss/train", self.last)
+
+
+class Raises(CallbackBase):
+    """Raises an error after an update, and notes the errors that it is told of."""
+
+    def __init__(self, update, **kwargs):
+        super().__init__(**kwargs)
+        self.update, self.seen = update, []
+
+    def _after_update(self, update_counter):
+        if update_counter.update == self.update:
+            raise ZeroDivisionError("broken")
+
+    def _on_exception(self, error):
+        self.seen.append(error)
+
+
+@pytest.mark.parametrize("ends", [{"max_updates": 5}, {"max_epochs": 2}, {"max_samples": 25}])
+def test_the_last_checkpoint_is_that_of_the_end(maker, ends):
+    run = maker.run(**ends)
+    train(run)
+    found = read_newest(maker.paths())
+    assert found.progress == run.counter.progress
+    assert run.counter.is_finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(maker, number):
+    class Signal(CallbackBase):
+        def _before_every_backward(self, update_counter, losses):
+            if update_counter.update == 3:
+                run.interruption.signal = number
+
+        def _after_training(self, update_counter):
+            raise AssertionError("training has not ended")
+
+    run = maker.run({"signal": (Signal, {})})
+    train(run)
+    assert read_newest(maker.paths()).progress.update == run.counter.update == 4
+
+
+def test_an_error_in_an_update_leaves_the_earlier_checkpoint(maker):
+    """In the middle of an update there is no state to go on from exactly."""
+    run = maker.run({"raises": (Raises, {"update": 5})}, checkpoint={"every_n_updates": 2})
+    with pytest.raises(ZeroDivisionError) as info:
+        train(run)
+    assert run.hooks.callbacks["raises"].seen == [info.value]
+    run.checkpoint_writer.wait()
+    assert read_newest(maker.paths()).progress.update == 4
+
+
+def test_an_error_between_updates_leaves_a_checkpoint(maker):
+    run = maker.run()
+    dataset, fetched = run.data.datasets["train"], []
+
+    class Broken:
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, index):
+            fetched.append(index)
+            if len(fetched) > 30:
+                raise ZeroDivisionError("broken sample")
+            return dataset[index]
+
+    run.data.datasets["train"] = Broken()
+    with pytest.raises(ZeroDivisionError):
+        train(run)
+    assert read_newest(maker.paths()).progress.update == 5
+
+
+def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
+    class TakenOver(CallbackBase):
+        def _after_update(self, update_counter):
+            if update_counter.update == 4:
+                run.taken_over.set()
+
+    run = maker.run({"taken": (TakenOver, {})})
+    with pytest.raises(ResumeError, match="another process goes on"):
+        train(run)
+    assert names(maker.paths()) == []
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(maker):
+    seen = []
+
+    class Order(CallbackBase):
+        def state_dict(self):
+            points = [point.step for points, _ in run.log_writer._journal.read() for point in points]
+            seen.append((run.counter.update, max(points, default=None)))
+            return {}
+
+    run = maker.run({"l": (Losses, {}), "order": (Order, {})}, checkpoint={"every_n_updates": 2})
+    seen.clear()
+    train(run)
+    assert seen == [(2, 2), (4, 4), (6, 6), (8, 8)]
+
+
+def test_after_log_comes_before_the_checkpoint_and_may_ask_for_it(maker):
+    class Best(CallbackBase):
+        def _after_log(self, update_counter, metrics):
+            if update_counter.update == 5:
+                self.checkpoint_writer.request("best")
+
+    train(maker.run({"best": (Best, {}), "l": (Losses, {})}))
+    assert sorted(names(maker.paths())) == ["E1_U5_S30", "E2_U8_S48"]
+
+
+def test_batch_norm_is_part_of_the_weights(maker):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    train(maker.run(model=model))
+    assert read_newest(maker.paths()).model["1.num_batches_tracked"] == 8
