@@ -91,7 +91,7 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
                 _go(assembled, origin)
                 if interruption.signal is not None and not assembled.counter.is_finished:
                     outcome.status, outcome.signal = "KILLED", interruption.signal
-            command = None if launch.mode == "evaluate" else resume_command(outcome.run_id)
+            command = None if launch.mode == "evaluate" else resume_command(outcome.run_id, outputs.output_dir)
             print_end(console, outcome.summary, record.paths.run_dir, command, outcome.status)
     return outcome
 

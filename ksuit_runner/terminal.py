@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 from rich import box
@@ -16,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
+
+DEFAULT_OUTPUT_DIR = "outputs"
+"""Where runs are if the config does not say otherwise."""
 
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
@@ -135,10 +139,16 @@ def print_error(console: Console, error: KsuitError) -> None:
     console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
 
 
-def resume_command(run_id: str) -> str:
-    """Return the command that resumes a run, in the form in which this process was started."""
+def resume_command(run_id: str, output_dir: Path | None = None) -> str:
+    """Return the command that resumes a run, in the form in which this process was started.
+
+    Args:
+        run_id: Id of the run.
+        output_dir: Where the run is, to be said if it is not where the command looks first.
+    """
     program = "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
-    return f"{program} resume={run_id}"
+    elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
+    return " ".join([program, *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"resume={run_id}"])
 
 
 def format_number(value: float) -> str:

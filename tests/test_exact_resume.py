@@ -68,7 +68,8 @@ def test_signal_finishes_the_update_and_the_run_goes_on_from_there(tmp_path, und
     process = start(tmp_path, *HARD)
     output = stop_at(process, tmp_path, 100, number)
     assert process.returncode == status
-    assert f"python -m ksuit_runner resume={run_dir(tmp_path).name}" in output.splitlines()[-1]
+    command = f"python -m ksuit_runner output_dir={tmp_path} resume={run_dir(tmp_path).name}"
+    assert output.splitlines()[-1].endswith(command)
     assert "killed" in output
     ksuit(tmp_path, "resume=last")
     # Interrupted between two epochs' ends it has left one checkpoint more, which retention may have removed since.

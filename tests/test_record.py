@@ -54,6 +54,6 @@ def test_person_sees_id_folder_metrics_and_how_to_resume(output_dir):
     assert any(run_id in line for line in lines[:3])
     assert any(line.startswith("accuracy/test/ema") and "↑" in line for line in lines)
     assert any(line.startswith("loss/test ") and "↓" in line for line in lines)
-    assert lines[-1].endswith(f"python -m ksuit_runner resume={run_id}")
+    assert lines[-1].endswith(f"python -m ksuit_runner output_dir={output_dir} resume={run_id}")
     assert not any("\x1b" in line for line in lines)
     assert "update 440/440" in (run_dir(output_dir) / "run.log").read_text()
