@@ -1,0 +1,32 @@
+"""What ships learns: compared with what is known without learning."""
+
+import pytest
+from command import journal, ksuit, run_dir
+
+from ksuit_runner.data.python_docs import PythonDocs
+
+
+def last(directory, key):
+    points = journal(directory)
+    return points[key, max(step for name, step in points if name == key)]
+
+
+def test_diabetes_beats_the_mean_predictor(tmp_path):
+    ksuit(tmp_path, "experiment=diabetes", "tracker=noop")
+    # Targets are standardized: predicting the mean has an error of about 1.
+    assert last(run_dir(tmp_path), "loss/test") < 0.7
+    assert last(run_dir(tmp_path), "loss/test/ema") < 0.7
+
+
+@pytest.mark.slow
+def test_gpt_gets_clearly_below_the_entropy_of_the_characters(tmp_path):
+    ksuit(
+        tmp_path,
+        "experiment=python_docs",
+        "tracker=noop",
+        "model.depth=2",
+        "model.embed_dim=64",
+        "trainer.max_epochs=2",
+    )
+    entropy = PythonDocs("test").character_entropy
+    assert last(run_dir(tmp_path), "loss/test") < 0.75 * entropy
