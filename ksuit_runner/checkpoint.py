@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint_format import damage, names, write_folder, write_text
+from ksuit_runner.checkpoint_format import damage, names, write_folder
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError, ConfigError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.snapshot import HostBuffers

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
+from ksuit_runner.durable_files import sync
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
 
@@ -88,24 +88,6 @@ def _save_state(path: Path, state: Mapping[str, Any]) -> None:
             if isinstance(error.__context__, OSError):  # torch hides what the disk said behind a complaint of its own
                 raise error.__context__ from None
             raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file: after a crash it has the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def names(paths: PathProvider) -> list[str]:

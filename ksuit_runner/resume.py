@@ -25,7 +25,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 # What says where runs are; a lookup needs nothing else.
 _LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
-_NEVER_STORED = ("sweep", "hydra", *MODES, "parent_run_id")
+_NEVER_STORED = ("sweep", "hydra", *MODES, "parent_run_id", "resume_strict")
 
 
 @dataclass(frozen=True)

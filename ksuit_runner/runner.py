@@ -20,7 +20,7 @@ from ksuit_runner.loop import Run, evaluate, save_checkpoint, train
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
-from ksuit_runner.stored_run import Launch, read_launch
+from ksuit_runner.stored_run import Launch, read_launch, store_changes
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.trainer import SgdTrainer
@@ -86,6 +86,8 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
                     parent = PathProvider(outputs.output_dir, origin.run_id)
                     record.carry_history(parent, checkpoint.progress.update)
                 assembled = Assembly(factory, config, trainer, record, interruption).run(checkpoint, origin)
+                if origin is not None and origin.mode == "resume" and origin.changes:
+                    store_changes(record.paths, config, launch)
                 outcome.summary = assembled.log_writer.summary
                 _print_start(console, record, checkpoint)
                 _go(assembled, origin)

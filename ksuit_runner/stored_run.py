@@ -4,11 +4,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider
 
@@ -24,12 +25,14 @@ class Launch:
         overrides: All overrides that make its config, those of the run that it goes on from included.
         mode: ``train``; ``fork`` or ``evaluate`` for one that goes on from another run's checkpoint.
         origin: Id of that run.
+        resumed_by: Commands that resumed it with other settings.
     """
 
     command: str
     overrides: list[str]
     mode: str = "train"
     origin: str | None = None
+    resumed_by: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,23 @@ def add_to_index(paths: OutputPaths, run_id: str, name: str, mode: str) -> None:
 def store(paths: PathProvider, config: DictConfig, launch: Launch) -> None:
     """Store the resolved config of a run and how it was started."""
     paths.config.parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, paths.config, resolve=True)
-    paths.launch.write_text(json.dumps(asdict(launch), indent=2) + "\n")
+    write_text(paths.config, OmegaConf.to_yaml(config, resolve=True))
+    write_text(paths.launch, json.dumps(asdict(launch), indent=2) + "\n")
+
+
+def store_changes(paths: PathProvider, config: DictConfig, launch: Launch) -> None:
+    """Store what a run goes on with from now on: a resume after this one needs no settings repeated.
+
+    Args:
+        paths: Paths of the run.
+        config: Its config with the changes; what was allowed once is not allowed for ever.
+        launch: How it was resumed.
+    """
+    before = read_launch(paths)
+    resumed_by = [*before.resumed_by, launch.command]
+    kept = OmegaConf.merge(config, {"resume_strict": read_config(paths).resume_strict})
+    assert isinstance(kept, DictConfig)
+    store(paths, kept, replace(before, overrides=launch.overrides, resumed_by=resumed_by))
 
 
 def read_config(paths: PathProvider) -> DictConfig:

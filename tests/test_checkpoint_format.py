@@ -4,7 +4,8 @@ import os
 import pytest
 import torch
 
-from ksuit_runner.checkpoint_format import MANIFEST, MODEL, STATE, damage, names, read_newest, write_folder, write_text
+from ksuit_runner.checkpoint_format import MANIFEST, MODEL, STATE, damage, names, read_newest, write_folder
+from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
 

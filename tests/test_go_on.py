@@ -34,6 +34,16 @@ def test_longer_training_is_the_run_that_was_longer_from_the_start(tmp_path):
     assert journal(run_dir(tmp_path / "a")) == journal(run_dir(tmp_path / "b"))
 
 
+def test_changes_of_a_resume_hold_for_the_next_one(finished):
+    process = start(finished, "resume=last", "trainer.max_epochs=60")
+    stop_at(process, finished, update=200)
+    ksuit(finished, "resume=last")
+    assert ("accuracy/test", 60 * 22) in journal(run_dir(finished))
+    launch = json.loads((run_dir(finished) / "artifacts" / "launch.json").read_text())
+    assert launch["overrides"][-1] == "trainer.max_epochs=60"
+    assert len(launch["resumed_by"]) == 1
+
+
 @pytest.mark.parametrize("override", ["optimizer.lr=1e-5", "data.batch_size=32", "model=mlp", "seed=1"])
 def test_what_would_rewrite_the_past_is_refused(finished, override):
     before = journal(run_dir(finished))
