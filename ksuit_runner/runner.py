@@ -80,19 +80,8 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
         outcome = Outcome(record.paths.run_id)
         with setup_logging(record.paths.log, console), catch_signals() as interruption:
             with _closing(record, trainer, outcome):
-                if origin is None or origin.mode != "resume":
-                    record.store_start(config, launch, trainer.data_container)
-                if origin is not None and origin.mode == "fork" and checkpoint is not None:
-                    parent = PathProvider(outputs.output_dir, origin.run_id)
-                    record.carry_history(parent, checkpoint.progress.update)
-                assembled = Assembly(factory, config, trainer, record, interruption).run(checkpoint, origin)
-                if origin is not None and origin.mode == "resume" and origin.changes:
-                    store_changes(record.paths, config, launch)
-                outcome.summary = assembled.log_writer.summary
-                _print_start(console, record, checkpoint)
-                _go(assembled, origin)
-                if interruption.signal is not None and not assembled.counter.is_finished:
-                    outcome.status, outcome.signal = "KILLED", interruption.signal
+                assembly = Assembly(factory, config, trainer, record, interruption)
+                _do(assembly, launch, origin, checkpoint, outcome, console)
             command = None if launch.mode == "evaluate" else resume_command(outcome.run_id, outputs.output_dir)
             print_end(console, outcome.summary, record.paths.run_dir, command, outcome.status)
     return outcome
@@ -118,11 +107,34 @@ def _open_record(
     return RunRecord.begin(tracker, outputs, config, launch)
 
 
-def _go(run: Run, origin: Origin | None) -> None:
+def _do(
+    assembly: Assembly,
+    launch: Launch,
+    origin: Origin | None,
+    checkpoint: Checkpoint | None,
+    outcome: Outcome,
+    console: Console,
+) -> None:
+    record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    if launch.mode != "resume":
+        record.store_start(config, launch, assembly.trainer.data_container)
+    if launch.mode == "fork" and checkpoint is not None:
+        record.carry_history(checkpoint.paths, checkpoint.progress.update)
+    assembled = assembly.run(checkpoint, origin)
+    if launch.mode == "resume" and origin is not None and origin.changes:
+        store_changes(record.paths, config, launch)
+    outcome.summary = assembled.log_writer.summary
+    _print_start(console, record, checkpoint)
+    _go(assembled, launch)
+    if interruption.signal is not None and not assembled.counter.is_finished:
+        outcome.status, outcome.signal = "KILLED", interruption.signal
+
+
+def _go(run: Run, launch: Launch) -> None:
     try:
-        if origin is not None and origin.mode == "evaluate":
+        if launch.mode == "evaluate":
             evaluate(run)
-        elif origin is not None and origin.mode == "fork":
+        elif launch.mode == "fork":
             save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
             train(run)
         elif run.counter.is_finished:

@@ -23,7 +23,8 @@ class Launch:
     Attributes:
         command: The command line.
         overrides: All overrides that make its config, those of the run that it goes on from included.
-        mode: ``train``; ``fork`` or ``evaluate`` for one that goes on from another run's checkpoint.
+        mode: ``train``; ``fork`` or ``evaluate`` for one that goes on from another run's checkpoint; ``resume`` for
+            one that goes on itself, which is never stored.
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
     """
