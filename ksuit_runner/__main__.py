@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import CONFIG_NAME, explain, refuse_lost_overrides, register_search_path, shipped_conf
 from ksuit_runner.environment import command_line
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, RunError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume import Mode, Origin, compose_stored, locate, requested
 from ksuit_runner.stored_run import Launch
@@ -36,6 +38,8 @@ def main() -> None:
     except KsuitError as error:
         print_error(make_console(stderr=True), error)
         status = error.exit_status
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 
@@ -48,7 +52,10 @@ def _main(arguments: Sequence[str]) -> int:
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
         return _run_composed(overrides)
-    return _go_on(*request, overrides)
+    other = [item for item in arguments if item.startswith(("-", "sweep=")) and item != "sweep=null"]
+    if other:
+        raise ConfigError(f"{request[0]}={request[1]}: it cannot be given together with {other[0]}")
+    return _go_on(*request, arguments)
 
 
 def _run_composed(overrides: Sequence[str]) -> int:
@@ -64,6 +71,11 @@ def _run_composed(overrides: Sequence[str]) -> int:
             results.append(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs of a sweep go on
                 print_error(make_console(stderr=True), error)
+        except Exception as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                raise
+            traceback.print_exc()
+            results.append(RunError(str(error)))
         return results[-1]
 
     register_search_path()

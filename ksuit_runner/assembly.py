@@ -13,7 +13,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.checkpoint_format import Checkpoint
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.factory import Factory, OnDemand
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
@@ -140,7 +140,11 @@ class Assembly:
         return {**own, **default}
 
     def _restore(self, run: Run, checkpoint: Checkpoint, origin: Origin) -> None:
-        self.trainer.model.module.load_state_dict(checkpoint.model)
+        try:
+            self.trainer.model.module.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+            raise ResumeError(f"model: the checkpoint's weights do not fit. {reason}") from error
         self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
         run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         may_differ = not self.config.resume_strict

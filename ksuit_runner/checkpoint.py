@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint_format import damage, names, write_folder
+from ksuit_runner.checkpoint_format import damage, names, read_config_hash, write_folder
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError, ConfigError, TrackerError
@@ -140,7 +140,8 @@ class CheckpointWriter:
     ) -> None:
         paths = self.path_provider
         folder = paths.checkpoints_dir / name
-        if damage(folder) is not None:  # else the same position was committed just before a kill
+        # The same position may have been committed just before a kill; under another config it holds other states.
+        if damage(folder) is not None or read_config_hash(folder) != self.config_hash:
             write_folder(folder, tensors, state, self.config_hash)
         all_tags = {**read_tags(paths), **dict.fromkeys(tags, name)}
         write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
@@ -25,6 +25,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 STATE = "trainer.pt"
+PLAIN = (bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ def write_folder(
         _write_manifest(temporary, folder.name, config_hash)
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
-        if folder.exists():  # left by a process that was killed before it moved `latest`
-            shutil.rmtree(folder)
+        aside = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            folder.rename(aside)
         temporary.rename(folder)
         sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
     finally:
@@ -113,6 +117,33 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
+
+
+def read_config_hash(folder: Path) -> str:
+    """Return the hash of the config that a checkpoint was written under."""
+    return str(json.loads((folder / MANIFEST).read_text())["config_hash"])
+
+
+def check_state(place: str, state: Any) -> None:
+    """Check that a state can be read back without unpickling objects.
+
+    Args:
+        place: Where the state is from, for the message.
+        state: Plain values and tensors in dicts, lists, tuples and sets.
+
+    Raises:
+        CheckpointError: It holds something else, such as a number of numpy.
+    """
+    if isinstance(state, dict):
+        for key, value in state.items():
+            check_state(place, key)
+            check_state(f"{place}['{key}']", value)
+    elif type(state) in (list, tuple, set):
+        for value in state:
+            check_state(place, value)
+    elif state is not None and type(state) not in PLAIN:
+        name = f"{type(state).__module__}.{type(state).__qualname__}"
+        raise CheckpointError(f"{place}: a {name} cannot be kept in a checkpoint; use plain numbers, text or tensors")
 
 
 def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint_format import Checkpoint
+from ksuit_runner.checkpoint_format import Checkpoint, check_state
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ResumeError, StopTraining
 from ksuit_runner.models.base import ModelBase
@@ -94,6 +94,8 @@ class Hooks:
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all callbacks that have one, by name."""
         states = {name: item.state_dict() for name, item in self.callbacks.items()}
+        for name, state in states.items():
+            check_state(f"callbacks.{name}: state_dict()", state)
         return {name: state for name, state in states.items() if state is not None}
 
     def resume(

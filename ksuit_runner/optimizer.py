@@ -53,7 +53,10 @@ def _construct(factory: Callable[..., Optimizer], groups: list[dict[str, Any]], 
             return factory([dict(group) for group in groups], fused=True)  # it writes its options into them
         except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
             pass
-    return factory(groups)
+    try:
+        return factory(groups)
+    except ValueError as error:  # such as a negative learning rate
+        raise ConfigError(f"optimizer: {error}") from error
 
 
 def _is_real(group: Mapping[str, Any]) -> bool:

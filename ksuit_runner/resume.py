@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ksuit_runner.compose import compose_config
+from ksuit_runner.compose import compose_config, groups
 from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
@@ -19,10 +19,15 @@ MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
 
 # What may change while a run stays the same run: its length, what is watched and recorded, and how data is fetched.
 MAY_CHANGE = (
-    "trainer.max_*", "callbacks*", "default_callbacks*", "checkpoint*", "tracker*", "output_dir", "name", "objective",
-    "data.num_workers", "data.prefetch", "data.eval_batch_size", "metric_property_provider*", "resume_strict",
-    "resume", "fork", "evaluate", "parent_run_id",
-)  # fmt: skip
+    "trainer.max_*",
+    "callbacks*",
+    "default_callbacks*",
+    "checkpoint*",
+    *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require"),
+    *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
+    "metric_property_provider*",
+    *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
+)
 # What says where runs are; a lookup needs nothing else.
 _LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
 _NEVER_STORED = ("sweep", "hydra", *MODES, "parent_run_id", "resume_strict")
@@ -118,7 +123,13 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     extra = [item for item in overrides if _name(item) not in MODES]
     if not extra:
         return Composed(stored, [], before)
-    changes = dict(_differences(_resolved(compose_config(before)), _resolved(compose_config([*before, *extra]))))
+    # A group that is chosen anew takes nothing over from what was said about the former choice.
+    chosen = {_name(item) for item in extra} & set(groups())
+    kept = [item for item in before if _name(item).split(".")[0] not in chosen]
+    after = _resolved(compose_config([*kept, *extra]))
+    changes = dict(_differences(_resolved(compose_config(before)), after))
+    for name in map(_name, extra):  # what is said explicitly counts even where the YAML files say so by now
+        changes |= _differences(_at(_resolved(stored), name), _at(after, name))
     if mode == "resume":
         _refuse_rewriting(changes, paths.run_id)
     with open_dict(stored):
@@ -127,7 +138,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
                 _remove(stored, place)
             else:
                 OmegaConf.update(stored, place, value, merge=False, force_add=True)
-    return Composed(stored, list(changes), [*before, *extra])
+    return Composed(stored, list(changes), [*kept, *extra])
 
 
 def _refuse_rewriting(changes: Mapping[str, Any], run_id: str) -> None:
@@ -157,6 +168,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             yield f"{prefix}{key}", after
+
+
+def _at(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the part of a config at a place, under its dotted name; empty if there is none."""
+    value: Any = config
+    for key in place.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return {}
+        value = value[key]
+    return {place: value}
 
 
 def _remove(config: DictConfig, place: str) -> None:

@@ -31,6 +31,11 @@ class RunRecord:
         paths: Paths of the run.
         lock: The run's lock, held by this process.
         close_timeout_s: How long the end waits for metrics to be sent, in seconds.
+
+    Attributes:
+        taken_over: Set when another process has taken the run over.
+        status_before: Status that a run had before it was gone on with, KILLED if no process had set one; it gets that
+            back if it cannot go on as asked. A new run that cannot start has FAILED.
     """
 
     def __init__(self, tracker: BaseTracker, paths: PathProvider, lock: RunLock, close_timeout_s: float = 10.0) -> None:
@@ -40,6 +45,7 @@ class RunRecord:
         self.journal = Journal(paths.journal)
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
         self.taken_over = lock.lost
+        self.status_before: EndStatus = "FAILED"
         self._lock = lock
         self._close_timeout_s = close_timeout_s
 
@@ -67,11 +73,15 @@ class RunRecord:
         lock = RunLock(paths.lock)
         lock.acquire()
         try:
+            before = {info.run_id: info.status for info in tracker.find(paths.run_id)}
             tracker.resume_run(paths.run_id)
         except BaseException:
             lock.release()
             raise
-        return cls(tracker, paths, lock)
+        record = cls(tracker, paths, lock)
+        status = before.get(paths.run_id)
+        record.status_before = "FINISHED" if status == "FINISHED" else "FAILED" if status == "FAILED" else "KILLED"
+        return record
 
     def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
         """Store how the run was started: in its folder, and with the tracker."""

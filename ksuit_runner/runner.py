@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
@@ -51,7 +51,7 @@ class Outcome:
         """Exit status of a process that does this run only."""
         if self.signal is not None:
             return 128 + self.signal
-        return getattr(self.error, "exit_status", 1) if self.status == "FAILED" else 0
+        return getattr(self.error, "exit_status", 1) if self.error is not None else 0
 
 
 def run(config: DictConfig, launch: Launch, origin: Origin | None = None, console: Console | None = None) -> Outcome:
@@ -76,9 +76,10 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
         checkpoint = _read_checkpoint(outputs, origin)
         tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config.seed))
-        record = _open_record(config, launch, origin, tracker, outputs)
-        outcome = Outcome(record.paths.run_id)
-        with setup_logging(record.paths.log, console), catch_signals() as interruption:
+        with catch_signals() as interruption, ExitStack() as stack:
+            record = _open_record(config, launch, origin, tracker, outputs)
+            outcome = Outcome(record.paths.run_id)
+            stack.enter_context(setup_logging(record.paths.log, console))
             with _closing(record, trainer, outcome):
                 assembly = Assembly(factory, config, trainer, record, interruption)
                 _do(assembly, launch, origin, checkpoint, outcome, console)
@@ -120,8 +121,16 @@ def _do(
         record.store_start(config, launch, assembly.trainer.data_container)
     if launch.mode == "fork" and checkpoint is not None:
         record.carry_history(checkpoint.paths, checkpoint.progress.update)
-    assembled = assembly.run(checkpoint, origin)
+    try:
+        assembled = assembly.run(checkpoint, origin)
+    except KsuitError as error:
+        outcome.status, outcome.error = record.status_before, error
+        _LOGGER.error("error: %s", error)
+        return
     if launch.mode == "resume" and origin is not None and origin.changes:
+        if checkpoint is not None and assembled.hooks.state_dict().keys() != checkpoint.state["callbacks"].keys():
+            # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
+            save_checkpoint(assembled, wait=True)
         store_changes(record.paths, config, launch)
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)

@@ -104,7 +104,7 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
     ids = set(_run_ids(paths))
     entries = [entry for entry in _index(paths) if entry.run_id in ids]
     if query == "last":
-        trained = [entry for entry in entries if entry.mode != "evaluate"]
+        trained = [entry for entry in entries if _is_trained(paths, entry)]
         return max(trained, key=lambda entry: entry.start_time).run_id if trained else None
     if query in ids:
         return query
@@ -115,6 +115,12 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
     return found.pop() if found else None
+
+
+def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
+    """Whether a run can go on: no evaluation can, and no fork that did not begin."""
+    began = PathProvider(paths.output_dir, entry.run_id).latest.exists() if entry.mode == "fork" else True
+    return began and entry.mode != "evaluate"
 
 
 def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:

@@ -50,7 +50,7 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Close the parent run and print the table."""
-        failed = any(status != "FINISHED" for _, status, *_ in self._rows)
-        self._tracker.end_run("FAILED" if failed else "FINISHED")
+        statuses = {status for _, status, *_ in self._rows}
+        self._tracker.end_run(next((status for status in ("KILLED", "FAILED") if status in statuses), "FINISHED"))
         shared = set.intersection(*(set(row[0]) for row in self._rows)) if len(self._rows) > 1 else set()
         sweep_table(make_console(), [([item for item in row[0] if item not in shared], *row[1:]) for row in self._rows])

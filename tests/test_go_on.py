@@ -34,6 +34,35 @@ def test_longer_training_is_the_run_that_was_longer_from_the_start(tmp_path):
     assert journal(run_dir(tmp_path / "a")) == journal(run_dir(tmp_path / "b"))
 
 
+def test_refused_resume_leaves_the_status_as_it_was(tmp_path):
+    ksuit(tmp_path, *SMALL, "trainer.max_epochs=1", "callbacks=[ema]")
+    output = ksuit(tmp_path, "resume=last", "callbacks=[accuracy]", status=2)
+    assert "resume_strict=false" in output
+    assert query(tmp_path, "select status from runs") == [("FINISHED",)]
+    ksuit(tmp_path, "resume=last", "~callbacks.ema", "resume_strict=false", "trainer.max_epochs=2")
+    ksuit(tmp_path, "resume=last", "nonsense", status=2)
+
+
+def test_callbacks_that_were_allowed_to_differ_hold_for_the_next_resume(tmp_path):
+    ksuit(tmp_path, *QUICK, "checkpoint=at_end", "callbacks=[accuracy]")
+    arguments = ("callbacks=[accuracy,ema]", "resume_strict=false", "trainer.max_epochs=300")
+    stop_at(start(tmp_path, "resume=last", *arguments), tmp_path, update=120)
+    ksuit(tmp_path, "resume=last", "trainer.max_epochs=6")
+    assert ("accuracy/test/ema", 132) in journal(run_dir(tmp_path))
+
+
+def test_other_callbacks_take_nothing_over_from_what_was_said_about_the_former(tmp_path):
+    ksuit(tmp_path, *QUICK, "callbacks.ema.decays=[0.9]")
+    output = ksuit(tmp_path, "evaluate=last", "callbacks=[accuracy]")
+    assert "accuracy/test" in output and "ema" not in output
+
+
+def test_fork_that_cannot_begin_is_explained_and_is_not_the_last_run(finished):
+    output = ksuit(finished, "fork=last", "model=mlp", status=2)
+    assert "do not fit" in output
+    assert "nothing is left to do" in ksuit(finished, "resume=last")
+
+
 def test_changes_of_a_resume_hold_for_the_next_one(finished):
     process = start(finished, "resume=last", "trainer.max_epochs=60")
     stop_at(process, finished, update=200)

@@ -36,6 +36,8 @@ MISTAKES = {
     "unknown run": (["resume=abcdef"], ["resume=abcdef"]),
     "no run": (["fork=last"], ["fork=last"]),
     "lost override": (["callbacks=[ema]", "+callbacks=early_stop"], ["callbacks", "one list"]),
+    "origin and sweep": (["fork=last", "-m", "seed=0,1"], ["fork=last", "-m"]),
+    "learning rate below 0": (["optimizer.lr=-1", "tracker=noop"], ["optimizer", "-1"]),
     "two origins": (["resume=last", "fork=last"], ["resume", "fork"]),
 }
 
