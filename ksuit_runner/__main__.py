@@ -1,6 +1,5 @@
 """The command line. Torch and MLflow are imported when a run really starts, and not before."""
 
-import logging
 import os
 import signal
 import sys
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run what the command line asks for and exit with its status."""
-    logging.captureWarnings(False)
     if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
         sys.path.insert(0, os.getcwd())
     try:

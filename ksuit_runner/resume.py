@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from ksuit_runner.check.config import resolve
 from ksuit_runner.compose import compose_config, groups
 from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -126,10 +126,10 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     # A group that is chosen anew takes nothing over from what was said about the former choice.
     chosen = {_name(item) for item in extra} & set(groups())
     kept = [item for item in before if _name(item).split(".")[0] not in chosen]
-    after = _resolved(compose_config([*kept, *extra]))
-    changes = dict(_differences(_resolved(compose_config(before)), after))
+    after, values = resolve(compose_config([*kept, *extra])), resolve(stored)
+    changes = dict(_differences(resolve(compose_config(before)), after))
     for name in map(_name, extra):  # what is said explicitly counts even where the YAML files say so by now
-        changes |= _differences(_at(_resolved(stored), name), _at(after, name))
+        changes |= _differences(_at(values, name), _at(after, name))
     if mode == "resume":
         _refuse_rewriting(changes, paths.run_id)
     with open_dict(stored):
@@ -151,13 +151,6 @@ def _refuse_rewriting(changes: Mapping[str, Any], run_id: str) -> None:
 
 
 _REMOVED = object()
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
