@@ -26,7 +26,7 @@ LAYERS = (
     ),
     ("tracker", "tracker.*", "journal", "sender"),
     ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),
-    ("trainer", "optimizer", "schedule", "callback_base", "periodic_callback"),
+    ("trainer", "optimizer", "schedule", "callback_base", "periodic_callback", "metric_callback"),
     ("hooks",),
     ("factory", "resume", "loop", "sweep", "run_record"),
     ("assembly", "runner"),

@@ -1,0 +1,56 @@
+"""Callbacks that watch one metric."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.config_types import MetricKey
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, suggest
+
+
+class MetricCallback(CallbackBase):
+    """A callback that reacts to the values of a metric: override ``_process_value``.
+
+    Args:
+        metric_key: Metric to watch.
+        **kwargs: Passed on to CallbackBase.
+
+    Attributes:
+        best: Best value so far, None before the first one; the subclass sets it.
+
+    Raises:
+        ConfigError: Neither direction of the metric is the better one.
+    """
+
+    def __init__(self, metric_key: MetricKey, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.metric_property_provider.direction(metric_key) == "neutral":
+            raise ConfigError(f"metric_key: metric_property_provider knows no better direction of '{metric_key}'")
+        self.metric_key = metric_key
+        self.best: float | None = None
+
+    def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
+        if self.metric_key in metrics:
+            self._process_value(metrics[self.metric_key])
+
+    @abstractmethod
+    def _process_value(self, value: float) -> None:
+        """React to a value of the metric, each time that it is logged."""
+
+    def _after_training(self, update_counter: UpdateCounter) -> None:
+        if self.metric_key not in self.writer.summary:
+            hint = suggest(self.metric_key, self.writer.summary)
+            self.logger.warning("callbacks.%s.metric_key: '%s' was never logged. %s", self.name, self.metric_key, hint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far, and of which metric it is."""
+        return {"metric_key": self.metric_key, "best": self.best}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up the best value so far, unless a fork watches another metric."""
+        if state_dict["metric_key"] == self.metric_key:
+            self.best = state_dict["best"]
