@@ -1,43 +1,12 @@
 """That a batch computed in parts is the batch computed at once."""
 
 from collections import namedtuple
-from functools import partial
 
 import pytest
 import torch
+from by_hand import SGD, gradients, train, weights
 
-from ksuit_runner.random_keys import keyed
-from ksuit_runner.trainer import batch_size
-
-SGD = partial(torch.optim.SGD, lr=1.0)
-BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))
 Pair = namedtuple("Pair", "inputs targets")
-
-
-def gradients(trainer, batch=BATCH):
-    for part, share in trainer.split(batch):
-        losses, _ = trainer.forward(part)
-        trainer.backward(losses, share)
-    return {name: parameter.grad.clone() for name, parameter in trainer.model.module.named_parameters()}
-
-
-def train(trainer, updates=None):
-    """Do the updates of a run as the loop does, without its hooks; return the size of each batch."""
-    sizes = []
-    trainer.data_container.open(trainer.counter)
-    with keyed(0):
-        while not trainer.counter.is_finished and trainer.counter.update != updates:
-            batch = trainer.data_container.next_training_batch()
-            sizes.append(batch_size(batch))
-            gradients(trainer, batch)
-            trainer.step()
-            trainer.counter.update += 1
-    trainer.data_container.close()
-    return sizes
-
-
-def weights(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.model.tensors().items()}
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 9])

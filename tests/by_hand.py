@@ -1,0 +1,37 @@
+"""Updates of a trainer as the loop does them, without its hooks."""
+
+from functools import partial
+
+import torch
+
+from ksuit_runner.random_keys import keyed
+from ksuit_runner.trainer import batch_size
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))
+
+
+def gradients(trainer, batch=BATCH):
+    for part, share in trainer.split(batch):
+        losses, _ = trainer.forward(part)
+        trainer.backward(losses, share)
+    return {name: parameter.grad.clone() for name, parameter in trainer.model.module.named_parameters()}
+
+
+def train(trainer, updates=None):
+    """Do the updates of a run as the loop does, without its hooks; return the size of each batch."""
+    sizes = []
+    trainer.data_container.open(trainer.counter)
+    with keyed(0):
+        while not trainer.counter.is_finished and trainer.counter.update != updates:
+            batch = trainer.data_container.next_training_batch()
+            sizes.append(batch_size(batch))
+            gradients(trainer, batch)
+            trainer.step()
+            trainer.counter.update += 1
+    trainer.data_container.close()
+    return sizes
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.tensors().items()}
