@@ -68,7 +68,6 @@ def _train(run: Run) -> None:
     flush_log(run)
     while not counter.is_finished and run.interruption.signal is None:
         if run.taken_over.is_set():
-            run.at_boundary = False
             raise ResumeError("another process goes on with this run; it ends here, and leaves the record to that one")
         run.at_boundary = True
         batch = run.trainer.to_device(run.data.next_training_batch())
