@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 
@@ -5,7 +6,9 @@ from command import REPOSITORY
 
 
 def make(*arguments, cwd=REPOSITORY):
-    return subprocess.run(["make", *arguments], cwd=cwd, capture_output=True, text=True)
+    # Started by `make test` it would take over that make's flags and say which folder it enters.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
 def test_help_lists_every_target_with_one_line():
