@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ksuit_runner.batch import batch_size
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.trainer import batch_size
 
 
 class TrainLoss(PeriodicCallback):

@@ -18,12 +18,12 @@ from ksuit_runner.factory import Factory, OnDemand
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.log_writer import LogWriter
-from ksuit_runner.loop import Run
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.random_keys import keyed
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
+from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import constant, follow_new_length
 from ksuit_runner.trainer import SgdTrainer
 
@@ -120,7 +120,7 @@ class Assembly:
         return MetricPropertyProvider()
 
     def _log_writer(self, properties: MetricPropertyProvider, update: int) -> LogWriter:
-        is_logged = self.record.is_logged(update)
+        is_logged = self.record.is_logged(update - 1)  # what follows the update itself may be half done
         counter, check_key = self.trainer.counter, self.record.tracker.check_key
         return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
 
@@ -148,8 +148,9 @@ class Assembly:
         self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
         run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         may_differ = not self.config.resume_strict
-        run.hooks.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
+        run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
         run.is_resumed = checkpoint.progress.update > 0
+        run.unfinished = checkpoint.state["unfinished"]
         if origin.has_new_end:
             self.trainer.counter.stopped = False
             follow_new_length(self.trainer.schedule)

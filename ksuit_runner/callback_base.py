@@ -13,6 +13,7 @@ import torch
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.errors import Interrupted, StopTraining
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
@@ -36,6 +37,11 @@ def template(hook: Template) -> Template:
                     hook(self, *args, **kwargs)
             else:
                 hook(self, *args, **kwargs)
+        except (StopTraining, Interrupted):
+            raise
+        except Exception as error:
+            error.add_note(f"raised in callback '{self.name}', hook {hook.__name__}")
+            raise
         finally:
             self.seconds += perf_counter() - start
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint_format import damage, names, read_config_hash, write_folder
+from ksuit_runner.checkpoint_format import damage, holds, names, remove_partial, write_folder
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError, ConfigError, TrackerError
@@ -87,12 +87,22 @@ class CheckpointWriter:
         """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
         self._requested.add(tag)
 
+    def take_requests(self) -> list[str]:
+        """Return the tags that were asked for, and forget them: they are for another checkpoint than the next one."""
+        requested, self._requested = sorted(self._requested), set()
+        return requested
+
     def is_due(self, update_counter: UpdateCounter) -> bool:
         """Whether the interval or a callback asks for a checkpoint now."""
         return bool(self._requested) or (self._interval is not None and self._interval.is_due(update_counter))
 
     def save(
-        self, update_counter: UpdateCounter, model: Mapping[str, Tensor], state: Mapping[str, Any], wait: bool = False
+        self,
+        update_counter: UpdateCounter,
+        model: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        before: Callable[[], None] = lambda: None,
+        wait: bool = False,
     ) -> None:
         """Take a snapshot and write it behind training.
 
@@ -100,19 +110,20 @@ class CheckpointWriter:
             update_counter: Position of the run.
             model: Weights and buffers of the model.
             state: State of trainer and callbacks.
+            before: Makes durable what has to be so before the checkpoint is, such as the metrics up to it.
             wait: Return only when it is on the disk.
 
         Raises:
             CheckpointError: With ``wait``, it could not be written.
         """
         self.wait()
-        tags, self._requested = sorted(self._requested), set()
+        tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
             tags.append(f"update-{update_counter.update}")
         tensors = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
         snapshot = self._buffers.copy({"tensors": tensors, "state": dict(state)})
         name = str(update_counter.progress)
-        self._writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags)
+        self._writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
         if wait:
             self.wait(is_last=True)
 
@@ -127,7 +138,7 @@ class CheckpointWriter:
             message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
             if is_last:
                 raise CheckpointError(message) from error
-            _LOGGER.error("%s; the run goes on, and the last good checkpoint stays", message)
+            _LOGGER.error("%s; the run goes on with the last good one, and tries again at the next interval", message)
 
     def close(self) -> None:
         """Wait for what is being written and uploaded and end the threads; in an outage, uploads are given up."""
@@ -136,12 +147,19 @@ class CheckpointWriter:
         self._uploads.shutdown(cancel_futures=self._is_upload_failing)
 
     def _write(
-        self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], tags: list[str]
+        self,
+        name: str,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        tags: list[str],
+        before: Callable[[], None],
     ) -> None:
         paths = self.path_provider
         folder = paths.checkpoints_dir / name
-        # The same position may have been committed just before a kill; under another config it holds other states.
-        if damage(folder) is not None or read_config_hash(folder) != self.config_hash:
+        before()
+        remove_partial(paths)
+        # The same position may have been committed just before a kill.
+        if not holds(folder, state, self.config_hash):
             write_folder(folder, tensors, state, self.config_hash)
         all_tags = {**read_tags(paths), **dict.fromkeys(tags, name)}
         write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")

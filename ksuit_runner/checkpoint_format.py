@@ -25,6 +25,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 STATE = "trainer.pt"
+_PARTIAL, _REPLACED = ".tmp", ".old"
 PLAIN = (bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
 
 
@@ -61,20 +62,20 @@ def write_folder(
     Raises:
         OSError: It could not be written; nothing is left behind.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for name, tensors in files.items():
             safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
         _save_state(temporary / STATE, state)
-        _write_manifest(temporary, folder.name, config_hash)
+        _write_manifest(temporary, folder.name, config_hash, is_unfinished(state))
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
-        aside = folder.with_name(f".{folder.name}.old")
+        aside = folder.with_name(f".{folder.name}{_REPLACED}")
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
-            folder.rename(aside)
+            folder.rename(aside)  # two renames: one that a crash leaves alone is undone by `names`
         temporary.rename(folder)
         sync(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
@@ -98,9 +99,19 @@ def names(paths: PathProvider) -> list[str]:
     """Return the names of a run's checkpoints, newest first, whole or not."""
     if not paths.checkpoints_dir.is_dir():
         return []
+    for path in paths.checkpoints_dir.glob(f".*{_REPLACED}"):
+        replaced = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
+        if not replaced.exists():
+            path.rename(replaced)
     found = [(Progress.parse(path.name), path.name) for path in paths.checkpoints_dir.iterdir()]
     whole = [(progress, name) for progress, name in found if progress is not None]
     return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
+
+
+def remove_partial(paths: PathProvider) -> None:
+    """Remove what killed processes have left half written."""
+    for path in paths.checkpoints_dir.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def damage(folder: Path) -> str | None:
@@ -119,9 +130,20 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def read_config_hash(folder: Path) -> str:
-    """Return the hash of the config that a checkpoint was written under."""
-    return str(json.loads((folder / MANIFEST).read_text())["config_hash"])
+def holds(folder: Path, state: Mapping[str, Any], config_hash: str) -> bool:
+    """Whether a checkpoint is whole and what a state at its position would be written as.
+
+    Under another config it holds other states; and what followed an update may have been half done when it was written.
+    """
+    if damage(folder) is not None:
+        return False
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return (manifest["config_hash"], manifest["unfinished"]) == (config_hash, is_unfinished(state))
+
+
+def is_unfinished(state: Mapping[str, Any]) -> bool:
+    """Whether a state was taken while what follows an update was half done."""
+    return state.get("unfinished") is not None
 
 
 def check_state(place: str, state: Any) -> None:
@@ -176,11 +198,12 @@ def _read(paths: PathProvider) -> Checkpoint:
     return Checkpoint(paths, progress, safetensors.torch.load_file(folder / MODEL), state, manifest["config_hash"])
 
 
-def _write_manifest(folder: Path, name: str, config_hash: str) -> None:
+def _write_manifest(folder: Path, name: str, config_hash: str, unfinished: bool) -> None:
     manifest = {
         "format": FORMAT,
         "name": name,
         "config_hash": config_hash,
+        "unfinished": unfinished,
         "versions": {"ksuit_runner": __version__, "torch": torch.__version__},
         "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
     }

@@ -7,9 +7,12 @@ from pathlib import Path
 def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a crash it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # on a full disk it would take up room
     sync(path.parent)
 
 

@@ -36,6 +36,10 @@ class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 
 
+class Interrupted(Exception):  # a signal, not an error
+    """Raised where a run waits for data while it is asked to end: nothing there has to be finished first."""
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Say which of the valid names is nearest to the given one, or list them all if none is near."""
     names = sorted({str(item) for item in valid})

@@ -1,16 +1,15 @@
-"""The callbacks of a run: which of them implement which hook, firing, and their states by name."""
+"""The callbacks of a run: which of them implement which hook, and firing them in their order."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint_format import Checkpoint, check_state
+from ksuit_runner.callback_states import CallbackStates, implements
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.errors import ResumeError, StopTraining
-from ksuit_runner.models.base import ModelBase
+from ksuit_runner.errors import Interrupted, StopTraining
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ HOOKS = (
     "after_log",
 )
 
+Method = Callable[..., None]
+
 
 class Hooks:
     """Fires the hooks of a run's callbacks, in the order of the config.
@@ -38,16 +39,26 @@ class Hooks:
     Args:
         callbacks: Callbacks by name.
         update_counter: Position of the run; a callback that raises StopTraining marks it as stopped.
+
+    Attributes:
+        callbacks: Callbacks by name.
+        states: Their states.
+        done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
     """
 
     def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
         self.callbacks = dict(callbacks)
+        self.states = CallbackStates(self.callbacks)
+        self.done: list[str] = []
         self._counter = update_counter
-        self._table = {hook: [getattr(item, hook) for item in callbacks.values() if _has(item, hook)] for hook in HOOKS}
-        self._periodic: dict[Interval, list[Callable[..., None]]] = {}
+        self._table = {
+            hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
+        }
+        self._periodic: dict[Interval, list[Method]] = {}
         for item in callbacks.values():
             if isinstance(item, PeriodicCallback):
                 self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
+        self._rounds: dict[tuple[bool, ...], list[Method]] = {}
 
     def has(self, *hooks: str) -> bool:
         """Whether any callback implements one of these hooks."""
@@ -57,32 +68,70 @@ class Hooks:
         """Call a hook of all callbacks that implement it."""
         methods = self._table[hook]
         if methods:
-            self._call(methods, arguments)
+            with torch.no_grad():
+                for method in methods:
+                    self._call(method, arguments)
 
-    def fire_after_update(self, is_full_epoch: bool) -> None:
-        """Call what comes after an update, and after an epoch: the hooks, each followed by what is due then."""
-        arguments = {"update_counter": self._counter}
-        self.fire("track_after_update_step", **arguments)
-        self.fire("after_update", **arguments)
-        self._fire_due(is_epoch=False)
-        if is_full_epoch:
-            self.fire("after_epoch", **arguments)
-            self._fire_due(is_epoch=True)
+    def fire_round(self, methods: Sequence[Method], skip: Sequence[str] = (), **arguments: Any) -> None:
+        """Call hooks that follow an update, so that a run which ends between two of them goes on with the next one.
 
-    def _fire_due(self, is_epoch: bool) -> None:
-        due = [
+        Args:
+            methods: What to call, in this order.
+            skip: Which of them were called before, as ``done`` named them.
+            **arguments: What they are called with.
+        """
+        if not methods:
+            return
+        states, done = self.states, self.done
+        with torch.no_grad():
+            for method in methods:
+                callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+                name = f"{callback.name}.{method.__name__}"
+                if name not in skip:
+                    states.keep(callback)
+                    mark = callback.writer.mark()
+                    try:
+                        self._call(method, arguments)
+                    except Exception as error:
+                        callback.writer.discard(mark)
+                        if not isinstance(error, Interrupted):  # that comes in an evaluation, which changes no state
+                            states.note_failure(callback)
+                        raise
+                    states.drop()
+                done.append(name)
+
+    def methods(self, hook: str) -> list[Method]:
+        """Return the hook's methods of all callbacks that implement it."""
+        return self._table[hook]
+
+    def methods_after_update(self) -> list[Method]:
+        """Return what follows the current update: the hooks, each followed by the periodic callbacks due then."""
+        counter = self._counter
+        due = tuple([interval.is_due(counter) for interval in self._periodic] + [counter.is_full_epoch])
+        found = self._rounds.get(due)
+        if found is None:
+            found = self._rounds[due] = self._round()
+        return found
+
+    def _round(self) -> list[Method]:
+        table, counter = self._table, self._counter
+        of_update = [*table["track_after_update_step"], *table["after_update"], *self._due(of_epoch=False)]
+        return [*of_update, *table["after_epoch"], *self._due(of_epoch=True)] if counter.is_full_epoch else of_update
+
+    def _due(self, of_epoch: bool) -> list[Method]:
+        return [
             method
             for interval, methods in self._periodic.items()
-            if (interval.every_n_epochs is not None) is is_epoch and interval.is_due(self._counter)
+            if (interval.every_n_epochs is not None) is of_epoch and interval.is_due(self._counter)
             for method in methods
         ]
-        if due:
-            self._call(due, {"update_counter": self._counter})
 
     def fire_evaluations(self) -> None:
         """Let every callback that goes through a dataset do so now."""
-        methods = [item.periodic_callback for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
-        self._call(methods, {"update_counter": self._counter})
+        with torch.no_grad():
+            for item in self.callbacks.values():
+                if isinstance(item, DatasetCallback):
+                    self._call(item.periodic_callback, {"update_counter": self._counter})
 
     def evaluations(self) -> list[tuple[Interval, str]]:
         """Return which datasets are evaluated when, in the order in which that happens after an update."""
@@ -91,56 +140,14 @@ class Hooks:
         order = sorted(callbacks, key=lambda item: intervals.index(item.interval))
         return [(item.interval, item.dataset_key) for item in order]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks that have one, by name."""
-        states = {name: item.state_dict() for name, item in self.callbacks.items()}
-        for name, state in states.items():
-            check_state(f"callbacks.{name}: state_dict()", state)
-        return {name: state for name, state in states.items() if state is not None}
-
-    def resume(
-        self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
-    ) -> None:
-        """Give every callback its state and the files of the checkpoint.
-
-        Args:
-            checkpoint: What the run resumes from.
-            model: Model with its weights loaded.
-            may_lack: Whether a stateful callback may be new, without a state in the checkpoint.
-            may_have_more: Whether the checkpoint may have states of callbacks that are not there.
-
-        Raises:
-            ResumeError: The names do not match.
-        """
-        stored = checkpoint.state["callbacks"]
-        expected = self.state_dict()
-        missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
-        if (missing and not may_lack) or (unexpected and not may_have_more):
-            raise ResumeError(
-                f"callbacks: the checkpoint has no state for {missing or 'none'}, "
-                f"and one for {unexpected or 'none'} that is not there.\n"
-                "Give the run the same callbacks, or allow the difference with resume_strict=false"
-            )
-        for name, item in self.callbacks.items():
-            if name in stored:
-                item.load_state_dict(stored[name])
-            if name not in missing:
-                item.resume_from_checkpoint(checkpoint.paths, model)
-
     def close(self) -> None:
         """Let every callback give back what it holds."""
         for item in self.callbacks.values():
             item.close()
 
-    def _call(self, methods: list[Callable[..., None]], arguments: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            for method in methods:
-                try:
-                    method(**arguments)
-                except StopTraining as stop:
-                    self._counter.stopped = True
-                    _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
-
-
-def _has(callback: CallbackBase, hook: str) -> bool:
-    return getattr(type(callback), f"_{hook}") is not getattr(CallbackBase, f"_{hook}")
+    def _call(self, method: Method, arguments: Mapping[str, Any]) -> None:
+        try:
+            method(**arguments)
+        except StopTraining as stop:
+            self._counter.stopped = True
+            _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)

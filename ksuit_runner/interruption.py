@@ -2,9 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+from ksuit_runner.errors import Interrupted
+
+Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,16 +19,35 @@ class Interruption:
 
     Attributes:
         signal: Number of the signal, None while there was none.
+        is_waiting: Whether the program stands where it can be left at once, waiting for data.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.is_waiting = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take note of a signal; a second SIGINT raises KeyboardInterrupt where the program stands."""
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        if self.is_waiting:
+            self.is_waiting = False  # a second signal finds the program on its way out
+            raise Interrupted
+
+    def wait_for(self, get: Callable[[], Result]) -> Result:
+        """Return what a function returns that may take long; a signal before or meanwhile ends the wait.
+
+        Raises:
+            Interrupted: The run is asked to end.
+        """
+        if self.signal is not None:
+            raise Interrupted
+        self.is_waiting = True
+        try:
+            return get()
+        finally:
+            self.is_waiting = False
 
 
 @contextmanager

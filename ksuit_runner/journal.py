@@ -1,8 +1,10 @@
 """The journal of a run: every metric point, on disk before it is sent anywhere."""
 
+import errno
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +37,8 @@ class Journal:
     Opening an existing file cuts it after its last good line: what a killed process left half written is dropped
     (its update is computed again after a resume).
 
+    What a full disk does not take stays in memory and is written, in its order, as soon as there is room again.
+
     Args:
         path: The file; it is created, with its folder, if it does not exist.
 
@@ -46,6 +50,8 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._unwritten: list[bytes] = []
+        self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
         self.size = self._repair()
 
     def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> list[Point]:
@@ -55,19 +61,30 @@ class Journal:
             step: The update.
             metrics: Values by key; with none, nothing is written.
             timestamp: In ms since 1970, for points that were first logged elsewhere; by default now.
-
-        Raises:
-            OSError: The line could not be written completely; the file is as it was before.
         """
         if not metrics:
             return []
         timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
         points = [Point(key, float(value), step, timestamp) for key, value in metrics.items()]
-        self._write(_encode(step, timestamp, {point.key: point.value for point in points}))
+        self._unwritten.append(_encode(step, timestamp, {point.key: point.value for point in points}))
+        was_full = len(self._unwritten) > 1
+        try:
+            self._write()
+        except OSError as error:
+            if not was_full:
+                _LOGGER.error("metrics cannot be written and are kept in memory meanwhile: %s: %s", self.path, error)
+        else:
+            if was_full:
+                _LOGGER.warning("metrics can be written again, none is missing: %s", self.path)
         return points
 
     def sync(self) -> None:
-        """Wait until everything appended is on the disk."""
+        """Wait until everything appended is on the disk.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._write()
         os.fsync(self._file)
 
     def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
@@ -102,13 +119,18 @@ class Journal:
             os.close(self._file)
             self._file = -1
 
-    def _write(self, line: bytes) -> None:
-        # A single write: another process that reads along sees whole lines, and a killed one leaves at most one torn.
-        written = os.write(self._file, line)
-        if written != len(line):
-            os.ftruncate(self._file, self.size)
-            raise OSError(f"{self.path}: the disk is full")
-        self.size += written
+    def _write(self) -> None:
+        with self._lock:
+            while self._unwritten:
+                line = self._unwritten[0]
+                # A single write: another process that reads along sees whole lines, and a killed one leaves at most one
+                # torn.
+                written = os.write(self._file, line)
+                if written != len(line):
+                    os.ftruncate(self._file, self.size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.size += written
+                del self._unwritten[0]
 
     def _repair(self) -> int:
         size = os.fstat(self._file).st_size

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class LogWriter:
         self._pending: dict[str, _Pending] = {}
         self._written: dict[str, str] = {}
         self._written_step = -1
+        self._written_values: dict[str, float] = {}
 
     def add_scalar(
         self,
@@ -113,8 +115,9 @@ class LogWriter:
         metrics = _to_numbers(pending)
         step = self._counter.update
         if self._written_step != step:
-            self._written, self._written_step = {}, step
+            self._written, self._written_values, self._written_step = {}, {}, step
         self._written.update((key, item.source) for key, item in pending.items())
+        self._written_values.update(metrics)
         self._journal.append(step, {key: value for key, value in metrics.items() if not self._is_logged(key, step)})
         for key, value in metrics.items():
             self._summarize(key, value, step)
@@ -123,9 +126,25 @@ class LogWriter:
                 item.logger.info("%s: %s", key, format(value, item.format_str or ".4g"))
         return metrics
 
-    def discard(self) -> None:
-        """Forget what was logged since the last flush: the start of a run that resumes has logged it before."""
-        self._pending = {}
+    def mark(self) -> int:
+        """Return a mark that ``discard`` can go back to: how many metrics wait for the flush."""
+        return len(self._pending)
+
+    def discard(self, mark: int = 0) -> None:
+        """Forget what was logged since the mark, by default since the last flush, because it will be logged again."""
+        for key in list(self._pending)[mark:]:
+            del self._pending[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was logged at this update, written or not, for a run that ends in the middle of its hooks."""
+        is_written = self._written_step == self._counter.update
+        values = {**(self._written_values if is_written else {}), **_to_numbers(self._pending)}
+        sources = {**self._written, **{key: item.source for key, item in self._pending.items()}}
+        return {key: [value, sources[key]] for key, value in values.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up what was logged at this update before; what of it was written is not written again."""
+        self._pending = {key: _Pending(value, source, None, None) for key, (value, source) in state_dict.items()}
 
     def sync(self) -> None:
         """Wait until everything that was flushed is on the disk."""

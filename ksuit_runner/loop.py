@@ -1,97 +1,87 @@
 """When everything happens: the order of an update, its hooks, the log flush and the checkpoint."""
 
-from dataclasses import dataclass, field
-from threading import Event
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksuit_runner.checkpoint import CheckpointWriter
-from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.data.container import DataContainer
-from ksuit_runner.errors import ResumeError
-from ksuit_runner.hooks import Hooks
-from ksuit_runner.interruption import Interruption
-from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.errors import Interrupted, ResumeError
+from ksuit_runner.hooks import Method
 from ksuit_runner.random_keys import mix, seed_all
-from ksuit_runner.trainer import SgdTrainer
-
-
-@dataclass
-class Run:
-    """What the loop works with.
-
-    Attributes:
-        taken_over: Set when another process has taken the run over.
-        is_resumed: Whether training goes on in the middle; what is logged at the start has then been logged before.
-        at_boundary: Whether the state is that of the counter's position, with no update half done.
-    """
-
-    trainer: SgdTrainer
-    data: DataContainer
-    hooks: Hooks
-    log_writer: LogWriter
-    checkpoint_writer: CheckpointWriter
-    interruption: Interruption
-    seed: int
-    taken_over: Event = field(default_factory=Event)
-    is_resumed: bool = False
-    rank: int = 0
-    at_boundary: bool = field(default=False, init=False)
-
-    @property
-    def counter(self) -> UpdateCounter:
-        """Position of the run."""
-        return self.trainer.counter
+from ksuit_runner.run_state import Phase, Run, save_checkpoint, save_last_full_update
 
 
 def train(run: Run) -> None:
     """Train until the end, StopTraining or a signal, and leave a checkpoint.
 
     Raises:
-        Exception: What an update or a callback raised. If it came between two updates, a checkpoint is written first;
-            in the middle of one there is no state that a resumed run could go on from exactly.
+        Exception: What an update or a callback raised. The state after the last full update is saved before, if it is
+            still there: an optimizer that fails in the middle of a step leaves none.
     """
     try:
         _train(run)
     except Exception as error:
+        is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
+        error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
+        save_last_full_update(run)
         run.hooks.fire("on_exception", error=error)
-        if run.at_boundary:
-            save_checkpoint(run, wait=True)
+        run.log_writer.flush()
         raise
 
 
 def _train(run: Run) -> None:
-    counter, hooks = run.counter, run.hooks
+    counter = run.counter
+    try:
+        _begin(run)
+        if run.unfinished is not None:
+            finish_unfinished(run, run.unfinished)
+        while not counter.is_finished and run.interruption.signal is None:
+            if run.taken_over.is_set():
+                raise ResumeError(
+                    "another process goes on with this run; it ends here and leaves the record to that one"
+                )
+            batch = run.trainer.to_device(run.data.next_training_batch())
+            do_update(run, batch)
+            finish_update(run)
+        if counter.is_finished and run.phase is Phase.BETWEEN:
+            finish_training(run)
+    except Interrupted:
+        pass
+    if run.phase is not Phase.START:
+        save_checkpoint(run, wait=True)
+
+
+def _begin(run: Run) -> None:
+    hooks, counter = run.hooks, run.counter
     run.data.open(counter, hooks.evaluations())
     hooks.fire("before_training", update_counter=counter)
     if run.is_resumed:
         run.log_writer.discard()
-    flush_log(run)
-    while not counter.is_finished and run.interruption.signal is None:
-        if run.taken_over.is_set():
-            raise ResumeError("another process goes on with this run; it ends here, and leaves the record to that one")
-        run.at_boundary = True
-        batch = run.trainer.to_device(run.data.next_training_batch())
-        run.at_boundary = False
-        do_update(run, batch)
-        hooks.fire_after_update(counter.is_full_epoch)
-        flush_log(run)
-        if run.checkpoint_writer.is_due(counter) and not counter.is_finished:
-            save_checkpoint(run)
-    if counter.is_finished:
-        hooks.fire("after_training", update_counter=counter)
-        flush_log(run)
-    save_checkpoint(run, wait=True)
+    _flush(run)
+    hooks.states.state_dict()  # what cannot be stored is found now, and not hours later
+    run.phase = Phase.BETWEEN
+
+
+def _flush(run: Run) -> None:
+    metrics = run.log_writer.flush()
+    if metrics:
+        run.hooks.fire("after_log", update_counter=run.counter, metrics=metrics)
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate what the callbacks evaluate, once, at the position where the run stands."""
+    """Evaluate what the callbacks evaluate, once, at the position where the run stands.
+
+    Raises:
+        Interrupted: A signal asked the run to end.
+    """
     run.hooks.fire_evaluations()
-    flush_log(run)
+    _flush(run)
 
 
 def do_update(run: Run, batch: Any) -> None:
     """Do one update: all accumulation steps, then the optimizer's step."""
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
+    run.phase = Phase.BEFORE_STEP
+    run.hooks.states.keep_all()
+    trainer.model.keep_buffers()
     if run.hooks.has("before_every_update", "before_every_accumulation_step"):
         # What these hooks draw may change the batch, and must not depend on where the batch was fetched.
         seed_all(mix(run.seed, "hooks", counter.update, run.rank))
@@ -101,23 +91,52 @@ def do_update(run: Run, batch: Any) -> None:
         # From here on every random draw of this step depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
         losses, outputs = trainer.forward(part)
+        if trainer.loss_check.leaves_out(losses, counter.update):
+            trainer.leave_out_step()
+            break
         fire("before_every_backward", update_counter=counter, losses=losses)
         trainer.backward(losses, share)
         losses = {name: loss.detach() for name, loss in losses.items()}
         fire("track_after_accumulation_step", update_counter=counter, batch=part, losses=losses, outputs=outputs)
-    trainer.step()
+    else:
+        run.phase = Phase.STEP
+        trainer.step()
     counter.update += 1
 
 
-def flush_log(run: Run) -> None:
-    """Write what was logged at this update, and let callbacks react to it."""
+def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
+    """Do what follows an update: hooks and what is due, the log, and a checkpoint if one is due."""
+    run.phase = Phase.AFTER_UPDATE
+    _fire_and_log(run, run.hooks.methods_after_update(), skip)
+    run.phase = Phase.BETWEEN
+    if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
+        save_checkpoint(run)
+
+
+def finish_training(run: Run, skip: Sequence[str] = ()) -> None:
+    """Do what follows the last update of all."""
+    run.phase = Phase.AFTER_TRAINING
+    _fire_and_log(run, run.hooks.methods("after_training"), skip)
+    run.phase = Phase.END
+
+
+def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
+    """Do the rest of what followed the last update when the run ended in the middle of it."""
+    run.log_writer.load_state_dict(unfinished["log"])
+    for tag in unfinished["requested"]:
+        run.checkpoint_writer.request(tag)
+    finish = finish_update if unfinished["phase"] == Phase.AFTER_UPDATE.name else finish_training
+    finish(run, unfinished["done"])
+    run.unfinished = None
+
+
+def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:
+    """Fire hooks, write what was logged at this update, and let callbacks react to it."""
+    hooks, counter = run.hooks, run.counter
+    hooks.states.drop()
+    hooks.done.clear()
+    hooks.fire_round(methods, skip, update_counter=counter)
     metrics = run.log_writer.flush()
     if metrics:
-        run.hooks.fire("after_log", update_counter=run.counter, metrics=metrics)
-
-
-def save_checkpoint(run: Run, wait: bool = False) -> None:
-    """Take a checkpoint of everything, after all metrics up to it are on the disk."""
-    run.log_writer.sync()
-    state = {"trainer": run.trainer.state_dict(), "callbacks": run.hooks.state_dict()}
-    run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, wait=wait)
+        run.trainer.loss_check.settle()
+        hooks.fire_round(hooks.methods("after_log"), skip, update_counter=counter, metrics=metrics)

@@ -20,6 +20,7 @@ MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
 # What may change while a run stays the same run: its length, what is watched and recorded, and how data is fetched.
 MAY_CHANGE = (
     "trainer.max_*",
+    "trainer.nan_loss",
     "callbacks*",
     "default_callbacks*",
     "checkpoint*",

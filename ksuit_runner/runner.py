@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
@@ -12,14 +12,15 @@ from rich.console import Console
 from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.checkpoint_format import Checkpoint, names, read_newest
 from ksuit_runner.device import deterministic_kernels
-from ksuit_runner.errors import KsuitError, ResumeError
+from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.log_writer import Summary
-from ksuit_runner.loop import Run, evaluate, save_checkpoint, train
+from ksuit_runner.loop import evaluate, train
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
+from ksuit_runner.run_state import Run, save_checkpoint
 from ksuit_runner.stored_run import Launch, read_launch, store_changes
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
@@ -128,25 +129,29 @@ def _do(
         _LOGGER.error("error: %s", error)
         return
     if launch.mode == "resume" and origin is not None and origin.changes:
-        if checkpoint is not None and assembled.hooks.state_dict().keys() != checkpoint.state["callbacks"].keys():
+        if (
+            checkpoint is not None
+            and assembled.hooks.states.state_dict().keys() != checkpoint.state["callbacks"].keys()
+        ):
             # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
             save_checkpoint(assembled, wait=True)
         store_changes(record.paths, config, launch)
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)
     _go(assembled, launch)
-    if interruption.signal is not None and not assembled.counter.is_finished:
+    if interruption.signal is not None and (launch.mode == "evaluate" or not assembled.is_finished):
         outcome.status, outcome.signal = "KILLED", interruption.signal
 
 
 def _go(run: Run, launch: Launch) -> None:
     try:
         if launch.mode == "evaluate":
-            evaluate(run)
+            with suppress(Interrupted):
+                evaluate(run)
         elif launch.mode == "fork":
             save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
             train(run)
-        elif run.counter.is_finished:
+        elif run.is_finished:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
         else:
             train(run)

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ksuit_runner.batch import Part, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import ConfigError, KsuitError, suggest
+from ksuit_runner.loss_check import LossCheck
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.optimizer import ParameterRules, build_optimizer, load_optimizer_state, optimizer_state
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Part(NamedTuple):
-    """A part of a batch, for one accumulation step, and its share of the batch's samples."""
-
-    batch: Any
-    share: float
 
 
 class SgdTrainer:
@@ -47,11 +41,14 @@ class SgdTrainer:
         device: ``auto``, or a device of torch.
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
+        nan_loss: What happens at a loss that is no finite number: ``fail`` ends the run, ``skip`` leaves the update
+            out, ``warn`` goes on.
 
     Attributes:
         counter: Position and end of the run.
         evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
+        loss_check: Sees to losses that are no finite numbers.
 
     Raises:
         ConfigError: Something cannot be had: the device, the precision, a negative or missing number.
@@ -74,6 +71,7 @@ class SgdTrainer:
         device: str = "auto",
         deterministic: bool = True,
         parameter_rules: ParameterRules | None = None,
+        nan_loss: Literal["fail", "skip", "warn"] = "fail",
     ) -> None:
         _check_arguments(precision, accumulation_steps, clip_norm)
         self.device = choose_device(device)
@@ -93,6 +91,7 @@ class SgdTrainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.grad_norm: Tensor | None = None
+        self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu")
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
 
@@ -116,13 +115,7 @@ class SgdTrainer:
 
     def split(self, batch: Any) -> Sequence[Part]:
         """Cut a batch into its accumulation steps, along the first dimension of each tensor."""
-        if self.accumulation_steps == 1:
-            return (Part(batch, 1.0),)
-        size = batch_size(batch)
-        cuts = [size * i // self.accumulation_steps for i in range(self.accumulation_steps + 1)]
-        return [
-            Part(_slice(batch, start, stop), (stop - start) / size) for start, stop in pairwise(cuts) if stop > start
-        ]
+        return split_batch(batch, self.accumulation_steps)
 
     # The pieces of an update, in the order of the loop
 
@@ -143,6 +136,12 @@ class SgdTrainer:
             self.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+
+    def leave_out_step(self) -> None:
+        """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
+        self.model.give_back_buffers()
         self.optimizer.zero_grad()
         self.schedule.step()
 
@@ -218,31 +217,3 @@ def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float |
         raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
     if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor."""
-    tensor = next(_tensors(batch), None)
-    if tensor is None:
-        raise KsuitError("data: a batch holds no tensor")
-    return int(tensor.shape[0])
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _tensors(value)
-
-
-def _slice(tree: Any, start: int, stop: int) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _slice(value, start, stop) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)) and next(_tensors(tree), None) is not None:
-        parts = [_slice(value, start, stop) for value in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return tree[start:stop]  # a tensor, or something else per sample, such as a list of names

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
+from ksuit_runner.batch import batch_size
 from ksuit_runner.random_keys import keyed
-from ksuit_runner.trainer import batch_size
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))

@@ -17,11 +17,11 @@ from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.journal import Journal
 from ksuit_runner.log_writer import LogWriter
-from ksuit_runner.loop import Run
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.random_keys import keyed
+from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import cosine
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.trainer import SgdTrainer
@@ -76,7 +76,7 @@ class Maker:
         paths, trainer, tracker = self.paths(run_id), self.trainer(**kwargs), NoopTracker()
         found = read_newest(paths) if resume else None
         journal, properties = Journal(paths.journal), MetricPropertyProvider()
-        known = journal.load_after(found.progress.update if found else -1)
+        known = journal.load_after(found.progress.update - 1 if found else -1)
         log_writer = LogWriter(
             journal, trainer.counter, properties, tracker.check_key, lambda key, step: key in known.get(step, ())
         )
@@ -96,8 +96,8 @@ class Maker:
         if found is not None:
             trainer.model.module.load_state_dict(found.model)
             trainer.load_state_dict(found.state["trainer"])
-            hooks.resume(found, trainer.model)
-            run.is_resumed = True
+            hooks.states.resume(found, trainer.model)
+            run.is_resumed, run.unfinished = True, found.state["unfinished"]
         self.runs.append(run)
         return run
 

@@ -182,8 +182,8 @@ def test_names_need_not_match_if_that_is_allowed(maker):
     run = maker.run({"a": (Stateful, {}), "new": (Stateful, {"value": 3})})
     for allowed in ({"may_lack": True}, {"may_have_more": True}):
         with pytest.raises(ResumeError):
-            run.hooks.resume(found, run.trainer.model, **allowed)
-    run.hooks.resume(found, run.trainer.model, may_lack=True, may_have_more=True)
+            run.hooks.states.resume(found, run.trainer.model, **allowed)
+    run.hooks.states.resume(found, run.trainer.model, may_lack=True, may_have_more=True)
     a, new = run.hooks.callbacks.values()
     assert (a.value, new.value) == (1, 3)
     assert a.paths is not None and new.paths is None, "the checkpoint has no files for a callback that is new"

@@ -6,9 +6,10 @@ import torch
 from by_hand import BATCH, SGD, gradients, train, weights
 from torch import nn
 
+from ksuit_runner.batch import batch_size
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.schedule import constant, follow_new_length, linear
-from ksuit_runner.trainer import SgdTrainer, batch_size
+from ksuit_runner.trainer import SgdTrainer
 
 # The step
 

@@ -1,7 +1,7 @@
 """All datasets of a run, and the one stream through which training and evaluation get their batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +11,7 @@ from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.order import Plan, evaluation_fetches
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.interruption import Interruption
 
 
 class DataContainer:
@@ -37,6 +38,7 @@ class DataContainer:
     Attributes:
         datasets: Datasets by key.
         seed: Seed of the run.
+        interruption: Signals that end a wait for data.
 
     Raises:
         ConfigError: A dataset is missing, empty or not map-style, or a number is too small.
@@ -69,6 +71,7 @@ class DataContainer:
         self.train = train
         self.drop_last = drop_last
         self.prefetch = prefetch
+        self.interruption = Interruption()
         self._stream: Stream | None = None
         self._wait_seconds = 0.0
 
@@ -155,6 +158,7 @@ class DataContainer:
 
         Raises:
             StopIteration: There is no further update.
+            Interrupted: A signal asked the run to end.
             Exception: What the dataset raised.
         """
         stream = self._stream
@@ -165,7 +169,7 @@ class DataContainer:
                 stream.drop()
             if head is None:
                 raise StopIteration("there is no further update")
-            return stream.take()
+            return self.interruption.wait_for(stream.take)
         finally:
             self._wait_seconds += perf_counter() - start
 
@@ -177,6 +181,7 @@ class DataContainer:
 
         Raises:
             ConfigError: There is no such dataset.
+            Interrupted: A signal asked the run to end, before or while a batch was fetched.
             Exception: What the dataset raised.
         """
         self._check_key(dataset_key, "data.datasets")
@@ -192,15 +197,15 @@ class DataContainer:
             stream.drop()  # the rest of an evaluation that was broken off
         for request in fetches:
             if stream.head is not None and stream.head[:3] == request[:3]:
-                yield stream.take()
+                yield self.interruption.wait_for(stream.take)
             else:
-                yield fetch(self.datasets, self.seed, request)
+                yield self.interruption.wait_for(partial(fetch, self.datasets, self.seed, request))
 
     def _stream_of_its_own(self, fetches: Iterator[Fetch]) -> Iterator[Any]:
         stream = self._new_stream(fetches)
         try:
             while stream.head is not None:
-                yield stream.take()
+                yield self.interruption.wait_for(stream.take)
         finally:
             stream.close()
 

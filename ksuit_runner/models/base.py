@@ -22,6 +22,7 @@ class ModelBase(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self._kept: list[_KeptBuffer] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
@@ -40,3 +41,34 @@ class ModelBase(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return all parameters and persistent buffers, detached, by their names in the wrapped module."""
         return dict(self.module.state_dict())
+
+    def keep_buffers(self) -> None:
+        """Keep the buffers as they are, such as running statistics; those that never change are not copied again."""
+        if self._kept is None:
+            self._kept = [_KeptBuffer(name, buffer) for name, buffer in self.module.named_buffers()]
+        for kept in self._kept:
+            kept.keep()
+
+    def give_back_buffers(self) -> None:
+        """Give the buffers the values back that were kept."""
+        for kept in self._kept or ():
+            kept.give_back()
+
+
+class _KeptBuffer:
+    def __init__(self, name: str, buffer: Tensor) -> None:
+        self._buffer = buffer
+        self._copy = buffer.clone()
+        self._version = buffer._version
+        # The kernels of normalization layers change their statistics without counting that as a new version.
+        self._always = name.rpartition(".")[2].startswith("running_")
+
+    def keep(self) -> None:
+        if self._always or self._buffer._version != self._version:
+            self._copy.copy_(self._buffer)
+            self._version = self._buffer._version
+
+    def give_back(self) -> None:
+        if self._always or self._buffer._version != self._version:
+            self._buffer.copy_(self._copy)
+            self._version = self._buffer._version

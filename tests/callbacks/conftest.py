@@ -20,11 +20,12 @@ from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.journal import Journal
 from ksuit_runner.log_writer import LogWriter
-from ksuit_runner.loop import Run, train
+from ksuit_runner.loop import train
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import constant
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.trainer import SgdTrainer
@@ -151,7 +152,7 @@ def restore(tiny: TinyRun, strict: bool) -> None:
     checkpoint = read_newest(tiny.paths)
     tiny.model.module.load_state_dict(checkpoint.model)
     tiny.run.trainer.load_state_dict(checkpoint.state["trainer"])
-    tiny.run.hooks.resume(checkpoint, tiny.model, not strict, not strict)
+    tiny.run.hooks.states.resume(checkpoint, tiny.model, not strict, not strict)
     tiny.run.is_resumed = True
 
 
