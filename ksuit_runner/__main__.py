@@ -47,6 +47,10 @@ def _main(arguments: Sequence[str]) -> int:
     sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     refuse_lost_overrides(overrides)
+    if to_sync := [item.partition("=")[2] for item in overrides if item.startswith("sync=") and item != "sync=null"]:
+        from ksuit_runner.sync import sync
+
+        return sync(to_sync[0], overrides)
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
         return _run_composed(overrides)

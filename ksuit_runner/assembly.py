@@ -125,10 +125,9 @@ class Assembly:
         return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
 
     def _checkpoint_writer(self) -> CheckpointWriter:
-        paths, tracker = self.record.paths, self.record.tracker
-        writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=paths, tracker=tracker)
+        writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=self.record.paths)
         writer.config_hash = sha256(OmegaConf.to_yaml(self.config, resolve=True).encode()).hexdigest()[:16]
-        writer.are_metrics_sent = self.record.are_metrics_sent
+        writer.on_written = self.record.upload
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:

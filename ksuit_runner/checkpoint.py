@@ -12,10 +12,9 @@ from torch import Tensor
 from ksuit_runner.checkpoint_format import damage, holds, names, remove_partial, write_folder
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.durable_files import write_text
-from ksuit_runner.errors import CheckpointError, ConfigError, TrackerError
+from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.snapshot import HostBuffers
-from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ class CheckpointWriter:
 
     Args:
         path_provider: Paths of the run.
-        tracker: Where checkpoints are uploaded to if the run's artifacts are not local.
         every_n_epochs: Write one after every n-th epoch.
         every_n_updates: Write one after every n-th update.
         every_n_samples: Write one after the update with which another n samples have been seen.
@@ -38,14 +36,12 @@ class CheckpointWriter:
     Attributes:
         path_provider: Paths of the run.
         config_hash: Hash of the run's config, stored with each checkpoint.
-        are_metrics_sent: Waits until the tracker has all metrics up to now, and tells whether it has. A checkpoint is
-            uploaded only then: who resumes from it elsewhere finds the whole history before it.
+        on_written: Called, in the thread that writes, when another checkpoint is on the disk.
     """
 
     def __init__(
         self,
         path_provider: PathProvider,
-        tracker: BaseTracker,
         every_n_epochs: int | None = None,
         every_n_updates: int | None = None,
         every_n_samples: int | None = None,
@@ -59,8 +55,7 @@ class CheckpointWriter:
         given = (every_n_epochs, every_n_updates, every_n_samples)
         self.path_provider = path_provider
         self.config_hash = ""
-        self.are_metrics_sent: Callable[[], bool] = lambda: True
-        self._tracker = tracker
+        self.on_written: Callable[[], None] = lambda: None
         self._interval = Interval(*given) if any(n is not None for n in given) else None
         self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
         self._keep_last = keep_last
@@ -69,8 +64,6 @@ class CheckpointWriter:
         self._buffers = HostBuffers()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._writing: Future[None] | None = None
-        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-upload")
-        self._is_upload_failing = False
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
         """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
@@ -141,10 +134,9 @@ class CheckpointWriter:
             _LOGGER.error("%s; the run goes on with the last good one, and tries again at the next interval", message)
 
     def close(self) -> None:
-        """Wait for what is being written and uploaded and end the threads; in an outage, uploads are given up."""
+        """Wait for what is being written and end the thread."""
         self.wait()
         self._thread.shutdown()
-        self._uploads.shutdown(cancel_futures=self._is_upload_failing)
 
     def _write(
         self,
@@ -167,32 +159,15 @@ class CheckpointWriter:
         problem = damage(folder)
         if problem is not None:
             raise OSError(f"read back, {problem}")
-        removed = self._prune(name, all_tags)
-        if not self._tracker.artifacts_are_local:
-            self._uploads.submit(self._upload, name, removed)
+        self._prune(name, all_tags)
+        self.on_written()
 
-    def _prune(self, newest: str, tags: Mapping[str, str]) -> list[str]:
+    def _prune(self, newest: str, tags: Mapping[str, str]) -> None:
         existing = names(self.path_provider)
         past = existing[existing.index(newest) :]  # later ones were found damaged, and will be written again
-        removed = [name for name in past[self._keep_last :] if name not in tags.values()]
-        for name in removed:
-            shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
-        return removed
-
-    def _upload(self, name: str, removed: list[str]) -> None:
-        paths = self.path_provider
-        try:
-            if not self.are_metrics_sent():
-                raise TrackerError("the metrics before it could not be sent")
-            for path in (paths.checkpoints_dir / name, paths.tags, paths.latest):
-                if path.exists():  # else it has been replaced meanwhile
-                    self._tracker.upload(path, str(path.relative_to(paths.artifacts_dir)))
-            for old in removed:
-                self._tracker.delete_artifacts(str((paths.checkpoints_dir / old).relative_to(paths.artifacts_dir)))
-            self._is_upload_failing = False
-        except (TrackerError, OSError) as error:
-            self._is_upload_failing = True
-            _LOGGER.warning("checkpoint %s is on this disk only, it could not be uploaded: %s", name, error)
+        for name in past[self._keep_last :]:
+            if name not in tags.values():
+                shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
 
 
 def read_tags(paths: PathProvider) -> dict[str, str]:

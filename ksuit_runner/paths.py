@@ -18,6 +18,7 @@ class OutputPaths:
         self.database_lock = self.output_dir / "mlflow.db.lock"
         self.runs_dir = self.output_dir / "runs"
         self.index = self.output_dir / "runs.jsonl"
+        self.fetching_dir = self.output_dir / ".fetching"
 
 
 class PathProvider(OutputPaths):
@@ -41,6 +42,8 @@ class PathProvider(OutputPaths):
         self.lock = self.run_dir / "lock.json"
         self.journal = self.run_dir / "metrics.jsonl"
         self.journal_sent = self.run_dir / "metrics.sent"
+        self.outbox = self.run_dir / "tracker.json"
+        self.uploaded = self.run_dir / "uploaded.json"
         self.log = self.run_dir / "run.log"
         self.artifacts_dir = self.run_dir / "artifacts"
         self.config = self.artifacts_dir / "config.yaml"

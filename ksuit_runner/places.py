@@ -97,7 +97,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed"}),
     "tracker": frozenset({"output_paths"}),
-    "checkpoint": frozenset({"path_provider", "tracker"}),
+    "checkpoint": frozenset({"path_provider"}),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_updates"}),
     "": frozenset(),

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import resolve
 from ksuit_runner.compose import compose_config, groups
-from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
 
@@ -24,14 +23,14 @@ MAY_CHANGE = (
     "callbacks*",
     "default_callbacks*",
     "checkpoint*",
-    *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require"),
+    *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require", "tracker.close_timeout_s"),
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
 )
 # What says where runs are; a lookup needs nothing else.
 _LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
-_NEVER_STORED = ("sweep", "hydra", *MODES, "parent_run_id", "resume_strict")
+_NEVER_STORED = ("sweep", "hydra", "sync", *MODES, "parent_run_id", "resume_strict")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,10 @@ def locate(mode: Mode, query: str, overrides: Sequence[str]) -> tuple[OutputPath
     paths = OutputPaths(config.output_dir)
     run_id = find_local(paths, query)
     if run_id is None and config.tracker.get("uri"):
-        run_id = _fetch(config, paths, query)
+        from ksuit_runner.factory import Factory
+        from ksuit_runner.fetch import fetch
+
+        run_id = fetch(Factory(config).build_tracker(paths), paths, query)
     if run_id is None:
         raise unknown_run(paths, query, mode)
     run = PathProvider(paths.output_dir, run_id)
@@ -183,28 +185,3 @@ def _remove(config: DictConfig, place: str) -> None:
 
 def _name(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
-
-
-def _fetch(config: DictConfig, paths: OutputPaths, query: str) -> str | None:
-    """Look a run up on the tracking server and bring what it needs to go on: config, launch and checkpoints."""
-    from ksuit_runner.factory import Factory
-
-    tracker = Factory(config).build_tracker(paths)
-    found = tracker.find(query)
-    if len(found) > 1:
-        raise ResumeError(f"'{query}' fits {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")
-    if not found:
-        return None
-    run = PathProvider(paths.output_dir, found[0].run_id)
-    for path in (run.config, run.launch, run.checkpoints_dir):
-        _download(tracker, run, path)
-    return run.run_id
-
-
-def _download(tracker: Any, run: PathProvider, path: Path) -> None:
-    artifact = str(path.relative_to(run.artifacts_dir))
-    try:
-        tracker.download(artifact, run.artifacts_dir, run.run_id)
-    except TrackerError as error:
-        if path != run.checkpoints_dir:  # a run without a checkpoint starts from its beginning
-            raise KsuitError(f"run {run.run_id}: {error}") from error

@@ -3,34 +3,36 @@
 import json
 import logging
 import random
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner import __version__, environment
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index, store
+from ksuit_runner.terminal import sync_command
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
+from ksuit_runner.tracker.deferred import DeferredTracker
+from ksuit_runner.uploader import Uploader
 
 _LOGGER = logging.getLogger(__name__)
-UNSENT_TAG = "ksuit.unsent_points"
+_AWAY_TIMEOUT_S = 2.5  # how long the end waits for a tracker that could not be reached before it
+_LAST_WORD_S = 2.0  # of the time for closing, what is kept for the status
 
 
 class RunRecord:
     """Holds a run's lock, takes its metrics, and closes it with a status that is true.
 
     Args:
-        tracker: Tracker that is bound to the run.
+        tracker: Tracker of the run.
         paths: Paths of the run.
         lock: The run's lock, held by this process.
-        close_timeout_s: How long the end waits for metrics to be sent, in seconds.
 
     Attributes:
         taken_over: Set when another process has taken the run over.
@@ -38,30 +40,36 @@ class RunRecord:
             back if it cannot go on as asked. A new run that cannot start has FAILED.
     """
 
-    def __init__(self, tracker: BaseTracker, paths: PathProvider, lock: RunLock, close_timeout_s: float = 10.0) -> None:
+    def __init__(self, tracker: DeferredTracker, paths: PathProvider, lock: RunLock) -> None:
         self.tracker = tracker
         self.paths = paths
         self.had_journal = paths.journal.exists()
         self.journal = Journal(paths.journal)
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
+        self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
+        tracker.on_file = self.upload
         self.taken_over = lock.lost
         self.status_before: EndStatus = "FAILED"
         self._lock = lock
-        self._close_timeout_s = close_timeout_s
 
     @classmethod
     def begin(cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch) -> "RunRecord":
-        """Start the record of a new run; the tracker chooses its id."""
+        """Start the record of a new run.
+
+        Raises:
+            TrackerError: The tracker requires an answer at the start, and there was none.
+        """
         tags = {"ksuit.version": __version__, KIND_TAG: launch.mode}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
-        info = tracker.start_run(config.name, tags, config.parent_run_id)
+        deferred = DeferredTracker(tracker, outputs)
+        info = deferred.start_run(config.name, tags, config.parent_run_id)
         paths = PathProvider(outputs.output_dir, info.run_id)
         lock = RunLock(paths.lock)
         lock.acquire()
         add_to_index(outputs, info.run_id, info.name, launch.mode)
-        return cls(tracker, paths, lock)
+        return cls(deferred, paths, lock)
 
     @classmethod
     def go_on(cls, tracker: BaseTracker, paths: PathProvider) -> "RunRecord":
@@ -69,18 +77,18 @@ class RunRecord:
 
         Raises:
             ResumeError: The run is alive elsewhere.
+            TrackerError: The tracker requires an answer at the start, and there was none.
         """
         lock = RunLock(paths.lock)
         lock.acquire()
+        deferred = DeferredTracker(tracker, paths)
         try:
-            before = {info.run_id: info.status for info in tracker.find(paths.run_id)}
-            tracker.resume_run(paths.run_id)
+            deferred.resume_run(paths.run_id)
         except BaseException:
             lock.release()
             raise
-        record = cls(tracker, paths, lock)
-        status = before.get(paths.run_id)
-        record.status_before = "FINISHED" if status == "FINISHED" else "FAILED" if status == "FAILED" else "KILLED"
+        record = cls(deferred, paths, lock)
+        record.status_before = deferred.status_before or "KILLED"
         return record
 
     def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
@@ -88,16 +96,14 @@ class RunRecord:
         store(self.paths, config, launch)
         found = environment.collect()
         self.paths.environment.write_text(json.dumps(found, indent=2) + "\n")
-        files = [self.paths.config, self.paths.launch, self.paths.environment]
         diff = environment.uncommitted_diff()
         if diff:
             self.paths.diff.write_text(diff)
-            files.append(self.paths.diff)
         self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
         self.tracker.log_inputs(_dataset_infos(data))
         git = {f"git.{key}": str(value) for key, value in found["git"].items() if value is not None}
         self.tracker.set_tags({"ksuit.command": launch.command, **git})
-        self._upload(files)
+        self.upload()
 
     def is_logged(self, update: int) -> Callable[[str, int], bool]:
         """Return the test for points that were recorded before, for a run that goes on after an update.
@@ -130,36 +136,40 @@ class RunRecord:
 
     def are_metrics_sent(self) -> bool:
         """Wait, for a bounded time, until the tracker has all metrics up to now, and return whether it has."""
-        return self._sender.flush(self._close_timeout_s)
+        return self._sender.flush(self.tracker.close_timeout_s)
+
+    def upload(self) -> None:
+        """Have the files and checkpoints that have come since uploaded, behind training."""
+        self._uploader.request()
 
     def close(self, status: EndStatus) -> None:
-        """Send what is left and set the status; a run with unsent metrics is not called finished."""
-        unsent = self._sender.close(self._close_timeout_s)
+        """Send what is left and set the status, within a bounded time; what is not sent then is said, and kept."""
+        if self.taken_over.is_set():
+            self.tracker.close()  # the status is the other process's to set
+        else:
+            self.tracker.end_run(status)
+            self._send_the_rest()
+        missing = self._uploader.missing()
+        self._uploader.close()
+        unsent = self._sender.close(0)
+        self.tracker.close()
         self.journal.close()
-        try:
-            self._upload([self.paths.log])
-            if self.taken_over.is_set():
-                pass  # the status is the other process's to set
-            elif unsent == 0:
-                self.tracker.end_run(status)
-            else:
-                self.tracker.set_tags({UNSENT_TAG: str(unsent)})
-        except TrackerError as error:
-            _LOGGER.error("the tracker could not be told that the run is %s: %s", status, error)
-        if unsent:
+        if not self.taken_over.is_set() and (unsent or missing or self.tracker.is_behind):
             _LOGGER.error(
-                "%d metric points are not sent; they are in %s, and the next resume sends them",
-                unsent,
-                self.paths.journal,
+                "not everything is recorded by the tracker: %d metric points, %d files and checkpoints%s are in %s\n"
+                "To send them: %s",
+                *(unsent, missing, f", and the status {status}" if self.tracker.is_behind else ""),
+                *(self.paths.run_dir, sync_command(self.paths.run_id, self.paths.output_dir)),
             )
         self._lock.release()
 
-    def _upload(self, files: list[Path]) -> None:
-        if self.tracker.artifacts_are_local:
-            return
-        for path in files:
-            if path.exists():
-                self.tracker.upload(path, path.name)
+    def _send_the_rest(self) -> None:
+        is_away = self._sender.is_failing or self._uploader.is_failing
+        whole_s = self.tracker.close_timeout_s
+        deadline = time.monotonic() + (min(_AWAY_TIMEOUT_S, whole_s) if is_away else whole_s)
+        if self._sender.flush(deadline - time.monotonic()):
+            self._uploader.finish(deadline - _LAST_WORD_S - time.monotonic())
+            self._sender.finish(deadline - time.monotonic())
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,21 +6,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ksuit_runner.background import Background
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
 _BATCH_SIZE = 1000
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 
 
-class MetricSender:
-    """A thread that sends the journal's points in order, in batches of at most 1000, and remembers how far it came.
+class Shipment:
+    """The journal's points on their way to the tracker: in order, in batches of at most 1000, and how far they came.
 
-    It never raises into training: while the tracker cannot be reached it tries again after 0.5 s, 1 s, ... 30 s. How
-    far it came is a position in the journal, always between two lines. After a crash the points of the last batch may
-    be sent once more, with the same timestamps, which changes nothing.
+    How far they came is a position in the journal, always between two lines. After a crash the points of the last
+    batch may be sent once more, with the same timestamps, which changes nothing.
 
     Points are sent only once they are on the disk: had they been recorded and then lost with the power, the resumed
     run would record them a second time under another timestamp.
@@ -29,80 +28,51 @@ class MetricSender:
         journal: Journal of the run; only this process appends to it.
         sent_path: File that holds how far the journal has been sent.
         tracker: Tracker, bound to the run.
-        interval_s: How often the journal is looked at, in seconds.
+
+    Attributes:
+        offset: Everything before this position has been sent.
+        is_cancelled: Set to end a ``send`` before its next batch.
     """
 
-    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker, interval_s: float = 1.0) -> None:
+    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker) -> None:
         self._journal = journal
         self._sent_path = sent_path
         self._tracker = tracker
-        self._interval_s = interval_s
-        self._offset = 0
-        self._delay_s = 0.0  # 0 while the tracker can be reached
-        self._is_stopped = False
-        self._changed = threading.Condition()
-        self._wake = threading.Event()
+        self.offset = 0
+        self.is_cancelled = threading.Event()
         self._advance(self._load_offset())
-        self._thread = threading.Thread(target=self._run, name="metric-sender", daemon=True)
-        self._thread.start()
 
-    def notify(self) -> None:
-        """Send now instead of at the next interval, and try again at once if the tracker could not be reached."""
-        self._wake.set()
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been sent."""
+        return self.offset >= self._journal.size
 
     def pending(self) -> int:
         """Number of points that are in the journal and not sent yet."""
-        return sum(len(points) for points, _ in self._journal.read(self._offset))
+        return sum(len(points) for points, _ in self._journal.read(self.offset))
 
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything that is in the journal now is sent; return whether it is."""
-        end = self._journal.size
-        with self._changed:
-            self._delay_s = min(self._delay_s, _FIRST_DELAY_S)  # someone waits: try more often
-            self.notify()
-            return self._changed.wait_for(lambda: self._offset >= end, timeout_s)
+    def send(self) -> int:
+        """Send what is left, and return how many points that were.
 
-    def close(self, timeout_s: float) -> int:
-        """Send what is left, within the given time, and end the thread.
-
-        Returns:
-            Number of points that could not be sent; they stay in the journal for the next start.
+        Raises:
+            TrackerError: They could not be sent, or not all of them.
         """
-        self.flush(timeout_s)
-        self._is_stopped = True
-        self.notify()
-        if self._offset >= self._journal.size:
-            self._thread.join(timeout_s)
-        return self.pending()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait(self._delay_s or self._interval_s)
-            self._wake.clear()
-            if self._is_stopped:
-                return
-            try:
-                self._send()
-            except Exception as error:  # whatever a tracker raises, training goes on
-                self._fail(error)
-
-    def _send(self) -> None:
-        if self._offset >= self._journal.size:
-            return
+        if self.is_complete:
+            return 0
         self._journal.sync()
+        count = 0
         for points, end in self._batches():
-            if self._is_stopped:
-                return
+            if self.is_cancelled.is_set():
+                break
             self._tracker.log_points(points)
             self._advance(end)
-        if self._delay_s:
-            self._delay_s = 0.0
-            _LOGGER.warning("The tracker can be reached again, all metrics have been sent")
+            count += len(points)
+        return count
 
     def _batches(self) -> Iterator[tuple[list[Point], int]]:
         """Yield the unsent points in batches, each with the position that is reached when it is sent."""
         batch: list[Point] = []
-        start = self._offset
+        start = self.offset
         for points, end in self._journal.read(start):
             if batch and len(batch) + len(points) > _BATCH_SIZE:
                 yield batch, start
@@ -114,12 +84,6 @@ class MetricSender:
             start = end
         if batch:
             yield batch, start
-
-    def _fail(self, error: Exception) -> None:
-        if not self._delay_s and not self._is_stopped:
-            reason = str(error) if isinstance(error, TrackerError) else repr(error)
-            _LOGGER.warning("Metrics cannot be sent (they are kept in the journal, training goes on): %s", reason)
-        self._delay_s = min(2 * self._delay_s or _FIRST_DELAY_S, _LONGEST_DELAY_S)
 
     def _load_offset(self) -> int:
         try:
@@ -134,6 +98,64 @@ class MetricSender:
         temporary = self._sent_path.with_name(self._sent_path.name + ".tmp")
         temporary.write_text(str(offset))
         os.replace(temporary, self._sent_path)
-        with self._changed:
-            self._offset = offset
-            self._changed.notify_all()
+        self.offset = offset
+
+
+class MetricSender(Background):
+    """The thread that tells the tracker about a run: what it was kept back, then the journal's points, at last the end.
+
+    Args:
+        journal: Journal of the run; only this process appends to it.
+        sent_path: File that holds how far the journal has been sent.
+        tracker: Tracker of the run.
+        interval_s: How often the journal is looked at, in seconds.
+    """
+
+    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker, interval_s: float = 1.0) -> None:
+        super().__init__("metric-sender", interval_s)
+        self._journal = journal
+        self._tracker = tracker
+        self._shipment = Shipment(journal, sent_path, tracker)
+        self._has_delivered = False  # once since the thread began
+        self._is_ending = False
+        self._thread.start()
+
+    def pending(self) -> int:
+        """Number of points that are in the journal and not sent yet."""
+        return self._shipment.pending()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything that was recorded up to now is sent; return whether it is."""
+        end = self._journal.size
+        return self._wait_for(lambda: self._has_delivered and self._shipment.offset >= end, timeout_s)
+
+    def finish(self, timeout_s: float) -> bool:
+        """Let the tracker know how the run ended, after everything else; return whether it does."""
+        self._is_ending = True
+        return self._wait_for(lambda: self._shipment.is_complete and not self._tracker.is_behind, timeout_s)
+
+    def close(self, timeout_s: float) -> int:
+        """Send what is left, within the given time, and end the thread.
+
+        Returns:
+            Number of points that could not be sent; they stay in the journal for the next start.
+        """
+        is_done = self.flush(timeout_s)
+        self._shipment.is_cancelled.set()
+        self._stop(timeout_s if is_done else 0)
+        return self.pending()
+
+    def _work(self) -> None:
+        self._tracker.deliver()
+        self._has_delivered = True
+        self._shipment.send()
+        if self._is_ending and self._shipment.is_complete:
+            self._tracker.deliver_end()
+        self._progressed()
+
+    def _say_failing(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, TrackerError) else repr(error)
+        _LOGGER.warning("Metrics cannot be sent (they are kept in the journal, training goes on): %s", reason)
+
+    def _say_recovered(self) -> None:
+        _LOGGER.warning("The tracker can be reached again, all metrics have been sent")

@@ -38,17 +38,34 @@ class Launch:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A line of the index of an output folder."""
+    """A line of the index of an output folder; ``tracker_id`` is the tracker's id of a run if that is another one."""
 
     run_id: str
     name: str
     start_time: float
     mode: str = "train"
+    tracker_id: str | None = None
 
 
-def add_to_index(paths: OutputPaths, run_id: str, name: str, mode: str) -> None:
-    """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs."""
-    entry = IndexEntry(run_id, name, time.time(), mode)
+def add_to_index(
+    paths: OutputPaths,
+    run_id: str,
+    name: str,
+    mode: str,
+    start_time: float | None = None,
+    tracker_id: str | None = None,
+) -> None:
+    """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs.
+
+    Args:
+        paths: The output folder.
+        run_id: Id of the run there.
+        name: Its name.
+        mode: How it was started.
+        start_time: When, in seconds since 1970; by default now.
+        tracker_id: Id that the tracker gave it, for a run that was registered later.
+    """
+    entry = IndexEntry(run_id, name, time.time() if start_time is None else start_time, mode, tracker_id)
     line = "\n" + json.dumps(asdict(entry)) + "\n"  # a line before it that a crash has torn takes no other with it
     descriptor = os.open(paths.index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -96,7 +113,7 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
 
     Args:
         paths: The output folder.
-        query: A run's id, the first 6 or more characters of it, its name, or ``last``.
+        query: A run's id (also the tracker's), the first 6 or more characters of it, its name, or ``last``.
 
     Raises:
         ResumeError: Several runs fit.
@@ -111,6 +128,7 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
     found = {entry.run_id for entry in entries if entry.name == query}
     if len(query) >= _SHORTEST_PREFIX:
         found |= {run_id for run_id in ids if run_id.startswith(query)}
+        found |= {entry.run_id for entry in entries if (entry.tracker_id or "").startswith(query)}
     if len(found) > 1:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")

@@ -7,8 +7,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import check_config
-from ksuit_runner.errors import KsuitError
-from ksuit_runner.terminal import make_console, sweep_table
+from ksuit_runner.errors import KsuitError, TrackerError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.terminal import make_console, sweep_table, sync_command
 
 
 class SweepCallback(Callback):
@@ -21,13 +22,14 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Create the parent run, and have every run of the sweep told its id."""
         from ksuit_runner.factory import Factory
-        from ksuit_runner.paths import OutputPaths
         from ksuit_runner.tracker.base import KIND_TAG
+        from ksuit_runner.tracker.deferred import DeferredTracker
 
         with open_dict(config):
             job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         check_config(job)
-        self._tracker = Factory(job).build_tracker(OutputPaths(job.output_dir))
+        outputs = OutputPaths(job.output_dir)
+        self._tracker = DeferredTracker(Factory(job).build_tracker(outputs), outputs)
         info = self._tracker.start_run(job.name or config.hydra.runtime.choices.get("sweep"), {KIND_TAG: "sweep"})
         with open_dict(config):
             config.hydra.overrides.task.append(f"parent_run_id={info.run_id}")
@@ -52,5 +54,11 @@ class SweepCallback(Callback):
         """Close the parent run and print the table."""
         statuses = {status for _, status, *_ in self._rows}
         self._tracker.end_run(next((status for status in ("KILLED", "FAILED") if status in statuses), "FINISHED"))
+        try:
+            self._tracker.deliver()
+            self._tracker.deliver_end()
+        except TrackerError as error:
+            again = sync_command(self._tracker.run_id, OutputPaths(config.output_dir).output_dir)
+            make_console(stderr=True).print(f"{error}\nTo tell the tracker that the sweep has ended: {again}")
         shared = set.intersection(*(set(row[0]) for row in self._rows)) if len(self._rows) > 1 else set()
         sweep_table(make_console(), [([item for item in row[0] if item not in shared], *row[1:]) for row in self._rows])

@@ -146,9 +146,18 @@ def resume_command(run_id: str, output_dir: Path | None = None) -> str:
         run_id: Id of the run.
         output_dir: Where the run is, to be said if it is not where the command looks first.
     """
+    return _command("resume", run_id, output_dir)
+
+
+def sync_command(run_id: str, output_dir: Path | None = None) -> str:
+    """Return the command that tells the tracker what it does not know of a run yet; see ``resume_command``."""
+    return _command("sync", run_id, output_dir)
+
+
+def _command(mode: str, run_id: str, output_dir: Path | None) -> str:
     program = "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
     elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
-    return " ".join([program, *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"resume={run_id}"])
+    return " ".join([program, *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"{mode}={run_id}"])
 
 
 def format_number(value: float) -> str:

@@ -80,7 +80,7 @@ class Maker:
         log_writer = LogWriter(
             journal, trainer.counter, properties, tracker.check_key, lambda key, step: key in known.get(step, ())
         )
-        writer = CheckpointWriter(paths, tracker, **(checkpoint or {}))
+        writer = CheckpointWriter(paths, **(checkpoint or {}))
         collaborators = {
             "trainer": trainer,
             "model": trainer.model,

@@ -10,7 +10,6 @@ from ksuit_runner.checkpoint_format import damage, names, read_newest
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.tracker.noop import NoopTracker
 
 
 class Saves:
@@ -19,7 +18,7 @@ class Saves:
     def __init__(self, folder, **options):
         self.paths = PathProvider(folder, "run00000")
         self.counter = UpdateCounter(6, 2, max_epochs=100)
-        self.writer = CheckpointWriter(self.paths, NoopTracker(), **options)
+        self.writer = CheckpointWriter(self.paths, **options)
 
     def save(self, wait=False):
         state = {"trainer": {"update": self.counter.update}, "callbacks": {}}
@@ -148,7 +147,7 @@ def test_a_later_damaged_checkpoint_does_not_push_out_a_good_one(saves):
 @pytest.mark.parametrize("option", [{"keep_last": 0}, {"keep_every": 0}, {"every_n_updates": 0}])
 def test_numbers_are_positive(tmp_path, option):
     with pytest.raises(ConfigError, match=f"{next(iter(option))}.* 0"):
-        CheckpointWriter(PathProvider(tmp_path, "run00000"), NoopTracker(), **option)
+        CheckpointWriter(PathProvider(tmp_path, "run00000"), **option)
 
 
 # Run in a process of its own: the limit on the size of files stands for a full disk, and is real.

@@ -1,5 +1,6 @@
 """What the runner asks of a tracker."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 KIND_TAG = "ksuit.kind"
 """Tag that says what a run is; ``sweep`` for the parent of a sweep's runs."""
+
+RUN_ID_TAG = "ksuit.run_id"
+"""Tag with the id that a run has in its output folder, if that is not the tracker's: it could not be reached then."""
+
+START_TAG = "ksuit.start_id"
+"""Tag that tells one start of a run from all others, so that a run whose creation went unheard is not made twice."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,12 @@ class RunInfo:
     tags: Mapping[str, str] = field(default_factory=dict)
     parent_run_id: str | None = None
     start_time: int = 0
+
+    @property
+    def local_id(self) -> str:
+        """Id that the run has in its output folder."""
+        local = self.tags.get(RUN_ID_TAG, "")
+        return local if re.fullmatch("[0-9a-f]{32}", local) else self.run_id
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,14 @@ class BaseTracker(ABC):
     store cannot be used, and do so within seconds. ``log_points`` is called from a thread of its own.
 
     Where a method takes a ``run_id``, None means the run that the tracker is bound to.
+
+    Attributes:
+        require: Whether a run may start only if it can be recorded at once.
+        close_timeout_s: How long the end of a run waits for what is not recorded yet, in seconds.
     """
+
+    require: bool = True
+    close_timeout_s: float = 10.0
 
     def __init__(self) -> None:
         self._run: RunInfo | None = None
@@ -85,26 +105,49 @@ class BaseTracker(ABC):
         return True
 
     @abstractmethod
-    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
+    def start_run(
+        self,
+        name: str | None,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time: int | None = None,
+    ) -> RunInfo:
         """Begin a new run and bind the tracker to it.
 
         Args:
             name: Name of the run; by default the tracker makes one up.
             tags: Tags of the run.
             parent_run_id: Run under which it is shown.
+            start_time: When it was started, in ms since 1970, for a run that is recorded later than that and has a
+                START_TAG and a RUN_ID_TAG. If the store has a run with this START_TAG, no other is made.
         """
 
     @abstractmethod
     def resume_run(self, run_id: str) -> RunInfo:
         """Bind the tracker to a run that exists and mark it RUNNING again."""
 
+    def attach_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run that exists and leave its status as it is."""
+        return self.resume_run(run_id)
+
     @abstractmethod
-    def end_run(self, status: EndStatus) -> None:
-        """Mark the run as ended."""
+    def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
+        """Mark the run as ended, now or at a time in ms since 1970."""
 
     @abstractmethod
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000; one that is recorded already changes nothing."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was asked for is not recorded yet; never so for a tracker that records at once."""
+        return False
+
+    def deliver(self) -> None:  # noqa: B027 - optional
+        """Record what was asked for earlier, except for the end of the run."""
+
+    def deliver_end(self) -> None:  # noqa: B027 - optional
+        """Record that the run has ended, if it has."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Record parameters; one that is recorded already keeps its value."""

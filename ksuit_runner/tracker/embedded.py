@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -12,6 +13,8 @@ from ksuit_runner.tracker.mlflow_client import import_quietly
 
 OWN_TAG = "ksuit.embedded"
 """Tag of the experiments whose artifact location is ``runs_dir``: a run's artifacts lie where the run writes them."""
+
+_LONGEST_CREATION_S = 20.0
 
 
 def exists(paths: OutputPaths) -> bool:
@@ -30,31 +33,43 @@ def uri(paths: OutputPaths) -> str:
     return f"sqlite:///{paths.database}"
 
 
-def open_store(paths: OutputPaths) -> str:
+def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
     """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
 
     The schema takes about 1 s to create. Processes that do so at once would corrupt it, so one does and the others
     wait; it appears under its name only when it is complete.
 
+    Args:
+        paths: The output folder.
+        timeout_s: How long to wait for a database that another process has locked, in seconds.
+
     Raises:
-        TrackerError: The output folder cannot be written to.
+        TrackerError: The output folder cannot be written to, or the database stays locked.
     """
     store_uri = uri(paths)
     try:
         paths.output_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(paths):
+        with _locked(paths, _LONGEST_CREATION_S + timeout_s):
             if not exists(paths):
                 _create(paths)
-            _adopt(paths)
+            _adopt(paths, timeout_s)
     except (OSError, sqlite3.Error) as error:
         raise TrackerError(f"{paths.database}: {error}") from error
     return store_uri
 
 
 @contextmanager
-def _locked(paths: OutputPaths) -> Iterator[None]:
+def _locked(paths: OutputPaths, timeout_s: float) -> Iterator[None]:
+    deadline = time.monotonic() + timeout_s
     with paths.database_lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that is killed
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed, also by a kill
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise sqlite3.OperationalError("another process has been opening it for too long") from None
+                time.sleep(0.02)
         yield
 
 
@@ -67,11 +82,12 @@ def _create(paths: OutputPaths) -> None:
     os.replace(unfinished, paths.database)
 
 
-def _adopt(paths: OutputPaths) -> None:
+def _adopt(paths: OutputPaths, timeout_s: float) -> None:
     """Point the stored artifact locations at this output folder, after it was moved or copied from elsewhere."""
     here = str(paths.runs_dir)
     query = "FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM experiment_tags WHERE key = ?)"
-    with closing(sqlite3.connect(paths.database, timeout=20)) as database, database:
+    with closing(sqlite3.connect(paths.database, timeout=timeout_s)) as database, database:
+        database.execute("BEGIN IMMEDIATE")  # one that cannot be written to is found out here
         for (there,) in database.execute(f"SELECT DISTINCT artifact_location {query}", (OWN_TAG,)).fetchall():
             if there == here:
                 continue

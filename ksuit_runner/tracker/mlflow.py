@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +13,24 @@ from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.tracker import embedded
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
-from ksuit_runner.tracker.mlflow_client import DATABASES, check_key, connect, delete_artifacts, experiment_id, explained
+from ksuit_runner.tracker.mlflow_client import (
+    DATABASES,
+    check_key,
+    connect,
+    dataset_input,
+    delete_artifacts,
+    experiment_id,
+    explained,
+)
+from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
 from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, history, last_points, run_info
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_LOGGER = logging.getLogger(__name__)
 _BATCH_SIZE = 100  # parameters or tags
-_MAX_PARAM_LENGTH, _MAX_TAG_LENGTH, _MAX_DIGEST_LENGTH = 6000, 8000, 36
+_MAX_PARAM_LENGTH, _MAX_TAG_LENGTH = 6000, 8000
 
 
 class MlflowTracker(BaseTracker):
@@ -36,10 +43,12 @@ class MlflowTracker(BaseTracker):
         uri: Tracking URI. By default the store that is embedded in the output folder: an SQLite database there, and the
             runs' folders themselves as artifacts.
         experiment: Name of the MLflow experiment.
-        timeout_s: How long a server may take for an answer, in seconds. A server that needs longer to take in a large
-            checkpoint needs more; the environment variable MLFLOW_HTTP_REQUEST_TIMEOUT counts more than this.
-        require: Whether a run must be recorded at ``uri``. If not, a run that starts while the server cannot be reached
-            is recorded in the embedded store, with a warning, and stays there.
+        timeout_s: How long a server may take for an answer, and how long to wait for a database that another process
+            has locked, in seconds. A server that needs longer to take in a large checkpoint needs more; the
+            environment variable MLFLOW_HTTP_REQUEST_TIMEOUT counts more than this.
+        require: Whether a run may start only if it can be recorded at once. If not, one that starts while the store
+            cannot be reached is registered there later.
+        close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
     """
 
     def __init__(
@@ -49,14 +58,17 @@ class MlflowTracker(BaseTracker):
         experiment: str = "ksuit_runner",
         timeout_s: float = 5,
         require: bool = True,
+        close_timeout_s: float = 10,
     ) -> None:
         super().__init__()
         self._paths = output_paths
         self._uri = uri
         self._experiment = experiment
         self._timeout_s = timeout_s
-        self._require = require
+        self.require = require
+        self.close_timeout_s = close_timeout_s
         self._connection: MlflowClient | None = None
+        self._connecting = threading.Lock()
         self._bound: Run | None = None
 
     @property
@@ -67,21 +79,42 @@ class MlflowTracker(BaseTracker):
 
     @property
     def _artifacts_dir(self) -> Path:
-        return PathProvider(self._paths.output_dir, self.run_id).artifacts_dir
-
-    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
-        """Create a run in MLflow, which chooses its id and, without one, its name."""
-        tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
-        return self._or_embedded(lambda: self._start(name, tags))
-
-    def resume_run(self, run_id: str) -> RunInfo:
-        """Bind the tracker to a run that exists and mark it RUNNING again."""
-        return self._or_embedded(lambda: self._resume(run_id))
+        return PathProvider(self._paths.output_dir, self.run.local_id).artifacts_dir
 
     @explained
-    def end_run(self, status: EndStatus) -> None:
-        """Mark the run as ended."""
-        self._client.set_terminated(self.run_id, status)
+    def start_run(
+        self,
+        name: str | None,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time: int | None = None,
+    ) -> RunInfo:
+        """Create a run in MLflow, which chooses its id and, without one, its name."""
+        tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
+        tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
+        if start_time is not None:
+            return self._bind(register(self._client, self._experiment_id(), name, tags, start_time), moved=True)
+        return self._bind(self._client.create_run(self._experiment_id(), tags=tags, run_name=name))
+
+    @explained
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run that exists and mark it RUNNING again."""
+        self.attach_run(run_id)
+        self._client.update_run(run_id, status="RUNNING")
+        return self._bind(self._client.get_run(run_id))
+
+    @explained
+    def attach_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run that exists and leave its status as it is."""
+        run = self._client.get_run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise TrackerError(f"run {run_id} was deleted in MLflow; bring it back there first")
+        return self._bind(run, moved=True)
+
+    @explained
+    def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
+        """Mark the run as ended, now or at a time in ms since 1970."""
+        self._client.set_terminated(self.run_id, status, end_time)
 
     @explained
     def log_points(self, points: Sequence[Point]) -> None:
@@ -113,14 +146,7 @@ class MlflowTracker(BaseTracker):
     @explained
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
         """Record which datasets the run uses; one that is recorded already changes nothing."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = []
-        for info in datasets:
-            source = json.dumps({"uri": info.source})
-            dataset = Dataset(info.name, info.digest[:_MAX_DIGEST_LENGTH], "local", source, profile=info.profile)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", info.context)]))
-        self._client.log_inputs(self.run_id, inputs)
+        self._client.log_inputs(self.run_id, [dataset_input(info) for info in datasets])
 
     @explained
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
@@ -167,22 +193,16 @@ class MlflowTracker(BaseTracker):
         if path in self.list_artifacts(posixpath.dirname(path)):
             delete_artifacts(self._client, self._bound.info.artifact_uri, path)
 
+    @explained
     def find(self, query: str) -> list[RunInfo]:
-        """Look up runs without creating or changing anything.
+        """Look up runs without creating or changing anything; their ids in an output folder count as well.
 
         An exact id is found anywhere; all else in every experiment of the embedded store, and on a server, which
         others may share, in this tracker's experiment.
         """
-        if self._uri is None:
-            return self._find(query) if embedded.exists(self._paths) else []
-        if self._require:
-            return self._find(query)
-        try:
-            found = self._find(query)
-        except TrackerError as error:
-            _LOGGER.warning("%s; only the output folder's own store is searched", error)
-            found = []
-        return found or MlflowTracker(self._paths).find(query)
+        if self._uri is not None:
+            return find(self._client, self._experiment, query)
+        return find(self._client, None, query) if embedded.exists(self._paths) else []
 
     @explained
     def children(self, run_id: str) -> list[RunInfo]:
@@ -204,46 +224,27 @@ class MlflowTracker(BaseTracker):
 
     @property
     def _client(self) -> MlflowClient:
-        if self._connection is None:
-            uri = embedded.open_store(self._paths) if self._uri is None else self._uri
-            self._connection = connect(uri, self._timeout_s)
-        return self._connection
+        with self._connecting:  # metrics and files are sent from threads of their own
+            if self._connection is None:
+                uri = embedded.open_store(self._paths, self._timeout_s) if self._uri is None else self._uri
+                self._connection = connect(uri, self._timeout_s)
+            return self._connection
 
-    def _or_embedded(self, bind: Callable[[], RunInfo]) -> RunInfo:
-        try:
-            return bind()
-        except TrackerError as error:
-            if self._require or self._uri is None:
-                raise
-            _LOGGER.warning("%s; the output folder's own store is used instead", error)
-            self._uri = self._connection = None
-            return bind()
+    @property
+    def _is_database(self) -> bool:
+        return self._uri is None or self._uri.startswith(DATABASES)
 
-    @explained
-    def _start(self, name: str | None, tags: Mapping[str, str]) -> RunInfo:
-        tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
-        return self._bind(self._client.create_run(self._experiment_id(), tags=tags, run_name=name))
-
-    @explained
-    def _resume(self, run_id: str) -> RunInfo:
-        if self._client.get_run(run_id).info.lifecycle_stage != "active":
-            raise TrackerError(f"run {run_id} was deleted in MLflow; bring it back there first")
-        self._client.update_run(run_id, status="RUNNING")
-        return self._bind(self._client.get_run(run_id))
-
-    def _bind(self, run: Run) -> RunInfo:
-        self._bound = run
-        self._run = run_info(run)
-        return self._run
+    def _bind(self, run: Run, moved: bool = False) -> RunInfo:
+        """Bind the tracker to a run, whose folder may have another name than MLflow's id, or have been ``moved``."""
+        info = run_info(run)
+        chosen, wanted = (PathProvider(self._paths.output_dir, id).artifacts_dir for id in (info.run_id, info.local_id))
+        if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
+            run = move_artifacts(self._client, run, wanted)
+        self._bound, self._run = run, info
+        return info
 
     def _experiment_id(self) -> str:
-        location, tags = None, {}  # a server has a place for artifacts, a bare database has none
-        if self._uri is None or self._uri.startswith(DATABASES):
-            location = str(self._paths.runs_dir)
-        if self._uri is None:
-            tags = {embedded.OWN_TAG: "true"}
+        # A server has a place for artifacts, a bare database has none.
+        location = str(self._paths.runs_dir) if self._is_database else None
+        tags = {embedded.OWN_TAG: "true"} if self._uri is None else {}
         return experiment_id(self._client, self._experiment, location, tags)
-
-    @explained
-    def _find(self, query: str) -> list[RunInfo]:
-        return find(self._client, None if self._uri is None else self._experiment, query)

@@ -6,6 +6,7 @@ MLflow takes more than a second to import, so that happens in ``connect`` and no
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import math
 import os
@@ -17,9 +18,11 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
+from ksuit_runner.tracker.base import DatasetInfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -27,7 +30,7 @@ Result = TypeVar("Result")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 """How the tracking URI of a database begins, which is used without a server."""
 
-_MAX_KEY_LENGTH = 250
+_MAX_KEY_LENGTH, _MAX_DIGEST_LENGTH = 250, 36
 
 
 def connect(uri: str, timeout_s: float) -> MlflowClient:
@@ -42,7 +45,8 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
     settings = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout_s)),  # by default 120 s and 7 retries
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_DOWNLOAD_CHUNK_TIMEOUT": str(math.ceil(timeout_s)),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who can wait tries again, behind training
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
@@ -51,7 +55,31 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
     import_quietly("mlflow.store.tracking.sqlalchemy_store" if uri.startswith(DATABASES) else "mlflow")
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    client = MlflowClient(uri)
+    if uri.startswith("sqlite:"):
+        _wait_briefly_for_locks(uri, timeout_s)
+    return client
+
+
+def _wait_briefly_for_locks(uri: str, timeout_s: float) -> None:
+    """Have MLflow wait for a locked SQLite database as long as for a server, instead of 20 s for every statement."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = SqlAlchemyStore(uri, ".").engine  # MLflow keeps one for each address
+    engine.update_execution_options(ksuit_busy_ms=math.ceil(timeout_s * 1000))
+    if not event.contains(engine, "before_cursor_execute", _shorten_wait):
+        event.listen(engine, "before_cursor_execute", _shorten_wait, retval=True)
+
+
+def _shorten_wait(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    if statement.startswith("PRAGMA busy_timeout"):
+        statement = f"PRAGMA busy_timeout = {connection.get_execution_options()['ksuit_busy_ms']}"
+    return statement, parameters
 
 
 def import_quietly(module: str) -> Any:
@@ -124,6 +152,15 @@ def experiment_id(client: MlflowClient, name: str, location: str | None, tags: d
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def dataset_input(info: DatasetInfo) -> DatasetInput:
+    """Return MLflow's form of a dataset; its digest is cut at 36 characters."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": info.source})
+    dataset = Dataset(info.name, info.digest[:_MAX_DIGEST_LENGTH], "local", source, profile=info.profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", info.context)])
 
 
 def delete_artifacts(client: MlflowClient, artifact_uri: str, path: str) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from ksuit_runner.journal import Point
-from ksuit_runner.tracker.base import KIND_TAG, RunInfo
+from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +29,8 @@ def run_info(run: Run) -> RunInfo:
 def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunInfo]:
     """Return the runs with this id, or else all whose id begins like this or who have this name, newest first.
 
+    The id that a run has in its output folder, if that is another one than MLflow's, is as good.
+
     Args:
         client: MLflow's client.
         experiment: Name of the experiment that is searched, None for all; an exact id is found anywhere.
@@ -39,11 +41,12 @@ def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunIn
         newest = (run for run in search(client, experiments, "", "DESC") if run.data.tags.get(KIND_TAG) != "sweep")
         return [run_info(run) for run in islice(newest, 1)]
     if re.fullmatch("[0-9a-f]{32}", query):
-        return _exact(client, query)
+        local = f"tags.`{RUN_ID_TAG}` = '{query}'"
+        return _exact(client, query) or [run_info(run) for run in search(client, experiments, local, "DESC")]
     quote = '"' if "'" in query else "'"
     filters = [f"attributes.run_name = {quote}{query}{quote}"]
     if re.fullmatch("[0-9a-f]{6,31}", query):
-        filters.append(f"attributes.run_id LIKE '{query}%'")
+        filters += [f"attributes.run_id LIKE '{query}%'", f"tags.`{RUN_ID_TAG}` LIKE '{query}%'"]
     found = {run.info.run_id: run_info(run) for text in filters for run in search(client, experiments, text, "DESC")}
     return sorted(found.values(), key=lambda run: run.start_time, reverse=True)
 

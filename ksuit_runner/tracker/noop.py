@@ -11,10 +11,16 @@ from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 class NoopTracker(BaseTracker):
     """Gives runs an id and remembers nothing else. The journal and the artifacts in the output folder stay complete."""
 
-    def start_run(self, name: str | None, tags: Mapping[str, str], parent_run_id: str | None = None) -> RunInfo:
+    def start_run(
+        self,
+        name: str | None,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time: int | None = None,
+    ) -> RunInfo:
         """Make up a run id; without a name the run is called by its first 8 characters."""
         run_id = uuid4().hex
-        start_time = time.time_ns() // 1_000_000
+        start_time = start_time or time.time_ns() // 1_000_000
         self._run = RunInfo(run_id, name or run_id[:8], "RUNNING", dict(tags), parent_run_id, start_time)
         return self._run
 
@@ -23,7 +29,7 @@ class NoopTracker(BaseTracker):
         self._run = RunInfo(run_id, run_id[:8])
         return self._run
 
-    def end_run(self, status: EndStatus) -> None:
+    def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Do nothing."""
 
     def log_points(self, points: Sequence[Point]) -> None:

@@ -126,7 +126,7 @@ class Maker:
             "data_container": trainer.data_container,
             "tracker": NoopTracker(),
             "log_writer": writer,
-            "checkpoint_writer": CheckpointWriter(paths, NoopTracker(), **(checkpoint or {})),
+            "checkpoint_writer": CheckpointWriter(paths, **(checkpoint or {})),
             "metric_property_provider": properties,
         }
         if stop_at is not None:

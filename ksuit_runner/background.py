@@ -1,0 +1,81 @@
+"""Work behind training that never raises into it: done again and again, more seldom while it fails."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
+
+
+class Background(ABC):
+    """A daemon thread that works at an interval, and after a failure again after 0.5 s, 1 s, ... 30 s.
+
+    A thread of this kind never keeps a process from ending: what hangs in it is left to itself.
+
+    Args:
+        name: Name of the thread.
+        interval_s: Time between two looks at whether there is something to do, in seconds.
+    """
+
+    def __init__(self, name: str, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._delay_s = 0.0  # 0 while it succeeds
+        self._is_stopped = False
+        self._changed = threading.Condition()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt failed."""
+        return self._delay_s > 0
+
+    def notify(self) -> None:
+        """Work now instead of at the next interval, and try again at once after a failure."""
+        self._wake.set()
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Do what there is to do; anything that it raises is a failure."""
+
+    @abstractmethod
+    def _say_failing(self, error: Exception) -> None:
+        """Tell a person that it fails, once."""
+
+    @abstractmethod
+    def _say_recovered(self) -> None:
+        """Tell a person that it works again."""
+
+    def _wait_for(self, is_done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until the thread has made something true, for a bounded time; return whether it is."""
+        with self._changed:
+            self._delay_s = min(self._delay_s, _FIRST_DELAY_S)  # someone waits: try more often
+            self.notify()
+            return self._changed.wait_for(is_done, max(0.0, timeout_s))
+
+    def _stop(self, timeout_s: float) -> None:
+        """End the thread, waiting for at most the given time."""
+        self._is_stopped = True
+        self.notify()
+        self._thread.join(max(0.0, timeout_s))
+
+    def _progressed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._delay_s or self._interval_s)
+            self._wake.clear()
+            if self._is_stopped:
+                return
+            try:
+                self._work()
+            except Exception as error:  # whatever it raises, training goes on
+                if not self._delay_s and not self._is_stopped:
+                    self._say_failing(error)
+                self._delay_s = min(2 * self._delay_s or _FIRST_DELAY_S, _LONGEST_DELAY_S)
+                continue
+            if self._delay_s and not self._is_stopped:
+                self._delay_s = 0.0
+                self._say_recovered()

@@ -1,0 +1,80 @@
+"""Bringing a run from its tracker to a machine that does not have it."""
+
+import shutil
+from collections.abc import Iterable
+from itertools import groupby
+from typing import cast
+
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.journal import Journal, Point
+from ksuit_runner.mirror import Mirror
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.stored_run import add_to_index
+from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
+from ksuit_runner.tracker.outbox import Outbox
+
+
+def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
+    """Look a run up in the tracker's store and bring what it needs to go on: config, metrics and checkpoints.
+
+    The run's folder is there with everything in it, or is not there: one that was interrupted while it was fetched is
+    fetched anew.
+
+    Args:
+        tracker: The tracker, bound to no run.
+        outputs: The output folder.
+        query: The run's id, the first 6 or more characters of it, its name, or ``last``.
+
+    Returns:
+        Id of the run in the output folder, or None if there is no such run.
+
+    Raises:
+        ResumeError: Several runs fit.
+        TrackerError: Something could not be read.
+    """
+    found = tracker.find(query)
+    if len(found) > 1:
+        raise ResumeError(f"'{query}' fits {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")
+    if not found:
+        return None
+    (info,) = found
+    run = PathProvider(outputs.output_dir, info.local_id)
+    if not run.run_dir.exists():
+        shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
+        temporary = PathProvider(outputs.fetching_dir, info.local_id)
+        _fill(tracker, info, temporary)
+        run.runs_dir.mkdir(parents=True, exist_ok=True)
+        temporary.run_dir.rename(run.run_dir)
+        shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
+        start_time, tracker_id = info.start_time / 1000, info.run_id if info.run_id != info.local_id else None
+        add_to_index(outputs, info.local_id, info.name, info.tags.get(KIND_TAG, "train"), start_time, tracker_id)
+    return info.local_id
+
+
+def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
+    for path in (run.config, run.launch):
+        tracker.download(path.name, run.artifacts_dir, info.run_id)
+    checkpoints = run.checkpoints_dir.name
+    if checkpoints in tracker.list_artifacts("", info.run_id):  # one without any starts from its beginning
+        tracker.download(checkpoints, run.artifacts_dir, info.run_id)
+    journal = Journal(run.journal)
+    write_points(journal, _history(tracker, info.run_id))
+    run.journal_sent.write_text(str(journal.size))
+    journal.close()
+    box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id)
+    if info.status in ("FINISHED", "FAILED", "KILLED"):
+        box.status, box.is_end_told = cast(EndStatus, info.status), True
+    box.store(run)
+    Mirror(tracker, run, lambda: True).adopt()
+
+
+def _history(tracker: BaseTracker, run_id: str) -> list[Point]:
+    """Return everything that was recorded, in the order in which it was logged."""
+    points = [point for key in tracker.last_steps(run_id) for point in tracker.history(key, run_id)]
+    return sorted(points, key=lambda point: (point.step, point.timestamp))
+
+
+def write_points(journal: Journal, points: Iterable[Point]) -> None:
+    """Append points that were logged elsewhere, in the order in which they come, with their timestamps."""
+    for (step, timestamp), group in groupby(points, key=lambda point: (point.step, point.timestamp)):
+        journal.append(step, {point.key: point.value for point in group}, timestamp)

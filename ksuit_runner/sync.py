@@ -1,0 +1,84 @@
+"""Telling the tracker afterwards what it does not know of a run: ``sync=RUN_ID``."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.compose import compose_config
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.factory import Factory
+from ksuit_runner.journal import Journal
+from ksuit_runner.mirror import Mirror
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.run_lock import RunLock
+from ksuit_runner.sender import Shipment
+from ksuit_runner.stored_run import find_local, read_config, unknown_run
+from ksuit_runner.terminal import make_console, sync_command
+from ksuit_runner.tracker.deferred import DeferredTracker
+
+_TAKES = ("sync", "output_dir", "tracker")
+
+
+def sync(query: str, overrides: Sequence[str]) -> int:
+    """Register a run if it is not, and send what is left: metrics, files and checkpoints, and how it ended.
+
+    Args:
+        query: The run's id, the first 6 or more characters of it, its name, or ``last``.
+        overrides: The command line; besides the run it may say where runs are, and what differs about the tracker.
+
+    Returns:
+        The exit status, 0: everything is recorded.
+
+    Raises:
+        ResumeError: There is no such run, or it is alive.
+        TrackerError: The tracker cannot be reached; what was sent until then counts, and nothing is lost.
+    """
+    for item in overrides:
+        if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
+            raise ConfigError(f"{item}: with sync= only tracker.* and output_dir can be given")
+    composed = compose_config(overrides)
+    outputs = OutputPaths(composed.output_dir)
+    run_id = find_local(outputs, query)
+    if run_id is None:
+        raise unknown_run(outputs, query, "sync")
+    paths = PathProvider(outputs.output_dir, run_id)
+    config = _with_stored_tracker(paths, composed, overrides)
+    with RunLock(paths.lock):
+        try:
+            sent = _send(DeferredTracker(Factory(config).build_tracker(outputs), outputs), paths)
+        except (TrackerError, OSError) as error:
+            again = f"What is not sent yet is kept; to try again: {sync_command(run_id, outputs.output_dir)}"
+            raise TrackerError(f"{error}\n{again}") from error
+    make_console().print(sent, soft_wrap=True)
+    return 0
+
+
+def _send(tracker: DeferredTracker, paths: PathProvider) -> str:
+    info = tracker.attach_run(paths.run_id)
+    was_behind = tracker.has_end
+    tracker.deliver()
+    journal = Journal(paths.journal)
+    try:
+        points = Shipment(journal, paths.journal_sent, tracker).send()
+    finally:
+        journal.close()
+    files = 0
+    if not tracker.artifacts_are_local:
+        mirror = Mirror(tracker.store, paths, are_metrics_sent=lambda: True)
+        files = mirror.update() + mirror.upload_log()
+    tracker.deliver_end()
+    status = f", status {tracker.status}" if was_behind else ""
+    what = f"{points} metric points, {files} files and checkpoints{status}"
+    return f"run {info.name} ({paths.run_id}): sent {what}\nEverything is recorded: {tracker.where()}"
+
+
+def _with_stored_tracker(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the config with the tracker of the run's start, and with what the command line says about it."""
+    if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
+        return composed
+    stored = read_config(paths).tracker
+    for item in overrides:
+        place = item.lstrip("+").partition("=")[0]
+        if place.startswith("tracker."):
+            OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
+    return OmegaConf.create({"tracker": stored})

@@ -1,0 +1,250 @@
+"""A run's tracker as the rest of the runner sees it: what it records never waits for a server, and is never lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.journal import Point
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.local_ids import LocalIdTracker
+from ksuit_runner.tracker.outbox import Outbox, index_registered
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class DeferredTracker(LocalIdTracker):
+    """Keeps what is to be recorded of a run in the run's folder, and tells another tracker when that can be reached.
+
+    A run begins with one question to the store, so that it gets the store's id. If there is no answer and the tracker
+    does not require one, the run begins under an id of its own and is registered later. After that everything is
+    written to the run's folder only; ``deliver`` passes it on, from a thread of its own. Files are kept where the
+    embedded store has them, in ``PathProvider.artifacts_dir``.
+
+    Ids are those of the output folder.
+
+    Args:
+        tracker: The tracker that is told.
+        outputs: The output folder.
+
+    Attributes:
+        status_before: How a run that goes on had ended; None for a new one, and for one that was killed.
+    """
+
+    def __init__(self, tracker: BaseTracker, outputs: OutputPaths) -> None:
+        super().__init__(tracker, outputs)
+        self.require, self.close_timeout_s = tracker.require, tracker.close_timeout_s
+        self.status_before: EndStatus | None = None
+        self._box: Outbox | None = None
+        self._bind_known: Callable[[str], RunInfo] = tracker.resume_run
+        self._is_bound = False
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the store knows the run and has been reached since this object was made."""
+        return self._is_bound
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the store does not know everything yet."""
+        return not self._is_bound or self._outbox.has_messages or self._outbox.has_end
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the run has ended and the store does not know how."""
+        return self._outbox.has_end
+
+    @property
+    def status(self) -> EndStatus | None:
+        """How the run ended; None while it runs."""
+        return self._outbox.status
+
+    @property
+    def artifacts_are_local(self) -> bool:
+        """Whether the run's files need no upload; not known, and so for now, before the store was reached."""
+        return not self._is_bound or self._tracker.artifacts_are_local
+
+    def start_run(
+        self,
+        name: str | None,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time: int | None = None,
+    ) -> RunInfo:
+        """Begin a new run, under the store's id or, if it need not be reached, under one of its own."""
+        own_id, now = uuid4().hex, start_time or _now()
+        tags = {**tags, START_TAG: own_id}
+        try:
+            parent = self._registered(parent_run_id) if parent_run_id else None
+            info = self._tracker.start_run(name, tags, parent)
+        except TrackerError as error:
+            if self.require:
+                raise
+            _LOGGER.warning("%s\nThe run begins in its folder only, and is registered when that changes", error)
+            box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, {**tags, RUN_ID_TAG: own_id})
+        else:
+            box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
+            self._is_bound = True
+        return self._take(box)
+
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Go on with a run of the output folder; one that is not registered yet is, if the store can be reached."""
+        box = self._load(run_id)
+        self.status_before = box.status
+        box.status, box.is_end_told = None, False
+        self._box = box
+        try:
+            self._bind()
+        except TrackerError as error:
+            if self.require:
+                raise
+            _LOGGER.warning("%s\nThe run goes on, and the tracker is told when that changes", error)
+        return self._take(box)
+
+    def attach_run(self, run_id: str) -> RunInfo:
+        """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
+        box = self._load(run_id)
+        box.status = box.status or "KILLED"
+        self._bind_known = self._tracker.attach_run
+        return self._take(box)
+
+    def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
+        """Keep how the run ended; ``deliver_end`` passes it on."""
+        with self._lock:
+            self._outbox.status, self._outbox.end_time = status, end_time or _now()
+            self._outbox.is_end_told = False
+            self._store()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Keep parameters.
+
+        Raises:
+            ConfigError: The store would refuse the name of one.
+        """
+        for key in params:
+            self._tracker.check_key(key)
+        with self._lock:
+            self._outbox.params.update({key: str(value) for key, value in params.items()})
+            self._store()
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep tags."""
+        with self._lock:
+            self._outbox.tags.update({key: str(value) for key, value in tags.items()})
+            self._store()
+
+    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
+        """Keep which datasets the run uses."""
+        with self._lock:
+            self._outbox.inputs.extend(datasets)
+            self._store()
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Record metric points at once: who calls this has them in the journal and waits for the answer."""
+        self._bind()
+        self._tracker.log_points(points)
+
+    def deliver(self) -> None:
+        """Register the run if it is not, and pass on what was kept, except for its end."""
+        self._bind()
+        box = self._outbox
+        if not box.has_messages:
+            return
+        with self._lock:
+            params, tags, inputs = dict(box.params), dict(box.tags), list(box.inputs)
+        if params:
+            self._tracker.log_params(params)
+        if inputs:
+            self._tracker.log_inputs(inputs)
+        if tags:
+            self._tracker.set_tags(tags)
+        with self._lock:  # what was changed meanwhile stays for the next time
+            box.params = {key: value for key, value in box.params.items() if params.get(key) != value}
+            box.tags = {key: value for key, value in box.tags.items() if tags.get(key) != value}
+            box.inputs = box.inputs[len(inputs) :]
+            self._store()
+
+    def deliver_end(self) -> None:
+        """Pass on how the run ended."""
+        box = self._outbox
+        if box.has_end and box.status is not None:
+            self._bind()
+            self._tracker.end_run(box.status, box.end_time)
+            with self._lock:
+                box.is_end_told = True
+                self._store()
+
+    def close(self) -> None:
+        """Write nothing to the run's folder from now on: it may belong to another process."""
+        with self._lock:
+            self._is_closed = True
+
+    def where(self) -> str:
+        """Say in one line where the run is recorded and how to look at it."""
+        return self._tracker.where() + ("" if self._is_bound else " (not reached yet)")
+
+    @property
+    def _outbox(self) -> Outbox:
+        assert self._box is not None, "no run was started"
+        return self._box
+
+    def _take(self, box: Outbox) -> RunInfo:
+        self._box = box
+        self._store()
+        tags = {**box.start_tags, **box.tags}
+        self._run = RunInfo(box.run_id, box.name, "RUNNING", tags, box.parent_run_id, box.start_time or 0)
+        return self._run
+
+    def _load(self, run_id: str) -> Outbox:
+        box = Outbox.load(self._paths(run_id))
+        if box is not None:
+            return box
+        box = Outbox(run_id, run_id[:8], run_id)  # recorded by a version that kept no such file
+        for info in self._tracker.find(run_id):
+            box.name, box.start_time = info.name, info.start_time
+            if info.status in ("FINISHED", "FAILED", "KILLED"):
+                box.status, box.is_end_told = cast(EndStatus, info.status), True
+        return box
+
+    def _bind(self) -> None:
+        if self._is_bound:
+            return
+        box = self._outbox
+        if box.tracker_id is None:
+            self._register(box)
+            _LOGGER.info("run %s is registered now: %s", box.run_id, self._tracker.where())
+        else:
+            self._bind_known(box.tracker_id)
+        self._is_bound = True
+
+    def _registered(self, run_id: str) -> str:
+        """Return the store's id of a run, which is registered if it is not; the tracker is then bound to that run."""
+        box = Outbox.load(self._paths(run_id))
+        return run_id if box is None else box.tracker_id or self._register(box)
+
+    def _register(self, box: Outbox) -> str:
+        parent = self._registered(box.parent_run_id) if box.parent_run_id else None
+        info = self._tracker.start_run(box.name, box.start_tags, parent, box.start_time)
+        if not self._is_closed:
+            index_registered(self._outputs, box, info.run_id)
+        with self._lock:
+            box.tracker_id = info.run_id
+            self._store(box)
+        return info.run_id
+
+    def _store(self, box: Outbox | None = None) -> None:
+        box = box or self._outbox
+        if not self._is_closed:
+            box.store(self._paths(box.run_id))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

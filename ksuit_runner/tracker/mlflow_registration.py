@@ -1,0 +1,62 @@
+"""Making runs in MLflow that have been under way for a while: once, and with their files where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG
+from ksuit_runner.tracker.mlflow_search import search
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def register(
+    client: MlflowClient, experiment_id: str, name: str | None, tags: Mapping[str, str], start_time: int
+) -> Run:
+    """Return the run with a START_TAG, which is created if there is none.
+
+    A process that was killed before it heard of the run it had created finds that run again. A request that a server
+    took in late, after it was given up here, has left a second one; only the first stays.
+
+    Args:
+        client: MLflow's client.
+        experiment_id: Id of the experiment.
+        name: Name of the run.
+        tags: Its tags, START_TAG and RUN_ID_TAG among them.
+        start_time: When it was started, in ms since 1970.
+    """
+    start = f"tags.`{START_TAG}` = '{tags[START_TAG]}'"
+    found = list(search(client, [experiment_id], start, "ASC"))
+    if not found:
+        client.create_run(experiment_id, start_time, dict(tags), name)
+        found = list(search(client, [experiment_id], start, "ASC"))
+    first, *others = sorted(found, key=lambda run: str(run.info.run_id))
+    for other in others:
+        client.delete_run(other.info.run_id)
+    if RUN_ID_TAG not in first.data.tags:
+        client.set_tag(first.info.run_id, RUN_ID_TAG, tags[RUN_ID_TAG])
+    return client.get_run(first.info.run_id)
+
+
+def move_artifacts(client: MlflowClient, run: Run, folder: Path) -> Run:
+    """Have a run of a database without a server find its files in another folder than the one MLflow chose.
+
+    Args:
+        client: MLflow's client of the database.
+        run: The run.
+        folder: Where its files are.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import text
+
+    engine = SqlAlchemyStore(client.tracking_uri, str(folder)).engine
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE runs SET artifact_uri = :folder WHERE run_uuid = :run_id"),
+            {"folder": str(folder), "run_id": run.info.run_id},
+        )
+    return client.get_run(run.info.run_id)

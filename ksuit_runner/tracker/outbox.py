@@ -1,0 +1,83 @@
+"""What a tracker has to be told about a run: kept in the run's folder until it has been."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from ksuit_runner.durable_files import write_text
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.stored_run import add_to_index
+from ksuit_runner.tracker.base import KIND_TAG, DatasetInfo, EndStatus
+
+
+@dataclass
+class Outbox:
+    """A run's identity and what its tracker does not know yet.
+
+    Attributes:
+        run_id: Id of the run in the output folder.
+        name: Its name.
+        tracker_id: Its id in the tracker's store; None while it is not registered there.
+        start_time: When it was started, in ms since 1970.
+        parent_run_id: Id, in the output folder, of the run that it is grouped under.
+        start_tags: Tags that it is registered with.
+        params: Parameters that are to be recorded.
+        tags: Tags that are to be set.
+        inputs: Datasets that are to be recorded.
+        status: How it ended; None while it runs, and after it was killed.
+        end_time: When it ended, in ms since 1970.
+        is_end_told: Whether the tracker knows how it ended.
+    """
+
+    run_id: str
+    name: str
+    tracker_id: str | None = None
+    start_time: int | None = None
+    parent_run_id: str | None = None
+    start_tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[DatasetInfo] = field(default_factory=list)
+    status: EndStatus | None = None
+    end_time: int | None = None
+    is_end_told: bool = False
+
+    @classmethod
+    def load(cls, paths: PathProvider) -> Outbox | None:
+        """Read what was stored in a run's folder; None if nothing was.
+
+        Raises:
+            TrackerError: The file is damaged.
+        """
+        try:
+            found = json.loads(paths.outbox.read_text())
+            found["inputs"] = [DatasetInfo(**item) for item in found["inputs"]]
+            return cls(**found)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TrackerError(f"{paths.outbox} is damaged: {error}") from error
+
+    def store(self, paths: PathProvider) -> None:
+        """Write it to a run's folder: after a crash what was stored before is there, or this."""
+        paths.run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(paths.outbox, json.dumps(asdict(self), indent=2) + "\n")
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether the tracker is to be told something, the end of the run aside."""
+        return self.tracker_id is None or bool(self.params or self.tags or self.inputs)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the run has ended and the tracker does not know it."""
+        return self.status is not None and not self.is_end_told
+
+
+def index_registered(paths: OutputPaths, box: Outbox, tracker_id: str) -> None:
+    """Have a run found in the output folder by the id that a tracker has given it later."""
+    kind = box.start_tags.get(KIND_TAG, "train")
+    if kind != "sweep":  # that is no run that could be gone on with
+        add_to_index(paths, box.run_id, box.name, kind, (box.start_time or 0) / 1000, tracker_id)

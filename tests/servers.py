@@ -1,0 +1,126 @@
+"""Trackers that fail: a real ``mlflow server`` that is stopped or hung, servers that never answer, locked databases."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.request import urlopen
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """A real ``mlflow server`` over an SQLite database, with proxied artifacts, as often started and stopped as one likes.
+
+    Attributes:
+        database: Its database.
+        store: Folder of its artifacts.
+        uri: Where it is, whether it runs or not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.database = folder / "server.db"
+        self.store = folder / "store"
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
+        command += ["--artifacts-destination", str(self.store)]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                assert self._process.poll() is None, (self.folder / "server.log").read_text()
+                time.sleep(0.1)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def hang(self) -> None:
+        """Let it accept connections and never answer."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End ``hang``."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._signal(signal.SIGKILL)  # its own process group: the server and its worker
+            self._process.wait()
+            self._process = None
+
+    def query(self, sql: str) -> list[tuple]:
+        with closing(sqlite3.connect(self.database, timeout=60)) as database:
+            return database.execute(sql).fetchall()
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+
+class _Silent(BaseHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Error(_Silent):
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+
+
+@contextmanager
+def answering_500() -> Iterator[str]:
+    """A server that answers everything with 500; yields where it is."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Error)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def never_answering() -> Iterator[str]:
+    """A server that accepts connections, as the kernel does for it, and never answers; yields where it is."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(100)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold a lock on an SQLite database that keeps everybody else from reading and writing."""
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
