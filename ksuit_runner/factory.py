@@ -1,8 +1,10 @@
 """The one place where configured objects are built: arguments from the config, collaborators from the runner."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 from hydra.errors import HydraException
@@ -11,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind, place_at
+from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind, check_injected, place_at
+from ksuit_runner.targets import check_function, check_module, check_name, targets_in
 from ksuit_runner.tracker.base import BaseTracker
 
 Built = TypeVar("Built")
@@ -78,23 +81,24 @@ class Factory:
         return target
 
     def _target(self, place: str, kind: type | None) -> "partial[Any]":
-        """Return the constructor with its arguments from the config; Hydra's own policy decides what may be called."""
+        """Return the constructor with its arguments from the config, nested objects built.
+
+        Everything that would be called is checked first, however deep it is nested; Hydra's own policy decides then.
+        """
         node = OmegaConf.select(self._config, place)
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ConfigError(f"{place}: a `_target_` is needed")
-        # Hydra copies what it is given as call arguments; collaborators keep their identity by coming in later.
-        name = node["_target_"]
-        node = OmegaConf.merge({"_convert_": "all"}, node, {"_partial_": True})
+        # From here on nothing refers to other places, so that what Hydra builds is what is checked here.
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        for below, name in targets_in(place, plain):
+            made = _locate(below, name)
+            _check(below, name, made, kind if below == place else None)
         try:
-            target: partial[Any] = instantiate(node)
+            # Hydra copies what it is given as call arguments; collaborators keep their identity by coming in later.
+            target: partial[Any] = instantiate({"_convert_": "all", **plain, "_partial_": True})
         except HydraException as error:
             raise ConfigError(f"{place}: {_reason(error)}") from error
-        made = target.func
-        if isinstance(made, type):
-            if kind is not None and not issubclass(made, kind):
-                raise ConfigError(f"{place}._target_: {made.__qualname__} is no {kind.__name__}")
-        elif not (place_at(place) or Place(None)).functions:
-            raise ConfigError(f"{place}._target_: '{name}' is no class")
         return target
 
     @staticmethod
@@ -103,7 +107,10 @@ class Factory:
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
         any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
-        return bind(place, parameters, given, INJECTED[(place_at(place) or Place(None)).injects], any_name)
+        injected = INJECTED[(place_at(place) or Place(None)).injects]
+        wanted = bind(place, parameters, given, injected, any_name)
+        check_injected(place, target.func.__qualname__, isinstance(target.func, type), wanted, injected)
+        return wanted
 
 
 def parameters_of(target: Callable[..., Any]) -> list[Parameter]:
@@ -134,6 +141,29 @@ def _signatures(target: Callable[..., Any]) -> list[list[inspect.Parameter]]:
 def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
     signatures = _signatures(target)
     return signatures[-1] if signatures else []
+
+
+def _locate(place: str, name: Any) -> Any:
+    """Import what a target names and return it; nothing is called."""
+    try:
+        return instantiate({"_target_": check_name(name), "_partial_": True}).func
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
+    except HydraException as error:
+        raise ConfigError(f"{place}: {_reason(error)}") from error
+
+
+def _check(place: str, name: str, made: Any, kind: type | None) -> None:
+    module = str(getattr(made, "__module__", ""))
+    try:
+        check_module(name, module)
+        if not isinstance(made, type):
+            is_allowed = (place_at(place) or Place(None)).functions and isinstance(made, FunctionType)
+            check_function(name, is_allowed, module, getattr(sys.modules.get(module), "__file__", None))
+        elif kind is not None and not issubclass(made, kind):
+            raise ConfigError(f"{made.__qualname__} is no {kind.__name__}")
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
 
 
 def _value(collaborator: Any) -> Any:

@@ -148,3 +148,21 @@ def bind(
         if parameter.required and parameter.name not in given and parameter.name not in injected:
             raise ConfigError(f"{place}.{parameter.name}: a value is needed")
     return [parameter.name for parameter in parameters if parameter.name in injected]
+
+
+def check_injected(place: str, target: str, is_class: bool, wanted: Collection[str], injected: Collection[str]) -> None:
+    """Check that a function asks for something that the runner provides: it is then one that was made for this place.
+
+    Args:
+        place: Dotted place of the object in the config, for messages.
+        target: Name of the function or class.
+        is_class: Whether it is a class, which has a kind instead.
+        wanted: What ``bind`` returned.
+        injected: Names that the runner can provide at this place.
+
+    Raises:
+        ConfigError: It is a function that asks for nothing.
+    """
+    if not is_class and not wanted:
+        names = ", ".join(sorted(injected))
+        raise ConfigError(f"{place}._target_: '{target}' is not made for this place: it takes none of {names}")

@@ -46,7 +46,7 @@ class Anything:
         self.given = kwargs
 
 
-def make_linear():
+def make_linear(optimizer=None):
     return torch.nn.Linear(1, 1)
 
 
@@ -152,7 +152,7 @@ def test_whether_a_place_describes_an_object():
         (PeriodicCallback, {"trainer", "model", "log_writer"}, {"every_n_epochs", "every_n_samples", "name"}),
         (DatasetCallback, {"dataset_key", "trainer"}, {"every_n_updates", "name"}),
         (Mine, {"rates", "path_provider", "tracker"}, {"size"}),
-        (make_linear, set(), set()),
+        (make_linear, set(), {"optimizer"}),
     ],
 )
 def test_parameters_through_the_bases(target, required, optional):
@@ -175,7 +175,7 @@ def test_parameters_through_the_bases(target, required, optional):
         ("Mine", {"rates": [], "name": "other"}, "callbacks.mine.name: 'name' is provided by the runner"),
         ("Picky", {"size": 9}, "callbacks.mine: size: 9 is too much"),
         ("Anything", {}, "callbacks.mine._target_: Anything is no CallbackBase"),
-        ("make_linear", {}, "callbacks.mine._target_: .*make_linear' is no class"),
+        ("make_linear", {}, "callbacks.mine._target_: .*make_linear' is a function"),
         ("Mien", {}, "callbacks.mine: .*Mien"),
     ],
 )

@@ -22,7 +22,7 @@ LAYERS = (
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
         *("environment", "run_lock", "stored_run", "terminal"),
-        *("compose", "places", "check", "check.*"),
+        *("compose", "places", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "uploader"),
     ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),

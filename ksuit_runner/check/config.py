@@ -19,6 +19,7 @@ from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import PLACES, VALUES
+from ksuit_runner.targets import targets_in
 
 
 def check_config(config: DictConfig) -> None:
@@ -31,6 +32,9 @@ def check_config(config: DictConfig) -> None:
         ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
     """
     values = resolve(config)
+    for key, value in values.items():
+        for _ in targets_in(key, value):
+            pass  # what is nested too deep, or would be resolved twice, is refused on the way
     _check_values(values)
     _check_places(values)
     checker = ObjectChecker()
@@ -54,6 +58,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(config, error)) from None
+    except RecursionError:
+        raise ConfigError("the config is nested too deep") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

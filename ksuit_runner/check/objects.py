@@ -10,7 +10,8 @@ from typing import Any
 from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.check.signature import Signature, SignatureReader
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, place_at
+from ksuit_runner.places import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
+from ksuit_runner.targets import check_function, check_module, check_name
 
 _NESTED = Place(kind=None)
 
@@ -89,7 +90,8 @@ class ObjectChecker:
         else:
             _check_kind(place, signature, expected)
             parameters = _to_bind(signature, node)
-            bind(place, parameters, given, injected, signature.any_name)
+            wanted = bind(place, parameters, given, injected, signature.any_name)
+            check_injected(place, signature.target, signature.is_class, wanted, injected)
             _check_types(place, parameters, given)
         self.objects.append(CheckedObject(place, target, signature, given))
         self.walk(f"{place}._args_", node.get("_args_"))
@@ -107,15 +109,19 @@ def _target(place: str, node: Any) -> str:
         if typo := _near_target(node):
             raise ConfigError(f"{place}.{typo}: there is no such key here. Did you mean '_target_'?")
         raise ConfigError(f"{place}: it has no _target_, which names the class of the object")
-    target = node["_target_"]
-    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
-        raise ConfigError(f"{place}._target_: {target!r} is no dotted name like package.module.Class")
-    return target
+    try:
+        return check_name(node["_target_"])
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
 
 
 def _check_kind(place: str, signature: Signature, expected: Place) -> None:
-    if not signature.is_class and not expected.functions:
-        raise ConfigError(f"{place}._target_: '{signature.target}' is a function; only a class may stand here")
+    try:
+        check_module(signature.target, signature.module)
+        if not signature.is_class:
+            check_function(signature.target, expected.functions, signature.module, signature.file)
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
     if expected.kind and signature.knows_bases and expected.kind not in signature.bases:
         raise ConfigError(f"{place}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ksuit_runner.check.signature_lookup import Definition, MissingName, Sources
@@ -19,6 +19,8 @@ class Signature:
 
     Attributes:
         target: Dotted name that was asked for.
+        module: Name of the module that it is defined in.
+        file: File of that module, if it has one.
         is_class: Whether it is a class; else it is a function.
         parameters: What it is called with. ``**kwargs`` passed on to a base class stands for the base's parameters.
         any_name: Whether it takes arguments of other names, too, or may do so.
@@ -34,6 +36,8 @@ class Signature:
     bases: frozenset[str] = frozenset()
     knows_bases: bool = True
     logs: tuple[str, ...] | None = None
+    module: str = ""
+    file: str | None = None
 
 
 def read_signature(target: str) -> Signature | None:
@@ -60,8 +64,9 @@ class SignatureReader:
             ConfigError: There is no such module or name; the message has the nearest ones.
         """
         found = self._sources.locate(target)
-        if found is None:
-            return None
+        return replace(self._read(target, found), module=found.module.name, file=found.module.file) if found else None
+
+    def _read(self, target: str, found: Definition) -> Signature:
         if found.node is None:
             return Signature(target, is_class=False, parameters=(), any_name=True)
         if not isinstance(found.node, ast.ClassDef):

@@ -25,6 +25,12 @@ class Module:
         self.folders = folders
         self._loader = loader
 
+    @property
+    def file(self) -> str | None:
+        """Its file, if it has one."""
+        path = getattr(self._loader, "path", None)
+        return path if isinstance(path, str) else None
+
     @cached_property
     def source(self) -> str | None:
         """Its source text; empty for a namespace package, None for a compiled module."""

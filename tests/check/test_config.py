@@ -131,6 +131,7 @@ def test_what_is_right_passes(check, changes):
     assert check(*changes) is None
 
 
+OF_PYTHON = "belongs to Python's standard library; only the project's classes and those of packages may stand here"
 MISTAKES = {
     # interpolations and missing values
     "model.width=${data.batch_sise}": "model.width: cannot resolve '${data.batch_sise}': Interpolation key "
@@ -158,12 +159,10 @@ MISTAKES = {
     "Did you mean 'CrossEntropyLoss'?",
     "callbacks.score._target_=lab.calbacks.Score": "callbacks.score._target_: there is no 'calbacks' in 'lab'. "
     "Did you mean 'callbacks'?",
-    "model._target_=os.system": "model._target_: 'os.system' is a function; only a class may stand here",
+    "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
     "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function; only a class may stand here",
-    "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' is a function; only a class may "
-    "stand here",
-    "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' is a function; only a class "
-    "may stand here",
+    "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
+    "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' " + OF_PYTHON,
     # kinds
     "callbacks.score={_target_: lab.parts.Points, size: 1}": "callbacks.score._target_: 'lab.parts.Points' is no "
     "CallbackBase",

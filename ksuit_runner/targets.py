@@ -1,0 +1,117 @@
+"""What a ``_target_`` may name, for every config, whether it was just composed or comes back from a tracking server.
+
+Classes of installed packages and of the project's own code. Nothing of Python's standard library and nothing of Hydra,
+which could call anything. A function only where a place allows one, and only one of ksuit_runner or of the project.
+What counts is where the object is defined, and not the name under which it is reached.
+
+The check before a run applies this to what it reads from source; the factory applies it to the objects themselves,
+before any of them is called.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ksuit_runner.errors import ConfigError
+
+_REFUSED = {
+    **dict.fromkeys(sys.stdlib_module_names, "Python's standard library"),
+    **dict.fromkeys(("hydra", "omegaconf"), "Hydra"),
+}
+_LONGEST = 300
+_DEEPEST = 50
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the target of every object in a part of a config, at any depth.
+
+    Args:
+        place: Dotted place of the part.
+        value: The part as plain, resolved values.
+        depth: How deep it is nested.
+
+    Raises:
+        ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
+    """
+    if depth > _DEEPEST:
+        raise ConfigError(f"{_short(place)}: more than {_DEEPEST} levels are nested here")
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{place}: {_short(value)} is still to be resolved; a value may not hold '${{'")
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield place, value["_target_"]
+        for key, item in value.items():
+            yield from targets_in(f"{place}.{key}", item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from targets_in(f"{place}[{index}]", item, depth + 1)
+
+
+def check_name(target: Any) -> str:
+    """Return a target's dotted name if nothing in it is refused, before anything of it is imported.
+
+    Raises:
+        ConfigError: It is no dotted name, reaches into Python's own attributes, or belongs to the standard library or
+            to Hydra.
+    """
+    if not isinstance(target, str) or len(target) > _LONGEST or not _is_dotted(target):
+        raise ConfigError(f"{_short(target)} is no dotted name like package.module.Class")
+    if hidden := next((part for part in target.split(".") if part.startswith("__")), None):
+        raise ConfigError(f"'{target}' reaches into '{hidden}'; only a class of a module may stand here")
+    check_module(target, target)
+    return target
+
+
+def check_module(target: str, module: str) -> None:
+    """Check the module that a target is defined in.
+
+    Args:
+        target: Its name in the config.
+        module: Name of the module, or of something in it; empty if the object has none.
+
+    Raises:
+        ConfigError: It belongs to the standard library or to Hydra.
+    """
+    owner = _REFUSED.get(module.partition(".")[0])
+    if owner is not None:
+        name = f"'{target}'" if module == target else f"'{target}', defined in '{module}',"
+        raise ConfigError(f"{name} belongs to {owner}; only the project's classes and those of packages may stand here")
+
+
+def check_function(target: str, is_allowed: bool, module: str, file: str | None) -> None:
+    """Check a target that is no class.
+
+    Args:
+        target: Its name in the config.
+        is_allowed: Whether the place takes functions at all.
+        module: Name of the module that it is defined in.
+        file: File of that module.
+
+    Raises:
+        ConfigError: A function may not stand there, or not this one.
+    """
+    if not is_allowed:
+        raise ConfigError(f"'{target}' is a function; only a class may stand here")
+    if module.partition(".")[0] != "ksuit_runner" and not _is_own(file):
+        raise ConfigError(
+            f"'{target}' is a function of a package; only those of ksuit_runner and of the project may stand here"
+        )
+
+
+def _is_own(file: str | None) -> bool:
+    """Whether a file belongs to the project: it lies below the working directory and was not installed there."""
+    if file is None:
+        return False
+    path, project = Path(file).resolve(), Path.cwd().resolve()
+    return path.is_relative_to(project) and not _INSTALLED & set(path.relative_to(project).parts)
+
+
+def _is_dotted(text: str) -> bool:
+    return "." in text and all(part.isidentifier() for part in text.split("."))
+
+
+def _short(value: Any) -> str:
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 70 else f"{text[:60]}…"
