@@ -1,11 +1,10 @@
 """What a checkpoint is on disk: writing a folder so that it is whole or not there, and reading only what is whole."""
 
-import json
 import logging
 import shutil
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,17 @@ from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
 from ksuit_runner.durable_files import sync
 from ksuit_runner.errors import CheckpointError
+from ksuit_runner.manifest import verify, write_manifest
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.stored_files import UnsafeFileError
 
 _LOGGER = logging.getLogger(__name__)
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 STATE = "trainer.pt"
 _PARTIAL, _REPLACED = ".tmp", ".old"
 PLAIN = (bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def write_folder(
         for name, tensors in files.items():
             safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
         _save_state(temporary / STATE, state)
-        _write_manifest(temporary, folder.name, config_hash, is_unfinished(state))
+        versions = {"ksuit_runner": __version__, "torch": torch.__version__}
+        write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions)
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
         aside = folder.with_name(f".{folder.name}{_REPLACED}")
@@ -114,19 +115,25 @@ def remove_partial(paths: PathProvider) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def has_traces(paths: PathProvider) -> bool:
+    """Whether a run ever had a checkpoint, even if none of them is left: then it may not silently start anew.
+
+    What a process left half written when it was killed is hidden and does not count.
+    """
+    folder = paths.checkpoints_dir
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return True
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            return f"{MANIFEST}: format {manifest['format']}, this version reads {FORMAT}"
-        for name, expected in manifest["files"].items():
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if _fingerprint(folder / name) != expected:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        verify(folder, _root(folder))
+    except UnsafeFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
     return None
 
 
@@ -135,15 +142,21 @@ def holds(folder: Path, state: Mapping[str, Any], config_hash: str) -> bool:
 
     Under another config it holds other states; and what followed an update may have been half done when it was written.
     """
-    if damage(folder) is not None:
+    try:
+        manifest = verify(folder, _root(folder))
+    except (UnsafeFileError, OSError):
         return False
-    manifest = json.loads((folder / MANIFEST).read_text())
     return (manifest["config_hash"], manifest["unfinished"]) == (config_hash, is_unfinished(state))
 
 
 def is_unfinished(state: Mapping[str, Any]) -> bool:
     """Whether a state was taken while what follows an update was half done."""
     return state.get("unfinished") is not None
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
+    return folder.parents[3]
 
 
 def check_state(place: str, state: Any) -> None:
@@ -176,43 +189,64 @@ def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
         name: Read this one and no other.
 
     Raises:
-        CheckpointError: There is none, or none that is whole.
+        CheckpointError: There is none, none that is whole, or none of this name.
     """
-    candidates = names(paths) if name is None else [name]
-    for candidate in candidates:
-        problem = damage(paths.checkpoints_dir / candidate)
-        if problem is None:
+    existing = names(paths)
+    if name is not None and name not in existing:
+        there = ", ".join(existing[:_LISTED]) + (" …" if len(existing) > _LISTED else "") if existing else "none"
+        raise CheckpointError(f"run {paths.run_id} has no checkpoint {name[:50]!r}. There are: {there}")
+    problems = {}
+    for candidate in existing if name is None else [name]:
+        try:
             return _read(paths.at_checkpoint(candidate))
-        _LOGGER.warning("checkpoint %s is damaged and passed over: %s", paths.checkpoints_dir / candidate, problem)
-    if not candidates:
+        except UnsafeFileError as error:
+            problems[candidate] = str(error)
+            _LOGGER.warning("checkpoint %s is damaged and passed over: %s", paths.checkpoints_dir / candidate, error)
+    if not problems:
         raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot go on")
-    raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read")
+    listed = "".join(f"\n  {candidate}: {problem}" for candidate, problem in list(problems.items())[:_LISTED])
+    raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
 
 
 def _read(paths: PathProvider) -> Checkpoint:
+    """Verify and read a checkpoint; whatever a file does instead of being read is damage."""
     folder = paths.checkpoint_dir
     progress = Progress.parse(folder.name)
     assert progress is not None
-    manifest = json.loads((folder / MANIFEST).read_text())
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    return Checkpoint(paths, progress, safetensors.torch.load_file(folder / MODEL), state, manifest["config_hash"])
+    try:
+        manifest = verify(folder, paths.runs_dir)
+    except OSError as error:
+        raise UnsafeFileError(f"it cannot be read ({error.strerror})") from None
+    if missing := [file for file in (MODEL, STATE) if file not in manifest["files"]]:
+        raise UnsafeFileError(f"{missing[0]} is missing")
+    state = _load(folder / STATE, partial(torch.load, map_location="cpu", weights_only=True))
+    _check_shape(state)
+    for file in manifest["files"]:  # those of callbacks are read by them, later than another checkpoint could be taken
+        if file.endswith(".safetensors") and file != MODEL:
+            _load(folder / file, _read_header)
+    return Checkpoint(
+        paths, progress, _load(folder / MODEL, safetensors.torch.load_file), state, manifest["config_hash"]
+    )
 
 
-def _write_manifest(folder: Path, name: str, config_hash: str, unfinished: bool) -> None:
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "config_hash": config_hash,
-        "unfinished": unfinished,
-        "versions": {"ksuit_runner": __version__, "torch": torch.__version__},
-        "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except Exception as error:  # torch alone has a dozen ways to say that a file is none of its own
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UnsafeFileError(f"{path.name} cannot be loaded ({lines[0][:200]})") from None
 
 
-def _fingerprint(path: Path) -> dict[str, int]:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return {"size": path.stat().st_size, "crc32": checksum}
+def _read_header(path: Path) -> None:
+    with safetensors.safe_open(path, "pt"):
+        pass
+
+
+def _check_shape(state: Any) -> None:
+    trainer, callbacks = (state.get(key) for key in ("trainer", "callbacks")) if isinstance(state, dict) else (0, 0)
+    if not isinstance(trainer, dict) or not isinstance(callbacks, dict) or not all(map(_is_entry, callbacks.items())):
+        raise UnsafeFileError(f"{STATE} is no state of a trainer and its callbacks")
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], dict)

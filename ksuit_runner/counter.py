@@ -6,7 +6,7 @@ from typing import Any
 
 from ksuit_runner.errors import ConfigError
 
-_PROGRESS = re.compile(r"E(\d+)_U(\d+)_S(\d+)")
+_PROGRESS = re.compile(r"E([0-9]{1,18})_U([0-9]{1,18})_S([0-9]{1,18})")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ PACKAGE = ROOT / "ksuit_runner"
 # From the bottom to the top: a module imports from its own row and from those above it in this table. A package counts
 # as its modules do (`tracker` stands for tracker/__init__.py).
 LAYERS = (
-    ("__init__", "errors", "config_types", "durable_files"),
+    ("__init__", "errors", "config_types", "durable_files", "stored_files"),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
-        *("environment", "run_lock", "stored_run", "terminal"),
+        *("environment", "manifest", "run_lock", "stored_run", "terminal"),
         *("compose", "places", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "uploader"),
