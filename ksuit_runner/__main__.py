@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import CONFIG_NAME, explain, refuse_lost_overrides, register_search_path, shipped_conf
+from ksuit_runner.compose import (
+    CONFIG_NAME,
+    MISTAKES,
+    explain,
+    refuse_long_overrides,
+    refuse_lost_overrides,
+    register_search_path,
+    shipped_conf,
+)
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError, RunError
 from ksuit_runner.paths import PathProvider
@@ -46,6 +52,7 @@ def _main(arguments: Sequence[str]) -> int:
     multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
     sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    refuse_long_overrides(overrides)
     refuse_lost_overrides(overrides)
     if to_sync := [item.partition("=")[2] for item in overrides if item.startswith("sync=") and item != "sync=null"]:
         from ksuit_runner.sync import sync
@@ -84,7 +91,7 @@ def _run_composed(overrides: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
     try:
         hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         raise explain(error, overrides) from error
     if len(results) == 1 and isinstance(results[0], KsuitError):
         raise results[0]

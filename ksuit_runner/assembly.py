@@ -13,7 +13,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.checkpoint_format import Checkpoint
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.errors import CheckpointError, ConfigError, ResumeError
 from ksuit_runner.factory import Factory, OnDemand
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
@@ -144,7 +144,11 @@ class Assembly:
         except RuntimeError as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise ResumeError(f"model: the checkpoint's weights do not fit. {reason}") from error
-        self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
+        try:
+            self.trainer.load_state_dict(checkpoint.state["trainer"], origin.has_same_optimizer)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
         run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         may_differ = not self.config.resume_strict
         run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")

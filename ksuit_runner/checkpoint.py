@@ -15,6 +15,7 @@ from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.snapshot import HostBuffers
+from ksuit_runner.stored_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -171,9 +172,11 @@ class CheckpointWriter:
 
 
 def read_tags(paths: PathProvider) -> dict[str, str]:
-    """Return the tagged checkpoints of a run: name of the checkpoint by tag."""
+    """Return the tagged checkpoints of a run: name of the checkpoint by tag; what is no such thing does not count."""
     try:
-        tags: dict[str, str] = json.loads(paths.tags.read_text())
-    except (OSError, ValueError):
+        found = read_json(paths.tags, paths.runs_dir)
+    except UnsafeFileError:
         return {}
-    return {tag: name for tag, name in tags.items() if (paths.checkpoints_dir / name).is_dir()}
+    existing = set(names(paths))
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {tag: name for tag, name in pairs if isinstance(name, str) and name in existing}

@@ -14,8 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.stored_files import SIZE_LIMIT
 
 CONFIG_NAME = "config"
+MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
+"""What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
+_LONGEST_OVERRIDE = 20_000
 
 
 def shipped_conf() -> Path:
@@ -42,7 +46,15 @@ class ProjectConf(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Make Hydra know the project's own folder."""
+    """Make Hydra know the project's own folder.
+
+    Raises:
+        ConfigError: A YAML file is so large that reading it would take minutes.
+    """
+    for folder in filter(None, (project_conf(), shipped_conf())):
+        for path in folder.rglob("*.yaml"):
+            if path.is_file() and (size := path.stat().st_size) > SIZE_LIMIT:
+                raise ConfigError(f"{path}: it has {size:,} bytes, and a config has at most {SIZE_LIMIT:,}")
     Plugins.instance().register(ProjectConf)
 
 
@@ -55,13 +67,28 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: An override names nothing that exists, or has no meaning.
     """
+    refuse_long_overrides(overrides)
     register_search_path()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             return compose(CONFIG_NAME, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         raise explain(error, overrides) from None
+
+
+def refuse_long_overrides(overrides: Sequence[str]) -> None:
+    """Refuse an override that Hydra would parse for minutes: the time grows with the square of its length.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for item in overrides:
+        if len(item) > _LONGEST_OVERRIDE:
+            raise ConfigError(
+                f"{item[:60]}…: the override has {len(item):,} characters, and may have {_LONGEST_OVERRIDE:,}. "
+                "Put long values into a YAML file"
+            )
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:
@@ -95,6 +122,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         error: What Hydra raised.
         overrides: The overrides that were given.
     """
+    if isinstance(error, RecursionError):
+        return ConfigError("an override or a YAML file is nested too deep")
     text = str(error)
     missing = re.search(r"Could not find '([^']+)'|Could not load '([^']+)'", text)
     if missing:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ksuit_runner.errors import ConfigError
 
-_PROGRESS = re.compile(r"E([0-9]{1,18})_U([0-9]{1,18})_S([0-9]{1,18})")
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_PROGRESS = re.compile(f"E{_NUMBER}_U{_NUMBER}_S{_NUMBER}")
 
 
 @dataclass(frozen=True)

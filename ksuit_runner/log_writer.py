@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 
@@ -89,7 +89,7 @@ class LogWriter:
         Raises:
             KsuitError: The key was logged at this update already; both callbacks are named. Or the tensor has not
                 exactly one element.
-            ConfigError: The tracker does not take such a key.
+            ConfigError: The tracker does not take such a key; the callback is named.
         """
         earlier = self._pending[key].source if key in self._pending else None
         if self._written_step == self._counter.update:
@@ -100,12 +100,18 @@ class LogWriter:
                 f"before by callbacks.{earlier}"
             )
         if key not in self.summary:
-            self._check_key(key)
+            self._check(key)
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise KsuitError(f"callbacks.{self.source}: '{key}' is no number, but of shape {tuple(value.shape)}")
             value = value.detach().clone()  # the callback may go on adding to its tensor before the flush
         self._pending[key] = _Pending(value, self.source, logger, format_str)
+
+    def _check(self, key: str) -> None:
+        try:
+            self._check_key(key)
+        except ConfigError as error:
+            raise ConfigError(f"callbacks.{self.source}: {error}") from None
 
     def flush(self) -> dict[str, float]:
         """Write what was logged at this update to the journal and return it."""

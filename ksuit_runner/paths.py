@@ -1,8 +1,17 @@
 """The names of all files under the output folder. No other module makes up a file name there."""
 
+import re
 from pathlib import Path
 
 from ksuit_runner.counter import Progress
+from ksuit_runner.errors import ResumeError
+
+_RUN_ID = re.compile("[A-Za-z0-9_-]{1,100}")
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text can be the id of a run, and so the name of its folder and nothing else."""
+    return _RUN_ID.fullmatch(text) is not None
 
 
 class OutputPaths:
@@ -31,11 +40,15 @@ class PathProvider(OutputPaths):
         output_dir: The output folder, shared by all runs.
         run_id: Id of the run.
         checkpoint: Name of one of its checkpoints, ``E2_U90_S2880``, for a run that resumes from it.
+
+    Raises:
+        ResumeError: The id cannot be one; it may come from a server.
     """
 
     def __init__(self, output_dir: str | Path, run_id: str, checkpoint: str | None = None) -> None:
         super().__init__(output_dir)
-        assert run_id and not set(run_id) & set("/\\."), run_id
+        if not is_run_id(run_id):
+            raise ResumeError(f"{run_id[:50]!r} is no run id: those have up to 100 letters, digits, '-' and '_'")
         assert checkpoint is None or Progress.parse(checkpoint), checkpoint
         self.run_id = run_id
         self.run_dir = self.runs_dir / run_id

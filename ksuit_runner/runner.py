@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ksuit_runner.assembly import Assembly, build_trainer
-from ksuit_runner.checkpoint_format import Checkpoint, names, read_newest
+from ksuit_runner.checkpoint_format import Checkpoint, has_traces, read_newest
 from ksuit_runner.device import deterministic_kernels
 from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
 from ksuit_runner.factory import Factory
@@ -94,7 +94,7 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
     if origin is None:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    if origin.mode == "resume" and not names(paths):
+    if origin.mode == "resume" and not has_traces(paths):
         if read_launch(paths).mode == "fork":
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None

@@ -3,17 +3,21 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.check.stored import parse_config
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import ResumeError, suggest
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
+from ksuit_runner.stored_files import UnsafeFileError, read_json, read_text
 
 _SHORTEST_PREFIX = 6
+_LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,53 @@ def store_changes(paths: PathProvider, config: DictConfig, launch: Launch) -> No
     """
     before = read_launch(paths)
     resumed_by = [*before.resumed_by, launch.command]
-    kept = OmegaConf.merge(config, {"resume_strict": read_config(paths).resume_strict})
+    kept = OmegaConf.merge(config, {"resume_strict": read_config(paths).get("resume_strict", True)})
     assert isinstance(kept, DictConfig)
     store(paths, kept, replace(before, overrides=launch.overrides, resumed_by=resumed_by))
 
 
 def read_config(paths: PathProvider) -> DictConfig:
-    """Return the stored config of a run."""
-    config = OmegaConf.load(paths.config)
-    assert isinstance(config, DictConfig)
-    return config
+    """Return the stored config of a run.
+
+    Raises:
+        ResumeError: It is damaged, or something that the runner would not have stored.
+    """
+    try:
+        return parse_config(read_text(paths.config, paths.runs_dir))
+    except UnsafeFileError as error:
+        raise ResumeError(f"{paths.config} {error}") from None
 
 
 def read_launch(paths: PathProvider) -> Launch:
-    """Return how a run was started."""
-    return Launch(**json.loads(paths.launch.read_text()))
+    """Return how a run was started.
+
+    Raises:
+        ResumeError: It is damaged, or something that the runner would not have stored.
+    """
+    try:
+        found = read_json(paths.launch, paths.runs_dir)
+        if not isinstance(found, dict) or not found.keys() <= _LAUNCH.keys():
+            raise UnsafeFileError("has other keys than the record of a launch has")
+        for key, is_right in _LAUNCH.items():
+            if (key in found or key in ("command", "overrides")) and not is_right(found.get(key)):
+                raise UnsafeFileError(f"has no sensible '{key}'")
+    except UnsafeFileError as error:
+        raise ResumeError(f"{paths.launch} {error}") from None
+    return Launch(**found)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_LAUNCH: Mapping[str, Callable[[Any], bool]] = {
+    "command": lambda value: isinstance(value, str),
+    "overrides": _is_texts,
+    "mode": lambda value: value in ("train", "fork", "evaluate"),
+    "origin": lambda value: value is None or (isinstance(value, str) and is_run_id(value)),
+    "resumed_by": _is_texts,
+}
+"""What each value of a stored launch is."""
 
 
 def find_local(paths: OutputPaths, query: str) -> str | None:
@@ -116,8 +152,17 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
         query: A run's id (also the tracker's), the first 6 or more characters of it, its name, or ``last``.
 
     Raises:
-        ResumeError: Several runs fit.
+        ResumeError: Several runs fit, the query is nothing that a run can be called, or its folder has links out of it.
     """
+    if len(query) > _LONGEST_NAME or not query.isprintable():
+        raise ResumeError(f"{query[:50]!r} is no run's id or name")
+    found = _find(paths, query)
+    if found is not None:
+        _refuse_links(PathProvider(paths.output_dir, found).run_dir)
+    return found
+
+
+def _find(paths: OutputPaths, query: str) -> str | None:
     ids = set(_run_ids(paths))
     entries = [entry for entry in _index(paths) if entry.run_id in ids]
     if query == "last":
@@ -133,6 +178,14 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
     return found.pop() if found else None
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a run's folder that is a link or has one that leaves it: what goes on with the run writes into it."""
+    found = [folder, *(Path(place) / name for place, *below in os.walk(folder) for part in below for name in part)]
+    for path in found:
+        if path.is_symlink() and (path == folder or not path.resolve().is_relative_to(folder.resolve())):
+            raise ResumeError(f"run {folder.name}: {path} is a link that leaves the run's folder")
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
@@ -156,13 +209,20 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
 
 def _run_ids(paths: OutputPaths) -> Iterator[str]:
     if paths.runs_dir.is_dir():
-        yield from (path.name for path in paths.runs_dir.iterdir() if path.is_dir())
+        yield from (path.name for path in paths.runs_dir.iterdir() if is_run_id(path.name) and path.is_dir())
 
 
 def _index(paths: OutputPaths) -> Iterator[IndexEntry]:
     if paths.index.is_file():
-        for line in paths.index.read_text().splitlines():
+        for line in paths.index.read_bytes().splitlines():
             try:
-                yield IndexEntry(**json.loads(line))
-            except (ValueError, TypeError):  # a line that was torn by a crash
+                entry = IndexEntry(**json.loads(line))
+            except (ValueError, TypeError, RecursionError):  # a line that was torn by a crash
                 continue
+            if _is_sensible(entry):
+                yield entry
+
+
+def _is_sensible(entry: IndexEntry) -> bool:
+    texts = (entry.run_id, entry.name, entry.mode)
+    return all(isinstance(text, str) for text in texts) and type(entry.start_time) in (int, float)

@@ -20,7 +20,8 @@ _REFUSED = {
     **dict.fromkeys(("hydra", "omegaconf"), "Hydra"),
 }
 _LONGEST = 300
-_DEEPEST = 50
+DEEPEST = 50
+"""How many levels of a config may be nested in each other."""
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -35,8 +36,8 @@ def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, An
     Raises:
         ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
     """
-    if depth > _DEEPEST:
-        raise ConfigError(f"{_short(place)}: more than {_DEEPEST} levels are nested here")
+    if depth > DEEPEST:
+        raise ConfigError(f"{_short(place)}: more than {DEEPEST} levels are nested here")
     if isinstance(value, str) and "${" in value:
         raise ConfigError(f"{place}: {_short(value)} is still to be resolved; a value may not hold '${{'")
     if isinstance(value, Mapping):
@@ -47,6 +48,17 @@ def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, An
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from targets_in(f"{place}[{index}]", item, depth + 1)
+
+
+def check_values(values: Mapping[Any, Any]) -> None:
+    """Check that a whole config is flat enough, and that no text in it would be resolved once more.
+
+    Raises:
+        ConfigError: It is not so.
+    """
+    for place, value in values.items():
+        for _ in targets_in(str(place), value):
+            pass
 
 
 def check_name(target: Any) -> str:

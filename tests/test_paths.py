@@ -1,5 +1,6 @@
 import pytest
 
+from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 
 
@@ -44,5 +45,5 @@ def test_a_checkpoint_has_to_be_named(tmp_path):
 
 @pytest.mark.parametrize("run_id", ["", "..", "a/b", "a\\b"])
 def test_a_run_id_leads_nowhere_else(tmp_path, run_id):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ResumeError):
         PathProvider(tmp_path, run_id)

@@ -19,7 +19,7 @@ from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import PLACES, VALUES
-from ksuit_runner.targets import targets_in
+from ksuit_runner.targets import check_values
 
 
 def check_config(config: DictConfig) -> None:
@@ -32,9 +32,7 @@ def check_config(config: DictConfig) -> None:
         ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
     """
     values = resolve(config)
-    for key, value in values.items():
-        for _ in targets_in(key, value):
-            pass  # what is nested too deep, or would be resolved twice, is refused on the way
+    check_values(values)
     _check_values(values)
     _check_places(values)
     checker = ObjectChecker()
@@ -66,7 +64,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 def _check_values(values: Mapping[str, Any]) -> None:
     for key, annotation in VALUES.items():
-        problem = mismatch(values[key], annotation) if key in values else None
+        if key not in values:
+            raise ConfigError(f"{key}: it is not there; what has no value is null")
+        problem = mismatch(values[key], annotation)
         if problem is not None:
             raise ConfigError(f"{key}: {problem}")
 

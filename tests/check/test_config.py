@@ -11,8 +11,12 @@ from ksuit_runner.compose import choices, compose_config
 from ksuit_runner.errors import ConfigError
 
 CONFIG = """
+name: null
 seed: 0
+output_dir: outputs
 objective: null
+resume_strict: true
+parent_run_id: null
 data:
   _target_: ksuit_runner.data.container.DataContainer
   batch_size: 32
