@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint_format import PLAIN, Checkpoint, check_state
+from ksuit_runner.checkpoint_format import Checkpoint
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.plain_state import check_state, copy_state
 
 BEFORE_STEP = (
     "before_every_update",
@@ -52,12 +51,7 @@ class CallbackStates:
     def keep(self, callback: CallbackBase) -> None:
         """Keep the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            state = callback.state_dict()
-            try:
-                self._kept[callback.name] = _copy(state)
-            except TypeError:
-                check_state(_place(callback.name), state)
-                raise
+            self._kept[callback.name] = copy_state(_place(callback.name), callback.state_dict())
 
     def drop(self) -> None:
         """Let the present states count again: what was kept for has ended well."""
@@ -122,16 +116,3 @@ def overrides(callback: CallbackBase, method: str) -> bool:
 
 def _place(name: str) -> str:
     return f"callbacks.{name}: state_dict()"
-
-
-def _copy(state: Any) -> Any:
-    """Copy a state, whose tensors go on being changed in place; TypeError if it holds what cannot be stored."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().clone()
-    if isinstance(state, dict):
-        return {key: _copy(value) for key, value in state.items()}
-    if type(state) in (list, tuple, set):
-        return type(state)(_copy(value) for value in state)
-    if state is None or type(state) in PLAIN:
-        return state
-    raise TypeError

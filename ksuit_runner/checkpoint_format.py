@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
@@ -25,7 +25,6 @@ _LOGGER = logging.getLogger(__name__)
 MODEL = "model.safetensors"
 STATE = "trainer.pt"
 _PARTIAL, _REPLACED = ".tmp", ".old"
-PLAIN = (bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
 _LISTED = 5
 
 
@@ -157,28 +156,6 @@ def is_unfinished(state: Mapping[str, Any]) -> bool:
 def _root(folder: Path) -> Path:
     """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
     return folder.parents[3]
-
-
-def check_state(place: str, state: Any) -> None:
-    """Check that a state can be read back without unpickling objects.
-
-    Args:
-        place: Where the state is from, for the message.
-        state: Plain values and tensors in dicts, lists, tuples and sets.
-
-    Raises:
-        CheckpointError: It holds something else, such as a number of numpy.
-    """
-    if isinstance(state, dict):
-        for key, value in state.items():
-            check_state(place, key)
-            check_state(f"{place}['{key}']", value)
-    elif type(state) in (list, tuple, set):
-        for value in state:
-            check_state(place, value)
-    elif state is not None and type(state) not in PLAIN:
-        name = f"{type(state).__module__}.{type(state).__qualname__}"
-        raise CheckpointError(f"{place}: a {name} cannot be kept in a checkpoint; use plain numbers, text or tensors")
 
 
 def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A real ``mlflow server`` over an SQLite database, with proxied artifacts, as often started and stopped as one likes.
+    """A real ``mlflow server`` over an SQLite database, with proxied artifacts; it can be stopped and started again.
 
     Attributes:
         database: Its database.

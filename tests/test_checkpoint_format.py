@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ksuit_runner.checkpoint_format import MODEL, STATE, check_state, damage, names, read_newest, write_folder
+from ksuit_runner.checkpoint_format import MODEL, STATE, damage, names, read_newest, write_folder
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import MANIFEST
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.plain_state import check_state
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)}
 

@@ -25,7 +25,7 @@ LAYERS = (
         *("compose", "places", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "uploader"),
-    ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),
+    ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
     (
         *("trainer", "batch", "loss_check", "optimizer", "schedule"),
         *("callback_base", "periodic_callback", "metric_callback"),
