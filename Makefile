@@ -42,7 +42,7 @@ test: lint ## check style and types, then run all tests
 	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not soak" $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

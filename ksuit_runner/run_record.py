@@ -164,7 +164,7 @@ class RunRecord:
         self._lock.release()
 
     def _send_the_rest(self) -> None:
-        is_away = self._sender.is_failing or self._uploader.is_failing
+        is_away = not self.tracker.is_bound or self._sender.is_failing or self._uploader.is_failing
         whole_s = self.tracker.close_timeout_s
         deadline = time.monotonic() + (min(_AWAY_TIMEOUT_S, whole_s) if is_away else whole_s)
         if self._sender.flush(deadline - time.monotonic()):

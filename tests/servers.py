@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 
 def free_port() -> int:
@@ -22,7 +23,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A real ``mlflow server`` over an SQLite database, with proxied artifacts; it can be stopped and started again.
+    """A real ``mlflow server`` over an SQLite database, with proxied artifacts, that can be stopped and hung.
 
     Attributes:
         database: Its database.
@@ -124,3 +125,46 @@ def locked(database: Path) -> Iterator[None]:
         connection.execute("BEGIN EXCLUSIVE")
         yield
         connection.execute("ROLLBACK")
+
+
+class Gate:
+    """A server in front of another one, which passes everything on, or answers everything with 500.
+
+    Attributes:
+        is_broken: Whether it answers with 500.
+        uri: Where it is.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.is_broken = False
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(target))
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(gate, target: str) -> type[BaseHTTPRequestHandler]:
+        class Pass(_Silent):
+            def _answer(self) -> None:
+                data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if gate.is_broken:
+                    self._send(500, b"")
+                    return
+                headers = {"Content-Type": self.headers.get("Content-Type", "application/octet-stream")}
+                try:
+                    with urlopen(Request(target + self.path, data or None, headers, method=self.command)) as answer:
+                        self._send(answer.status, answer.read())
+                except HTTPError as error:
+                    self._send(error.code, error.read())
+
+            def _send(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+
+        return Pass

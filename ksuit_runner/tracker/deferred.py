@@ -85,10 +85,9 @@ class DeferredTracker(LocalIdTracker):
         try:
             parent = self._registered(parent_run_id) if parent_run_id else None
             info = self._tracker.start_run(name, tags, parent)
-        except TrackerError as error:
+        except TrackerError:
             if self.require:
                 raise
-            _LOGGER.warning("%s\nThe run begins in its folder only, and is registered when that changes", error)
             box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, {**tags, RUN_ID_TAG: own_id})
         else:
             box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
@@ -103,10 +102,9 @@ class DeferredTracker(LocalIdTracker):
         self._box = box
         try:
             self._bind()
-        except TrackerError as error:
+        except TrackerError:
             if self.require:
                 raise
-            _LOGGER.warning("%s\nThe run goes on, and the tracker is told when that changes", error)
         return self._take(box)
 
     def attach_run(self, run_id: str) -> RunInfo:
@@ -189,7 +187,7 @@ class DeferredTracker(LocalIdTracker):
 
     def where(self) -> str:
         """Say in one line where the run is recorded and how to look at it."""
-        return self._tracker.where() + ("" if self._is_bound else " (not reached yet)")
+        return self._tracker.where() + ("" if self._is_bound else " (it does not answer; it is told when it does)")
 
     @property
     def _outbox(self) -> Outbox:

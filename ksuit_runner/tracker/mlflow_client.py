@@ -109,12 +109,16 @@ def explained(method: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 def reason(error: BaseException) -> str:
     """Say in one line why a call failed."""
-    from requests.exceptions import ConnectionError, Timeout
+    from requests.exceptions import ConnectionError, RetryError, Timeout
+    from urllib3.exceptions import ReadTimeoutError
 
-    if isinstance(cause := error.__context__, (ConnectionError, Timeout)):
-        url = cause.request.url if cause.request is not None else None
-        problem = "did not answer in time" if isinstance(cause, Timeout) else "cannot be reached"
-        return f"MLflow {problem}: {url if isinstance(url, str) else cause}"
+    if isinstance(cause := error.__context__, (ConnectionError, RetryError, Timeout)):
+        url = str(cause.request.url if cause.request is not None else cause).partition("?")[0]
+        late = isinstance(cause, Timeout) or isinstance(
+            getattr((cause.args or (None,))[0], "reason", None), ReadTimeoutError
+        )
+        answer = "answers with errors" if isinstance(cause, RetryError) else "cannot be reached"
+        return f"MLflow {'did not answer in time' if late else answer}: {url}"
     lines = str(error).splitlines() or [repr(error)]
     return f"MLflow: {lines[0][:300]}"
 

@@ -1,0 +1,198 @@
+"""A tracker that is away: training does not notice, nothing is lost, and what is missing is said."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from command import TIMINGS, journal, ksuit, last_step, mlflow_points, query, run_dir, start
+from servers import Gate, MlflowServer, locked, never_answering
+
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker import embedded
+
+SMALL = ("model=linear", "trainer.max_epochs=4", "tracker.timeout_s=1", "tracker.require=false")
+# Some thousand updates, so that there is time for things to happen in their middle.
+LONG = ("model=linear", "trainer.max_epochs=150", "checkpoint.every_n_epochs=10", "tracker.timeout_s=1")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def progress(process, output_dir, updates=100):
+    """Wait until a run has gone on by some updates."""
+    goal = last_step(output_dir) + updates
+    wait_until(lambda: last_step(output_dir) >= goal, process)
+
+
+def points_of(server, name):
+    sql = f"select key, step, value from metrics join runs using (run_uuid) where name = '{name}'"
+    rows = server.query(sql)
+    found = {(key, step): None if key in TIMINGS else value for key, step, value in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def status_of(server, name):
+    return server.query(f"select status from runs where name = '{name}'")
+
+
+def test_a_run_does_not_start_without_the_tracker_that_it_requires(tmp_path):
+    embedded.open_store(OutputPaths(tmp_path / "locked"))
+    with never_answering() as silent, locked(tmp_path / "locked" / "mlflow.db"):
+        begun = time.monotonic()
+        uris = {"silent": silent, "locked": "null"}
+        processes = {
+            name: start(tmp_path / name, f"tracker.uri={uri}", "tracker.timeout_s=1") for name, uri in uris.items()
+        }
+        output = {name: process.communicate(timeout=120)[0] for name, process in processes.items()}
+        assert time.monotonic() - begun < 90  # MLflow by itself would try for minutes
+    assert [process.returncode for process in processes.values()] == [2, 2]
+    assert re.fullmatch(f"error: MLflow did not answer in time: {silent}.*\n", output["silent"])
+    assert re.fullmatch("error: .*mlflow.db: database is locked\n", output["locked"])
+    assert not any((tmp_path / name / "runs").exists() for name in uris)
+
+
+def test_a_run_that_starts_without_its_tracker_is_registered_later(tmp_path):
+    embedded.open_store(OutputPaths(tmp_path))
+    with locked(tmp_path / "mlflow.db"):
+        printed = ksuit(tmp_path, *SMALL)
+        run_id = run_dir(tmp_path).name
+        command = f"python -m ksuit_runner output_dir={tmp_path} sync={run_id}"
+        count = len(journal(run_dir(tmp_path)))
+        assert f"{count} metric points" in printed
+        assert f"To send them: {command}\n" in printed
+        failed = ksuit(tmp_path, "sync=last", "tracker.timeout_s=1", status=2)
+        assert "database is locked" in failed
+        assert command in failed
+    begun = (run_dir(tmp_path) / "metrics.jsonl").stat().st_ctime * 1000
+    sent = ksuit(tmp_path, f"sync={run_id[:8]}")
+    assert f"sent {count} metric points, 0 files and checkpoints, status FINISHED" in sent
+    assert mlflow_points(tmp_path) == journal(run_dir(tmp_path))
+    ((tracker_id, status, uri, start_time, end_time),) = query(
+        tmp_path, "select run_uuid, status, artifact_uri, start_time, end_time from runs"
+    )
+    assert (status, uri) == ("FINISHED", str(run_dir(tmp_path) / "artifacts"))
+    assert start_time <= end_time <= begun + 60_000
+    assert dict(query(tmp_path, "select key, value from params"))["trainer.max_epochs"] == "4"
+    assert len(query(tmp_path, "select * from inputs")) == 2
+    assert dict(query(tmp_path, "select key, value from tags"))["ksuit.run_id"] == run_id
+    # The tracker's id is as good as the run's own from now on.
+    assert "status finished" in re.sub(" +", " ", ksuit(tmp_path, f"resume={tracker_id}", "trainer.max_epochs=5"))
+    assert mlflow_points(tmp_path) == journal(run_dir(tmp_path))
+    assert query(tmp_path, "select run_uuid, status from runs") == [(tracker_id, "FINISHED")]
+
+
+def test_a_run_is_registered_as_soon_as_its_tracker_answers(tmp_path):
+    embedded.open_store(OutputPaths(tmp_path))
+    with locked(tmp_path / "mlflow.db"):
+        process = start(tmp_path, *LONG, "tracker.require=false")
+        progress(process, tmp_path)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    assert "To send them" not in output
+    assert mlflow_points(tmp_path) == journal(run_dir(tmp_path))
+    assert query(tmp_path, "select status from runs") == [("FINISHED",)]
+
+
+@pytest.mark.slow
+def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
+    gate = Gate(server.uri)
+    process = start(tmp_path, *LONG, "trainer.max_epochs=1000", "name=unlucky", f"tracker.uri={gate.uri}")
+    try:
+        progress(process, tmp_path)
+        gate.is_broken = True
+        progress(process, tmp_path, 200)
+        gate.is_broken = False
+        server.hang()
+        progress(process, tmp_path, 200)
+        server.go_on()
+        before = len(points_of(server, "unlucky"))
+        wait_until(lambda: len(points_of(server, "unlucky")) > before, process)
+        server.stop()
+        progress(process, tmp_path, 200)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 143, output
+        assert "status  killed" in output
+        assert re.search(r"\d+ metric points, [1-9]\d* files and checkpoints, and the status KILLED", output)
+        server.start()
+        assert status_of(server, "unlucky") == [("RUNNING",)]
+        sent = ksuit(tmp_path, "sync=unlucky")
+        assert "status KILLED" in sent
+    finally:
+        gate.close()
+    run = run_dir(tmp_path)
+    assert points_of(server, "unlucky") == journal(run)
+    assert status_of(server, "unlucky") == [("KILLED",)]
+    (there,) = server.store.glob(f"*/{run.name}/artifacts")
+    files = {path.relative_to(there): path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    here = {path.relative_to(run / "artifacts"): path for path in (run / "artifacts").rglob("*") if path.is_file()}
+    assert {path: here[path].read_bytes() for path in here} == {
+        path: content for path, content in files.items() if str(path) != "run.log"
+    }
+    assert b"To send them" in next(content for path, content in files.items() if str(path) == "run.log")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_an_outage_sends_everything_when_it_goes_on(tmp_path, server):
+    arguments = (*LONG, "name=killed", f"tracker.uri={server.uri}")
+    process = start(tmp_path, *arguments)
+    progress(process, tmp_path)
+    server.hang()
+    progress(process, tmp_path, 600)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    server.go_on()
+    ksuit(tmp_path, "resume=killed")
+    assert points_of(server, "killed") == journal(run_dir(tmp_path))
+    assert status_of(server, "killed") == [("FINISHED",)]
+
+
+def test_what_cannot_be_synced_is_refused(tmp_path):
+    assert "sync=last: there is no run in" in ksuit(tmp_path, "sync=last", status=2)
+    assert "only tracker.* and output_dir" in ksuit(tmp_path, "sync=last", "optimizer.lr=1", status=2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_a_long_outage(tmp_path, server):
+    seconds = float(os.environ.get("KSUIT_OUTAGE_S", "600"))
+    arguments = ("trainer.max_epochs=1000000", "checkpoint.every_n_epochs=20", "name=patient")
+    process = start(tmp_path, *arguments, f"tracker.uri={server.uri}")
+    progress(process, tmp_path)
+    begun, first = time.monotonic(), last_step(tmp_path)
+    while time.monotonic() < begun + min(30, seconds):
+        time.sleep(1)
+    usual = (last_step(tmp_path) - first) / (time.monotonic() - begun)
+    server.stop()
+    begun, first = time.monotonic(), last_step(tmp_path)
+    while time.monotonic() < begun + seconds:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(1)
+    during = (last_step(tmp_path) - first) / (time.monotonic() - begun)
+    server.start()
+    goal = last_step(tmp_path)
+    wait_until(lambda: max(step for _, step in points_of(server, "patient")) >= goal, process, 300)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    print(f"\noutage of {seconds:.0f} s: {during:.0f} updates/s during it, {usual:.0f} before")
+    assert "To send them" not in output
+    assert points_of(server, "patient") == journal(run_dir(tmp_path))
+    assert status_of(server, "patient") == [("KILLED",)]
+    assert during > usual / 3
