@@ -25,7 +25,7 @@ from ksuit_runner.compose import (
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError, RunError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Mode, Origin, compose_stored, locate, requested
+from ksuit_runner.resume import Origin, Request, compose_stored, locate, requested
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.terminal import make_console, print_error
 
@@ -63,8 +63,8 @@ def _main(arguments: Sequence[str]) -> int:
         return _run_composed(overrides)
     other = [item for item in arguments if item.startswith(("-", "sweep=")) and item != "sweep=null"]
     if other:
-        raise ConfigError(f"{request[0]}={request[1]}: it cannot be given together with {other[0]}")
-    return _go_on(*request, arguments)
+        raise ConfigError(f"{request}: it cannot be given together with {other[0]}")
+    return _go_on(request, arguments)
 
 
 def _run_composed(overrides: Sequence[str]) -> int:
@@ -107,20 +107,21 @@ def _run_one(config: DictConfig) -> "Outcome":
     return run(config, Launch(command_line(), overrides))
 
 
-def _go_on(mode: Mode, query: str, overrides: Sequence[str]) -> int:
+def _go_on(request: Request, overrides: Sequence[str]) -> int:
     """Resume, fork or evaluate a stored run."""
-    outputs, run_id = locate(mode, query, overrides)
+    mode = request.mode
+    outputs, run_id = locate(request, overrides)
     stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
     config = stored.config
     config.output_dir = str(outputs.output_dir)
-    if mode != "resume":
+    if mode == "fork":
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     check_config(config)
     from ksuit_runner.runner import run
 
     OmegaConf.resolve(config)
     launch = Launch(command_line(), stored.overrides, mode, run_id)
-    return run(config, launch, Origin(mode, run_id, tuple(stored.changes))).exit_status
+    return run(config, launch, Origin(mode, run_id, tuple(stored.changes), request.checkpoint)).exit_status
 
 
 if __name__ == "__main__":

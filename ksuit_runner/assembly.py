@@ -27,6 +27,9 @@ from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import constant, follow_new_length
 from ksuit_runner.trainer import SgdTrainer
 
+EVALUATION_PREFIX = "eval/"
+"""What the metrics of a stored run's evaluation begin with, in the record of that run."""
+
 
 def build_trainer(factory: Factory, seed: int) -> SgdTrainer:
     """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
@@ -110,6 +113,8 @@ class Assembly:
             seed=int(self.config.seed),
             taken_over=self.record.taken_over,
         )
+        if origin is not None and origin.mode == "evaluate":
+            log_writer.prefix = EVALUATION_PREFIX
         if checkpoint is not None and origin is not None:
             self._restore(run, checkpoint, origin)
         return run
@@ -149,7 +154,8 @@ class Assembly:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
-        run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
+        if origin.mode != "evaluate":
+            run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         may_differ = not self.config.resume_strict
         run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
         run.is_resumed = checkpoint.progress.update > 0

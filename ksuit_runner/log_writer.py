@@ -48,6 +48,7 @@ class LogWriter:
 
     Attributes:
         source: Name of the callback that is logging.
+        prefix: What every key begins with: an evaluation of a stored run has its metrics beside those of training.
         summary: Last and best value of every metric so far.
     """
 
@@ -59,7 +60,7 @@ class LogWriter:
         check_key: Callable[[str], None],
         is_logged: Callable[[str, int], bool],
     ) -> None:
-        self.source = ""
+        self.source = self.prefix = ""
         self.summary: dict[str, Summary] = {}
         self._journal = journal
         self._counter = update_counter
@@ -91,6 +92,7 @@ class LogWriter:
                 exactly one element.
             ConfigError: The tracker does not take such a key; the callback is named.
         """
+        key = self.prefix + key
         earlier = self._pending[key].source if key in self._pending else None
         if self._written_step == self._counter.update:
             earlier = earlier or self._written.get(key)

@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from shlex import quote
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import resolve
 from ksuit_runner.compose import compose_config, groups
+from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
+from ksuit_runner.terminal import program
 
 Mode = Literal["resume", "fork", "evaluate"]
 MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
@@ -41,11 +44,13 @@ class Origin:
         mode: ``resume`` goes on with it, ``fork`` begins a new one from its checkpoint, ``evaluate`` only looks.
         run_id: Its id.
         changes: Places of the config that differ from its own.
+        checkpoint: Name of the checkpoint to go on from; None for the newest good one.
     """
 
     mode: Mode
     run_id: str
     changes: tuple[str, ...] = ()
+    checkpoint: str | None = None
 
     @property
     def has_same_optimizer(self) -> bool:
@@ -58,25 +63,45 @@ class Origin:
         return any(place.startswith("trainer.max_") for place in self.changes)
 
 
-def requested(overrides: Sequence[str]) -> tuple[Mode, str] | None:
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: ``MODE=RUN`` or ``MODE=RUN@CHECKPOINT``."""
+
+    mode: Mode
+    query: str
+    checkpoint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mode}={self.query}" + (f"@{self.checkpoint}" if self.checkpoint else "")
+
+
+def requested(overrides: Sequence[str]) -> Request | None:
     """Return which stored run the command line asks for, and for what.
 
     Raises:
-        ConfigError: It asks for several.
+        ConfigError: It asks for several, or for a resume from the middle of a run.
     """
     found = [(mode, item.partition("=")[2]) for item in overrides for mode in MODES if item.startswith(f"{mode}=")]
     found = [(mode, query) for mode, query in found if query not in ("", "null")]
     if len(found) > 1:
         raise ConfigError(f"{found[0][0]} and {found[1][0]} cannot be given together")
-    return found[0] if found else None
+    if not found:
+        return None
+    (mode, text), (query, at, checkpoint) = found[0], found[0][1].partition("@")
+    if at and mode == "resume":
+        raise ConfigError(f"resume={text}: a run goes on from its newest checkpoint; from another one: fork={text}")
+    if at and Progress.parse(checkpoint) is None:
+        raise ConfigError(f"{mode}={text}: after the @ a checkpoint is needed, such as E2_U90_S2880")
+    return Request(mode, query, checkpoint or None)
 
 
-def locate(mode: Mode, query: str, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
+def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
     """Find the run that a person means; nothing is created by looking.
 
     Raises:
         ResumeError: There is no such run, or several fit.
     """
+    query = request.query
     config = compose_config([item for item in overrides if _name(item).split(".")[0] in _LOCATORS])
     paths = OutputPaths(config.output_dir)
     run_id = find_local(paths, query)
@@ -86,13 +111,10 @@ def locate(mode: Mode, query: str, overrides: Sequence[str]) -> tuple[OutputPath
 
         run_id = fetch(Factory(config).build_tracker(paths), paths, query)
     if run_id is None:
-        raise unknown_run(paths, query, mode)
+        raise unknown_run(paths, query, request.mode)
     run = PathProvider(paths.output_dir, run_id)
     if not run.config.is_file() or not run.launch.is_file():
-        raise ResumeError(f"{mode}={query}: run {run_id} has no stored config in {run.run_dir}")
-    launch = read_launch(run)
-    if launch.mode == "evaluate":
-        raise ResumeError(f"{mode}={query}: run {run_id[:8]} is an evaluation of run {launch.origin}")
+        raise ResumeError(f"{request}: run {run_id} has no stored config in {run.run_dir}")
     return paths, run_id
 
 
@@ -134,7 +156,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     for name in map(_name, extra):  # what is said explicitly counts even where the YAML files say so by now
         changes |= _differences(_at(values, name), _at(after, name))
     if mode == "resume":
-        _refuse_rewriting(changes, paths.run_id)
+        _refuse_rewriting(changes, values, paths.run_id, extra)
     with open_dict(stored):
         for place, value in changes.items():
             if value is _REMOVED:
@@ -144,16 +166,28 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     return Composed(stored, list(changes), [*kept, *extra])
 
 
-def _refuse_rewriting(changes: Mapping[str, Any], run_id: str) -> None:
-    for place in changes:
-        if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE):
-            raise ResumeError(
-                f"{place}: changing it would rewrite the past of run {run_id[:8]}.\n"
-                f"To go on from its checkpoint as a new run: fork={run_id[:8]}"
-            )
+def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
+    refused = [place for place in changes if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE)]
+    if not refused:
+        return
+    lines = [f"  {place}: {_short(_value_at(before, place))} -> {_short(changes[place])}" for place in refused]
+    if len(lines) > _LISTED:
+        lines = [*lines[: _LISTED - 1], f"  and {len(lines) - _LISTED + 1} more"]
+    fork = " ".join([program(), *(quote(item) for item in (f"fork={run_id}", *extra))])
+    raise ResumeError("\n".join([f"this would rewrite the past of run {run_id[:8]}:", *lines, f"As a new run: {fork}"]))
 
 
 _REMOVED = object()
+_LISTED = 4
+
+
+def _value_at(config: Mapping[str, Any], place: str) -> Any:
+    return next(iter(_at(config, place).values()), _REMOVED)
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is _REMOVED else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -72,23 +72,27 @@ class RunRecord:
         return cls(deferred, paths, lock)
 
     @classmethod
-    def go_on(cls, tracker: BaseTracker, paths: PathProvider) -> "RunRecord":
-        """Go on with the record of a run.
+    def go_on(
+        cls, tracker: BaseTracker, paths: PathProvider, lock: RunLock, is_evaluation: bool = False
+    ) -> "RunRecord":
+        """Go on with the record of a run, whose lock this process holds.
+
+        Args:
+            tracker: Tracker of the run.
+            paths: Paths of the run.
+            lock: Its lock.
+            is_evaluation: Whether the run only gets more metrics, and keeps the status that it has.
 
         Raises:
-            ResumeError: The run is alive elsewhere.
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
-        lock = RunLock(paths.lock)
-        lock.acquire()
         deferred = DeferredTracker(tracker, paths)
-        try:
+        if is_evaluation:
+            deferred.attach_run(paths.run_id)
+        else:
             deferred.resume_run(paths.run_id)
-        except BaseException:
-            lock.release()
-            raise
         record = cls(deferred, paths, lock)
-        record.status_before = deferred.status_before or "KILLED"
+        record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
     def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
@@ -113,6 +117,11 @@ class RunRecord:
         known = self.journal.load_after(update)
         last_steps = {} if self.had_journal else self.tracker.last_steps()
         return lambda key, step: key in known.get(step, ()) or step <= last_steps.get(key, -1)
+
+    def recorded(self, update: int) -> dict[str, float]:
+        """Return the metrics that are recorded at an update."""
+        found = self.journal.load_after(update - 1).get(update, {})
+        return {key: point.value for key, point in found.items()}
 
     def points_until(self, update: int) -> list[Point]:
         """Return everything that was recorded up to an update, from the journal or, without one, from the tracker."""
@@ -147,7 +156,8 @@ class RunRecord:
         if self.taken_over.is_set():
             self.tracker.close()  # the status is the other process's to set
         else:
-            self.tracker.end_run(status)
+            if self.tracker.status != status:
+                self.tracker.end_run(status)
             self._send_the_rest()
         missing = self._uploader.missing()
         self._uploader.close()

@@ -19,6 +19,7 @@ from ksuit_runner.log_writer import Summary
 from ksuit_runner.loop import evaluate, train
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume import Origin
+from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint
 from ksuit_runner.stored_run import Launch, read_launch, store_changes
@@ -73,20 +74,30 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
     console = console or make_console()
     factory = Factory(config)
     outputs = OutputPaths(config.output_dir)
-    with deterministic_kernels(bool(config.trainer.get("deterministic", True))):
+    with deterministic_kernels(bool(config.trainer.get("deterministic", True))), ExitStack() as stack:
+        lock = _lock(outputs, origin, stack)
         checkpoint = _read_checkpoint(outputs, origin)
         tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config.seed))
-        with catch_signals() as interruption, ExitStack() as stack:
-            record = _open_record(config, launch, origin, tracker, outputs)
-            outcome = Outcome(record.paths.run_id)
-            stack.enter_context(setup_logging(record.paths.log, console))
-            with _closing(record, trainer, outcome):
-                assembly = Assembly(factory, config, trainer, record, interruption)
-                _do(assembly, launch, origin, checkpoint, outcome, console)
-            command = None if launch.mode == "evaluate" else resume_command(outcome.run_id, outputs.output_dir)
-            print_end(console, outcome.summary, record.paths.run_dir, command, outcome.status)
+        interruption = stack.enter_context(catch_signals())
+        record = _open_record(config, launch, lock, tracker, outputs)
+        outcome = Outcome(record.paths.run_id)
+        stack.enter_context(setup_logging(record.paths.log, console))
+        with _closing(record, trainer, outcome):
+            assembly = Assembly(factory, config, trainer, record, interruption)
+            _do(assembly, launch, origin, checkpoint, outcome, console)
+        print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
+
+
+def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
+    """Take the lock of a stored run that is gone on with, before anything of it is read."""
+    if origin is None or origin.mode == "fork":
+        return None
+    lock = RunLock(PathProvider(outputs.output_dir, origin.run_id).lock)
+    lock.acquire()
+    stack.callback(lock.release)
+    return lock
 
 
 def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
@@ -98,15 +109,16 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
         if read_launch(paths).mode == "fork":
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
-    return read_newest(paths)
+    return read_newest(paths, origin.checkpoint)
 
 
 def _open_record(
-    config: DictConfig, launch: Launch, origin: Origin | None, tracker: BaseTracker, outputs: OutputPaths
+    config: DictConfig, launch: Launch, lock: RunLock | None, tracker: BaseTracker, outputs: OutputPaths
 ) -> RunRecord:
-    if origin is not None and origin.mode == "resume":
-        return RunRecord.go_on(tracker, PathProvider(outputs.output_dir, origin.run_id))
-    return RunRecord.begin(tracker, outputs, config, launch)
+    if lock is None:
+        return RunRecord.begin(tracker, outputs, config, launch)
+    paths = PathProvider(outputs.output_dir, str(launch.origin))
+    return RunRecord.go_on(tracker, paths, lock, is_evaluation=launch.mode == "evaluate")
 
 
 def _do(
@@ -118,7 +130,7 @@ def _do(
     console: Console,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
-    if launch.mode != "resume":
+    if launch.mode in ("train", "fork"):
         record.store_start(config, launch, assembly.trainer.data_container)
     if launch.mode == "fork" and checkpoint is not None:
         record.carry_history(checkpoint.paths, checkpoint.progress.update)
@@ -138,16 +150,17 @@ def _do(
         store_changes(record.paths, config, launch)
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)
-    _go(assembled, launch)
-    if interruption.signal is not None and (launch.mode == "evaluate" or not assembled.is_finished):
+    _go(assembled, launch, record)
+    if launch.mode == "evaluate":
+        outcome.status, outcome.signal = record.status_before, interruption.signal
+    elif interruption.signal is not None and not assembled.is_finished:
         outcome.status, outcome.signal = "KILLED", interruption.signal
 
 
-def _go(run: Run, launch: Launch) -> None:
+def _go(run: Run, launch: Launch, record: RunRecord) -> None:
     try:
         if launch.mode == "evaluate":
-            with suppress(Interrupted):
-                evaluate(run)
+            _evaluate(run, record)
         elif launch.mode == "fork":
             save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
             train(run)
@@ -158,6 +171,15 @@ def _go(run: Run, launch: Launch) -> None:
     finally:
         run.checkpoint_writer.close()
         run.hooks.close()
+
+
+def _evaluate(run: Run, record: RunRecord) -> None:
+    before = record.recorded(run.counter.update)
+    with suppress(Interrupted):
+        evaluate(run)
+    for key, summary in run.log_writer.summary.items():
+        if summary.last != before.get(key, summary.last):
+            _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
 
 
 @contextmanager
@@ -176,6 +198,10 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterat
     finally:
         trainer.data_container.close()
         record.close(outcome.status)
+
+
+def _next_command(launch: Launch, record: RunRecord) -> str | None:
+    return None if launch.mode == "evaluate" else resume_command(record.paths.run_id, record.paths.output_dir)
 
 
 def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | None) -> None:

@@ -27,8 +27,8 @@ class Launch:
     Attributes:
         command: The command line.
         overrides: All overrides that make its config, those of the run that it goes on from included.
-        mode: ``train``; ``fork`` or ``evaluate`` for one that goes on from another run's checkpoint; ``resume`` for
-            one that goes on itself, which is never stored.
+        mode: ``train``; ``fork`` for one that goes on from another run's checkpoint; ``resume`` and ``evaluate`` for
+            one that goes on itself, which are never stored.
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
     """
@@ -137,7 +137,7 @@ def _is_texts(value: Any) -> bool:
 _LAUNCH: Mapping[str, Callable[[Any], bool]] = {
     "command": lambda value: isinstance(value, str),
     "overrides": _is_texts,
-    "mode": lambda value: value in ("train", "fork", "evaluate"),
+    "mode": lambda value: value in ("train", "fork"),
     "origin": lambda value: value is None or (isinstance(value, str) and is_run_id(value)),
     "resumed_by": _is_texts,
 }
@@ -189,9 +189,8 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
-    """Whether a run can go on: no evaluation can, and no fork that did not begin."""
-    began = PathProvider(paths.output_dir, entry.run_id).latest.exists() if entry.mode == "fork" else True
-    return began and entry.mode != "evaluate"
+    """Whether a run can go on: a fork that did not begin cannot."""
+    return entry.mode != "fork" or PathProvider(paths.output_dir, entry.run_id).latest.exists()
 
 
 def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:

@@ -154,10 +154,14 @@ def sync_command(run_id: str, output_dir: Path | None = None) -> str:
     return _command("sync", run_id, output_dir)
 
 
+def program() -> str:
+    """Return the command that this process was started with, without its arguments."""
+    return "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
+
+
 def _command(mode: str, run_id: str, output_dir: Path | None) -> str:
-    program = "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
     elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
-    return " ".join([program, *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"{mode}={run_id}"])
+    return " ".join([program(), *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"{mode}={run_id}"])
 
 
 def format_number(value: float) -> str:

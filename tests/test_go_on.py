@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from command import SMALL, checkpoint_bytes, journal, ksuit, query, run_dir, run_dirs, start, stop_at
+from command import SMALL, checkpoint_bytes, journal, ksuit, mlflow_points, query, run_dir, run_dirs, start, stop_at
 
 QUICK = (*SMALL, "tracker=noop", "callbacks=[ema,accuracy]")
 
@@ -73,11 +73,13 @@ def test_changes_of_a_resume_hold_for_the_next_one(finished):
     assert len(launch["resumed_by"]) == 1
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=1e-5", "data.batch_size=32", "model=mlp", "seed=1"])
-def test_what_would_rewrite_the_past_is_refused(finished, override):
+def test_what_would_rewrite_the_past_is_refused_with_all_differences_and_the_fork_that_does_it(finished):
     before = journal(run_dir(finished))
-    output = ksuit(finished, "resume=last", override, status=2)
-    assert override.split("=")[0] in output and "fork=" in output
+    given = ("optimizer.lr=1e-5", "data.batch_size=32", "trainer.max_epochs=9", "seed=1")
+    lines = ksuit(finished, "resume=last", *given, status=2).splitlines()
+    assert lines[1:4] == ["  optimizer.lr: 0.003 -> 1e-05", "  data.batch_size: 64 -> 32", "  seed: 0 -> 1"]
+    assert lines[4].endswith(f"fork={run_dir(finished).name} output_dir={finished} {' '.join(given)}")
+    assert "and 2 more" in ksuit(finished, "resume=last", "model=mlp", *given, status=2)
     assert journal(run_dir(finished)) == before
 
 
@@ -104,17 +106,36 @@ def test_fork_carries_the_history_and_can_be_resumed(finished):
     assert (checkpoint_bytes(parent), journal(parent)) == before
 
 
-def test_evaluation_gives_what_the_run_measured(finished):
-    parent = run_dir(finished)
-    ksuit(finished, "evaluate=first", "callbacks=[accuracy,ema]")
-    child = next(path for path in run_dirs(finished) if path != parent)
-    key = ("accuracy/test", 88)
-    assert journal(child) == {
-        point: value for point, value in journal(parent).items() if point[0].startswith("acc") and point[1] == 88
-    }
-    assert key in journal(child)
-    assert "is an evaluation of" in ksuit(finished, f"resume={child.name}", status=2)
-    assert "nothing is left to do" in ksuit(finished, "resume=last")
+def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
+    ksuit(tmp_path, *SMALL, "callbacks=[ema,accuracy]", "name=first", "trainer.max_epochs=2")
+    before = journal(run_dir(tmp_path)), checkpoint_bytes(run_dir(tmp_path))
+    for place in ("first", "first@E1_U22_S1408", "first"):
+        output = ksuit(tmp_path, f"evaluate={place}", "callbacks=[accuracy,ema]")
+        assert "eval/accuracy/test" in output and "learning_rate" not in output
+    points = journal(run_dir(tmp_path))
+    measured = {point: value for point, value in before[0].items() if point[0].startswith("accuracy")}
+    added = {(key.removeprefix("eval/"), step): value for (key, step), value in points.items() if key[:5] == "eval/"}
+    assert added == measured and len(added) == 4
+    assert before[0].items() <= points.items() and checkpoint_bytes(run_dir(tmp_path)) == before[1]
+    assert mlflow_points(tmp_path) == points
+    assert query(tmp_path, "select name, status from runs") == [("first", "FINISHED")]
+    output = ksuit(tmp_path, "evaluate=first", "callbacks=[accuracy]", "data.datasets.test.split=train")
+    assert "eval/accuracy/test was 0." in output and "stays recorded" in output
+    assert journal(run_dir(tmp_path)) == points
+
+
+def test_fork_from_any_checkpoint(finished):
+    ksuit(finished, "fork=first@E3_U66_S4224", "optimizer.lr=1e-5", "name=second")
+    parent, child = sorted(run_dirs(finished), key=lambda path: "fork" in (path / "artifacts/launch.json").read_text())
+    ours, theirs = journal(child), journal(parent)
+    assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 66)
+    assert ours["learning_rate", 70] < 1e-5 < theirs["learning_rate", 70]
+    for wrong, words in {
+        "fork=first@E3": "a checkpoint is needed",
+        "fork=first@E9_U9_S9": "There are: E4_U88_S5632",
+    }.items():
+        assert words in ksuit(finished, wrong, status=2)
+    assert "fork=first@E3_U66_S4224" in ksuit(finished, "resume=first@E3_U66_S4224", status=2)
 
 
 def test_run_that_is_alive_is_not_resumed_twice(tmp_path):

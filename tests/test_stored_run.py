@@ -12,12 +12,12 @@ FIRST, SECOND, THIRD = "0123456789abcdef", "0123456fffffffff", "aaaabbbbccccdddd
 
 @pytest.fixture
 def paths(tmp_path):
-    """An output folder with three runs; the last one evaluates the first."""
+    """An output folder with three runs; the last one is a fork that did not begin."""
     paths = OutputPaths(tmp_path / "outputs")
     for run_id, name, mode in (
         (FIRST, "calm-owl", "train"),
         (SECOND, "wild-fox", "train"),
-        (THIRD, "eval", "evaluate"),
+        (THIRD, "eval", "fork"),
     ):
         PathProvider(paths.output_dir, run_id).run_dir.mkdir(parents=True)
         add_to_index(paths, run_id, name, mode)
