@@ -77,7 +77,7 @@ def test_what_would_rewrite_the_past_is_refused_with_all_differences_and_the_for
     before = journal(run_dir(finished))
     given = ("optimizer.lr=1e-5", "data.batch_size=32", "trainer.max_epochs=9", "seed=1")
     lines = ksuit(finished, "resume=last", *given, status=2).splitlines()
-    assert lines[1:4] == ["  optimizer.lr: 0.003 -> 1e-05", "  data.batch_size: 64 -> 32", "  seed: 0 -> 1"]
+    assert lines[1:4] == ["  seed: 0 -> 1", "  optimizer.lr: 0.003 -> 1e-05", "  data.batch_size: 64 -> 32"]
     assert lines[4].endswith(f"fork={run_dir(finished).name} output_dir={finished} {' '.join(given)}")
     assert "and 2 more" in ksuit(finished, "resume=last", "model=mlp", *given, status=2)
     assert journal(run_dir(finished)) == before

@@ -157,12 +157,21 @@ def _start_worker(worker: int) -> None:
     a worker if its own parent sends it, which torch does with workers that hang.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_after_parent, daemon=True).start()
     if _SENDER_IS_KNOWN:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with_parent, daemon=True).start()
+        Thread(target=_end_by_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_after_parent() -> None:
+    """End when the main process is gone. Torch looks for that too, but not if it is killed while workers start."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _end_by_parent() -> None:
     parent = parent_process()
     assert parent is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:

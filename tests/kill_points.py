@@ -1,0 +1,74 @@
+"""Places in the runner at which a process kills itself, as SIGKILL or a power cut would have at that very moment."""
+
+import importlib
+import os
+import signal
+from collections.abc import Callable
+from functools import partial, reduce, wraps
+from typing import Any
+
+POINTS = {
+    # place: (module, function in it), and when: before it, after it, or in the middle of it
+    "before the run has a folder": ("ksuit_runner.run_record", "add_to_index", "before"),
+    "before the config is stored": ("ksuit_runner.run_record", "store", "before"),
+    "while the config is stored": ("ksuit_runner.stored_run", "write_text", "after"),
+    "at the start of training": ("ksuit_runner.hooks", "Hooks.evaluations", "before"),
+    "fetching data": ("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
+    "after the forward pass": ("ksuit_runner.trainer", "SgdTrainer.forward", "after"),
+    "after the backward pass": ("ksuit_runner.trainer", "SgdTrainer.backward", "after"),
+    "in the optimizer's step": ("torch.optim", "AdamW.step", "after"),
+    "after an update": ("ksuit_runner.hooks", "Hooks.methods_after_update", "before"),
+    "in an evaluation": ("ksuit_runner.trainer", "SgdTrainer.evaluation", "after"),
+    "in the middle of a line of the journal": ("os", "write", "half"),
+    "after a line of the journal": ("ksuit_runner.journal", "Journal.append", "after"),
+    "taking a snapshot": ("ksuit_runner.snapshot", "HostBuffers.copy", "after"),
+    "writing weights": ("safetensors.torch", "save_file", "after"),
+    "writing the trainer's state": ("ksuit_runner.checkpoint_format", "_save_state", "after"),
+    "writing the manifest": ("ksuit_runner.checkpoint_format", "write_manifest", "after"),
+    "before the commit": ("pathlib", "Path.rename", "before"),
+    "between commit and latest": ("ksuit_runner.checkpoint", "write_text", "before"),
+    "between tags and latest": ("ksuit_runner.checkpoint", "write_text", "after"),
+    "while latest is replaced": ("pathlib", "Path.replace", "before"),
+    "before old checkpoints are removed": ("ksuit_runner.checkpoint", "CheckpointWriter._prune", "before"),
+    "removing an old checkpoint": ("shutil", "rmtree", "before"),
+    "before metrics are sent": ("ksuit_runner.tracker.mlflow", "MlflowTracker.log_points", "before"),
+    "after metrics were sent": ("ksuit_runner.tracker.mlflow", "MlflowTracker.log_points", "after"),
+    "after training": ("ksuit_runner.loop", "finish_training", "after"),
+    "before the record is closed": ("ksuit_runner.run_record", "RunRecord.close", "before"),
+    "before the status is set": ("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "before"),
+    "after the status was set": ("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "after"),
+}
+
+
+def kill_at(place: str, count: int) -> None:
+    """Have this process, and none of its workers, killed when a place is reached for the n-th time."""
+    module, name, when = POINTS[place]
+    *path, attribute = name.split(".")
+    owner = reduce(getattr, path, importlib.import_module(module))
+    setattr(owner, attribute, _killing(getattr(owner, attribute), when, count, os.getpid()))
+
+
+def _killing(function: Callable[..., Any], when: str, count: int, pid: int) -> Callable[..., Any]:
+    calls: list[int] = []
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        is_half_line = when == "half" and isinstance(args[1], bytes) and args[1].startswith(b'{"c":"')
+        if os.getpid() != pid or (when == "half" and not is_half_line):
+            return function(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == count and when != "after":
+            if when == "half":
+                function(args[0], args[1][: len(args[1]) // 2])
+            os.kill(pid, signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if len(calls) == count:
+            os.kill(pid, signal.SIGKILL)
+        return result
+
+    return call
+
+
+def preparation(place: str, count: int) -> Callable[[], None]:
+    """Return what a process calls first in order to be killed there."""
+    return partial(kill_at, place, count)

@@ -1,0 +1,91 @@
+"""Processes of the command line that start in milliseconds: forked from one that has imported everything already.
+
+They are processes like any other (own pid, own workers, killed by SIGKILL); only the seconds of imports are saved.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+IMPORTS = (
+    *("ksuit_runner.__main__", "ksuit_runner.runner", "ksuit_runner.tracker.mlflow"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "hydra._internal.hydra", "torch._dynamo"),
+)
+
+
+class Command:
+    """A running command line.
+
+    Attributes:
+        log: File with everything that it prints.
+    """
+
+    def __init__(self, process: ForkServerProcess, log: Path) -> None:
+        self._process = process
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float = 120) -> int:
+        """Return its exit status, which is negative if a signal has ended it."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise TimeoutError(f"still running after {timeout} s:\n{self.output()}")
+        return self._process.exitcode
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+class Preloaded:
+    """Starts command lines in a folder of a project."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(IMPORTS))
+
+    def start(
+        self, cwd: Path, log: Path, arguments: Sequence[str], prepare: Callable[..., None] | None = None, *given: object
+    ) -> Command:
+        """Start ``python -m ksuit_runner ARGUMENTS``.
+
+        Args:
+            cwd: Its working directory.
+            log: File for everything that it prints.
+            arguments: Its arguments.
+            prepare: Called in the process first, with what else is given.
+        """
+        process = self._context.Process(target=_run, args=(str(cwd), str(log), list(arguments), prepare, given))
+        process.start()
+        return Command(process, log)
+
+
+def _run(
+    cwd: str, log: str, arguments: Sequence[str], prepare: Callable[..., None] | None, given: Sequence[object]
+) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.chdir(cwd)
+    os.environ.update({"NO_COLOR": "1", "COLUMNS": "200", "PWD": cwd})
+    sys.argv = ["ksuit_runner", *arguments]
+    sys.path.insert(0, cwd)
+    if prepare is not None:
+        prepare(*given)
+    from ksuit_runner.__main__ import main
+
+    main()

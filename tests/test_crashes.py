@@ -1,0 +1,67 @@
+"""A run that SIGKILL ends at any moment, and that is resumed by its id, ends as the run that was never killed.
+
+The run has dropout, batch norm, a dataset that draws from torch, numpy and random, two accumulation steps, a smaller
+last batch, two averages, evaluations, and checkpoints that are kept by number, by tag and for good. Compared are the
+bytes of all checkpoints, the points in the journal and in MLflow, status, updates, samples and learning rate.
+`make soak` does the same with hundreds of random kills.
+"""
+
+import pytest
+from crashes import Kill, Project, random_kills
+from kill_points import POINTS
+from preloaded import Preloaded
+
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker import embedded
+
+# How often a place has been reached when the kill comes; where nothing is said it comes at the first time.
+COUNTS = {
+    **{"fetching data": 30, "after the forward pass": 61, "after the backward pass": 80, "in the optimizer's step": 31},
+    **{"after an update": 27, "in an evaluation": 5, "in the middle of a line of the journal": 9},
+    **{"after a line of the journal": 12, "taking a snapshot": 3, "writing weights": 8, "writing the manifest": 4},
+    **{"writing the trainer's state": 4, "before the commit": 4, "between commit and latest": 5},
+    **{"between tags and latest": 7, "while latest is replaced": 14, "before old checkpoints are removed": 4},
+    **{"removing an old checkpoint": 20, "while the config is stored": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("template")
+    embedded.open_store(OutputPaths(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, template):
+    return Project(tmp_path_factory.mktemp("project"), Preloaded())
+
+
+@pytest.fixture(scope="module")
+def reference(project, template):
+    project.clear(template)
+    project.run()
+    return project.result()
+
+
+def test_the_comparison_sees_what_it_is_made_for(project, reference, template):
+    assert len(reference.files) > 10 and len(reference.points) > 60 and len(reference.tracked) > 60
+    project.clear(template)
+    project.run("experiment=noisy", "callbacks=[ema,accuracy,loss,best_checkpoint]", "seed=1")
+    assert project.result().differences(reference)
+
+
+@pytest.mark.parametrize("place", POINTS)
+def test_killed_at_a_place(project, reference, template, place):
+    project.clear(template)
+    kills = project.kills
+    result = project.survive([Kill(place, COUNTS.get(place, 1))])
+    assert project.kills == kills + 1, "the place was not reached"
+    assert result.differences(reference) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_several_times_at_random_with_other_numbers_of_workers(project, reference, template, seed):
+    project.clear(template)
+    result = project.survive(random_kills(seed, longest=3.0), last_workers=2 * (seed % 2))
+    assert result.differences(reference) == []
