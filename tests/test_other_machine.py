@@ -1,74 +1,95 @@
-"""A run whose machine is gone goes on at another one that has only the tracking server."""
+"""A run whose machine is gone goes on at another one that has only the code and the tracking server."""
 
-import os
-import socket
-import sqlite3
-import subprocess
-import sys
+import signal
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
-from command import checkpoint_bytes, ksuit, run_dir, start, stop_at
+from command import TIMINGS, checkpoint_bytes, journal, ksuit, last_step, run_dir, start, stop_at
+from servers import MlflowServer
 
-ARGUMENTS = ("model=mlp", "model.dropout=0.2", "schedule=constant", "schedule.warmup=5", "trainer.max_epochs=300")
+ARGUMENTS = (
+    *("model=mlp", "model.dropout=0.2", "schedule=constant", "schedule.warmup=5"),
+    *("checkpoint.every_n_epochs=7", "tracker.timeout_s=2"),
+)
+END = "trainer.max_epochs=130"
+LAST = "E130_U2860_S183040"
 
 
 @pytest.fixture
 def server(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/store"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(tmp_path / "server.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(uri)
-        yield uri
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    server = MlflowServer(tmp_path / "server")
+    yield server
+    server.stop()
 
 
-def wait_for(uri):
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=1):
-                return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same run in one piece, recorded nowhere but in its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ksuit(folder, *ARGUMENTS[:-1], END, "tracker=noop")
+    return run_dir(folder)
 
 
-def uploaded(store: Path) -> list[Path]:
-    return list(store.glob("*/*/artifacts/checkpoints/latest"))
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def uploaded(server):
+    return [path.read_text() for path in server.store.glob("*/*/artifacts/checkpoints/latest")]
+
+
+def check(server, elsewhere, undisturbed):
+    assert (
+        checkpoint_bytes(elsewhere)[f"{LAST}/model.safetensors"]
+        == (checkpoint_bytes(undisturbed)[f"{LAST}/model.safetensors"])
+    )
+    rows = server.query("select key, step, value from metrics")
+    points = {(key, step): None if key in TIMINGS else value for key, step, value in rows}
+    assert len(points) == len(rows)
+    assert points == journal(undisturbed) == journal(elsewhere)
+    assert server.query("select status from runs") == [("FINISHED",)]
+    assert set(uploaded(server)) == {f"{LAST}\n"}
 
 
 @pytest.mark.slow
-def test_run_goes_on_with_nothing_but_the_tracking_uri(tmp_path, server):
-    gone, other, undisturbed = tmp_path / "gone", tmp_path / "other", tmp_path / "undisturbed"
-    tracker = f"tracker.uri={server}"
-    process = start(gone, *ARGUMENTS, tracker)
-    while not uploaded(tmp_path / "store"):
-        assert process.poll() is None
-        time.sleep(0.02)
-    stop_at(process, gone, update=400)
+def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, server, undisturbed):
+    server.start()
+    gone, other = tmp_path / "gone", tmp_path / "other"
+    process = start(gone, *ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}")
+    wait_for(lambda: uploaded(server), process)
+    stop_at(process, gone, last_step(gone) + 20)
     run_id = run_dir(gone).name
-    ksuit(other, tracker, f"resume={run_id}", "trainer.max_epochs=320")
-    ksuit(undisturbed, *ARGUMENTS, "tracker=noop", "trainer.max_epochs=320")
-    last = "E320_U7040_S450560/model.safetensors"
-    assert checkpoint_bytes(run_dir(other))[last] == checkpoint_bytes(run_dir(undisturbed))[last]
-    connection = sqlite3.connect(tmp_path / "server.db")
-    rows = connection.execute("select key, step from metrics").fetchall()
-    status = connection.execute("select status from runs").fetchall()
-    connection.close()
-    assert len(rows) == len(set(rows))
-    assert {step for key, step in rows if key == "accuracy/test"} == set(range(22, 7041, 22))
-    assert status == [("FINISHED",)]
+    # What was sent before the first machine was lost is computed again here, twice, and recorded once.
+    (recorded,) = server.query("select max(step) from metrics")[0]
+    process = start(other, f"tracker.uri={server.uri}", f"resume={run_id}", END)
+    wait_for(lambda: (other / "runs" / run_id / "metrics.jsonl").exists(), process)
+    assert last_step(other) == recorded
+    stop_at(process, other, recorded + 1)
+    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id}", END)
+    check(server, run_dir(other), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_began_without_the_server_goes_on_elsewhere(tmp_path, server, undisturbed):
+    gone, other = tmp_path / "gone", tmp_path / "other"
+    arguments = (*ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}", "tracker.require=false")
+    process = start(gone, *arguments)
+    wait_for(lambda: last_step(gone) > 0, process)
+    process.send_signal(signal.SIGSTOP)  # the server takes some seconds to start
+    server.start()
+    process.send_signal(signal.SIGCONT)
+    while not uploaded(server):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    run_id = run_dir(gone).name
+    ((tracker_id,),) = server.query("select run_uuid from runs")
+    assert tracker_id != run_id
+    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id[:8]}", END)
+    assert run_dir(other).name == run_id
+    check(server, run_dir(other), undisturbed)
+    assert server.query("select run_uuid from runs") == [(tracker_id,)]
