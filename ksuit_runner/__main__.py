@@ -70,8 +70,11 @@ def _main(arguments: Sequence[str]) -> int:
 def _run_composed(overrides: Sequence[str]) -> int:
     """Let Hydra compose the config, or answer --help and the like, or run a sweep."""
     results: list[Outcome | KsuitError] = []
+    has_begun = False
 
     def task(config: DictConfig) -> Any:
+        nonlocal has_begun
+        has_begun = True
         if results and getattr(results[-1], "signal", None) is not None:
             return None  # a signal ends the whole sweep
         try:
@@ -91,7 +94,9 @@ def _run_composed(overrides: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
     try:
         hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
-    except MISTAKES as error:
+    except Exception as error:
+        if has_begun and not isinstance(error, MISTAKES):  # an error of the run, which needs its traceback
+            raise
         raise explain(error, overrides) from error
     if len(results) == 1 and isinstance(results[0], KsuitError):
         raise results[0]

@@ -73,7 +73,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             return compose(CONFIG_NAME, overrides=list(overrides))
-    except MISTAKES as error:
+    except Exception as error:  # nothing but Hydra runs here, and it does not wrap all that its parser raises
         raise explain(error, overrides) from None
 
 
