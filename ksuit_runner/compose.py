@@ -20,6 +20,7 @@ CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
 _LONGEST_OVERRIDE = 20_000
+_WIDEST = 500  # characters of a line that explains a mistake
 
 
 def shipped_conf() -> Path:
@@ -122,6 +123,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         error: What Hydra raised.
         overrides: The overrides that were given.
     """
+    lines = str(_explained(error, overrides)).splitlines()
+    return ConfigError("\n".join(line if len(line) <= _WIDEST else f"{line[:_WIDEST]}…" for line in lines))
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, RecursionError):
         return ConfigError("an override or a YAML file is nested too deep")
     text = str(error)
@@ -132,7 +138,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if key:
         return _unknown_key(text, overrides)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return ConfigError("\n".join(lines[:4]))
+    return ConfigError("\n".join(lines[:4]) or type(error).__name__)
 
 
 def _unknown_choice(path: str) -> ConfigError:

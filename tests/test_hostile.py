@@ -135,7 +135,7 @@ def hostile_configs(canary):
         "schedule",
     )
     yield from ((in_config(place, "os.system", shell), (place, target, library)) for place in places[:5] + places[6:])
-    yield in_config("trainer.x", "builtins.list", {"_target_": "os.system", "_args_": [shell]}), ("trainer.x", library)
+    yield in_config("trainer.parameter_rules.x", "os.system", shell), ("trainer.parameter_rules.x", library)
     yield in_config("model", "builtins.eval", code), ("model._target_", library)
     yield in_config("model", "subprocess.Popen", ["touch", str(canary)]), ("model._target_", library)
     yield in_config("model", "functools.partial", {"_target_": "os.system"}), ("model._target_", library)
@@ -157,9 +157,9 @@ def hostile_configs(canary):
     yield written_line("name", f"!!python/object/apply:os.system ['{shell}']"), ("config.yaml", "python/object")
     laughs = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
     yield written("config.yaml", f"a0: &a0 [lol]\n{laughs}\n"), ("config.yaml", "repeats")
-    yield written("config.yaml", "a: " + "[" * 5000 + "]" * 5000), ("config.yaml", "nested")
+    yield written("config.yaml", "a: " + "[" * 5000 + "]" * 5000), ("config.yaml", "flow level")
     yield written("config.yaml", "just some words"), ("config.yaml", "no mapping")
-    yield written("config.yaml", "a: [1, 2"), ("config.yaml", "cannot be read")
+    yield written("config.yaml", "a: [1, 2"), ("config.yaml", "can be read")
     yield written("config.yaml", ""), ("config.yaml", "no mapping")
     yield written("config.yaml", "seed: 0\n"), ("name",)
     yield written("config.yaml", "\n".join(f"key{i}: {i}" for i in range(700_000))), ("config.yaml", "bytes")
@@ -262,9 +262,8 @@ def test_what_is_no_run_id_is_refused(trained, outputs):
     (outputs / "runs" / "not.an.id").mkdir()
     queries = [*IDS, "listed", "leaves", "not.an.id", "last"]
     before = content(outputs)
-    for flag in ("resume", "fork", "evaluate"):
-        cases = [[f"{flag}={query}"] for query in queries]
-        are_refused(commands(outputs, cases), [(flag,)] * len(cases))
+    cases = [[f"{flag}={query}"] for flag in ("resume", "fork") for query in queries]
+    are_refused(commands(outputs, cases), [()] * len(cases))
     assert content(outputs) == before
 
 

@@ -10,14 +10,18 @@ from ksuit_runner.compose import compose_config, refuse_lost_overrides
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.resume import requested
 
-keys = st.sampled_from(
-    "name seed model model.x callbacks callbacks.ema callbacks.x._target_ optimizer.lr schedule trainer.max_epochs data "
-    "data.datasets experiment sweep hydra.run.dir loss._target_ tracker".split()
+KEYS = """
+    name seed model model.x callbacks callbacks.ema callbacks.x._target_ optimizer.lr schedule trainer.max_epochs data
+    data.datasets experiment sweep hydra.run.dir loss._target_ tracker
+"""
+WORDS = r"""
+    null cnn ema [ema,accuracy] {a:1} ${seed} ${oc.env:HOME} ${oc.env:NOT_THERE} ${name} ??? os.system torch.nn.Linear
+    ../../x 1e400 0x1 [[1] choice(1,2) range(3) ' " \ é { ${ $ @ : -1 true
+"""
+keys = st.sampled_from(KEYS.split())
+words = st.sampled_from(WORDS.split()) | st.sampled_from(
+    ["{_target_: os.system, _args_: [touch canary]}", "a b", "\n", "1" * 5000]
 )
-words = st.sampled_from(
-    "null cnn ema [ema,accuracy] {a:1} ${seed} ${oc.env:HOME} ${oc.env:NOT_THERE} ${name} ??? os.system torch.nn.Linear "
-    "../../x 1e400 0x1 [[1] choice(1,2) range(3) ' \" \\ é { ${ $ @ : -1 true".split()
-) | st.sampled_from(["{_target_: os.system, _args_: [touch canary]}", "a b", "\n", "1" * 5000])
 overrides = st.builds(
     "{}{}{}{}".format,
     st.sampled_from(["", "", "+", "++", "~"]),

@@ -1,12 +1,14 @@
-"""Whatever happens to the files of a run, reading them ends in what was written or in a refusal, and changes nothing."""
+"""Whatever happens to the files of a run, reading them ends in what was written or in a refusal."""
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from ksuit_runner.check.stored import parse_config
 from ksuit_runner.checkpoint import read_tags
@@ -189,10 +191,8 @@ def test_an_entry_of_the_index_may_be_anything(whole, entry, query):
     whole.index.write_text(json.dumps(entry) + "\n" + json.dumps({**entry, "run_id": whole.run_id, "name": "calm-owl"}))
     try:
         for text in ("last", query):
-            try:
+            with suppress(KsuitError):
                 assert find_local(whole, text) in (None, whole.run_id)
-            except KsuitError:
-                pass
     finally:
         whole.index.unlink()
 
@@ -241,5 +241,5 @@ def test_a_config_is_read_or_refused(text):
         config = parse_config(text)
     except UnsafeFileError:
         return
-    assert not {"&", "*", "!"} & set(text) or "a" in str(config) or config is not None
     assert "${" not in str(config)
+    assert parse_config(OmegaConf.to_yaml(config)) == config
