@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import REPOSITORY, SMALL, ksuit, run_dir
+from command import REPOSITORY, SMALL, ksuit, mlflow_points, run_dir
 
 from ksuit_runner.checkpoint_format import MODEL, STATE
 from ksuit_runner.manifest import MANIFEST, write_manifest
@@ -130,7 +130,7 @@ def hostile_configs(canary):
         "loss",
         "callbacks.x",
         "data.datasets.train",
-        "data.datasets.train.nested",
+        "optimizer.betas",
         "trainer.x[0]",
         "schedule",
     )
@@ -219,6 +219,7 @@ def links_that_leave(victim):
     yield artifacts, ("link", "artifacts")
 
 
+@pytest.mark.slow
 def test_a_stored_run_that_was_tampered_with_is_refused(trained, outputs, tmp_path):
     cases = [
         *hostile_configs(tmp_path / "canary"),
@@ -247,6 +248,7 @@ IDS = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_no_run_id_is_refused(trained, outputs):
     tampered(trained, outputs, 0, lambda folder: None)
     index = [
@@ -317,6 +319,7 @@ def no_tensors(file):
     return change
 
 
+@pytest.mark.slow
 def test_pickled_code_in_a_checkpoint_is_not_run_and_an_older_one_is_taken(trained, outputs, tmp_path):
     canary = tmp_path / "canary"
     harmful = [(evil_state(canary), STATE), (evil_pickle(canary), STATE), (no_state, STATE)]
@@ -335,6 +338,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run_and_an_older_one_is_taken(train
         assert whole  # trained again from the older one, to the same end
 
 
+@pytest.mark.slow
 def test_without_a_good_checkpoint_nothing_starts_anew(trained, outputs, tmp_path):
     def all_evil(folder):
         for path in checkpoints(folder):
@@ -387,6 +391,7 @@ class Logs(CallbackBase):
 }
 
 
+@pytest.mark.slow
 def test_what_is_too_large_or_refused_on_a_fresh_command_line(tmp_path, outputs):
     project = tmp_path / "project"
     (project / "conf" / "model").mkdir(parents=True)
@@ -420,7 +425,5 @@ def test_a_metric_key_that_mlflow_refuses_names_its_callback_and_loses_nothing(t
     output = ksuit(outputs, *SMALL, "default_callbacks=none", "callbacks=[logs]", status=2, cwd=project)
     assert "callbacks.logs: metric 'bad@[key]': MLflow takes no" in " ".join(output.split())
     assert "Traceback" not in output
-    from command import mlflow_points
-
     points = {key: value for key, value in mlflow_points(outputs).items() if key[0] == "good"}
     assert points == {("good", step): float(step) for step in range(1, 5)}
