@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run resume sweep ui test test-fast lint format clean
+.PHONY: help run resume sweep ui test test-fast soak lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ test: lint ## check style and types, then run all tests
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not soak" $(ARGS)
+
+soak: $(INSTALLED) ## kill runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py --timeout 1800
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
