@@ -240,8 +240,12 @@ class DeferredTracker(LocalIdTracker):
 
     def _store(self, box: Outbox | None = None) -> None:
         box = box or self._outbox
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        try:
             box.store(self._paths(box.run_id))
+        except OSError as error:  # a full disk is no reason to end a run; what was to be told is told from memory
+            _LOGGER.error("what the tracker is to be told could not be written: %s", error)
 
 
 def _now() -> int:

@@ -1,0 +1,80 @@
+"""A disk that is full in the middle of a run costs checkpoints for as long as it is full, and nothing else."""
+
+import subprocess
+import time
+
+import pytest
+from command import SMALL, checkpoint_bytes, journal, ksuit, last_step, mlflow_points, run_dir, start
+
+ARGUMENTS = (*SMALL, "model=mlp", "model.hidden_dims=[400]", "checkpoint=every_100_updates", "seed=3")
+LENGTH = 60
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 40 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder):
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 4096)
+        except OSError:
+            pass
+
+
+def wait_for(process, output_dir, update):
+    deadline = time.monotonic() + 120
+    while last_step(output_dir) < update:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def end(process, status):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    assert "Traceback" not in output and "Logging error" not in output, output
+    return output
+
+
+def test_the_run_goes_on_and_nothing_is_missing_in_the_end(tmp_path, small_disk):
+    outputs, reference = small_disk / "outputs", tmp_path / "reference"
+    arguments = (*ARGUMENTS, f"trainer.max_epochs={LENGTH}")
+    process = start(outputs, *arguments)
+    wait_for(process, outputs, 150)
+    fill(small_disk)
+    fill_until = last_step(outputs)
+    wait_for(process, outputs, fill_until)
+    time.sleep(1)
+    (small_disk / "filler").unlink()
+    output = end(process, 0)
+    assert "could not be written" in output and "tries again at the next interval" in output
+    assert "metrics can be written again" in output
+    ksuit(reference, *arguments)
+    assert journal(run_dir(outputs)) == journal(run_dir(reference)) == mlflow_points(outputs)
+    last = {name: file for name, file in checkpoint_bytes(run_dir(reference)).items() if f"E{LENGTH}_" in name}
+    assert last.items() <= checkpoint_bytes(run_dir(outputs)).items()
+
+
+def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small_disk):
+    outputs, reference = small_disk / "outputs", tmp_path / "reference"
+    arguments = (*ARGUMENTS, "trainer.max_epochs=40")
+    process = start(outputs, *arguments)
+    wait_for(process, outputs, 150)
+    fill(small_disk)
+    output = end(process, 2)
+    assert "error: the checkpoint could not be written" in output
+    assert output.splitlines()[-1].endswith(f"resume={run_dir(outputs).name}")
+    (small_disk / "filler").unlink()
+    assert not list(run_dir(outputs).glob("artifacts/checkpoints/.*"))
+    ksuit(outputs, "resume=last")
+    ksuit(reference, *arguments)
+    assert journal(run_dir(outputs)) == journal(run_dir(reference)) == mlflow_points(outputs)
