@@ -94,6 +94,7 @@ ALIASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using '_target_. functools.partial")  # Hydra says so before it is refused
 @pytest.mark.parametrize("target", ALIASES)
 @pytest.mark.parametrize("place", ["model", "schedule", "nested", "in a list", "not recursive"])
 def test_the_factory_looks_at_the_object_itself(tmp_path, place, target):
