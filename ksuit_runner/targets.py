@@ -44,6 +44,8 @@ def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, An
         if "_target_" in value:
             yield place, value["_target_"]
         for key, item in value.items():
+            if "${" in str(key):
+                raise ConfigError(f"{place}: a key may not hold '${{'")
             yield from targets_in(f"{place}.{key}", item, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -57,6 +59,8 @@ def check_values(values: Mapping[Any, Any]) -> None:
         ConfigError: It is not so.
     """
     for place, value in values.items():
+        if "${" in str(place):
+            raise ConfigError(f"{_short(place)}: a key may not hold '${{'")
         for _ in targets_in(str(place), value):
             pass
 
