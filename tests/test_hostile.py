@@ -272,7 +272,7 @@ def test_what_is_no_run_id_is_refused(trained, outputs):
 def sealed(folder):
     """Write a manifest that vouches for what is in a checkpoint's folder now."""
     (folder / MANIFEST).unlink()
-    write_manifest(folder, folder.name, "hash", {})
+    write_manifest(folder, folder.name, "hash", False, {})
 
 
 class Evil:
