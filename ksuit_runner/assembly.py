@@ -90,6 +90,7 @@ class Assembly:
         """
         properties = self._properties()
         log_writer = self._log_writer(properties, checkpoint.progress.update if checkpoint else -1)
+        log_writer.prefix = EVALUATION_PREFIX if origin is not None and origin.mode == "evaluate" else ""
         checkpoint_writer = self._checkpoint_writer()
         collaborators = {
             "trainer": self.trainer,
@@ -113,8 +114,6 @@ class Assembly:
             seed=int(self.config.seed),
             taken_over=self.record.taken_over,
         )
-        if origin is not None and origin.mode == "evaluate":
-            log_writer.prefix = EVALUATION_PREFIX
         if checkpoint is not None and origin is not None:
             self._restore(run, checkpoint, origin)
         return run
