@@ -1,0 +1,27 @@
+"""A callback that notes when training began and when its last checkpoint was on the disk."""
+
+import json
+import time
+from typing import Any
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.counter import UpdateCounter
+
+
+class Clock(CallbackBase):
+    """Writes `clock.json` into the run's folder; between the first and the last update it costs nothing."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._noted: dict[str, float] = {}
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        self._noted = {"began": time.time(), "start": time.perf_counter()}
+        self._first_update = update_counter.update
+
+    def close(self) -> None:
+        """Note the end: by now the last checkpoint is written."""
+        stop = time.perf_counter()
+        updates = self.trainer.counter.update - self._first_update
+        path = self.path_provider.run_dir / "clock.json"
+        path.write_text(json.dumps({**self._noted, "stop": stop, "updates": updates}))

@@ -1,0 +1,59 @@
+"""Driving the runner as a user does: a config composed from overrides, and a whole run in this process."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from omegaconf import OmegaConf, open_dict
+from rich.console import Console
+
+from ksuit_runner.check.config import check_config
+from ksuit_runner.compose import compose_config
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.runner import run
+from ksuit_runner.stored_run import Launch
+
+CLOCK = "+callbacks.clock._target_=benchmarks.clock.Clock"
+NO_CALLBACKS = ("callbacks=[]", "default_callbacks=none", "checkpoint=at_end")
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What a run took, in seconds per update: until its last checkpoint was on the disk, and until it was closed."""
+
+    per_update: float
+    per_update_closed: float
+    paths: PathProvider
+
+
+def drive(folder: Path, *overrides: str, more: Mapping[str, Any] | None = None) -> Driven:
+    """Do a run and measure its training.
+
+    Args:
+        folder: Output folder; runs of one folder share MLflow's store.
+        overrides: As on the command line.
+        more: Further values by their places in the config, where there are too many for a command line.
+
+    Raises:
+        BaseException: What the run failed with.
+    """
+    config = compose_config([*overrides, CLOCK, f"output_dir={folder}"])
+    with open_dict(config):
+        for place, value in (more or {}).items():
+            OmegaConf.update(config, place, value, force_add=True)
+    check_config(config)
+    OmegaConf.resolve(config)
+    outcome = run(config, Launch("benchmark", list(overrides)), console=Console(file=io.StringIO()))
+    end = perf_counter()
+    if outcome.error is not None:
+        raise outcome.error
+    paths = PathProvider(OutputPaths(folder).output_dir, outcome.run_id)
+    clock = json.loads((paths.run_dir / "clock.json").read_text())
+    updates = clock["updates"]
+    return Driven((clock["stop"] - clock["start"]) / updates, (end - clock["start"]) / updates, paths)
+
+

@@ -1,0 +1,77 @@
+"""Measuring on a machine that does other things too: contestants take turns, and only neighbours are compared."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the work is: as published, or so small that it only shows that a benchmark works."""
+
+    is_tiny: bool = False
+    rounds: int | None = None
+
+    def pick(self, full: Choice, tiny: Choice) -> Choice:
+        return tiny if self.is_tiny else full
+
+    def turns(self, full: int) -> int:
+        """Return how often the contestants take turns."""
+        return self.pick(self.rounds or full, 2)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def scaled(self, factor: float) -> "Spread":
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The costs of some contestants: one number per round for each of them."""
+
+    costs: Mapping[str, Sequence[float]]
+
+    def spread(self, name: str) -> Spread:
+        return Spread.of(self.costs[name])
+
+    def ratio(self, name: str, other: str) -> Spread:
+        """Compare two contestants round by round: what disturbs a round disturbs both, and drops out."""
+        return Spread.of([a / b for a, b in zip(self.costs[name], self.costs[other], strict=True)])
+
+    def difference(self, name: str, other: str) -> Spread:
+        return Spread.of([a - b for a, b in zip(self.costs[name], self.costs[other], strict=True)])
+
+
+def compete(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> Contest:
+    """Let contestants take turns, each second round in the opposite order.
+
+    Args:
+        contestants: Each does its work once and returns what it cost, by its own clock.
+        rounds: How often each of them comes.
+        warm_up: Whether there is a round before, which does not count.
+    """
+    costs: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for turn in range(-1 if warm_up else 0, rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            cost = contestants[name]()
+            if turn >= 0:
+                costs[name].append(cost)
+    return Contest(costs)
