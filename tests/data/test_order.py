@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import islice
 
 import numpy as np
@@ -7,13 +8,17 @@ from hypothesis import strategies as st
 
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data.fetch import EVALUATION
-from ksuit_runner.data.order import Plan, epoch_order, evaluation_fetches
+from ksuit_runner.data.order import LONGEST_DRAWN, EpochOrder, Plan, evaluation_fetches
 
 LENGTHS = {"train": 10, "test": 5, "other": 2}
 
 
 def make_plan(counter, evaluations=(), seed=0):
     return Plan(seed, LENGTHS, "train", counter, evaluations, eval_batch_size=2)
+
+
+def epoch_order(seed, epoch, length):
+    return EpochOrder(seed, epoch, length).part(0, length)
 
 
 def positions(plan):
@@ -37,6 +42,35 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
 
 def test_order_stays_the_same_in_coming_versions():
     assert epoch_order(5, 2, 10).tolist() == [0, 9, 2, 8, 4, 6, 1, 5, 3, 7]
+
+
+LONG = LONGEST_DRAWN + 1
+
+
+@pytest.mark.parametrize("length", [LONGEST_DRAWN, LONG])
+def test_drawn_and_computed_orders_visit_every_sample_once(length):
+    order = epoch_order(1, 2, length)
+    assert order.dtype == np.int64
+    assert (np.sort(order) == np.arange(length)).all()
+    assert (order != epoch_order(1, 3, length)).mean() > 0.99
+
+
+@given(start=st.integers(0, LONG), size=st.integers(0, 20_000))
+def test_a_part_is_that_of_the_whole_wherever_one_begins(start, size):
+    whole = epoch_order(4, 1, LONG)
+    order = EpochOrder(4, 1, LONG)
+    assert (order.part(start, start + size) == whole[start : start + size]).all()
+    assert (order.part(5, 12) == whole[5:12]).all()  # back again
+
+
+def test_an_order_takes_no_more_memory_for_more_samples():
+    tracemalloc.start()
+    order = EpochOrder(0, 1, 10**12)
+    for start in (0, 10**11, 10**12 - 64):
+        assert len(order.part(start, start + 64)) == 64
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4_000_000
 
 
 def test_drawing_an_order_leaves_the_global_generator_alone():
