@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run resume sweep ui test test-fast soak lint format clean
+.PHONY: help run resume sweep ui test test-fast soak bench lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ soak: $(INSTALLED) ## kill runs for 20 minutes and hold out an outage of ten; AR
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py --timeout 1800
 
+bench: $(VENV)/.installed-bench ## compare the runner with other trainers, side by side; ARGS="small_model --rounds 5"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --json outputs/bench.json $(ARGS)
+
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,4 +69,8 @@ $(INSTALLED): pyproject.toml
 	  { echo "Python 3.11 or later is needed and '$(PYTHON)' is not. Name one: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@

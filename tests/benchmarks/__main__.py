@@ -24,6 +24,8 @@ BENCHMARKS = (
 def main() -> None:
     arguments = _arguments()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # One thread for everyone: on a machine that others use too, threads that wait for each other are what one measures.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, os.getcwd())  # the runner and its callbacks, where they are not installed
     machine, results = describe(), {}
     print(_heading(machine), flush=True)
@@ -56,7 +58,9 @@ def _heading(machine: dict[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Compare the runner with its peers, side by side.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run; all by default: {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"what to run; all by default: {', '.join(BENCHMARKS)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often contestants take turns")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: shows that it works, measures nothing")

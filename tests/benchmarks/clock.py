@@ -1,4 +1,4 @@
-"""A callback that notes when training began and when its last checkpoint was on the disk."""
+"""A callback that notes when training began, when its last update was done, and when that was on the disk."""
 
 import json
 import time
@@ -14,14 +14,19 @@ class Clock(CallbackBase):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._noted: dict[str, float] = {}
+        self._first_update = 0
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         self._noted = {"began": time.time(), "start": time.perf_counter()}
         self._first_update = update_counter.update
+
+    def _after_training(self, update_counter: UpdateCounter) -> None:
+        self._noted["trained"] = time.perf_counter()
 
     def close(self) -> None:
         """Note the end: by now the last checkpoint is written."""
         stop = time.perf_counter()
         updates = self.trainer.counter.update - self._first_update
         path = self.path_provider.run_dir / "clock.json"
-        path.write_text(json.dumps({**self._noted, "stop": stop, "updates": updates}))
+        noted = {**self._noted, "stop": stop, "updates": updates, "at": self.trainer.counter.update}
+        path.write_text(json.dumps(noted))

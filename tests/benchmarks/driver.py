@@ -23,8 +23,16 @@ NO_CALLBACKS = ("callbacks=[]", "default_callbacks=none", "checkpoint=at_end")
 
 @dataclass(frozen=True)
 class Driven:
-    """What a run took, in seconds per update: until its last checkpoint was on the disk, and until it was closed."""
+    """What a run took, in seconds per update.
 
+    Attributes:
+        bare: Until its last update was done and logged.
+        per_update: Until its last checkpoint was on the disk.
+        per_update_closed: Until all its metrics were sent and the run was closed.
+        paths: Its files.
+    """
+
+    bare: float
     per_update: float
     per_update_closed: float
     paths: PathProvider
@@ -53,7 +61,5 @@ def drive(folder: Path, *overrides: str, more: Mapping[str, Any] | None = None) 
         raise outcome.error
     paths = PathProvider(OutputPaths(folder).output_dir, outcome.run_id)
     clock = json.loads((paths.run_dir / "clock.json").read_text())
-    updates = clock["updates"]
-    return Driven((clock["stop"] - clock["start"]) / updates, (end - clock["start"]) / updates, paths)
-
-
+    bare, stop, closed = (((at - clock["start"]) / clock["updates"]) for at in (clock["trained"], clock["stop"], end))
+    return Driven(bare, stop, closed, paths)

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 Choice = TypeVar("Choice")
@@ -75,3 +76,14 @@ def compete(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up
             if turn >= 0:
                 costs[name].append(cost)
     return Contest(costs)
+
+
+def seconds_of(work: Callable[[], object]) -> Callable[[], float]:
+    """Return the work as a contestant whose cost is the time that it takes."""
+
+    def measured() -> float:
+        start = perf_counter()
+        work()
+        return perf_counter() - start
+
+    return measured

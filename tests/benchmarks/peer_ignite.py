@@ -3,8 +3,15 @@
 from time import perf_counter
 
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
-from ignite.handlers import Checkpoint, DiskSaver, EMAHandler, LRScheduler, MLflowLogger, ProgressBar
-from ignite.handlers import global_step_from_engine
+from ignite.handlers import (
+    Checkpoint,
+    DiskSaver,
+    EMAHandler,
+    LRScheduler,
+    MLflowLogger,
+    ProgressBar,
+    global_step_from_engine,
+)
 from ignite.metrics import Accuracy
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -54,5 +61,3 @@ def _keep_checkpoints(trainer: Engine, parts: dict[str, object], task: SmallTask
     saver = DiskSaver(str(task.folder / "ignite"), create_dir=True, require_empty=False)
     handler = Checkpoint({**parts, "trainer": trainer}, saver, n_saved=2)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, handler)
-
-

@@ -95,4 +95,3 @@ def train(task: SmallTask) -> float:
 
 def _accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-

@@ -8,8 +8,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import torch
-
 from . import hand_loops
 from .driver import Driven, drive
 from .machine import is_installed
@@ -42,12 +40,7 @@ def measure(scale: Scale, folder: Path) -> Result:
         D: partial(_runner, task, driven),
     }
     contestants |= _peers(task, result)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        contest = _quietly(contestants, scale.turns(7))
-    finally:
-        torch.set_num_threads(threads)
+    contest = _quietly(contestants, scale.turns(7))
     result.add_contest(contest, "us")
     result.add(f"{D}, closing included", Spread.of([one.per_update_closed for one in driven[1:]]), "us")
     _compare(result, contest)
