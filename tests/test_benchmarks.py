@@ -105,4 +105,5 @@ def test_an_aim_is_reached_or_missed_by_its_median():
 def test_sizes_and_rounds():
     assert Scale().turns(9) == 9
     assert Scale(rounds=3).turns(9) == 3
+    assert Scale(is_tiny=True).turns(9) == 1
     assert Scale(is_tiny=True).pick("large", "small") == "small"

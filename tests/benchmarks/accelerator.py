@@ -29,8 +29,8 @@ class Profiled(CallbackBase):
         super().__init__(**kwargs)
         self.first = first
         self.last = last
-        activity = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
-        self.profile = profile(activities=[ProfilerActivity.CPU, activity])
+        devices = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        self.profile = profile(activities=[ProfilerActivity.CPU, *devices])
 
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         if update_counter.update == self.first:
@@ -48,7 +48,7 @@ def measure(scale: Scale, folder: Path) -> Result:
         return result
     large, small = {"embed_dim": 896, "depth": 13, "num_heads": 14}, {"embed_dim": 16, "depth": 1, "num_heads": 2}
     shape, context, batch = scale.pick((large, 1024, 16), (small, 32, 2))
-    updates = scale.pick(60, 6)
+    updates = scale.pick(60, 8)
     common = (shape, context, batch, updates, not scale.is_tiny)
     contest = compete({RUNNER: partial(_runner, folder, *common), HAND: partial(_bare, *common)}, scale.turns(5))
     speeds = {name: [batch * context / cost for cost in costs] for name, costs in contest.costs.items()}

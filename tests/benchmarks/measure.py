@@ -21,7 +21,7 @@ class Scale:
 
     def turns(self, full: int) -> int:
         """Return how often the contestants take turns."""
-        return self.pick(self.rounds or full, 2)
+        return self.pick(self.rounds or full, 1)
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def compete(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up
     Args:
         contestants: Each does its work once and returns what it cost, by its own clock.
         rounds: How often each of them comes.
-        warm_up: Whether there is a round before, which does not count.
+        warm_up: Whether there is a round before that does not count; there is none before a single one.
     """
     costs: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
-    for turn in range(-1 if warm_up else 0, rounds):
+    for turn in range(-1 if warm_up and rounds > 1 else 0, rounds):
         for name in names if turn % 2 == 0 else reversed(names):
             cost = contestants[name]()
             if turn >= 0:

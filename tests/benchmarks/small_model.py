@@ -40,9 +40,10 @@ def measure(scale: Scale, folder: Path) -> Result:
         D: partial(_runner, task, driven),
     }
     contestants |= _peers(task, result)
-    contest = _quietly(contestants, scale.turns(7))
+    rounds = scale.turns(7)
+    contest = _quietly(contestants, rounds)
     result.add_contest(contest, "us")
-    result.add(f"{D}, closing included", Spread.of([one.per_update_closed for one in driven[1:]]), "us")
+    result.add(f"{D}, closing included", Spread.of([one.per_update_closed for one in driven[-rounds:]]), "us")
     _compare(result, contest)
     return result
 

@@ -19,7 +19,7 @@ FIRST, RESUMED, NEXT = "command to first update", "resume to first update", "nex
 
 def measure(scale: Scale, folder: Path) -> Result:
     result = Result("Start-up: digits, perceptron, all defaults on, an output folder that has been used before")
-    _start(folder, "trainer.max_updates=1")
+    _next(folder)
     contestants = {
         HELP: partial(_python, "-m", "ksuit_runner", "--help"),
         CONFIG: partial(_python, "-m", "ksuit_runner", "--cfg", "job"),
@@ -28,7 +28,7 @@ def measure(scale: Scale, folder: Path) -> Result:
         RESUMED: partial(_resume, folder),
         NEXT: partial(_next, folder),
     }
-    contest = compete(contestants, scale.turns(7), warm_up=not scale.is_tiny)
+    contest = compete(contestants, scale.turns(7))
     result.add_contest(contest, "s")
     result.aim(HELP, contest.spread(HELP), 0.5, "s")
     result.aim(CONFIG, contest.spread(CONFIG), 0.5, "s")
