@@ -1,9 +1,10 @@
 """The one place through which all metrics of a run go."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +26,7 @@ class Summary:
     best_step: int | None = None
 
 
-@dataclass(frozen=True)
-class _Pending:
+class _Pending(NamedTuple):
     value: float | Tensor
     source: str
     logger: logging.Logger | None
@@ -68,9 +68,9 @@ class LogWriter:
         self._check_key = check_key
         self._is_logged = is_logged
         self._pending: dict[str, _Pending] = {}
-        self._written: dict[str, str] = {}
+        self._written: Mapping[str, _Pending] = {}
         self._written_step = -1
-        self._written_values: dict[str, float] = {}
+        self._written_values: Mapping[str, float] = {}
 
     def add_scalar(
         self,
@@ -93,14 +93,8 @@ class LogWriter:
             ConfigError: The tracker does not take such a key; the callback is named.
         """
         key = self.prefix + key
-        earlier = self._pending[key].source if key in self._pending else None
-        if self._written_step == self._counter.update:
-            earlier = earlier or self._written.get(key)
-        if earlier is not None:
-            raise KsuitError(
-                f"callbacks.{self.source}: '{key}' is logged twice at update {self._counter.update}, "
-                f"before by callbacks.{earlier}"
-            )
+        if key in self._pending or (key in self._written and self._written_step == self._counter.update):
+            raise self._logged_twice(key)
         if key not in self.summary:
             self._check(key)
         if isinstance(value, Tensor):
@@ -115,6 +109,13 @@ class LogWriter:
         except ConfigError as error:
             raise ConfigError(f"callbacks.{self.source}: {error}") from None
 
+    def _logged_twice(self, key: str) -> KsuitError:
+        earlier = (self._pending if key in self._pending else self._written)[key].source
+        return KsuitError(
+            f"callbacks.{self.source}: '{key}' is logged twice at update {self._counter.update}, "
+            f"before by callbacks.{earlier}"
+        )
+
     def flush(self) -> dict[str, float]:
         """Write what was logged at this update to the journal and return it."""
         if not self._pending:
@@ -122,11 +123,12 @@ class LogWriter:
         pending, self._pending = self._pending, {}
         metrics = _to_numbers(pending)
         step = self._counter.update
-        if self._written_step != step:
-            self._written, self._written_values, self._written_step = {}, {}, step
-        self._written.update((key, item.source) for key, item in pending.items())
-        self._written_values.update(metrics)
-        self._journal.append(step, {key: value for key, value in metrics.items() if not self._is_logged(key, step)})
+        is_more = self._written_step == step
+        self._written = {**self._written, **pending} if is_more else pending
+        self._written_values = {**self._written_values, **metrics} if is_more else metrics
+        self._written_step = step
+        is_logged = self._is_logged
+        self._journal.append(step, {key: value for key, value in metrics.items() if not is_logged(key, step)})
         for key, value in metrics.items():
             self._summarize(key, value, step)
             item = pending[key]
@@ -147,8 +149,8 @@ class LogWriter:
         """Return what was logged at this update, written or not, for a run that ends in the middle of its hooks."""
         is_written = self._written_step == self._counter.update
         values = {**(self._written_values if is_written else {}), **_to_numbers(self._pending)}
-        sources = {**self._written, **{key: item.source for key, item in self._pending.items()}}
-        return {key: [value, sources[key]] for key, value in values.items()}
+        found = {**self._written, **self._pending}
+        return {key: [value, found[key].source] for key, value in values.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up what was logged at this update before; what of it was written is not written again."""
@@ -167,7 +169,9 @@ class LogWriter:
             self._summarize(point.key, point.value, point.step)
 
     def _summarize(self, key: str, value: float, step: int) -> None:
-        summary = self.summary.setdefault(key, Summary(self._properties.direction(key), value, step))
+        summary = self.summary.get(key)
+        if summary is None:
+            summary = self.summary[key] = Summary(self._properties.direction(key), value, step)
         summary.last, summary.last_step = value, step
         if summary.direction != "neutral" and self._properties.is_better(key, value, summary.best):
             summary.best, summary.best_step = value, step
@@ -175,13 +179,17 @@ class LogWriter:
 
 def _to_numbers(pending: Mapping[str, _Pending]) -> dict[str, float]:
     """Read all values, those on a device in one transfer each for the device."""
-    numbers = {key: float(item.value) for key, item in pending.items() if not isinstance(item.value, Tensor)}
+    numbers: dict[str, float] = {}
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for key, item in pending.items():
-        if isinstance(item.value, Tensor):
-            by_device.setdefault(item.value.device, {})[key] = item.value.reshape(())
+        value = item.value
+        if isinstance(value, Tensor):
+            numbers[key] = math.nan  # its place in the order
+            by_device.setdefault(value.device, {})[key] = value.reshape(())
+        else:
+            numbers[key] = float(value)
     for device, tensors in by_device.items():
         dtype = torch.float32 if device.type == "mps" else torch.float64
         stacked = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
         numbers.update(zip(tensors, stacked.tolist(), strict=True))
-    return {key: numbers[key] for key in pending}
+    return numbers

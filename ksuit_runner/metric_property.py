@@ -20,9 +20,16 @@ class MetricPropertyProvider:
         self, higher: Sequence[str] = ("*accuracy*",), lower: Sequence[str] = ("*loss*",), neutral: Sequence[str] = ()
     ) -> None:
         self._patterns: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}
+        self._known: dict[str, Direction] = {}
 
     def direction(self, key: str) -> Direction:
         """Return which direction is better for this key; ``neutral`` for a key that no pattern matches."""
+        known = self._known.get(key)
+        if known is None:  # worked out once: this is asked for every point
+            known = self._known[key] = self._match(key)
+        return known
+
+    def _match(self, key: str) -> Direction:
         for direction, patterns in self._patterns.items():
             if any(fnmatchcase(key, pattern) for pattern in patterns):
                 return direction

@@ -1,7 +1,7 @@
 """Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,19 @@ from ksuit_runner.random_keys import mix, seed_all
 
 EVALUATION: Final = 0
 """The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def draws_nothing(getitems: Method) -> Method:
+    """Mark a dataset's ``__getitems__`` that returns a finished batch by indexing alone: it draws no random number.
+
+    Then a fetch seeds no generator, which for data in memory costs more than the batch. A subclass that overrides
+    the method has to mark its own.
+    """
+    getitems.draws_nothing = True  # type: ignore[attr-defined]
+    return getitems
 
 
 class Fetch(NamedTuple):
@@ -39,7 +52,8 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
 
     Torch's, numpy's and Python's generators are seeded with the batch's position first and are not put back: a training
     step seeds its own, and an evaluation leaves nothing behind that one would see. The number of threads is one, as in
-    a worker process, because sums over large tensors depend on it in their last bits.
+    a worker process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked
+    with ``draws_nothing`` is called as it is.
 
     Args:
         datasets: Datasets by key.
@@ -48,12 +62,15 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     """
     dataset_key, epoch, batch, indices = request
     dataset = datasets[dataset_key]
+    getitems = getattr(dataset, "__getitems__", None)
+    if getattr(getitems, "draws_nothing", False):
+        return getitems(indices)  # type: ignore[misc]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seed_all(mix(seed, dataset_key, epoch, batch))
-        if hasattr(dataset, "__getitems__"):
-            samples = dataset.__getitems__(indices)
+        if getitems is not None:
+            samples = getitems(indices)
             if not isinstance(samples, list):
                 return samples
         else:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ksuit_runner.data.fetch import draws_nothing
 from ksuit_runner.errors import ConfigError, suggest
 
 Split = Literal["train", "test"]
@@ -50,6 +51,7 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return one sample: input ``(*input_shape)`` and its target."""
         return self.inputs[index], self.targets[index]
 
+    @draws_nothing
     def __getitems__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         """Return the finished batch: inputs ``(batch, *input_shape)`` and targets ``(batch, *target_shape)``."""
         rows = torch.as_tensor(indices, dtype=torch.int64)

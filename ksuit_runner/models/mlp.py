@@ -56,6 +56,8 @@ class Mlp(nn.Module):
         """Map inputs ``(batch, *input_shape)`` to logits ``(batch, *output_shape)``."""
         x = x.flatten(start_dim=1)
         for layer in self.hidden:
-            x = self.dropout(self.activation(layer(x)))
+            x = self.activation(layer(x))
+            if self.dropout.p:
+                x = self.dropout(x)
         logits: Tensor = self.head(x)
-        return logits.reshape(len(x), *self.output_shape)
+        return logits if len(self.output_shape) == 1 else logits.reshape(len(x), *self.output_shape)

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Subset
 
 from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
+from ksuit_runner.data.tensor_dataset import TensorDataset
 
 
 class Noise:
@@ -111,3 +112,22 @@ def test_threads_are_given_back_after_an_error():
     with pytest.raises(IndexError):
         do_fetch(Words(), [9])
     assert torch.get_num_threads() == threads
+
+
+class Rolled(TensorDataset):
+    """Overrides a marked method with one that draws."""
+
+    def __getitems__(self, indices):
+        inputs, targets = super().__getitems__(indices)
+        return inputs + torch.rand(()), targets
+
+
+def test_a_marked_dataset_costs_no_seeding_and_a_subclass_that_draws_is_seeded_again():
+    tensors = (torch.zeros(10, 2), torch.arange(10), (2,))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert do_fetch(TensorDataset(*tensors))[1].tolist() == [2, 0, 1]
+    assert (torch.get_rng_state() == before).all()
+    first, again = do_fetch(Rolled(*tensors)), do_fetch(Rolled(*tensors))
+    assert (first[0] == again[0]).all()
+    assert (first[0] != do_fetch(Rolled(*tensors), batch=1)[0]).all()
