@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ksuit_runner.check.config import check_config
 from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.terminal import make_console, sweep_table, sync_command
+from ksuit_runner.terminal import make_console, print_error, sweep_table, sync_command
 
 
 class SweepCallback(Callback):
@@ -20,7 +20,21 @@ class SweepCallback(Callback):
         self._rows: list[tuple[list[str], str, str, dict[str, float]]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Create the parent run, and have every run of the sweep told its id."""
+        """Create the parent run, and have every run of the sweep told its id.
+
+        Raises:
+            SystemExit: It cannot be created. Hydra turns every other exception into a warning, and goes on.
+        """
+        try:
+            info = self._start(config)
+        except KsuitError as error:
+            print_error(make_console(stderr=True), error)
+            raise SystemExit(error.exit_status) from error
+        with open_dict(config):
+            config.hydra.overrides.task.append(f"parent_run_id={info.run_id}")
+        make_console().print(f"sweep {info.name}  {info.run_id}")
+
+    def _start(self, config: DictConfig) -> Any:
         from ksuit_runner.factory import Factory
         from ksuit_runner.tracker.base import KIND_TAG
         from ksuit_runner.tracker.deferred import DeferredTracker
@@ -30,10 +44,7 @@ class SweepCallback(Callback):
         check_config(job)
         outputs = OutputPaths(job.output_dir)
         self._tracker = DeferredTracker(Factory(job).build_tracker(outputs), outputs)
-        info = self._tracker.start_run(job.name or config.hydra.runtime.choices.get("sweep"), {KIND_TAG: "sweep"})
-        with open_dict(config):
-            config.hydra.overrides.task.append(f"parent_run_id={info.run_id}")
-        make_console().print(f"sweep {info.name}  {info.run_id}")
+        return self._tracker.start_run(job.name or config.hydra.runtime.choices.get("sweep"), {KIND_TAG: "sweep"})
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Keep a run's result for the table."""

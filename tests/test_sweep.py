@@ -1,6 +1,12 @@
 """Sweeps: every combination is a run under one parent."""
 
+import re
+
 from command import SMALL, ksuit, query, run_dirs
+from servers import locked
+
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker import embedded
 
 
 def parents(output_dir):
@@ -16,6 +22,7 @@ def test_sweep_on_the_command_line_nests_runs_and_ends_with_a_table(tmp_path):
     assert len(set(found)) == 1
     assert query(tmp_path, "select distinct status from runs") == [("FINISHED",)]
     assert len(set(query(tmp_path, "select name from runs"))) == 5
+    assert output.count("parameter_count: ") == 4  # each run is logged, not the first one only
     table = output.splitlines()[-5:]
     assert "accuracy/test" in table[0]
     for line, words in zip(
@@ -37,3 +44,20 @@ def test_sweep_in_a_yaml_needs_no_flag_and_a_failed_run_does_not_end_it(tmp_path
     statuses = dict(query(tmp_path / "outputs", "select name, status from runs"))
     assert statuses.pop("mine") == "FAILED"
     assert list(statuses.values()) == ["FINISHED"]
+
+
+def test_a_sweep_without_its_tracker_does_not_start_or_is_registered_later(tmp_path):
+    arguments = ("-m", "seed=0,1", "model=linear", "trainer.max_epochs=1", "tracker.timeout_s=0.2")
+    embedded.open_store(OutputPaths(tmp_path))
+    with locked(tmp_path / "mlflow.db"):
+        assert re.fullmatch("error: .*database is locked\n", ksuit(tmp_path, *arguments, status=2))
+        assert not (tmp_path / "runs").exists()
+        output = ksuit(tmp_path, *arguments, "tracker.require=false", "name=late")
+    commands = re.findall("sync=([0-9a-f]{32})", output)
+    assert len(commands) == 3
+    for run_id in commands:
+        ksuit(tmp_path, f"sync={run_id}")
+    statuses = query(tmp_path, "select name, status from runs")
+    assert statuses == [("late", "FINISHED")] * 3
+    assert len(parents(tmp_path)) == 2
+    assert len(set(parents(tmp_path))) == 1
