@@ -58,6 +58,10 @@ def _main(arguments: Sequence[str]) -> int:
         from ksuit_runner.sync import sync
 
         return sync(to_sync[0], overrides)
+    if to_list := [item.partition("=")[2] for item in overrides if item.startswith("list=") and item != "list=null"]:
+        from ksuit_runner.listing import list_runs
+
+        return list_runs(to_list[0], overrides)
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
         return _run_composed(overrides)

@@ -122,12 +122,12 @@ def finish_training(run: Run, skip: Sequence[str] = ()) -> None:
 
 def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
     """Do the rest of what followed the last update when the run ended in the middle of it."""
+    run.unfinished = None
     run.log_writer.load_state_dict(unfinished["log"])
     for tag in unfinished["requested"]:
         run.checkpoint_writer.request(tag)
     finish = finish_update if unfinished["phase"] == Phase.AFTER_UPDATE.name else finish_training
     finish(run, unfinished["done"])
-    run.unfinished = None
 
 
 def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:

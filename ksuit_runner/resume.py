@@ -33,7 +33,7 @@ MAY_CHANGE = (
 )
 # What says where runs are; a lookup needs nothing else.
 _LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
-_NEVER_STORED = ("sweep", "hydra", "sync", *MODES, "parent_run_id", "resume_strict")
+_NEVER_STORED = ("sweep", "hydra", "sync", "list", *MODES, "parent_run_id", "resume_strict")
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class RunRecord:
         deferred = DeferredTracker(tracker, paths)
         if is_evaluation:
             deferred.attach_run(paths.run_id)
+            deferred.reach()
         else:
             deferred.resume_run(paths.run_id)
         record = cls(deferred, paths, lock)
@@ -130,7 +131,8 @@ class RunRecord:
         return self._history(self.paths.run_id, update)
 
     def carry_history(self, parent: PathProvider, update: int) -> None:
-        """Begin with the metrics of the run that this one was forked from, up to the fork."""
+        """Begin with the metrics of the run that this one was forked from, up to the fork, and tell that run of it."""
+        self.tracker.set_tags({f"ksuit.forked_to.{self.paths.run_id[:8]}": self.paths.run_id}, parent.run_id)
         if parent.journal.exists():
             self.journal.copy_until(parent.journal, update)
             return

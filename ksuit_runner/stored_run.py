@@ -164,16 +164,16 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
 
 def _find(paths: OutputPaths, query: str) -> str | None:
     ids = set(_run_ids(paths))
-    entries = [entry for entry in _index(paths) if entry.run_id in ids]
     if query == "last":
-        trained = [entry for entry in entries if _is_trained(paths, entry)]
+        trained = [entry for entry in entries(paths) if _is_trained(paths, entry)]
         return max(trained, key=lambda entry: entry.start_time).run_id if trained else None
     if query in ids:
         return query
-    found = {entry.run_id for entry in entries if entry.name == query}
+    known = entries(paths)
+    found = {entry.run_id for entry in known if entry.name == query}
     if len(query) >= _SHORTEST_PREFIX:
         found |= {run_id for run_id in ids if run_id.startswith(query)}
-        found |= {entry.run_id for entry in entries if (entry.tracker_id or "").startswith(query)}
+        found |= {entry.run_id for entry in known if (entry.tracker_id or "").startswith(query)}
     if len(found) > 1:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
@@ -186,6 +186,12 @@ def _refuse_links(folder: Path) -> None:
     for path in found:
         if path.is_symlink() and (path == folder or not path.resolve().is_relative_to(folder.resolve())):
             raise ResumeError(f"run {folder.name}: {path} is a link that leaves the run's folder")
+
+
+def entries(paths: OutputPaths) -> list[IndexEntry]:
+    """Return the runs of an output folder that are still there, in the order in which they were started."""
+    ids = set(_run_ids(paths))
+    return [entry for entry in _index(paths) if entry.run_id in ids]
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:

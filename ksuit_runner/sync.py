@@ -42,7 +42,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     if run_id is None:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
-    config = _with_stored_tracker(paths, composed, overrides)
+    config = stored_tracker(paths, composed, overrides)
     with RunLock(paths.lock):
         try:
             sent = _send(DeferredTracker(Factory(config).build_tracker(outputs), outputs), paths)
@@ -72,7 +72,7 @@ def _send(tracker: DeferredTracker, paths: PathProvider) -> str:
     return f"run {info.name} ({paths.run_id}): sent {what}\nEverything is recorded: {tracker.where()}"
 
 
-def _with_stored_tracker(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def stored_tracker(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return the config with the tracker of the run's start, and with what the command line says about it."""
     if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
         return composed

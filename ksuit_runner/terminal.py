@@ -131,6 +131,15 @@ def sweep_table(console: Console, rows: Sequence[tuple[Sequence[str], str, str, 
     console.print(table)
 
 
+def run_table(console: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """Print runs, one line each: id, name, status, newest checkpoint, and when it was started."""
+    table = _table(console, "run", "name", "status", "newest checkpoint", "started", numeric=())
+    for run_id, name, status, checkpoint, started in rows:
+        style = _STATUS_STYLES.get(status.split(",")[0], "")
+        table.add_row(Text(run_id), Text(name), Text(status.lower(), style), Text(checkpoint), Text(started))
+    console.print(table)
+
+
 def print_error(console: Console, error: KsuitError) -> None:
     """Print an error that the user can mend: a red ``error:`` and its message, 6 lines at most."""
     lines = str(error).splitlines() or [type(error).__name__]

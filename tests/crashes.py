@@ -82,6 +82,7 @@ class Kill(NamedTuple):
     count: int = 1
     seconds: float = 0.0
     workers: int = 0
+    number: int = signal.SIGKILL
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Project:
         return self.folder / "outputs"
 
     def start(self, *arguments: str, kill: Kill | None = None) -> Command:
-        prepare = preparation(kill.place, kill.count) if kill and kill.place else None
+        prepare = preparation(kill.place, kill.count, kill.number) if kill and kill.place else None
         workers = f"data.num_workers={kill.workers if kill else 0}"
         given = (*(arguments or ARGUMENTS), workers)
         if arguments:

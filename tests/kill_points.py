@@ -40,15 +40,15 @@ POINTS = {
 }
 
 
-def kill_at(place: str, count: int) -> None:
-    """Have this process, and none of its workers, killed when a place is reached for the n-th time."""
+def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
+    """Have this process, and none of its workers, get a signal when a place is reached for the n-th time."""
     module, name, when = POINTS[place]
     *path, attribute = name.split(".")
     owner = reduce(getattr, path, importlib.import_module(module))
-    setattr(owner, attribute, _killing(getattr(owner, attribute), when, count, os.getpid()))
+    setattr(owner, attribute, _killing(getattr(owner, attribute), when, count, os.getpid(), number))
 
 
-def _killing(function: Callable[..., Any], when: str, count: int, pid: int) -> Callable[..., Any]:
+def _killing(function: Callable[..., Any], when: str, count: int, pid: int, number: int) -> Callable[..., Any]:
     calls: list[int] = []
 
     @wraps(function)
@@ -60,15 +60,15 @@ def _killing(function: Callable[..., Any], when: str, count: int, pid: int) -> C
         if len(calls) == count and when != "after":
             if when == "half":
                 function(args[0], args[1][: len(args[1]) // 2])
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         result = function(*args, **kwargs)
-        if len(calls) == count:
-            os.kill(pid, signal.SIGKILL)
+        if len(calls) == count and when == "after":
+            os.kill(pid, number)
         return result
 
     return call
 
 
-def preparation(place: str, count: int) -> Callable[[], None]:
-    """Return what a process calls first in order to be killed there."""
-    return partial(kill_at, place, count)
+def preparation(place: str, count: int, number: int = signal.SIGKILL) -> Callable[[], None]:
+    """Return what a process calls first in order to get a signal there."""
+    return partial(kill_at, place, count, number)

@@ -38,6 +38,8 @@ def test_default_run_killed_in_an_epoch_is_the_same_in_mlflow(tmp_path):
     stop_at(process, killed, update=170)
     assert process.returncode == -signal.SIGKILL
     assert query(killed, "select status from runs") == [("RUNNING",)]
+    assert f"{run_dir(killed).name}" in (listed := ksuit(killed, "list=1")) and "killed" in listed
+    assert query(killed, "select status from runs") == [("KILLED",)]
     output = ksuit(killed, f"resume={run_dir(killed).name}")
     assert "goes on from checkpoint E" in output
     assert checkpoint_bytes(run_dir(killed)) == checkpoint_bytes(run_dir(reference))

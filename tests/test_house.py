@@ -31,7 +31,7 @@ LAYERS = (
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states"),
-    ("factory", "resume", "fetch", "sync", "run_state", "loop", "sweep", "run_record"),
+    ("factory", "resume", "fetch", "sync", "listing", "run_state", "loop", "sweep", "run_record"),
     ("assembly", "runner"),
     ("__main__",),
 )

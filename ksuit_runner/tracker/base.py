@@ -152,8 +152,8 @@ class BaseTracker(ABC):
     def log_params(self, params: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Record parameters; one that is recorded already keeps its value."""
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:  # noqa: B027 - optional
-        """Set tags of the run."""
+    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:  # noqa: B027 - optional
+        """Set tags of a run."""
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:  # noqa: B027 - optional
         """Record which datasets the run uses."""

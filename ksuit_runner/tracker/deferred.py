@@ -100,12 +100,16 @@ class DeferredTracker(LocalIdTracker):
         self.status_before = box.status
         box.status, box.is_end_told = None, False
         self._box = box
+        self.reach()
+        return self._take(box)
+
+    def reach(self) -> None:
+        """Reach the store now and not when it is told something; that it cannot be is an error only if it must be."""
         try:
             self._bind()
         except TrackerError:
             if self.require:
                 raise
-        return self._take(box)
 
     def attach_run(self, run_id: str) -> RunInfo:
         """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
@@ -133,10 +137,12 @@ class DeferredTracker(LocalIdTracker):
             self._outbox.params.update({key: str(value) for key, value in params.items()})
             self._store()
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Keep tags."""
+    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
+        """Keep tags, of this run or of another one of the output folder."""
         with self._lock:
-            self._outbox.tags.update({key: str(value) for key, value in tags.items()})
+            box = self._outbox
+            kept = box.tags if run_id in (None, box.run_id) else box.other_tags.setdefault(str(run_id), {})
+            kept.update({key: str(value) for key, value in tags.items()})
             self._store()
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
@@ -157,17 +163,10 @@ class DeferredTracker(LocalIdTracker):
         if not box.has_messages:
             return
         with self._lock:
-            params, tags, inputs = dict(box.params), dict(box.tags), list(box.inputs)
-        if params:
-            self._tracker.log_params(params)
-        if inputs:
-            self._tracker.log_inputs(inputs)
-        if tags:
-            self._tracker.set_tags(tags)
-        with self._lock:  # what was changed meanwhile stays for the next time
-            box.params = {key: value for key, value in box.params.items() if params.get(key) != value}
-            box.tags = {key: value for key, value in box.tags.items() if tags.get(key) != value}
-            box.inputs = box.inputs[len(inputs) :]
+            messages = box.messages()
+        messages.tell(self._tracker, self._known)
+        with self._lock:
+            box.forget(messages)
             self._store()
 
     def deliver_end(self) -> None:
@@ -240,12 +239,8 @@ class DeferredTracker(LocalIdTracker):
 
     def _store(self, box: Outbox | None = None) -> None:
         box = box or self._outbox
-        if self._is_closed:
-            return
-        try:
+        if not self._is_closed:
             box.store(self._paths(box.run_id))
-        except OSError as error:  # a full disk is no reason to end a run; what was to be told is told from memory
-            _LOGGER.error("what the tracker is to be told could not be written: %s", error)
 
 
 def _now() -> int:

@@ -135,13 +135,13 @@ class MlflowTracker(BaseTracker):
             self._client.log_batch(self.run_id, params=new[start : start + _BATCH_SIZE], synchronous=True)
 
     @explained
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run, cut at 8000 characters."""
+    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
+        """Set tags of the run, or of another one, cut at 8000 characters."""
         from mlflow.entities import RunTag
 
         new = [RunTag(key, str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
         for start in range(0, len(new), _BATCH_SIZE):
-            self._client.log_batch(self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)
+            self._client.log_batch(run_id or self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)
 
     @explained
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import add_to_index
-from ksuit_runner.tracker.base import KIND_TAG, DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What a tracker is told about a run, and about others: the same attributes as in ``Outbox``."""
+
+    params: dict[str, str]
+    tags: dict[str, str]
+    inputs: list[DatasetInfo]
+    other_tags: dict[str, dict[str, str]]
+
+    def tell(self, tracker: BaseTracker, known: Callable[[str], str | None]) -> None:
+        """Tell a tracker that is bound to the run.
+
+        Args:
+            tracker: The tracker.
+            known: Returns the tracker's id of another run of the output folder; None if it does not know that one.
+        """
+        if self.params:
+            tracker.log_params(self.params)
+        if self.inputs:
+            tracker.log_inputs(self.inputs)
+        if self.tags:
+            tracker.set_tags(self.tags)
+        for run_id, tags in self.other_tags.items():
+            if tracker_id := known(run_id):
+                tracker.set_tags(tags, tracker_id)
 
 
 @dataclass
@@ -26,6 +57,7 @@ class Outbox:
         params: Parameters that are to be recorded.
         tags: Tags that are to be set.
         inputs: Datasets that are to be recorded.
+        other_tags: Tags that are to be set of other runs, by their ids in the output folder.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
         is_end_told: Whether the tracker knows how it ended.
@@ -40,6 +72,7 @@ class Outbox:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[DatasetInfo] = field(default_factory=list)
+    other_tags: dict[str, dict[str, str]] = field(default_factory=dict)
     status: EndStatus | None = None
     end_time: int | None = None
     is_end_told: bool = False
@@ -61,14 +94,32 @@ class Outbox:
             raise TrackerError(f"{paths.outbox} is damaged: {error}") from error
 
     def store(self, paths: PathProvider) -> None:
-        """Write it to a run's folder: after a crash what was stored before is there, or this."""
-        paths.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(paths.outbox, json.dumps(asdict(self), indent=2) + "\n")
+        """Write it to a run's folder: after a crash what was stored before is there, or this.
+
+        A full disk is no reason to end a run: what was to be told is then told from memory.
+        """
+        try:
+            paths.run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(paths.outbox, json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)
 
     @property
     def has_messages(self) -> bool:
         """Whether the tracker is to be told something, the end of the run aside."""
-        return self.tracker_id is None or bool(self.params or self.tags or self.inputs)
+        return self.tracker_id is None or bool(self.params or self.tags or self.inputs or self.other_tags)
+
+    def messages(self) -> Messages:
+        """Return what the tracker is to be told now."""
+        others = {run_id: dict(tags) for run_id, tags in self.other_tags.items()}
+        return Messages(dict(self.params), dict(self.tags), list(self.inputs), others)
+
+    def forget(self, told: Messages) -> None:
+        """Forget what was told; what has changed meanwhile stays for the next time."""
+        self.params = {key: value for key, value in self.params.items() if told.params.get(key) != value}
+        self.tags = {key: value for key, value in self.tags.items() if told.tags.get(key) != value}
+        self.inputs = self.inputs[len(told.inputs) :]
+        self.other_tags = {key: tags for key, tags in self.other_tags.items() if told.other_tags.get(key) != tags}
 
     @property
     def has_end(self) -> bool:

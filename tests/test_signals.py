@@ -1,0 +1,164 @@
+"""SIGTERM and SIGINT: a run that is told to end does so soon, wherever it stands, and goes on exactly from there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from command import REPOSITORY, journal, ksuit, mlflow_points, query, run_dir, start, stop_at
+from crashes import Kill, Project, assert_gone, children
+from preloaded import Preloaded
+
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker import embedded
+
+# A place that is reached in the middle of the run, and how often it has been when the signal comes.
+PLACES = {
+    **{"fetching data": 30, "after the forward pass": 61, "in the optimizer's step": 31, "in an evaluation": 5},
+    **{"taking a snapshot": 3, "writing weights": 8, "between commit and latest": 5, "after metrics were sent": 1},
+}
+HANGS = '''
+"""Data and a model that take for ever, once they are asked for the wrong sample."""
+
+import time
+
+import torch
+from ksuit_runner.data.digits import Digits
+
+
+class Hangs(Digits):
+    def __init__(self, split, at):
+        super().__init__(split)
+        self.at = at
+
+    def __getitems__(self, indices):
+        if self.at in indices.tolist():
+            print("hanging", flush=True)
+            time.sleep(3600)
+        return super().__getitems__(indices)
+
+
+class Slow(torch.nn.Linear):
+    def forward(self, inputs):
+        if self.training:
+            print("hanging", flush=True)
+            time.sleep(3600)
+        return super().forward(inputs.flatten(1))
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"), Preloaded())
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("template")
+    embedded.open_store(OutputPaths(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(project, template):
+    project.clear(template)
+    project.run()
+    return project.result()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_told_to_end_at_a_place(project, reference, template, place, workers):
+    project.clear(template)
+    command = project.start(kill=Kill(place, PLACES[place], 0.0, workers, signal.SIGTERM))
+    assert command.wait() == 128 + signal.SIGTERM, command.output()
+    directory = project.run_dirs()[0]
+    last = command.output().splitlines()[-1]
+    assert "killed" in command.output() and last.endswith(f"python -m ksuit_runner resume={directory.name}")
+    assert query(project.outputs, "select status from runs") == [("KILLED",)]
+    assert not (directory / "lock.json").exists()
+    project.run("resume=last")
+    assert project.result().differences(reference) == []
+
+
+def hanging(tmp_path, *arguments):
+    """Start a run in a project whose data or model hangs, and wait until it does."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    process = start(tmp_path / "outputs", "tracker=noop", *arguments, cwd=tmp_path)
+    line = ""
+    while "hanging" not in line:
+        line = process.stdout.readline()
+        assert line, process.wait()
+    return process, children(process.pid)
+
+
+def ends(process, workers, number, status):
+    begun = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert_gone(workers)
+    print(f"ended {time.monotonic() - begun:.2f} s after the signal")
+    return output
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_told_to_end_while_it_waits_for_data(tmp_path, workers, split):
+    data = (f"data.datasets.{split}._target_=hangs.Hangs", f"+data.datasets.{split}.at=3")
+    process, children = hanging(tmp_path, "model=linear", *data, f"data.num_workers={workers}")
+    assert "killed" in ends(process, children, signal.SIGTERM, 143)
+    assert list(run_dir(tmp_path / "outputs").glob("artifacts/checkpoints/E*/manifest.json"))
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    model = ("model._target_=hangs.Slow", "+model.in_features=64", "+model.out_features=10")
+    process, children = hanging(tmp_path, "model=linear", *model)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    output = ends(process, children, signal.SIGINT, 130)
+    assert "resume=" in output.splitlines()[-1]
+
+
+def test_ctrl_c_reaches_the_whole_group_and_the_workers_leave_it_to_the_run(tmp_path):
+    arguments = ("model=linear", "data.num_workers=2", "trainer.max_epochs=500")
+    command = [sys.executable, "-m", "ksuit_runner", f"output_dir={tmp_path}", *arguments]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/artifacts/checkpoints/latest")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert [worker for worker in workers if worker.status() != psutil.STATUS_ZOMBIE]
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    assert_gone(workers)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    ksuit(tmp_path, "resume=last", "trainer.max_epochs=1")
+    assert journal(run_dir(tmp_path)) == mlflow_points(tmp_path)
+
+
+def test_under_timeout(tmp_path):
+    arguments = [
+        "timeout",
+        "12",
+        sys.executable,
+        "-m",
+        "ksuit_runner",
+        f"output_dir={tmp_path}",
+        "trainer.max_epochs=100000",
+    ]
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 124, done.stdout  # timeout's own way to say that the time was up
+    assert "killed" in done.stdout and query(tmp_path, "select status from runs") == [("KILLED",)]
+
+
+def test_a_signal_goes_on_exactly_from_the_command_line(tmp_path):
+    process = start(tmp_path, "model=linear", "trainer.max_epochs=3000")
+    output = stop_at(process, tmp_path, 60, signal.SIGTERM)
+    assert process.returncode == 143, output
