@@ -47,6 +47,7 @@ class RunRecord:
         self.journal = Journal(paths.journal)
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
         self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
+        self._sender.on_recovered = self._uploader.notify
         tracker.on_file = self.upload
         self.taken_over = lock.lost
         self.status_before: EndStatus = "FAILED"

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ksuit_runner.background import Background
@@ -109,10 +109,14 @@ class MetricSender(Background):
         sent_path: File that holds how far the journal has been sent.
         tracker: Tracker of the run.
         interval_s: How often the journal is looked at, in seconds.
+
+    Attributes:
+        on_recovered: Called when the tracker can be reached again.
     """
 
     def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker, interval_s: float = 1.0) -> None:
         super().__init__("metric-sender", interval_s)
+        self.on_recovered: Callable[[], None] = lambda: None
         self._journal = journal
         self._tracker = tracker
         self._shipment = Shipment(journal, sent_path, tracker)
@@ -159,3 +163,4 @@ class MetricSender(Background):
 
     def _say_recovered(self) -> None:
         _LOGGER.warning("The tracker can be reached again, all metrics have been sent")
+        self.on_recovered()

@@ -171,28 +171,42 @@ def test_what_cannot_be_synced_is_refused(tmp_path):
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_long_outage(tmp_path, server):
+    """Two runs side by side, one of which loses its tracker: both go on equally fast, and nothing is lost."""
     seconds = float(os.environ.get("KSUIT_OUTAGE_S", "600"))
     arguments = ("trainer.max_epochs=1000000", "checkpoint.every_n_epochs=20", "name=patient")
-    process = start(tmp_path, *arguments, f"tracker.uri={server.uri}")
-    progress(process, tmp_path)
-    begun, first = time.monotonic(), last_step(tmp_path)
-    while time.monotonic() < begun + min(30, seconds):
-        time.sleep(1)
-    usual = (last_step(tmp_path) - first) / (time.monotonic() - begun)
+    folders = (tmp_path / "patient", tmp_path / "twin")
+    uri = f"tracker.uri={server.uri}"
+    processes = [start(folders[0], *arguments, uri), start(folders[1], *arguments, "tracker=noop")]
+
+    def updates_in(seconds):
+        """Let both runs go on for a while and return how many updates each of them did."""
+        before = [last_step(folder) for folder in folders]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.5)
+        return [last_step(folder) - first for folder, first in zip(folders, before, strict=True)]
+
+    def latest():
+        (path,) = server.store.glob(f"*/{run_dir(folders[0]).name}/artifacts/checkpoints/latest")
+        return path.read_text()
+
+    for process, folder in zip(processes, folders, strict=True):
+        progress(process, folder, 600)
+    usual, usual_twin = updates_in(min(60, seconds))
     server.stop()
-    begun, first = time.monotonic(), last_step(tmp_path)
-    while time.monotonic() < begun + seconds:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(1)
-    during = (last_step(tmp_path) - first) / (time.monotonic() - begun)
+    before = latest()
+    during, during_twin = updates_in(seconds)
     server.start()
-    goal = last_step(tmp_path)
-    wait_until(lambda: max(step for _, step in points_of(server, "patient")) >= goal, process, 300)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 143, output
-    print(f"\noutage of {seconds:.0f} s: {during:.0f} updates/s during it, {usual:.0f} before")
-    assert "To send them" not in output
-    assert points_of(server, "patient") == journal(run_dir(tmp_path))
+    goal = last_step(folders[0])
+    wait_until(lambda: max(step for _, step in points_of(server, "patient")) >= goal, processes[0], 300)
+    wait_until(lambda: latest() != before, processes[0], 300)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    print(f"\noutage of {seconds:.0f} s: {during} updates, {during_twin} by the twin; before {usual}, {usual_twin}")
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert "To send them" not in outputs[0]
+    assert points_of(server, "patient") == journal(run_dir(folders[0]))
     assert status_of(server, "patient") == [("KILLED",)]
-    assert during > usual / 3
+    assert during > during_twin / 2

@@ -40,7 +40,7 @@ def test_sweep_in_a_yaml_needs_no_flag_and_a_failed_run_does_not_end_it(tmp_path
     output = ksuit(tmp_path / "outputs", "sweep=mine", *SMALL, status=2, cwd=project)
     assert "data.batch_size: 100000 is more than the 1438 training samples" in output
     assert "failed" in output.splitlines()[-2] and "finished" in output.splitlines()[-1]
-    assert len(run_dirs(tmp_path / "outputs")) == 1
+    assert len([path for path in run_dirs(tmp_path / "outputs") if (path / "metrics.jsonl").exists()]) == 1
     statuses = dict(query(tmp_path / "outputs", "select name, status from runs"))
     assert statuses.pop("mine") == "FAILED"
     assert list(statuses.values()) == ["FINISHED"]
