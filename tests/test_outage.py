@@ -118,19 +118,19 @@ def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
         gate.is_broken = True
         progress(process, tmp_path, 200)
         gate.is_broken = False
-        server.hang()
+        server.stop()
         progress(process, tmp_path, 200)
-        server.go_on()
+        server.start()
         before = len(points_of(server, "unlucky"))
         wait_until(lambda: len(points_of(server, "unlucky")) > before, process)
-        server.stop()
+        server.hang()
         progress(process, tmp_path, 200)
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 143, output
         assert "status  killed" in output
         assert re.search(r"\d+ metric points, [1-9]\d* files and checkpoints, and the status KILLED", output)
-        server.start()
+        server.go_on()
         assert status_of(server, "unlucky") == [("RUNNING",)]
         sent = ksuit(tmp_path, "sync=unlucky")
         assert "status KILLED" in sent

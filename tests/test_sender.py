@@ -135,6 +135,59 @@ def test_any_exception_of_a_tracker_stays_in_the_thread(journal: Journal, tmp_pa
     assert "ZeroDivisionError('a bug')" in caplog.text
 
 
+class WholeTracker(ListTracker):
+    """Keeps the order of everything that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.is_told = False
+
+    @property
+    def is_behind(self) -> bool:
+        return not self.is_told
+
+    def deliver(self) -> None:
+        self.told.append("start")
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        super().log_points(points)
+        self.told.append("points")
+
+    def deliver_end(self) -> None:
+        self.told.append("end")
+        self.is_told = True
+
+
+def test_the_end_is_told_last_and_only_after_every_point(journal: Journal, tmp_path: Path) -> None:
+    tracker = WholeTracker()
+    tracker.failing = True
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    journal.append(1, {"a": 1})
+    assert not sender.finish(1)
+    assert set(tracker.told) == {"start"}
+    tracker.failing = False
+    assert sender.finish(30)
+    assert tracker.told[-2:] == ["points", "end"]
+    assert sender.close(0) == 0
+
+
+def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    tracker.failing = True
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    is_back = threading.Event()
+    sender.on_recovered = is_back.set
+    journal.append(1, {"a": 1})
+    assert tracker.has_failed.wait(30)
+    assert sender.is_failing
+    assert not is_back.is_set()
+    tracker.failing = False
+    assert sender.flush(30)
+    assert is_back.wait(30)
+    sender.close(30)
+
+
 def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     journal.append(1, {"a": 1})
