@@ -14,7 +14,19 @@ from .measure import Scale, compete
 from .result import Result
 
 HELP, CONFIG, IMPORTS = "--help", "--cfg job", "bare imports of torch and mlflow"
+BY_HAND = "a script with one AdamW step and one metric in MLflow"
 FIRST, RESUMED, NEXT = "command to first update", "resume to first update", "next run of a process to first update"
+
+SCRIPT = """
+import sys, torch, mlflow
+weight = torch.nn.Parameter(torch.zeros(3))
+optimizer = torch.optim.AdamW([weight], fused=True)
+weight.sum().backward()
+optimizer.step()
+mlflow.set_tracking_uri(sys.argv[1])
+with mlflow.start_run():
+    mlflow.log_metric("loss", 1.0, step=1)
+"""
 
 
 def measure(scale: Scale, folder: Path) -> Result:
@@ -24,15 +36,18 @@ def measure(scale: Scale, folder: Path) -> Result:
         HELP: partial(_python, "-m", "ksuit_runner", "--help"),
         CONFIG: partial(_python, "-m", "ksuit_runner", "--cfg", "job"),
         IMPORTS: partial(_python, "-c", "import torch, mlflow"),
+        BY_HAND: partial(_python, "-c", SCRIPT, f"sqlite:///{folder / 'by_hand.db'}"),
         FIRST: partial(_start, folder, "trainer.max_updates=2"),
         RESUMED: partial(_resume, folder),
         NEXT: partial(_next, folder),
     }
+    contestants[BY_HAND]()  # makes its store, as the runner's is made
     contest = compete(contestants, scale.turns(7))
     result.add_contest(contest, "s")
     result.aim(HELP, contest.spread(HELP), 0.5, "s")
     result.aim(CONFIG, contest.spread(CONFIG), 0.5, "s")
     result.aim(f"{FIRST} - {IMPORTS}", contest.difference(FIRST, IMPORTS), 0.5, "s")
+    result.notes.append(f"{FIRST} - {BY_HAND}: {contest.difference(FIRST, BY_HAND).median:.2f} s")
     result.notes.append(f"{RESUMED} - {IMPORTS}: {contest.difference(RESUMED, IMPORTS).median:.2f} s")
     return result
 
