@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.resume import compose_stored, locate
+from ksuit_runner.resume import compose_stored, locate, requested
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .driver import drive
@@ -38,8 +38,10 @@ def measure(scale: Scale, folder: Path) -> Result:
     return result
 
 
-def _locate(query: str, output_dir: str) -> None:
-    assert locate("resume", query, [output_dir])[1]
+def _locate(query: str, output_dir: str) -> tuple[OutputPaths, str]:
+    request = requested([f"resume={query}"])
+    assert request is not None
+    return locate(request, [output_dir])
 
 
 def _find(tracker: MlflowTracker, query: str) -> None:
@@ -47,7 +49,7 @@ def _find(tracker: MlflowTracker, query: str) -> None:
 
 
 def _resume(query: str, output_dir: str) -> None:
-    outputs, run_id = locate("resume", query, [output_dir])
+    outputs, run_id = _locate(query, output_dir)
     paths = PathProvider(outputs.output_dir, run_id)
     compose_stored("resume", paths, [output_dir, "trainer.max_updates=3"])
 
