@@ -12,7 +12,6 @@ from torch import Tensor
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.tracker.noop import NoopTracker
 
 from .measure import Contest, Scale, Spread
 from .result import Result, Value
@@ -25,7 +24,7 @@ def measure(scale: Scale, folder: Path) -> Result:
     size = scale.pick(400_000_000, 400_000)
     state = _state(size)
     result = Result(f"Stall of training per checkpoint, state of {size / 1e6:.0f} MB")
-    writer = CheckpointWriter(PathProvider(folder, "run00000"), NoopTracker())
+    writer = CheckpointWriter(PathProvider(folder, "run00000"))
     counter = UpdateCounter(1, 1, max_updates=1000)
     peak = _Peak()
     _save(writer, counter, state)  # takes the buffers; the next ones only fill them
