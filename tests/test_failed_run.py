@@ -1,6 +1,7 @@
 """A run that fails or is interrupted in an update goes on from its last full update, as if nothing had been."""
 
 import signal
+import traceback
 from functools import partial
 
 import pytest
@@ -151,6 +152,27 @@ def test_a_fault_in_the_model(maker, undisturbed, call):
         train(new_run(maker, "broken00", fails_at=call))
     assert info.value.__notes__ == [f"raised in update {(call + 1) // 2}"]
     assert read_newest(maker.paths("broken00")).progress.update == (call - 1) // 2
+    assert_same(go_on(maker), undisturbed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_the_data(maker, undisturbed, workers):
+    run, fetched = new_run(maker, "broken00", num_workers=workers), []
+
+    class Broken(type(run.data.train_dataset)):
+        def __getitem__(self, index):
+            fetched.append(index)
+            if len(fetched) == 27:
+                raise LookupError("a broken file")
+            return super().__getitem__(index)
+
+    run.data.train_dataset.__class__ = Broken
+    with pytest.raises(LookupError) as info:
+        train(run)
+    text = "".join(traceback.format_exception(info.value))
+    assert "a broken file" in text and "raised by data.datasets.train, in batch 1 of epoch 2" in text
+    assert "raised after update 4" in text
+    assert read_newest(maker.paths("broken00")).progress.update == 4
     assert_same(go_on(maker), undisturbed)
 
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from ksuit_runner.errors import Interrupted
 from ksuit_runner.random_keys import mix, seed_all
 
 EVALUATION: Final = 0
@@ -77,5 +78,11 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
             samples = [dataset[index] for index in indices.tolist()]
         collate = getattr(dataset, "collate_fn", None) or default_collate
         return collate(samples)
+    except Interrupted:
+        raise
+    except Exception as error:
+        where = f"epoch {epoch}" if epoch != EVALUATION else "an evaluation"
+        error.add_note(f"raised by data.datasets.{dataset_key}, in batch {batch} of {where}")
+        raise
     finally:
         torch.set_num_threads(threads)
