@@ -3,9 +3,8 @@
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,12 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import CONFIG_NAME, explain, refuse_lost_overrides, register_search_path, shipped_conf
+from ksuit_runner.compose import (
+    CONFIG_NAME,
+    explain,
+    refuse_lost_overrides,
+    register_search_path,
+    shipped_conf,
+    without_sweep,
+)
 from ksuit_runner.environment import command_line
-from ksuit_runner.errors import ConfigError, KsuitError, RunError
+from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Mode, Origin, compose_stored, locate, requested
+from ksuit_runner.resume import Mode, Origin, compose_stored, locate, requested, value_of
 from ksuit_runner.stored_run import Launch
+from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.terminal import make_console, print_error
 
 if TYPE_CHECKING:
@@ -44,11 +51,20 @@ def main() -> None:
 def _main(arguments: Sequence[str]) -> int:
     # argparse wants flags before the overrides, a person writes them anywhere
     multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
+    flags = [argument for argument in arguments if argument.startswith("-") and argument not in multirun]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     refuse_lost_overrides(overrides)
+    if board := value_of("leaderboard", overrides):
+        from ksuit_runner.sweep.command import show_leaderboard
+
+        return show_leaderboard(board, overrides)
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
+        if not flags and (multirun or value_of("sweep", overrides)):
+            from ksuit_runner.sweep.command import start_sweep
+
+            return start_sweep(overrides, command_line())
+        sys.argv[1:] = [argument for argument in arguments if argument not in multirun]
         return _run_composed(overrides)
     other = [item for item in arguments if item.startswith(("-", "sweep=")) and item != "sweep=null"]
     if other:
@@ -57,24 +73,13 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run_composed(overrides: Sequence[str]) -> int:
-    """Let Hydra compose the config, or answer --help and the like, or run a sweep."""
-    results: list[Outcome | KsuitError] = []
+    """Let Hydra compose the config, or answer --help and the like."""
+    outcomes: list[Outcome] = []
 
-    def task(config: DictConfig) -> Any:
-        if results and getattr(results[-1], "signal", None) is not None:
-            return None  # a signal ends the whole sweep
-        try:
-            results.append(_run_one(config))
-        except KsuitError as error:  # Hydra would print more about it than a person needs
-            results.append(error)
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs of a sweep go on
-                print_error(make_console(stderr=True), error)
-        except Exception as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                raise
-            traceback.print_exc()
-            results.append(RunError(str(error)))
-        return results[-1]
+    def task(config: DictConfig) -> None:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
+        outcomes.append(_run_one(without_sweep(config)))
 
     register_search_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
@@ -82,9 +87,7 @@ def _run_composed(overrides: Sequence[str]) -> int:
         hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
-    if len(results) == 1 and isinstance(results[0], KsuitError):
-        raise results[0]
-    return max((result.exit_status for result in results), default=0)
+    return outcomes[0].exit_status if outcomes else 0
 
 
 def _run_one(config: DictConfig) -> "Outcome":
@@ -97,7 +100,11 @@ def _run_one(config: DictConfig) -> "Outcome":
 
 
 def _go_on(mode: Mode, query: str, overrides: Sequence[str]) -> int:
-    """Resume, fork or evaluate a stored run."""
+    """Resume, fork or evaluate a stored run; resume a sweep."""
+    if mode == "resume" and (sweep := find_sweep(query, overrides)) is not None:
+        from ksuit_runner.sweep.command import resume_sweep
+
+        return resume_sweep(sweep, overrides)
     outputs, run_id = locate(mode, query, overrides)
     stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
     config = stored.config

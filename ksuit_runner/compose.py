@@ -10,12 +10,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.errors import ConfigError, suggest
 
 CONFIG_NAME = "config"
+SWEEP_NODES = ("sweep", "launcher")
+"""Places of the config that are about a sweep and not about its runs."""
 
 
 def shipped_conf() -> Path:
@@ -62,6 +64,14 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return compose(CONFIG_NAME, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from None
+
+
+def without_sweep(config: DictConfig) -> DictConfig:
+    """Return the config of a run: what says how a sweep's runs are made and launched is no part of it."""
+    with open_dict(config):
+        for name in SWEEP_NODES:
+            config.pop(name, None)
+    return config
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:

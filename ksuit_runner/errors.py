@@ -14,12 +14,6 @@ class ConfigError(KsuitError):
     """The configuration asks for something that does not exist or does not fit."""
 
 
-class RunError(KsuitError):
-    """A run of a sweep failed by an error that is nobody's mistake in the config."""
-
-    exit_status = 1
-
-
 class ResumeError(KsuitError):
     """The run that should go on is unknown, ambiguous, still alive, or would have its past rewritten."""
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner import __version__, environment
+from ksuit_runner import __version__
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -52,7 +53,7 @@ class RunRecord:
     @classmethod
     def begin(cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch) -> "RunRecord":
         """Start the record of a new run; the tracker chooses its id."""
-        tags = {"ksuit.version": __version__, KIND_TAG: launch.mode}
+        tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
@@ -83,15 +84,17 @@ class RunRecord:
         record.status_before = "FINISHED" if status == "FINISHED" else "FAILED" if status == "FAILED" else "KILLED"
         return record
 
-    def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
+    def store_start(
+        self, config: DictConfig, launch: Launch, data: DataContainer, surroundings: Surroundings | None = None
+    ) -> None:
         """Store how the run was started: in its folder, and with the tracker."""
+        surroundings = surroundings or Surroundings.now()
         store(self.paths, config, launch)
-        found = environment.collect()
+        found = surroundings.environment
         self.paths.environment.write_text(json.dumps(found, indent=2) + "\n")
         files = [self.paths.config, self.paths.launch, self.paths.environment]
-        diff = environment.uncommitted_diff()
-        if diff:
-            self.paths.diff.write_text(diff)
+        if surroundings.diff:
+            self.paths.diff.write_text(surroundings.diff)
             files.append(self.paths.diff)
         self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
         self.tracker.log_inputs(_dataset_infos(data))

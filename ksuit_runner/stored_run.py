@@ -27,6 +27,7 @@ class Launch:
             one that goes on itself, which is never stored.
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
+        tags: Tags of its record besides the usual ones, such as which job of a sweep it is.
     """
 
     command: str
@@ -34,6 +35,7 @@ class Launch:
     mode: str = "train"
     origin: str | None = None
     resumed_by: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,17 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
     return found.pop() if found else None
+
+
+def runs_since(paths: OutputPaths, time_s: float) -> dict[str, str]:
+    """Return the names of all runs of an output folder that were started after a time, by their id.
+
+    Args:
+        paths: The output folder.
+        time_s: In seconds since 1970.
+    """
+    ids = set(_run_ids(paths))
+    return {entry.run_id: entry.name for entry in _index(paths) if entry.start_time >= time_s and entry.run_id in ids}
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
