@@ -72,7 +72,7 @@ def run(
         surroundings: What a new run is stored with; collected now by default.
 
     Returns:
-        How it ended; an error in training is part of that and is not raised.
+        How it ended, with an error in training, which is not raised.
 
     Raises:
         KsuitError: It could not be started.
@@ -90,9 +90,7 @@ def run(
             stack.enter_context(setup_logging(record.paths.log, console))
             with _closing(record, trainer, outcome):
                 assembly = Assembly(factory, config, trainer, record, interruption)
-                if launch.mode != "resume":
-                    record.store_start(config, launch, trainer.data_container, surroundings)
-                _do(assembly, launch, origin, checkpoint, outcome, console)
+                _do(assembly, launch, origin, checkpoint, outcome, console, surroundings)
             command = None if launch.mode == "evaluate" else resume_command(outcome.run_id, outputs.output_dir)
             print_end(console, outcome.summary, record.paths.run_dir, command, outcome.status)
     return outcome
@@ -125,8 +123,11 @@ def _do(
     checkpoint: Checkpoint | None,
     outcome: Outcome,
     console: Console,
+    surroundings: Surroundings | None,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    if launch.mode != "resume":
+        record.store_start(config, launch, assembly.trainer.data_container, surroundings)
     if launch.mode == "fork" and checkpoint is not None:
         record.carry_history(checkpoint.paths, checkpoint.progress.update)
     try:

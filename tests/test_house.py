@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ksuit_runner"
 LAYERS = (
     ("__init__", "errors", "config_types", "durable_files"),
     (
-        *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
+        *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "run_lock", "stored_run", "terminal"),
         *("compose", "places", "check", "check.*"),
     ),
@@ -28,8 +28,9 @@ LAYERS = (
     ("log_writer", "checkpoint*", "snapshot", "data", "data.*", "models", "models.*"),
     ("trainer", "optimizer", "schedule", "callback_base", "periodic_callback", "metric_callback"),
     ("hooks",),
-    ("factory", "resume", "loop", "sweep", "run_record"),
+    ("factory", "resume", "loop", "run_record"),
     ("assembly", "runner"),
+    ("sweep", "sweep.*"),
     ("__main__",),
 )
 # The two lowest rows and the command line explain a mistake at once, without the seconds that these imports take.

@@ -69,7 +69,7 @@ class RayLauncher(Launcher):
         import ray
 
         self._ray = ray
-        local = {} if self._address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        local: dict[str, Any] = {} if self._address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
         try:
             ray.init(

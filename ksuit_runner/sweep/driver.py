@@ -41,8 +41,7 @@ def drive(
         ended = [index for index, (handle, _) in running.items() if handle.done()]
         for index in ended:
             handle, task = running.pop(index)
-            result = _result(handle, task)
-            on_end(task, result)
+            on_end(task, result := _result(handle, task))
             is_ending |= result.signal is not None or (fail_fast and result.status == "FAILED")
         is_ending |= interruption.signal is not None
         if is_ending and running and not is_told:

@@ -1,7 +1,7 @@
 """What a sweep has found: its jobs ranked by the objective, and the mean over seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isnan
 from statistics import fmean, stdev
 
@@ -43,12 +43,14 @@ class Group:
         mean: Mean of the objective over the seeds that have one.
         deviation: Sample standard deviation, None for one seed.
         count: Number of seeds.
+        published: Figure of a paper to compare with, if there is one.
     """
 
     values: dict[str, str]
     mean: float
     deviation: float | None
     count: int
+    published: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,18 @@ def make_leaderboard(
                 status.lower(),
                 record.run_id if record else None,
                 end.seconds if end else 0.0,
-                _shown(metrics, plan.objective, plan.settings.value),
+                shown_metrics(metrics, plan.objective, plan.settings.value),
             )
         )
     direction = properties.direction(plan.objective) if plan.objective else "neutral"
     rows = _ranked(rows, plan.objective, direction)
     keys = varied(jobs)
-    return Leaderboard(plan.name, plan.objective, direction, keys, rows, _groups(rows, plan.objective, keys, direction))
+    groups = [_with_published(group, plan) for group in _groups(rows, plan.objective, keys, direction)]
+    return Leaderboard(plan.name, plan.objective, direction, keys, rows, groups)
 
 
-def _shown(metrics: dict[str, Metric], objective: str | None, value: str) -> dict[str, float]:
+def shown_metrics(metrics: dict[str, Metric], objective: str | None, value: str) -> dict[str, float]:
+    """Return what a job counts by: the last or best value of the objective, or all metrics that can be better."""
     if objective is None:
         return {key: metric.last for key, metric in metrics.items() if metric.direction != "neutral"}
     metric = metrics.get(objective)
@@ -138,6 +142,11 @@ def _ranked(rows: list[Row], objective: str | None, direction: Direction) -> lis
     if objective is None or direction == "neutral":
         return rows
     return sorted(rows, key=lambda row: _order(row.metrics.get(objective), direction))
+
+
+def _with_published(group: Group, plan: Plan) -> Group:
+    figures = [plan.settings.published[value] for value in group.values.values() if value in plan.settings.published]
+    return replace(group, published=figures[0]) if figures else group
 
 
 def _groups(rows: Sequence[Row], objective: str | None, keys: Sequence[str], direction: Direction) -> list[Group]:

@@ -1,7 +1,7 @@
 """From a command line to a plan: what varies, what is fixed, and every job checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,7 +50,8 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
     values = resolve(config)
     settings = read_settings(values["sweep"], values["objective"])
     ObjectChecker().walk("launcher", values["launcher"])
-    parameters = _parameters(settings, swept, fixed)
+    settings = replace(settings, params=_params(settings, swept, fixed))
+    parameters = read_parameters(settings.params, settings.seed)
     fixed = [item for item in fixed if not _is_about_the_sweep(item)]
     jobs = _jobs(fixed, settings, parameters)
     choice = next((item.partition("=")[2] for item in fixed if item.startswith("sweep=")), None)
@@ -82,7 +83,7 @@ def _is_about_the_sweep(override: str) -> bool:
     return root(override) in SWEEP_NODES and not override.startswith("sweep=")
 
 
-def _parameters(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> list[Parameter]:
+def _params(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
     """Return what varies: the YAML's parameters, where the command line does not say otherwise, and its own."""
     said = {bare_name(item) for item in [*swept, *fixed]}
     params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in said}
@@ -93,7 +94,7 @@ def _parameters(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) 
         raise ConfigError(
             "sweep.params.seed: an Optuna search has one seed; take the best ones into a sweep over seeds"
         )
-    return read_parameters(params, settings.seed)
+    return params
 
 
 def _jobs(fixed: Sequence[str], settings: Settings, parameters: Sequence[Parameter]) -> list[Job]:

@@ -42,7 +42,7 @@ def job_table(board: Leaderboard) -> Table:
     rows = [
         [
             str(row.index + 1),
-            *(row.values[key] for key in board.keys),
+            *(_short(row.values[key]) for key in board.keys),
             *(format_number(row.metrics[key]) if key in row.metrics else "" for key in metrics),
             row.status,
             format_seconds(row.seconds),
@@ -57,7 +57,11 @@ def group_table(board: Leaderboard) -> Table:
     """Return mean and deviation of the objective over the seeds, with the overrides in which the jobs differ."""
     keys = [key for key in board.keys if key != SEED]
     heads = [*map(bare_name, keys), f"{board.objective} (mean ± deviation)", "seeds"]
-    rows = [[*(group.values[key] for key in keys), spread(group), str(group.count)] for group in board.groups]
+    rows = [[*(_short(group.values[key]) for key in keys), spread(group), str(group.count)] for group in board.groups]
+    if any(group.published is not None for group in board.groups):
+        heads.append("published")
+        for group, row in zip(board.groups, rows, strict=True):
+            row.append("" if group.published is None else format_number(group.published))
     return heads, rows
 
 
@@ -65,6 +69,14 @@ def spread(group: Group) -> str:
     """Return mean and deviation as text."""
     mean = format_number(group.mean)
     return mean if group.deviation is None else f"{mean} ± {group.deviation:.2g}"
+
+
+def _short(value: str) -> str:
+    """Write a long number, as a search comes up with, with six digits."""
+    try:
+        return value if len(value) <= 9 else f"{float(value):.6g}"
+    except ValueError:
+        return value
 
 
 def format_seconds(seconds: float) -> str:

@@ -36,7 +36,7 @@ class JobSource(Protocol):
         """Yield the jobs in their order, those of an earlier session included; each when there is room for it."""
         ...
 
-    def told(self, job: Job) -> None:
+    def told(self, job: Job, status: str, run_id: str | None) -> None:
         """Learn that a job has ended, or had ended before."""
         ...
 
@@ -59,7 +59,7 @@ class Listed:
         """Yield the jobs in their order."""
         yield from self._jobs
 
-    def told(self, job: Job) -> None:
+    def told(self, job: Job, status: str, run_id: str | None) -> None:
         """Learn nothing."""
 
     def pruned(self) -> frozenset[int]:
@@ -142,7 +142,7 @@ class Session:
             job = jobs[task.index]
             note_end(self.paths, result)
             self._results[task.index] = result
-            source.told(job)
+            source.told(job, result.status, result.run_id)
             print_end(self._console, job, self._total, result.status.lower(), result.seconds)
             if result.status == "FAILED":
                 print_failure(self._console, job, result, self.paths, has_trace=not self._launcher.runs_here)
@@ -159,7 +159,7 @@ class Session:
             status = status_of(record, end)
             if status == "FINISHED" or (status == "FAILED" and not self._plan.settings.retry):
                 self._skipped[job.index] = status
-                source.told(job)
+                source.told(job, status, record.run_id if record else None)
                 continue
             jobs[job.index] = job
             yield self._task(job, record)

@@ -23,6 +23,7 @@ class Settings:
         samples: How many combinations are drawn.
         seed: Seed of what is drawn.
         value: Whether a job counts by the ``last`` or the ``best`` value of its objective.
+        published: Value of a parameter -> figure from a paper, shown beside the mean over seeds.
         fail_fast: Whether the first failed job ends the sweep.
         retry: Whether a resume tries failed jobs again.
         on_change: What a resume does if the sweep's YAML has changed: ``refuse``, or ``keep`` to what was planned.
@@ -33,6 +34,7 @@ class Settings:
     samples: int | None = None
     seed: int = 0
     value: Literal["last", "best"] = "last"
+    published: dict[str, float] = field(default_factory=dict)
     fail_fast: bool = False
     retry: bool = True
     on_change: Literal["refuse", "keep"] = "refuse"

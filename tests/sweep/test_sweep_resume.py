@@ -112,7 +112,9 @@ def test_a_changed_yaml_is_noticed_and_explained(project, tmp_path):
     yaml.write_text(SWEEP.replace("[1e-3, 1e-2]", "[1e-3, 1e-2, 1e-1]") + "  fail_fast: true\n")
     try:
         output = ksuit(tmp_path, "resume=changing", status=2, cwd=project)
-        assert "the YAML has changed since this sweep was planned: sweep.params.optimizer.lr: was [0.001, 0.01]" in output
+        assert (
+            "the YAML has changed since this sweep was planned: sweep.params.optimizer.lr: was [0.001, 0.01]" in output
+        )
         assert "sweep.on_change=keep" in output
         kept = ksuit(tmp_path, "resume=changing", "sweep.on_change=keep", cwd=project)
         assert len(jobs_of(tmp_path)) == 2 and "starts" not in kept
