@@ -11,8 +11,8 @@ from ksuit_runner.errors import ConfigError
 class Gru(nn.Module):
     """A gated recurrent network over the last axis of the input, and a linear head over its outputs at all steps.
 
-    Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014, arXiv:1406.1078. Size and head
-    are those with which Greydanus and Kobak, "Scaling Down Deep Learning with MNIST-1D", 2024, compare models.
+    Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014, arXiv:1406.1078. Size and
+    head are those with which Greydanus and Kobak, "Scaling Down Deep Learning with MNIST-1D", 2024, compare models.
 
     Args:
         input_shape: Shape of one input, without the batch dimension; the last axis is time, all others are features.
