@@ -74,12 +74,13 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run_composed(overrides: Sequence[str]) -> int:
     """Let Hydra compose the config, or answer --help and the like."""
-    outcomes: list[Outcome] = []
+    results: list[Outcome | KsuitError] = []
 
     def task(config: DictConfig) -> None:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
-        outcomes.append(_run_one(without_sweep(config)))
+        try:
+            results.append(_run_one(without_sweep(config)))
+        except KsuitError as error:  # Hydra would print more about it than a person needs
+            results.append(error)
 
     register_search_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
@@ -87,10 +88,14 @@ def _run_composed(overrides: Sequence[str]) -> int:
         hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
-    return outcomes[0].exit_status if outcomes else 0
+    if results and isinstance(results[0], KsuitError):
+        raise results[0]
+    return results[0].exit_status if results else 0
 
 
 def _run_one(config: DictConfig) -> "Outcome":
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
     check_config(config)
     overrides = list(HydraConfig.get().overrides.task)
     from ksuit_runner.runner import run
