@@ -3,9 +3,8 @@
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,12 +20,14 @@ from ksuit_runner.compose import (
     refuse_lost_overrides,
     register_search_path,
     shipped_conf,
+    without_sweep,
 )
 from ksuit_runner.environment import command_line
-from ksuit_runner.errors import ConfigError, KsuitError, RunError
+from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Origin, Request, compose_stored, locate, requested
+from ksuit_runner.resume import Origin, Request, compose_stored, locate, requested, value_of
 from ksuit_runner.stored_run import Launch
+from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.terminal import make_console, print_error
 
 if TYPE_CHECKING:
@@ -50,20 +51,29 @@ def main() -> None:
 def _main(arguments: Sequence[str]) -> int:
     # argparse wants flags before the overrides, a person writes them anywhere
     multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    sys.argv[1:] = [*multirun, *(argument for argument in arguments if argument not in multirun)]
+    flags = [argument for argument in arguments if argument.startswith("-") and argument not in multirun]
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     refuse_long_overrides(overrides)
     refuse_lost_overrides(overrides)
-    if to_sync := [item.partition("=")[2] for item in overrides if item.startswith("sync=") and item != "sync=null"]:
+    if to_sync := value_of("sync", overrides):
         from ksuit_runner.sync import sync
 
-        return sync(to_sync[0], overrides)
-    if to_list := [item.partition("=")[2] for item in overrides if item.startswith("list=") and item != "list=null"]:
+        return sync(to_sync, overrides)
+    if to_list := value_of("list", overrides):
         from ksuit_runner.listing import list_runs
 
-        return list_runs(to_list[0], overrides)
+        return list_runs(to_list, overrides)
+    if board := value_of("leaderboard", overrides):
+        from ksuit_runner.sweep.command import show_leaderboard
+
+        return show_leaderboard(board, overrides)
     request = requested(overrides)
     if request is None or "--cfg" in arguments or "-c" in arguments:
+        if not flags and (multirun or value_of("sweep", overrides)):
+            from ksuit_runner.sweep.command import start_sweep
+
+            return start_sweep(overrides, command_line())
+        sys.argv[1:] = [argument for argument in arguments if argument not in multirun]
         return _run_composed(overrides)
     other = [item for item in arguments if item.startswith(("-", "sweep=")) and item != "sweep=null"]
     if other:
@@ -72,27 +82,17 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run_composed(overrides: Sequence[str]) -> int:
-    """Let Hydra compose the config, or answer --help and the like, or run a sweep."""
+    """Let Hydra compose the config, or answer --help and the like."""
     results: list[Outcome | KsuitError] = []
     has_begun = False
 
-    def task(config: DictConfig) -> Any:
+    def task(config: DictConfig) -> None:
         nonlocal has_begun
         has_begun = True
-        if results and getattr(results[-1], "signal", None) is not None:
-            return None  # a signal ends the whole sweep
         try:
-            results.append(_run_one(config))
+            results.append(_run_one(without_sweep(config)))
         except KsuitError as error:  # Hydra would print more about it than a person needs
             results.append(error)
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other runs of a sweep go on
-                print_error(make_console(stderr=True), error)
-        except Exception as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                raise
-            traceback.print_exc()
-            results.append(RunError(str(error)))
-        return results[-1]
 
     register_search_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
@@ -102,12 +102,14 @@ def _run_composed(overrides: Sequence[str]) -> int:
         if has_begun and not isinstance(error, MISTAKES):  # an error of the run, which needs its traceback
             raise
         raise explain(error, overrides) from error
-    if len(results) == 1 and isinstance(results[0], KsuitError):
+    if results and isinstance(results[0], KsuitError):
         raise results[0]
-    return max((result.exit_status for result in results), default=0)
+    return results[0].exit_status if results else 0
 
 
 def _run_one(config: DictConfig) -> "Outcome":
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
     check_config(config)
     overrides = list(HydraConfig.get().overrides.task)
     from ksuit_runner.runner import run
@@ -117,8 +119,12 @@ def _run_one(config: DictConfig) -> "Outcome":
 
 
 def _go_on(request: Request, overrides: Sequence[str]) -> int:
-    """Resume, fork or evaluate a stored run."""
+    """Resume, fork or evaluate a stored run; resume a sweep."""
     mode = request.mode
+    if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
+        from ksuit_runner.sweep.command import resume_sweep
+
+        return resume_sweep(sweep, overrides)
     outputs, run_id = locate(request, overrides)
     stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
     config = stored.config

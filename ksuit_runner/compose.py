@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.errors import ConfigError, suggest
@@ -21,6 +21,8 @@ MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
+SWEEP_NODES = ("sweep", "launcher")
+"""Places of the config that are about a sweep and not about its runs."""
 
 
 def shipped_conf() -> Path:
@@ -90,6 +92,14 @@ def refuse_long_overrides(overrides: Sequence[str]) -> None:
                 f"{item[:60]}…: the override has {len(item):,} characters, and may have {_LONGEST_OVERRIDE:,}. "
                 "Put long values into a YAML file"
             )
+
+
+def without_sweep(config: DictConfig) -> DictConfig:
+    """Return the config of a run: what says how a sweep's runs are made and launched is no part of it."""
+    with open_dict(config):
+        for name in SWEEP_NODES:
+            config.pop(name, None)
+    return config
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:

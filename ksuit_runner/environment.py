@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,24 @@ DIFF_LIMIT = 1_000_000
 
 _GIT_TIMEOUT_S = 10.0
 _NAMED = ("torch", "hydra-core", "omegaconf", "mlflow", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is stored with. A sweep in one process collects it once: that takes longer than a tiny run.
+
+    Attributes:
+        environment: What ``collect`` returns.
+        diff: What ``uncommitted_diff`` returns.
+    """
+
+    environment: dict[str, Any]
+    diff: str
+
+    @classmethod
+    def now(cls) -> "Surroundings":
+        """Collect it."""
+        return cls(collect(), uncommitted_diff())
 
 
 def collect() -> dict[str, Any]:

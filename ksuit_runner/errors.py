@@ -14,8 +14,8 @@ class ConfigError(KsuitError):
     """The configuration asks for something that does not exist or does not fit."""
 
 
-class RunError(KsuitError):
-    """A run of a sweep failed by an error that is nobody's mistake in the config."""
+class LossError(KsuitError):
+    """A loss is no finite number: nobody's mistake in the config."""
 
     exit_status = 1
 

@@ -13,7 +13,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import IndexEntry, entries
 from ksuit_runner.sync import stored_tracker
-from ksuit_runner.terminal import make_console, run_table
+from ksuit_runner.terminal import make_console, print_table
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.outbox import Outbox
 
@@ -43,7 +43,8 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     found = {entry.run_id: entry for entry in entries(outputs)}
     newest = sorted(found.values(), key=lambda entry: entry.start_time, reverse=True)
     shown = newest if count == "all" else newest[: int(count)]
-    run_table(make_console(), [_row(outputs, entry, composed, overrides) for entry in shown])
+    heads = ("run", "name", "status", "newest checkpoint", "started")
+    print_table(make_console(), heads, [_row(outputs, entry, composed, overrides) for entry in shown], status_column=2)
     return 0
 
 

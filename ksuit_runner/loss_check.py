@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, RunError, suggest
+from ksuit_runner.errors import ConfigError, LossError, suggest
 
 _LOGGER = logging.getLogger(__name__)
 _POLICIES = ("fail", "skip", "warn")
@@ -49,7 +49,7 @@ class LossCheck:
             update: Number of updates before this one.
 
         Raises:
-            RunError: It is no finite number, and the policy is ``fail``.
+            LossError: It is no finite number, and the policy is ``fail``.
         """
         total = losses["total"]
         if self._is_late:
@@ -62,7 +62,7 @@ class LossCheck:
         """Look at what was collected on the device.
 
         Raises:
-            RunError: One of the losses is no finite number, and the policy is ``fail``.
+            LossError: One of the losses is no finite number, and the policy is ``fail``.
         """
         if not self._updates or self._losses is None:
             return
@@ -82,7 +82,7 @@ class LossCheck:
 
     def _react(self, value: float, update: int) -> bool:
         if self._policy == "fail":
-            raise RunError(
+            raise LossError(
                 f"trainer.nan_loss: the loss of update {update} is {value}.\n"
                 "To go on, resume with trainer.nan_loss=skip, which leaves such an update out, or trainer.nan_loss=warn"
             )

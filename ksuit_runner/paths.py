@@ -28,6 +28,7 @@ class OutputPaths:
         self.runs_dir = self.output_dir / "runs"
         self.index = self.output_dir / "runs.jsonl"
         self.fetching_dir = self.output_dir / ".fetching"
+        self.sweeps_dir = self.output_dir / "sweeps"
 
 
 class PathProvider(OutputPaths):
@@ -77,3 +78,31 @@ class PathProvider(OutputPaths):
     def at_checkpoint(self, checkpoint: str) -> "PathProvider":
         """Return the same paths for one of the run's checkpoints."""
         return PathProvider(self.output_dir, self.run_id, checkpoint)
+
+
+class SweepPaths(OutputPaths):
+    """The files of one sweep. Its runs have folders of their own, like all runs.
+
+    Args:
+        output_dir: The output folder, shared by all runs.
+        sweep_id: Id of the sweep: that of its parent run.
+    """
+
+    def __init__(self, output_dir: str | Path, sweep_id: str) -> None:
+        super().__init__(output_dir)
+        assert sweep_id and not set(sweep_id) & set("/\\."), sweep_id
+        self.sweep_id = sweep_id
+        self.sweep_dir = self.sweeps_dir / sweep_id
+        self.lock = self.sweep_dir / "lock.json"
+        self.plan = self.sweep_dir / "plan.json"
+        self.jobs = self.sweep_dir / "jobs.jsonl"
+        self.ended = self.sweep_dir / "ended.jsonl"
+        self.study = self.sweep_dir / "optuna.db"
+        self.table = self.sweep_dir / "leaderboard.md"
+        self.csv = self.sweep_dir / "leaderboard.csv"
+        self.plot = self.sweep_dir / "leaderboard.png"
+        self.submitit_dir = self.sweep_dir / "submitit"
+
+    def device_lock(self, device: str) -> Path:
+        """Return the file that the process which has a device keeps locked."""
+        return self.sweep_dir / f"device-{device}.lock"

@@ -63,6 +63,7 @@ PLACES: Mapping[str, Place] = {
     "tracker": Place("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
     "checkpoint": Place("ksuit_runner.checkpoint.CheckpointWriter", injects="checkpoint"),
     "metric_property_provider": Place("ksuit_runner.metric_property.MetricPropertyProvider", optional=True),
+    "launcher": Place("ksuit_runner.launchers.base.Launcher", optional=True),
     "default_callbacks.*": _CALLBACK,
     "callbacks.*": _CALLBACK,
 }

@@ -30,10 +30,11 @@ MAY_CHANGE = (
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
+    *("sweep.*", "launcher*", "leaderboard"),
 )
 # What says where runs are; a lookup needs nothing else.
 _LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
-_NEVER_STORED = ("sweep", "hydra", "sync", "list", *MODES, "parent_run_id", "resume_strict")
+_NEVER_STORED = ("hydra", "sync", "list", *MODES, "parent_run_id", "resume_strict")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Request:
 
     def __str__(self) -> str:
         return f"{self.mode}={self.query}" + (f"@{self.checkpoint}" if self.checkpoint else "")
+
+
+def value_of(name: str, overrides: Sequence[str]) -> str | None:
+    """Return the value that a key at the top of the config is given on the command line, None for none or null."""
+    values = [item.partition("=")[2] for item in overrides if item.startswith(f"{name}=")]
+    return values[-1] if values and values[-1] not in ("", "null") else None
 
 
 def requested(overrides: Sequence[str]) -> Request | None:

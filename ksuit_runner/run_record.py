@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner import __version__, environment
+from ksuit_runner import __version__
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.environment import Surroundings
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
@@ -60,7 +61,7 @@ class RunRecord:
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
-        tags = {"ksuit.version": __version__, KIND_TAG: launch.mode}
+        tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
@@ -97,14 +98,16 @@ class RunRecord:
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
-    def store_start(self, config: DictConfig, launch: Launch, data: DataContainer) -> None:
+    def store_start(
+        self, config: DictConfig, launch: Launch, data: DataContainer, surroundings: Surroundings | None = None
+    ) -> None:
         """Store how the run was started: in its folder, and with the tracker."""
+        surroundings = surroundings or Surroundings.now()
         store(self.paths, config, launch)
-        found = environment.collect()
+        found = surroundings.environment
         self.paths.environment.write_text(json.dumps(found, indent=2) + "\n")
-        diff = environment.uncommitted_diff()
-        if diff:
-            self.paths.diff.write_text(diff)
+        if surroundings.diff:
+            self.paths.diff.write_text(surroundings.diff)
         self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
         self.tracker.log_inputs(_dataset_infos(data))
         git = {f"git.{key}": str(value) for key, value in found["git"].items() if value is not None}

@@ -12,6 +12,7 @@ from rich.console import Console
 from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.checkpoint_format import Checkpoint, has_traces, read_newest
 from ksuit_runner.device import deterministic_kernels
+from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
@@ -56,7 +57,13 @@ class Outcome:
         return getattr(self.error, "exit_status", 1) if self.error is not None else 0
 
 
-def run(config: DictConfig, launch: Launch, origin: Origin | None = None, console: Console | None = None) -> Outcome:
+def run(
+    config: DictConfig,
+    launch: Launch,
+    origin: Origin | None = None,
+    console: Console | None = None,
+    surroundings: Surroundings | None = None,
+) -> Outcome:
     """Do a run.
 
     Args:
@@ -64,9 +71,10 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
         launch: How it was started, to be stored with it.
         origin: The stored run that it goes on from, if any.
         console: Where a person reads along.
+        surroundings: What a new run is stored with; collected now by default.
 
     Returns:
-        How it ended; an error in training is part of that and is not raised.
+        How it ended, with an error in training, which is not raised.
 
     Raises:
         KsuitError: It could not be started.
@@ -85,7 +93,7 @@ def run(config: DictConfig, launch: Launch, origin: Origin | None = None, consol
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
             assembly = Assembly(factory, config, trainer, record, interruption)
-            _do(assembly, launch, origin, checkpoint, outcome, console)
+            _do(assembly, launch, origin, checkpoint, outcome, console, surroundings)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
 
@@ -106,7 +114,7 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
     if origin.mode == "resume" and not has_traces(paths):
-        if read_launch(paths).mode == "fork":
+        if paths.launch.exists() and read_launch(paths).mode == "fork":
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
     return read_newest(paths, origin.checkpoint)
@@ -128,10 +136,11 @@ def _do(
     checkpoint: Checkpoint | None,
     outcome: Outcome,
     console: Console,
+    surroundings: Surroundings | None,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     if launch.mode in ("train", "fork"):
-        record.store_start(config, launch, assembly.trainer.data_container)
+        record.store_start(config, launch, assembly.trainer.data_container, surroundings)
     if launch.mode == "fork" and checkpoint is not None:
         record.carry_history(checkpoint.paths, checkpoint.progress.update)
     try:

@@ -31,6 +31,7 @@ class Launch:
             one that goes on itself, which are never stored.
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
+        tags: Tags of its record besides the usual ones, such as which job of a sweep it is.
     """
 
     command: str
@@ -38,6 +39,7 @@ class Launch:
     mode: str = "train"
     origin: str | None = None
     resumed_by: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ _LAUNCH: Mapping[str, Callable[[Any], bool]] = {
     "mode": lambda value: value in ("train", "fork"),
     "origin": lambda value: value is None or (isinstance(value, str) and is_run_id(value)),
     "resumed_by": _is_texts,
+    "tags": lambda value: isinstance(value, dict) and _is_texts([*value, *value.values()]),
 }
 """What each value of a stored launch is."""
 
@@ -192,6 +195,16 @@ def entries(paths: OutputPaths) -> list[IndexEntry]:
     """Return the runs of an output folder that are still there, in the order in which they were started."""
     ids = set(_run_ids(paths))
     return [entry for entry in _index(paths) if entry.run_id in ids]
+
+
+def runs_since(paths: OutputPaths, time_s: float) -> dict[str, str]:
+    """Return the names of all runs of an output folder that were started after a time, by their id.
+
+    Args:
+        paths: The output folder.
+        time_s: In seconds since 1970.
+    """
+    return {entry.run_id: entry.name for entry in entries(paths) if entry.start_time >= time_s}
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:

@@ -45,7 +45,9 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     config = stored_tracker(paths, composed, overrides)
     with RunLock(paths.lock):
         try:
-            sent = _send(DeferredTracker(Factory(config).build_tracker(outputs), outputs), paths)
+            tracker = DeferredTracker(Factory(config).build_tracker(outputs), outputs)
+            tracker.attach_run(run_id)
+            sent = send_all(tracker, paths)
         except (TrackerError, OSError) as error:
             again = f"What is not sent yet is kept; to try again: {sync_command(run_id, outputs.output_dir)}"
             raise TrackerError(f"{error}\n{again}") from error
@@ -53,8 +55,13 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _send(tracker: DeferredTracker, paths: PathProvider) -> str:
-    info = tracker.attach_run(paths.run_id)
+def send_all(tracker: DeferredTracker, paths: PathProvider) -> str:
+    """Send what a tracker does not know of the run that it has taken up, and return what that was.
+
+    Raises:
+        TrackerError: It cannot be reached; what was sent until then counts.
+    """
+    info = tracker.run
     was_behind = tracker.has_end
     tracker.deliver()
     journal = Journal(paths.journal)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -45,12 +45,12 @@ class MetricSummary(Protocol):
     def direction(self) -> str: ...  # noqa: D102
 
 
-def make_console(stderr: bool = False) -> Console:
-    """Make a console on stdout or stderr; without colours if the variable NO_COLOR is set or it is no terminal.
+def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is no terminal.
 
     A file has no width, so there no line is broken or cut.
     """
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, file=file, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
@@ -91,7 +91,7 @@ def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.L
 
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
     """Print which run begins, where it is tracked and where its files are."""
-    _print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
+    print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
 
 
 def print_end(
@@ -112,32 +112,32 @@ def print_end(
             table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
         console.print(table)
     pairs = {"status": status.lower(), "folder": _short(run_dir)}
-    _print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
+    print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
 
 
-def sweep_table(console: Console, rows: Sequence[tuple[Sequence[str], str, str, Mapping[str, float]]]) -> None:
-    """Print the runs of a sweep, one line each.
+def print_table(
+    console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], status_column: int | None = None
+) -> None:
+    """Print a table of text; columns of numbers are set to the right.
 
     Args:
         console: Where to print.
-        rows: Overrides, status, run id, and the values of the objectives by metric key.
+        heads: Heads of the columns.
+        rows: Cells, row by row.
+        status_column: Column whose cells have a colour of their own.
     """
-    keys = list(dict.fromkeys(key for *_, values in rows for key in values))
-    table = _table(console, "overrides", "status", "run", *keys, numeric=range(3, 3 + len(keys)))
-    for overrides, status, run_id, values in rows:
-        numbers = (format_number(values[key]) if key in values else "" for key in keys)
-        style = _STATUS_STYLES.get(status, "")
-        table.add_row(Text(" ".join(overrides)), Text(status.lower(), style), Text(run_id), *numbers)
+    numeric = [index for index in range(len(heads)) if rows and all(_is_number(row[index]) for row in rows)]
+    table = _table(console, *heads, numeric=numeric)
+    for row in rows:
+        cells = [Text(cell) for cell in row]
+        if status_column is not None:
+            cells[status_column].stylize(_STATUS_STYLES.get(row[status_column].upper(), ""))
+        table.add_row(*cells)
     console.print(table)
 
 
-def run_table(console: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """Print runs, one line each: id, name, status, newest checkpoint, and when it was started."""
-    table = _table(console, "run", "name", "status", "newest checkpoint", "started", numeric=())
-    for run_id, name, status, checkpoint, started in rows:
-        style = _STATUS_STYLES.get(status.split(",")[0], "")
-        table.add_row(Text(run_id), Text(name), Text(status.lower(), style), Text(checkpoint), Text(started))
-    console.print(table)
+def _is_number(text: str) -> bool:
+    return not text or text.strip("-+").replace(".", "", 1)[:1].isdigit()
 
 
 def print_error(console: Console, error: KsuitError) -> None:
@@ -196,7 +196,8 @@ def _table(console: Console, *columns: str, numeric: Sequence[int]) -> Table:
     return table
 
 
-def _print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") -> None:
+def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") -> None:
+    """Print labels with their values, a line each; the value of ``status`` has the status's colour."""
     width = max(map(len, pairs)) + 2
     for label, value in pairs.items():
         style = _STATUS_STYLES.get(status, "") if label == "status" else ""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -16,12 +15,14 @@ from ksuit_runner.compose import choices, compose_config, groups, shipped_conf
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import Interruption
+from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.loop import do_update, evaluate, train
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.stored_run import Launch
+from ksuit_runner.sweep.space import read_parameters
 from ksuit_runner.tracker.base import BaseTracker
 
 CONF = shipped_conf()
@@ -40,8 +41,8 @@ def one_thread():
 
 
 def overrides_of(group, choice):
-    if group == "callbacks":  # some watch what others log
-        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]"]
+    if group == "callbacks":  # some watch what others log, or the objective
+        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]", "objective=loss/test"]
     return [f"{group}={choice}"]
 
 
@@ -97,6 +98,9 @@ def test_all_files_are_found():
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in FILES if pair[0] not in PARTS])
 def test_every_choice_builds(group, choice, tmp_path):
     overrides = overrides_of(group, choice)
+    if group == "launcher":
+        assert isinstance(Factory(checked(overrides, tmp_path)).build(group, Launcher), Launcher)
+        return
     if group == "tracker":
         config = checked(overrides, tmp_path)
         assert isinstance(Factory(config).build_tracker(OutputPaths(tmp_path)), BaseTracker)
@@ -152,14 +156,12 @@ def test_an_experiment_is_whole(choice, tmp_path):
 
 
 def sweep_overrides():
-    """Yield every value that a sweep which ships tries."""
-    parser = OverridesParser.create()
+    """Yield every value that a sweep which ships tries, and the ends of its intervals; seeds fit everywhere."""
     for choice in choices("sweep"):
-        params = OmegaConf.load(CONF / "sweep" / f"{choice}.yaml").hydra.sweeper.params
-        for key, value in params.items():
-            override = parser.parse_override(f"{key}={value}")
-            values = override.sweep_string_iterator() if override.is_sweep_override() else [value]
-            yield from ((choice, f"{key}={item}") for item in values)
+        params = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{choice}.yaml").sweep.params)
+        for parameter in read_parameters(params, seed=0):
+            values = parameter.extremes() if parameter.key != "seed" else parameter.values[:1]
+            yield from ((choice, f"{parameter.key}={value}") for value in values)
 
 
 @pytest.mark.parametrize(("choice", "override"), list(sweep_overrides()))

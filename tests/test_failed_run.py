@@ -13,7 +13,7 @@ from callbacks.ema import Ema
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint_format import read_newest
-from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, RunError
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError
 from ksuit_runner.hooks import HOOKS
 from ksuit_runner.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
@@ -245,7 +245,7 @@ class Diverging(nn.Module):
 
 
 def test_a_nan_loss_fails_at_its_update_and_keeps_the_state_before_it(maker):
-    with pytest.raises(RunError, match="the loss of update 4 is nan"):
+    with pytest.raises(LossError, match="the loss of update 4 is nan"):
         train(maker.run(model=Diverging({4})))
     found = read_newest(maker.paths())
     assert found.progress.update == 3
@@ -274,7 +274,7 @@ def test_a_nan_loss_is_warned_of(maker, caplog):
 def test_losses_on_an_accelerator_are_looked_at_together(maker):
     run = maker.run({"loss": (TrainLoss, {"every_n_updates": 5})}, model=Diverging({3}))
     run.trainer.loss_check._is_late = True
-    with pytest.raises(RunError, match="the loss of update 3 is nan"):
+    with pytest.raises(LossError, match="the loss of update 3 is nan"):
         train(run)
     assert run.counter.update == 5
     with pytest.raises(CheckpointError):

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ksuit_runner"
 LAYERS = (
     ("__init__", "errors", "config_types", "durable_files", "stored_files"),
     (
-        *("counter", "paths", "metric_property", "random_keys", "device", "interruption"),
+        *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "manifest", "run_lock", "stored_run", "terminal"),
         *("compose", "places", "targets", "check", "check.*"),
     ),
@@ -31,8 +31,9 @@ LAYERS = (
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states"),
-    ("factory", "resume", "fetch", "sync", "listing", "run_state", "loop", "sweep", "run_record"),
+    ("factory", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
     ("assembly", "runner"),
+    ("sweep", "sweep.*"),
     ("__main__",),
 )
 # The two lowest rows and the command line explain a mistake at once, without the seconds that these imports take.

@@ -90,7 +90,7 @@ def test_the_end_without_metrics_has_no_table(console, tmp_path):
 def test_a_narrow_terminal_loses_no_character():
     console = colored(width=40)
     terminal.print_end(console, {LONG_KEY: SUMMARY[LONG_KEY]}, Path("/data"), f"resume={RUN_ID}", "FINISHED")
-    terminal.sweep_table(console, [(["optimizer.lr=0.1"], "FINISHED", RUN_ID, {"accuracy/test": 0.5})])
+    terminal.print_table(console, ["optimizer.lr", "status", "run"], [["0.1", "finished", RUN_ID]], status_column=1)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console))
     assert "…" not in text
     assert text.count("x") >= 100
@@ -106,16 +106,13 @@ def test_an_encoding_without_arrows_gets_words(tmp_path):
     assert b"lower" in file.buffer.getvalue()
 
 
-def test_a_sweep_has_a_line_per_run_and_a_column_per_objective(console):
-    rows = [
-        (["optimizer.lr=0.1", "model=cnn"], "FINISHED", RUN_ID, {"accuracy/test": 0.98765, "loss/test": 0.25}),
-        (["optimizer.lr=[1,2]"], "FAILED", RUN_ID[::-1], {}),
-    ]
-    terminal.sweep_table(console, rows)
-    assert [line.split() for line in text_of(console).splitlines()] == [
-        ["overrides", "status", "run", "accuracy/test", "loss/test"],
-        ["optimizer.lr=0.1", "model=cnn", "finished", RUN_ID, "0.9877", "0.25"],
-        ["optimizer.lr=[1,2]", "failed", RUN_ID[::-1]],
+def test_columns_of_numbers_are_set_to_the_right(console):
+    rows = [["0.1", "[1,2]", "98.7", "finished"], ["10", "x", "", "failed"]]
+    terminal.print_table(console, ["lr", "dims", "accuracy", "status"], rows, status_column=3)
+    assert text_of(console).splitlines() == [
+        " lr  dims   accuracy  status  ",
+        "0.1  [1,2]      98.7  finished",
+        " 10  x                failed  ",
     ]
 
 

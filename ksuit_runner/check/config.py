@@ -17,16 +17,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.check.references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import PLACES, VALUES
 from ksuit_runner.targets import check_values
 
 
-def check_config(config: DictConfig) -> None:
+def check_config(config: DictConfig, reader: SignatureReader | None = None) -> None:
     """Check a whole config; imports neither torch nor MLflow nor any target.
 
     Args:
         config: The composed config of a run.
+        reader: Knows the signatures that it has read; a sweep gives the same one for all of its jobs.
 
     Raises:
         ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
@@ -35,7 +37,7 @@ def check_config(config: DictConfig) -> None:
     check_values(values)
     _check_values(values)
     _check_places(values)
-    checker = ObjectChecker()
+    checker = ObjectChecker(reader)
     for key in dict.fromkeys(pattern.split(".")[0] for pattern in PLACES):
         checker.walk(key, values.get(key))
     data = values.get("data")

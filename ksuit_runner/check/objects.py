@@ -46,13 +46,16 @@ class CheckedObject:
 class ObjectChecker:
     """Walks through a config and checks every object in it.
 
+    Args:
+        reader: Reads signatures from source, each once.
+
     Attributes:
         objects: What was checked, in the order of the walk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reader: SignatureReader | None = None) -> None:
         self.objects: list[CheckedObject] = []
-        self._reader = SignatureReader()
+        self._reader = reader or SignatureReader()
 
     def walk(self, place: str, value: Any) -> None:
         """Check the value at a dotted place, and everything below it.

@@ -46,10 +46,11 @@ def read_signature(target: str) -> Signature | None:
 
 
 class SignatureReader:
-    """Reads signatures; each source file is parsed once per reader."""
+    """Reads signatures; each target is read, and each source file parsed, once per reader."""
 
     def __init__(self) -> None:
         self._sources = Sources()
+        self._known: dict[str, Signature | None] = {}
 
     def read(self, target: str) -> Signature | None:
         """Read the signature of a class or function.
@@ -63,6 +64,11 @@ class SignatureReader:
         Raises:
             ConfigError: There is no such module or name; the message has the nearest ones.
         """
+        if target not in self._known:
+            self._known[target] = self._signature(target)
+        return self._known[target]
+
+    def _signature(self, target: str) -> Signature | None:
         found = self._sources.locate(target)
         return replace(self._read(target, found), module=found.module.name, file=found.module.file) if found else None
 

@@ -70,14 +70,7 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     torch.set_num_threads(1)
     try:
         seed_all(mix(seed, dataset_key, epoch, batch))
-        if getitems is not None:
-            samples = getitems(indices)
-            if not isinstance(samples, list):
-                return samples
-        else:
-            samples = [dataset[index] for index in indices.tolist()]
-        collate = getattr(dataset, "collate_fn", None) or default_collate
-        return collate(samples)
+        return _collated(dataset, indices)
     except Interrupted:
         raise
     except Exception as error:
@@ -86,3 +79,14 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
         raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _collated(dataset: Any, indices: NDArray[np.int64]) -> Any:
+    if hasattr(dataset, "__getitems__"):
+        samples = dataset.__getitems__(indices)
+        if not isinstance(samples, list):
+            return samples
+    else:
+        samples = [dataset[index] for index in indices.tolist()]
+    collate = getattr(dataset, "collate_fn", None) or default_collate
+    return collate(samples)

@@ -1,0 +1,70 @@
+"""Ending a run of an Optuna search that does worse than the others did."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.metric_callback import MetricCallback
+from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.sweep.study import PRUNED_AT, need_optuna, open_study
+
+
+class Prune(MetricCallback):
+    """Stops training when a metric is worse than the median of the finished trials at the same update.
+
+    Only a run of a search is ever ended (``sweep.method=tpe``); the search tells the callback which trial it watches.
+    What it needs to know of the past is in the study, so it has no state of its own and a resumed run decides the same.
+
+    Source: the median stopping rule of Golovin et al., "Google Vizier", KDD 2017.
+
+    Args:
+        path_provider: Where the study is.
+        min_trials: Number of finished trials before which no run is ended.
+        min_updates: Number of updates before which no run is ended.
+        study: Id of the sweep; the search sets it.
+        trial: Number of the trial; the search sets it.
+        **kwargs: Passed on to MetricCallback.
+
+    Raises:
+        ConfigError: A number is out of its range, or Optuna is missing.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def __init__(
+        self,
+        path_provider: PathProvider,
+        min_trials: int = 5,
+        min_updates: int = 0,
+        study: str | None = None,
+        trial: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if min_trials < 1 or min_updates < 0:
+            raise ConfigError(f"min_trials: at least 1 is needed (not {min_trials}), and min_updates of 0 or more")
+        need_optuna(f"callbacks.{self.name}")
+        self.min_trials = min_trials
+        self.min_updates = min_updates
+        self.paths = SweepPaths(path_provider.output_dir, study) if study is not None else None
+        self.number = trial
+        self._study: Any = None
+
+    def _process_value(self, value: float) -> None:
+        if self.paths is None or self.number is None:
+            return
+        import optuna
+
+        if self._study is None:
+            pruner = optuna.pruners.MedianPruner(self.min_trials, self.min_updates)
+            direction = self.metric_property_provider.direction(self.metric_key)
+            self._study = open_study(self.paths, direction, pruner)
+        known = self._study.get_trials(deepcopy=False)[self.number]
+        if known.state.is_finished():  # the run goes on after the search
+            return
+        trial, update = optuna.trial.Trial(self._study, known._trial_id), self.trainer.counter.update
+        if update not in known.intermediate_values:  # a resumed run comes by a second time
+            trial.report(value, update)
+        if trial.should_prune():
+            trial.set_user_attr(PRUNED_AT, update)
+            raise StopTraining(f"{self.metric_key} is {value:.4g}, worse than the median of the finished trials")

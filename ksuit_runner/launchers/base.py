@@ -1,0 +1,102 @@
+"""What a sweep asks of a launcher."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import SweepPaths
+
+
+class Handle(Protocol):
+    """A job that was handed to a launcher."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def result(self) -> Any:
+        """Return what it returned, or raise what ended it."""
+        ...
+
+
+class Launcher(ABC):
+    """Runs functions somewhere, each in a process that can see the output folder.
+
+    It is not handed more than ``max_jobs`` at a time, so it needs no queue of its own.
+
+    Attributes:
+        max_jobs: How many jobs may run at the same time.
+        runs_here: Whether jobs run in this very process, so that what they print appears here.
+    """
+
+    max_jobs: int = 1
+    runs_here: bool = False
+
+    def open(self, sweep_paths: SweepPaths) -> None:  # noqa: B027 - optional
+        """Get ready, before the first job: connect, make folders for the launcher's own files."""
+
+    @abstractmethod
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
+        """Start ``function(task)``; both can be pickled."""
+
+    def stop(self, handles: Iterable[Handle]) -> None:  # noqa: B027 - optional
+        """Ask running jobs to finish their update, write a checkpoint and end: by SIGTERM, or the like."""
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Give back what the launcher holds, after the last job."""
+
+    @property
+    def devices(self) -> list[str]:
+        """Devices that jobs have to share out among themselves; empty where the cluster, or nobody, does it."""
+        return []
+
+    def where(self) -> str:
+        """Say in a few words where the jobs run."""
+        return type(self).__name__
+
+
+def need(module: str, extra: str, launcher: str) -> None:
+    """Check that an optional package is installed.
+
+    Args:
+        module: What is imported.
+        extra: The extra of this project that brings it.
+        launcher: The choice that needs it.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"launcher={launcher}: '{module}' is not installed. pip install 'ksuit_runner[{extra}]'")
+
+
+def check_max_jobs(max_jobs: int | None) -> None:
+    """Raise ConfigError for a cap below 1."""
+    if max_jobs is not None and max_jobs < 1:
+        raise ConfigError(f"launcher.max_jobs: must be 1 or more, got {max_jobs}")
+
+
+def visible_devices() -> list[str]:
+    """Return the GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them, without touching one."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def local_cap(max_jobs: int | None, devices: list[str]) -> int:
+    """Return how many jobs may run on this machine: as said, or one per GPU, or one per core.
+
+    Raises:
+        ConfigError: There are several GPUs, and fewer than jobs.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cap = max_jobs if max_jobs is not None else len(devices) or cores
+    if len(devices) > 1 and cap > len(devices):
+        raise ConfigError(f"launcher.max_jobs: {cap} jobs cannot have one of {len(devices)} GPUs each")
+    return cap

@@ -1,0 +1,79 @@
+"""Jobs on a Slurm cluster, or in processes of their own on this machine, through submitit."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Literal
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
+from ksuit_runner.paths import SweepPaths
+
+
+class SubmititLauncher(Launcher):
+    """Submits every job as a job of the cluster of its own; submitit's files are in the sweep's folder.
+
+    Hydra's own submitit launcher ends with the first job whose process is lost, has no cap for the local executor and
+    leaves jobs behind on Ctrl-C; that is why submitit is used directly.
+
+    Args:
+        executor: ``slurm``, or ``local`` for this machine.
+        max_jobs: How many jobs are submitted at the same time; null is 64 on Slurm, and on this machine one per GPU,
+            without a GPU one per core.
+        timeout_min: Longest time of a job, in minutes.
+        parameters: What each job asks the cluster for, by submitit's names: ``mem_gb``, ``cpus_per_task``,
+            ``gpus_per_node``, ``slurm_partition`` ...
+
+    Raises:
+        ConfigError: submitit is missing, or there are fewer GPUs than jobs.
+    """
+
+    def __init__(
+        self,
+        executor: Literal["slurm", "local"] = "slurm",
+        max_jobs: int | None = None,
+        timeout_min: int = 1440,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        need("submitit", "submitit", "submitit")
+        check_max_jobs(max_jobs)
+        self._cluster = executor
+        self._devices = visible_devices() if executor == "local" else []
+        self.max_jobs = local_cap(max_jobs, self._devices) if executor == "local" else max_jobs or 64
+        self._parameters = {"timeout_min": timeout_min, **(parameters or {})}
+        self._executor: Any = None
+
+    def open(self, sweep_paths: SweepPaths) -> None:
+        """Make the executor.
+
+        Raises:
+            ConfigError: There is no Slurm here, or it is asked for something that submitit does not know.
+        """
+        import submitit
+
+        try:
+            self._executor = submitit.AutoExecutor(folder=str(sweep_paths.submitit_dir), cluster=self._cluster)
+            self._executor.update_parameters(**self._parameters)
+        except (RuntimeError, NameError, TypeError) as error:
+            raise ConfigError(f"launcher: {str(error).splitlines()[0]}") from error
+
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
+        """Submit ``function(task)``."""
+        handle: Handle = self._executor.submit(function, task)
+        return handle
+
+    def stop(self, handles: Iterable[Handle]) -> None:
+        """Interrupt the jobs: their runs write a checkpoint and end."""
+        for handle in handles:
+            job: Any = handle
+            with suppress(ProcessLookupError):
+                job.cancel()
+
+    @property
+    def devices(self) -> list[str]:
+        """The GPUs of this machine, if there are several; Slurm gives each job its own."""
+        return self._devices if len(self._devices) > 1 else []
+
+    def where(self) -> str:
+        """Say in a few words where the jobs run."""
+        place = "on Slurm" if self._cluster == "slurm" else "on this machine"
+        return f"{place} through submitit, {self.max_jobs} at a time"

@@ -1,0 +1,176 @@
+"""What the command line can ask of a sweep: start one, go on with one, show what one has found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.check.config import resolve
+from ksuit_runner.check.objects import ObjectChecker
+from ksuit_runner.compose import compose_config
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.factory import Factory
+from ksuit_runner.launchers.base import Launcher
+from ksuit_runner.paths import OutputPaths, SweepPaths
+from ksuit_runner.sweep.find import find_sweep, unknown_sweep
+from ksuit_runner.sweep.leaderboard import make_leaderboard
+from ksuit_runner.sweep.override_text import bare_name, root
+from ksuit_runner.sweep.plan import Plan, differences, read_jobs, read_plan, store_plan, update_plan
+from ksuit_runner.sweep.planning import plan_sweep, read_yaml
+from ksuit_runner.sweep.report import print_leaderboard
+from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
+from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
+from ksuit_runner.sweep.space import parse
+from ksuit_runner.terminal import make_console
+from ksuit_runner.tracker.base import KIND_TAG
+from ksuit_runner.tracker.deferred import DeferredTracker
+
+_LOCATORS = ("output_dir", "tracker")
+
+
+def start_sweep(overrides: Sequence[str], command: str) -> int:
+    """Start a sweep and return the exit status.
+
+    Args:
+        overrides: Overrides of the command line.
+        command: The command line.
+
+    Raises:
+        KsuitError: It could not be started; then nothing was trained.
+    """
+    planned = plan_sweep(overrides, command)
+    launcher = _build_launcher(planned.plan.launcher)
+    build_properties(planned.config, planned.plan.objective)
+    outputs = OutputPaths(planned.config.output_dir)
+    tracker = DeferredTracker(Factory(planned.config).build_tracker(outputs), outputs)
+    # One process, before any job: the first one to open the store creates it.
+    info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
+    paths = SweepPaths(outputs.output_dir, info.run_id)
+    store_plan(paths, planned.plan, planned.jobs)
+    for path in (paths.plan, paths.jobs):
+        tracker.upload(path, path.name)
+    session = Session(paths, planned.plan, planned.config, tracker, launcher, make_console())
+    source, total = _source(paths, planned.plan)
+    return session.run(source, total, is_resumed=False)
+
+
+def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
+    """Go on with a sweep and return the exit status.
+
+    Args:
+        paths: Files of the sweep.
+        overrides: Overrides of the command line: where runs are, where they run from now on, and a few settings.
+
+    Raises:
+        KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs.
+    """
+    stored = read_plan(paths)
+    plan = _changed(stored, overrides)
+    _refuse_changed_yaml(paths, plan)
+    config = _config_of(paths, plan)
+    launcher = _build_launcher(plan.launcher)
+    tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
+    tracker.resume_run(paths.sweep_id)
+    update_plan(paths, replace(plan, settings=stored.settings))  # what was allowed once is not allowed for ever
+    source, total = _source(paths, plan)
+    return Session(paths, plan, config, tracker, launcher, make_console()).run(source, total, is_resumed=True)
+
+
+def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
+    """Print the leaderboard of a sweep as it stands and return the exit status.
+
+    Raises:
+        ResumeError: There is no such sweep.
+    """
+    paths = find_sweep(query, overrides)
+    if paths is None:
+        raise unknown_sweep(query, overrides)
+    plan, jobs = read_plan(paths), read_jobs(paths)
+    config = _config_of(paths, plan)
+    tracker = Factory(config).build_tracker(paths)
+    source, _ = _source(paths, plan)
+    properties = build_properties(config, plan.objective)
+    board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
+    print_leaderboard(make_console(), board)
+    return 0
+
+
+def _source(paths: SweepPaths, plan: Plan) -> tuple[JobSource, int]:
+    """Return where the jobs come from, and how many there are to be."""
+    if plan.settings.method == "tpe":
+        from ksuit_runner.sweep.search import Search
+
+        assert plan.settings.samples is not None
+        return Search(paths, plan), plan.settings.samples
+    jobs = read_jobs(paths)
+    return Listed(jobs), len(jobs)
+
+
+def _config_of(paths: SweepPaths, plan: Plan) -> DictConfig:
+    """Return the config with the sweep's tracker, as it was when it was planned."""
+    config = OmegaConf.create(plan.base)
+    config.output_dir = str(paths.output_dir)
+    return config
+
+
+def _build_launcher(node: Mapping[str, Any]) -> Launcher:
+    config = OmegaConf.create({"launcher": dict(node)})
+    return Factory(config).build("launcher", Launcher)  # type: ignore[type-abstract]
+
+
+def _changed(plan: Plan, overrides: Sequence[str]) -> Plan:
+    """Return the plan with what a resume may say anew."""
+    allowed = {*(f"sweep.{name}" for name in MAY_CHANGE), "resume"}
+    for item in overrides:
+        if root(item) not in (*_LOCATORS, "launcher") and bare_name(item) not in allowed:
+            raise ResumeError(
+                f"{item}: a sweep goes on with the jobs that were planned. "
+                f"What may change: launcher, {', '.join(sorted(allowed - {'resume'}))}"
+            )
+    settings = asdict(plan.settings)
+    for item in overrides:
+        if root(item) == "sweep":
+            settings[bare_name(item).partition(".")[2]] = parse(item).value()
+    node = _launcher_node(plan, [item for item in overrides if root(item) == "launcher"])
+    return replace(plan, settings=read_settings(settings, plan.objective), launcher=node)
+
+
+def _launcher_node(plan: Plan, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return where the jobs run from now on: another launcher, or the same one with other values."""
+    if "launcher" in map(bare_name, overrides):
+        node = resolve(compose_config(overrides))["launcher"]
+    else:
+        config = OmegaConf.create({"launcher": plan.launcher})
+        for item in overrides:
+            OmegaConf.update(config, bare_name(item), parse(item).value())
+        node = resolve(config)["launcher"]
+    ObjectChecker().walk("launcher", node)
+    assert isinstance(node, dict)
+    return node
+
+
+def _refuse_changed_yaml(paths: SweepPaths, plan: Plan) -> None:
+    """Notice that the sweep's YAML is no longer what was planned by.
+
+    Raises:
+        ResumeError: It has changed, and nobody said to keep to the plan.
+    """
+    if plan.yaml is None or plan.settings.on_change == "keep":
+        return
+    choice = next(item.partition("=")[2] for item in plan.fixed if item.startswith("sweep="))
+    now = read_yaml(choice)
+    lines = ["its file is gone"] if now is None else differences(_relevant(plan.yaml), _relevant(now))
+    if lines:
+        raise ResumeError(
+            f"sweep={choice}: the YAML has changed since this sweep was planned: {'; '.join(lines[:3])}\n"
+            f"To go on as it was planned: resume={paths.sweep_id[:8]} sweep.on_change=keep\n"
+            f"To do what the YAML says now, as a sweep of its own: sweep={choice}"
+        )
+
+
+def _relevant(yaml: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a resume may change."""
+    node = yaml.get("sweep") or {}
+    kept = {key: value for key, value in node.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in yaml.items() if key != "launcher"} | {"sweep": kept}

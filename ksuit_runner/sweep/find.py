@@ -1,0 +1,72 @@
+"""From what a person types to a sweep of the output folder."""
+
+from collections.abc import Sequence
+
+from ksuit_runner.compose import compose_config
+from ksuit_runner.errors import ResumeError, TrackerError, suggest
+from ksuit_runner.paths import OutputPaths, SweepPaths
+from ksuit_runner.sweep.override_text import root
+from ksuit_runner.sweep.plan import read_plan
+
+_SHORTEST_PREFIX = 6
+_LOCATORS = ("output_dir", "tracker")
+
+
+def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
+    """Return the files of the sweep that a person means, or None if no sweep fits; ``last`` is always a run.
+
+    Args:
+        query: Its id, the first 6 or more characters of it, or its name.
+        overrides: Overrides of the command line; of them, only where runs are counts.
+
+    Raises:
+        ResumeError: Several sweeps fit.
+    """
+    if query == "last":
+        return None
+    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
+    outputs = OutputPaths(config.output_dir)
+    known = _sweeps(outputs)
+    if query in known:
+        return known[query]
+    by_prefix = {id_ for id_ in known if len(query) >= _SHORTEST_PREFIX and id_.startswith(query)}
+    found = by_prefix | {id_ for id_, paths in known.items() if read_plan(paths).name == query}
+    if len(found) > 1:
+        newest = max(found, key=lambda id_: read_plan(known[id_]).created)
+        raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
+    if found:
+        return known[found.pop()]
+    return _fetch(outputs, query, overrides) if config.tracker.get("uri") else None
+
+
+def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
+    """Return the error for a sweep that is not there, with the nearest one."""
+    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
+    known = _sweeps(OutputPaths(config.output_dir))
+    names = {read_plan(paths).name for paths in known.values()} | known.keys()
+    return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")
+
+
+def _sweeps(outputs: OutputPaths) -> dict[str, SweepPaths]:
+    folders = outputs.sweeps_dir.iterdir() if outputs.sweeps_dir.is_dir() else ()
+    found = {path.name: SweepPaths(outputs.output_dir, path.name) for path in folders if path.is_dir()}
+    return {id_: paths for id_, paths in found.items() if paths.plan.is_file()}
+
+
+def _fetch(outputs: OutputPaths, query: str, overrides: Sequence[str]) -> SweepPaths | None:
+    """Bring the plan of a sweep from the tracking server, where a sweep from another machine left it."""
+    from ksuit_runner.factory import Factory
+    from ksuit_runner.tracker.base import KIND_TAG
+
+    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
+    tracker = Factory(config).build_tracker(outputs)
+    found = [info for info in tracker.find(query) if info.tags.get(KIND_TAG) == "sweep"]
+    if len(found) != 1:
+        return None
+    paths = SweepPaths(outputs.output_dir, found[0].run_id)
+    try:
+        for path in (paths.jobs, paths.plan):
+            tracker.download(path.name, paths.sweep_dir, paths.sweep_id)
+    except TrackerError:
+        return None
+    return paths

@@ -1,0 +1,74 @@
+"""The config of each job: composed and checked before the first one starts."""
+
+import copy
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ksuit_runner.check.config import check_config, resolve
+from ksuit_runner.check.signature import SignatureReader
+from ksuit_runner.compose import compose_config, groups, without_sweep
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.sweep.override_text import bare_name, full_name
+from ksuit_runner.sweep.space import Combination, parse
+
+
+def overrides_of(combination: Combination) -> list[str]:
+    """Return a combination as overrides."""
+    return [f"{key}={value}" for key, value in combination.items()]
+
+
+class JobComposer:
+    """Composes and checks the configs of a sweep's jobs.
+
+    Hydra composes once for every choice of groups; plain values are then set as Hydra sets them. That makes a job cost
+    about 10 ms instead of 200.
+
+    Args:
+        fixed: The overrides that all jobs have.
+    """
+
+    def __init__(self, fixed: Sequence[str]) -> None:
+        self._fixed = list(fixed)
+        self._groups = set(groups())
+        self._reader = SignatureReader()
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, combination: Combination) -> dict[str, Any]:
+        """Return the resolved config of a job as plain values.
+
+        Raises:
+            ConfigError: It does not compose, or does not pass the check; names the combination.
+        """
+        try:
+            config = without_sweep(self._apply(combination))
+            check_config(config, self._reader)
+            return _plain(resolve(config))
+        except ConfigError as error:
+            raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
+
+    def _apply(self, combination: Combination) -> DictConfig:
+        chosen = {key: value for key, value in combination.items() if self._is_structural(key)}
+        structure = tuple(overrides_of(chosen))
+        if structure not in self._composed:
+            self._composed[structure] = compose_config([*self._fixed, *structure])
+        config = copy.deepcopy(self._composed[structure])
+        try:
+            for key, value in combination.items():
+                if key not in chosen:
+                    OmegaConf.update(config, key, parse(f"{key}={value}").value(), merge=True)
+        except OmegaConfBaseException:  # by Hydra it is explained
+            return compose_config([*self._fixed, *overrides_of(combination)])
+        return config
+
+    def _is_structural(self, key: str) -> bool:
+        return full_name(key) != bare_name(key) or bare_name(key) in self._groups
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    if json.loads(json.dumps(values)) != values:
+        raise ConfigError("the config of a sweep's job takes text as keys, and no tuples or bytes as values")
+    return values

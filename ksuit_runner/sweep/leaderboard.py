@@ -1,0 +1,164 @@
+"""What a sweep has found: its jobs ranked by the objective, and the mean over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isnan
+from statistics import fmean, stdev
+
+from ksuit_runner.metric_property import Direction, MetricPropertyProvider
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.plan import Job, Plan, varied
+from ksuit_runner.sweep.records import Metric, find_records, read_ends, read_metrics, status_of
+from ksuit_runner.sweep.space import SEED
+from ksuit_runner.tracker.base import BaseTracker
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job of the leaderboard.
+
+    Attributes:
+        index: Number of the job.
+        values: What varies -> its value.
+        status: finished, failed, killed, running, pruned, or missing for a job that has not started.
+        run_id: Its run, if it has one.
+        seconds: How long it took.
+        metrics: Values by metric: the objective only, or without one all metrics that have a better direction.
+    """
+
+    index: int
+    values: dict[str, str]
+    status: str
+    run_id: str | None
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ in their seed only.
+
+    Attributes:
+        values: What varies besides the seed -> its value.
+        mean: Mean of the objective over the seeds that have one.
+        deviation: Sample standard deviation, None for one seed.
+        count: Number of seeds.
+        published: Figure of a paper to compare with, if there is one.
+    """
+
+    values: dict[str, str]
+    mean: float
+    deviation: float | None
+    count: int
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A ranked sweep.
+
+    Attributes:
+        name: Name of the sweep.
+        objective: Metric that it is ranked by; None leaves the jobs in their order.
+        direction: Which direction of it is the better one.
+        keys: What varies.
+        rows: The jobs, best first; those without a value last.
+        groups: The same over seeds, best first; empty without several seeds.
+    """
+
+    name: str
+    objective: str | None
+    direction: Direction
+    keys: list[str]
+    rows: list[Row]
+    groups: list[Group] = field(default_factory=list)
+
+    @property
+    def metric_keys(self) -> list[str]:
+        """The metrics that are shown."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.metrics))
+
+
+def make_leaderboard(
+    paths: SweepPaths,
+    plan: Plan,
+    jobs: Sequence[Job],
+    tracker: BaseTracker,
+    properties: MetricPropertyProvider,
+    pruned: frozenset[int] = frozenset(),
+) -> Leaderboard:
+    """Rank a sweep by what the records of its runs say.
+
+    Args:
+        paths: Files of the sweep.
+        plan: Its plan.
+        jobs: Its jobs.
+        tracker: Where they are recorded.
+        properties: Knows which direction of a metric is better.
+        pruned: Numbers of the jobs that a search has ended early.
+    """
+    records, ends = find_records(paths, plan, tracker), read_ends(paths)
+    rows = []
+    for job in jobs:
+        record, end = records.get(job.index), ends.get(job.index)
+        metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective) if record else {}
+        status = "pruned" if job.index in pruned else status_of(record, end)
+        rows.append(
+            Row(
+                job.index,
+                job.combination,
+                status.lower(),
+                record.run_id if record else None,
+                end.seconds if end else 0.0,
+                shown_metrics(metrics, plan.objective, plan.settings.value),
+            )
+        )
+    direction = properties.direction(plan.objective) if plan.objective else "neutral"
+    rows = _ranked(rows, plan.objective, direction)
+    keys = varied(jobs)
+    groups = [_with_published(group, plan) for group in _groups(rows, plan.objective, keys, direction)]
+    return Leaderboard(plan.name, plan.objective, direction, keys, rows, groups)
+
+
+def shown_metrics(metrics: dict[str, Metric], objective: str | None, value: str) -> dict[str, float]:
+    """Return what a job counts by: the last or best value of the objective, or all metrics that can be better."""
+    if objective is None:
+        return {key: metric.last for key, metric in metrics.items() if metric.direction != "neutral"}
+    metric = metrics.get(objective)
+    if metric is None:
+        return {}
+    best = metric.best if value == "best" else metric.last
+    return {objective: metric.last if best is None else best}
+
+
+def _order(value: float | None, direction: Direction) -> float:
+    """What is sorted by: no value, and NaN, come last."""
+    if value is None or isnan(value):
+        return inf
+    return -value if direction == "higher" else value
+
+
+def _ranked(rows: list[Row], objective: str | None, direction: Direction) -> list[Row]:
+    if objective is None or direction == "neutral":
+        return rows
+    return sorted(rows, key=lambda row: _order(row.metrics.get(objective), direction))
+
+
+def _with_published(group: Group, plan: Plan) -> Group:
+    figures = [plan.settings.published[value] for value in group.values.values() if value in plan.settings.published]
+    return replace(group, published=figures[0]) if figures else group
+
+
+def _groups(rows: Sequence[Row], objective: str | None, keys: Sequence[str], direction: Direction) -> list[Group]:
+    if objective is None or SEED not in keys:
+        return []
+    values: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for row in rows:
+        others = tuple((key, row.values[key]) for key in keys if key != SEED)
+        if objective in row.metrics and row.status == "finished":
+            values.setdefault(others, []).append(row.metrics[objective])
+    groups = [
+        Group(dict(others), fmean(found), stdev(found) if len(found) > 1 else None, len(found))
+        for others, found in values.items()
+    ]
+    return groups if direction == "neutral" else sorted(groups, key=lambda group: _order(group.mean, direction))

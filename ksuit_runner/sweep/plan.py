@@ -1,0 +1,124 @@
+"""What a sweep is going to do, on disk before its first job starts; a resume goes by it and not by today's YAML."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ksuit_runner.durable_files import write_text
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.settings import Settings
+from ksuit_runner.sweep.space import Combination
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        index: Its number in the sweep, from 0.
+        combination: What varies -> the value that this job has.
+        config: Its resolved config, as plain values.
+    """
+
+    index: int
+    combination: Combination
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Attributes:
+        name: Its name.
+        command: The command line that started it.
+        fixed: Overrides that all jobs have.
+        settings: How the jobs follow from the parameters.
+        launcher: Where the jobs run: the node `launcher` of the config, as plain values.
+        base: The resolved config without anything that varies.
+        objective: Metric that the jobs are ranked by.
+        yaml: Content of the sweep's YAML file; None for a sweep from the command line.
+        created: When it was planned, in seconds since 1970.
+    """
+
+    name: str
+    command: str
+    fixed: list[str]
+    settings: Settings
+    launcher: dict[str, Any]
+    base: dict[str, Any]
+    objective: str | None = None
+    yaml: dict[str, Any] | None = None
+    created: float = field(default_factory=time.time)
+
+
+def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
+    """Store a plan and all jobs that are known; the plan itself comes last, with it the sweep exists."""
+    paths.sweep_dir.mkdir(parents=True, exist_ok=True)
+    write_text(paths.jobs, "".join(map(_line, jobs)))
+    write_text(paths.plan, json.dumps(asdict(plan), indent=2) + "\n")
+
+
+def update_plan(paths: SweepPaths, plan: Plan) -> None:
+    """Store a plan whose settings or launcher a resume has changed."""
+    write_text(paths.plan, json.dumps(asdict(plan), indent=2) + "\n")
+
+
+def add_job(paths: SweepPaths, job: Job) -> None:
+    """Add a job that a search has come up with, durably, before it starts."""
+    descriptor = os.open(paths.jobs, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, ("\n" + _line(job)).encode())  # a line before it that a crash has torn stays alone
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_plan(paths: SweepPaths) -> Plan:
+    """Return the plan of a sweep."""
+    stored = json.loads(paths.plan.read_text())
+    return Plan(**stored | {"settings": Settings(**stored["settings"])})
+
+
+def read_jobs(paths: SweepPaths) -> list[Job]:
+    """Return the jobs of a sweep in their order; a line that a crash has torn is a job that never started."""
+    jobs = []
+    for line in paths.jobs.read_text().splitlines():
+        try:
+            jobs.append(Job(**json.loads(line)))
+        except ValueError:
+            continue
+    return sorted(jobs, key=lambda job: job.index)
+
+
+def varied(jobs: Sequence[Job]) -> list[str]:
+    """Return the keys in which jobs differ, in the order of the parameters."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for key, value in job.combination.items():
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def differences(stored: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """Say where two YAML files differ, a line each: the place with its value then and now."""
+    before, after = _flat(stored or {}), _flat(now or {})
+    return [
+        f"{place}: was {before.get(place, 'not there')}, is {after.get(place, 'not there')}"
+        for place in dict.fromkeys([*before, *after])
+        if before.get(place) != after.get(place)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _line(job: Job) -> str:
+    return json.dumps(asdict(job), separators=(",", ":")) + "\n"

@@ -1,0 +1,110 @@
+"""The leaderboard for a person: tables in the terminal, and the same as files with the parent run."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from ksuit_runner.durable_files import write_text
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.leaderboard import Group, Leaderboard
+from ksuit_runner.sweep.override_text import bare_name
+from ksuit_runner.sweep.space import SEED
+from ksuit_runner.terminal import format_number, print_table
+
+Table = tuple[list[str], list[list[str]]]
+"""Column heads and rows."""
+
+
+def print_leaderboard(console: Console, board: Leaderboard) -> None:
+    """Print the jobs, best first, and the mean over seeds where there are several."""
+    heads, rows = job_table(board)
+    print_table(console, heads, rows, status_column=heads.index("status"))
+    if board.groups:
+        console.print()
+        print_table(console, *group_table(board))
+
+
+def write_leaderboard(paths: SweepPaths, board: Leaderboard) -> None:
+    """Write both tables as Markdown, and the jobs as CSV."""
+    tables = [job_table(board)] + ([group_table(board)] if board.groups else [])
+    write_text(paths.table, f"# {board.name}\n\n" + "\n".join(map(_markdown, tables)))
+    text = io.StringIO()
+    csv.writer(text).writerows(_csv_rows(board))
+    write_text(paths.csv, text.getvalue())
+
+
+def job_table(board: Leaderboard) -> Table:
+    """Return the jobs with the overrides in which they differ."""
+    metrics = board.metric_keys
+    heads = ["job", *map(bare_name, board.keys), *metrics, "status", "time", "run"]
+    rows = [
+        [
+            str(row.index + 1),
+            *(_short(row.values[key]) for key in board.keys),
+            *(format_number(row.metrics[key]) if key in row.metrics else "" for key in metrics),
+            row.status,
+            format_seconds(row.seconds),
+            row.run_id or "",
+        ]
+        for row in board.rows
+    ]
+    return heads, rows
+
+
+def group_table(board: Leaderboard) -> Table:
+    """Return mean and deviation of the objective over the seeds, with the overrides in which the jobs differ."""
+    keys = [key for key in board.keys if key != SEED]
+    heads = [*map(bare_name, keys), f"{board.objective} (mean ± deviation)", "seeds"]
+    rows = [[*(_short(group.values[key]) for key in keys), spread(group), str(group.count)] for group in board.groups]
+    if any(group.published is not None for group in board.groups):
+        heads.append("published")
+        for group, row in zip(board.groups, rows, strict=True):
+            row.append("" if group.published is None else format_number(group.published))
+    return heads, rows
+
+
+def spread(group: Group) -> str:
+    """Return mean and deviation as text."""
+    mean = format_number(group.mean)
+    return mean if group.deviation is None else f"{mean} ± {group.deviation:.2g}"
+
+
+def _short(value: str) -> str:
+    """Write a long number, as a search comes up with, with six digits."""
+    try:
+        return value if len(value) <= 9 else f"{float(value):.6g}"
+    except ValueError:
+        return value
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration, such as ``4.2 s`` or ``1:02:03``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds else ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
+
+
+def _markdown(table: Table) -> str:
+    heads, rows = table
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def _csv_rows(board: Leaderboard) -> Sequence[Sequence[object]]:
+    metrics = board.metric_keys
+    rows = [
+        [
+            row.index + 1,
+            *(row.values[key] for key in board.keys),
+            *(row.metrics.get(key, "") for key in metrics),
+            row.status,
+            round(row.seconds, 3),
+            row.run_id or "",
+        ]
+        for row in board.rows
+    ]
+    return [["job", *map(bare_name, board.keys), *metrics, "status", "seconds", "run"], *rows]

@@ -1,0 +1,229 @@
+"""A sweep while it runs: its parent run, its jobs one after the other or at once, and the leaderboard at the end."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ksuit_runner.environment import Surroundings
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.factory import Factory
+from ksuit_runner.interruption import Interruption, catch_signals
+from ksuit_runner.launchers.base import Launcher
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.run_lock import RunLock
+from ksuit_runner.stored_run import add_to_index, runs_since
+from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
+from ksuit_runner.sweep.driver import drive
+from ksuit_runner.sweep.job_launch import launch_of
+from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
+from ksuit_runner.sweep.plan import Job, Plan, read_jobs
+from ksuit_runner.sweep.plot import draw_leaderboard
+from ksuit_runner.sweep.records import JobRecord, find_records, note_end, read_ends, status_of
+from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
+from ksuit_runner.sweep.task import JobResult, Task
+from ksuit_runner.sync import send_all
+from ksuit_runner.terminal import print_error, sync_command
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.deferred import DeferredTracker
+
+
+class JobSource(Protocol):
+    """Where jobs come from: a list, or a search that learns from how they end."""
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the jobs in their order, those of an earlier session included; each when there is room for it."""
+        ...
+
+    def told(self, job: Job, status: str, run_id: str | None) -> None:
+        """Learn that a job has ended, or had ended before."""
+        ...
+
+    def pruned(self) -> frozenset[int]:
+        """Return the numbers of the jobs that were ended early."""
+        ...
+
+
+class Listed:
+    """Jobs that are all known from the start.
+
+    Args:
+        jobs: The jobs.
+    """
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self._jobs = jobs
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the jobs in their order."""
+        yield from self._jobs
+
+    def told(self, job: Job, status: str, run_id: str | None) -> None:
+        """Learn nothing."""
+
+    def pruned(self) -> frozenset[int]:
+        """Return no numbers."""
+        return frozenset()
+
+
+class Session:
+    """One sitting of a sweep, from its start or a resume to its end or an interruption.
+
+    Args:
+        paths: Files of the sweep; its plan is stored there.
+        plan: The plan.
+        config: A config with the tracker of the sweep.
+        tracker: Tracker that is bound to the parent run.
+        launcher: Where the jobs run.
+        console: Where a person reads along.
+    """
+
+    def __init__(
+        self,
+        paths: SweepPaths,
+        plan: Plan,
+        config: DictConfig,
+        tracker: DeferredTracker,
+        launcher: Launcher,
+        console: Console,
+    ) -> None:
+        self.paths = paths
+        self._plan = plan
+        self._tracker = tracker
+        self._launcher = launcher
+        self._console = console
+        self._properties = build_properties(config, plan.objective)
+        self._records: Mapping[int, JobRecord] = {}
+        self._results: dict[int, JobResult] = {}
+        self._skipped: dict[int, str] = {}
+        self._surroundings: Surroundings | None = None
+        self._total = 0
+
+    def run(self, source: JobSource, total: int, is_resumed: bool) -> int:
+        """Do the jobs that are not done, and return the exit status.
+
+        Args:
+            source: Where the jobs come from.
+            total: How many there are to be.
+            is_resumed: Whether some may have run before.
+
+        Raises:
+            ResumeError: The sweep is alive elsewhere.
+        """
+        with RunLock(self.paths.lock), catch_signals() as interruption:
+            self._records = find_records(self.paths, self._plan, self._tracker) if is_resumed else {}
+            print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
+            self._total = total
+            number: int | None = None
+            try:
+                self._launcher.open(self.paths)
+                number = self._drive(source, interruption)
+            except KeyboardInterrupt:
+                number = 2
+            finally:
+                self._launcher.close()
+                self._finish(source, number)
+        if number is not None:
+            return 128 + number
+        return 1 if "FAILED" in self._statuses() else 0
+
+    def _statuses(self) -> set[str]:
+        return {result.status for result in self._results.values()} | set(self._skipped.values())
+
+    def _drive(self, source: JobSource, interruption: Interruption) -> int | None:
+        jobs: dict[int, Job] = {}
+
+        def on_start(task: Task) -> None:
+            if self._launcher.runs_here:
+                print_end(self._console, jobs[task.index], self._total, "starts")
+
+        def on_end(task: Task, result: JobResult) -> None:
+            job = jobs[task.index]
+            note_end(self.paths, result)
+            self._results[task.index] = result
+            source.told(job, result.status, result.run_id)
+            print_end(self._console, job, self._total, result.status.lower(), result.seconds)
+            if result.status == "FAILED":
+                print_failure(self._console, job, result, self.paths, has_trace=not self._launcher.runs_here)
+
+        tasks = self._tasks(source, jobs)
+        drive(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
+        signals = [result.signal for result in self._results.values() if result.signal is not None]
+        return interruption.signal or next(iter(signals), None)
+
+    def _tasks(self, source: JobSource, jobs: dict[int, Job]) -> Iterator[Task]:
+        ends = read_ends(self.paths)
+        for job in source.jobs():
+            record, end = self._records.get(job.index), ends.get(job.index)
+            status = status_of(record, end)
+            if status == "FINISHED" or (status == "FAILED" and not self._plan.settings.retry):
+                self._skipped[job.index] = status
+                source.told(job, status, record.run_id if record else None)
+                continue
+            jobs[job.index] = job
+            yield self._task(job, record)
+
+    def _task(self, job: Job, record: JobRecord | None) -> Task:
+        if record is not None and record.run_id not in runs_since(self.paths, 0):  # killed before it was entered
+            add_to_index(self.paths, record.run_id, record.name, "train")
+        if self._launcher.runs_here and self._surroundings is None:
+            self._surroundings = Surroundings.now()
+        return Task(
+            index=job.index,
+            output_dir=self.paths.output_dir,
+            sweep_id=self.paths.sweep_id,
+            folder=Path.cwd(),
+            config=job.config,
+            launch=launch_of(job, self._plan, self.paths, record),
+            run_id=record.run_id if record else None,
+            devices=tuple(self._launcher.devices),
+            is_shown=self._launcher.runs_here,
+            surroundings=self._surroundings,
+        )
+
+    def _finish(self, source: JobSource, number: int | None) -> None:
+        """Show and store the leaderboard, and close the parent run, as far as the tracker can be reached."""
+        status: EndStatus = "KILLED" if number else "FAILED" if "FAILED" in self._statuses() else "FINISHED"
+        try:
+            board = make_leaderboard(
+                self.paths, self._plan, read_jobs(self.paths), self._tracker, self._properties, source.pruned()
+            )
+            print_leaderboard(self._console, board)
+            store_leaderboard(self.paths, board, self._tracker)
+        except TrackerError as error:
+            print_error(self._console, error)
+        self._tracker.end_run(status)
+        run = PathProvider(self.paths.output_dir, self.paths.sweep_id)
+        try:
+            send_all(self._tracker, run)
+        except TrackerError as error:
+            again = sync_command(run.run_id, run.output_dir)
+            print_error(self._console, TrackerError(f"{error}\nTo tell the tracker how the sweep has ended: {again}"))
+
+
+def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracker) -> None:
+    """Write table and plot, and store them with the parent run."""
+    write_leaderboard(paths, board)
+    files = [paths.table, paths.csv]
+    if draw_leaderboard(paths.plot, board):
+        files.append(paths.plot)
+    for path in files:
+        tracker.upload(path, path.name)
+
+
+def build_properties(config: DictConfig, objective: str | None) -> MetricPropertyProvider:
+    """Build what knows the better direction of metrics.
+
+    Raises:
+        ConfigError: It knows none of the objective.
+    """
+    factory = Factory(config)
+    properties = MetricPropertyProvider()
+    if factory.has("metric_property_provider"):
+        properties = factory.build("metric_property_provider", MetricPropertyProvider)
+    if objective is not None and properties.direction(objective) == "neutral":
+        raise ConfigError(f"objective: metric_property_provider knows no better direction of '{objective}'")
+    return properties

@@ -1,0 +1,66 @@
+"""The settings of a sweep: the node `sweep` of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from ksuit_runner.check.annotation import mismatch
+from ksuit_runner.errors import ConfigError, suggest
+
+MAY_CHANGE = ("fail_fast", "retry", "on_change")
+"""What a resume may say anew; all else makes the jobs what they are."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the jobs of a sweep follow from its parameters, and what happens when one fails.
+
+    Attributes:
+        params: Key of the config, or group -> the values that it takes.
+        method: ``grid`` does every combination, ``random`` draws some, ``tpe`` lets Optuna look for good ones.
+        samples: How many combinations are drawn.
+        seed: Seed of what is drawn.
+        value: Whether a job counts by the ``last`` or the ``best`` value of its objective.
+        published: Value of a parameter -> figure from a paper, shown beside the mean over seeds.
+        fail_fast: Whether the first failed job ends the sweep.
+        retry: Whether a resume tries failed jobs again.
+        on_change: What a resume does if the sweep's YAML has changed: ``refuse``, or ``keep`` to what was planned.
+    """
+
+    params: dict[str, Any] = field(default_factory=dict)
+    method: Literal["grid", "random", "tpe"] = "grid"
+    samples: int | None = None
+    seed: int = 0
+    value: Literal["last", "best"] = "last"
+    published: dict[str, float] = field(default_factory=dict)
+    fail_fast: bool = False
+    retry: bool = True
+    on_change: Literal["refuse", "keep"] = "refuse"
+
+
+def read_settings(node: Mapping[str, Any], objective: str | None) -> Settings:
+    """Check the node ``sweep`` and return it.
+
+    Args:
+        node: The node, as plain values.
+        objective: Metric that the jobs are ranked by.
+
+    Raises:
+        ConfigError: A key is unknown, a value does not fit, or two of them do not go together.
+    """
+    annotations = {item.name: str(item.type) for item in fields(Settings)}
+    for key, value in node.items():
+        if key not in annotations:
+            raise ConfigError(f"sweep.{key}: there is no such setting. {suggest(str(key), annotations)}")
+        if problem := mismatch(value, annotations[key]):
+            raise ConfigError(f"sweep.{key}: {problem}")
+    settings = Settings(**node)
+    if settings.method == "grid" and settings.samples is not None:
+        raise ConfigError("sweep.samples: a grid has no samples; sweep.method=random or sweep.method=tpe draws them")
+    if settings.method != "grid" and (settings.samples is None or settings.samples < 1):
+        raise ConfigError(f"sweep.samples: sweep.method={settings.method} needs to know how many, 1 or more")
+    if settings.method == "tpe" and objective is None:
+        raise ConfigError("objective: an Optuna search needs the metric that it makes better")
+    return settings

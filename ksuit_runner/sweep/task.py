@@ -1,0 +1,118 @@
+"""One job of a sweep, done in whatever process it was handed to."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.resume import Origin
+from ksuit_runner.stored_run import Launch
+from ksuit_runner.sweep.device_slot import claim_device
+from ksuit_runner.terminal import make_console
+
+if TYPE_CHECKING:
+    from ksuit_runner.environment import Surroundings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs to know to do a job.
+
+    Attributes:
+        index: Number of the job.
+        output_dir: The output folder.
+        sweep_id: Id of the sweep.
+        folder: Working directory of the sweep: configs, callbacks and git are looked for there.
+        config: Resolved config of the job, as plain values.
+        launch: How the run was started, to be stored with it.
+        run_id: Run to go on with; None starts a new one.
+        devices: Devices that the jobs share out among themselves.
+        is_shown: Whether to print what a run prints.
+        surroundings: What the run is stored with; None collects it.
+    """
+
+    index: int
+    output_dir: Path
+    sweep_id: str
+    folder: Path
+    config: dict[str, Any]
+    launch: Launch
+    run_id: str | None = None
+    devices: tuple[str, ...] = ()
+    is_shown: bool = True
+    surroundings: "Surroundings | None" = None
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended.
+
+    Attributes:
+        index: Number of the job.
+        status: FINISHED, FAILED or KILLED.
+        run_id: Its run, None if it did not get as far.
+        seconds: How long it took, this time.
+        signal: Number of the signal that ended it.
+        error: What it failed with, in a few lines.
+        trace: The traceback, empty for an error that is explained without one.
+    """
+
+    index: int
+    status: str
+    run_id: str | None = None
+    seconds: float = 0.0
+    signal: int | None = None
+    error: str = ""
+    trace: str = ""
+
+
+def do_job(task: Task) -> JobResult:
+    """Do a job: start its run, or go on with it; whatever happens is told and not raised."""
+    start = time.monotonic()
+    try:
+        return _do(task, start)
+    except KeyboardInterrupt:
+        return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, signal.SIGINT)
+    except Exception as error:
+        return _failed(task, error, task.run_id, start)
+
+
+def _do(task: Task, start: float) -> JobResult:
+    _go_to(task.folder)
+    paths = SweepPaths(task.output_dir, task.sweep_id)
+    claim_device([(device, paths.device_lock(device)) for device in task.devices])
+    from ksuit_runner.runner import run
+
+    config = OmegaConf.create(task.config)
+    config.output_dir, config.parent_run_id = str(task.output_dir), task.sweep_id
+    origin = Origin("resume", task.run_id) if task.run_id else None
+    if task.is_shown:
+        outcome = run(config, task.launch, origin, surroundings=task.surroundings)
+    else:
+        with open(os.devnull, "w") as nowhere:
+            outcome = run(config, task.launch, origin, make_console(file=nowhere), task.surroundings)
+    if outcome.error is not None:
+        return _failed(task, outcome.error, outcome.run_id, start)
+    return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)
+
+
+def _failed(task: Task, error: BaseException, run_id: str | None, start: float) -> JobResult:
+    trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
+    text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
+    return JobResult(task.index, "FAILED", run_id, time.monotonic() - start, None, text, trace)
+
+
+def _go_to(folder: Path) -> None:
+    """Make the sweep's working directory this process's, as a worker of a cluster begins elsewhere."""
+    if folder != Path.cwd():
+        os.chdir(folder)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

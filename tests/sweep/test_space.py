@@ -1,0 +1,130 @@
+"""What a sweep varies: reading values, every combination, random draws."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.sweep.override_text import to_text
+from ksuit_runner.sweep.space import Interval, draw, grid, parse, read_parameters
+
+
+def values_of(params):
+    return {item.key: item.values or item.interval for item in read_parameters(params, 0)}
+
+
+def test_lists_text_ranges_groups_and_lists_of_callbacks_are_read():
+    params = {
+        "optimizer.lr": [1e-3, 0.01],
+        "optimizer.weight_decay": "0,0.1",
+        "seed": "range(0,3)",
+        "model": "glob(*,exclude=[gpt,gru])",
+        "callbacks": [["ema", "accuracy"], []],
+        "+callbacks": "early_stop,[]",
+        "name": None,
+        "trainer.compile": [True, False],
+    }
+    assert values_of(params) == {
+        "optimizer.lr": ("0.001", "0.01"),
+        "optimizer.weight_decay": ("0", "0.1"),
+        "seed": ("0", "1", "2"),
+        "model": ("cnn", "linear", "mlp"),
+        "callbacks": ("[ema,accuracy]", "[]"),
+        "+callbacks": ("early_stop", "[]"),
+        "name": ("null",),
+        "trainer.compile": ("true", "false"),
+    }
+
+
+def test_a_list_of_callbacks_as_text_is_one_value_each():
+    assert values_of({"callbacks": "[ema,accuracy],[accuracy]"}) == {"callbacks": ("[ema,accuracy]", "[accuracy]")}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab'/ .=,[]{}$!", max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", min_size=1, max_size=3), inner),
+        max_leaves=5,
+    )
+)
+def test_what_stands_in_a_yaml_list_means_the_same_as_an_override(value):
+    if isinstance(value, str) and "\\" in value:
+        return
+    assert parse(f"key={to_text(value)}").value() == value
+
+
+def test_intervals_are_read_with_their_scale_and_kind():
+    found = values_of(
+        {
+            "a": "interval(0.5, 1)",
+            "b": "tag(log, interval(1e-4, 1e-1))",
+            "c": "int(interval(1, 9))",
+        }
+    )
+    assert found == {
+        "a": Interval(0.5, 1.0),
+        "b": Interval(1e-4, 1e-1, log=True),
+        "c": Interval(1, 9, whole=True),
+    }
+
+
+def test_a_grid_is_every_combination_with_the_last_key_changing_fastest():
+    assert grid(read_parameters({"b": [1, 2], "a": "x,y"}, 0)) == [
+        {"b": "1", "a": "x"},
+        {"b": "1", "a": "y"},
+        {"b": "2", "a": "x"},
+        {"b": "2", "a": "y"},
+    ]
+
+
+def test_draws_are_the_same_for_a_seed_and_stay_when_something_is_added():
+    params = {"lr": "tag(log, interval(1e-4, 1e-1))", "depth": "int(interval(1, 9))", "model": ["cnn", "mlp"]}
+    drawn = draw(read_parameters(params, 0), 20, seed=3)
+    assert drawn == draw(read_parameters(params, 0), 20, seed=3)
+    assert drawn != draw(read_parameters(params, 0), 20, seed=4)
+    longer = draw(read_parameters(params | {"width": "interval(0, 1)"}, 0), 30, seed=3)
+    assert [{key: item[key] for key in params} for item in longer[:20]] == drawn
+    rates = [float(item["lr"]) for item in drawn]
+    assert all(1e-4 <= rate <= 1e-1 for rate in rates)
+    assert sum(rate < 3e-3 for rate in rates) in range(4, 17)  # spread by the logarithm: about a half
+    assert {int(item["depth"]) for item in drawn} <= set(range(1, 10))
+    assert {item["model"] for item in drawn} == {"cnn", "mlp"}
+
+
+def test_every_draw_is_done_with_every_seed():
+    drawn = draw(read_parameters({"lr": "interval(0, 1)", "seed": [0, 1, 2]}, 0), 2, seed=0)
+    assert [item["seed"] for item in drawn] == ["0", "1", "2"] * 2
+    assert len({item["lr"] for item in drawn}) == 2
+
+
+def test_shuffle_is_reproducible_and_leaves_the_generator_alone():
+    random.seed(1)
+    before = random.getstate()
+    first = values_of({"a": "shuffle(range(0, 20))"})
+    assert random.getstate() == before
+    random.seed(2)
+    assert values_of({"a": "shuffle(range(0, 20))"}) == first
+    assert sorted(map(int, first["a"])) == list(range(20)) != list(map(int, first["a"]))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"a": []}, "sweep.params.a: a value is needed"),
+        ({"a": "interval(2, 1)"}, "sweep.params.a: the ends of an interval"),
+        ({"a": "tag(log, interval(0, 1))"}, "sweep.params.a: a logarithmic interval begins above 0"),
+        ({"modell": "glob(*)"}, "there is no group 'modell'"),
+        ({"model": "glob(x*)"}, "no file of the group 'model' matches"),
+        ({"a": "range(1,"}, "a=range"),
+    ],
+)
+def test_mistakes_name_the_parameter(params, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        read_parameters(params, 0)
+
+
+def test_a_grid_of_an_interval_says_how_to_draw():
+    with pytest.raises(ConfigError, match="sweep.params.a: an interval is drawn from: sweep.method=random"):
+        grid(read_parameters({"a": "interval(0, 1)"}, 0))

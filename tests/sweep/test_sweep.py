@@ -1,0 +1,150 @@
+"""Sweeps as a person runs them: one parent, its jobs, the table at the end, and what happens when a job fails."""
+
+import json
+import signal
+
+import pytest
+from command import REPOSITORY, SMALL, checkpoint_bytes, journal, ksuit, query, run_dirs, start, stop_at
+
+FAST = (*SMALL, "trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")
+
+
+def runs(output_dir):
+    """Return the jobs' runs by what varies, and the id of their only parent."""
+    rows = query(output_dir, "select run_uuid, key, value from tags")
+    tags = {}
+    for run_id, key, value in rows:
+        tags.setdefault(run_id, {})[key] = value
+    children = {run_id: found for run_id, found in tags.items() if "mlflow.parentRunId" in found}
+    (parent,) = {found["mlflow.parentRunId"] for found in children.values()}
+    assert tags[parent]["ksuit.kind"] == "sweep"
+    return parent, {found["ksuit.overrides"]: (run_id, found) for run_id, found in children.items()}
+
+
+def statuses(output_dir):
+    return dict(query(output_dir, "select run_uuid, status from runs"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("swept")
+    output = ksuit(
+        output_dir, "-m", *FAST, "optimizer.lr=1e-3,1e-2", "seed=0,1", "objective=accuracy/test", "name=mine"
+    )
+    return output_dir, output
+
+
+def test_runs_are_nested_under_one_parent_and_tagged_with_their_overrides(swept):
+    output_dir, _ = swept
+    parent, found = runs(output_dir)
+    assert list(found) == [f"optimizer.lr={lr} seed={seed}" for lr in ("0.001", "0.01") for seed in (0, 1)]
+    for index, (run_id, tags) in enumerate(found.values()):
+        assert (tags["ksuit.sweep"], tags["ksuit.job"]) == (parent, str(index))
+        assert tags["ksuit.overrides"] == f"optimizer.lr={tags['sweep.optimizer.lr']} seed={tags['sweep.seed']}"
+        launch = json.loads((output_dir / "runs" / run_id / "artifacts" / "launch.json").read_text())
+        assert launch["overrides"][-2:] == tags["ksuit.overrides"].split()
+    assert set(statuses(output_dir).values()) == {"FINISHED"}
+    assert len(statuses(output_dir)) == 5
+
+
+def test_the_table_ranks_the_jobs_and_shows_mean_and_deviation_over_seeds(swept):
+    _, output = swept
+    lines = [line.split() for line in output.splitlines()]
+    start_ = next(index for index, line in enumerate(lines) if line[:3] == ["job", "optimizer.lr", "seed"])
+    rows = lines[start_ + 1 : start_ + 5]
+    assert [row[1] for row in rows] == ["0.01", "0.01", "0.001", "0.001"]
+    values = [float(row[3]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert all(row[4] == "finished" for row in rows)
+    assert "max_epochs" not in output[output.index("job  ") :]
+    groups = lines[-2:]
+    assert [group[0] for group in groups] == ["0.01", "0.001"]
+    assert float(groups[0][1]) == pytest.approx(sum(values[:2]) / 2, abs=1e-3)
+    assert float(groups[0][3]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=0.05)
+
+
+def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(swept):
+    output_dir, output = swept
+    parent, _ = runs(output_dir)
+    artifacts = output_dir / "runs" / parent / "artifacts"
+    assert {path.name for path in artifacts.iterdir()} == {
+        *("plan.json", "jobs.jsonl", "leaderboard.md", "leaderboard.csv", "leaderboard.png")
+    }
+    assert (artifacts / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 0.01 | " in (artifacts / "leaderboard.md").read_text()
+    table = output[output.index("job  ") :]
+    assert ksuit(output_dir, f"leaderboard={parent[:8]}") == table
+    assert ksuit(output_dir, "leaderboard=mine") == table
+    assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
+
+
+def test_no_state_leaks_from_one_job_to_the_next(swept, tmp_path):
+    output_dir, _ = swept
+    _, found = runs(output_dir)
+    alone = ("optimizer.lr=1e-2", "seed=1", "objective=accuracy/test", "name=mine")
+    ksuit(tmp_path, *FAST, *alone)
+    (directory,) = run_dirs(tmp_path)
+    in_sweep = output_dir / "runs" / found["optimizer.lr=0.01 seed=1"][0]
+    assert checkpoint_bytes(in_sweep) == checkpoint_bytes(directory)
+    assert journal(in_sweep) == journal(directory)
+    configs = [(path / "artifacts" / "config.yaml").read_text().splitlines() for path in (in_sweep, directory)]
+    differing = [line for line in zip(*configs, strict=True) if line[0] != line[1]]
+    assert [line[0].split(":")[0] for line in differing] == ["output_dir", "parent_run_id"]
+
+
+def test_a_run_of_a_sweep_can_be_resumed_by_itself(swept):
+    output_dir, _ = swept
+    _, found = runs(output_dir)
+    run_id = found["optimizer.lr=0.001 seed=0"][0]
+    output = ksuit(output_dir, f"resume={run_id}", "trainer.max_epochs=2")
+    assert "goes on from checkpoint E1_" in output
+
+
+QUICK = ("trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")
+
+
+def test_a_failed_job_is_reported_at_once_and_the_others_go_on(project, tmp_path):
+    output = ksuit(tmp_path / "outputs", "sweep=fails", *QUICK, status=1, cwd=project)
+    assert output.index("RuntimeError: this one breaks") < output.index("job 2/3  starts")
+    report = output[output.index("error: job 1 failed: RuntimeError: this one breaks") :]
+    assert "run.log" in report.splitlines()[1]
+    assert "Traceback" in output[: output.index("error: job 1 failed")]
+    assert "error: job 2 failed: model: fails_at: it cannot even be built" in output
+    words = [line.split()[-4:] for line in output.splitlines()[-3:]]
+    assert [("finished" in row, "failed" in row) for row in words] == [(True, False), (False, True), (False, True)]
+    assert sorted(statuses(tmp_path / "outputs").values()) == ["FAILED", "FAILED", "FINISHED"]
+
+    again = ksuit(tmp_path / "outputs", "resume=fails", "sweep.retry=false", status=1, cwd=project)
+    assert "starts" not in again
+    retried = ksuit(tmp_path / "outputs", "resume=fails", status=1, cwd=project)
+    assert retried.count("starts") == 2
+    assert len(statuses(tmp_path / "outputs")) == 3
+
+
+def test_fail_fast_ends_the_sweep_with_the_first_failure(project, tmp_path):
+    output = ksuit(tmp_path / "outputs", "sweep=fails", "sweep.fail_fast=true", *QUICK, status=1, cwd=project)
+    assert output.count("starts") == 1
+    assert [line.split()[-1] for line in output.splitlines()[-2:]] == ["missing", "missing"]
+
+
+def test_one_bad_value_is_reported_before_anything_trains(tmp_path):
+    output = ksuit(tmp_path, "-m", *FAST, "optimizer.lr=1e-2,fast", status=2)
+    assert output.startswith("error: optimizer.lr: expects float")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_running_job_cleanly_and_the_sweep_with_it(number, tmp_path):
+    arguments = ("-m", *SMALL, "trainer.max_epochs=4000", "checkpoint=at_end", "seed=0,1", "objective=accuracy/test")
+    process = start(tmp_path, *arguments)
+    output = stop_at(process, tmp_path, 30, number)
+    assert process.returncode == 128 + number, output
+    assert set(statuses(tmp_path).values()) == {"KILLED"}
+    (directory,) = (path for path in run_dirs(tmp_path) if (path / "metrics.jsonl").exists())
+    assert (directory / "artifacts" / "checkpoints" / "latest").exists()
+    assert [line.split()[-3 if "killed" in line else -1] for line in output.splitlines()[-2:]].count("missing") == 1
+
+
+def test_what_ships_is_a_command_away():
+    for path in (REPOSITORY / "conf" / "sweep").glob("*.yaml"):
+        assert f"# python -m ksuit_runner sweep={path.stem}" in path.read_text().splitlines()[:2]
