@@ -31,7 +31,10 @@ def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSI
 
 
 def run_dirs(output_dir: Path) -> list[Path]:
-    return sorted((output_dir / "runs").iterdir(), key=lambda path: path.stat().st_ctime)
+    """Return the folders of all runs, oldest first; the parent of a sweep's runs is none of them."""
+    sweeps = {path.name for path in (output_dir / "sweeps").glob("*")}
+    found = [path for path in (output_dir / "runs").iterdir() if path.name not in sweeps]
+    return sorted(found, key=lambda path: path.stat().st_ctime)
 
 
 def run_dir(output_dir: Path) -> Path:
