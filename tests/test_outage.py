@@ -67,6 +67,7 @@ def test_a_run_does_not_start_without_the_tracker_that_it_requires(tmp_path):
     assert not any((tmp_path / name / "runs").exists() for name in uris)
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_without_its_tracker_is_registered_later(tmp_path):
     embedded.open_store(OutputPaths(tmp_path))
     with locked(tmp_path / "mlflow.db"):

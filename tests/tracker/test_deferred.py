@@ -120,6 +120,8 @@ def test_a_crash_between_creation_and_its_note_does_not_make_two_runs(paths: Out
     _deliver(paths, run_id)
     (found,) = MlflowTracker(paths).find("early")
     assert (found.local_id, found.status) == (run_id, "FAILED")
+    with closing(sqlite3.connect(paths.database)) as database:
+        assert database.execute("select count(*) from runs").fetchall() == [(1,)]  # nor was another one deleted
 
 
 class Late(MlflowTracker):
@@ -216,6 +218,7 @@ def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPa
             super().set_tags(tags)
             if tags == {"a": "1", "b": "1"}:
                 tracker.set_tags({"a": "2"})  # meanwhile, by the training thread
+                tracker.log_params({"late": 1})
 
     tracker = DeferredTracker(Slow(paths), paths)
     run_id = tracker.start_run("digits", {}).run_id
@@ -225,6 +228,7 @@ def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPa
     tracker.deliver()
     assert not tracker.is_behind
     assert MlflowTracker(paths).find(run_id)[0].tags["a"] == "2"
+    assert MlflowTracker(paths)._client.get_run(run_id).data.params == {"late": "1"}
 
 
 def test_a_name_that_the_store_refuses_is_refused_at_once(paths: OutputPaths) -> None:
