@@ -84,6 +84,10 @@ def test_a_process_that_is_lost_is_one_failed_job_and_the_sweep_resumes(experime
     process = start(tmp_path, "-m", *sweep, "objective=accuracy/test", cwd=experiments)
     wait_for(tmp_path, process, "long")
     lock = runs(tmp_path)["long"] / "lock.json"
+    deadline = time.monotonic() + 100
+    while not (lock.parent / "artifacts" / "checkpoints" / "latest").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output

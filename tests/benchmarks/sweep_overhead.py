@@ -1,0 +1,42 @@
+"""What a job of a sweep costs beside its training: `python tests/benchmarks/sweep_overhead.py [number of jobs]`.
+
+Times are of the wall clock, from the first job's start to the end of the sweep, leaderboard and plot included; the
+imports and the planning are in it in equal parts. A job may cost 1.5 times its own training and 0.1 s.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from ksuit_runner.journal import read_points
+
+OVERRIDES = (
+    *("model=linear", "callbacks=[accuracy]", "trainer.max_epochs=2", "checkpoint=at_end"),
+    *("objective=accuracy/test", "optimizer.lr=1e-2,1e-3"),
+)
+
+
+def training_seconds(journal: Path) -> float:
+    """Return the time from the first to the last point of a run."""
+    times = [point.timestamp for point in read_points(journal)]
+    return (times[-1] - times[0]) / 1000
+
+
+def main() -> None:
+    """Run the sweep and print the figures."""
+    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ksuit_runner", "-m", *OVERRIDES, f"output_dir={folder}"]
+        start = time.perf_counter()
+        subprocess.run([*command, f"seed=range(0,{jobs // 2})"], check=True, stdout=subprocess.DEVNULL)
+        seconds = (time.perf_counter() - start) / jobs
+        training = median(map(training_seconds, Path(folder).glob("runs/*/metrics.jsonl")))
+    allowed = 1.5 * training + 0.1
+    print(f"{jobs} jobs, per job: {seconds:.3f} s in all, {training:.3f} s of training, {allowed:.3f} s allowed")
+
+
+if __name__ == "__main__":
+    main()
