@@ -22,9 +22,17 @@ def train(run: Run) -> None:
         is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
         error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
         save_last_full_update(run)
-        run.hooks.fire("on_exception", error=error)
-        run.log_writer.flush()
+        _tell(run, error)
         raise
+
+
+def _tell(run: Run, error: Exception) -> None:
+    """Tell the callbacks of an error, which one of their own may not hide."""
+    try:
+        run.hooks.fire("on_exception", error=error)
+    except Exception as another:
+        error.add_note(f"and while callbacks were told of it: {another!r}")
+    run.log_writer.flush()
 
 
 def _train(run: Run) -> None:

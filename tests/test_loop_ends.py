@@ -72,6 +72,16 @@ def test_an_error_is_told_to_the_callbacks_and_says_where_it_was(maker):
     assert read_newest(maker.paths()).progress.update == 5
 
 
+def test_an_error_while_callbacks_are_told_of_one_hides_nothing(maker):
+    class Clumsy(Raises):
+        def _on_exception(self, error):
+            raise LookupError("clumsy")
+
+    with pytest.raises(ZeroDivisionError, match="broken") as info:
+        train(maker.run({"clumsy": (Clumsy, {"update": 5})}))
+    assert "clumsy" in info.value.__notes__[-1]
+
+
 def test_an_error_between_updates_leaves_a_checkpoint(maker):
     run = maker.run()
     dataset, fetched = run.data.datasets["train"], []
