@@ -45,7 +45,7 @@ test-fast: $(INSTALLED) ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not soak" $(ARGS)
 
 soak: $(INSTALLED) ## kill runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
-	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py --timeout 1800
 
 bench: $(VENV)/.installed-bench ## compare the runner with other trainers, side by side; ARGS="small_model --rounds 5"

@@ -9,11 +9,7 @@ import time
 import psutil
 import pytest
 from command import REPOSITORY, journal, ksuit, mlflow_points, query, run_dir, start, stop_at
-from crashes import Kill, Project, assert_gone, children
-from preloaded import Preloaded
-
-from ksuit_runner.paths import OutputPaths
-from ksuit_runner.tracker import embedded
+from crashes import Kill, assert_gone, children
 
 # A place that is reached in the middle of the run, and how often it has been when the signal comes.
 PLACES = {
@@ -48,25 +44,6 @@ class Slow(torch.nn.Linear):
             time.sleep(3600)
         return super().forward(inputs.flatten(1))
 '''
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return Project(tmp_path_factory.mktemp("project"), Preloaded())
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("template")
-    embedded.open_store(OutputPaths(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reference(project, template):
-    project.clear(template)
-    project.run()
-    return project.result()
 
 
 @pytest.mark.parametrize("place", PLACES)

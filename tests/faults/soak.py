@@ -1,7 +1,7 @@
 """Kills runs at random places and times for a while, and says how many kills there were and what they changed.
 
     make soak                                   # 20 minutes, two runs at a time
-    python tests/soak.py --minutes 5 --seed 7   # other kills than those of seed 0
+    make soak ARGS="--minutes 5 --seed 7"       # other kills than those of seed 0
 
 Every run is killed one to four times, resumed with 0 or 2 data workers, and compared with the run that was never
 killed: bytes of all checkpoints, points in the journal and in MLflow, status, updates, samples, learning rate. A

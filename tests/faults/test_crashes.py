@@ -7,12 +7,8 @@ bytes of all checkpoints, the points in the journal and in MLflow, status, updat
 """
 
 import pytest
-from crashes import Kill, Project, random_kills
+from crashes import Kill, random_kills
 from kill_points import POINTS
-from preloaded import Preloaded
-
-from ksuit_runner.paths import OutputPaths
-from ksuit_runner.tracker import embedded
 
 # How often a place has been reached when the kill comes; where nothing is said it comes at the first time.
 COUNTS = {
@@ -23,25 +19,6 @@ COUNTS = {
     **{"between tags and latest": 7, "while latest is replaced": 14, "before old checkpoints are removed": 4},
     **{"removing an old checkpoint": 20, "while the config is stored": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("template")
-    embedded.open_store(OutputPaths(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, template):
-    return Project(tmp_path_factory.mktemp("project"), Preloaded())
-
-
-@pytest.fixture(scope="module")
-def reference(project, template):
-    project.clear(template)
-    project.run()
-    return project.result()
 
 
 def test_the_comparison_sees_what_it_is_made_for(project, reference, template):
