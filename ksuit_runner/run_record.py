@@ -71,7 +71,9 @@ class RunRecord:
         lock = RunLock(paths.lock)
         lock.acquire()
         add_to_index(outputs, info.run_id, info.name, launch.mode)
-        return cls(deferred, paths, lock)
+        record = cls(deferred, paths, lock)
+        record.had_journal = True  # that of a new run is whole: there is nothing to ask the tracker for
+        return record
 
     @classmethod
     def go_on(
