@@ -79,7 +79,7 @@ def test_what_would_rewrite_the_past_is_refused_with_all_differences_and_the_for
     lines = ksuit(finished, "resume=last", *given, status=2).splitlines()
     assert lines[1:4] == ["  seed: 0 -> 1", "  optimizer.lr: 0.003 -> 1e-05", "  data.batch_size: 64 -> 32"]
     assert lines[4].endswith(f"fork={run_dir(finished).name} output_dir={finished} {' '.join(given)}")
-    assert "and 2 more" in ksuit(finished, "resume=last", "model=mlp", *given, status=2)
+    assert "and 4 more" in ksuit(finished, "resume=last", "model=mlp", *given, status=2)
     assert journal(run_dir(finished)) == before
 
 
