@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ksuit_runner.batch import Part, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import ConfigError, KsuitError, suggest
+from ksuit_runner.fused_step import FusedStep
 from ksuit_runner.loss_check import LossCheck
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.optimizer import ParameterRules, build_optimizer, load_optimizer_state, optimizer_state
@@ -94,6 +95,7 @@ class SgdTrainer:
         self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu")
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        self._fused_step = FusedStep(self.optimizer)
 
     # What other tasks override
 
@@ -134,15 +136,18 @@ class SgdTrainer:
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             self.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._fused_step()
+        self._forget_gradients()
         self.schedule.step()
 
     def leave_out_step(self) -> None:
         """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
         self.model.give_back_buffers()
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         self.schedule.step()
 
     # What callbacks use
@@ -206,8 +211,14 @@ class SgdTrainer:
         for _ in range(self.counter.update):
             self.schedule.step()
 
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:  # as the optimizer does, without its lookups
+            parameter.grad = None
+
     def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
+        if self._dtype is torch.float32:  # a context that changes nothing takes as long as a small layer
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
 
 
 def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None) -> None:

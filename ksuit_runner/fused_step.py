@@ -1,0 +1,101 @@
+"""The step of a fused Adam without what torch puts around it: the same kernels on the same tensors."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+
+
+class _Group(NamedTuple):
+    options: dict[str, Any]
+    parameters: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    is_decoupled: bool
+
+
+class FusedStep:
+    """Does ``optimizer.step()``; for a fused Adam or AdamW by calling its kernels directly.
+
+    Torch gathers and sorts all tensors anew at every step, which for a small model takes longer than the kernels. Here
+    they are gathered once. Whatever is not the plain case (another optimizer, hooks, a parameter without a gradient,
+    AMSGrad, a learning rate that is a tensor ...) is left to the optimizer, and so is the first step of all.
+
+    Args:
+        optimizer: The optimizer; a state that is loaded into it is noticed.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._groups: list[_Group] = []
+        self._steps: list[Tensor] = []
+        optimizer.register_load_state_dict_post_hook(lambda _: self._forget())
+
+    def __call__(self) -> None:
+        """Change the weights by their gradients."""
+        gradients = [[parameter.grad for parameter in group.parameters] for group in self._groups]
+        hooks = self._optimizer._optimizer_step_pre_hooks or self._optimizer._optimizer_step_post_hooks
+        if not gradients or hooks or any(gradient is None for found in gradients for gradient in found):
+            self._optimizer.step()
+            self._groups = _gather(self._optimizer)
+            self._steps = [step for group in self._groups for step in group.steps]
+            return
+        with torch.no_grad():
+            torch._foreach_add_(self._steps, 1)
+            for group, found in zip(self._groups, gradients, strict=True):
+                _apply(group, found)
+
+    def _forget(self) -> None:
+        self._groups = []
+
+
+def _apply(group: _Group, gradients: list[Any]) -> None:
+    options = group.options
+    beta1, beta2 = options["betas"]
+    kernel = torch._fused_adamw_ if group.is_decoupled else torch._fused_adam_
+    kernel(
+        group.parameters,
+        gradients,
+        group.averages,
+        group.squares,
+        [],
+        group.steps,
+        amsgrad=False,
+        lr=options["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=options["weight_decay"],
+        eps=options["eps"],
+        maximize=options["maximize"],
+    )
+
+
+def _gather(optimizer: Optimizer) -> list[_Group]:
+    """Return the tensors of all groups; nothing if they are not of the plain kind."""
+    if type(optimizer) not in (Adam, AdamW):
+        return []
+    groups = [_group(optimizer, options) for options in optimizer.param_groups]
+    plain = [group for group in groups if group is not None]
+    return plain if len(plain) == len(groups) else []
+
+
+def _group(optimizer: Optimizer, options: dict[str, Any]) -> _Group | None:
+    parameters = options["params"]
+    states = [optimizer.state.get(parameter) or {} for parameter in parameters]
+    kinds = {(parameter.device, parameter.dtype, parameter.grad is None) for parameter in parameters}
+    is_plain = (
+        options.get("fused")
+        and not (options["amsgrad"] or options["capturable"] or options["differentiable"])
+        and not any(isinstance(value, Tensor) for value in (options["lr"], *options["betas"]))
+        and len(kinds) == 1
+        and not next(iter(kinds))[2]
+        and all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in states)
+        and all(parameter.grad.layout == torch.strided for parameter in parameters)
+    )
+    if not is_plain:
+        return None
+    averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    is_decoupled = isinstance(optimizer, AdamW) or bool(options.get("decoupled_weight_decay"))
+    return _Group(options, list(parameters), averages, squares, steps, is_decoupled)
