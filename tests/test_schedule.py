@@ -131,3 +131,23 @@ def test_the_state_goes_through_a_checkpoint(tmp_path, name, warmup):
             item.step()
         assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     assert isinstance(other, lr_scheduler.LRScheduler)
+
+
+@pytest.mark.parametrize("kind", [constant, linear, cosine])
+def test_the_quick_step_is_that_of_torchs_lambda_schedule(kind):
+    (ours, first), (theirs, second) = (
+        (optimizer, kind(optimizer, 20, warmup=3)) for optimizer in (two_groups(), two_groups())
+    )
+    for _ in range(22):
+        first.step()
+        lr_scheduler.LambdaLR.step(second)
+        assert [group["lr"] for group in ours.param_groups] == [group["lr"] for group in theirs.param_groups]
+        assert first.get_last_lr() == second.get_last_lr()
+        assert first.state_dict() == second.state_dict()
+
+
+def two_groups():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.1, 0.03)]
+    optimizer = SGD(groups)
+    optimizer._opt_called = True
+    return optimizer
