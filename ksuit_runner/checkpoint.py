@@ -154,8 +154,10 @@ class CheckpointWriter:
         # The same position may have been committed just before a kill.
         if not holds(folder, state, self.config_hash):
             write_folder(folder, tensors, state, self.config_hash)
-        all_tags = {**read_tags(paths), **dict.fromkeys(tags, name)}
-        write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+        all_tags = read_tags(paths)
+        if tags or not paths.tags.exists():
+            all_tags |= dict.fromkeys(tags, name)
+            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
         write_text(paths.latest, name + "\n")
         problem = damage(folder)
         if problem is not None:
