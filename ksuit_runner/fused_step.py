@@ -1,5 +1,6 @@
 """The step of a fused Adam without what torch puts around it: the same kernels on the same tensors."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,12 @@ class FusedStep:
 
     def _forget(self) -> None:
         self._groups = []
+
+
+def forget_gradients(parameters: Iterable[Tensor]) -> None:
+    """Do what ``optimizer.zero_grad()`` does."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _apply(group: _Group, gradients: list[Any]) -> None:

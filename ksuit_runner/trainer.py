@@ -15,7 +15,7 @@ from ksuit_runner.batch import Part, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import ConfigError, KsuitError, suggest
-from ksuit_runner.fused_step import FusedStep
+from ksuit_runner.fused_step import FusedStep, forget_gradients
 from ksuit_runner.loss_check import LossCheck
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.optimizer import ParameterRules, build_optimizer, load_optimizer_state, optimizer_state
@@ -82,8 +82,7 @@ class SgdTrainer:
         self.data_container = data_container
         self.loss = loss.to(self.device)
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
-        self.accumulation_steps = accumulation_steps
-        self.clip_norm = clip_norm
+        self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
         self.deterministic = deterministic
         self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device)
         self.schedule = schedule(self.optimizer, self.counter.end_update)
@@ -141,13 +140,13 @@ class SgdTrainer:
             self.scaler.update()
         else:
             self._fused_step()
-        self._forget_gradients()
+        forget_gradients(self._parameters)
         self.schedule.step()
 
     def leave_out_step(self) -> None:
         """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
         self.model.give_back_buffers()
-        self._forget_gradients()
+        forget_gradients(self._parameters)
         self.schedule.step()
 
     # What callbacks use
@@ -210,10 +209,6 @@ class SgdTrainer:
             return
         for _ in range(self.counter.update):
             self.schedule.step()
-
-    def _forget_gradients(self) -> None:
-        for parameter in self._parameters:  # as the optimizer does, without its lookups
-            parameter.grad = None
 
     def _autocast(self) -> Any:
         if self._dtype is torch.float32:  # a context that changes nothing takes as long as a small layer
