@@ -16,7 +16,7 @@ POINTS = {
     "fetching data": ("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
     "after the forward pass": ("ksuit_runner.trainer", "SgdTrainer.forward", "after"),
     "after the backward pass": ("ksuit_runner.trainer", "SgdTrainer.backward", "after"),
-    "in the optimizer's step": ("torch.optim", "AdamW.step", "after"),
+    "in the optimizer's step": ("ksuit_runner.fused_step", "FusedStep.__call__", "after"),
     "after an update": ("ksuit_runner.hooks", "Hooks.methods_after_update", "before"),
     "in an evaluation": ("ksuit_runner.trainer", "SgdTrainer.evaluation", "after"),
     "in the middle of a line of the journal": ("os", "write", "half"),
