@@ -166,12 +166,12 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
 
 
 def _find(paths: OutputPaths, query: str) -> str | None:
+    if is_run_id(query) and (paths.runs_dir / query).is_dir():
+        return query
     ids = set(_run_ids(paths))
     if query == "last":
         trained = [entry for entry in entries(paths) if _is_trained(paths, entry)]
         return max(trained, key=lambda entry: entry.start_time).run_id if trained else None
-    if query in ids:
-        return query
     known = entries(paths)
     found = {entry.run_id for entry in known if entry.name == query}
     if len(query) >= _SHORTEST_PREFIX:
@@ -227,7 +227,8 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
 
 def _run_ids(paths: OutputPaths) -> Iterator[str]:
     if paths.runs_dir.is_dir():
-        yield from (path.name for path in paths.runs_dir.iterdir() if is_run_id(path.name) and path.is_dir())
+        with os.scandir(paths.runs_dir) as found:
+            yield from (entry.name for entry in found if is_run_id(entry.name) and entry.is_dir())
 
 
 def _index(paths: OutputPaths) -> Iterator[IndexEntry]:

@@ -61,15 +61,14 @@ class MlflowTracker(BaseTracker):
         close_timeout_s: float = 10,
     ) -> None:
         super().__init__()
-        self._paths = output_paths
-        self._uri = uri
+        self._paths, self._uri = output_paths, uri
         self._experiment = experiment
         self._timeout_s = timeout_s
-        self.require = require
-        self.close_timeout_s = close_timeout_s
+        self.require, self.close_timeout_s = require, close_timeout_s
         self._connection: MlflowClient | None = None
         self._connecting = threading.Lock()
         self._bound: Run | None = None
+        self._known_params: set[str] = set()
 
     @property
     def artifacts_are_local(self) -> bool:
@@ -129,10 +128,11 @@ class MlflowTracker(BaseTracker):
         """Record parameters, cut at 6000 characters. MLflow never changes one: those that it has keep their value."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(self.run_id).data.params
-        new = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        added = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items() if key not in self._known_params}
+        new = [Param(key, value) for key, value in added.items()]
         for start in range(0, len(new), _BATCH_SIZE):
             self._client.log_batch(self.run_id, params=new[start : start + _BATCH_SIZE], synchronous=True)
+        self._known_params |= added.keys()
 
     @explained
     def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
@@ -240,7 +240,7 @@ class MlflowTracker(BaseTracker):
         chosen, wanted = (PathProvider(self._paths.output_dir, id).artifacts_dir for id in (info.run_id, info.local_id))
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
             run = move_artifacts(self._client, run, wanted)
-        self._bound, self._run = run, info
+        self._bound, self._run, self._known_params = run, info, set(run.data.params)
         return info
 
     def _experiment_id(self) -> str:

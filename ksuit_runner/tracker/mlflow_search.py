@@ -38,7 +38,8 @@ def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunIn
     """
     experiments = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
     if query == "last":
-        newest = (run for run in search(client, experiments, "", "DESC") if run.data.tags.get(KIND_TAG) != "sweep")
+        runs = search(client, experiments, "", "DESC", page_size=5)
+        newest = (run for run in runs if run.data.tags.get(KIND_TAG) != "sweep")
         return [run_info(run) for run in islice(newest, 1)]
     if re.fullmatch("[0-9a-f]{32}", query):
         local = f"tags.`{RUN_ID_TAG}` = '{query}'"
@@ -58,7 +59,7 @@ def children(client: MlflowClient, run_id: str) -> list[RunInfo]:
 
 
 def search(
-    client: MlflowClient, experiments: Sequence[str], filters: str, order: Literal["ASC", "DESC"]
+    client: MlflowClient, experiments: Sequence[str], filters: str, order: Literal["ASC", "DESC"], page_size: int = 100
 ) -> Iterator[Run]:
     """Yield the runs that fit MLflow's filter string, in the order of their start, page by page."""
     token = None
@@ -66,7 +67,7 @@ def search(
         page = client.search_runs(
             list(experiments),
             filters,
-            max_results=100,
+            max_results=page_size,
             order_by=[f"attributes.start_time {order}"],
             page_token=token,
         )
