@@ -55,8 +55,11 @@ def measure(scale: Scale, folder: Path) -> Result:
 def _python(*arguments: str) -> float:
     start = perf_counter()
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # where Clock is
-    environment = {**os.environ, "PYTHONPATH": path}
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+    # Without what MLflow has told this process's environment of the experiments of other benchmarks.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = path
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
     return perf_counter() - start
 
 

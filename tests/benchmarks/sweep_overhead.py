@@ -33,7 +33,8 @@ def main() -> None:
         start = time.perf_counter()
         subprocess.run([*command, f"seed=range(0,{jobs // 2})"], check=True, stdout=subprocess.DEVNULL)
         seconds = (time.perf_counter() - start) / jobs
-        training = median(map(training_seconds, Path(folder).glob("runs/*/metrics.jsonl")))
+        journals = [path for path in Path(folder).glob("runs/*/metrics.jsonl") if path.stat().st_size]
+        training = median(map(training_seconds, journals))
     allowed = 1.5 * training + 0.1
     print(f"{jobs} jobs, per job: {seconds:.3f} s in all, {training:.3f} s of training, {allowed:.3f} s allowed")
 
