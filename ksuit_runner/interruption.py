@@ -58,6 +58,9 @@ def catch_signals() -> Iterator[Interruption]:
         yield interruption
         return
     before = {number: signal.signal(number, interruption.handle) for number in SIGNALS}
+    outer = getattr(before[signal.SIGINT], "__self__", None)
+    if isinstance(outer, Interruption):  # a sweep that was asked to end while this run of it was being built
+        interruption.signal = interruption.signal or outer.signal
     try:
         yield interruption
     finally:

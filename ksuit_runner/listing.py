@@ -54,7 +54,7 @@ def _row(
     paths = PathProvider(outputs.output_dir, entry.run_id)
     checkpoint = next(iter(names(paths)), "")
     started = datetime.fromtimestamp(entry.start_time).strftime("%Y-%m-%d %H:%M")
-    return entry.run_id, entry.name, _status(paths, composed, overrides), checkpoint, started
+    return entry.run_id, entry.name, _status(paths, composed, overrides).lower(), checkpoint, started
 
 
 def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:

@@ -83,12 +83,12 @@ def run(
     factory = Factory(config)
     outputs = OutputPaths(config.output_dir)
     with deterministic_kernels(bool(config.trainer.get("deterministic", True))), ExitStack() as stack:
+        interruption = stack.enter_context(catch_signals())
         lock = _lock(outputs, origin, stack)
         checkpoint = _read_checkpoint(outputs, origin)
         tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config.seed))
-        interruption = stack.enter_context(catch_signals())
-        record = _open_record(config, launch, lock, tracker, outputs)
+        record = _open_record(config, launch, origin, lock, tracker, outputs)
         outcome = Outcome(record.paths.run_id)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
@@ -121,12 +121,17 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
 
 
 def _open_record(
-    config: DictConfig, launch: Launch, lock: RunLock | None, tracker: BaseTracker, outputs: OutputPaths
+    config: DictConfig,
+    launch: Launch,
+    origin: Origin | None,
+    lock: RunLock | None,
+    tracker: BaseTracker,
+    outputs: OutputPaths,
 ) -> RunRecord:
-    if lock is None:
+    if origin is None or lock is None:
         return RunRecord.begin(tracker, outputs, config, launch)
-    paths = PathProvider(outputs.output_dir, str(launch.origin))
-    return RunRecord.go_on(tracker, paths, lock, is_evaluation=launch.mode == "evaluate")
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    return RunRecord.go_on(tracker, paths, lock, is_evaluation=origin.mode == "evaluate")
 
 
 def _do(

@@ -34,6 +34,15 @@ def test_a_second_sigterm_changes_nothing():
         assert interruption.signal == signal.SIGTERM
 
 
+def test_a_run_within_a_sweep_knows_of_the_signal_before_it():
+    with catch_signals():
+        with catch_signals() as first:
+            assert first.signal is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        with catch_signals() as second:
+            assert second.signal == signal.SIGTERM
+
+
 def test_handlers_are_given_back_also_after_an_error():
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ZeroDivisionError), catch_signals():

@@ -37,6 +37,7 @@ def test_each_process_has_a_device_of_its_own_until_it_ends(tmp_path, monkeypatc
             processes.append(process)
             assert found == expected
         assert processes[0].stdout.readline().strip() == "0"  # it keeps the one that it has
+        assert processes[2].stdout.readline().strip() == "None"  # it has looked for the last time
         processes[0].kill()
         processes[0].wait()
         process, found = claim(tmp_path, timeout_s=20)

@@ -20,7 +20,7 @@ def test_lists_text_ranges_groups_and_lists_of_callbacks_are_read():
         "optimizer.lr": [1e-3, 0.01],
         "optimizer.weight_decay": "0,0.1",
         "seed": "range(0,3)",
-        "model": "glob(*,exclude=[gpt,gru])",
+        "model": "glob(*,exclude=[gpt,gru,mnist1d*])",
         "callbacks": [["ema", "accuracy"], []],
         "+callbacks": "early_stop,[]",
         "name": None,
