@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from threading import Thread
+from types import TracebackType
 from typing import Any, Final
 
 import torch
@@ -157,10 +159,17 @@ def _start_worker(worker: int) -> None:
     a worker if its own parent sends it, which torch does with workers that hang.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report
     Thread(target=_end_after_parent, daemon=True).start()
     if _SENDER_IS_KNOWN:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error of a thread, but not that the main process has left in the middle of taking a batch."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_after_parent() -> None:
