@@ -158,6 +158,8 @@ class Assembly:
         may_differ = not self.config.resume_strict
         run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
         run.is_resumed = checkpoint.progress.update > 0
+        if origin.mode == "resume":
+            run.checkpoint_writer.take_up(str(checkpoint.progress), checkpoint.tags)
         run.unfinished = checkpoint.state["unfinished"]
         if origin.has_new_end:
             self.trainer.counter.stopped = False

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -81,6 +81,12 @@ class CheckpointWriter:
         """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
         self._requested.add(tag)
 
+    def take_up(self, name: str, tags: Sequence[str]) -> None:
+        """Give the checkpoint that is gone on from its tags: a kill right after its commit may have kept them from it."""
+        paths, before = self.path_provider, read_tags(self.path_provider)
+        if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
+            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+
     def take_requests(self) -> list[str]:
         """Return the tags that were asked for, and forget them: they are for another checkpoint than the next one."""
         requested, self._requested = sorted(self._requested), set()
@@ -153,7 +159,7 @@ class CheckpointWriter:
         remove_partial(paths)
         # The same position may have been committed just before a kill.
         if not holds(folder, state, self.config_hash):
-            write_folder(folder, tensors, state, self.config_hash)
+            write_folder(folder, tensors, state, self.config_hash, tags)
         all_tags = read_tags(paths)
         if tags or not paths.tags.exists():
             all_tags |= dict.fromkeys(tags, name)

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ class Checkpoint:
         model: Weights and buffers of the model by name.
         state: ``trainer`` and ``callbacks`` (by name).
         config_hash: Hash of the config that it was written under.
+        tags: Tags that it was written for.
     """
 
     paths: PathProvider
@@ -45,10 +46,15 @@ class Checkpoint:
     model: dict[str, Tensor]
     state: dict[str, Any]
     config_hash: str
+    tags: tuple[str, ...] = ()
 
 
 def write_folder(
-    folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], config_hash: str
+    folder: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config_hash: str,
+    tags: Sequence[str] = (),
 ) -> None:
     """Write a checkpoint so that the folder is there with everything in it, or is not there.
 
@@ -57,6 +63,7 @@ def write_folder(
         files: Tensors by name, for each safetensors file by its name without the ending.
         state: Plain values and tensors for ``trainer.pt``.
         config_hash: Hash of the run's config.
+        tags: Tags that it is written for.
 
     Raises:
         OSError: It could not be written; nothing is left behind.
@@ -69,7 +76,7 @@ def write_folder(
             safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
-        write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions)
+        write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
         sync_all([*temporary.iterdir(), temporary])
         aside = folder.with_name(f".{folder.name}{_REPLACED}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -200,9 +207,8 @@ def _read(paths: PathProvider) -> Checkpoint:
     for file in manifest["files"]:  # those of callbacks are read by them, later than another checkpoint could be taken
         if file.endswith(".safetensors") and file != MODEL:
             _load(folder / file, _read_header)
-    return Checkpoint(
-        paths, progress, _load(folder / MODEL, safetensors.torch.load_file), state, manifest["config_hash"]
-    )
+    model, tags = _load(folder / MODEL, safetensors.torch.load_file), tuple(manifest["tags"])
+    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tags)
 
 
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _TYPES = {
     **{"format": int, "name": str, "config_hash": str, "unfinished": bool},
-    **{"versions": dict, "files": dict, "crc32": int},
+    **{"tags": list, "versions": dict, "files": dict, "crc32": int},
 }
 
 
-def write_manifest(folder: Path, name: str, config_hash: str, unfinished: bool, versions: Mapping[str, str]) -> None:
+def write_manifest(
+    folder: Path, name: str, config_hash: str, unfinished: bool, versions: Mapping[str, str], tags: Sequence[str] = ()
+) -> None:
     """Write the manifest of all files that are in a folder.
 
     Args:
@@ -25,10 +27,11 @@ def write_manifest(folder: Path, name: str, config_hash: str, unfinished: bool, 
         config_hash: Hash of the config that it was written under.
         unfinished: Whether what follows the last update was half done.
         versions: Versions of what wrote it.
+        tags: Tags that it was written for.
     """
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     head = {"format": FORMAT, "name": name, "config_hash": config_hash, "unfinished": unfinished}
-    body = {**head, "versions": dict(versions), "files": files}
+    body = {**head, "tags": list(tags), "versions": dict(versions), "files": files}
     (folder / MANIFEST).write_text(_seal(body))
 
 
@@ -88,6 +91,8 @@ def _check(found: Any, name: str) -> None:
         raise UnsafeFileError(f"has no sensible '{wrong[0]}'")
     if found["format"] != FORMAT:
         raise UnsafeFileError(f"has format {str(found['format'])[:20]}, this version reads {FORMAT}")
+    if not all(isinstance(tag, str) for tag in found["tags"]):
+        raise UnsafeFileError("has no sensible 'tags'")
     if found["name"] != name:
         raise UnsafeFileError("belongs to another checkpoint")
     for file, entry in found["files"].items():
