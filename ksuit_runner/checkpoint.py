@@ -82,7 +82,7 @@ class CheckpointWriter:
         self._requested.add(tag)
 
     def take_up(self, name: str, tags: Sequence[str]) -> None:
-        """Give the checkpoint that is gone on from its tags: a kill right after its commit may have kept them from it."""
+        """Give the checkpoint that is gone on from its tags, which a kill after its commit may have kept from it."""
         paths, before = self.path_provider, read_tags(self.path_provider)
         if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
