@@ -169,10 +169,10 @@ def _find(paths: OutputPaths, query: str) -> str | None:
     if is_run_id(query) and (paths.runs_dir / query).is_dir():
         return query
     ids = set(_run_ids(paths))
+    known = [entry for entry in _index(paths) if entry.run_id in ids]
     if query == "last":
-        trained = [entry for entry in entries(paths) if _is_trained(paths, entry)]
+        trained = [entry for entry in known if _is_trained(paths, entry)]
         return max(trained, key=lambda entry: entry.start_time).run_id if trained else None
-    known = entries(paths)
     found = {entry.run_id for entry in known if entry.name == query}
     if len(query) >= _SHORTEST_PREFIX:
         found |= {run_id for run_id in ids if run_id.startswith(query)}
