@@ -13,14 +13,31 @@ from ksuit_runner.journal import Journal
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
+# Output that nobody reads must not hold a run up: a pipe takes 64 KiB by default, and Linux grants a mebibyte.
+PIPE_BYTES = 1 << 20
 TIMINGS = {"samples_per_second", "updates_per_second", "data_wait_fraction", "peak_memory_gb"}
+
+_started: list[subprocess.Popen] = []
 
 
 def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.Popen:
     command = [sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "pipesize": PIPE_BYTES}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, **output)
+    _started.append(process)
+    return process
+
+
+def end_started() -> None:
+    """End what a failed test has left behind."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
+        process.wait()
 
 
 def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from command import end_started
 from hypothesis import HealthCheck, settings
 from torch import nn
 
@@ -128,3 +129,10 @@ def _plain(tree):
 def bits():
     """Return a tree of tensors as plain values that are equal only if every bit is."""
     return _plain
+
+
+@pytest.fixture(autouse=True)
+def _processes():
+    """A test that fails leaves no process behind that would make the next one fail."""
+    yield
+    end_started()

@@ -17,9 +17,9 @@ SMALL = ("model=linear", "trainer.max_epochs=4", "tracker.timeout_s=1", "tracker
 LONG = ("model=linear", "trainer.max_epochs=150", "checkpoint.every_n_epochs=10", "tracker.timeout_s=1")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
+@pytest.fixture
+def server(tmp_path):
+    server = MlflowServer(tmp_path / "server")
     server.start()
     yield server
     server.stop()
@@ -113,7 +113,7 @@ def test_a_run_is_registered_as_soon_as_its_tracker_answers(tmp_path):
 @pytest.mark.slow
 def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
     gate = Gate(server.uri)
-    process = start(tmp_path, *LONG, "trainer.max_epochs=1000", "name=unlucky", f"tracker.uri={gate.uri}")
+    process = start(tmp_path, *LONG, "trainer.max_epochs=100000", "name=unlucky", f"tracker.uri={gate.uri}")
     try:
         progress(process, tmp_path)
         gate.is_broken = True
