@@ -1,5 +1,6 @@
 """Putting a run together: its objects from the config, and its state from a checkpoint."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -129,8 +130,9 @@ class Assembly:
         return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
 
     def _checkpoint_writer(self) -> CheckpointWriter:
+        text = json.dumps(OmegaConf.to_container(self.config, resolve=True), default=str)
         writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=self.record.paths)
-        writer.config_hash = sha256(OmegaConf.to_yaml(self.config, resolve=True).encode()).hexdigest()[:16]
+        writer.config_hash = sha256(text.encode()).hexdigest()[:16]
         writer.on_written = self.record.upload
         return writer
 

@@ -50,16 +50,25 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
     fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(enabled)
+    _choose_kernels(enabled)
     torch.backends.cudnn.benchmark = False
     # Filling empty tensors with NaN finds bugs in kernels, it does not make them deterministic, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        _choose_kernels(before[0])
         torch.backends.cudnn.benchmark = before[1]
         torch.utils.deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Do what ``torch.use_deterministic_algorithms`` does, but import torch's compiler, over a second, only for it."""
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # read when the compiler is imported
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(deterministic)
+    else:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,22 +27,27 @@ _GIT_TIMEOUT_S = 10.0
 _NAMED = ("torch", "hydra-core", "omegaconf", "mlflow", "safetensors", "numpy")
 
 
-@dataclass(frozen=True)
 class Surroundings:
-    """What a run is stored with. A sweep in one process collects it once: that takes longer than a tiny run.
+    """What a run is stored with, collected when it is first asked for.
 
-    Attributes:
-        environment: What ``collect`` returns.
-        diff: What ``uncommitted_diff`` returns.
+    The runs of a sweep in one process share it: collecting takes longer than a tiny run.
     """
 
-    environment: dict[str, Any]
-    diff: str
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What ``collect`` returns."""
+        return collect()
 
-    @classmethod
-    def now(cls) -> "Surroundings":
-        """Collect it."""
-        return cls(collect(), uncommitted_diff())
+    @cached_property
+    def diff(self) -> str:
+        """What ``uncommitted_diff`` returns."""
+        return uncommitted_diff()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a tracker shows of it: the state of the code."""
+        git = self.environment["git"]
+        return {f"git.{key}": str(value) for key, value in git.items() if value is not None}
 
 
 def collect() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.places import INJECTED, PLACES, Parameter, Place, bind, check_injected, place_at
+from ksuit_runner.places import INJECTED, PLACES, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
 from ksuit_runner.targets import check_function, check_module, check_name, targets_in
 from ksuit_runner.tracker.base import BaseTracker
 
@@ -30,18 +30,21 @@ class Factory:
     """Builds the objects that a config describes.
 
     A constructor's parameter that carries the name of a collaborator gets that collaborator, all others come from the
-    config; ``**kwargs`` passed on to a base class asks for what the base asks for.
+    config; ``**kwargs`` passed on to a base class asks for what the base asks for. Hydra's keys mean what they mean in
+    Hydra: ``_target_``, ``_args_``, ``_partial_``, ``_recursive_``. Objects nested in the arguments are built as well,
+    and all containers are plain ones, whatever ``_convert_`` says.
 
     Args:
-        config: The resolved config of the run.
+        config: The config of the run.
     """
 
     def __init__(self, config: DictConfig) -> None:
-        self._config = config
+        # From here on nothing refers to other places, so that what is built is what was checked.
+        self._config: Any = OmegaConf.to_container(config, resolve=True)
 
     def has(self, place: str) -> bool:
         """Whether the config describes an object at this place."""
-        return OmegaConf.select(self._config, place) is not None
+        return self._node(place) is not None
 
     def build(self, place: str, kind: type[Built], **collaborators: Any) -> Built:
         """Build the object at a place of the config.
@@ -71,7 +74,7 @@ class Factory:
 
     def build_all(self, place: str, kind: type[Built], **collaborators: Any) -> dict[str, Built]:
         """Build every object below a place, by its key, which is handed to it as ``name``."""
-        keys = list(OmegaConf.select(self._config, place) or {})
+        keys = list(self._node(place) or {})
         return {key: self.build(f"{place}.{key}", kind, name=key, **collaborators) for key in keys}
 
     def delayed(self, place: str, kind: type | None) -> Callable[..., Any]:
@@ -80,25 +83,24 @@ class Factory:
         self._bind(place, target)
         return target
 
+    def _node(self, place: str) -> Any:
+        node = self._config
+        for key in place.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
     def _target(self, place: str, kind: type | None) -> "partial[Any]":
         """Return the constructor with its arguments from the config, nested objects built.
 
-        Everything that would be called is checked first, however deep it is nested; Hydra's own policy decides then.
+        Everything that would be called is checked first, however deep it is nested.
         """
-        node = OmegaConf.select(self._config, place)
-        if not isinstance(node, DictConfig) or "_target_" not in node:
+        node = self._node(place)
+        if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError(f"{place}: a `_target_` is needed")
-        # From here on nothing refers to other places, so that what Hydra builds is what is checked here.
-        plain = OmegaConf.to_container(node, resolve=True)
-        assert isinstance(plain, dict)
-        for below, name in targets_in(place, plain):
-            made = _locate(below, name)
-            _check(below, name, made, kind if below == place else None)
-        try:
-            # Hydra copies what it is given as call arguments; collaborators keep their identity by coming in later.
-            target: partial[Any] = instantiate({"_convert_": "all", **plain, "_partial_": True})
-        except HydraException as error:
-            raise ConfigError(f"{place}: {_reason(error)}") from error
+        for below, name in targets_in(place, node):
+            _check(below, name, _locate(below, name), kind if below == place else None)
+        target = _build(place, {**node, "_partial_": True})
+        assert isinstance(target, partial)
         return target
 
     @staticmethod
@@ -143,14 +145,42 @@ def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
     return signatures[-1] if signatures else []
 
 
+def _build(place: str, value: Any) -> Any:
+    """Build what a part of a config describes; the targets in it were checked."""
+    if isinstance(value, list):
+        return [_build(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    given = {key: item for key, item in value.items() if "_target_" not in value or key not in SPECIAL_KEYS}
+    positional = value.get("_args_") or []
+    if value.get("_recursive_", True):
+        given = {key: _build(f"{place}.{key}", item) for key, item in given.items()}
+        positional = _build(f"{place}._args_", positional)
+    if "_target_" not in value:
+        return given
+    made = _locate(place, value["_target_"])
+    try:
+        return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
+    except KsuitError as error:
+        raise _at(place, error) from error
+    except Exception as error:
+        raise ConfigError(f"{place}: {_reason(error)}") from error
+
+
 def _locate(place: str, name: Any) -> Any:
     """Import what a target names and return it; nothing is called."""
     try:
-        return instantiate({"_target_": check_name(name), "_partial_": True}).func
+        return _import(check_name(name))
     except ConfigError as error:
         raise ConfigError(f"{place}._target_: {error}") from None
     except HydraException as error:
         raise ConfigError(f"{place}: {_reason(error)}") from error
+
+
+@cache
+def _import(name: str) -> Any:
+    """Have Hydra find a target, under its own policy."""
+    return instantiate({"_target_": name, "_partial_": True}).func
 
 
 def _check(place: str, name: str, made: Any, kind: type | None) -> None:

@@ -22,7 +22,9 @@ class FusedStep:
 
     Torch gathers and sorts all tensors anew at every step, which for a small model takes longer than the kernels. Here
     they are gathered once. Whatever is not the plain case (another optimizer, hooks, a parameter without a gradient,
-    AMSGrad, a learning rate that is a tensor ...) is left to the optimizer, and so is the first step of all.
+    AMSGrad, a learning rate that is a tensor ...) is left to the optimizer.
+
+    The optimizer's own first step also imports torch's compiler, over a second; so the state is made here as it would.
 
     Args:
         optimizer: The optimizer; a state that is loaded into it is noticed.
@@ -36,13 +38,15 @@ class FusedStep:
 
     def __call__(self) -> None:
         """Change the weights by their gradients."""
+        if not self._groups:
+            self._groups = _gather(self._optimizer)
+            self._steps = [step for group in self._groups for step in group.steps]
         gradients = [[parameter.grad for parameter in group.parameters] for group in self._groups]
         hooks = self._optimizer._optimizer_step_pre_hooks or self._optimizer._optimizer_step_post_hooks
         if not gradients or hooks or any(gradient is None for found in gradients for gradient in found):
             self._optimizer.step()
-            self._groups = _gather(self._optimizer)
-            self._steps = [step for group in self._groups for step in group.steps]
             return
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules ask for it, to warn if they come before the first step
         with torch.no_grad():
             torch._foreach_add_(self._steps, 1)
             for group, found in zip(self._groups, gradients, strict=True):
@@ -90,7 +94,6 @@ def _gather(optimizer: Optimizer) -> list[_Group]:
 
 def _group(optimizer: Optimizer, options: dict[str, Any]) -> _Group | None:
     parameters = options["params"]
-    states = [optimizer.state.get(parameter) or {} for parameter in parameters]
     kinds = {(parameter.device, parameter.dtype, parameter.grad is None) for parameter in parameters}
     is_plain = (
         options.get("fused")
@@ -98,11 +101,20 @@ def _group(optimizer: Optimizer, options: dict[str, Any]) -> _Group | None:
         and not any(isinstance(value, Tensor) for value in (options["lr"], *options["betas"]))
         and len(kinds) == 1
         and not next(iter(kinds))[2]
-        and all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in states)
-        and all(parameter.grad.layout == torch.strided for parameter in parameters)
+        and all(parameter.is_floating_point() and parameter.grad.layout == torch.strided for parameter in parameters)
     )
     if not is_plain:
         return None
+    states = [optimizer.state[parameter] or _begin(optimizer, parameter) for parameter in parameters]
     averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     is_decoupled = isinstance(optimizer, AdamW) or bool(options.get("decoupled_weight_decay"))
     return _Group(options, list(parameters), averages, squares, steps, is_decoupled)
+
+
+def _begin(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Give a parameter the state that it has before the first step."""
+    state: dict[str, Any] = optimizer.state[parameter]
+    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state

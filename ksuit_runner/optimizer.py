@@ -1,6 +1,7 @@
 """Optimizers: parameter groups by name, fused kernels where there are any, and a state that is kept by name."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,6 +35,7 @@ def build_optimizer(
         ConfigError: A rule has no patterns or an option that the optimizer does not know, or the model has nothing to
             train.
     """
+    _keep_compiler_out()
     groups = _parameter_groups(model, rules)
     factors = [group.pop("lr_factor", 1.0) for group in groups]
     optimizer = _construct(factory, groups, device)
@@ -41,6 +43,20 @@ def build_optimizer(
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
     return optimizer
+
+
+def _keep_compiler_out() -> None:
+    """Call an optimizer's methods without the import of torch's compiler, which takes over a second.
+
+    These methods are wrapped so that the compiler leaves them alone, and the wrapper imports it to say so. No compiled
+    code calls them here.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        inner = getattr(method, "__wrapped__", None)
+        if inner is not None:
+            inner.__dynamo_disable = inner  # where the wrapper keeps what it calls
 
 
 def _construct(factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device) -> Optimizer:

@@ -55,13 +55,16 @@ class RunRecord:
         self._lock = lock
 
     @classmethod
-    def begin(cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch) -> "RunRecord":
+    def begin(
+        cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch, surroundings: Surroundings
+    ) -> "RunRecord":
         """Start the record of a new run.
 
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
         tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
+        tags |= {"ksuit.command": launch.command, **surroundings.tags}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
@@ -100,20 +103,16 @@ class RunRecord:
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
-    def store_start(
-        self, config: DictConfig, launch: Launch, data: DataContainer, surroundings: Surroundings | None = None
-    ) -> None:
+    def store_start(self, config: DictConfig, launch: Launch, data: DataContainer, surroundings: Surroundings) -> None:
         """Store how the run was started: in its folder, and with the tracker."""
-        surroundings = surroundings or Surroundings.now()
         store(self.paths, config, launch)
-        found = surroundings.environment
-        self.paths.environment.write_text(json.dumps(found, indent=2) + "\n")
+        self.paths.environment.write_text(json.dumps(surroundings.environment, indent=2) + "\n")
         if surroundings.diff:
             self.paths.diff.write_text(surroundings.diff)
-        self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
-        self.tracker.log_inputs(_dataset_infos(data))
-        git = {f"git.{key}": str(value) for key, value in found["git"].items() if value is not None}
-        self.tracker.set_tags({"ksuit.command": launch.command, **git})
+        with self.tracker.together():
+            self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
+            self.tracker.log_inputs(_dataset_infos(data))
+        self._sender.notify()  # what is told while a short run trains is not waited for at its end
         self.upload()
 
     def is_logged(self, update: int) -> Callable[[str, int], bool]:

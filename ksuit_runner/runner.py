@@ -71,7 +71,7 @@ def run(
         launch: How it was started, to be stored with it.
         origin: The stored run that it goes on from, if any.
         console: Where a person reads along.
-        surroundings: What a new run is stored with; collected now by default.
+        surroundings: What a new run is stored with; collected for it by default.
 
     Returns:
         How it ended, with an error in training, which is not raised.
@@ -88,7 +88,8 @@ def run(
         checkpoint = _read_checkpoint(outputs, origin)
         tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config.seed))
-        record = _open_record(config, launch, origin, lock, tracker, outputs)
+        surroundings = surroundings or Surroundings()
+        record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
         outcome = Outcome(record.paths.run_id)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
@@ -127,9 +128,10 @@ def _open_record(
     lock: RunLock | None,
     tracker: BaseTracker,
     outputs: OutputPaths,
+    surroundings: Surroundings,
 ) -> RunRecord:
     if origin is None or lock is None:
-        return RunRecord.begin(tracker, outputs, config, launch)
+        return RunRecord.begin(tracker, outputs, config, launch, surroundings)
     paths = PathProvider(outputs.output_dir, origin.run_id)
     return RunRecord.go_on(tracker, paths, lock, is_evaluation=origin.mode == "evaluate")
 
@@ -141,7 +143,7 @@ def _do(
     checkpoint: Checkpoint | None,
     outcome: Outcome,
     console: Console,
-    surroundings: Surroundings | None,
+    surroundings: Surroundings,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     if launch.mode in ("train", "fork"):

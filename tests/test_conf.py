@@ -12,6 +12,7 @@ from callbacks.ema import Ema
 from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import choices, compose_config, groups, shipped_conf
+from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import Interruption
@@ -61,7 +62,9 @@ def built(overrides, tmp_path):
     factory = Factory(config)
     outputs = OutputPaths(config.output_dir)
     trainer = build_trainer(factory, config.seed)
-    record = RunRecord.begin(factory.build_tracker(outputs), outputs, config, Launch("", list(overrides)))
+    record = RunRecord.begin(
+        factory.build_tracker(outputs), outputs, config, Launch("", list(overrides)), Surroundings()
+    )
     try:
         run = Assembly(factory, config, trainer, record, Interruption()).run(None, None)
         yield run

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -41,6 +42,7 @@ def mismatch(value: Any, annotation: str) -> str | None:
     return None if fits(value, annotation) else f"expects {annotation}, got {_short(value)} ({type(value).__name__})"
 
 
+@cache
 def mentions(annotation: str | None, name: str) -> bool:
     """Tell whether a name occurs in an annotation."""
     tree = _parse(annotation) if annotation else None

@@ -23,12 +23,15 @@ from ksuit_runner.places import PLACES, VALUES
 from ksuit_runner.targets import check_values
 
 
-def check_config(config: DictConfig, reader: SignatureReader | None = None) -> None:
+def check_config(config: DictConfig, reader: SignatureReader | None = None) -> dict[str, Any]:
     """Check a whole config; imports neither torch nor MLflow nor any target.
 
     Args:
         config: The composed config of a run.
         reader: Knows the signatures that it has read; a sweep gives the same one for all of its jobs.
+
+    Returns:
+        The config as plain values, with all interpolations resolved.
 
     Raises:
         ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
@@ -46,6 +49,7 @@ def check_config(config: DictConfig, reader: SignatureReader | None = None) -> N
         if isinstance(data, Mapping) and isinstance(data.get("datasets"), Mapping):
             check_dataset_keys(item, data["datasets"])
     check_metric_keys(checker.objects, values.get("objective"))
+    return values
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -22,14 +22,16 @@ def dataset_digest(datasets: Mapping[str, Any], dataset_key: str) -> str:
     dataset = datasets[dataset_key]
     digest = blake2b(digest_size=8)
     digest.update(repr((type(dataset).__module__, type(dataset).__qualname__, len(dataset))).encode())
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLES).astype(np.int64)).tolist():
-        _add(digest, _sample(datasets, dataset_key, index))
+    with keyed("sample"):
+        for index in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLES).astype(np.int64)).tolist():
+            _add(digest, _sample(datasets, dataset_key, index))
     return digest.hexdigest()
 
 
 def first_shape(datasets: Mapping[str, Any], dataset_key: str) -> tuple[int, ...] | None:
     """Return the shape of the first element of a dataset's first sample; None if it has none."""
-    value = _sample(datasets, dataset_key, 0)
+    with keyed("sample"):
+        value = _sample(datasets, dataset_key, 0)
     while isinstance(value, (Mapping, list, tuple)) and value:
         value = next(iter(value.values() if isinstance(value, Mapping) else value))
     return tuple(value.shape[1:]) if hasattr(value, "shape") else None
@@ -37,8 +39,7 @@ def first_shape(datasets: Mapping[str, Any], dataset_key: str) -> tuple[int, ...
 
 def _sample(datasets: Mapping[str, Any], dataset_key: str, index: int) -> Any:
     """Fetch a batch of one, the same for every seed of a run."""
-    with keyed("sample"):
-        return fetch(datasets, 0, Fetch(dataset_key, EVALUATION, index, np.array([index])))
+    return fetch(datasets, 0, Fetch(dataset_key, EVALUATION, index, np.array([index])))
 
 
 def _add(digest: blake2b, value: Any) -> None:

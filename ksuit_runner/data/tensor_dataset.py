@@ -1,6 +1,7 @@
 """Datasets that lie in memory as tensors, and what the small ones that ship have in common: split and source."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -96,8 +97,11 @@ def split_rows(labels: NDArray[Any], split: Split, test_fraction: float, split_s
     return rows
 
 
+@lru_cache(maxsize=2)  # the splits of a dataset, and the runs of a sweep, come from the same tables
 def read_sklearn_table(name: str, delimiter: str | None = None) -> NDArray[np.float64]:
     """Read a table of numbers that scikit-learn ships, without the second that importing scikit-learn takes.
+
+    The table is shared, and so cannot be written to.
 
     Args:
         name: File in scikit-learn's ``datasets/data``, plain or gzipped.
@@ -110,5 +114,7 @@ def read_sklearn_table(name: str, delimiter: str | None = None) -> NDArray[np.fl
     for package in (spec and spec.submodule_search_locations) or ():
         path = Path(package) / "datasets" / "data" / name
         if path.is_file():
-            return np.loadtxt(path, delimiter=delimiter)
+            table = np.loadtxt(path, delimiter=delimiter)
+            table.setflags(write=False)
+            return table
     raise ConfigError(f"The data file '{name}' comes with scikit-learn, which is not installed or does not have it.")

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ksuit_runner.check.config import check_config, resolve
+from ksuit_runner.check.config import check_config
 from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.compose import compose_config, groups, without_sweep
 from ksuit_runner.errors import ConfigError
@@ -45,8 +45,7 @@ class JobComposer:
         """
         try:
             config = without_sweep(self._apply(combination))
-            check_config(config, self._reader)
-            return _plain(resolve(config))
+            return _plain(check_config(config, self._reader))
         except ConfigError as error:
             raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
 

@@ -99,7 +99,7 @@ class Session:
         self._records: Mapping[int, JobRecord] = {}
         self._results: dict[int, JobResult] = {}
         self._skipped: dict[int, str] = {}
-        self._surroundings: Surroundings | None = None
+        self._surroundings = Surroundings() if launcher.runs_here else None
         self._total = 0
 
     def run(self, source: JobSource, total: int, is_resumed: bool) -> int:
@@ -169,8 +169,6 @@ class Session:
     def _task(self, job: Job, record: JobRecord | None) -> Task:
         if record is not None and record.run_id not in runs_since(self.paths, 0):  # killed before it was entered
             add_to_index(self.paths, record.run_id, record.name, "train")
-        if self._launcher.runs_here and self._surroundings is None:
-            self._surroundings = Surroundings.now()
         return Task(
             index=job.index,
             output_dir=self.paths.output_dir,

@@ -36,7 +36,7 @@ class Task:
         run_id: Run to go on with; None starts a new one.
         devices: Devices that the jobs share out among themselves.
         is_shown: Whether to print what a run prints.
-        surroundings: What the run is stored with; None collects it.
+        surroundings: What the run is stored with, shared with other jobs of this process.
     """
 
     index: int

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 from ksuit_runner.errors import TrackerError
@@ -14,7 +15,7 @@ from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.local_ids import LocalIdTracker
-from ksuit_runner.tracker.outbox import Outbox, index_registered
+from ksuit_runner.tracker.outbox import Outbox, index_registered, load_or_ask
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class DeferredTracker(LocalIdTracker):
         self._bind_known: Callable[[str], RunInfo] = tracker.resume_run
         self._is_bound = False
         self._is_closed = False
+        self._is_held = False
         self._lock = threading.Lock()
 
     @property
@@ -96,7 +98,7 @@ class DeferredTracker(LocalIdTracker):
 
     def resume_run(self, run_id: str) -> RunInfo:
         """Go on with a run of the output folder; one that is not registered yet is, if the store can be reached."""
-        box = self._load(run_id)
+        box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
         box.status, box.is_end_told = None, False
         self._box = box
@@ -113,7 +115,7 @@ class DeferredTracker(LocalIdTracker):
 
     def attach_run(self, run_id: str) -> RunInfo:
         """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
-        box = self._load(run_id)
+        box = load_or_ask(self._paths(run_id), self._tracker)
         box.status = box.status or "KILLED"
         self._bind_known = self._tracker.attach_run
         return self._take(box)
@@ -188,6 +190,17 @@ class DeferredTracker(LocalIdTracker):
         """Say in one line where the run is recorded and how to look at it."""
         return self._tracker.where() + ("" if self._is_bound else " (it does not answer; it is told when it does)")
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write what is kept in the block to the run's folder once, at its end."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            with self._lock:
+                self._store()
+
     @property
     def _outbox(self) -> Outbox:
         assert self._box is not None, "no run was started"
@@ -199,17 +212,6 @@ class DeferredTracker(LocalIdTracker):
         tags = {**box.start_tags, **box.tags}
         self._run = RunInfo(box.run_id, box.name, "RUNNING", tags, box.parent_run_id, box.start_time or 0)
         return self._run
-
-    def _load(self, run_id: str) -> Outbox:
-        box = Outbox.load(self._paths(run_id))
-        if box is not None:
-            return box
-        box = Outbox(run_id, run_id[:8], run_id)  # recorded by a version that kept no such file
-        for info in self._tracker.find(run_id):
-            box.name, box.start_time = info.name, info.start_time
-            if info.status in ("FINISHED", "FAILED", "KILLED"):
-                box.status, box.is_end_told = cast(EndStatus, info.status), True
-        return box
 
     def _bind(self) -> None:
         if self._is_bound:
@@ -239,7 +241,7 @@ class DeferredTracker(LocalIdTracker):
 
     def _store(self, box: Outbox | None = None) -> None:
         box = box or self._outbox
-        if not self._is_closed:
+        if not (self._is_closed or self._is_held):
             box.store(self._paths(box.run_id))
 
 

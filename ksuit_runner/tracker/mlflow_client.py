@@ -14,7 +14,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
@@ -63,15 +63,20 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
 
 def _wait_briefly_for_locks(uri: str, timeout_s: float) -> None:
     """Have MLflow wait for a locked SQLite database as long as for a server, instead of 20 s for every statement."""
+    _engine(uri).update_execution_options(ksuit_busy_ms=math.ceil(timeout_s * 1000))
+
+
+@cache
+def _engine(uri: str) -> Any:
+    """Return the engine of a database, of which MLflow keeps one for each address; asking MLflow takes 30 ms."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import event
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine = SqlAlchemyStore(uri, ".").engine  # MLflow keeps one for each address
-    engine.update_execution_options(ksuit_busy_ms=math.ceil(timeout_s * 1000))
-    if not event.contains(engine, "before_cursor_execute", _shorten_wait):
-        event.listen(engine, "before_cursor_execute", _shorten_wait, retval=True)
+        engine = SqlAlchemyStore(uri, ".").engine
+    event.listen(engine, "before_cursor_execute", _shorten_wait, retval=True)
+    return engine
 
 
 def _shorten_wait(
@@ -147,15 +152,27 @@ def experiment_id(client: MlflowClient, name: str, location: str | None, tags: d
         location: Folder or URI for the artifacts of a new one; None leaves it to the server.
         tags: Tags of a new one.
     """
+    key = (client.tracking_uri, name)
+    if key not in _experiment_ids:
+        _experiment_ids[key] = _find_experiment(client, name) or _create_experiment(client, name, location, tags)
+    return _experiment_ids[key]
+
+
+_experiment_ids: dict[tuple[str, str], str] = {}  # what this process has found out: an id never changes
+
+
+def _find_experiment(client: MlflowClient, name: str) -> str | None:
     found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, location, tags))
-        except Exception:  # another process may have been quicker
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
+    return None if found is None else str(found.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, name: str, location: str | None, tags: dict[str, str]) -> str:
+    try:
+        return str(client.create_experiment(name, location, tags))
+    except Exception:
+        if found := _find_experiment(client, name):  # another process was quicker
+            return found
+        raise
 
 
 def dataset_input(info: DatasetInfo) -> DatasetInput:

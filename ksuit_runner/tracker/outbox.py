@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import TrackerError
@@ -125,6 +126,23 @@ class Outbox:
     def has_end(self) -> bool:
         """Whether the run has ended and the tracker does not know it."""
         return self.status is not None and not self.is_end_told
+
+
+def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
+    """Read what was stored in a run's folder; for a run of a version that stored nothing, ask the tracker.
+
+    Raises:
+        TrackerError: The file is damaged, or the tracker does not answer.
+    """
+    box = Outbox.load(paths)
+    if box is not None:
+        return box
+    box = Outbox(paths.run_id, paths.run_id[:8], paths.run_id)
+    for info in tracker.find(paths.run_id):
+        box.name, box.start_time = info.name, info.start_time
+        if info.status in ("FINISHED", "FAILED", "KILLED"):
+            box.status, box.is_end_told = cast(EndStatus, info.status), True
+    return box
 
 
 def index_registered(paths: OutputPaths, box: Outbox, tracker_id: str) -> None:
