@@ -55,6 +55,10 @@ def _main(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     refuse_long_overrides(overrides)
     refuse_lost_overrides(overrides)
+    if {"--help", "-h"} & set(arguments):
+        from ksuit_runner.help import print_help
+
+        return print_help(overrides)
     if to_sync := value_of("sync", overrides):
         from ksuit_runner.sync import sync
 

@@ -158,7 +158,7 @@ class CheckpointWriter:
         before()
         remove_partial(paths)
         # The same position may have been committed just before a kill.
-        if not holds(folder, state, self.config_hash):
+        if not (folder.exists() and holds(folder, state, self.config_hash)):
             write_folder(folder, tensors, state, self.config_hash, tags)
         all_tags = read_tags(paths)
         if tags or not paths.tags.exists():

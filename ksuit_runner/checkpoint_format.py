@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
-from ksuit_runner.durable_files import sync, sync_all
+from ksuit_runner.durable_files import sync
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import verify, write_manifest
 from ksuit_runner.paths import PathProvider
@@ -77,7 +77,8 @@ def write_folder(
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
-        sync_all([*temporary.iterdir(), temporary])
+        for path in [*temporary.iterdir(), temporary]:  # threads would be quicker, and take their time from training
+            sync(path)
         aside = folder.with_name(f".{folder.name}{_REPLACED}")
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():

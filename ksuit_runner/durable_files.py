@@ -1,8 +1,6 @@
 """Files that are whole after a crash: the old content or the new one, never something between."""
 
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -16,16 +14,6 @@ def write_text(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)  # on a full disk it would take up room
     sync(path.parent)
-
-
-def sync_all(paths: Iterable[Path]) -> None:
-    """Wait until several files or folders are on the disk; asked for at once, they share its commits.
-
-    Raises:
-        OSError: One of them could not be written.
-    """
-    with ThreadPoolExecutor(max_workers=8, thread_name_prefix="sync") as threads:
-        list(threads.map(sync, paths))
 
 
 def sync(path: Path) -> None:

@@ -46,7 +46,6 @@ class FusedStep:
         if not gradients or hooks or any(gradient is None for found in gradients for gradient in found):
             self._optimizer.step()
             return
-        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules ask for it, to warn if they come before the first step
         with torch.no_grad():
             torch._foreach_add_(self._steps, 1)
             for group, found in zip(self._groups, gradients, strict=True):

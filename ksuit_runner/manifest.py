@@ -71,7 +71,7 @@ def verify(folder: Path, root: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         try:
             # The size tells most damage apart without reading gigabytes.
-            if check_file(folder / name, root) != expected["size"] or _fingerprint(folder / name) != expected:
+            if check_file(folder / name, folder) != expected["size"] or _fingerprint(folder / name) != expected:
                 raise UnsafeFileError("is not what was written")
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{name} {error}") from None
