@@ -1,12 +1,16 @@
 """Composing a run's config with Hydra: where YAML files are found, and mistakes said in the user's words."""
 
+import copy
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -19,6 +23,7 @@ from ksuit_runner.stored_files import SIZE_LIMIT
 CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
+_PLACES = ("output_dir", "tracker")
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
@@ -78,6 +83,56 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return compose(CONFIG_NAME, overrides=list(overrides))
     except Exception as error:  # nothing but Hydra runs here, and it does not wrap all that its parser raises
         raise explain(error, overrides) from None
+
+
+def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
+    """Return a copy of a composed config with plain values set as Hydra sets them, in 5 ms instead of 100.
+
+    Args:
+        config: A config as Hydra has composed it.
+        overrides: What is to be set.
+
+    Returns:
+        The config; None where it takes Hydra itself, for groups, for keys that are new or go, and to explain a mistake.
+    """
+    changed = copy.deepcopy(config)
+    parser = OverridesParser.create()
+    try:
+        for item in overrides:
+            override = parser.parse_override(item)
+            is_plain = override.type is OverrideType.CHANGE and not (override.package or override.is_sweep_override())
+            if not is_plain or override.key_or_group in groups():
+                return None
+            OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    return changed
+
+
+def compose_places(overrides: Sequence[str]) -> DictConfig:
+    """Compose only what says where runs are, their folder and their tracker, by the overrides that are about that.
+
+    Raises:
+        ConfigError: One of them has no meaning.
+    """
+    chosen = (item for item in overrides if item.lstrip("+~").partition("=")[0].split(".")[0] in _PLACES)
+    return _compose_places(Path.cwd(), tuple(chosen))
+
+
+@cache
+def _compose_places(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
+    return compose_config(overrides)
+
+
+def output_dir_of(overrides: Sequence[str]) -> str:
+    """Return the output folder that a command line means; Hydra has to compose only if it does not name one itself.
+
+    Raises:
+        ConfigError: An override has no meaning.
+    """
+    named = [item for item in overrides if item.startswith("output_dir=")]
+    found = with_values(OmegaConf.create({"output_dir": "???"}), named[-1:]) if named else None
+    return str((found or compose_places(overrides)).output_dir)
 
 
 def refuse_long_overrides(overrides: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import resolve
-from ksuit_runner.compose import compose_config, groups
+from ksuit_runner.compose import compose_config, compose_places, groups, output_dir_of, with_values
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -32,8 +32,6 @@ MAY_CHANGE = (
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
     *("sweep.*", "launcher*", "leaderboard"),
 )
-# What says where runs are; a lookup needs nothing else.
-_LOCATORS = ("output_dir", "tracker", "resume", "fork", "evaluate")
 _NEVER_STORED = ("hydra", "sync", "list", *MODES, "parent_run_id", "resume_strict")
 
 
@@ -109,10 +107,9 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
         ResumeError: There is no such run, or several fit.
     """
     query = request.query
-    config = compose_config([item for item in overrides if _name(item).split(".")[0] in _LOCATORS])
-    paths = OutputPaths(config.output_dir)
+    paths = OutputPaths(output_dir_of(overrides))
     run_id = find_local(paths, query)
-    if run_id is None and config.tracker.get("uri"):
+    if run_id is None and (config := compose_places(overrides)).tracker.get("uri"):
         from ksuit_runner.factory import Factory
         from ksuit_runner.fetch import fetch
 
@@ -158,8 +155,10 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     # A group that is chosen anew takes nothing over from what was said about the former choice.
     chosen = {_name(item) for item in extra} & set(groups())
     kept = [item for item in before if _name(item).split(".")[0] not in chosen]
-    after, values = resolve(compose_config([*kept, *extra])), resolve(stored)
-    changes = dict(_differences(resolve(compose_config(before)), after))
+    composed = compose_config(before)
+    changed = with_values(composed, extra) if kept == before else None
+    after, values = resolve(changed or compose_config([*kept, *extra])), resolve(stored)
+    changes = dict(_differences(resolve(composed), after))
     for name in map(_name, extra):  # what is said explicitly counts even where the YAML files say so by now
         changes |= _differences(_at(values, name), _at(after, name))
     if mode == "resume":

@@ -31,7 +31,7 @@ LAYERS = (
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states"),
-    ("factory", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
+    ("factory", "help", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
     ("assembly", "runner"),
     ("sweep", "sweep.*"),
     ("__main__",),

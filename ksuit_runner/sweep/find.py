@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-from ksuit_runner.compose import compose_config
+from ksuit_runner.compose import compose_places, output_dir_of
 from ksuit_runner.errors import ResumeError, TrackerError, suggest
 from ksuit_runner.paths import OutputPaths, SweepPaths
-from ksuit_runner.sweep.override_text import root
 from ksuit_runner.sweep.plan import read_plan
 
 _SHORTEST_PREFIX = 6
-_LOCATORS = ("output_dir", "tracker")
 
 
 def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
@@ -24,8 +22,7 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     """
     if query == "last":
         return None
-    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
-    outputs = OutputPaths(config.output_dir)
+    outputs = OutputPaths(output_dir_of(overrides))
     known = _sweeps(outputs)
     if query in known:
         return known[query]
@@ -36,12 +33,12 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
         raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
         return known[found.pop()]
-    return _fetch(outputs, query, overrides) if config.tracker.get("uri") else None
+    return _fetch(outputs, query, overrides) if compose_places(overrides).tracker.get("uri") else None
 
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     """Return the error for a sweep that is not there, with the nearest one."""
-    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
+    config = compose_places(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
     names = {read_plan(paths).name for paths in known.values()} | known.keys()
     return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")
@@ -58,7 +55,7 @@ def _fetch(outputs: OutputPaths, query: str, overrides: Sequence[str]) -> SweepP
     from ksuit_runner.factory import Factory
     from ksuit_runner.tracker.base import KIND_TAG
 
-    config = compose_config([item for item in overrides if root(item) in _LOCATORS])
+    config = compose_places(overrides)
     tracker = Factory(config).build_tracker(outputs)
     found = [info for info in tracker.find(query) if info.tags.get(KIND_TAG) == "sweep"]
     if len(found) != 1:

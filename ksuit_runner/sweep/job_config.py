@@ -1,19 +1,17 @@
 """The config of each job: composed and checked before the first one starts."""
 
-import copy
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ksuit_runner.check.config import check_config
 from ksuit_runner.check.signature import SignatureReader
-from ksuit_runner.compose import compose_config, groups, without_sweep
+from ksuit_runner.compose import compose_config, groups, with_values, without_sweep
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.override_text import bare_name, full_name
-from ksuit_runner.sweep.space import Combination, parse
+from ksuit_runner.sweep.space import Combination
 
 
 def overrides_of(combination: Combination) -> list[str]:
@@ -54,14 +52,10 @@ class JobComposer:
         structure = tuple(overrides_of(chosen))
         if structure not in self._composed:
             self._composed[structure] = compose_config([*self._fixed, *structure])
-        config = copy.deepcopy(self._composed[structure])
-        try:
-            for key, value in combination.items():
-                if key not in chosen:
-                    OmegaConf.update(config, key, parse(f"{key}={value}").value(), merge=True)
-        except OmegaConfBaseException:  # by Hydra it is explained
-            return compose_config([*self._fixed, *overrides_of(combination)])
-        return config
+        values = [item for item in overrides_of(combination) if item not in structure]
+        return with_values(self._composed[structure], values) or compose_config(
+            [*self._fixed, *overrides_of(combination)]
+        )
 
     def _is_structural(self, key: str) -> bool:
         return full_name(key) != bare_name(key) or bare_name(key) in self._groups
