@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ from ksuit_runner.snapshot import HostBuffers
 from ksuit_runner.stored_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
+_SMALL, _MOST_WAITING = 32 << 20, 4  # bytes of a state of which several copies may wait to be written, and how many
 
 
 class CheckpointWriter:
@@ -62,9 +64,10 @@ class CheckpointWriter:
         self._keep_last = keep_last
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
-        self._buffers = HostBuffers()
+        self._has_written = False
+        self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
-        self._writing: Future[None] | None = None
+        self._writing: deque[tuple[Future[None], HostBuffers]] = deque()
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
         """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
@@ -106,6 +109,8 @@ class CheckpointWriter:
     ) -> None:
         """Take a snapshot and write it behind training.
 
+        While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
+
         Args:
             update_counter: Position of the run.
             model: Weights and buffers of the model.
@@ -116,22 +121,34 @@ class CheckpointWriter:
         Raises:
             CheckpointError: With ``wait``, it could not be written.
         """
-        self.wait()
+        buffers = self._unused_buffers()
         tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
             tags.append(f"update-{update_counter.update}")
         tensors = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
-        snapshot = self._buffers.copy({"tensors": tensors, "state": dict(state)})
+        snapshot = buffers.copy({"tensors": tensors, "state": dict(state)})
         name = str(update_counter.progress)
-        self._writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
+        writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
+        self._writing.append((writing, buffers))
         if wait:
             self.wait(is_last=True)
 
     def wait(self, is_last: bool = False) -> None:
-        """Wait until the last checkpoint is written; a failure is an error for the last one, else a warning."""
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return
+        """Wait until all checkpoints are written; a failure is an error for the last one, else a warning."""
+        while self._writing:
+            self._finish_first(is_last and len(self._writing) == 1)
+
+    def _unused_buffers(self) -> HostBuffers:
+        """Return buffers that nothing is written from, as soon as there are some."""
+        while self._writing and self._writing[0][0].done():
+            self._finish_first()
+        if self._writing and (len(self._writing) == _MOST_WAITING or self._writing[-1][1].size > _SMALL):
+            self._finish_first()
+        return self._spare.pop() if self._spare else HostBuffers()
+
+    def _finish_first(self, is_last: bool = False) -> None:
+        writing, buffers = self._writing.popleft()
+        self._spare.append(buffers)
         try:
             writing.result()
         except OSError as error:
@@ -156,14 +173,16 @@ class CheckpointWriter:
         paths = self.path_provider
         folder = paths.checkpoints_dir / name
         before()
-        remove_partial(paths)
+        if not self._has_written:
+            remove_partial(paths)
         # The same position may have been committed just before a kill.
         if not (folder.exists() and holds(folder, state, self.config_hash)):
             write_folder(folder, tensors, state, self.config_hash, tags)
         all_tags = read_tags(paths)
-        if tags or not paths.tags.exists():
+        if tags or not self._has_written:
             all_tags |= dict.fromkeys(tags, name)
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+        self._has_written = True
         write_text(paths.latest, name + "\n")
         problem = damage(folder)
         if problem is not None:

@@ -77,8 +77,7 @@ def write_folder(
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
+        sync(*temporary.iterdir(), temporary)
         aside = folder.with_name(f".{folder.name}{_REPLACED}")
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():

@@ -8,18 +8,22 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a crash it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
-        sync(temporary)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
+    except OSError:
         temporary.unlink(missing_ok=True)  # on a full disk it would take up room
+        raise
     sync(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sync(*paths: Path) -> None:
+    """Wait until the content of files, and the entries of folders, are on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

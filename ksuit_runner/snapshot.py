@@ -17,6 +17,11 @@ class HostBuffers:
         self._buffers: dict[str, Tensor] = {}
         self._last: set[str] = set()
 
+    @property
+    def size(self) -> int:
+        """Size of the last copy in bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def copy(self, tree: Any) -> Any:
         """Return the tree with every tensor copied; it stays as it is until the next call.
 
