@@ -101,7 +101,9 @@ def make_leaderboard(
     rows = []
     for job in jobs:
         record, end = records.get(job.index), ends.get(job.index)
-        metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective) if record else {}
+        metrics: dict[str, Metric] = {}
+        if record is not None:
+            metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective, record.tracker_id)
         status = "pruned" if job.index in pruned else status_of(record, end)
         rows.append(
             Row(
