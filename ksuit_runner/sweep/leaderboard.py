@@ -104,17 +104,10 @@ def make_leaderboard(
         metrics: dict[str, Metric] = {}
         if record is not None:
             metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective, record.tracker_id)
-        status = "pruned" if job.index in pruned else status_of(record, end)
-        rows.append(
-            Row(
-                job.index,
-                job.combination,
-                status.lower(),
-                record.run_id if record else None,
-                end.seconds if end else 0.0,
-                shown_metrics(metrics, plan.objective, plan.settings.value),
-            )
-        )
+        status = "pruned" if job.index in pruned else status_of(record, end).lower()
+        run_id, seconds = record.run_id if record else None, end.seconds if end else 0.0
+        shown = shown_metrics(metrics, plan.objective, plan.settings.value)
+        rows.append(Row(job.index, job.combination, status, run_id, seconds, shown))
     direction = properties.direction(plan.objective) if plan.objective else "neutral"
     rows = _ranked(rows, plan.objective, direction)
     keys = varied(jobs)
