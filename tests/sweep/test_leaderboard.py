@@ -5,13 +5,16 @@ import math
 
 import pytest
 from omegaconf import OmegaConf
+from servers import free_port
 
 from ksuit_runner.journal import Journal
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.stored_run import Launch, add_to_index, store
+from ksuit_runner.sweep.command import show_leaderboard
 from ksuit_runner.sweep.leaderboard import make_leaderboard
-from ksuit_runner.sweep.plan import Job, Plan
+from ksuit_runner.sweep.plan import Job, Plan, store_plan
+from ksuit_runner.sweep.planning import plan_sweep
 from ksuit_runner.sweep.records import JOB_TAG, SWEEP_TAG, note_end
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.settings import Settings
@@ -254,3 +257,13 @@ def test_the_files_have_what_the_terminal_shows(sweep):
             ["2", "'a|b'", "1", "", "failed", "2.0", "run1"],
             ["3", "'a|b'", "0", "", "missing", "0.0", ""],
         ]
+
+
+def test_a_sweep_that_no_server_knows_yet_is_shown(tmp_path, capsys):
+    overrides = [f"output_dir={tmp_path}", f"tracker.uri=http://127.0.0.1:{free_port()}"]
+    planned, paths = plan_sweep([*overrides, "seed=0,1"], "command"), SweepPaths(tmp_path, "a" * 32)
+    store_plan(paths, planned.plan, planned.jobs)
+    Outbox(paths.sweep_id, "sweep").store(PathProvider(tmp_path, paths.sweep_id))
+    assert show_leaderboard(paths.sweep_id[:8], overrides) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["1", "0", "missing"], ["2", "1", "missing"]]
