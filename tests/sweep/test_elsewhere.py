@@ -7,14 +7,17 @@ from servers import free_port
 
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.sweep.command import show_leaderboard
 from ksuit_runner.sweep.elsewhere import fetch_plan, fetch_runs
 from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.sweep.plan import Job, Plan, read_jobs, read_plan, store_plan
+from ksuit_runner.sweep.planning import plan_sweep
 from ksuit_runner.sweep.records import JobRecord
 from ksuit_runner.sweep.settings import Settings
 from ksuit_runner.tracker.base import KIND_TAG, RunInfo
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.tracker.outbox import Outbox
 
 ID, OTHER = "a" * 32, "b" * 32
 
@@ -127,3 +130,13 @@ def test_a_server_that_is_away_is_not_asked_about_a_run_that_is_here(outputs):
     PathProvider(outputs.output_dir, ID).run_dir.mkdir(parents=True)
     overrides = [f"output_dir={outputs.output_dir}", f"tracker.uri=http://127.0.0.1:{free_port()}", f"resume={ID}"]
     assert find_sweep(ID[:8], overrides) is None
+
+
+def test_a_sweep_that_no_server_knows_yet_is_shown(tmp_path, capsys):
+    overrides = [f"output_dir={tmp_path}", f"tracker.uri=http://127.0.0.1:{free_port()}"]
+    planned, paths = plan_sweep([*overrides, "seed=0,1"], "command"), SweepPaths(tmp_path, ID)
+    store_plan(paths, planned.plan, planned.jobs)
+    Outbox(paths.sweep_id, "sweep").store(PathProvider(tmp_path, paths.sweep_id))
+    assert show_leaderboard(paths.sweep_id[:8], overrides) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["1", "0", "missing"], ["2", "1", "missing"]]
