@@ -1,5 +1,6 @@
 """Ending a run of an Optuna search that does worse than the others did."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from ksuit_runner.sweep.study import PRUNED_AT, need_optuna, open_study
 
 
 class Prune(MetricCallback):
-    """Stops training when a metric is worse than the median of the finished trials at the same update.
+    """Stops training when the best value of a metric is worse than the median of the finished trials at that update.
 
     Only a run of a search is ever ended (``sweep.method=tpe``); the search tells the callback which trial it watches.
     What it needs to know of the past is in the study, so it has no state of its own and a resumed run decides the same.
@@ -60,11 +61,17 @@ class Prune(MetricCallback):
             direction = self.metric_property_provider.direction(self.metric_key)
             self._study = open_study(self.paths, direction, pruner)
         known = self._study.get_trials(deepcopy=False)[self.number]
+        update = self.trainer.counter.update
         if known.state.is_finished():  # the run goes on after the search
             return
-        trial, update = optuna.trial.Trial(self._study, known._trial_id), self.trainer.counter.update
-        if update not in known.intermediate_values:  # a resumed run comes by a second time
+        if update < max(known.intermediate_values, default=0):  # a resumed run comes by again, and was not ended here
+            return
+        trial = optuna.trial.Trial(self._study, known._trial_id)
+        if update not in known.intermediate_values:
             trial.report(value, update)
-        if trial.should_prune():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, for a trial that has had nothing but NaN
+            is_worse = trial.should_prune()
+        if is_worse:
             trial.set_user_attr(PRUNED_AT, update)
             raise StopTraining(f"{self.metric_key} is {value:.4g}, worse than the median of the finished trials")

@@ -48,8 +48,6 @@ def start_sweep(overrides: Sequence[str], command: str) -> int:
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
     paths = SweepPaths(outputs.output_dir, info.run_id)
     store_plan(paths, planned.plan, planned.jobs)
-    for path in (paths.plan, paths.jobs):
-        tracker.upload(path, path.name)
     session = Session(paths, planned.plan, planned.config, tracker, launcher, make_console())
     source, total = _source(paths, planned.plan)
     return session.run(source, total, is_resumed=False)
@@ -86,9 +84,9 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     paths = find_sweep(query, overrides)
     if paths is None:
         raise unknown_sweep(query, overrides)
-    plan, jobs = read_plan(paths), read_jobs(paths)
+    plan, jobs = _with_tracker(read_plan(paths), overrides), read_jobs(paths)
     config = _config_of(paths, plan)
-    tracker = Factory(config).build_tracker(paths)
+    tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)  # it knows runs by their ids here
     source, _ = _source(paths, plan)
     properties = build_properties(config, plan.objective)
     board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
@@ -109,7 +107,7 @@ def _source(paths: SweepPaths, plan: Plan) -> tuple[JobSource, int]:
 
 def _config_of(paths: SweepPaths, plan: Plan) -> DictConfig:
     """Return the config with the sweep's tracker, as it was when it was planned."""
-    config = OmegaConf.create(plan.base)
+    config = OmegaConf.create(plan.with_tracker(plan.base))
     config.output_dir = str(paths.output_dir)
     return config
 
@@ -133,7 +131,14 @@ def _changed(plan: Plan, overrides: Sequence[str]) -> Plan:
         if root(item) == "sweep":
             settings[bare_name(item).partition(".")[2]] = parse(item).value()
     node = _launcher_node(plan, [item for item in overrides if root(item) == "launcher"])
-    return replace(plan, settings=read_settings(settings, plan.objective), launcher=node)
+    return _with_tracker(replace(plan, settings=read_settings(settings, plan.objective), launcher=node), overrides)
+
+
+def _with_tracker(plan: Plan, overrides: Sequence[str]) -> Plan:
+    said = {bare_name(item): parse(item).value() for item in overrides}
+    prefix = "tracker."
+    found = {place.removeprefix(prefix): value for place, value in said.items() if place.startswith(prefix)}
+    return replace(plan, tracker={**plan.tracker, **found})
 
 
 def _launcher_node(plan: Plan, overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from ksuit_runner.compose import compose_places, output_dir_of
-from ksuit_runner.errors import ResumeError, TrackerError, suggest
+from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, SweepPaths
+from ksuit_runner.stored_run import find_local
 from ksuit_runner.sweep.plan import read_plan
 
 _SHORTEST_PREFIX = 6
@@ -13,12 +14,14 @@ _SHORTEST_PREFIX = 6
 def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     """Return the files of the sweep that a person means, or None if no sweep fits; ``last`` is always a run.
 
+    One that is not in the output folder is looked for, and brought, from the tracking server, if one is named.
+
     Args:
         query: Its id, the first 6 or more characters of it, or its name.
         overrides: Overrides of the command line; of them, only where runs are counts.
 
     Raises:
-        ResumeError: Several sweeps fit.
+        ResumeError: Several sweeps fit, or the tracking server has one that cannot go on here.
     """
     if query == "last":
         return None
@@ -33,7 +36,12 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
         raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
         return known[found.pop()]
-    return _fetch(outputs, query, overrides) if compose_places(overrides).tracker.get("uri") else None
+    if find_local(outputs, query) is not None or not (config := compose_places(overrides)).tracker.get("uri"):
+        return None
+    from ksuit_runner.factory import Factory
+    from ksuit_runner.sweep.elsewhere import fetch_plan
+
+    return fetch_plan(Factory(config).build_tracker(outputs), outputs, query)
 
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
@@ -48,22 +56,3 @@ def _sweeps(outputs: OutputPaths) -> dict[str, SweepPaths]:
     folders = outputs.sweeps_dir.iterdir() if outputs.sweeps_dir.is_dir() else ()
     found = {path.name: SweepPaths(outputs.output_dir, path.name) for path in folders if path.is_dir()}
     return {id_: paths for id_, paths in found.items() if paths.plan.is_file()}
-
-
-def _fetch(outputs: OutputPaths, query: str, overrides: Sequence[str]) -> SweepPaths | None:
-    """Bring the plan of a sweep from the tracking server, where a sweep from another machine left it."""
-    from ksuit_runner.factory import Factory
-    from ksuit_runner.tracker.base import KIND_TAG
-
-    config = compose_places(overrides)
-    tracker = Factory(config).build_tracker(outputs)
-    found = [info for info in tracker.find(query) if info.tags.get(KIND_TAG) == "sweep"]
-    if len(found) != 1:
-        return None
-    paths = SweepPaths(outputs.output_dir, found[0].run_id)
-    try:
-        for path in (paths.jobs, paths.plan):
-            tracker.download(path.name, paths.sweep_dir, paths.sweep_id)
-    except TrackerError:
-        return None
-    return paths

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isnan
+from math import inf, isfinite, isnan, nan
 from statistics import fmean, stdev
 
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
@@ -62,7 +62,7 @@ class Leaderboard:
         objective: Metric that it is ranked by; None leaves the jobs in their order.
         direction: Which direction of it is the better one.
         keys: What varies.
-        rows: The jobs, best first; those without a value last.
+        rows: The jobs: the finished ones before all others, each of them best first and those without a value last.
         groups: The same over seeds, best first; empty without several seeds.
     """
 
@@ -101,18 +101,13 @@ def make_leaderboard(
     rows = []
     for job in jobs:
         record, end = records.get(job.index), ends.get(job.index)
-        metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective) if record else {}
-        status = "pruned" if job.index in pruned else status_of(record, end)
-        rows.append(
-            Row(
-                job.index,
-                job.combination,
-                status.lower(),
-                record.run_id if record else None,
-                end.seconds if end else 0.0,
-                shown_metrics(metrics, plan.objective, plan.settings.value),
-            )
-        )
+        metrics: dict[str, Metric] = {}
+        if record is not None:
+            metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective, record.tracker_id)
+        status = "pruned" if job.index in pruned else status_of(record, end).lower()
+        run_id, seconds = record.run_id if record else None, end.seconds if end else 0.0
+        shown = shown_metrics(metrics, plan.objective, plan.settings.value)
+        rows.append(Row(job.index, job.combination, status, run_id, seconds, shown))
     direction = properties.direction(plan.objective) if plan.objective else "neutral"
     rows = _ranked(rows, plan.objective, direction)
     keys = varied(jobs)
@@ -131,17 +126,24 @@ def shown_metrics(metrics: dict[str, Metric], objective: str | None, value: str)
     return {objective: metric.last if best is None else best}
 
 
-def _order(value: float | None, direction: Direction) -> float:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the sample standard deviation, None for one value; NaN if a value is no finite number."""
+    if not all(map(isfinite, values)):
+        return nan, nan if len(values) > 1 else None
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def _order(value: float | None, direction: Direction) -> tuple[bool, float]:
     """What is sorted by: no value, and NaN, come last."""
     if value is None or isnan(value):
-        return inf
-    return -value if direction == "higher" else value
+        return True, inf
+    return False, -value if direction == "higher" else value
 
 
 def _ranked(rows: list[Row], objective: str | None, direction: Direction) -> list[Row]:
     if objective is None or direction == "neutral":
         return rows
-    return sorted(rows, key=lambda row: _order(row.metrics.get(objective), direction))
+    return sorted(rows, key=lambda row: (row.status != "finished", _order(row.metrics.get(objective), direction)))
 
 
 def _with_published(group: Group, plan: Plan) -> Group:
@@ -157,8 +159,5 @@ def _groups(rows: Sequence[Row], objective: str | None, keys: Sequence[str], dir
         others = tuple((key, row.values[key]) for key in keys if key != SEED)
         if objective in row.metrics and row.status == "finished":
             values.setdefault(others, []).append(row.metrics[objective])
-    groups = [
-        Group(dict(others), fmean(found), stdev(found) if len(found) > 1 else None, len(found))
-        for others, found in values.items()
-    ]
+    groups = [Group(dict(others), *mean_and_deviation(found), len(found)) for others, found in values.items()]
     return groups if direction == "neutral" else sorted(groups, key=lambda group: _order(group.mean, direction))

@@ -42,6 +42,7 @@ class Plan:
         objective: Metric that the jobs are ranked by.
         yaml: Content of the sweep's YAML file; None for a sweep from the command line.
         created: When it was planned, in seconds since 1970.
+        tracker: What a resume has said about the tracker, such as the address that another machine knows it by.
     """
 
     name: str
@@ -53,6 +54,11 @@ class Plan:
     objective: str | None = None
     yaml: dict[str, Any] | None = None
     created: float = field(default_factory=time.time)
+    tracker: dict[str, Any] = field(default_factory=dict)
+
+    def with_tracker(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a config of this sweep with what a resume has said about the tracker."""
+        return {**config, "tracker": {**config["tracker"], **self.tracker}}
 
 
 def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:

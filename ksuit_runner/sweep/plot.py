@@ -1,16 +1,19 @@
 """The leaderboard as a picture: the objective over what varies."""
 
 from collections.abc import Sequence
-from math import isfinite, log
+from math import isfinite, log, nan
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from ksuit_runner.sweep.leaderboard import Leaderboard, Row
+from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
 from ksuit_runner.sweep.override_text import bare_name
 from ksuit_runner.sweep.space import SEED
+from ksuit_runner.terminal import format_number
 
 _LOG_RATIO = 30.0  # positive values that are farther apart are spread by their logarithm
+_LINE_POINTS = 20  # more values than these are no line that an eye could follow
+_NAME_LENGTH, _TITLE_LENGTH = 24, 60
+_SPACING = 0.08  # between two labels at an axis of height 1
 
 
 def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
@@ -26,6 +29,8 @@ def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
     keys = [key for key in board.keys if key != SEED] or board.keys
     objective = board.objective
     rows = [row for row in board.rows if objective in row.metrics and isfinite(row.metrics[objective])]
+    if len(keys) == 1:
+        rows = [row for row in rows if row.status == "finished"]  # as in the table of means
     if objective is None or not keys or not rows:
         return False
     try:
@@ -33,65 +38,118 @@ def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(max(6.0, 1.6 * (len(keys) + 1)), 4.5), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(board.name)
+    figure.suptitle(_label(board.name, _TITLE_LENGTH))
     axes = figure.add_subplot()
     if len(keys) == 1:
-        _draw_values(axes, rows, keys[0], objective)
+        _draw_values(figure, axes, rows, keys[0], objective)
     else:
         _draw_parallel(figure, axes, rows, keys, objective)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     return True
 
 
-def _draw_values(axes: Any, rows: Sequence[Row], key: str, objective: str) -> None:
-    numbers = _numbers([row.values[key] for row in rows])
-    by_value: dict[Any, list[float]] = {}
-    for index, row in enumerate(rows):
-        by_value.setdefault(numbers[index] if numbers else row.values[key], []).append(row.metrics[objective])
-    positions = sorted(by_value) if numbers else list(by_value)
-    means = [fmean(by_value[value]) for value in positions]
-    deviations = [stdev(found) if len(found) > 1 else 0.0 for found in map(by_value.__getitem__, positions)]
-    axes.errorbar(positions, means, yerr=deviations, fmt="o-" if numbers else "o", capsize=4)
-    for value, found in by_value.items():
-        axes.plot([value] * len(found), found, ".", color="grey", alpha=0.6)
-    if numbers and _is_logarithmic(numbers):
+def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objective: str) -> None:
+    """Draw a point per value, joined by a line where the values are numbers."""
+    texts = [row.values[key] for row in rows]
+    numbers = _numbers(texts) if key != SEED else []
+    by_place: dict[float, list[float]] = {}
+    names = sorted(dict.fromkeys(texts), key=int) if key == SEED and _numbers(texts) else list(dict.fromkeys(texts))
+    for place, row in zip(numbers or map(names.index, texts), rows, strict=True):
+        by_place.setdefault(place, []).append(row.metrics[objective])
+    places = sorted(by_place)
+    found = [mean_and_deviation(by_place[place]) for place in places]
+    deviations = [nan if deviation is None else deviation for _, deviation in found]
+    style = "o-" if numbers and len(places) <= _LINE_POINTS else "o"
+    axes.errorbar(places, [mean for mean, _ in found], deviations, fmt=style, capsize=4, label="mean ± deviation")
+    if any(len(values) > 1 for values in by_place.values()):
+        points = [(place, value) for place, values in by_place.items() for value in values]
+        axes.plot(*zip(*points, strict=True), ".", color="grey", alpha=0.6, label="run")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if numbers:
+        _scale(axes, numbers)
+    else:
+        _name_places(figure, axes, names)
+    axes.set_xlabel(_label(bare_name(key)))
+    axes.set_ylabel(_label(objective))
+
+
+def _scale(axes: Any, numbers: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if _is_logarithmic(numbers):
         axes.set_xscale("log")
-    axes.set_xlabel(bare_name(key))
-    axes.set_ylabel(objective)
+    elif all(number == int(number) for number in numbers):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _name_places(figure: Any, axes: Any, names: Sequence[str]) -> None:
+    """Write names below the x axis, slanted if they would run into each other."""
+    labels = [_label(name, _NAME_LENGTH) for name in names]
+    figure.set_figwidth(max(6.0, 0.6 * len(names)))
+    is_tight = len(names) * max(map(len, labels)) > 50
+    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
+    axes.set_xticks(range(len(names)), labels, **slant)
+    axes.set_xlim(-0.5, len(names) - 0.5)
 
 
 def _draw_parallel(figure: Any, axes: Any, rows: Sequence[Row], keys: Sequence[str], objective: str) -> None:
-    """Draw every job as a line across one axis per key, coloured by the objective, which is the last axis."""
+    """Draw every job as a line across one axis per key, coloured by the objective, which is the last axis.
+
+    The best one lies on top, and those that have not finished are dotted.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    figure.set_figwidth(max(6.0, 1.8 * (len(keys) + 1)))
     results = [row.metrics[objective] for row in rows]
     columns = [_scaled([row.values[key] for row in rows]) for key in keys] + [_unit(results)]
     norm = Normalize(min(results), max(results))
-    for index, result in enumerate(results):
-        color = colormaps["viridis"](norm(result))
-        axes.plot(range(len(columns)), [column[index] for column in columns], color=color, alpha=0.8)
-    for place, key in enumerate(keys):
-        labels = {columns[place][index]: row.values[key] for index, row in enumerate(rows)}
-        shown = sorted(labels)[:: max(1, len(labels) // 8)]
-        for height in shown:
-            axes.annotate(labels[height], (place, height), fontsize=8, xytext=(4, 2), textcoords="offset points")
-        axes.axvline(place, color="grey", linewidth=0.8)
-    axes.set_xticks(range(len(columns)), [*map(bare_name, keys), objective], rotation=15)
+    for row, result, *heights in reversed(list(zip(rows, results, *columns, strict=True))):
+        style, color = "-" if row.status == "finished" else ":", colormaps["viridis"](norm(result))
+        axes.plot(range(len(columns)), heights, style, color=color, alpha=0.8)
+    texts = [[_short(row.values[key]) for row in rows] for key in keys] + [[*map(format_number, results)]]
+    for place, (heights, names) in enumerate(zip(columns, texts, strict=True)):
+        _label_axis(axes, place, dict(zip(heights, names, strict=True)))
+    slant = {"rotation": 15, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), [_label(text) for text in (*map(bare_name, keys), objective)], **slant)
     axes.set_yticks([])
-    axes.margins(x=0.08)
-    figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=objective)
+    axes.margins(x=0.08, y=0.06)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=_label(objective))
+
+
+def _label_axis(axes: Any, place: int, names: dict[float, str]) -> None:
+    """Draw one of the parallel axes and write as many of its values beside it as there is room for, ends included."""
+    axes.axvline(place, color="grey", linewidth=0.8)
+    shown: list[float] = []
+    for height in (max(names), *sorted(names)):
+        if all(abs(height - other) >= _SPACING for other in shown):
+            shown.append(height)
+            box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+            place_of_text = {"xytext": (4, 2), "textcoords": "offset points", "bbox": box, "zorder": 3}
+            axes.annotate(_label(names[height], _NAME_LENGTH), (place, height), fontsize=8, **place_of_text)
+
+
+def _label(text: str, length: int = 40) -> str:
+    """Return a text as matplotlib prints it as it is, cut if it is long."""
+    cut = text if len(text) <= length else text[: length - 1] + "…"
+    return cut.replace("$", r"\$")  # it would read a formula
+
+
+def _short(value: str) -> str:
+    return format_number(float(value)) if _numbers([value]) else value
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """Return the values as numbers, none if one of them is no number."""
+    """Return the values as numbers, none if one of them is no finite number."""
     try:
-        return [float(text) for text in texts]
+        numbers = [float(text) for text in texts]
     except ValueError:
         return []
+    return numbers if all(map(isfinite, numbers)) else []
 
 
 def _is_logarithmic(numbers: Sequence[float]) -> bool:

@@ -28,12 +28,14 @@ class JobRecord:
         status: FINISHED, FAILED, KILLED, or RUNNING, which a killed process leaves behind; empty if no tracker knows.
         name: Its name.
         is_stored: Whether its config is in the output folder; a run that was killed before has nothing to go on from.
+        tracker_id: Id that the tracker knows it by.
     """
 
     run_id: str
     status: str
     name: str
     is_stored: bool
+    tracker_id: str
 
 
 def find_records(paths: SweepPaths, plan: Plan, tracker: BaseTracker) -> dict[int, JobRecord]:
@@ -48,12 +50,12 @@ def find_records(paths: SweepPaths, plan: Plan, tracker: BaseTracker) -> dict[in
         tags = read_launch(run).tags if run.launch.is_file() else {}
         if tags.get(SWEEP_TAG) == paths.sweep_id:
             box = Outbox.load(run)
-            status = (box.status if box else None) or ""
-            found[int(tags[JOB_TAG])] = JobRecord(run_id, status, name, is_stored=True)
+            status, tracker_id = (box.status if box else None) or "", (box.tracker_id if box else None) or run_id
+            found[int(tags[JOB_TAG])] = JobRecord(run_id, status, name, True, tracker_id)
     for info in tracker.children(paths.sweep_id):
         if info.tags.get(SWEEP_TAG) == paths.sweep_id and int(info.tags.get(JOB_TAG, -1)) not in {-1, *found}:
             is_stored = PathProvider(paths.output_dir, info.local_id).launch.is_file()
-            found[int(info.tags[JOB_TAG])] = JobRecord(info.local_id, info.status, info.name, is_stored)
+            found[int(info.tags[JOB_TAG])] = JobRecord(info.local_id, info.status, info.name, is_stored, info.run_id)
     return found
 
 
@@ -67,13 +69,18 @@ class Metric:
 
 
 def read_metrics(
-    paths: SweepPaths, run_id: str, properties: MetricPropertyProvider, tracker: BaseTracker, objective: str | None
+    paths: SweepPaths,
+    run_id: str,
+    properties: MetricPropertyProvider,
+    tracker: BaseTracker,
+    objective: str | None,
+    tracker_id: str | None = None,
 ) -> dict[str, Metric]:
     """Return the metrics of a run from its journal; of a run on another machine, the objective from the tracker."""
     path = PathProvider(paths.output_dir, run_id).journal
     if path.is_file():
         return _summarize(read_points(path), properties)
-    return _summarize(tracker.history(objective, run_id) if objective else (), properties)
+    return _summarize(tracker.history(objective, tracker_id or run_id) if objective else (), properties)
 
 
 def _summarize(points: Iterable[Point], properties: MetricPropertyProvider) -> dict[str, Metric]:

@@ -91,7 +91,7 @@ def format_seconds(seconds: float) -> str:
 def _markdown(table: Table) -> str:
     heads, rows = table
     lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
 def _csv_rows(board: Leaderboard) -> Sequence[Sequence[object]]:

@@ -18,6 +18,7 @@ from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import add_to_index, runs_since
 from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
 from ksuit_runner.sweep.driver import drive
+from ksuit_runner.sweep.elsewhere import fetch_runs
 from ksuit_runner.sweep.job_launch import launch_of
 from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, read_jobs
@@ -114,21 +115,37 @@ class Session:
             ResumeError: The sweep is alive elsewhere.
         """
         with RunLock(self.paths.lock), catch_signals() as interruption:
-            self._records = find_records(self.paths, self._plan, self._tracker) if is_resumed else {}
+            if is_resumed:
+                records = find_records(self.paths, self._plan, self._tracker)
+                self._records = fetch_runs(self._tracker, self.paths, records)
             print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
+            self._share_plan()
             self._total = total
             number: int | None = None
+            status: EndStatus = "FAILED"
             try:
                 self._launcher.open(self.paths)
                 number = self._drive(source, interruption)
+                status = "KILLED" if number else "FAILED" if "FAILED" in self._statuses() else "FINISHED"
             except KeyboardInterrupt:
-                number = 2
+                number, status = 2, "KILLED"
             finally:
                 self._launcher.close()
-                self._finish(source, number)
-        if number is not None:
-            return 128 + number
-        return 1 if "FAILED" in self._statuses() else 0
+                self._finish(source, status)
+        return 128 + number if number is not None else int(status == "FAILED")
+
+    def _share_plan(self) -> None:
+        """Store what the sweep is going to do with the tracker, at once: another machine can go on by it."""
+        for path in (self.paths.plan, self.paths.jobs):
+            self._tracker.upload(path, path.name)
+        if not self._tracker.artifacts_are_local:
+            try:
+                self._send()
+            except TrackerError as error:
+                print_error(self._console, TrackerError(f"{error}\nThe sweep goes on; only here, until that is mended"))
+
+    def _send(self) -> None:
+        send_all(self._tracker, PathProvider(self.paths.output_dir, self.paths.sweep_id))
 
     def _statuses(self) -> set[str]:
         return {result.status for result in self._results.values()} | set(self._skipped.values())
@@ -174,7 +191,7 @@ class Session:
             output_dir=self.paths.output_dir,
             sweep_id=self.paths.sweep_id,
             folder=Path.cwd(),
-            config=job.config,
+            config=self._plan.with_tracker(job.config),
             launch=launch_of(job, self._plan, self.paths, record),
             run_id=record.run_id if record else None,
             devices=tuple(self._launcher.devices),
@@ -182,9 +199,8 @@ class Session:
             surroundings=self._surroundings,
         )
 
-    def _finish(self, source: JobSource, number: int | None) -> None:
+    def _finish(self, source: JobSource, status: EndStatus) -> None:
         """Show and store the leaderboard, and close the parent run, as far as the tracker can be reached."""
-        status: EndStatus = "KILLED" if number else "FAILED" if "FAILED" in self._statuses() else "FINISHED"
         try:
             board = make_leaderboard(
                 self.paths, self._plan, read_jobs(self.paths), self._tracker, self._properties, source.pruned()
@@ -196,16 +212,16 @@ class Session:
         self._tracker.end_run(status)
         run = PathProvider(self.paths.output_dir, self.paths.sweep_id)
         try:
-            send_all(self._tracker, run)
+            self._send()
         except TrackerError as error:
             again = sync_command(run.run_id, run.output_dir)
             print_error(self._console, TrackerError(f"{error}\nTo tell the tracker how the sweep has ended: {again}"))
 
 
 def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracker) -> None:
-    """Write table and plot, and store them with the parent run."""
+    """Write table and plot, and store them with the parent run; so are the jobs, of which a search has more by now."""
     write_leaderboard(paths, board)
-    files = [paths.table, paths.csv]
+    files = [paths.jobs, paths.table, paths.csv]
     if draw_leaderboard(paths.plot, board):
         files.append(paths.plot)
     for path in files:

@@ -139,7 +139,7 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
         return box
     box = Outbox(paths.run_id, paths.run_id[:8], paths.run_id)
     for info in tracker.find(paths.run_id):
-        box.name, box.start_time = info.name, info.start_time
+        box.name, box.start_time, box.tracker_id = info.name, info.start_time, info.run_id
         if info.status in ("FINISHED", "FAILED", "KILLED"):
             box.status, box.is_end_told = cast(EndStatus, info.status), True
     return box

@@ -1,0 +1,90 @@
+"""A sweep that ends in the middle: by a second Ctrl-C, or because its launcher breaks."""
+
+import signal
+import time
+
+import psutil
+import pytest
+from command import checkpoint_bytes, journal, ksuit, query, run_dirs, start
+
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.sweep.command import start_sweep
+from ksuit_runner.tracker.outbox import Outbox
+
+HANGS = """
+import time
+from pathlib import Path
+
+from ksuit_runner.models.linear import Linear
+
+
+class Hangs(Linear):
+    def __init__(self, input_shape, output_shape, hangs_at):
+        super().__init__(input_shape, output_shape)
+        self.hangs_at, self.count = hangs_at, 0
+
+    def forward(self, x):
+        self.count += 1
+        if self.count == self.hangs_at and Path("armed").exists():
+            print("hanging", flush=True)
+            time.sleep(3600)
+        return super().forward(x)
+"""
+SWEEP = (
+    *("-m", "model=linear", "model._target_=hangs.Hangs", "+model.hangs_at=60,2000", "trainer.max_epochs=3"),
+    *("callbacks=[accuracy]", "objective=accuracy/test", "data.num_workers=2", "name=mine"),
+)
+WEIGHTS = "E3_U66_S4224/model.safetensors"
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_a_sweep_at_once_and_it_resumes(tmp_path):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    (tmp_path / "armed").touch()
+    outputs = tmp_path / "outputs"
+    process = start(outputs, *SWEEP, cwd=tmp_path)
+    line = ""
+    while "hanging" not in line:
+        line = process.stdout.readline()
+        assert line, process.wait()
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None  # it would finish its update
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=30)[1]
+    assert "Traceback" not in output and "job 1/2  killed" in output and "job 2/2" not in output
+    (sweep_id,) = (path.name for path in (outputs / "sweeps").iterdir())
+    assert query(outputs, f"select status from runs where run_uuid = '{sweep_id}'") == [("KILLED",)]
+    assert not list(outputs.glob("*/*/lock.json"))
+
+    (tmp_path / "armed").unlink()
+    resumed = ksuit(outputs, f"resume={sweep_id}", cwd=tmp_path)
+    assert "goes on from checkpoint E" in resumed[: resumed.index("job 2/2  starts")]
+    assert set(query(outputs, "select status from runs")) == {("FINISHED",)}
+    ksuit(tmp_path / "whole", *SWEEP, "tracker=noop", "data.num_workers=0", cwd=tmp_path)
+    for directory, whole in zip(run_dirs(outputs), run_dirs(tmp_path / "whole"), strict=True):
+        assert journal(directory) == journal(whole)
+        assert checkpoint_bytes(directory)[WEIGHTS] == checkpoint_bytes(whole)[WEIGHTS]
+
+
+@pytest.mark.parametrize("when", ["open", "submit"])
+def test_a_sweep_whose_launcher_breaks_has_not_finished(when, tmp_path, monkeypatch):
+    base = "from ksuit_runner.launchers.in_process import InProcessLauncher\n\n\nclass Breaks(InProcessLauncher):\n"
+    (tmp_path / "breaks.py").write_text(
+        f"{base}    def {when}(self, *given):\n        raise RuntimeError('it breaks')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [
+        f"output_dir={tmp_path}",
+        "tracker=noop",
+        "model=linear",
+        "seed=0,1",
+        "launcher._target_=breaks.Breaks",
+    ]
+    with pytest.raises(RuntimeError, match="it breaks"):
+        start_sweep(overrides, "command")
+    (sweep_id,) = (path.name for path in (tmp_path / "sweeps").iterdir())
+    assert Outbox.load(PathProvider(tmp_path, sweep_id)).status == "FAILED"

@@ -1,0 +1,133 @@
+"""A sweep whose machine is gone goes on at another one that has only the code and the tracking server."""
+
+import shutil
+import time
+
+import pytest
+from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start
+from servers import Gate, MlflowServer
+
+pytestmark = pytest.mark.slow
+
+# A model that takes for ever in the middle of a run, as long as a file says so.
+PAUSES = """
+import time
+from pathlib import Path
+
+from ksuit_runner.models.linear import Linear
+
+
+class Pauses(Linear):
+    def __init__(self, input_shape, output_shape, pauses_at):
+        super().__init__(input_shape, output_shape)
+        self.pauses_at, self.count = pauses_at, 0
+
+    def forward(self, x):
+        self.count += 1
+        if self.count == self.pauses_at and Path("armed").exists():
+            print("paused", flush=True)
+            time.sleep(3600)
+        return super().forward(x)
+"""
+LAST = "E6_U132_S8448"
+SWEEP = (
+    *("-m", "model=pauses", "model.pauses_at=10000,120,20000", "trainer.max_epochs=6"),
+    *("callbacks=[accuracy]", "objective=accuracy/test", "name=mine"),
+)
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tmp_path / "project"
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "pauses.py").write_text(PAUSES)
+    (folder / "conf" / "model" / "pauses.yaml").write_text("_target_: pauses.Pauses\npauses_at: 0\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gate(server):
+    """The same server under another address, as another machine may see it."""
+    gate = Gate(server.uri)
+    yield gate
+    gate.close()
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def jobs_on(server):
+    """Return the runs of the only sweep on the server by the number of their job: id, status and points."""
+    rows = server.query(
+        "select cast(value as int), t.run_uuid, status from tags t join runs r on t.run_uuid = r.run_uuid "
+        "where key = 'ksuit.job' and lifecycle_stage = 'active'"
+    )
+    assert len({job for job, *_ in rows}) == len(rows)
+    found = {}
+    for job, run_id, status in rows:
+        points = server.query(f"select key, step, value from metrics where run_uuid = '{run_id}'")
+        by_key = {(key, step): None if key in TIMINGS else value for key, step, value in points}
+        assert len(by_key) == len(points)
+        found[job] = run_id, status, by_key
+    return found
+
+
+def latest(server, run_id):
+    found = list(server.store.glob(f"*/{run_id}/artifacts/checkpoints/latest"))
+    return found[0].read_text().strip() if found else ""
+
+
+def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, server, gate, tmp_path):
+    gone, other, whole = tmp_path / "gone", tmp_path / "other", tmp_path / "whole"
+    (project / "armed").touch()
+    process = start(gone, *SWEEP, f"tracker.uri={server.uri}", cwd=project)
+    wait_for(lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process)
+    process.kill()
+    process.communicate()
+    before = jobs_on(server)
+    assert [before[job][1] for job in (0, 1)] == ["FINISHED", "RUNNING"]
+    (sweep_id,) = (path.name for path in (gone / "sweeps").iterdir())
+    shutil.rmtree(gone)
+    (project / "armed").unlink()
+
+    shown = ksuit(other, f"leaderboard={sweep_id}", f"tracker.uri={gate.uri}", cwd=project)
+    statuses = [{"finished", "running", "missing"} & {*line.split()} for line in shown.splitlines()[1:]]
+    assert statuses == [{"finished"}, {"running"}, {"missing"}]
+    output = ksuit(other, f"resume={sweep_id[:8]}", f"tracker.uri={gate.uri}", cwd=project)
+    assert "job 1/3" not in output
+    interrupted = output[output.index("job 2/3  starts") : output.index("job 3/3  starts")]
+    assert "goes on from checkpoint E5_U110" in interrupted
+    assert "goes on from" not in output[output.index("job 3/3  starts") :]
+    assert ksuit(other, f"resume={sweep_id}", cwd=project).count("starts") == 0  # the new address is kept
+
+    ksuit(whole, *SWEEP, "tracker=noop", cwd=project)
+    expected = [path for path in run_dirs(whole) if (path / "metrics.jsonl").exists()]
+    after = jobs_on(server)
+    assert [(run_id, status) for run_id, status, _ in (after[0], after[1])] == [
+        (before[0][0], "FINISHED"),
+        (before[1][0], "FINISHED"),
+    ]
+    for job, directory in enumerate(expected):
+        run_id, status, points = after[job]
+        assert (status, points) == ("FINISHED", journal(directory))
+        assert latest(server, run_id) == LAST
+        if job > 0:
+            here = other / "runs" / run_id
+            assert journal(here) == journal(directory)
+            name = f"{LAST}/model.safetensors"
+            assert checkpoint_bytes(here)[name] == checkpoint_bytes(directory)[name]
+    assert not (other / "runs" / after[0][0]).exists()
+    assert server.query(f"select status from runs where run_uuid = '{sweep_id}'") == [("FINISHED",)]
