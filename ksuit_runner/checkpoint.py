@@ -6,6 +6,8 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +21,9 @@ from ksuit_runner.snapshot import HostBuffers
 from ksuit_runner.stored_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
+TINY = 1 << 20
+"""Size in bytes of a state that is written without a thread, if that is quick."""
+_QUICK_S = 0.01
 _SMALL, _MOST_WAITING = 32 << 20, 4  # bytes of a state of which several copies may wait to be written, and how many
 
 
@@ -65,6 +70,7 @@ class CheckpointWriter:
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
         self._has_written = False
+        self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._writing: deque[tuple[Future[None], HostBuffers]] = deque()
@@ -110,6 +116,8 @@ class CheckpointWriter:
         """Take a snapshot and write it behind training.
 
         While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
+        Tiny ones are written at once, as long as that is quick: two threads of Python get in each other's way for
+        longer than it takes.
 
         Args:
             update_counter: Position of the run.
@@ -128,8 +136,9 @@ class CheckpointWriter:
         tensors = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
         snapshot = buffers.copy({"tensors": tensors, "state": dict(state)})
         name = str(update_counter.progress)
-        writing = self._thread.submit(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
-        self._writing.append((writing, buffers))
+        write = partial(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
+        at_once = buffers.size <= TINY and self._is_quick and not self._writing
+        self._writing.append((self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
             self.wait(is_last=True)
 
@@ -145,6 +154,20 @@ class CheckpointWriter:
         if self._writing and (len(self._writing) == _MOST_WAITING or self._writing[-1][1].size > _SMALL):
             self._finish_first()
         return self._spare.pop() if self._spare else HostBuffers()
+
+    def _write_now(self, write: Callable[[], None]) -> Future[None]:
+        writing, start = Future[None](), perf_counter()
+        try:
+            write()
+            writing.set_result(None)
+        except Exception as error:
+            writing.set_exception(error)
+        self._took_s.append(perf_counter() - start)
+        return writing
+
+    @property
+    def _is_quick(self) -> bool:
+        return len(self._took_s) < 2 or min(self._took_s) < _QUICK_S  # the first one is never quick
 
     def _finish_first(self, is_last: bool = False) -> None:
         writing, buffers = self._writing.popleft()

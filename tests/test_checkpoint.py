@@ -1,10 +1,12 @@
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ksuit_runner import checkpoint
 from ksuit_runner.checkpoint import CheckpointWriter, read_tags
 from ksuit_runner.checkpoint_format import damage, names, read_newest
 from ksuit_runner.counter import UpdateCounter
@@ -20,9 +22,9 @@ class Saves:
         self.counter = UpdateCounter(6, 2, max_epochs=100)
         self.writer = CheckpointWriter(self.paths, **options)
 
-    def save(self, wait=False):
+    def save(self, wait=False, before=lambda: None):
         state = {"trainer": {"update": self.counter.update}, "callbacks": {}}
-        self.writer.save(self.counter, {"w": torch.full((4,), float(self.counter.update))}, state, wait=wait)
+        self.writer.save(self.counter, {"w": torch.full((4,), float(self.counter.update))}, state, before, wait)
 
     def go_on(self, updates, tags=None):
         """Do updates; ``tags`` are what a callback asks for after an update."""
@@ -98,6 +100,52 @@ def test_training_may_change_the_weights_while_they_are_written(saves):
     weights.fill_(1)
     item.writer.wait(is_last=True)
     assert not read_newest(item.paths).model["w"].any()
+
+
+def test_a_tiny_state_is_on_the_disk_at_once(saves):
+    item = saves()
+    for update in range(1, 5):
+        item.counter.update = update
+        item.save()
+        assert item.kept()[-1] == f"U{update}"
+
+
+def test_a_disk_that_is_slow_makes_training_wait_twice_and_no_more(saves, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_QUICK_S", 0)
+    item, gate = saves(), threading.Event()
+    for update in range(1, 4):
+        item.counter.update = update
+        item.save(before=gate.wait if update == 3 else lambda: None)
+    assert item.kept() == ["U1", "U2"]
+    gate.set()
+
+
+def test_small_states_queue_up_while_training_goes_on(saves, monkeypatch):
+    monkeypatch.setattr(checkpoint, "TINY", 0)
+    item, gate = saves(keep_last=9), threading.Event()
+    for update in range(1, 5):
+        item.counter.update = update
+        item.save(before=gate.wait)
+    assert item.kept() == []
+    gate.set()
+    item.writer.wait(is_last=True)
+    assert item.kept() == ["U1", "U2", "U3", "U4"]
+    found = [read_newest(item.paths, name).model["w"][0].item() for name in reversed(names(item.paths))]
+    assert found == [1, 2, 3, 4]
+
+
+def test_a_large_state_waits_for_the_one_before(saves, monkeypatch):
+    monkeypatch.setattr(checkpoint, "TINY", 0)
+    monkeypatch.setattr(checkpoint, "_SMALL", 0)
+    item, gate = saves(keep_last=9), threading.Event()
+    item.save(before=gate.wait)
+    second = threading.Thread(target=item.save)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    gate.set()
+    second.join(60)
+    assert not second.is_alive()
 
 
 def test_tensors_of_callbacks_get_files_of_their_own(saves, bits):
