@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import (
@@ -114,12 +114,11 @@ def _run_composed(overrides: Sequence[str]) -> int:
 def _run_one(config: DictConfig) -> "Outcome":
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
-    check_config(config)
+    values = check_config(config)
     overrides = list(HydraConfig.get().overrides.task)
     from ksuit_runner.runner import run
 
-    OmegaConf.resolve(config)
-    return run(config, Launch(command_line(), overrides))
+    return run(values, Launch(command_line(), overrides))
 
 
 def _go_on(request: Request, overrides: Sequence[str]) -> int:
@@ -135,12 +134,11 @@ def _go_on(request: Request, overrides: Sequence[str]) -> int:
     config.output_dir = str(outputs.output_dir)
     if mode == "fork":
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
-    check_config(config)
+    values = check_config(config)
     from ksuit_runner.runner import run
 
-    OmegaConf.resolve(config)
     launch = Launch(command_line(), stored.overrides, mode, run_id)
-    return run(config, launch, Origin(mode, run_id, tuple(stored.changes), request.checkpoint)).exit_status
+    return run(values, launch, Origin(mode, run_id, tuple(stored.changes), request.checkpoint)).exit_status
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Putting a run together: its objects from the config, and its state from a checkpoint."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
@@ -66,14 +66,14 @@ class Assembly:
 
     Attributes:
         factory: Factory over the config of the run.
-        config: The resolved config.
+        config: The config as plain values.
         trainer: Trainer with model and data.
         record: Record of the run.
         interruption: Signals that ask the run to end.
     """
 
     factory: Factory
-    config: DictConfig
+    config: Mapping[str, Any]
     trainer: SgdTrainer
     record: RunRecord
     interruption: Interruption
@@ -112,7 +112,7 @@ class Assembly:
             log_writer=log_writer,
             checkpoint_writer=checkpoint_writer,
             interruption=self.interruption,
-            seed=int(self.config.seed),
+            seed=int(self.config["seed"]),
             taken_over=self.record.taken_over,
         )
         if checkpoint is not None and origin is not None:
@@ -130,7 +130,7 @@ class Assembly:
         return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
 
     def _checkpoint_writer(self) -> CheckpointWriter:
-        text = json.dumps(OmegaConf.to_container(self.config, resolve=True), default=str)
+        text = json.dumps(self.config, default=str)
         writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=self.record.paths)
         writer.config_hash = sha256(text.encode()).hexdigest()[:16]
         writer.on_written = self.record.upload
@@ -157,7 +157,7 @@ class Assembly:
             raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
         if origin.mode != "evaluate":
             run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
-        may_differ = not self.config.resume_strict
+        may_differ = not self.config["resume_strict"]
         run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
         run.is_resumed = checkpoint.progress.update > 0
         if origin.mode == "resume":

@@ -35,12 +35,12 @@ class Factory:
     and all containers are plain ones, whatever ``_convert_`` says.
 
     Args:
-        config: The config of the run.
+        config: The config of the run; one of OmegaConf is resolved first.
     """
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig | Mapping[str, Any]) -> None:
         # From here on nothing refers to other places, so that what is built is what was checked.
-        self._config: Any = OmegaConf.to_container(config, resolve=True)
+        self._config: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
 
     def has(self, place: str) -> bool:
         """Whether the config describes an object at this place."""

@@ -4,10 +4,8 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner import __version__
 from ksuit_runner.data.container import DataContainer
@@ -56,7 +54,12 @@ class RunRecord:
 
     @classmethod
     def begin(
-        cls, tracker: BaseTracker, outputs: OutputPaths, config: DictConfig, launch: Launch, surroundings: Surroundings
+        cls,
+        tracker: BaseTracker,
+        outputs: OutputPaths,
+        config: Mapping[str, Any],
+        launch: Launch,
+        surroundings: Surroundings,
     ) -> "RunRecord":
         """Start the record of a new run.
 
@@ -69,7 +72,7 @@ class RunRecord:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
         deferred = DeferredTracker(tracker, outputs)
-        info = deferred.start_run(config.name, tags, config.parent_run_id)
+        info = deferred.start_run(config["name"], tags, config["parent_run_id"])
         paths = PathProvider(outputs.output_dir, info.run_id)
         lock = RunLock(paths.lock)
         lock.acquire()
@@ -103,14 +106,16 @@ class RunRecord:
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
-    def store_start(self, config: DictConfig, launch: Launch, data: DataContainer, surroundings: Surroundings) -> None:
+    def store_start(
+        self, config: Mapping[str, Any], launch: Launch, data: DataContainer, surroundings: Surroundings
+    ) -> None:
         """Store how the run was started: in its folder, and with the tracker."""
         store(self.paths, config, launch)
         self.paths.environment.write_text(json.dumps(surroundings.environment, indent=2) + "\n")
         if surroundings.diff:
             self.paths.diff.write_text(surroundings.diff)
         with self.tracker.together():
-            self.tracker.log_params(flat(OmegaConf.to_container(config, resolve=True)))
+            self.tracker.log_params(flat(config))
             self.tracker.log_inputs(_dataset_infos(data))
         self._sender.notify()  # what is told while a short run trains is not waited for at its end
         self.upload()

@@ -2,11 +2,11 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ksuit_runner.assembly import Assembly, build_trainer
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def run(
-    config: DictConfig,
+    config: Mapping[str, Any],
     launch: Launch,
     origin: Origin | None = None,
     console: Console | None = None,
@@ -67,7 +67,7 @@ def run(
     """Do a run.
 
     Args:
-        config: Its resolved config.
+        config: Its config as plain values, with everything resolved: what ``check_config`` returns.
         launch: How it was started, to be stored with it.
         origin: The stored run that it goes on from, if any.
         console: Where a person reads along.
@@ -81,13 +81,13 @@ def run(
     """
     console = console or make_console()
     factory = Factory(config)
-    outputs = OutputPaths(config.output_dir)
-    with deterministic_kernels(bool(config.trainer.get("deterministic", True))), ExitStack() as stack:
+    outputs = OutputPaths(config["output_dir"])
+    with deterministic_kernels(bool(config["trainer"].get("deterministic", True))), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
         lock = _lock(outputs, origin, stack)
         checkpoint = _read_checkpoint(outputs, origin)
         tracker = factory.build_tracker(outputs)
-        trainer = build_trainer(factory, int(config.seed))
+        trainer = build_trainer(factory, int(config["seed"]))
         surroundings = surroundings or Surroundings()
         record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
         outcome = Outcome(record.paths.run_id)
@@ -122,7 +122,7 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
 
 
 def _open_record(
-    config: DictConfig,
+    config: Mapping[str, Any],
     launch: Launch,
     origin: Origin | None,
     lock: RunLock | None,

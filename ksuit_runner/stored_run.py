@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ksuit_runner.check.stored import parse_config
+from ksuit_runner.check.stored import format_config, parse_config
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
@@ -80,14 +80,14 @@ def add_to_index(
         os.close(descriptor)
 
 
-def store(paths: PathProvider, config: DictConfig, launch: Launch) -> None:
+def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
     """Store the resolved config of a run and how it was started."""
     paths.config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(paths.config, OmegaConf.to_yaml(config, resolve=True))
+    write_text(paths.config, format_config(config))
     write_text(paths.launch, json.dumps(asdict(launch), indent=2) + "\n")
 
 
-def store_changes(paths: PathProvider, config: DictConfig, launch: Launch) -> None:
+def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
     """Store what a run goes on with from now on: a resume after this one needs no settings repeated.
 
     Args:
@@ -97,8 +97,7 @@ def store_changes(paths: PathProvider, config: DictConfig, launch: Launch) -> No
     """
     before = read_launch(paths)
     resumed_by = [*before.resumed_by, launch.command]
-    kept = OmegaConf.merge(config, {"resume_strict": read_config(paths).get("resume_strict", True)})
-    assert isinstance(kept, DictConfig)
+    kept = {**config, "resume_strict": read_config(paths).get("resume_strict", True)}
     store(paths, kept, replace(before, overrides=launch.overrides, resumed_by=resumed_by))
 
 

@@ -49,10 +49,7 @@ def overrides_of(group, choice):
 
 def checked(overrides, tmp_path):
     """Compose a config as the command line does and check it."""
-    config = compose_config([*overrides, f"output_dir={tmp_path}"])
-    check_config(config)
-    OmegaConf.resolve(config)
-    return config
+    return check_config(compose_config([*overrides, f"output_dir={tmp_path}"]))
 
 
 @contextmanager
@@ -60,8 +57,8 @@ def built(overrides, tmp_path):
     """Build everything that a run consists of, recorded by no tracker."""
     config = checked([*overrides, "tracker=noop"], tmp_path)
     factory = Factory(config)
-    outputs = OutputPaths(config.output_dir)
-    trainer = build_trainer(factory, config.seed)
+    outputs = OutputPaths(config["output_dir"])
+    trainer = build_trainer(factory, config["seed"])
     record = RunRecord.begin(
         factory.build_tracker(outputs), outputs, config, Launch("", list(overrides)), Surroundings()
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.resume import Origin
@@ -91,8 +89,7 @@ def _do(task: Task, start: float) -> JobResult:
     claim_device([(device, paths.device_lock(device)) for device in task.devices])
     from ksuit_runner.runner import run
 
-    config = OmegaConf.create(task.config)
-    config.output_dir, config.parent_run_id = str(task.output_dir), task.sweep_id
+    config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
     origin = Origin("resume", task.run_id) if task.run_id else None
     if task.is_shown:
         outcome = run(config, task.launch, origin, surroundings=task.surroundings)

@@ -53,9 +53,7 @@ def drive(folder: Path, *overrides: str, more: Mapping[str, Any] | None = None) 
     with open_dict(config):
         for place, value in (more or {}).items():
             OmegaConf.update(config, place, value, force_add=True)
-    check_config(config)
-    OmegaConf.resolve(config)
-    outcome = run(config, Launch("benchmark", list(overrides)), console=Console(file=io.StringIO()))
+    outcome = run(check_config(config), Launch("benchmark", list(overrides)), console=Console(file=io.StringIO()))
     end = perf_counter()
     if outcome.error is not None:
         raise outcome.error

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
@@ -31,10 +30,7 @@ def trained(tmp_path, capsys):
 
     def train(*overrides):
         given = ["model=linear", "tracker=noop", "trainer.max_epochs=3", f"output_dir={tmp_path}", *overrides]
-        config = compose_config(given)
-        check_config(config)
-        OmegaConf.resolve(config)
-        outcome = run(config, Launch("", given))
+        outcome = run(check_config(compose_config(given)), Launch("", given))
         assert outcome.status == "FINISHED"
         paths = PathProvider(tmp_path, outcome.run_id)
         with closing(Journal(paths.journal)) as journal:

@@ -4,7 +4,6 @@ import csv
 import math
 
 import pytest
-from omegaconf import OmegaConf
 
 from ksuit_runner.journal import Journal
 from ksuit_runner.metric_property import MetricPropertyProvider
@@ -40,7 +39,7 @@ class Sweep:
             return
         run = PathProvider(self.paths.output_dir, f"run{index}")
         launch = Launch("command", [], tags={SWEEP_TAG: self.paths.sweep_id, JOB_TAG: str(index)})
-        store(run, OmegaConf.create({}), launch)
+        store(run, {}, launch)
         add_to_index(run, run.run_id, f"name{index}", "train")
         Outbox(run.run_id, f"name{index}", status=status if status != "RUNNING" else None).store(run)
         journal = Journal(run.journal)
@@ -159,7 +158,7 @@ def test_a_job_that_was_pruned_says_so_and_counts_in_no_mean(sweep):
 def test_runs_of_other_sweeps_do_not_count(sweep, tmp_path):
     sweep.job({"lr": "1"}, accuracy=[0.5])
     stranger = PathProvider(tmp_path, "stranger")
-    store(stranger, OmegaConf.create({}), Launch("command", [], tags={SWEEP_TAG: "other", JOB_TAG: "0"}))
+    store(stranger, {}, Launch("command", [], tags={SWEEP_TAG: "other", JOB_TAG: "0"}))
     add_to_index(stranger, "stranger", "name0", "train")
     assert [row.run_id for row in sweep.board().rows] == ["run0"]
 
