@@ -36,7 +36,9 @@ class CallbackStates:
 
     def __init__(self, callbacks: Mapping[str, CallbackBase]) -> None:
         self._callbacks = callbacks
-        self._stateful = {item for item in callbacks.values() if overrides(item, "state_dict")}
+        # One with state in files cannot be taken back, whatever is kept of the rest.
+        in_files = {item for item in callbacks.values() if overrides(item, "resume_from_checkpoint")}
+        self._stateful = {item for item in callbacks.values() if overrides(item, "state_dict")} - in_files
         early = [item for item in callbacks.values() if any(implements(item, hook) for hook in BEFORE_STEP)]
         self._early = [item for item in early if item in self._stateful]
         self._kept: dict[str, Any] = {}
