@@ -54,8 +54,8 @@ class Journal:
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
         self.size = self._repair()
 
-    def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> list[Point]:
-        """Write the metrics of one update and return them as points.
+    def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
+        """Write the metrics of one update.
 
         Args:
             step: The update.
@@ -63,10 +63,9 @@ class Journal:
             timestamp: In ms since 1970, for points that were first logged elsewhere; by default now.
         """
         if not metrics:
-            return []
+            return
         timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
-        points = [Point(key, float(value), step, timestamp) for key, value in metrics.items()]
-        self._unwritten.append(_encode(step, timestamp, {point.key: point.value for point in points}))
+        self._unwritten.append(_encode(step, timestamp, metrics))
         was_full = len(self._unwritten) > 1
         try:
             self._write()
@@ -76,7 +75,6 @@ class Journal:
         else:
             if was_full:
                 _LOGGER.warning("metrics can be written again, none is missing: %s", self.path)
-        return points
 
     def sync(self) -> None:
         """Wait until everything appended is on the disk.
