@@ -37,9 +37,13 @@ class MetricPropertyProvider:
 
     def is_better(self, key: str, value: float, than: float | None) -> bool:
         """Whether a value improves on another one; neutral metrics improve with every new value, NaN never does."""
-        if value != value:
-            return False
-        direction = self.direction(key)
-        if than is None or than != than or direction == "neutral":
-            return True
-        return value > than if direction == "higher" else value < than
+        return improves(self.direction(key), value, than)
+
+
+def improves(direction: Direction, value: float, than: float | None) -> bool:
+    """Whether a value improves on another one, in a direction."""
+    if value != value:
+        return False
+    if than is None or than != than or direction == "neutral":
+        return True
+    return value > than if direction == "higher" else value < than
