@@ -2,24 +2,12 @@ import logging
 from functools import partial
 
 import pytest
+from speaks import Speaks
 
 from callbacks.early_stop import EarlyStop
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 NAN = float("nan")
-
-
-class Speaks(PeriodicCallback):
-    """Logs one value after the other, at every second update."""
-
-    def __init__(self, key, values, **kwargs):
-        super().__init__(every_n_updates=2, **kwargs)
-        self.key = key
-        self.values = values
-
-    def _periodic_callback(self, update_counter):
-        self.writer.add_scalar(self.key, self.values[update_counter.update // 2 - 1])
 
 
 def callbacks(key, values, **arguments):

@@ -4,11 +4,11 @@ from functools import partial
 from importlib.util import find_spec
 
 import pytest
+from speaks import Speaks
 
 from callbacks.prune import Prune
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.sweep.study import PRUNED_AT, open_study
 
 pytestmark = pytest.mark.skipif(
@@ -17,18 +17,6 @@ pytestmark = pytest.mark.skipif(
 NAN = float("nan")
 ACCURACY, LOSS = "accuracy/test", "loss/test"
 PAST = {2: 0.4, 4: 0.6, 6: 0.8}  # what a finished trial has had, by update
-
-
-class Speaks(PeriodicCallback):
-    """Logs one value after the other, at every second update."""
-
-    def __init__(self, key, values, **kwargs):
-        super().__init__(every_n_updates=2, **kwargs)
-        self.key = key
-        self.values = values
-
-    def _periodic_callback(self, update_counter):
-        self.writer.add_scalar(self.key, self.values[update_counter.update // 2 - 1])
 
 
 class Search:

@@ -6,32 +6,14 @@ import time
 import psutil
 import pytest
 from command import checkpoint_bytes, journal, ksuit, query, run_dirs, start
+from pausing import PAUSES
 
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.sweep.command import start_sweep
 from ksuit_runner.tracker.outbox import Outbox
 
-HANGS = """
-import time
-from pathlib import Path
-
-from ksuit_runner.models.linear import Linear
-
-
-class Hangs(Linear):
-    def __init__(self, input_shape, output_shape, hangs_at):
-        super().__init__(input_shape, output_shape)
-        self.hangs_at, self.count = hangs_at, 0
-
-    def forward(self, x):
-        self.count += 1
-        if self.count == self.hangs_at and Path("armed").exists():
-            print("hanging", flush=True)
-            time.sleep(3600)
-        return super().forward(x)
-"""
 SWEEP = (
-    *("-m", "model=linear", "model._target_=hangs.Hangs", "+model.hangs_at=60,2000", "trainer.max_epochs=3"),
+    *("-m", "model=linear", "model._target_=pauses.Pauses", "+model.pauses_at=60,2000", "trainer.max_epochs=3"),
     *("callbacks=[accuracy]", "objective=accuracy/test", "data.num_workers=2", "name=mine"),
 )
 WEIGHTS = "E3_U66_S4224/model.safetensors"
@@ -39,12 +21,12 @@ WEIGHTS = "E3_U66_S4224/model.safetensors"
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_a_sweep_at_once_and_it_resumes(tmp_path):
-    (tmp_path / "hangs.py").write_text(HANGS)
+    (tmp_path / "pauses.py").write_text(PAUSES)
     (tmp_path / "armed").touch()
     outputs = tmp_path / "outputs"
     process = start(outputs, *SWEEP, cwd=tmp_path)
     line = ""
-    while "hanging" not in line:
+    while "paused" not in line:
         line = process.stdout.readline()
         assert line, process.wait()
     children = psutil.Process(process.pid).children(recursive=True)

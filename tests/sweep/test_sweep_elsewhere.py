@@ -5,30 +5,11 @@ import time
 
 import pytest
 from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start
+from pausing import PAUSES
 from servers import Gate, MlflowServer
 
 pytestmark = pytest.mark.slow
 
-# A model that takes for ever in the middle of a run, as long as a file says so.
-PAUSES = """
-import time
-from pathlib import Path
-
-from ksuit_runner.models.linear import Linear
-
-
-class Pauses(Linear):
-    def __init__(self, input_shape, output_shape, pauses_at):
-        super().__init__(input_shape, output_shape)
-        self.pauses_at, self.count = pauses_at, 0
-
-    def forward(self, x):
-        self.count += 1
-        if self.count == self.pauses_at and Path("armed").exists():
-            print("paused", flush=True)
-            time.sleep(3600)
-        return super().forward(x)
-"""
 LAST = "E6_U132_S8448"
 SWEEP = (
     *("-m", "model=pauses", "model.pauses_at=10000,120,20000", "trainer.max_epochs=6"),
