@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.override_text import root
 from ksuit_runner.stored_files import SIZE_LIMIT
 
 CONFIG_NAME = "config"
@@ -96,12 +97,12 @@ def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | No
         The config; None where it takes Hydra itself, for groups, for keys that are new or go, and to explain a mistake.
     """
     changed = copy.deepcopy(config)
-    parser = OverridesParser.create()
+    parser, known_groups = OverridesParser.create(), groups()
     try:
         for item in overrides:
             override = parser.parse_override(item)
             is_plain = override.type is OverrideType.CHANGE and not (override.package or override.is_sweep_override())
-            if not is_plain or override.key_or_group in groups():
+            if not is_plain or override.key_or_group in known_groups:
                 return None
             OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     except (HydraException, OmegaConfBaseException):
@@ -115,7 +116,7 @@ def compose_places(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: One of them has no meaning.
     """
-    chosen = (item for item in overrides if item.lstrip("+~").partition("=")[0].split(".")[0] in _PLACES)
+    chosen = (item for item in overrides if root(item) in _PLACES)
     return _compose_places(Path.cwd(), tuple(chosen))
 
 

@@ -12,6 +12,7 @@ from ksuit_runner.check.config import resolve
 from ksuit_runner.compose import compose_config, compose_places, groups, output_dir_of, with_values
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
 from ksuit_runner.terminal import program
@@ -148,18 +149,18 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
         ConfigError: An override names nothing that exists.
     """
     stored = read_config(paths)
-    before = [item for item in read_launch(paths).overrides if _name(item).split(".")[0] not in _NEVER_STORED]
-    extra = [item for item in overrides if _name(item) not in MODES]
+    before = [item for item in read_launch(paths).overrides if root(item) not in _NEVER_STORED]
+    extra = [item for item in overrides if bare_name(item) not in MODES]
     if not extra:
         return Composed(stored, [], before)
     # A group that is chosen anew takes nothing over from what was said about the former choice.
-    chosen = {_name(item) for item in extra} & set(groups())
-    kept = [item for item in before if _name(item).split(".")[0] not in chosen]
+    chosen = {bare_name(item) for item in extra} & set(groups())
+    kept = [item for item in before if root(item) not in chosen]
     composed = compose_config(before)
     changed = with_values(composed, extra) if kept == before else None
     after, values = resolve(changed or compose_config([*kept, *extra])), resolve(stored)
     changes = dict(_differences(resolve(composed), after))
-    for name in map(_name, extra):  # what is said explicitly counts even where the YAML files say so by now
+    for name in map(bare_name, extra):  # what is said explicitly counts even where the YAML files say so by now
         changes |= _differences(_at(values, name), _at(after, name))
     if mode == "resume":
         _refuse_rewriting(changes, values, paths.run_id, extra)
@@ -221,7 +222,3 @@ def _remove(config: DictConfig, place: str) -> None:
     node = OmegaConf.select(config, parent) if parent else config
     if isinstance(node, DictConfig) and key in node:
         del node[key]
-
-
-def _name(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -12,10 +12,10 @@ from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.launchers.base import Launcher
+from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.sweep.find import find_sweep, unknown_sweep
 from ksuit_runner.sweep.leaderboard import make_leaderboard
-from ksuit_runner.sweep.override_text import bare_name, root
 from ksuit_runner.sweep.plan import Plan, differences, read_jobs, read_plan, store_plan, update_plan
 from ksuit_runner.sweep.planning import plan_sweep, read_yaml
 from ksuit_runner.sweep.report import print_leaderboard

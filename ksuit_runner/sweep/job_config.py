@@ -10,7 +10,7 @@ from ksuit_runner.check.config import check_config
 from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.compose import compose_config, groups, with_values, without_sweep
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.override_text import bare_name, full_name
+from ksuit_runner.override_text import bare_name, full_name
 from ksuit_runner.sweep.space import Combination
 
 

@@ -2,10 +2,10 @@
 
 import re
 
+from ksuit_runner.override_text import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.job_config import overrides_of
-from ksuit_runner.sweep.override_text import bare_name
 from ksuit_runner.sweep.plan import Job, Plan
 from ksuit_runner.sweep.records import JOB_TAG, SWEEP_TAG, JobRecord
 

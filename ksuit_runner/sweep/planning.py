@@ -10,8 +10,8 @@ from ksuit_runner.check.config import resolve
 from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.compose import SWEEP_NODES, compose_config, project_conf, shipped_conf, without_sweep
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.override_text import bare_name, full_name, root
 from ksuit_runner.sweep.job_config import JobComposer
-from ksuit_runner.sweep.override_text import bare_name, full_name, root
 from ksuit_runner.sweep.plan import Job, Plan
 from ksuit_runner.sweep.settings import Settings, read_settings
 from ksuit_runner.sweep.space import SEED, Parameter, draw, grid, parse, read_parameters

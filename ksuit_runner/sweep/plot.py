@@ -5,8 +5,8 @@ from math import isfinite, log, nan
 from pathlib import Path
 from typing import Any
 
+from ksuit_runner.override_text import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
-from ksuit_runner.sweep.override_text import bare_name
 from ksuit_runner.sweep.space import SEED
 from ksuit_runner.terminal import format_number
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ksuit_runner.durable_files import write_text
+from ksuit_runner.override_text import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
-from ksuit_runner.sweep.override_text import bare_name
 from ksuit_runner.sweep.space import SEED
 from ksuit_runner.terminal import format_number, print_table
 

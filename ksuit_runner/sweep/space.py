@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from ksuit_runner.compose import choices, groups
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.override_text import bare_name, to_text
+from ksuit_runner.override_text import bare_name, to_text
 
 SEED = "seed"
 """The key that is never drawn: every draw is done with every seed."""

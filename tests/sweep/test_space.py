@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.override_text import to_text
+from ksuit_runner.override_text import to_text
 from ksuit_runner.sweep.space import Interval, draw, grid, parse, read_parameters
 
 
