@@ -1,6 +1,7 @@
 """Places in the runner at which a process kills itself, as SIGKILL or a power cut would have at that very moment."""
 
 import importlib
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -43,10 +44,15 @@ POINTS = {
 def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
     """Have this process, and none of its workers, get a signal when a place is reached for the n-th time.
 
-    Every second time checkpoints are written behind training, as those of larger models are.
+    How often decides as well how checkpoints are written, however quick the disk is: at once, behind training one
+    after the other as those of large models are, or behind training with several that wait.
     """
-    if count % 2 == 0:
-        importlib.import_module("ksuit_runner.checkpoint").TINY = 0  # type: ignore[attr-defined]
+    checkpoint: Any = importlib.import_module("ksuit_runner.checkpoint")
+    if count % 3 == 1:
+        checkpoint._QUICK_S = math.inf
+    else:
+        checkpoint.TINY = 0
+        checkpoint._SMALL = 0 if count % 3 == 2 else checkpoint._SMALL
     module, name, when = POINTS[place]
     *path, attribute = name.split(".")
     owner = reduce(getattr, path, importlib.import_module(module))
