@@ -6,7 +6,9 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
+from ksuit_runner.durable_files import sync
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.mlflow_client import import_quietly
@@ -77,9 +79,30 @@ def _create(paths: OutputPaths) -> None:
     unfinished = paths.database.with_name(paths.database.name + ".tmp")
     unfinished.unlink(missing_ok=True)  # left by a process that was killed here
     module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
-    store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", str(paths.runs_dir))
-    store.engine.dispose()
+    with _unsafe_and_quick(unfinished):
+        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", str(paths.runs_dir))
+        store.engine.dispose()
+    sync(unfinished)
     os.replace(unfinished, paths.database)
+
+
+@contextmanager
+def _unsafe_and_quick(database: Path) -> Iterator[None]:
+    """Let SQLite write a file without waiting for the disk a thousand times: what counts is the file in the end."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def connected(connection: object, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):  # there may be other databases in this process
+            _, _, file = connection.execute("PRAGMA database_list").fetchone()
+            if file and database.samefile(file):
+                connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", connected)
 
 
 def _adopt(paths: OutputPaths, timeout_s: float) -> None:
