@@ -17,10 +17,10 @@ from ksuit_runner.tracker.mlflow_client import (
     DATABASES,
     check_key,
     connect,
-    dataset_input,
     delete_artifacts,
     experiment_id,
     explained,
+    log_datasets,
 )
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
 from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, history, last_points, run_info
@@ -146,7 +146,7 @@ class MlflowTracker(BaseTracker):
     @explained
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
         """Record which datasets the run uses; one that is recorded already changes nothing."""
-        self._client.log_inputs(self.run_id, [dataset_input(info) for info in datasets])
+        log_datasets(self._client, self.run_id, datasets)
 
     @explained
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:

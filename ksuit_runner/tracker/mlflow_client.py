@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -31,6 +31,7 @@ DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 """How the tracking URI of a database begins, which is used without a server."""
 
 _MAX_KEY_LENGTH, _MAX_DIGEST_LENGTH = 250, 36
+_our_settings: dict[str, str] = {}  # variables of the environment that this process has set
 
 
 def connect(uri: str, timeout_s: float) -> MlflowClient:
@@ -51,7 +52,8 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        if os.environ.get(name) == _our_settings.get(name):  # neither the user's nor changed since
+            os.environ[name] = _our_settings[name] = value
     import_quietly("mlflow.store.tracking.sqlalchemy_store" if uri.startswith(DATABASES) else "mlflow")
     from mlflow import MlflowClient
 
@@ -175,13 +177,33 @@ def _create_experiment(client: MlflowClient, name: str, location: str | None, ta
         raise
 
 
-def dataset_input(info: DatasetInfo) -> DatasetInput:
-    """Return MLflow's form of a dataset; its digest is cut at 36 characters."""
+def log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[DatasetInfo]) -> None:
+    """Record which datasets a run uses; their digests are cut at 36 characters.
+
+    Where two runs add the same dataset at once, MLflow refuses the second one, which finds it when it asks again.
+    """
+    inputs = [_dataset_input(info) for info in datasets]
+    try:
+        client.log_inputs(run_id, inputs)
+    except Exception as error:
+        if not _may_have_lost_a_race(error):
+            raise
+        client.log_inputs(run_id, inputs)
+
+
+def _dataset_input(info: DatasetInfo) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = json.dumps({"uri": info.source})
     dataset = Dataset(info.name, info.digest[:_MAX_DIGEST_LENGTH], "local", source, profile=info.profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", info.context)])
+
+
+def _may_have_lost_a_race(error: Exception) -> bool:
+    """Whether a row may have been there already; a server says only that it has failed."""
+    from requests.exceptions import RetryError
+
+    return "unique" in str(error).lower() or isinstance(error.__context__, RetryError)
 
 
 def delete_artifacts(client: MlflowClient, artifact_uri: str, path: str) -> None:

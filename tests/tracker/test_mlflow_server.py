@@ -1,7 +1,9 @@
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from servers import MlflowServer, answering_500, free_port, never_answering
@@ -11,6 +13,7 @@ from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.tracker.mlflow import MlflowTracker
+from ksuit_runner.tracker.mlflow_client import connect, log_datasets
 
 
 def test_servers_that_do_not_answer_are_named_in_one_line(paths: OutputPaths) -> None:
@@ -22,6 +25,18 @@ def test_servers_that_do_not_answer_are_named_in_one_line(paths: OutputPaths) ->
                 with pytest.raises(TrackerError, match=f"^MLflow {said}.*: {uri}/[^?]*$") as caught:
                     call()
                 assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_fails_once_at_a_dataset_is_asked_again() -> None:
+    client = MagicMock()
+    with answering_500() as broken, pytest.raises(Exception, match="500") as failed:
+        connect(broken, 5).log_inputs("id", [])
+    client.log_inputs.side_effect = [failed.value, None]
+    log_datasets(client, "id", [])
+    assert client.log_inputs.call_count == 2
+    client.log_inputs.side_effect = [failed.value, failed.value]
+    with pytest.raises(Exception, match="500"):
+        log_datasets(client, "id", [])
 
 
 @pytest.fixture
@@ -48,7 +63,8 @@ def test_a_server_that_goes_and_comes_back(
     check_artifacts(tracker)
 
     journal = Journal(run.journal)
-    sender = MetricSender(journal, run.journal_sent, tracker, interval_s=0.01)
+    sender, is_back = MetricSender(journal, run.journal_sent, tracker, interval_s=0.01), threading.Event()
+    sender.on_recovered = is_back.set
     for step in range(1, 101):
         journal.append(step, {"a": step / 3, "b": math.inf})
         if step == 30:
@@ -57,7 +73,7 @@ def test_a_server_that_goes_and_comes_back(
         if step == 60:
             assert not sender.flush(1)
             server.start()
-    assert sender.close(60) == 0
+    assert is_back.wait(60) and sender.close(60) == 0
     tracker.end_run("FINISHED")
 
     assert tracker.history("a") == [p for points, _ in journal.read() for p in points if p.key == "a"]

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.sender import MetricSender
+from ksuit_runner.tracker import mlflow_client
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
@@ -94,6 +97,42 @@ def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(tracker: Mlflo
     assert info.digest.startswith(found.dataset.digest)
     assert json.loads(found.dataset.source) == {"uri": info.source}
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_two_runs_may_add_the_same_dataset_at_once(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    from sqlalchemy import event
+
+    other, info = MlflowTracker(paths), DatasetInfo("digits", "training", "c0ffee", "somewhere")
+    other.start_run("other", {})
+    engine, quicker = mlflow_client._engine(tracker._client.tracking_uri), [other]
+
+    def overtake(connection: Any, cursor: Any, statement: str, *given: Any) -> None:
+        if statement.startswith("INSERT INTO datasets") and quicker:
+            quicker.pop().log_inputs([info])
+
+    event.listen(engine, "before_cursor_execute", overtake)
+    try:
+        tracker.log_inputs([info])
+    finally:
+        event.remove(engine, "before_cursor_execute", overtake)
+    assert not quicker
+    inputs = [tracker._client.get_run(one.run_id).inputs.dataset_inputs for one in (tracker, other)]
+    assert [[found.dataset.digest for found in of_run] for of_run in inputs] == [["c0ffee"], ["c0ffee"]]
+
+
+def test_what_a_tracker_is_given_counts_and_what_the_environment_says_counts_more(
+    paths: OutputPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    monkeypatch.setattr(mlflow_client, "_our_settings", {})
+    for variable in variables:
+        monkeypatch.delenv(variable, raising=False)
+    for timeout_s in (3, 60):  # of two runs in one process
+        MlflowTracker(paths, timeout_s=timeout_s).find("last")
+        assert [os.environ[variable] for variable in variables] == [str(timeout_s), "0"]
+    monkeypatch.setenv(variables[0], "7")
+    MlflowTracker(paths, timeout_s=3).find("last")
+    assert os.environ[variables[0]] == "7"
 
 
 def test_local_artifacts_lie_where_the_run_writes_them(paths: OutputPaths, tracker: MlflowTracker) -> None:
