@@ -7,7 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from ksuit_runner.journal import Journal
 
@@ -20,9 +24,12 @@ TIMINGS = {"samples_per_second", "updates_per_second", "data_wait_fraction", "pe
 _started: list[subprocess.Popen] = []
 
 
-def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequence[str] = ()) -> subprocess.Popen:
+    """Start the command line, under another command if one is given."""
+    command = [*under, sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
+    # Without what a tracker in this process has told MLflow of its time-outs.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment |= {"NO_COLOR": "1", "COLUMNS": "200"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "pipesize": PIPE_BYTES}
     process = subprocess.Popen(command, cwd=cwd, env=environment, **output)
     _started.append(process)
@@ -34,7 +41,9 @@ def end_started() -> None:
     while _started:
         process = _started.pop()
         if process.poll() is None:
-            process.kill()
+            for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    part.kill()
         if process.stdout is not None:
             process.stdout.close()
         process.wait()
@@ -45,6 +54,16 @@ def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSI
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
     return output
+
+
+def read_until(process: subprocess.Popen, *texts: str) -> str:
+    """Read what a process prints until it has printed all these texts, and return it."""
+    said = ""
+    while not all(text in said for text in texts):
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
 
 
 def run_dirs(output_dir: Path) -> list[Path]:
@@ -68,6 +87,21 @@ def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: in
         time.sleep(0.005)
     process.send_signal(number)
     return process.communicate(timeout=60)[0]
+
+
+def interrupt_again(process: subprocess.Popen) -> None:
+    """Send a second SIGINT, after the process has taken in the first: two that wait are one."""
+    status, deadline = Path(f"/proc/{process.pid}/status"), time.monotonic() + 60
+    while any(_has_sigint(line) for line in status.read_text().splitlines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert process.poll() is None  # it would finish its update
+    process.send_signal(signal.SIGINT)
+
+
+def _has_sigint(line: str) -> bool:
+    return line.startswith(("SigPnd", "ShdPnd")) and bool(int(line.split()[1], 16) & 1 << (signal.SIGINT - 1))
 
 
 def last_step(output_dir: Path) -> int:

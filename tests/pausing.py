@@ -4,12 +4,12 @@ PAUSES = """
 import time
 from pathlib import Path
 
-from ksuit_runner.models.linear import Linear
+from ksuit_runner.models.mlp import Mlp
 
 
-class Pauses(Linear):
-    def __init__(self, input_shape, output_shape, pauses_at):
-        super().__init__(input_shape, output_shape)
+class Pauses(Mlp):
+    def __init__(self, input_shape, output_shape, pauses_at, hidden_dims=(), dropout=0.0):
+        super().__init__(input_shape, output_shape, hidden_dims, dropout=dropout)
         self.pauses_at, self.count = pauses_at, 0
 
     def forward(self, x):

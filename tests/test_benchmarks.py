@@ -18,7 +18,7 @@ def bench(*arguments):
     path = os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, env=environment)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1400, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_benchmark_measures_something_and_compares_it(found):
     assert found["results"].keys() == set(BENCHMARKS)
     for name, result in found["results"].items():
@@ -42,6 +43,7 @@ def test_every_benchmark_measures_something_and_compares_it(found):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_machine_and_versions_are_said(found):
     assert found["machine"]["versions"]["torch"] == version("torch")
     assert f"torch {version('torch')}" in found["printed"]
@@ -49,6 +51,7 @@ def test_machine_and_versions_are_said(found):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     ("peer", "package"), [("Lightning", "lightning"), ("Trainer", "transformers"), ("Ignite", "pytorch-ignite")]
 )

@@ -4,15 +4,28 @@ import signal
 import time
 
 import pytest
-from command import TIMINGS, checkpoint_bytes, journal, ksuit, last_step, run_dir, start, stop_at
+from command import TIMINGS, checkpoint_bytes, journal, ksuit, last_step, read_until, run_dir, start, stop_at
+from pausing import PAUSES
 from servers import MlflowServer
 
+from ksuit_runner.counter import Progress
+
 ARGUMENTS = (
-    *("model=mlp", "model.dropout=0.2", "schedule=constant", "schedule.warmup=5"),
-    *("checkpoint.every_n_epochs=7", "tracker.timeout_s=2"),
+    *("model=pauses", "schedule=constant", "schedule.warmup=5", "checkpoint.every_n_epochs=7"),
+    "tracker.timeout_s=5",
 )
+MODEL = "_target_: pauses.Pauses\npauses_at: 450\nhidden_dims: [128]\ndropout: 0.2\n"
 END = "trainer.max_epochs=130"
 LAST = "E130_U2860_S183040"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "model" / "pauses.yaml").write_text(MODEL)
+    (folder / "pauses.py").write_text(PAUSES)
+    return folder
 
 
 @pytest.fixture
@@ -23,10 +36,10 @@ def server(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, project):
     """The same run in one piece, recorded nowhere but in its folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    ksuit(folder, *ARGUMENTS[:-1], END, "tracker=noop")
+    ksuit(folder, *ARGUMENTS[:-1], END, "tracker=noop", cwd=project)
     return run_dir(folder)
 
 
@@ -40,6 +53,20 @@ def wait_for(condition, process, seconds=120):
 
 def uploaded(server):
     return [path.read_text() for path in server.store.glob("*/*/artifacts/checkpoints/latest")]
+
+
+def lose(process, server, project):
+    """Kill a run that stands still, once the server knows more of it than its last checkpoint."""
+    read_until(process, "paused")
+    wait_for(lambda: any(recorded(server) > Progress.parse(name.strip()).update for name in uploaded(server)), process)
+    process.kill()
+    process.communicate()
+    (project / "armed").unlink()
+
+
+def recorded(server):
+    ((step,),) = server.query("select max(step) from metrics")
+    return step or 0
 
 
 def check(server, elsewhere, undisturbed):
@@ -56,40 +83,35 @@ def check(server, elsewhere, undisturbed):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, server, undisturbed):
+def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, project, server, undisturbed):
     server.start()
+    (project / "armed").touch()
     gone, other = tmp_path / "gone", tmp_path / "other"
-    process = start(gone, *ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}")
-    wait_for(lambda: uploaded(server), process)
-    stop_at(process, gone, last_step(gone) + 20)
+    process = start(gone, *ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}", cwd=project)
+    lose(process, server, project)
     run_id = run_dir(gone).name
     # What was sent before the first machine was lost is computed again here, twice, and recorded once.
-    (recorded,) = server.query("select max(step) from metrics")[0]
-    process = start(other, f"tracker.uri={server.uri}", f"resume={run_id}", END)
-    wait_for(lambda: (other / "runs" / run_id / "metrics.jsonl").exists(), process)
-    assert last_step(other) == recorded
-    stop_at(process, other, recorded + 1)
-    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id}", END)
+    process = start(other, f"tracker.uri={server.uri}", f"resume={run_id}", END, cwd=project)
+    stop_at(process, other, recorded(server) + 1)
+    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id}", END, cwd=project)
     check(server, run_dir(other), undisturbed)
 
 
 @pytest.mark.slow
-def test_a_run_that_began_without_the_server_goes_on_elsewhere(tmp_path, server, undisturbed):
+def test_a_run_that_began_without_the_server_goes_on_elsewhere(tmp_path, project, server, undisturbed):
+    (project / "armed").touch()
     gone, other = tmp_path / "gone", tmp_path / "other"
     arguments = (*ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}", "tracker.require=false")
-    process = start(gone, *arguments)
+    process = start(gone, *arguments, cwd=project)
     wait_for(lambda: last_step(gone) > 0, process)
     process.send_signal(signal.SIGSTOP)  # the server takes some seconds to start
     server.start()
     process.send_signal(signal.SIGCONT)
-    while not uploaded(server):
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
+    lose(process, server, project)
     run_id = run_dir(gone).name
     ((tracker_id,),) = server.query("select run_uuid from runs")
     assert tracker_id != run_id
-    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id[:8]}", END)
+    ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id[:8]}", END, cwd=project)
     assert run_dir(other).name == run_id
     check(server, run_dir(other), undisturbed)
     assert server.query("select run_uuid from runs") == [(tracker_id,)]

@@ -14,7 +14,7 @@ from ksuit_runner.tracker import embedded
 
 SMALL = ("model=linear", "trainer.max_epochs=4", "tracker.timeout_s=1", "tracker.require=false")
 # Some thousand updates, so that there is time for things to happen in their middle.
-LONG = ("model=linear", "trainer.max_epochs=150", "checkpoint.every_n_epochs=10", "tracker.timeout_s=1")
+LONG = ("model=linear", "trainer.max_epochs=150", "checkpoint.every_n_epochs=10", "tracker.timeout_s=5")
 
 
 @pytest.fixture
@@ -101,13 +101,15 @@ def test_a_run_that_starts_without_its_tracker_is_registered_later(tmp_path):
 def test_a_run_is_registered_as_soon_as_its_tracker_answers(tmp_path):
     embedded.open_store(OutputPaths(tmp_path))
     with locked(tmp_path / "mlflow.db"):
-        process = start(tmp_path, *LONG, "tracker.require=false")
+        process = start(tmp_path, *LONG, "tracker.require=false", "trainer.max_epochs=100000")
         progress(process, tmp_path)
+    wait_until(lambda: query(tmp_path, "select count(*) from metrics") != [(0,)], process)
+    process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 143, output
     assert "To send them" not in output
     assert mlflow_points(tmp_path) == journal(run_dir(tmp_path))
-    assert query(tmp_path, "select status from runs") == [("FINISHED",)]
+    assert query(tmp_path, "select status from runs") == [("KILLED",)]
 
 
 @pytest.mark.slow

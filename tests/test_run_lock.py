@@ -188,7 +188,7 @@ while count < 30:
 
 
 def test_a_process_id_that_was_given_out_again_is_no_holder(path):
-    write_holder(path, started=time.time() - 3600)
+    write_holder(path, started=psutil.Process().create_time() - 3600)
     with RunLock(path):
         assert json.loads(path.read_text())["started"] == pytest.approx(psutil.Process().create_time(), abs=2)
 

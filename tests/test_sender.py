@@ -84,7 +84,8 @@ def test_batches_end_with_a_line_and_hold_at_most_1000(journal: Journal, tmp_pat
 def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Path, caplog) -> None:
     tracker = ListTracker()
     tracker.failing = True
-    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    sender, is_back = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01), threading.Event()
+    sender.on_recovered = is_back.set
     journal.append(1, {"a": 1})
     assert tracker.has_failed.wait(30)
     while tracker.failures < 3:
@@ -92,7 +93,7 @@ def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Pa
     journal.append(2, {"a": 2})
     assert sender.pending() == 2
     tracker.failing = False
-    assert sender.flush(30)
+    assert sender.flush(30) and is_back.wait(30)
     assert sender.close(30) == 0
     assert tracker.points == _written(journal)
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
@@ -131,9 +132,19 @@ def test_any_exception_of_a_tracker_stays_in_the_thread(journal: Journal, tmp_pa
         def log_points(self, points: Sequence[Point]) -> None:
             raise ZeroDivisionError("a bug")
 
+    sender = MetricSender(journal, tmp_path / "sent", BrokenTracker(), interval_s=0.01)
     journal.append(1, {"a": 1})
-    assert MetricSender(journal, tmp_path / "sent", BrokenTracker()).close(0.2) == 1
+    _wait_until_failing(sender)
+    assert sender.close(0) == 1
     assert "ZeroDivisionError('a bug')" in caplog.text
+
+
+def _wait_until_failing(sender: MetricSender) -> None:
+    """Wait for the thread, which notes a failure a moment after the tracker did."""
+    deadline = time.monotonic() + 30
+    while not sender.is_failing and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sender.is_failing
 
 
 class WholeTracker(ListTracker):
@@ -169,7 +180,8 @@ def test_the_end_is_told_last_and_only_after_every_point(journal: Journal, tmp_p
     assert set(tracker.told) == {"start"}
     tracker.failing = False
     assert sender.finish(30)
-    assert tracker.told[-2:] == ["points", "end"]
+    end = tracker.told.index("end")  # after which the thread goes on looking for something to do
+    assert tracker.told[end - 1] == "points"
     assert sender.close(0) == 0
 
 
@@ -180,10 +192,7 @@ def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp
     is_back = threading.Event()
     sender.on_recovered = is_back.set
     journal.append(1, {"a": 1})
-    deadline = time.monotonic() + 30
-    while not sender.is_failing and time.monotonic() < deadline:  # the thread notes it a moment after the tracker did
-        time.sleep(0.001)
-    assert sender.is_failing
+    _wait_until_failing(sender)
     assert not is_back.is_set()
     tracker.failing = False
     assert sender.flush(30)

@@ -55,6 +55,8 @@ trainer:
   accumulation_steps: 2
 checkpoint:
   keep_every: 2
+tracker:
+  close_timeout_s: 120
 callbacks:
   ema:
     decays: [0.9, 0.99]

@@ -5,10 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
-from command import REPOSITORY, journal, ksuit, mlflow_points, query, run_dir, start, stop_at
+from command import (
+    REPOSITORY,
+    interrupt_again,
+    journal,
+    ksuit,
+    mlflow_points,
+    query,
+    read_until,
+    run_dir,
+    start,
+    stop_at,
+)
 from crashes import Kill, assert_gone, children
 
 # A place that is reached in the middle of the run, and how often it has been when the signal comes.
@@ -65,16 +77,13 @@ def hanging(tmp_path, *arguments):
     """Start a run in a project whose data or model hangs, and wait until it does."""
     (tmp_path / "hangs.py").write_text(HANGS)
     process = start(tmp_path / "outputs", "tracker=noop", *arguments, cwd=tmp_path)
-    line = ""
-    while "hanging" not in line:
-        line = process.stdout.readline()
-        assert line, process.wait()
+    read_until(process, "hanging")
     return process, children(process.pid)
 
 
-def ends(process, workers, number, status):
+def ends(process, workers, status, told):
     begun = time.monotonic()
-    process.send_signal(number)
+    told()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
     assert_gone(workers)
@@ -87,7 +96,7 @@ def ends(process, workers, number, status):
 def test_told_to_end_while_it_waits_for_data(tmp_path, workers, split):
     data = (f"data.datasets.{split}._target_=hangs.Hangs", f"+data.datasets.{split}.at=3")
     process, children = hanging(tmp_path, "model=linear", *data, f"data.num_workers={workers}")
-    assert "killed" in ends(process, children, signal.SIGTERM, 143)
+    assert "killed" in ends(process, children, 143, process.terminate)
     assert list(run_dir(tmp_path / "outputs").glob("artifacts/checkpoints/E*/manifest.json"))
 
 
@@ -95,9 +104,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     model = ("model._target_=hangs.Slow", "+model.in_features=64", "+model.out_features=10")
     process, children = hanging(tmp_path, "model=linear", *model)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None
-    output = ends(process, children, signal.SIGINT, 130)
+    output = ends(process, children, 130, partial(interrupt_again, process))
     assert "resume=" in output.splitlines()[-1]
 
 
@@ -121,18 +128,10 @@ def test_ctrl_c_reaches_the_whole_group_and_the_workers_leave_it_to_the_run(tmp_
 
 
 def test_under_timeout(tmp_path):
-    arguments = [
-        "timeout",
-        "12",
-        sys.executable,
-        "-m",
-        "ksuit_runner",
-        f"output_dir={tmp_path}",
-        "trainer.max_epochs=100000",
-    ]
-    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 124, done.stdout  # timeout's own way to say that the time was up
-    assert "killed" in done.stdout and query(tmp_path, "select status from runs") == [("KILLED",)]
+    process = start(tmp_path, "trainer.max_epochs=100000", under=("timeout", "600"))
+    output = stop_at(process, tmp_path, 1, signal.SIGALRM)  # what its own clock sends it
+    assert process.returncode == 124, output  # timeout's own way to say that the time was up
+    assert "killed" in output and query(tmp_path, "select status from runs") == [("KILLED",)]
 
 
 def test_a_signal_goes_on_exactly_from_the_command_line(tmp_path):

@@ -1,11 +1,10 @@
 """A sweep that ends in the middle: by a second Ctrl-C, or because its launcher breaks."""
 
 import signal
-import time
 
 import psutil
 import pytest
-from command import checkpoint_bytes, journal, ksuit, query, run_dirs, start
+from command import checkpoint_bytes, interrupt_again, journal, ksuit, query, read_until, run_dirs, start
 from pausing import PAUSES
 
 from ksuit_runner.paths import PathProvider
@@ -25,15 +24,10 @@ def test_a_second_interrupt_ends_a_sweep_at_once_and_it_resumes(tmp_path):
     (tmp_path / "armed").touch()
     outputs = tmp_path / "outputs"
     process = start(outputs, *SWEEP, cwd=tmp_path)
-    line = ""
-    while "paused" not in line:
-        line = process.stdout.readline()
-        assert line, process.wait()
+    read_until(process, "paused")
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None  # it would finish its update
-    process.send_signal(signal.SIGINT)
+    interrupt_again(process)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=30)[1]

@@ -13,7 +13,7 @@ pytestmark = [
         find_spec("optuna") is None, reason="optuna is not installed: pip install 'ksuit_runner[optuna]'"
     ),
 ]
-QUICK = ("sweep.samples=9", "trainer.max_epochs=3", "default_callbacks=none", "callbacks.prune.min_trials=3")
+QUICK = ("sweep.samples=9", "trainer.max_epochs=5", "default_callbacks=none", "callbacks.prune.min_trials=3")
 
 
 def trials(output_dir):

@@ -45,6 +45,7 @@ class ForkLauncher(Launcher):
 SWEEP = (
     *("launcher=fork", "model=linear", "callbacks=[accuracy]", "trainer.max_epochs=1", "checkpoint=at_end"),
     *("objective=accuracy/test", "optimizer.lr=1e-3,3e-3,1e-2,3e-2", "seed=range(0,4)"),
+    *("tracker.timeout_s=60", "tracker.close_timeout_s=120"),  # it is about what is recorded, not about how soon
 )
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -161,5 +162,5 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
 
 def test_sixteen_jobs_at_once_on_a_server_with_postgresql(project, server, tmp_path):
     output_dir = tmp_path / "outputs"
-    output = ksuit(output_dir, "-m", *SWEEP, f"tracker.uri={server}", "tracker.timeout_s=60", cwd=project)
+    output = ksuit(output_dir, "-m", *SWEEP, f"tracker.uri={server}", cwd=project)
     check(output, output_dir, server)

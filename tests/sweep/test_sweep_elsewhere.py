@@ -74,7 +74,8 @@ def latest(server, run_id):
 def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, server, gate, tmp_path):
     gone, other, whole = tmp_path / "gone", tmp_path / "other", tmp_path / "whole"
     (project / "armed").touch()
-    process = start(gone, *SWEEP, f"tracker.uri={server.uri}", cwd=project)
+    tracker = (f"tracker.uri={server.uri}", "tracker.close_timeout_s=120")
+    process = start(gone, *SWEEP, *tracker, cwd=project)
     wait_for(lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process)
     process.kill()
     process.communicate()
