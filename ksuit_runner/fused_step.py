@@ -22,7 +22,7 @@ class FusedStep:
 
     Torch gathers and sorts all tensors anew at every step, which for a small model takes longer than the kernels. Here
     they are gathered once. Whatever is not the plain case (another optimizer, hooks, a parameter without a gradient,
-    AMSGrad, a learning rate that is a tensor ...) is left to the optimizer.
+    several devices, AMSGrad, a learning rate that is a tensor ...) is left to the optimizer.
 
     The optimizer's own first step also imports torch's compiler, over a second; so the state is made here as it would.
 
@@ -33,21 +33,21 @@ class FusedStep:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._groups: list[_Group] = []
-        self._steps: list[Tensor] = []
+        self._steps = torch.empty(0)
         optimizer.register_load_state_dict_post_hook(lambda _: self._forget())
 
     def __call__(self) -> None:
         """Change the weights by their gradients."""
         if not self._groups:
             self._groups = _gather(self._optimizer)
-            self._steps = [step for group in self._groups for step in group.steps]
+            self._steps = _join_steps(self._optimizer, self._groups) if self._groups else self._steps
         gradients = [[parameter.grad for parameter in group.parameters] for group in self._groups]
         hooks = self._optimizer._optimizer_step_pre_hooks or self._optimizer._optimizer_step_post_hooks
         if not gradients or hooks or any(gradient is None for found in gradients for gradient in found):
             self._optimizer.step()
             return
         with torch.no_grad():
-            torch._foreach_add_(self._steps, 1)
+            self._steps.add_(1)
             for group, found in zip(self._groups, gradients, strict=True):
                 _apply(group, found)
 
@@ -88,7 +88,8 @@ def _gather(optimizer: Optimizer) -> list[_Group]:
         return []
     groups = [_group(optimizer, options) for options in optimizer.param_groups]
     plain = [group for group in groups if group is not None]
-    return plain if len(plain) == len(groups) else []
+    is_on_one_device = len({group.parameters[0].device for group in plain}) == 1
+    return plain if len(plain) == len(groups) and is_on_one_device else []
 
 
 def _group(optimizer: Optimizer, options: dict[str, Any]) -> _Group | None:
@@ -108,6 +109,17 @@ def _group(optimizer: Optimizer, options: dict[str, Any]) -> _Group | None:
     averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     is_decoupled = isinstance(optimizer, AdamW) or bool(options.get("decoupled_weight_decay"))
     return _Group(options, list(parameters), averages, squares, steps, is_decoupled)
+
+
+def _join_steps(optimizer: Optimizer, groups: list[_Group]) -> Tensor:
+    """Let the numbers of steps be parts of one tensor, so that one addition counts all of them."""
+    joined = torch.stack([step for group in groups for step in group.steps])
+    parts = iter(joined)
+    for group in groups:
+        group.steps[:] = [next(parts) for _ in group.steps]
+        for parameter, step in zip(group.parameters, group.steps, strict=True):
+            optimizer.state[parameter]["step"] = step
+    return joined
 
 
 def _begin(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
