@@ -69,7 +69,7 @@ class CheckpointWriter:
         self._keep_last = keep_last
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
-        self._has_written = False
+        self._tags: dict[str, str] | None = None  # not known before the first checkpoint is written
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
@@ -196,21 +196,20 @@ class CheckpointWriter:
         paths = self.path_provider
         folder = paths.checkpoints_dir / name
         before()
-        if not self._has_written:
+        if self._tags is None:
             remove_partial(paths)
         # The same position may have been committed just before a kill.
         if not (folder.exists() and holds(folder, state, self.config_hash)):
             write_folder(folder, tensors, state, self.config_hash, tags)
-        all_tags = read_tags(paths)
-        if tags or not self._has_written:
-            all_tags |= dict.fromkeys(tags, name)
+        if tags or self._tags is None:
+            all_tags = (read_tags(paths) if self._tags is None else self._tags) | dict.fromkeys(tags, name)
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
-        self._has_written = True
+            self._tags = all_tags
         write_text(paths.latest, name + "\n")
         problem = damage(folder)
         if problem is not None:
             raise OSError(f"read back, {problem}")
-        self._prune(name, all_tags)
+        self._prune(name, self._tags)
         self.on_written()
 
     def _prune(self, newest: str, tags: Mapping[str, str]) -> None:
