@@ -38,9 +38,8 @@ class FusedStep:
 
     def __call__(self) -> None:
         """Change the weights by their gradients."""
-        if not self._groups:
-            self._groups = _gather(self._optimizer)
-            self._steps = _join_steps(self._optimizer, self._groups) if self._groups else self._steps
+        if not self._groups and (groups := _gather(self._optimizer)):
+            self._groups, self._steps = groups, _join_steps(self._optimizer, groups)
         gradients = [[parameter.grad for parameter in group.parameters] for group in self._groups]
         hooks = self._optimizer._optimizer_step_pre_hooks or self._optimizer._optimizer_step_post_hooks
         if not gradients or hooks or any(gradient is None for found in gradients for gradient in found):

@@ -52,7 +52,8 @@ def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
         checkpoint._QUICK_S = math.inf
     else:
         checkpoint.TINY = 0
-        checkpoint._SMALL = 0 if count % 3 == 2 else checkpoint._SMALL
+    if count % 3 == 2:
+        checkpoint._SMALL = 0
     module, name, when = POINTS[place]
     *path, attribute = name.split(".")
     owner = reduce(getattr, path, importlib.import_module(module))
