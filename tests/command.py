@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,6 +66,15 @@ def read_until(process: subprocess.Popen, *texts: str) -> str:
     return said
 
 
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait for something that happens while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def run_dirs(output_dir: Path) -> list[Path]:
     """Return the folders of all runs, oldest first; the parent of a sweep's runs is none of them."""
     sweeps = {path.name for path in (output_dir / "sweeps").glob("*")}
@@ -80,22 +89,16 @@ def run_dir(output_dir: Path) -> Path:
 
 def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: int = signal.SIGKILL) -> str:
     """Send a signal as soon as the run has logged an update at or after the given one."""
-    deadline = time.monotonic() + 120
-    while last_step(output_dir) < update:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: last_step(output_dir) >= update, process)
     process.send_signal(number)
     return process.communicate(timeout=60)[0]
 
 
 def interrupt_again(process: subprocess.Popen) -> None:
     """Send a second SIGINT, after the process has taken in the first: two that wait are one."""
-    status, deadline = Path(f"/proc/{process.pid}/status"), time.monotonic() + 60
-    while any(_has_sigint(line) for line in status.read_text().splitlines()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)
+    status = Path(f"/proc/{process.pid}/status")
+    wait_until(lambda: not any(_has_sigint(line) for line in status.read_text().splitlines()), process)
+    time.sleep(0.5)
     assert process.poll() is None  # it would finish its update
     process.send_signal(signal.SIGINT)
 

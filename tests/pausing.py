@@ -1,6 +1,8 @@
-"""A model that takes for ever in the middle of a run, as long as a file says so: source for a user's project."""
+"""A project with a model that stands still in the middle of a run, as long as a file says so."""
 
-PAUSES = """
+from pathlib import Path
+
+MODEL = """
 import time
 from pathlib import Path
 
@@ -16,6 +18,16 @@ class Pauses(Mlp):
         self.count += 1
         if self.count == self.pauses_at and Path("armed").exists():
             print("paused", flush=True)
-            time.sleep(3600)
+            while Path("armed").exists():
+                time.sleep(0.01)
         return super().forward(x)
 """
+CONFIG = "_target_: pauses.Pauses\npauses_at: 0\nhidden_dims: []\ndropout: 0.0\n"
+
+
+def make_project(folder: Path) -> Path:
+    """Make a project that has ``model=pauses``; it pauses while there is a file ``armed``."""
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "model" / "pauses.yaml").write_text(CONFIG)
+    (folder / "pauses.py").write_text(MODEL)
+    return folder

@@ -23,7 +23,12 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A real ``mlflow server`` over an SQLite database, with proxied artifacts, that can be stopped and hung.
+    """A real ``mlflow server``, with proxied artifacts, that can be stopped and hung.
+
+    Args:
+        folder: Folder of its own.
+        backend: URI of its database; by default an SQLite database in the folder.
+        workers: Number of its processes.
 
     Attributes:
         database: Its database.
@@ -31,18 +36,20 @@ class MlflowServer:
         uri: Where it is, whether it runs or not.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str | None = None, workers: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.database = folder / "server.db"
         self.store = folder / "store"
+        self.backend = backend or f"sqlite:///{self.database}"
+        self.workers = workers
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
+        command += ["--workers", str(self.workers), "--backend-store-uri", self.backend]
         command += ["--artifacts-destination", str(self.store)]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "server.log").open("ab") as log:

@@ -4,28 +4,35 @@ import signal
 import time
 
 import pytest
-from command import TIMINGS, checkpoint_bytes, journal, ksuit, last_step, read_until, run_dir, start, stop_at
-from pausing import PAUSES
+from command import (
+    TIMINGS,
+    checkpoint_bytes,
+    journal,
+    ksuit,
+    last_step,
+    read_until,
+    run_dir,
+    start,
+    stop_at,
+    wait_until,
+)
+from pausing import make_project
 from servers import MlflowServer
 
 from ksuit_runner.counter import Progress
+from ksuit_runner.journal import Journal
 
 ARGUMENTS = (
-    *("model=pauses", "schedule=constant", "schedule.warmup=5", "checkpoint.every_n_epochs=7"),
-    "tracker.timeout_s=5",
+    *("model=pauses", "model.pauses_at=450", "model.hidden_dims=[128]", "model.dropout=0.2", "schedule=constant"),
+    *("schedule.warmup=5", "checkpoint.every_n_epochs=7", "tracker.timeout_s=5"),
 )
-MODEL = "_target_: pauses.Pauses\npauses_at: 450\nhidden_dims: [128]\ndropout: 0.2\n"
 END = "trainer.max_epochs=130"
 LAST = "E130_U2860_S183040"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "conf" / "model").mkdir(parents=True)
-    (folder / "conf" / "model" / "pauses.yaml").write_text(MODEL)
-    (folder / "pauses.py").write_text(PAUSES)
-    return folder
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture
@@ -43,14 +50,6 @@ def undisturbed(tmp_path_factory, project):
     return run_dir(folder)
 
 
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def uploaded(server):
     return [path.read_text() for path in server.store.glob("*/*/artifacts/checkpoints/latest")]
 
@@ -58,7 +57,9 @@ def uploaded(server):
 def lose(process, server, project):
     """Kill a run that stands still, once the server knows more of it than its last checkpoint."""
     read_until(process, "paused")
-    wait_for(lambda: any(recorded(server) > Progress.parse(name.strip()).update for name in uploaded(server)), process)
+    wait_until(
+        lambda: any(recorded(server) > Progress.parse(name.strip()).update for name in uploaded(server)), process
+    )
     process.kill()
     process.communicate()
     (project / "armed").unlink()
@@ -67,6 +68,13 @@ def lose(process, server, project):
 def recorded(server):
     ((step,),) = server.query("select max(step) from metrics")
     return step or 0
+
+
+def points(directory):
+    file = Journal(directory / "metrics.jsonl")
+    found = [point for points, _ in file.read() for point in points]
+    file.close()
+    return found
 
 
 def check(server, elsewhere, undisturbed):
@@ -91,8 +99,10 @@ def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, project
     lose(process, server, project)
     run_id = run_dir(gone).name
     # What was sent before the first machine was lost is computed again here, twice, and recorded once.
+    known, began = recorded(server), time.time() * 1000
     process = start(other, f"tracker.uri={server.uri}", f"resume={run_id}", END, cwd=project)
-    stop_at(process, other, recorded(server) + 1)
+    stop_at(process, other, known + 1)
+    assert max(point.step for point in points(run_dir(other)) if point.timestamp < began) == known
     ksuit(other, f"tracker.uri={server.uri}", f"resume={run_id}", END, cwd=project)
     check(server, run_dir(other), undisturbed)
 
@@ -103,7 +113,7 @@ def test_a_run_that_began_without_the_server_goes_on_elsewhere(tmp_path, project
     gone, other = tmp_path / "gone", tmp_path / "other"
     arguments = (*ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}", "tracker.require=false")
     process = start(gone, *arguments, cwd=project)
-    wait_for(lambda: last_step(gone) > 0, process)
+    wait_until(lambda: last_step(gone) > 0, process)
     process.send_signal(signal.SIGSTOP)  # the server takes some seconds to start
     server.start()
     process.send_signal(signal.SIGCONT)

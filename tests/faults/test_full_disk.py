@@ -1,10 +1,20 @@
 """A disk that is full in the middle of a run costs checkpoints for as long as it is full, and nothing else."""
 
 import subprocess
-import time
 
 import pytest
-from command import SMALL, checkpoint_bytes, journal, ksuit, last_step, mlflow_points, read_until, run_dir, start
+from command import (
+    SMALL,
+    checkpoint_bytes,
+    journal,
+    ksuit,
+    last_step,
+    mlflow_points,
+    read_until,
+    run_dir,
+    start,
+    wait_until,
+)
 
 ARGUMENTS = (*SMALL, "model=mlp", "model.hidden_dims=[400]", "checkpoint=every_100_updates", "seed=3")
 LENGTH = 200
@@ -31,13 +41,6 @@ def fill(folder):
             pass
 
 
-def wait_for(process, output_dir, update):
-    deadline = time.monotonic() + 120
-    while last_step(output_dir) < update:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.005)
-
-
 def end(process, status):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
@@ -49,7 +52,7 @@ def test_the_run_goes_on_and_nothing_is_missing_in_the_end(tmp_path, small_disk)
     outputs, reference = small_disk / "outputs", tmp_path / "reference"
     arguments = (*ARGUMENTS, f"trainer.max_epochs={LENGTH}")
     process = start(outputs, *arguments)
-    wait_for(process, outputs, 150)
+    wait_until(lambda: last_step(outputs) >= 150, process)
     fill(small_disk)
     said = read_until(process, "could not be written", "metrics cannot be written")
     (small_disk / "filler").unlink()
@@ -66,7 +69,7 @@ def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small
     outputs, reference = small_disk / "outputs", tmp_path / "reference"
     arguments = (*ARGUMENTS, "trainer.max_epochs=40")
     process = start(outputs, *arguments)
-    wait_for(process, outputs, 150)
+    wait_until(lambda: last_step(outputs) >= 150, process)
     fill(small_disk)
     output = end(process, 2)
     assert "error: the checkpoint could not be written" in output

@@ -5,14 +5,14 @@ import signal
 import psutil
 import pytest
 from command import checkpoint_bytes, interrupt_again, journal, ksuit, query, read_until, run_dirs, start
-from pausing import PAUSES
+from pausing import make_project
 
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.sweep.command import start_sweep
 from ksuit_runner.tracker.outbox import Outbox
 
 SWEEP = (
-    *("-m", "model=linear", "model._target_=pauses.Pauses", "+model.pauses_at=60,2000", "trainer.max_epochs=3"),
+    *("-m", "model=pauses", "model.pauses_at=60,2000", "trainer.max_epochs=3"),
     *("callbacks=[accuracy]", "objective=accuracy/test", "data.num_workers=2", "name=mine"),
 )
 WEIGHTS = "E3_U66_S4224/model.safetensors"
@@ -20,7 +20,7 @@ WEIGHTS = "E3_U66_S4224/model.safetensors"
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_a_sweep_at_once_and_it_resumes(tmp_path):
-    (tmp_path / "pauses.py").write_text(PAUSES)
+    make_project(tmp_path)
     (tmp_path / "armed").touch()
     outputs = tmp_path / "outputs"
     process = start(outputs, *SWEEP, cwd=tmp_path)

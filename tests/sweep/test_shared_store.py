@@ -5,17 +5,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 from command import TIMINGS, journal, ksuit, run_dirs
+from servers import MlflowServer, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -122,32 +120,12 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def server(postgres: str, tmp_path: Path) -> Iterator[str]:
     """Start ``mlflow server`` on PostgreSQL and yield its URI."""
-    port = free_port()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    options = ("--backend-store-uri", postgres, "--artifacts-destination", str(tmp_path / "artifacts"))
-    where = ("--host", "127.0.0.1", "--port", str(port), "--workers", "2")
-    command = [sys.executable, "-m", "mlflow", "server", *options, *where]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    server = MlflowServer(tmp_path / "server", postgres, workers=2)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except (URLError, OSError):
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        server.start()
+        yield server.uri
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        server.stop()
 
 
 def wait_for_port(port: int, process: subprocess.Popen) -> None:

@@ -1,11 +1,10 @@
 """A sweep whose machine is gone goes on at another one that has only the code and the tracking server."""
 
 import shutil
-import time
 
 import pytest
-from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start
-from pausing import PAUSES
+from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start, wait_until
+from pausing import make_project
 from servers import Gate, MlflowServer
 
 pytestmark = pytest.mark.slow
@@ -19,11 +18,7 @@ SWEEP = (
 
 @pytest.fixture
 def project(tmp_path):
-    folder = tmp_path / "project"
-    (folder / "conf" / "model").mkdir(parents=True)
-    (folder / "pauses.py").write_text(PAUSES)
-    (folder / "conf" / "model" / "pauses.yaml").write_text("_target_: pauses.Pauses\npauses_at: 0\n")
-    return folder
+    return make_project(tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +35,6 @@ def gate(server):
     gate = Gate(server.uri)
     yield gate
     gate.close()
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def jobs_on(server):
@@ -76,7 +63,9 @@ def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, serve
     (project / "armed").touch()
     tracker = (f"tracker.uri={server.uri}", "tracker.close_timeout_s=120")
     process = start(gone, *SWEEP, *tracker, cwd=project)
-    wait_for(lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process)
+    wait_until(
+        lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process
+    )
     process.kill()
     process.communicate()
     before = jobs_on(server)
