@@ -24,6 +24,7 @@ from ksuit_runner.compose import (
 )
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume import Origin, Request, compose_stored, locate, requested, value_of
 from ksuit_runner.stored_run import Launch
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run what the command line asks for and exit with its status."""
+    secure_output()
     if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
         sys.path.insert(0, os.getcwd())
     try:

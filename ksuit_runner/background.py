@@ -39,7 +39,7 @@ class Background(ABC):
         """Do what there is to do; anything that it raises is a failure."""
 
     @abstractmethod
-    def _say_failing(self, error: Exception) -> None:
+    def _say_failing(self, error: BaseException) -> None:
         """Tell a person that it fails, once."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Background(ABC):
                 return
             try:
                 self._work()
-            except Exception as error:  # whatever it raises, training goes on
+            except BaseException as error:  # whatever it raises, training goes on
                 if not self._delay_s and not self._is_stopped:
                     self._say_failing(error)
                 self._delay_s = min(2 * self._delay_s or _FIRST_DELAY_S, _LONGEST_DELAY_S)

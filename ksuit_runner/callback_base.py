@@ -39,7 +39,7 @@ def template(hook: Template) -> Template:
                 hook(self, *args, **kwargs)
         except (StopTraining, Interrupted):
             raise
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"raised in callback '{self.name}', hook {hook.__name__}")
             raise
         finally:

@@ -64,6 +64,8 @@ class Factory:
             built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
         except KsuitError as error:
             raise _at(place, error) from error
+        except SystemExit as error:
+            raise _ends_the_process(place, error) from error
         if not isinstance(built, kind):
             raise ConfigError(f"{place}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
         return built
@@ -163,6 +165,8 @@ def _build(place: str, value: Any) -> Any:
         return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
     except KsuitError as error:
         raise _at(place, error) from error
+    except SystemExit as error:
+        raise _ends_the_process(place, error) from error
     except Exception as error:
         raise ConfigError(f"{place}: {_reason(error)}") from error
 
@@ -175,6 +179,8 @@ def _locate(place: str, name: Any) -> Any:
         raise ConfigError(f"{place}._target_: {error}") from None
     except HydraException as error:
         raise ConfigError(f"{place}: {_reason(error)}") from error
+    except SystemExit as error:
+        raise _ends_the_process(place, error) from error
 
 
 @cache
@@ -206,6 +212,10 @@ def _at(place: str, error: KsuitError) -> KsuitError:
     known: Mapping[str, Place] = PLACES
     named = any(text.startswith(key.removesuffix(".*")) for key in known)
     return error if named else type(error)(f"{place}: {text}")
+
+
+def _ends_the_process(place: str, error: SystemExit) -> ConfigError:
+    return ConfigError(f"{place}: it calls sys.exit({error.code!r}) instead of being built")
 
 
 def _reason(error: Exception) -> str:

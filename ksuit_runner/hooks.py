@@ -92,7 +92,7 @@ class Hooks:
                     mark = callback.writer.mark()
                     try:
                         self._call(method, arguments)
-                    except Exception as error:
+                    except BaseException as error:
                         callback.writer.discard(mark)
                         if not isinstance(error, Interrupted):  # that comes in an evaluation, which changes no state
                             states.note_failure(callback)

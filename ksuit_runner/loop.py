@@ -13,12 +13,14 @@ def train(run: Run) -> None:
     """Train until the end, StopTraining or a signal, and leave a checkpoint.
 
     Raises:
-        Exception: What an update or a callback raised. The state after the last full update is saved before, if it is
-            still there: an optimizer that fails in the middle of a step leaves none.
+        BaseException: What an update or a callback raised. The state after the last full update is saved before, if it
+            is still there: an optimizer that fails in the middle of a step leaves none.
     """
     try:
         _train(run)
-    except Exception as error:
+    except BaseException as error:  # SystemExit and the like are errors, too
+        if isinstance(error, KeyboardInterrupt) and run.interruption.signal is not None:
+            raise  # the second Ctrl-C: it ends at once
         is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
         error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
         save_last_full_update(run)
@@ -26,11 +28,11 @@ def train(run: Run) -> None:
         raise
 
 
-def _tell(run: Run, error: Exception) -> None:
+def _tell(run: Run, error: BaseException) -> None:
     """Tell the callbacks of an error, which one of their own may not hide."""
     try:
         run.hooks.fire("on_exception", error=error)
-    except Exception as another:
+    except BaseException as another:
         error.add_note(f"and while callbacks were told of it: {another!r}")
     run.log_writer.flush()
 

@@ -37,14 +37,14 @@ class Outcome:
 
     Attributes:
         run_id: Its id.
-        status: FINISHED, FAILED or KILLED.
+        status: FINISHED, FAILED or KILLED; FINISHED only once nothing is left to do.
         signal: Number of the signal that ended it, if one did.
         error: What it failed with, if it did; it was reported already.
         summary: Last and best values of its metrics.
     """
 
     run_id: str
-    status: EndStatus = "FINISHED"
+    status: EndStatus = "FAILED"
     signal: int | None = None
     error: BaseException | None = None
     summary: dict[str, Summary] = field(default_factory=dict)
@@ -169,7 +169,10 @@ def _do(
     _go(assembled, launch, record)
     if launch.mode == "evaluate":
         outcome.status, outcome.signal = record.status_before, interruption.signal
-    elif interruption.signal is not None and not assembled.is_finished:
+    elif assembled.is_finished:
+        outcome.status = "FINISHED"
+    else:
+        assert interruption.signal is not None, "training ended early, and nothing says why"
         outcome.status, outcome.signal = "KILLED", interruption.signal
 
 
@@ -205,12 +208,12 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterat
         yield
     except KeyboardInterrupt:
         outcome.status, outcome.signal = "KILLED", signal.SIGINT
-    except Exception as error:
+    except BaseException as error:  # SystemExit as well, which a callback or a library may raise
         outcome.status, outcome.error = "FAILED", error
         if isinstance(error, KsuitError):
             _LOGGER.error("error: %s", error)
         else:
-            _LOGGER.exception("the run failed: %s", error)
+            _LOGGER.exception("the run failed: %s", error if isinstance(error, Exception) else repr(error))
     finally:
         trainer.data_container.close()
         record.close(outcome.status)

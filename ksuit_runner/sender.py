@@ -157,7 +157,7 @@ class MetricSender(Background):
             self._tracker.deliver_end()
         self._progressed()
 
-    def _say_failing(self, error: Exception) -> None:
+    def _say_failing(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, TrackerError) else repr(error)
         _LOGGER.warning("Metrics cannot be sent (they are kept in the journal, training goes on): %s", reason)
 

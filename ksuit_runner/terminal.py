@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
+from ksuit_runner.lasting_output import LastingStream
 
 DEFAULT_OUTPUT_DIR = "outputs"
 """Where runs are if the config does not say otherwise."""
@@ -48,9 +49,12 @@ class MetricSummary(Protocol):
 def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is no terminal.
 
-    A file has no width, so there no line is broken or cut.
+    A file has no width, so there no line is broken or cut. What cannot be written is left out, see ``LastingStream``.
     """
-    console = Console(stderr=stderr, file=file, highlight=False)
+    stream: Any = file or (sys.stderr if stderr else sys.stdout)
+    if stream is not None and not isinstance(stream, LastingStream):
+        stream = LastingStream(stream)
+    console = Console(stderr=stderr, file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
@@ -209,14 +213,19 @@ def _short(path: Path) -> str:
 
 
 def _file_handler(path: Path) -> logging.FileHandler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _FileHandler(path, encoding="utf-8")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
 
 
 class _FileHandler(logging.FileHandler):
     """Leaves out what a full disk does not take: the terminal has it, and the run goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # of opening the file
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):

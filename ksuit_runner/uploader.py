@@ -69,7 +69,7 @@ class Uploader(Background):
         self._done = asked
         self._progressed()
 
-    def _say_failing(self, error: Exception) -> None:
+    def _say_failing(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, TrackerError | OSError) else repr(error)
         _LOGGER.warning("Files are on this disk only for now, they cannot be uploaded: %s", reason)
 

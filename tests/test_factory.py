@@ -50,7 +50,19 @@ def make_linear(optimizer=None):
     return torch.nn.Linear(1, 1)
 
 
+class Quits(torch.nn.Linear):
+    def __init__(self, inner=None):
+        raise SystemExit(0)
+
+
 HERE = __name__
+
+
+@pytest.mark.parametrize("node", [{}, {"inner": {"_target_": f"{HERE}.Quits"}}])
+def test_a_class_that_ends_the_process_is_an_error_at_its_place(node):
+    place = "model.inner" if node else "model"
+    with pytest.raises(ConfigError, match=rf"^{place}: it calls sys.exit\(0\) instead of being built"):
+        factory(model={"_target_": f"{HERE}.Quits", **node}).build("model", torch.nn.Module)
 
 
 def factory(**places):

@@ -1,6 +1,8 @@
 """How a run ends, and what it leaves: by its end, a signal, an error, or another process."""
 
 import signal
+import sys
+from asyncio import CancelledError
 
 import pytest
 from torch import nn
@@ -70,6 +72,51 @@ def test_an_error_is_told_to_the_callbacks_and_says_where_it_was(maker):
         "raised after update 5",
     ]
     assert read_newest(maker.paths()).progress.update == 5
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, CancelledError, KeyboardInterrupt])
+def test_what_is_no_exception_ends_the_run_as_an_error_does(maker, kind):
+    class Leaves(Raises):
+        def _after_update(self, update_counter):
+            if update_counter.update == self.update:
+                raise kind
+
+        def _on_exception(self, error):
+            super()._on_exception(error)
+            raise kind
+
+    run = maker.run({"leaves": (Leaves, {"update": 5})}, checkpoint={"every_n_updates": 2})
+    with pytest.raises(kind) as info:
+        train(run)
+    assert run.hooks.callbacks["leaves"].seen == [info.value]
+    assert info.value.__notes__[:2] == ["raised in callback 'leaves', hook after_update", "raised after update 5"]
+    assert read_newest(maker.paths()).progress.update == 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_ends_the_process_is_an_error_that_names_it(maker, workers):
+    run = maker.run(num_workers=workers)
+
+    class Leaves(type(run.data.train_dataset)):
+        def __getitem__(self, index):
+            sys.exit(0)
+
+    run.data.train_dataset.__class__ = Leaves
+    with pytest.raises(RuntimeError, match=r"data\.datasets\.train ends the process: SystemExit\(0\)"):
+        train(run)
+
+
+def test_a_second_interrupt_saves_nothing_more(maker):
+    class Interrupts(CallbackBase):
+        def _after_update(self, update_counter):
+            if update_counter.update == 5:
+                run.interruption.handle(signal.SIGINT, None)
+                run.interruption.handle(signal.SIGINT, None)
+
+    run = maker.run({"interrupts": (Interrupts, {})})
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert names(maker.paths()) == []
 
 
 def test_an_error_while_callbacks_are_told_of_one_hides_nothing(maker):

@@ -71,6 +71,8 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     try:
         seed_all(mix(seed, dataset_key, epoch, batch))
         return _collated(dataset, indices)
+    except SystemExit as error:  # it would end a worker process without a word
+        raise RuntimeError(f"data.datasets.{dataset_key} ends the process: {error!r}") from error
     except Interrupted:
         raise
     except Exception as error:

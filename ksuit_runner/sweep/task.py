@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.errors import KsuitError
+from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.resume import Origin
 from ksuit_runner.stored_run import Launch
@@ -75,11 +76,12 @@ class JobResult:
 def do_job(task: Task) -> JobResult:
     """Do a job: start its run, or go on with it; whatever happens is told and not raised."""
     start = time.monotonic()
+    secure_output()  # a process of a pool prints where the sweep does
     try:
         return _do(task, start)
     except KeyboardInterrupt:
         return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, signal.SIGINT)
-    except Exception as error:
+    except BaseException as error:
         return _failed(task, error, task.run_id, start)
 
 

@@ -1,0 +1,69 @@
+"""Standard output and error that never raise: a reader that leaves, or a full disk, ends no training."""
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, TextIO
+
+
+class LastingStream:
+    """A text stream that leaves out what the one below it does not take, instead of raising an error.
+
+    What is left out is lost (the reader of a pipe is gone, the terminal was closed, the disk is full); what comes later
+    is tried again. Characters that the encoding does not have are escaped.
+
+    Args:
+        stream: The stream that is written to; all else is looked up there.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text and return its length, whether or not it was taken."""
+        with suppress(OSError, ValueError):  # ValueError: the stream was closed
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding or "ascii"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Pass on what is buffered, as far as it is taken."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def secure_output() -> None:
+    """Have this process write to standard output and error through streams that last; to none where there is none.
+
+    A descriptor that was closed (``>&-``) is taken by ``os.devnull``, so that no file of a run gets its number: what a
+    library or a child process prints would be written into that file.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_devnull_as(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, LastingStream):
+            setattr(sys, name, LastingStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")))
+
+
+def _open_devnull_as(number: int) -> None:
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
