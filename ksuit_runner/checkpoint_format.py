@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.counter import Progress
-from ksuit_runner.durable_files import sync
+from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import verify, write_manifest
 from ksuit_runner.paths import PathProvider
@@ -70,20 +70,19 @@ def write_folder(
     """
     temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(folder.parent)
+    temporary.mkdir()
     try:
         for name, tensors in files.items():
             safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
-        sync(*temporary.iterdir(), temporary)
         aside = folder.with_name(f".{folder.name}{_REPLACED}")
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
             folder.rename(aside)  # two renames: one that a crash leaves alone is undone by `names`
-        temporary.rename(folder)
-        sync(folder.parent)
+        commit_folder(temporary, folder)
         shutil.rmtree(aside, ignore_errors=True)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error

@@ -1,5 +1,6 @@
-"""Files that are whole after a crash: the old content or the new one, never something between."""
+"""Files and folders that are whole after a crash: as before or as written, never something between."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -16,6 +17,44 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it would take up room
         raise
+    sync(path.parent)
+
+
+def commit_folder(written: Path, folder: Path) -> None:
+    """Give a folder its final name: after a crash it is there with everything in it, or not there.
+
+    Args:
+        written: The folder under another name, on the same disk.
+        folder: Its final name, which nothing else has.
+    """
+    for place, _, files in os.walk(written):
+        sync(*(Path(place) / name for name in files), Path(place))
+    written.rename(folder)
+    sync(folder.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, none of which a crash takes away again."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, in a single write, so that processes that do so at once do not mix theirs.
+
+    It comes after an empty line: a line before it that a crash has torn stays alone. After a crash the new one is there
+    or is torn, and what was there before is as it was.
+    """
+    content = f"\n{line}\n".encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     sync(path.parent)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import cast
 
+from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.mirror import Mirror
@@ -43,8 +44,8 @@ def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
         shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
         temporary = PathProvider(outputs.fetching_dir, info.local_id)
         _fill(tracker, info, temporary)
-        run.runs_dir.mkdir(parents=True, exist_ok=True)
-        temporary.run_dir.rename(run.run_dir)
+        make_folder(run.runs_dir)
+        commit_folder(temporary.run_dir, run.run_dir)
         shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
         start_time, tracker_id = info.start_time / 1000, info.run_id if info.run_id != info.local_id else None
         add_to_index(outputs, info.local_id, info.name, info.tags.get(KIND_TAG, "train"), start_time, tracker_id)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from ksuit_runner.durable_files import make_folder, sync
+
 _LOGGER = logging.getLogger(__name__)
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
 
@@ -48,8 +50,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        sync(path.parent)
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
         self.size = self._repair()

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import psutil
 
+from ksuit_runner.durable_files import make_folder
 from ksuit_runner.errors import ResumeError
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class RunLock:
             ResumeError: A process that is alive holds it.
         """
         assert self._thread is None, "this lock is already held"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with _exclusive(self.path) as file:
             holder = _read(file)
             if holder is not None and holder.is_alive(self.stale_after_s):

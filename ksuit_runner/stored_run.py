@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ksuit_runner.check.stored import format_config, parse_config
-from ksuit_runner.durable_files import write_text
+from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
 from ksuit_runner.stored_files import UnsafeFileError, read_json, read_text
@@ -61,7 +61,7 @@ def add_to_index(
     start_time: float | None = None,
     tracker_id: str | None = None,
 ) -> None:
-    """Add a run to the index, one line in a single write, so that runs that start at once do not mix theirs.
+    """Add a run to the index; runs may start at once.
 
     Args:
         paths: The output folder.
@@ -72,17 +72,12 @@ def add_to_index(
         tracker_id: Id that the tracker gave it, for a run that was registered later.
     """
     entry = IndexEntry(run_id, name, time.time() if start_time is None else start_time, mode, tracker_id)
-    line = "\n" + json.dumps(asdict(entry)) + "\n"  # a line before it that a crash has torn takes no other with it
-    descriptor = os.open(paths.index, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    append_line(paths.index, json.dumps(asdict(entry)))
 
 
 def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
     """Store the resolved config of a run and how it was started."""
-    paths.config.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(paths.artifacts_dir)
     write_text(paths.config, format_config(config))
     write_text(paths.launch, json.dumps(asdict(launch), indent=2) + "\n")
 

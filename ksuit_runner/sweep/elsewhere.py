@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.fetch import fetch
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
@@ -44,8 +45,8 @@ def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepP
     for name in names:
         tracker.download(name, fetched.sweep_dir, info.run_id)
     _check(fetched)
-    paths.sweeps_dir.mkdir(parents=True, exist_ok=True)
-    fetched.sweep_dir.rename(paths.sweep_dir)
+    make_folder(paths.sweeps_dir)
+    commit_folder(fetched.sweep_dir, paths.sweep_dir)
     shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
     return paths
 

@@ -1,13 +1,12 @@
 """What a sweep is going to do, on disk before its first job starts; a resume goes by it and not by today's YAML."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ksuit_runner.durable_files import write_text
+from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.settings import Settings
 from ksuit_runner.sweep.space import Combination
@@ -63,8 +62,8 @@ class Plan:
 
 def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
     """Store a plan and all jobs that are known; the plan itself comes last, with it the sweep exists."""
-    paths.sweep_dir.mkdir(parents=True, exist_ok=True)
-    write_text(paths.jobs, "".join(map(_line, jobs)))
+    make_folder(paths.sweep_dir)
+    write_text(paths.jobs, "".join(f"{_line(job)}\n" for job in jobs))
     write_text(paths.plan, json.dumps(asdict(plan), indent=2) + "\n")
 
 
@@ -75,12 +74,7 @@ def update_plan(paths: SweepPaths, plan: Plan) -> None:
 
 def add_job(paths: SweepPaths, job: Job) -> None:
     """Add a job that a search has come up with, durably, before it starts."""
-    descriptor = os.open(paths.jobs, os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(descriptor, ("\n" + _line(job)).encode())  # a line before it that a crash has torn stays alone
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_line(paths.jobs, _line(job))
 
 
 def read_plan(paths: SweepPaths) -> Plan:
@@ -127,4 +121,4 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _line(job: Job) -> str:
-    return json.dumps(asdict(job), separators=(",", ":")) + "\n"
+    return json.dumps(asdict(job), separators=(",", ":"))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ksuit_runner.durable_files import append_line
 from ksuit_runner.journal import Point, read_points
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
@@ -96,8 +97,7 @@ def _summarize(points: Iterable[Point], properties: MetricPropertyProvider) -> d
 def note_end(paths: SweepPaths, result: JobResult) -> None:
     """Keep what only the one who waits for a job knows: how long it took, and an error before there was a run."""
     known = {"index": result.index, "status": result.status, "seconds": result.seconds, "error": result.error}
-    with paths.ended.open("a") as file:
-        file.write(json.dumps(known) + "\n")
+    append_line(paths.ended, json.dumps(known))
 
 
 @dataclass(frozen=True)

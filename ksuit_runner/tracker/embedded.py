@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ksuit_runner.durable_files import sync
+from ksuit_runner.durable_files import make_folder, sync
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.mlflow_client import import_quietly
@@ -50,7 +50,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
     """
     store_uri = uri(paths)
     try:
-        paths.output_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(paths.output_dir)
         with _locked(paths, _LONGEST_CREATION_S + timeout_s):
             if not exists(paths):
                 _create(paths)
@@ -84,6 +84,7 @@ def _create(paths: OutputPaths) -> None:
         store.engine.dispose()
     sync(unfinished)
     os.replace(unfinished, paths.database)
+    sync(paths.output_dir)
 
 
 @contextmanager

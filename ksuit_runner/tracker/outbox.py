@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import cast
 
-from ksuit_runner.durable_files import write_text
+from ksuit_runner.durable_files import make_folder, write_text
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import add_to_index
@@ -100,7 +100,7 @@ class Outbox:
         A full disk is no reason to end a run: what was to be told is then told from memory.
         """
         try:
-            paths.run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(paths.run_dir)
             write_text(paths.outbox, json.dumps(asdict(self), indent=2) + "\n")
         except OSError as error:
             _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)

@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
+from disk import cut_power
 from kill_points import POINTS, preparation
 from preloaded import Command, Preloaded
 
@@ -177,6 +179,14 @@ class Project:
         shutil.rmtree(self.outputs, ignore_errors=True)
         if template is not None:
             shutil.copytree(template, self.outputs)
+
+    def cut_power(self, target: Path, at: Sequence[int]) -> list[Path]:
+        """Do a whole run, and return what power cuts during its n-th operations on the disk would have left."""
+        arguments = (*ARGUMENTS, "data.num_workers=0")
+        prepare = partial(cut_power, self.outputs, target, at)
+        command = self.preloaded.start(self.folder, self.folder / "log", arguments, prepare)
+        assert command.wait() == 0, command.output()
+        return sorted(target.iterdir(), key=lambda path: int(path.name))
 
     def survive(self, kills: Sequence[Kill], last_workers: int = 0) -> Result:
         """Kill a run again and again, then let it end."""

@@ -6,6 +6,8 @@ bytes of all checkpoints, the points in the journal and in MLflow, status, updat
 `make soak` does the same with hundreds of random kills.
 """
 
+import shutil
+
 import pytest
 from crashes import Kill, random_kills
 from kill_points import POINTS
@@ -35,6 +37,18 @@ def test_killed_at_a_place(project, reference, template, place):
     result = project.survive([Kill(place, COUNTS.get(place, 1))])
     assert project.kills == kills + 1, "the place was not reached"
     assert result.differences(reference) == []
+
+
+def test_the_power_is_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
+    """What was not synced is lost, as a whole or in parts; `test_disk_order.py` does this at every operation."""
+    project.clear(template)
+    cuts = project.cut_power(tmp_path, at=range(25, 300, 45))
+    assert project.result().differences(reference) == [] and len(cuts) >= 6
+    for cut in cuts:
+        project.clear()
+        shutil.copytree(cut, project.outputs)
+        project.run(*project.go_on())
+        assert project.result().differences(reference) == [], cut.name
 
 
 @pytest.mark.parametrize("seed", range(3))
