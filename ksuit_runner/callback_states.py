@@ -7,7 +7,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint_format import Checkpoint
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.plain_state import check_state, copy_state
+from ksuit_runner.plain_state import callback_place, copy_state
 
 BEFORE_STEP = (
     "before_every_update",
@@ -38,7 +38,9 @@ class CallbackStates:
         self._callbacks = callbacks
         # One with state in files cannot be taken back, whatever is kept of the rest.
         in_files = {item for item in callbacks.values() if overrides(item, "resume_from_checkpoint")}
-        self._stateful = {item for item in callbacks.values() if overrides(item, "state_dict")} - in_files
+        with_state = {name: item for name, item in callbacks.items() if overrides(item, "state_dict")}
+        self._with_state = with_state
+        self._stateful = set(with_state.values()) - in_files
         early = [item for item in callbacks.values() if any(implements(item, hook) for hook in BEFORE_STEP)]
         self._early = [item for item in early if item in self._stateful]
         self._kept: dict[str, Any] = {}
@@ -53,7 +55,7 @@ class CallbackStates:
     def keep(self, callback: CallbackBase) -> None:
         """Keep the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            self._kept[callback.name] = copy_state(_place(callback.name), callback.state_dict())
+            self._kept[callback.name] = copy_state(callback_place(callback.name), callback.state_dict())
 
     def drop(self) -> None:
         """Let the present states count again: what was kept for has ended well."""
@@ -65,16 +67,14 @@ class CallbackStates:
         self.are_whole = not overrides(callback, "resume_from_checkpoint")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks that have one, by name.
-
-        Raises:
-            CheckpointError: A state holds what cannot be stored safely; names the callback and the key.
-        """
+        """Return the states of all callbacks whose class has one, by name; None of those that have none at present."""
         kept = self._kept
-        states = {name: kept[name] if name in kept else item.state_dict() for name, item in self._callbacks.items()}
-        for name, state in states.items():
-            check_state(_place(name), state)
-        return {name: state for name, state in states.items() if state is not None}
+        return {name: kept[name] if name in kept else item.state_dict() for name, item in self._with_state.items()}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the callbacks whose class has a state."""
+        return frozenset(self._with_state)
 
     def resume(
         self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
@@ -91,8 +91,7 @@ class CallbackStates:
             ResumeError: The names do not match.
         """
         stored = checkpoint.state["callbacks"]
-        expected = self.state_dict()
-        missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+        missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):
             raise ResumeError(
                 f"callbacks: the checkpoint has no state for {missing or 'none'}, "
@@ -100,7 +99,7 @@ class CallbackStates:
                 "Give the run the same callbacks, or allow the difference with resume_strict=false"
             )
         for name, item in self._callbacks.items():
-            if name in stored:
+            if stored.get(name) is not None:
                 item.load_state_dict(stored[name])
             if name not in missing:
                 item.resume_from_checkpoint(checkpoint.paths, model)
@@ -114,7 +113,3 @@ def implements(callback: CallbackBase, hook: str) -> bool:
 def overrides(callback: CallbackBase, method: str) -> bool:
     """Whether a callback's class has its own version of a method of the base class."""
     return getattr(type(callback), method) is not getattr(CallbackBase, method)
-
-
-def _place(name: str) -> str:
-    return f"callbacks.{name}: state_dict()"

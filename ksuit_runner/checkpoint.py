@@ -12,7 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint_format import damage, holds, names, remove_partial, write_folder
+from ksuit_runner.checkpoint_format import (
+    damage,
+    holds,
+    names,
+    pack_state,
+    remove_partial,
+    resume_problem,
+    write_folder,
+)
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -70,6 +78,7 @@ class CheckpointWriter:
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
         self._tags: dict[str, str] | None = None  # not known before the first checkpoint is written
+        self._kinds: list[Any] = []  # of the values of the checkpoint that was last read back as a resume does
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
@@ -105,10 +114,18 @@ class CheckpointWriter:
         """Whether the interval or a callback asks for a checkpoint now."""
         return bool(self._requested) or (self._interval is not None and self._interval.is_due(update_counter))
 
+    def check(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint of these could be resumed from, without writing it.
+
+        Raises:
+            CheckpointError: Something cannot be stored; the message names it.
+        """
+        pack_state(self._files(model), state)
+
     def save(
         self,
         update_counter: UpdateCounter,
-        model: Mapping[str, Tensor],
+        model: Mapping[str, Any],
         state: Mapping[str, Any],
         before: Callable[[], None] = lambda: None,
         wait: bool = False,
@@ -121,22 +138,22 @@ class CheckpointWriter:
 
         Args:
             update_counter: Position of the run.
-            model: Weights and buffers of the model.
+            model: What the model's ``state_dict`` holds.
             state: State of trainer and callbacks.
             before: Makes durable what has to be so before the checkpoint is, such as the metrics up to it.
             wait: Return only when it is on the disk.
 
         Raises:
-            CheckpointError: With ``wait``, it could not be written.
+            CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
         """
+        files, packed = pack_state(self._files(model), state)
         buffers = self._unused_buffers()
         tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
             tags.append(f"update-{update_counter.update}")
-        tensors = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
-        snapshot = buffers.copy({"tensors": tensors, "state": dict(state)})
+        files, packed = buffers.copy((files, packed))
         name = str(update_counter.progress)
-        write = partial(self._write, name, snapshot["tensors"], snapshot["state"], tags, before)
+        write = partial(self._write, name, files, packed, buffers.kinds, tags, before)
         at_once = buffers.size <= TINY and self._is_quick and not self._writing
         self._writing.append((self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
@@ -146,6 +163,9 @@ class CheckpointWriter:
         """Wait until all checkpoints are written; a failure is an error for the last one, else a warning."""
         while self._writing:
             self._finish_first(is_last and len(self._writing) == 1)
+
+    def _files(self, model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {"model": model, **{name: provider() for name, provider in self._providers.items()}}
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that nothing is written from, as soon as there are some."""
@@ -190,6 +210,7 @@ class CheckpointWriter:
         name: str,
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
+        kinds: list[Any],
         tags: list[str],
         before: Callable[[], None],
     ) -> None:
@@ -206,9 +227,11 @@ class CheckpointWriter:
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
             self._tags = all_tags
         write_text(paths.latest, name + "\n")
-        problem = damage(folder)
+        # Whether what is whole can be read hangs on the kinds of its values only: then its checksums are enough.
+        problem = damage(folder) if kinds == self._kinds else resume_problem(folder)
         if problem is not None:
             raise OSError(f"read back, {problem}")
+        self._kinds = kinds
         self._prune(name, self._tags)
         self.on_written()
 

@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import verify, write_manifest
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.plain_state import callback_place, pack, unpack
 from ksuit_runner.stored_files import UnsafeFileError
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Checkpoint:
     Attributes:
         paths: Paths of the run with ``checkpoint_dir`` set.
         progress: Position that it was written at.
-        model: Weights and buffers of the model by name.
+        model: What the model's ``state_dict`` held, by name.
         state: ``trainer`` and ``callbacks`` (by name).
         config_hash: Hash of the config that it was written under.
         tags: Tags that it was written for.
@@ -43,10 +44,53 @@ class Checkpoint:
 
     paths: PathProvider
     progress: Progress
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     state: dict[str, Any]
     config_hash: str
     tags: tuple[str, ...] = ()
+
+
+def pack_state(
+    files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return what the files of a checkpoint are written from, after the check that all of it can be read back.
+
+    Of the model, what no file of tensors holds (extra state, sparse or quantized tensors ...) goes into the state.
+
+    Args:
+        files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
+        state: State of trainer and callbacks.
+
+    Raises:
+        CheckpointError: Something cannot be stored; the message names it.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in files}
+    beside = {}
+    for name, values in files.items():
+        for key, value in values.items():
+            if _fits_file(value):
+                tensors[name][key] = value
+            elif name == "model":
+                beside[key] = pack(f"model[{key!r}]", value)
+            else:
+                raise CheckpointError(f"{name}.safetensors: {key!r} is not a dense tensor, which the file could hold")
+    packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
+    callbacks = {name: pack(callback_place(name), value) for name, value in state["callbacks"].items()}
+    return tensors, {**packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
+
+
+def _fits_file(value: Any) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return is_dense and not value.is_quantized and not value.is_meta and _has_file_type(value.dtype)
+
+
+@lru_cache
+def _has_file_type(dtype: torch.dtype) -> bool:
+    """Whether tensors of a type come back from a file; there are some that are written and not read."""
+    try:
+        return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty(1, dtype=dtype)})))
+    except Exception:
+        return False
 
 
 def write_folder(
@@ -61,7 +105,7 @@ def write_folder(
     Args:
         folder: Its final place; its name is the position.
         files: Tensors by name, for each safetensors file by its name without the ending.
-        state: Plain values and tensors for ``trainer.pt``.
+        state: Plain values and tensors for ``trainer.pt``, as ``pack_state`` returns them.
         config_hash: Hash of the run's config.
         tags: Tags that it is written for.
 
@@ -74,7 +118,8 @@ def write_folder(
     temporary.mkdir()
     try:
         for name, tensors in files.items():
-            safetensors.torch.save_file(dict(tensors), temporary / f"{name}.safetensors", {"format": "pt"})
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            safetensors.torch.save_file(whole, temporary / f"{name}.safetensors", {"format": "pt"})
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
@@ -132,8 +177,17 @@ def has_traces(paths: PathProvider) -> bool:
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written."""
+    return _problem(folder, verify)
+
+
+def resume_problem(folder: Path) -> str | None:
+    """Return what keeps a run from resuming from a checkpoint, or None; all is read as a resume reads it."""
+    return _problem(folder, _read)
+
+
+def _problem(folder: Path, reader: Callable[[Path, Path], Any]) -> str | None:
     try:
-        verify(folder, _root(folder))
+        reader(folder, _root(folder))
     except UnsafeFileError as error:
         return str(error)
     except OSError as error:
@@ -180,7 +234,7 @@ def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
     problems = {}
     for candidate in existing if name is None else [name]:
         try:
-            return _read(paths.at_checkpoint(candidate))
+            return _checkpoint(paths.at_checkpoint(candidate))
         except UnsafeFileError as error:
             problems[candidate] = str(error)
             _LOGGER.warning("checkpoint %s is damaged and passed over: %s", paths.checkpoints_dir / candidate, error)
@@ -190,24 +244,38 @@ def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
     raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
 
 
-def _read(paths: PathProvider) -> Checkpoint:
-    """Verify and read a checkpoint; whatever a file does instead of being read is damage."""
-    folder = paths.checkpoint_dir
-    progress = Progress.parse(folder.name)
+def _checkpoint(paths: PathProvider) -> Checkpoint:
+    progress = Progress.parse(paths.checkpoint_dir.name)
     assert progress is not None
     try:
-        manifest = verify(folder, paths.runs_dir)
+        manifest, model, state = _read(paths.checkpoint_dir, paths.runs_dir)
     except OSError as error:
         raise UnsafeFileError(f"it cannot be read ({error.strerror})") from None
+    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]))
+
+
+def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Verify and read a checkpoint; whatever a file does instead of being read is damage.
+
+    Returns:
+        The manifest, the model's values, and the state.
+    """
+    manifest = verify(folder, root)
     if missing := [file for file in (MODEL, STATE) if file not in manifest["files"]]:
         raise UnsafeFileError(f"{missing[0]} is missing")
-    state = _load(folder / STATE, partial(torch.load, map_location="cpu", weights_only=True))
-    _check_shape(state)
+    state = _load(folder / STATE, _read_state)
     for file in manifest["files"]:  # those of callbacks are read by them, later than another checkpoint could be taken
         if file.endswith(".safetensors") and file != MODEL:
             _load(folder / file, _read_header)
-    model, tags = _load(folder / MODEL, safetensors.torch.load_file), tuple(manifest["tags"])
-    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tags)
+    model = _load(folder / MODEL, safetensors.torch.load_file)
+    return manifest, {**model, **state.pop("model", {})}, state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = unpack(torch.load(path, map_location="cpu", weights_only=True))
+    _check_shape(state)
+    assert isinstance(state, dict)
+    return state
 
 
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -224,10 +292,8 @@ def _read_header(path: Path) -> None:
 
 
 def _check_shape(state: Any) -> None:
-    trainer, callbacks = (state.get(key) for key in ("trainer", "callbacks")) if isinstance(state, dict) else (0, 0)
-    if not isinstance(trainer, dict) or not isinstance(callbacks, dict) or not all(map(_is_entry, callbacks.items())):
-        raise UnsafeFileError(f"{STATE} is no state of a trainer and its callbacks")
-
-
-def _is_entry(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], dict)
+    known = {"model": {}, **state} if isinstance(state, dict) else {}
+    if not all(isinstance(known.get(part), dict) for part in ("trainer", "callbacks", "model")):
+        raise ValueError("it is not the state of a trainer and its callbacks")
+    if not all(isinstance(name, str) for name in known["callbacks"]):
+        raise ValueError("the name of a callback is not text")

@@ -6,7 +6,7 @@ from typing import Any
 from ksuit_runner.errors import Interrupted, ResumeError
 from ksuit_runner.hooks import Method
 from ksuit_runner.random_keys import mix, seed_all
-from ksuit_runner.run_state import Phase, Run, save_checkpoint, save_last_full_update
+from ksuit_runner.run_state import Phase, Run, check_state, save_checkpoint, save_last_full_update
 
 
 def train(run: Run) -> None:
@@ -43,6 +43,7 @@ def _train(run: Run) -> None:
         _begin(run)
         if run.unfinished is not None:
             finish_unfinished(run, run.unfinished)
+        first = counter.update + 1  # with which the optimizer gets its state
         while not counter.is_finished and run.interruption.signal is None:
             if run.taken_over.is_set():
                 raise ResumeError(
@@ -51,6 +52,8 @@ def _train(run: Run) -> None:
             batch = run.trainer.to_device(run.data.next_training_batch())
             do_update(run, batch)
             finish_update(run)
+            if counter.update == first:
+                check_state(run)
         if counter.is_finished and run.phase is Phase.BETWEEN:
             finish_training(run)
     except Interrupted:
@@ -66,7 +69,7 @@ def _begin(run: Run) -> None:
     if run.is_resumed:
         run.log_writer.discard()
     _flush(run)
-    hooks.states.state_dict()  # what cannot be stored is found now, and not hours later
+    check_state(run)
     run.phase = Phase.BETWEEN
 
 

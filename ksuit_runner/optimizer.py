@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.errors import CheckpointError, ConfigError, suggest
@@ -145,10 +145,22 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     for group in template["param_groups"]:
         if with_options:
             group.update(state["groups"].get(group["name"], {}))
-    index = {
-        name: i
-        for group in template["param_groups"]
-        for name, i in zip(group["param_names"], group["params"], strict=True)
-    }
-    template["state"] = {index[name]: dict(values) for name, values in state["parameters"].items()}
-    optimizer.load_state_dict(template)
+    # Torch would change the types of values on the way: tensors to the parameter's, text and arrays to nonsense.
+    optimizer.load_state_dict({**template, "state": {}})
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if name in state["parameters"]:
+                values = state["parameters"][name].items()
+                optimizer.state[parameter] = {key: _placed(value, parameter, group, key) for key, value in values}
+
+
+def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:
+    """Move the tensors of a parameter's state to where it is; numbers of steps only if the kernels read them there."""
+    if isinstance(value, Tensor):
+        stays = key == "step" and not (group.get("fused") or group.get("capturable"))
+        return value if stays else value.to(parameter.device)
+    if type(value) is dict:
+        return {name: _placed(item, parameter, group) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_placed(item, parameter, group) for item in value)
+    return value

@@ -60,6 +60,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.data.interruption = self.interruption
+        self.trainer.callback_states = self.hooks.states.state_dict
 
     @property
     def counter(self) -> UpdateCounter:
@@ -73,14 +74,32 @@ class Run:
 
 
 def save_checkpoint(run: Run, wait: bool = False) -> None:
-    """Take a checkpoint of everything. It is committed after all metrics up to it are on the disk."""
+    """Take a checkpoint of everything. It is committed after all metrics up to it are on the disk.
+
+    Raises:
+        CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
+    """
     run.trainer.loss_check.settle()
     unfinished = run.unfinished
     if run.phase in HALF_DONE:
         log, requested = run.log_writer.state_dict(), run.checkpoint_writer.take_requests()
         unfinished = {"phase": run.phase.name, "done": list(run.hooks.done), "log": log, "requested": requested}
-    state = {"trainer": run.trainer.state_dict(), "callbacks": run.hooks.states.state_dict(), "unfinished": unfinished}
+    state = {**_state(run), "unfinished": unfinished}
     run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, run.log_writer.sync, wait=wait)
+
+
+def check_state(run: Run) -> None:
+    """Check that the present state can be stored: that is found out now, and not hours later.
+
+    Raises:
+        CheckpointError: Something cannot; the message names it.
+    """
+    run.checkpoint_writer.check(run.trainer.model.tensors(), _state(run))
+
+
+def _state(run: Run) -> dict[str, Any]:
+    trainer = dict(run.trainer.state_dict())
+    return {"callbacks": trainer.pop("callbacks"), "trainer": trainer}
 
 
 def save_last_full_update(run: Run) -> None:

@@ -157,10 +157,7 @@ def _do(
         _LOGGER.error("error: %s", error)
         return
     if launch.mode == "resume" and origin is not None and origin.changes:
-        if (
-            checkpoint is not None
-            and assembled.hooks.states.state_dict().keys() != checkpoint.state["callbacks"].keys()
-        ):
+        if checkpoint is not None and assembled.hooks.states.names != checkpoint.state["callbacks"].keys():
             # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
             save_checkpoint(assembled, wait=True)
         store_changes(record.paths, config, launch)

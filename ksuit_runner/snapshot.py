@@ -1,6 +1,5 @@
 """A consistent copy of a run's state in host memory that is used again for every checkpoint."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,17 +9,19 @@ from torch import Tensor
 class HostBuffers:
     """Copies trees of tensors to the host, each time into the same buffers.
 
-    Training waits only for the copy. Writing into memory that exists is several times faster than allocating it.
+    Training waits only for the copy. Writing into memory that exists is several times faster than allocating it. A
+    copy has the memory layout of its tensor; elements that overlap or lie apart there lie side by side in the copy.
+
+    Attributes:
+        size: Size of the last copy in bytes.
+        kinds: Types of the values of the last copy, in their order.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self._last: set[str] = set()
-
-    @property
-    def size(self) -> int:
-        """Size of the last copy in bytes."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        self._buffers: list[Tensor] = []
+        self._used = 0
+        self.size = 0
+        self.kinds: list[Any] = []
 
     def copy(self, tree: Any) -> Any:
         """Return the tree with every tensor copied; it stays as it is until the next call.
@@ -28,27 +29,37 @@ class HostBuffers:
         Args:
             tree: Nested dicts, lists and tuples of tensors and plain values.
         """
-        self._last = set()
-        copied = self._copy(tree, "")
+        self._used, self.size, self.kinds = 0, 0, []
+        copied = self._copy(tree)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        for path in self._buffers.keys() - self._last:
-            del self._buffers[path]
+        del self._buffers[self._used :]
         return copied
 
-    def _copy(self, tree: Any, path: str) -> Any:
+    def _copy(self, tree: Any) -> Any:
+        kind = type(tree)
+        if kind is dict:
+            return {key: self._copy(value) for key, value in tree.items()}
+        if kind is list or kind is tuple:
+            return kind([self._copy(value) for value in tree])
         if isinstance(tree, Tensor):
-            return self._copy_tensor(tree.detach(), path)
-        if isinstance(tree, Mapping):
-            return {key: self._copy(value, f"{path}/{key}") for key, value in tree.items()}
-        if isinstance(tree, (list, tuple)):
-            return type(tree)([self._copy(value, f"{path}/{i}") for i, value in enumerate(tree)])
+            self.kinds.append((tree.dtype, tree.layout))
+            return self._copy_tensor(tree.detach())
+        self.kinds.append(kind)
         return tree
 
-    def _copy_tensor(self, tensor: Tensor, path: str) -> Tensor:
-        buffer = self._buffers.get(path)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[path] = buffer
-        self._last.add(path)
+    def _copy_tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            return tensor.cpu().clone()
+        buffer = self._buffers[self._used] if self._used < len(self._buffers) else None
+        if buffer is None or not _has_form(buffer, tensor):
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[self._used : self._used + 1] = [buffer]
+        self._used += 1
+        self.size += buffer.nbytes
         return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def _has_form(buffer: Tensor, tensor: Tensor) -> bool:
+    form = (tensor.shape, tensor.dtype, tensor.is_cuda)
+    return form == (buffer.shape, buffer.dtype, buffer.is_pinned()) and buffer.stride() == tensor.stride()

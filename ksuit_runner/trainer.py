@@ -48,6 +48,7 @@ class SgdTrainer:
     Attributes:
         counter: Position and end of the run.
         evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
+        callback_states: Returns the states of the run's callbacks by name.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
         loss_check: Sees to losses that are no finite numbers.
 
@@ -90,6 +91,7 @@ class SgdTrainer:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
+        self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.grad_norm: Tensor | None = None
         self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu")
         self._dtype = PRECISIONS[precision]
@@ -184,19 +186,23 @@ class SgdTrainer:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer (by parameter name), schedule, scaler and position; the weights have a file of their own."""
+        """Return optimizer (by parameter name), schedule, scaler, position, and the states of the callbacks by name.
+
+        The weights have a file of their own.
+        """
         return {
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counter": self.counter.state_dict(),
+            "callbacks": self.callback_states(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
         """Take up a stored state.
 
         Args:
-            state_dict: What ``state_dict`` returned.
+            state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these.
             same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
                 keeps its own and moves its own schedule to the stored position.
         """

@@ -1,6 +1,7 @@
 """A small real run without a config: what the tests of the core put together and take apart."""
 
 import random
+import shutil
 from collections.abc import Mapping
 from functools import partial
 
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 from ksuit_runner.checkpoint import CheckpointWriter
-from ksuit_runner.checkpoint_format import read_newest
+from ksuit_runner.checkpoint_format import names, read_newest
+from ksuit_runner.counter import Progress
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
@@ -58,7 +60,9 @@ class Maker:
     def paths(self, run_id="run00000"):
         return PathProvider(self.folder, run_id)
 
-    def trainer(self, batch_size=6, drop_last=True, num_workers=0, dropout=0.5, model=None, **kwargs):
+    def trainer(
+        self, batch_size=6, drop_last=True, num_workers=0, dropout=0.5, model=None, trainer_class=SgdTrainer, **kwargs
+    ):
         datasets = {"train": Augmented(20), "test": Augmented(7)}
         data = DataContainer(datasets, batch_size, seed=3, drop_last=drop_last, num_workers=num_workers)
         with keyed(3, "model"):
@@ -70,7 +74,7 @@ class Maker:
         }
         if not kwargs.keys() & {"max_epochs", "max_updates", "max_samples"}:
             kwargs["max_updates"] = 8
-        return SgdTrainer(ModelBase(model), data, **{**defaults, **kwargs})
+        return trainer_class(ModelBase(model), data, **{**defaults, **kwargs})
 
     def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, **kwargs):
         """Put a run together, with ``callbacks`` as {name: (class, arguments)}."""
@@ -101,6 +105,15 @@ class Maker:
             run.is_resumed, run.unfinished = True, found.state["unfinished"]
         self.runs.append(run)
         return run
+
+    def resumed(self, *args, update, run_id="run00000", **kwargs):
+        """Put a run together that resumes from its checkpoint at an update, as if it had been killed there."""
+        folder, copy = (self.paths(name) for name in (run_id, f"{run_id}-resumed"))
+        shutil.copytree(folder.run_dir, copy.run_dir)
+        for name in names(copy):
+            if Progress.parse(name).update > update:
+                shutil.rmtree(copy.checkpoints_dir / name)
+        return self.run(*args, run_id=copy.run_id, resume=True, **kwargs)
 
     def close(self):
         for run in self.runs:
