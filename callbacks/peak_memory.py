@@ -12,6 +12,7 @@ class PeakMemory(PeriodicCallback):
     """Logs ``peak_memory_gb``: of tensors on an accelerator, or of the process on the CPU, in units of 10^9 bytes."""
 
     logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)
+    is_repeatable: ClassVar[bool] = False
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("peak_memory_gb", peak_memory_bytes(self.trainer.device) / 1e9)

@@ -20,6 +20,7 @@ class Throughput(PeriodicCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = ("samples_per_second", "updates_per_second", "data_wait_fraction")
+    is_repeatable: ClassVar[bool] = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -21,6 +21,7 @@ class TrainLoss(PeriodicCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = ("loss/train", "loss_*/train")
+    is_repeatable: ClassVar[bool] = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

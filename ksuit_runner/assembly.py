@@ -159,7 +159,6 @@ class Assembly:
             run.log_writer.summarize(self.record.points_until(checkpoint.progress.update))
         may_differ = not self.config["resume_strict"]
         run.hooks.states.resume(checkpoint, self.trainer.model, may_differ, may_differ or origin.mode == "evaluate")
-        run.is_resumed = checkpoint.progress.update > 0
         if origin.mode == "resume":
             run.checkpoint_writer.take_up(str(checkpoint.progress), checkpoint.tags)
         run.unfinished = checkpoint.state["unfinished"]

@@ -199,7 +199,8 @@ class CallbackBase:
     def after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
         """Fires when the metrics of an update were written: the place to react to their values.
 
-        It comes after all periodic callbacks and before the checkpoint, whatever the order of the callbacks.
+        It comes after all periodic callbacks and before the checkpoint, whatever the order of the callbacks. What is
+        logged here belongs to the same update, and is what it fires with next; the same value again is not.
         """
         self._after_log(update_counter=update_counter, metrics=metrics)
 

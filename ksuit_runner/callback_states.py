@@ -31,6 +31,8 @@ class CallbackStates:
     Attributes:
         can_take_back: Whether an update that fails before the step can be taken back. Not if a callback with hooks
             there has state in files, which is too large to be kept at every update.
+        begun: Names of the callbacks whose ``before_training`` was called in this run, before a resume or since: what
+            they log there belongs to the run's beginning, and not to a resume.
         are_whole: Whether all states can be stored. Not after such a callback has failed in the middle of a hook.
     """
 
@@ -45,6 +47,7 @@ class CallbackStates:
         self._early = [item for item in early if item in self._stateful]
         self._kept: dict[str, Any] = {}
         self.can_take_back = not any(overrides(item, "resume_from_checkpoint") for item in early)
+        self.begun: set[str] = set()
         self.are_whole = True
 
     def keep_all(self) -> None:
@@ -91,6 +94,7 @@ class CallbackStates:
             ResumeError: The names do not match.
         """
         stored = checkpoint.state["callbacks"]
+        self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
         missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):
             raise ResumeError(

@@ -110,9 +110,14 @@ class CheckpointWriter:
         requested, self._requested = sorted(self._requested), set()
         return requested
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether a callback asks for a checkpoint now."""
+        return bool(self._requested)
+
     def is_due(self, update_counter: UpdateCounter) -> bool:
         """Whether the interval or a callback asks for a checkpoint now."""
-        return bool(self._requested) or (self._interval is not None and self._interval.is_due(update_counter))
+        return self.is_requested or (self._interval is not None and self._interval.is_due(update_counter))
 
     def check(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Check that a checkpoint of these could be resumed from, without writing it.

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ksuit_runner.errors import ConfigError
 
 _NUMBER = "(0|[1-9][0-9]{0,17})"
+_LOOKED_AT = 5000
 _PROGRESS = re.compile(f"E{_NUMBER}_U{_NUMBER}_S{_NUMBER}")
 
 
@@ -163,3 +165,20 @@ class Interval:
         assert self.every_n_samples is not None
         n = self.every_n_samples
         return counter.sample // n > counter.sample_at(counter.update - 1) // n
+
+    def meets(self, other: "Interval", counter: UpdateCounter) -> int | None:
+        """Return the first update of a run after which this and another interval are due, None if there is none.
+
+        In a very long run, only the first few thousand that come into question are looked at.
+        """
+        step = max(interval._period(counter) for interval in (self, other))
+        for update in islice(range(step, counter.end_update + 1, step), _LOOKED_AT):
+            if self.is_due(counter.at(update)) and other.is_due(counter.at(update)):
+                return update
+        return None
+
+    def _period(self, counter: UpdateCounter) -> int:
+        """Return a number of updates of which all updates after which this is due are multiples."""
+        if self.every_n_epochs is not None:
+            return self.every_n_epochs * counter.updates_per_epoch
+        return self.every_n_updates or 1

@@ -11,6 +11,7 @@ from ksuit_runner.callback_states import CallbackStates, implements
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import Interrupted, StopTraining
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.shared_metrics import check_shared_metrics
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class Hooks:
         callbacks: Callbacks by name.
         update_counter: Position of the run; a callback that raises StopTraining marks it as stopped.
 
+    Raises:
+        ConfigError: Two callbacks would log different values under one key.
+
     Attributes:
         callbacks: Callbacks by name.
         states: Their states.
@@ -48,6 +52,7 @@ class Hooks:
 
     def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
         self.callbacks = dict(callbacks)
+        check_shared_metrics(self.callbacks, update_counter)
         self.states = CallbackStates(self.callbacks)
         self.done: list[str] = []
         self._counter = update_counter
@@ -72,12 +77,15 @@ class Hooks:
                 for method in methods:
                     self._call(method, arguments)
 
-    def fire_round(self, methods: Sequence[Method], skip: Sequence[str] = (), **arguments: Any) -> None:
+    def fire_round(
+        self, methods: Sequence[Method], skip: Sequence[str] = (), label: str = "", **arguments: Any
+    ) -> None:
         """Call hooks that follow an update, so that a run which ends between two of them goes on with the next one.
 
         Args:
             methods: What to call, in this order.
             skip: Which of them were called before, as ``done`` named them.
+            label: What ``done`` adds to their names, where the same ones are called several times.
             **arguments: What they are called with.
         """
         if not methods:
@@ -86,7 +94,7 @@ class Hooks:
         with torch.no_grad():
             for method in methods:
                 callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
-                name = f"{callback.name}.{method.__name__}"
+                name = f"{callback.name}.{method.__name__}{label}"
                 if name not in skip:
                     states.keep(callback)
                     mark = callback.writer.mark()

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksuit_runner.errors import Interrupted, ResumeError
+from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
 from ksuit_runner.hooks import Method
 from ksuit_runner.random_keys import mix, seed_all
 from ksuit_runner.run_state import Phase, Run, check_state, save_checkpoint, save_last_full_update
+
+_MOST_ROUNDS = 100
 
 
 def train(run: Run) -> None:
@@ -23,6 +25,8 @@ def train(run: Run) -> None:
             raise  # the second Ctrl-C: it ends at once
         is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
         error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
+        if is_half_done:
+            run.log_writer.abandon_update()
         save_last_full_update(run)
         _tell(run, error)
         raise
@@ -66,17 +70,13 @@ def _begin(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
     run.data.open(counter, hooks.evaluations())
     hooks.fire("before_training", update_counter=counter)
-    if run.is_resumed:
-        run.log_writer.discard()
-    _flush(run)
+    run.log_writer.discard_of(hooks.states.begun)
+    _log(run)
+    hooks.states.begun = set(hooks.callbacks)
     check_state(run)
     run.phase = Phase.BETWEEN
-
-
-def _flush(run: Run) -> None:
-    metrics = run.log_writer.flush()
-    if metrics:
-        run.hooks.fire("after_log", update_counter=run.counter, metrics=metrics)
+    if run.checkpoint_writer.is_requested:  # for the weights as they are now
+        save_checkpoint(run)
 
 
 def evaluate(run: Run) -> None:
@@ -86,13 +86,14 @@ def evaluate(run: Run) -> None:
         Interrupted: A signal asked the run to end.
     """
     run.hooks.fire_evaluations()
-    _flush(run)
+    _log(run)
 
 
 def do_update(run: Run, batch: Any) -> None:
     """Do one update: all accumulation steps, then the optimizer's step."""
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
     run.phase = Phase.BEFORE_STEP
+    run.log_writer.is_ahead = True
     run.hooks.states.keep_all()
     trainer.model.keep_buffers()
     if run.hooks.has("before_every_update", "before_every_accumulation_step"):
@@ -115,6 +116,7 @@ def do_update(run: Run, batch: Any) -> None:
         run.phase = Phase.STEP
         trainer.step()
     counter.update += 1
+    run.log_writer.is_ahead = False
 
 
 def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
@@ -145,11 +147,21 @@ def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
 
 def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:
     """Fire hooks, write what was logged at this update, and let callbacks react to it."""
-    hooks, counter = run.hooks, run.counter
-    hooks.states.drop()
-    hooks.done.clear()
-    hooks.fire_round(methods, skip, update_counter=counter)
-    metrics = run.log_writer.flush()
-    if metrics:
+    run.hooks.states.drop()
+    run.hooks.done.clear()
+    run.log_writer.start_rounds()
+    run.hooks.fire_round(methods, skip, update_counter=run.counter)
+    _log(run, skip)
+
+
+def _log(run: Run, skip: Sequence[str] = ()) -> None:
+    """Write what was logged and let callbacks react to it, then to what they log in reaction, until nothing is new."""
+    metrics: Mapping[str, float] = {}
+    for number in range(_MOST_ROUNDS):
+        metrics = run.log_writer.flush()
+        if not metrics:
+            return
         run.trainer.loss_check.settle()
-        hooks.fire_round(hooks.methods("after_log"), skip, update_counter=counter, metrics=metrics)
+        methods, label = run.hooks.methods("after_log"), f" {number}" if number else ""
+        run.hooks.fire_round(methods, skip, label, update_counter=run.counter, metrics=metrics)
+    raise KsuitError(f"callbacks log in reaction to each other without end, at last {', '.join(metrics)[:200]}")

@@ -34,7 +34,7 @@ class MetricCallback(CallbackBase):
         self.best: float | None = None
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        if self.metric_key in metrics:
+        if self.metric_key in metrics and not self.writer.prefix:  # an evaluation of a stored run is none of training
             self._process_value(metrics[self.metric_key])
 
     @abstractmethod

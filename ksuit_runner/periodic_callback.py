@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,9 +24,16 @@ class PeriodicCallback(CallbackBase):
         every_n_samples: Act after the update with which another n samples have been seen.
         **kwargs: Passed on to CallbackBase.
 
+    Attributes:
+        is_repeatable: Whether another callback of this class logs the same values after the same update. Not so if they
+            cover the updates of an interval, or are measured: two such callbacks whose intervals meet cannot share a
+            metric, which is found before training.
+
     Raises:
         ConfigError: Not exactly one of the three intervals is given.
     """
+
+    is_repeatable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -40,7 +40,6 @@ class Run:
 
     Attributes:
         taken_over: Set when another process has taken the run over.
-        is_resumed: Whether training goes on in the middle; what is logged at the start has then been logged before.
         unfinished: What followed the last update when the run ended in the middle of it, from the checkpoint.
         phase: Where the loop stands.
     """
@@ -53,7 +52,6 @@ class Run:
     interruption: Interruption
     seed: int
     taken_over: Event = field(default_factory=Event)
-    is_resumed: bool = False
     unfinished: Mapping[str, Any] | None = None
     rank: int = 0
     phase: Phase = field(default=Phase.START, init=False)
@@ -99,7 +97,7 @@ def check_state(run: Run) -> None:
 
 def _state(run: Run) -> dict[str, Any]:
     trainer = dict(run.trainer.state_dict())
-    return {"callbacks": trainer.pop("callbacks"), "trainer": trainer}
+    return {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
 
 
 def save_last_full_update(run: Run) -> None:
@@ -122,7 +120,6 @@ def save_last_full_update(run: Run) -> None:
 def _take_back_update(run: Run) -> None:
     """Undo what an update has changed before its step; of the callbacks, what was kept counts."""
     run.trainer.model.give_back_buffers()
-    run.log_writer.discard()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

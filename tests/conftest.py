@@ -102,7 +102,7 @@ class Maker:
             trainer.model.module.load_state_dict(found.model)
             trainer.load_state_dict(found.state["trainer"])
             hooks.states.resume(found, trainer.model)
-            run.is_resumed, run.unfinished = True, found.state["unfinished"]
+            run.unfinished = found.state["unfinished"]
         self.runs.append(run)
         return run
 

@@ -30,7 +30,7 @@ LAYERS = (
         *("trainer", "batch", "fused_step", "loss_check", "optimizer", "schedule"),
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
-    ("hooks", "callback_states"),
+    ("hooks", "callback_states", "shared_metrics"),
     ("factory", "help", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
     ("assembly", "runner"),
     ("sweep", "sweep.*"),

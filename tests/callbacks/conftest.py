@@ -153,7 +153,6 @@ def restore(tiny: TinyRun, strict: bool) -> None:
     tiny.model.module.load_state_dict(checkpoint.model)
     tiny.run.trainer.load_state_dict(checkpoint.state["trainer"])
     tiny.run.hooks.states.resume(checkpoint, tiny.model, not strict, not strict)
-    tiny.run.is_resumed = True
 
 
 @pytest.fixture(scope="session")
