@@ -3,13 +3,16 @@
 import errno
 import os
 from pathlib import Path
+from typing import TextIO
+
+from ksuit_runner.stored_files import open_stored
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a crash it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as file:
+        with open_new(temporary) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -48,7 +51,7 @@ def append_line(path: Path, line: str) -> None:
     or is torn, and what was there before is as it was.
     """
     content = f"\n{line}\n".encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_stored(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         if os.write(descriptor, content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -56,6 +59,12 @@ def append_line(path: Path, line: str) -> None:
     finally:
         os.close(descriptor)
     sync(path.parent)
+
+
+def open_new(path: Path) -> TextIO:
+    """Open a file that is there from now on, in place of whatever has its name; what that leads to is left alone."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w")
 
 
 def sync(*paths: Path) -> None:

@@ -10,6 +10,7 @@ from ksuit_runner.errors import ResumeError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.stored_files import check_folder, remove
 from ksuit_runner.stored_run import add_to_index
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
 from ksuit_runner.tracker.outbox import Outbox
@@ -41,9 +42,10 @@ def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
     (info,) = found
     run = PathProvider(outputs.output_dir, info.local_id)
     if not run.run_dir.exists():
-        shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
+        remove(outputs.fetching_dir)
         temporary = PathProvider(outputs.fetching_dir, info.local_id)
         _fill(tracker, info, temporary)
+        check_folder(temporary.run_dir)
         make_folder(run.runs_dir)
         commit_folder(temporary.run_dir, run.run_dir)
         shutil.rmtree(outputs.fetching_dir, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from ksuit_runner.durable_files import make_folder, sync
+from ksuit_runner.stored_files import open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
@@ -51,7 +52,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         make_folder(path.parent)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_stored(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         sync(path.parent)
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
@@ -136,7 +137,7 @@ class Journal:
     def _repair(self) -> int:
         size = os.fstat(self._file).st_size
         good = 0
-        with self.path.open("rb") as file:
+        with open_to_read(self.path) as file:
             for line in file:
                 if not _is_good(line):
                     break
@@ -165,7 +166,7 @@ def _is_good(line: bytes) -> bool:
 
 
 def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]]:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         file.seek(offset)
         for line in file:
             offset += len(line)

@@ -58,7 +58,10 @@ def _row(
 
 
 def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
-    box = Outbox.load(paths)
+    try:
+        box = Outbox.load(paths)
+    except TrackerError:
+        return "DAMAGED"
     if box is not None and box.status is not None:
         return box.status
     try:

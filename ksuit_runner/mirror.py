@@ -10,6 +10,7 @@ from ksuit_runner.counter import Progress
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.stored_files import UnsafeFileError, is_below, read_json, read_text
 from ksuit_runner.tracker.base import BaseTracker
 
 _MANIFEST = "manifest.json"  # written and uploaded as the last file of a checkpoint: without it the others do not count
@@ -123,13 +124,13 @@ def _files(paths: PathProvider) -> Iterator[tuple[str, str]]:
     for file in sorted(paths.artifacts_dir.rglob("*")):
         inside = file.relative_to(paths.artifacts_dir)
         is_hidden = any(part.startswith(".") for part in inside.parts)  # being written
-        if not is_hidden and paths.checkpoints_dir not in file.parents and file.is_file():
+        if not is_hidden and paths.checkpoints_dir not in file.parents and file.is_file() and not file.is_symlink():
             yield str(inside), _stat(file)
 
 
 def _checkpoints(paths: PathProvider) -> Iterator[tuple[str, str]]:
     """Yield the whole checkpoints of a run, oldest first; the manifest tells one from another of the same name."""
-    folders = [path for path in paths.checkpoints_dir.glob("*") if (path / _MANIFEST).is_file()]
+    folders = [file.parent for file in paths.checkpoints_dir.glob(f"*/{_MANIFEST}") if not file.parent.is_symlink()]
     found = [(progress.update, path) for path in folders if (progress := Progress.parse(path.name))]
     for _, path in sorted(found):
         if text := _read(path / _MANIFEST):  # else it was removed meanwhile
@@ -152,8 +153,8 @@ def _named(text: str) -> set[str]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text()
-    except FileNotFoundError:
+        return read_text(file, file.parent)
+    except UnsafeFileError:
         return ""
 
 
@@ -168,7 +169,9 @@ def _crc(text: str) -> str:
 
 def _read_known(paths: PathProvider) -> dict[str, str]:
     try:
-        found = json.loads(paths.uploaded.read_text())
-        return {str(path): str(fingerprint) for path, fingerprint in found.items()}
-    except (FileNotFoundError, ValueError, AttributeError):
+        found = read_json(paths.uploaded, paths.runs_dir)
+    except UnsafeFileError:
         return {}  # uploading everything again changes nothing
+    pairs = found.items() if isinstance(found, dict) else ()
+    # What is known and not here is deleted there.
+    return {path: str(fingerprint) for path, fingerprint in pairs if is_below(path)}

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "default_callbacks*",
     "checkpoint*",
     *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require", "tracker.close_timeout_s"),
+    "tracker.artifact_root",
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),

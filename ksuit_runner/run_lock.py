@@ -20,6 +20,7 @@ import psutil
 
 from ksuit_runner.durable_files import make_folder
 from ksuit_runner.errors import ResumeError
+from ksuit_runner.stored_files import open_stored
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class RunLock:
                     if holder is None or holder.is_same_process(self._written):
                         self._sign(file)
                         continue
-            except OSError as error:
+            except (OSError, ResumeError) as error:
                 _LOGGER.debug("no heartbeat written to %s: %s", self.path, error)
                 continue
             self.lost.set()
@@ -179,11 +180,11 @@ def _exclusive(path: Path) -> Iterator[int]:
 
 def _open_locked(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = open_stored(path, os.O_RDWR | os.O_CREAT)
         try:
             _flock(file)
             # Whoever released the lock while this process waited has removed the file that was opened here.
-            if os.fstat(file).st_ino == path.stat().st_ino:
+            if os.fstat(file).st_ino == path.lstat().st_ino:
                 return file
         except FileNotFoundError:
             pass

@@ -23,6 +23,7 @@ from ksuit_runner.resume import Origin
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint
+from ksuit_runner.stored_files import check_folder
 from ksuit_runner.stored_run import Launch, read_launch, store_changes
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
@@ -103,7 +104,9 @@ def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunL
     """Take the lock of a stored run that is gone on with, before anything of it is read."""
     if origin is None or origin.mode == "fork":
         return None
-    lock = RunLock(PathProvider(outputs.output_dir, origin.run_id).lock)
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    check_folder(paths.run_dir)
+    lock = RunLock(paths.lock)
     lock.acquire()
     stack.callback(lock.release)
     return lock

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ksuit_runner.background import Background
+from ksuit_runner.durable_files import open_new
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal, Point
+from ksuit_runner.stored_files import UnsafeFileError, read_text
 from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
@@ -87,8 +89,8 @@ class Shipment:
 
     def _load_offset(self) -> int:
         try:
-            offset = int(self._sent_path.read_text())
-        except (FileNotFoundError, ValueError):
+            offset = int(read_text(self._sent_path, self._sent_path.parent))
+        except (UnsafeFileError, ValueError):
             return 0  # sending everything again changes nothing
         # The journal may have been cut to its last good line since, and then gone on.
         offset = min(offset, self._journal.size)
@@ -96,7 +98,8 @@ class Shipment:
 
     def _advance(self, offset: int) -> None:
         temporary = self._sent_path.with_name(self._sent_path.name + ".tmp")
-        temporary.write_text(str(offset))
+        with open_new(temporary) as file:
+            file.write(str(offset))
         os.replace(temporary, self._sent_path)
         self.offset = offset
 

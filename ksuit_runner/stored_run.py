@@ -14,7 +14,7 @@ from ksuit_runner.check.stored import format_config, parse_config
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
-from ksuit_runner.stored_files import UnsafeFileError, read_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, check_folder, read_json, read_text
 
 _SHORTEST_PREFIX = 6
 _LONGEST_NAME = 250
@@ -149,13 +149,13 @@ def find_local(paths: OutputPaths, query: str) -> str | None:
         query: A run's id (also the tracker's), the first 6 or more characters of it, its name, or ``last``.
 
     Raises:
-        ResumeError: Several runs fit, the query is nothing that a run can be called, or its folder has links out of it.
+        ResumeError: Several runs fit, the query is nothing that a run can be called, or its folder has links.
     """
     if len(query) > _LONGEST_NAME or not query.isprintable():
         raise ResumeError(f"{query[:50]!r} is no run's id or name")
     found = _find(paths, query)
     if found is not None:
-        _refuse_links(PathProvider(paths.output_dir, found).run_dir)
+        check_folder(PathProvider(paths.output_dir, found).run_dir)
     return found
 
 
@@ -175,14 +175,6 @@ def _find(paths: OutputPaths, query: str) -> str | None:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
         raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
     return found.pop() if found else None
-
-
-def _refuse_links(folder: Path) -> None:
-    """Refuse a run's folder that is a link or has one that leaves it: what goes on with the run writes into it."""
-    found = [folder, *(Path(place) / name for place, *below in os.walk(folder) for part in below for name in part)]
-    for path in found:
-        if path.is_symlink() and (path == folder or not path.resolve().is_relative_to(folder.resolve())):
-            raise ResumeError(f"run {folder.name}: {path} is a link that leaves the run's folder")
 
 
 def entries(paths: OutputPaths) -> list[IndexEntry]:

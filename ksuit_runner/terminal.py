@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.lasting_output import LastingStream
+from ksuit_runner.stored_files import open_stored
 
 DEFAULT_OUTPUT_DIR = "outputs"
 """Where runs are if the config does not say otherwise."""
@@ -223,8 +225,12 @@ def _file_handler(path: Path) -> logging.FileHandler:
 class _FileHandler(logging.FileHandler):
     """Leaves out what a full disk does not take: the terminal has it, and the run goes on."""
 
+    def _open(self) -> Any:
+        descriptor = open_stored(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
+
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # of opening the file
+        with suppress(OSError, KsuitError):  # of opening the file
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -8,6 +8,7 @@ from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.fetch import fetch
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.stored_files import check_folder, remove
 from ksuit_runner.sweep.plan import read_jobs, read_plan
 from ksuit_runner.sweep.records import JobRecord
 from ksuit_runner.targets import check_values
@@ -41,9 +42,10 @@ def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepP
     names = [fetched.plan.name, fetched.jobs.name]
     if not {*names} <= {*tracker.list_artifacts("", info.run_id)}:
         raise ResumeError(f"sweep {sweep_id}: its plan is not with the tracker; it can go on only where it began")
-    shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
+    remove(outputs.fetching_dir)
     for name in names:
         tracker.download(name, fetched.sweep_dir, info.run_id)
+    check_folder(fetched.sweep_dir)
     _check(fetched)
     make_folder(paths.sweeps_dir)
     commit_folder(fetched.sweep_dir, paths.sweep_dir)

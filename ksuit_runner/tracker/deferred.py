@@ -92,6 +92,8 @@ class DeferredTracker(LocalIdTracker):
                 raise
             box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, {**tags, RUN_ID_TAG: own_id})
         else:
+            if self._paths(info.run_id).run_dir.exists():
+                raise TrackerError(f"the tracker has given a new run the id of one that is here: {info.run_id}")
             box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
             self._is_bound = True
         return self._take(box)

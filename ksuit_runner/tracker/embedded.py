@@ -11,6 +11,7 @@ from pathlib import Path
 from ksuit_runner.durable_files import make_folder, sync
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.stored_files import UnsafeFileError, check_file, open_stored
 from ksuit_runner.tracker.mlflow_client import import_quietly
 
 OWN_TAG = "ksuit.embedded"
@@ -54,7 +55,10 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
         with _locked(paths, _LONGEST_CREATION_S + timeout_s):
             if not exists(paths):
                 _create(paths)
+            check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
             _adopt(paths, timeout_s)
+    except UnsafeFileError as error:
+        raise TrackerError(f"{paths.database} {error}") from None
     except (OSError, sqlite3.Error) as error:
         raise TrackerError(f"{paths.database}: {error}") from error
     return store_uri
@@ -63,7 +67,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
 @contextmanager
 def _locked(paths: OutputPaths, timeout_s: float) -> Iterator[None]:
     deadline = time.monotonic() + timeout_s
-    with paths.database_lock.open("a") as file:
+    with os.fdopen(open_stored(paths.database_lock, os.O_RDWR | os.O_CREAT), "r+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed, also by a kill

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.tracker import embedded
+from ksuit_runner.stored_files import check_folder
+from ksuit_runner.tracker import artifact_place, embedded
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.mlflow_client import (
     DATABASES,
@@ -49,6 +50,8 @@ class MlflowTracker(BaseTracker):
         require: Whether a run may start only if it can be recorded at once. If not, one that starts while the store
             cannot be reached is registered there later.
         close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
+        artifact_root: Folder or URI below which a store may have a run's files copied. By default only into the run's
+            own folder and over the network: what a database or a server names could be any folder of this machine.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class MlflowTracker(BaseTracker):
         timeout_s: float = 5,
         require: bool = True,
         close_timeout_s: float = 10,
+        artifact_root: str | None = None,
     ) -> None:
         super().__init__()
         self._paths, self._uri = output_paths, uri
         self._experiment = experiment
         self._timeout_s = timeout_s
+        self._artifact_root = artifact_root
         self.require, self.close_timeout_s = require, close_timeout_s
         self._connection: MlflowClient | None = None
         self._connecting = threading.Lock()
@@ -74,7 +79,7 @@ class MlflowTracker(BaseTracker):
     def artifacts_are_local(self) -> bool:
         """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
         assert self._bound is not None, "no run was started"
-        return str(self._bound.info.artifact_uri).removeprefix("file://") == str(self._artifacts_dir)
+        return artifact_place.folder(self._bound.info.artifact_uri) == self._artifacts_dir
 
     @property
     def _artifacts_dir(self) -> Path:
@@ -178,6 +183,9 @@ class MlflowTracker(BaseTracker):
     @explained
     def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
         """Copy a file or folder from the run's artifacts into a folder, under its own name, and return its new path."""
+        root = artifact_place.folder(self._client.get_run(run_id or self.run_id).info.artifact_uri)
+        if root is not None:
+            check_folder(root)
         destination.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run_id or self.run_id, artifact_path, str(destination)))
 
@@ -240,6 +248,7 @@ class MlflowTracker(BaseTracker):
         chosen, wanted = (PathProvider(self._paths.output_dir, id).artifacts_dir for id in (info.run_id, info.local_id))
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
             run = move_artifacts(self._client, run, wanted)
+        artifact_place.check(run.info.artifact_uri, (wanted, chosen), self._artifact_root, self._uri is not None)
         self._bound, self._run, self._known_params = run, info, set(run.data.params)
         return info
 

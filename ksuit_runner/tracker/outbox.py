@@ -11,10 +11,12 @@ from typing import cast
 from ksuit_runner.durable_files import make_folder, write_text
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.stored_files import MissingFileError, UnsafeFileError, read_json
 from ksuit_runner.stored_run import add_to_index
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
+_SIZE_LIMIT = 20_000_000  # a config of the largest size, as parameters and tags
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class Outbox:
             TrackerError: The file is damaged.
         """
         try:
-            found = json.loads(paths.outbox.read_text())
+            found = read_json(paths.outbox, paths.runs_dir, _SIZE_LIMIT)
             found["inputs"] = [DatasetInfo(**item) for item in found["inputs"]]
             return cls(**found)
-        except FileNotFoundError:
+        except MissingFileError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except UnsafeFileError as error:
+            raise TrackerError(f"{paths.outbox} is damaged: it {error}") from None
+        except (TypeError, KeyError) as error:
             raise TrackerError(f"{paths.outbox} is damaged: {error}") from error
 
     def store(self, paths: PathProvider) -> None:

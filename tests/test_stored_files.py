@@ -1,0 +1,194 @@
+"""What may lie in a run's folder in place of a file: none of it is followed, waited for, or written through."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from test_mirror import FolderTracker
+
+from ksuit_runner.durable_files import write_text
+from ksuit_runner.errors import KsuitError, TrackerError
+from ksuit_runner.journal import Journal, read_points
+from ksuit_runner.mirror import Mirror
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.run_lock import RunLock
+from ksuit_runner.sender import Shipment
+from ksuit_runner.stored_files import UnsafeFileError, check_folder, is_below, open_file, read_json, remove
+from ksuit_runner.stored_run import add_to_index
+from ksuit_runner.terminal import make_console, setup_logging
+from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.embedded import open_store
+from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.tracker.outbox import Outbox
+
+
+def lock(path: Path) -> None:
+    with RunLock(path):
+        pass
+
+
+RUN = Path("runs/run00000")
+WRITERS = {
+    "metrics.jsonl": lambda path: Journal(path).close(),
+    "lock.json": lock,
+    "runs.jsonl": lambda path: add_to_index(OutputPaths(path.parent), "run00000", "x", "train"),
+    "mlflow.db.lock": lambda path: open_store(OutputPaths(path.parent)),
+}
+READERS = {
+    "metrics.jsonl": lambda path: list(read_points(path)),
+    "tracker.json": lambda path: Outbox.load(PathProvider(path.parents[2], "run00000")),
+    "config.yaml": lambda path: read_json(path, path.parent),
+    "mlflow.db": lambda path: open_store(OutputPaths(path.parent)),
+}
+
+
+def pipe(path: Path, victim: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path, victim: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def listening(path: Path, victim: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's address may not be long
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(path.name)
+    os.chdir(here)
+
+
+IN_PLACE = {
+    "link": lambda path, victim: path.symlink_to(victim),
+    "hard link": lambda path, victim: path.hardlink_to(victim),
+    "pipe": pipe,
+    "device": device,
+    "socket": listening,
+    "folder": lambda path, victim: path.mkdir(),
+}
+
+
+@pytest.fixture
+def victim(tmp_path):
+    path = tmp_path / "victim"
+    path.write_text("untouched")
+    yield path
+    assert path.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize("name", WRITERS)
+def test_nothing_is_written_through_what_is_no_file_of_its_own(tmp_path, victim, name, kind):
+    path = tmp_path / RUN / name
+    path.parent.mkdir(parents=True)
+    IN_PLACE[kind](path, victim)
+    with pytest.raises(KsuitError, match=rf"{name}.* is (a|no) \w+"):
+        WRITERS[name](path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IN_PLACE if kind != "hard link"])
+@pytest.mark.parametrize("name", READERS)
+def test_nothing_is_read_that_is_no_file(tmp_path, victim, name, kind):
+    path = tmp_path / RUN / name
+    path.parent.mkdir(parents=True)
+    IN_PLACE[kind](path, victim)
+    with pytest.raises((KsuitError, UnsafeFileError), match=r"is (a|no) \w+"):
+        READERS[name](path)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_what_is_replaced_is_replaced_and_not_written_through(tmp_path, victim, kind):
+    for name in (".x.json.tmp", "x.json"):
+        IN_PLACE[kind](tmp_path / name, victim)
+    write_text(tmp_path / "x.json", "new")
+    assert (tmp_path / "x.json").read_text() == "new"
+    IN_PLACE[kind](tmp_path / "metrics.sent.tmp", victim)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    Shipment(journal, tmp_path / "metrics.sent", NoopTracker())
+    journal.close()
+    assert (tmp_path / "metrics.sent").read_text() == "0"
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_a_log_that_is_no_file_is_left_alone(tmp_path, victim, kind):
+    IN_PLACE[kind](tmp_path / "run.log", victim)
+    with setup_logging(tmp_path / "run.log", make_console()) as logger:
+        logger.warning("said")
+
+
+def test_a_folder_holds_files_and_folders_only(tmp_path, victim):
+    run = tmp_path / "run00000"
+    (run / "artifacts" / "checkpoints").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("")
+    (run / "artifacts" / "newest").symlink_to("checkpoints")
+    check_folder(run)
+    for kind in ("link", "pipe", "device", "socket"):
+        path = run / "artifacts" / "checkpoints" / "latest"
+        IN_PLACE[kind](path, victim)
+        with pytest.raises(KsuitError, match=r"latest is (a link that leaves|neither)"):
+            check_folder(run)
+        path.unlink()
+    (run / "artifacts" / "model").hardlink_to(victim)  # is replaced and never written to
+    check_folder(run)
+    (run / "run.log").hardlink_to(victim)
+    with pytest.raises(KsuitError, match="run.log is a hard link"):
+        check_folder(run)
+    (tmp_path / "other").symlink_to(run)
+    with pytest.raises(KsuitError, match="other is a link"):
+        check_folder(tmp_path / "other")
+
+
+def test_the_link_is_removed_and_not_what_it_leads_to(tmp_path, victim):
+    (tmp_path / "link").symlink_to(victim.parent)
+    remove(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_an_endless_file_and_an_endless_depth_end(tmp_path):
+    for text, reason in ((" " * 2_000_000, "bytes"), ("[" * 200_000, "nested"), ("é\ud800", "read")):
+        (tmp_path / "x.json").write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(UnsafeFileError, match=reason):
+            read_json(tmp_path / "x.json", tmp_path)
+
+
+def test_descriptors_of_what_is_refused_are_closed(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(UnsafeFileError):
+            open_file(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "~/x", "", "a\n", "checkpoints/../..", ".", "\0"])
+def test_what_a_list_of_uploads_names_outside_is_not_deleted(tmp_path, path):
+    assert not is_below(path)
+    paths = PathProvider(tmp_path, "run00000")
+    paths.artifacts_dir.mkdir(parents=True)
+    paths.uploaded.write_text(json.dumps({path: "1", "checkpoints/E1_U2_S3": 1}))
+    tracker = FolderTracker(tmp_path / "there")
+    Mirror(tracker, paths, lambda: True).update()
+    assert tracker.log == ["-checkpoints/E1_U2_S3"]
+
+
+def test_a_list_of_uploads_may_be_anything(tmp_path):
+    paths = PathProvider(tmp_path, "run00000")
+    paths.artifacts_dir.mkdir(parents=True)
+    for text in ("", "[]", "3", "[" * 100_000, '{"a": []}'):
+        paths.uploaded.write_text(text)
+        Mirror(FolderTracker(tmp_path / "there"), paths, lambda: True).update()
+
+
+def test_a_store_that_gives_a_new_run_an_id_that_is_taken_is_refused(tmp_path):
+    from ksuit_runner.tracker.deferred import DeferredTracker
+
+    class Repeats(NoopTracker):
+        def start_run(self, *args, **kwargs):
+            super().start_run(*args, **kwargs)
+            return BaseTracker.run.fget(self).__class__("run00000", "x")
+
+    paths = PathProvider(tmp_path, "run00000")
+    paths.artifacts_dir.mkdir(parents=True)
+    with pytest.raises(TrackerError, match="the id of one that is here: run00000"):
+        DeferredTracker(Repeats(), OutputPaths(tmp_path)).start_run(None, {})
