@@ -3,14 +3,24 @@
 import re
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
 from ksuit_runner.errors import ConfigError
+
+_BARE = re.compile(r"[\w.+/-]+", re.ASCII)
+_KEY = re.compile(r"[\w./$%*@?|+ ()\[\]{}:=,\\\t-]+", re.ASCII)
 
 
 def to_text(value: Any) -> str:
-    """Return a value of a YAML file as an override has it.
+    """Return a value as an override has it: what Hydra's parser makes of the text is the value, of the same type.
+
+    Args:
+        value: None, a bool, number or text, or a list or mapping of such.
 
     Raises:
-        ConfigError: The value is of a kind that no override can have.
+        ConfigError: The value is of a kind that no override can have, or a key of a mapping cannot be written in one.
     """
     if value is None:
         return "null"
@@ -19,12 +29,46 @@ def to_text(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return value if re.fullmatch(r"[\w.+/-]+", value) else "'" + value.replace("'", "\\'") + "'"
+        is_bare = _BARE.fullmatch(value) and not _is_other_value(value)
+        return value if is_bare else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
         return f"[{','.join(map(to_text, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{to_text(str(key))}:{to_text(item)}" for key, item in value.items()) + "}"
-    raise ConfigError(f"sweep.params: a {type(value).__name__} cannot be a value of an override")
+        return "{" + ",".join(f"{_key_text(key)}:{to_text(item)}" for key, item in value.items()) + "}"
+    raise ConfigError(f"a {type(value).__name__} cannot be a value of an override")
+
+
+def _key_text(key: Any) -> str:
+    """Return a key of a mapping, which Hydra takes no quotes around: its special characters are escaped instead."""
+    if not isinstance(key, str):
+        return to_text(key)
+    if not _KEY.fullmatch(key) or _is_other_value(key):
+        raise ConfigError(
+            f"the key {key!r} cannot be written in an override. Put the mapping into a YAML file of a group"
+        )
+    return re.sub(r"[\\()\[\]{}:=,\s]", r"\\\g<0>", key)
+
+
+def _is_other_value(text: str) -> bool:
+    """Whether Hydra reads a text without quotes as a number, a truth value or null."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("null", "true", "false")
+    return True
+
+
+def parse(override: str) -> Override:
+    """Parse an override by Hydra's grammar.
+
+    Raises:
+        ConfigError: It does not fit the grammar.
+    """
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, ValueError, RecursionError) as error:  # not all that its parser raises is its own
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{override[:200]}: {lines[0][:200] if lines else 'it cannot be read'}") from None
 
 
 def full_name(override: str) -> str:

@@ -12,7 +12,7 @@ from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.launchers.base import Launcher
-from ksuit_runner.override_text import bare_name, root
+from ksuit_runner.override_text import bare_name, parse, root
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.sweep.find import find_sweep, unknown_sweep
 from ksuit_runner.sweep.leaderboard import make_leaderboard
@@ -21,7 +21,6 @@ from ksuit_runner.sweep.planning import plan_sweep, read_yaml
 from ksuit_runner.sweep.report import print_leaderboard
 from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
-from ksuit_runner.sweep.space import parse
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.base import KIND_TAG
 from ksuit_runner.tracker.deferred import DeferredTracker

@@ -6,6 +6,7 @@ from math import inf, isfinite, isnan, nan
 from statistics import fmean, stdev
 
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
+from ksuit_runner.override_text import to_text
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.plan import Job, Plan, varied
 from ksuit_runner.sweep.records import Metric, find_records, read_ends, read_metrics, status_of
@@ -147,7 +148,8 @@ def _ranked(rows: list[Row], objective: str | None, direction: Direction) -> lis
 
 
 def _with_published(group: Group, plan: Plan) -> Group:
-    figures = [plan.settings.published[value] for value in group.values.values() if value in plan.settings.published]
+    published = {to_text(value): figure for value, figure in plan.settings.published.items()} | plan.settings.published
+    figures = [published[value] for value in group.values.values() if value in published]
     return replace(group, published=figures[0]) if figures else group
 
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 
 from ksuit_runner.compose import choices, groups
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import bare_name, to_text
+from ksuit_runner.override_text import bare_name, parse, to_text
 
 SEED = "seed"
 """The key that is never drawn: every draw is done with every seed."""
@@ -89,29 +87,15 @@ def read_parameters(params: Mapping[str, Any], seed: int) -> list[Parameter]:
     return [_read(str(key), value, seed) for key, value in params.items()]
 
 
-def parse(override: str) -> Override:
-    """Parse an override by Hydra's grammar.
-
-    Raises:
-        ConfigError: It does not fit the grammar.
-    """
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"{override}: {lines[0]}") from None
-
-
 def _read(key: str, value: Any, seed: int) -> Parameter:
     place = f"sweep.params.{key}"
-    if isinstance(value, list):
-        if not value:
-            raise ConfigError(f"{place}: a value is needed, the list is empty")
-        return Parameter(key, tuple(map(to_text, value)))
-    text = value if isinstance(value, str) else to_text(value)
-    override = parse(f"{key}={text}")
+    if isinstance(value, list) and not value:
+        raise ConfigError(f"{place}: a value is needed, the list is empty")
+    if not isinstance(value, str):
+        return Parameter(key, _texts(place, value if isinstance(value, list) else [value]))
+    override = _parse(place, f"{key}={value}")
     if not override.is_sweep_override():
-        return Parameter(key, (text,))
+        return Parameter(key, (value,))
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         return Parameter(key, interval=_interval(place, sweep))
@@ -119,6 +103,21 @@ def _read(key: str, value: Any, seed: int) -> Parameter:
         return Parameter(key, _matching(place, key, sweep))
     with _seeded(f"{seed}/{key}"):  # for shuffle()
         return Parameter(key, tuple(override.sweep_string_iterator()))
+
+
+def _texts(place: str, values: list[Any]) -> tuple[str, ...]:
+    try:
+        return tuple(map(to_text, values))
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _parse(place: str, override: str) -> Override:
+    try:
+        return parse(override)
+    except ConfigError as error:
+        hint = "Text is in the grammar of overrides; in a list it stands for itself"
+        raise ConfigError(f"{place}: {error}\n{hint}") from None
 
 
 def _interval(place: str, sweep: IntervalSweep) -> Interval:
@@ -135,7 +134,7 @@ def _matching(place: str, key: str, glob: Glob) -> tuple[str, ...]:
     group = bare_name(key)
     if group not in groups():
         raise ConfigError(f"{place}: glob() chooses files of a group, and there is no group '{group}'")
-    found = tuple(glob.filter(choices(group)))
+    found = tuple(map(to_text, glob.filter(choices(group))))
     if not found:
         raise ConfigError(f"{place}: no file of the group '{group}' matches")
     return found

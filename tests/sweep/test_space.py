@@ -1,14 +1,14 @@
 """What a sweep varies: reading values, every combination, random draws."""
 
 import random
+import statistics
+from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import to_text
-from ksuit_runner.sweep.space import Interval, draw, grid, parse, read_parameters
+from ksuit_runner.override_text import parse
+from ksuit_runner.sweep.space import Interval, draw, grid, read_parameters
 
 
 def values_of(params):
@@ -40,19 +40,6 @@ def test_lists_text_ranges_groups_and_lists_of_callbacks_are_read():
 
 def test_a_list_of_callbacks_as_text_is_one_value_each():
     assert values_of({"callbacks": "[ema,accuracy],[accuracy]"}) == {"callbacks": ("[ema,accuracy]", "[accuracy]")}
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab'/ .=,[]{}$!", max_size=6),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", min_size=1, max_size=3), inner),
-        max_leaves=5,
-    )
-)
-def test_what_stands_in_a_yaml_list_means_the_same_as_an_override(value):
-    if isinstance(value, str) and "\\" in value:
-        return
-    assert parse(f"key={to_text(value)}").value() == value
 
 
 def test_intervals_are_read_with_their_scale_and_kind():
@@ -128,3 +115,32 @@ def test_mistakes_name_the_parameter(params, message):
 def test_a_grid_of_an_interval_says_how_to_draw():
     with pytest.raises(ConfigError, match="sweep.params.a: an interval is drawn from: sweep.method=random"):
         grid(read_parameters({"a": "interval(0, 1)"}, 0))
+
+
+def test_the_parameters_of_a_draw_are_independent_of_each_other():
+    params = {"a": "interval(0, 1)", "b": "interval(0, 1)", "c": ["x", "y"], "d": ["x", "y"]}
+    drawn = draw(read_parameters(params, 0), 400, seed=0)
+    a, b = ([float(item[key]) for item in drawn] for key in "ab")
+    assert len({*a, *b}) == 800
+    assert abs(statistics.correlation(a, b)) < 0.15  # three times the deviation of independent ones
+    pairs = Counter((item["c"], item["d"]) for item in drawn)
+    assert len(pairs) == 4 and all(70 <= count <= 130 for count in pairs.values())
+    halves = Counter((item["a"] < "0.5", item["c"]) for item in drawn)
+    assert len(halves) == 4 and all(70 <= count <= 130 for count in halves.values())
+
+
+def test_text_in_a_list_stands_for_itself_and_other_text_is_in_the_grammar():
+    texts = ["1.10", "null", "größe", "a,b", "", "lr-${optimizer.lr}"]
+    values = values_of({"name": texts})["name"]
+    assert [parse(f"name={value}").value() for value in values] == texts
+    assert values_of({"name": "'1.10','größe'"}) == {"name": ("'1.10'", "'größe'")}
+    with pytest.raises(ConfigError, match="sweep.params.name: name=größe.*\nText is in the grammar of overrides; in a"):
+        values_of({"name": "größe"})
+
+
+def test_files_of_any_name_are_matched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    for name in ("my-ä", "my-b"):
+        (tmp_path / "conf" / "model" / f"{name}.yaml").touch()
+    assert values_of({"model": "glob(my*)"}) == {"model": ("my-b", "'my-ä'")}
