@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -26,7 +27,7 @@ from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Origin, Request, compose_stored, locate, requested, value_of
+from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested, value_of
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.terminal import make_console, print_error
@@ -51,13 +52,8 @@ def main() -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    # argparse wants flags before the overrides, a person writes them anywhere
-    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    flags = [argument for argument in arguments if argument.startswith("-") and argument not in multirun]
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    refuse_long_overrides(overrides)
-    refuse_lost_overrides(overrides)
-    if {"--help", "-h"} & set(arguments):
+    flags, overrides = _split(arguments)
+    if {"--help", "-h"} & set(flags):
         from ksuit_runner.help import print_help
 
         return print_help(overrides)
@@ -73,18 +69,36 @@ def _main(arguments: Sequence[str]) -> int:
         from ksuit_runner.sweep.command import show_leaderboard
 
         return show_leaderboard(board, overrides)
-    request = requested(overrides)
-    if request is None or "--cfg" in arguments or "-c" in arguments:
-        if not flags and (multirun or value_of("sweep", overrides)):
-            from ksuit_runner.sweep.command import start_sweep
+    request, choice = requested(overrides), value_of("sweep", overrides)
+    multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
+    others = [flag for flag in flags if flag not in multirun]
+    if request is not None and not {"--cfg", "-c"} & set(flags):
+        if flags or choice:
+            raise ConfigError(f"{request}: it cannot be given together with {(*flags, f'sweep={choice}')[0]}")
+        return _go_on(request, overrides)
+    if not others and (multirun or choice):
+        from ksuit_runner.sweep.command import start_sweep
 
-            return start_sweep(overrides, command_line())
-        sys.argv[1:] = [argument for argument in arguments if argument not in multirun]
-        return _run_composed(overrides)
-    other = [item for item in arguments if item.startswith(("-", "sweep=")) and item != "sweep=null"]
-    if other:
-        raise ConfigError(f"{request}: it cannot be given together with {other[0]}")
-    return _go_on(request, arguments)
+        return start_sweep(overrides, command_line())
+    if not others:
+        refuse_sweep_settings(overrides)
+    sys.argv[1:] = [*others, *overrides]  # argparse wants flags before the overrides, a person writes them anywhere
+    return _run_composed(overrides)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags of Hydra, with what belongs to them, and the overrides.
+
+    Raises:
+        ConfigError: A word is neither, or an override has no meaning before Hydra is asked.
+    """
+    overrides = list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+    for item in overrides:
+        if "=" not in item and not item.startswith("~"):
+            raise ConfigError(f"'{item}' is no override: PLACE=VALUE sets a value, ~PLACE removes one")
+    refuse_long_overrides(overrides)
+    refuse_lost_overrides(overrides)
+    return [item for item in arguments if item not in overrides], overrides
 
 
 def _run_composed(overrides: Sequence[str]) -> int:

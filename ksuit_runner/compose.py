@@ -1,24 +1,26 @@
 """Composing a run's config with Hydra: where YAML files are found, and mistakes said in the user's words."""
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.override_text import root
+from ksuit_runner.override_text import bare_name, parse, root
 from ksuit_runner.stored_files import SIZE_LIMIT
 
 CONFIG_NAME = "config"
@@ -81,9 +83,19 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides=list(overrides))
+            return _without_hydra(compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True))
     except Exception as error:  # nothing but Hydra runs here, and it does not wrap all that its parser raises
         raise explain(error, overrides) from None
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """Take Hydra's own node out of a config, in which ``${hydra:...}`` means from now on what it does in a run."""
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
@@ -91,23 +103,36 @@ def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | No
 
     Args:
         config: A config as Hydra has composed it.
-        overrides: What is to be set.
+        overrides: What is to be set, added or removed.
 
     Returns:
-        The config; None where it takes Hydra itself, for groups, for keys that are new or go, and to explain a mistake.
+        The config; None where it takes Hydra itself, for groups, and to explain a mistake.
     """
-    changed = copy.deepcopy(config)
-    parser, known_groups = OverridesParser.create(), groups()
     try:
-        for item in overrides:
-            override = parser.parse_override(item)
-            is_plain = override.type is OverrideType.CHANGE and not (override.package or override.is_sweep_override())
-            if not is_plain or override.key_or_group in known_groups:
-                return None
-            OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
-    except (HydraException, OmegaConfBaseException):
+        return set_values(config, [parse(item) for item in overrides])
+    except (ConfigError, HydraException, OmegaConfBaseException):
         return None
+
+
+def set_values(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """Return a copy of a composed config with plain values set as Hydra sets them.
+
+    Raises:
+        ConfigError: An override chooses from a group, or has several values.
+        HydraException: The config does not have what is to be changed or removed, or has what is to be added.
+    """
+    for item in overrides:
+        if chooses_group(item) or item.is_sweep_override():
+            raise ConfigError(f"{item.input_line}: one plain value is needed here")
+    changed = copy.deepcopy(config)
+    ConfigLoaderImpl._apply_overrides_to_config(list(overrides), changed)
     return changed
+
+
+def chooses_group(override: Override) -> bool:
+    """Whether an override chooses a YAML file of a group, and does not set a value."""
+    key = override.key_or_group
+    return bool(override.package) or "/" in key or key in groups()
 
 
 def compose_places(overrides: Sequence[str]) -> DictConfig:
@@ -182,18 +207,19 @@ def groups() -> list[str]:
     return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str], config: DictConfig | None = None) -> ConfigError:
     """Say in the user's words what Hydra could not do, with the nearest valid name.
 
     Args:
         error: What Hydra raised.
         overrides: The overrides that were given.
+        config: The config that they were applied to; by default the one that Hydra composes.
     """
-    lines = str(_explained(error, overrides)).splitlines()
+    lines = str(_explained(error, overrides, config)).splitlines()
     return ConfigError("\n".join(line if len(line) <= _WIDEST else f"{line[:_WIDEST]}…" for line in lines))
 
 
-def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
     if isinstance(error, RecursionError):
         return ConfigError("an override or a YAML file is nested too deep")
     text = str(error)
@@ -202,7 +228,7 @@ def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return _unknown_choice(missing[1] or missing[2])
     key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
     if key:
-        return _unknown_key(text, overrides)
+        return _unknown_key(f"{text}\n{error.__cause__ or ''}", overrides, config)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return ConfigError("\n".join(lines[:4]) or type(error).__name__)
 
@@ -211,31 +237,36 @@ def _unknown_choice(path: str) -> ConfigError:
     group, _, choice = path.rpartition("/")
     if not group:
         return ConfigError(f"there is no config '{choice}'. {suggest(choice, groups())}")
-    if group not in groups():
-        return ConfigError(f"{path}: there is no group '{group}'. {suggest(group, groups())}")
     available = choices(group)
+    if not available and group not in groups():
+        return ConfigError(f"{path}: there is no group '{group}'. {suggest(group, groups())}")
     hint = suggest(choice, available)
     listed = f"\nThere are: {', '.join(available)}" if "Did you mean" in hint else ""
     return ConfigError(f"{group}: there is no '{choice}'. {hint}{listed}")
 
 
-def _unknown_key(text: str, overrides: Sequence[str]) -> ConfigError:
-    full = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
-    place = full[1] if full else ""
-    given = next((item for item in overrides if item.lstrip("+~").split("=")[0] == place), place)
+def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
+    full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
+    place = full[1].strip() if full else ""
+    about = [item for item in overrides if f"{place}.".startswith(f"{bare_name(item)}.")]
+    given = max(about, key=lambda item: len(bare_name(item)), default=place)
     parent, _, name = place.rpartition(".")
-    valid = _keys_at(parent, [item for item in overrides if item != given])
+    if config is None:
+        config = _groups_chosen([item for item in overrides if item != given])
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig | None):
+        return ConfigError(f"{given}: '{parent}' is a value that has no keys")
     where = f"'{parent}' has" if parent else "the config has"
-    return ConfigError(f"{given}: {where} no '{name}'. {suggest(name, valid)}\nTo add a new key, write +{given}")
+    how = f"To add a new key, write +{given}"
+    if bare_name(given) in groups():
+        how += f". To replace what is there, write a file in conf/{bare_name(given)}/ and choose it"
+    return ConfigError(f"{given}: {where} no '{name}'. {suggest(name, map(str, node or {}))}\n{how}")
 
 
-def _keys_at(place: str, overrides: Sequence[str]) -> list[str]:
-    """Return the keys below a place of the config that the other overrides make."""
-    group_choices = [item for item in overrides if "." not in item.split("=")[0]]
+def _groups_chosen(overrides: Sequence[str]) -> DictConfig:
+    """Return the config that the choices of groups among some overrides make, an empty one if they make none."""
     with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
         try:
-            config = compose(CONFIG_NAME, overrides=group_choices)
+            return compose(CONFIG_NAME, overrides=[item for item in overrides if "." not in bare_name(item)])
         except (HydraException, OmegaConfBaseException):
-            return []
-    node = OmegaConf.select(config, place) if place else config
-    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+            return OmegaConf.create()

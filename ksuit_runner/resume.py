@@ -1,19 +1,22 @@
 """From a run id to a config: the stored one with the changes that are allowed, before torch is imported."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from shlex import quote
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import resolve
-from ksuit_runner.compose import compose_config, compose_places, groups, output_dir_of, with_values
+from ksuit_runner.compose import SWEEP_NODES, compose_places, output_dir_of
+from ksuit_runner.config_changes import REMOVED, differences
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.recompose import with_overrides
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
 from ksuit_runner.terminal import program
 
@@ -32,9 +35,8 @@ MAY_CHANGE = (
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
-    *("sweep.*", "launcher*", "leaderboard"),
+    "leaderboard",
 )
-_NEVER_STORED = ("hydra", "sync", "list", *MODES, "parent_run_id", "resume_strict")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,20 @@ class Request:
 
 
 def value_of(name: str, overrides: Sequence[str]) -> str | None:
-    """Return the value that a key at the top of the config is given on the command line, None for none or null."""
-    values = [item.partition("=")[2] for item in overrides if item.startswith(f"{name}=")]
-    return values[-1] if values and values[-1] not in ("", "null") else None
+    """Return the value that a key at the top of the config is given on the command line, None for none or null.
+
+    Raises:
+        ConfigError: It is given without a value, or twice.
+    """
+    values = [item.partition("=")[2].strip() for item in overrides if bare_name(item) == name and "=" in item]
+    if len(values) > 1:
+        raise ConfigError(f"{name}: it is given {len(values)} times: {', '.join(values)}")
+    if not values or values[0] == "null":
+        return None
+    value = re.sub(r"""^(['"])(.*)\1$""", r"\2", values[0])
+    if not value:
+        raise ConfigError(f"{name}=: there is no value, as with an empty variable of the shell. {name}=null is none")
+    return value
 
 
 def requested(overrides: Sequence[str]) -> Request | None:
@@ -88,18 +101,17 @@ def requested(overrides: Sequence[str]) -> Request | None:
     Raises:
         ConfigError: It asks for several, or for a resume from the middle of a run.
     """
-    found = [(mode, item.partition("=")[2]) for item in overrides for mode in MODES if item.startswith(f"{mode}=")]
-    found = [(mode, query) for mode, query in found if query not in ("", "null")]
+    found = [(mode, query) for mode in MODES if (query := value_of(mode, overrides)) is not None]
     if len(found) > 1:
         raise ConfigError(f"{found[0][0]} and {found[1][0]} cannot be given together")
     if not found:
         return None
-    (mode, text), (query, at, checkpoint) = found[0], found[0][1].partition("@")
-    if at and mode == "resume":
+    (mode, text), (query, _, checkpoint) = found[0], found[0][1].rpartition("@")
+    if not query or Progress.parse(checkpoint) is None:  # a name may have an @, too
+        return Request(mode, text)
+    if mode == "resume":
         raise ConfigError(f"resume={text}: a run goes on from its newest checkpoint; from another one: fork={text}")
-    if at and Progress.parse(checkpoint) is None:
-        raise ConfigError(f"{mode}={text}: after the @ a checkpoint is needed, such as E2_U90_S2880")
-    return Request(mode, query, checkpoint or None)
+    return Request(mode, query, checkpoint)
 
 
 def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
@@ -116,6 +128,8 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
         from ksuit_runner.fetch import fetch
 
         run_id = fetch(Factory(config).build_tracker(paths), paths, query)
+    if run_id is None and "@" in query and request.mode != "resume":
+        raise ConfigError(f"{request}: after the @ of a run a checkpoint is needed, such as E2_U90_S2880")
     if run_id is None:
         raise unknown_run(paths, query, request.mode)
     run = PathProvider(paths.output_dir, run_id)
@@ -142,36 +156,32 @@ class Composed:
 def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> Composed:
     """Return the config of a stored run with the given overrides applied.
 
-    The overrides mean what they would have meant when the run was started: both command lines are composed, and what
-    differs between them is put into the stored config. What the YAML files say today about the rest does not count.
-
     Raises:
         ResumeError: With ``resume``, a change would rewrite the run's past.
         ConfigError: An override names nothing that exists.
     """
     stored = read_config(paths)
-    before = [item for item in read_launch(paths).overrides if root(item) not in _NEVER_STORED]
     extra = [item for item in overrides if bare_name(item) not in MODES]
-    if not extra:
-        return Composed(stored, [], before)
-    # A group that is chosen anew takes nothing over from what was said about the former choice.
-    chosen = {bare_name(item) for item in extra} & set(groups())
-    kept = [item for item in before if root(item) not in chosen]
-    composed = compose_config(before)
-    changed = with_values(composed, extra) if kept == before else None
-    after, values = resolve(changed or compose_config([*kept, *extra])), resolve(stored)
-    changes = dict(_differences(resolve(composed), after))
-    for name in map(bare_name, extra):  # what is said explicitly counts even where the YAML files say so by now
-        changes |= _differences(_at(values, name), _at(after, name))
+    refuse_sweep_settings(extra)
+    before = resolve(stored)
+    config = OmegaConf.create(resolve(with_overrides(stored, extra)))
+    changes = dict(differences(before, resolve(config)))
     if mode == "resume":
-        _refuse_rewriting(changes, values, paths.run_id, extra)
-    with open_dict(stored):
-        for place, value in changes.items():
-            if value is _REMOVED:
-                _remove(stored, place)
-            else:
-                OmegaConf.update(stored, place, value, merge=False, force_add=True)
-    return Composed(stored, list(changes), [*kept, *extra])
+        _refuse_rewriting(changes, before, paths.run_id, extra)
+    return Composed(config, list(changes), [*read_launch(paths).overrides, *extra])
+
+
+def refuse_sweep_settings(overrides: Sequence[str]) -> None:
+    """Refuse what says how the runs of a sweep are made and launched, for a command that is about one run.
+
+    Raises:
+        ConfigError: There is such a setting.
+    """
+    for item in overrides:
+        if root(item) in SWEEP_NODES and item not in ("sweep=null", "launcher=in_process"):
+            raise ConfigError(
+                f"{item}: this is about the runs of a sweep, and there is none. A sweep: -m, or sweep=NAME"
+            )
 
 
 def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
@@ -185,41 +195,16 @@ def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run
     raise ResumeError("\n".join([f"this would rewrite the past of run {run_id[:8]}:", *lines, f"As a new run: {fork}"]))
 
 
-_REMOVED = object()
 _LISTED = 4
 
 
 def _value_at(config: Mapping[str, Any], place: str) -> Any:
-    return next(iter(_at(config, place).values()), _REMOVED)
+    value: Any = config
+    for key in place.split("."):
+        value = value.get(key, REMOVED) if isinstance(value, Mapping) else REMOVED
+    return value
 
 
 def _short(value: Any) -> str:
-    text = "none" if value is _REMOVED else str(value)
+    text = "none" if value is REMOVED else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the places where two configs differ with their new values, as deep as both are mappings."""
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key, _REMOVED), new.get(key, _REMOVED)
-        if isinstance(before, dict) and isinstance(after, dict) and before and after:
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", after
-
-
-def _at(config: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the part of a config at a place, under its dotted name; empty if there is none."""
-    value: Any = config
-    for key in place.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return {}
-        value = value[key]
-    return {place: value}
-
-
-def _remove(config: DictConfig, place: str) -> None:
-    parent, _, key = place.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if isinstance(node, DictConfig) and key in node:
-        del node[key]

@@ -22,7 +22,7 @@ LAYERS = (
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "manifest", "run_lock", "stored_run", "terminal"),
-        *("compose", "override_text", "places", "targets", "check", "check.*"),
+        *("compose", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "uploader"),
     ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),

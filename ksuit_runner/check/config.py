@@ -89,6 +89,10 @@ def _check_places(values: Mapping[str, Any]) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
+        if dotted := next((key for key in value or () if "." in str(key)), None):
+            raise ConfigError(
+                f"{'.'.join(parts)}: the name '{dotted}' has a dot, which is kept for places of the config"
+            )
 
 
 def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:

@@ -1,14 +1,16 @@
 """The config of each job: composed and checked before the first one starts."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import check_config
 from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.compose import compose_config, groups, with_values, without_sweep
+from ksuit_runner.config_changes import is_same
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.override_text import bare_name, full_name
 from ksuit_runner.sweep.space import Combination
@@ -17,6 +19,14 @@ from ksuit_runner.sweep.space import Combination
 def overrides_of(combination: Combination) -> list[str]:
     """Return a combination as overrides."""
     return [f"{key}={value}" for key, value in combination.items()]
+
+
+def as_job(number: int) -> list[str]:
+    """Return the overrides that tell Hydra which job of a sweep it composes."""
+    return [f"hydra.job.num={number}", f"hydra.job.id={number}"]
+
+
+_ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
 
 
 class JobComposer:
@@ -35,33 +45,39 @@ class JobComposer:
         self._reader = SignatureReader()
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def compose(self, combination: Combination) -> dict[str, Any]:
+    def compose(self, combination: Combination, number: int = 0) -> dict[str, Any]:
         """Return the resolved config of a job as plain values.
+
+        Args:
+            combination: What varies -> the value that this job has.
+            number: Number of the job, which ``${hydra:job.num}`` stands for.
 
         Raises:
             ConfigError: It does not compose, or does not pass the check; names the combination.
         """
         try:
-            config = without_sweep(self._apply(combination))
+            config = without_sweep(self._apply(combination, number))
             return _plain(check_config(config, self._reader))
         except ConfigError as error:
             raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
 
-    def _apply(self, combination: Combination) -> DictConfig:
+    def _apply(self, combination: Combination, number: int) -> DictConfig:
         chosen = {key: value for key, value in combination.items() if self._is_structural(key)}
         structure = tuple(overrides_of(chosen))
         if structure not in self._composed:
-            self._composed[structure] = compose_config([*self._fixed, *structure])
-        values = [item for item in overrides_of(combination) if item not in structure]
-        return with_values(self._composed[structure], values) or compose_config(
-            [*self._fixed, *overrides_of(combination)]
-        )
+            self._composed[structure] = compose_config([*self._fixed, *structure, *as_job(0)])
+        every = overrides_of(combination)
+        values = [item for item in every if item not in structure]
+        config = with_values(self._composed[structure], values)
+        if config is None or _ASKS_HYDRA.search(str(OmegaConf.to_container(config))):
+            return compose_config([*self._fixed, *every, *as_job(number)])
+        return config
 
     def _is_structural(self, key: str) -> bool:
         return full_name(key) != bare_name(key) or bare_name(key) in self._groups
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    if json.loads(json.dumps(values)) != values:
+    if not is_same(json.loads(json.dumps(values)), values):
         raise ConfigError("the config of a sweep's job takes text as keys, and no tuples or bytes as values")
     return values

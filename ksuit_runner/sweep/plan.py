@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ksuit_runner.config_changes import is_same
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.settings import Settings
@@ -109,7 +110,7 @@ def differences(stored: Mapping[str, Any] | None, now: Mapping[str, Any] | None)
     return [
         f"{place}: was {before.get(place, 'not there')}, is {after.get(place, 'not there')}"
         for place in dict.fromkeys([*before, *after])
-        if before.get(place) != after.get(place)
+        if not is_same(before.get(place), after.get(place))
     ]
 
 

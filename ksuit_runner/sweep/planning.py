@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import resolve
 from ksuit_runner.check.objects import ObjectChecker
-from ksuit_runner.compose import SWEEP_NODES, compose_config, project_conf, shipped_conf, without_sweep
+from ksuit_runner.compose import SWEEP_NODES, compose_config, project_conf, shipped_conf
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import bare_name, full_name, root
-from ksuit_runner.sweep.job_config import JobComposer
+from ksuit_runner.override_text import bare_name, full_name, parse, root
+from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.plan import Job, Plan
 from ksuit_runner.sweep.settings import Settings, read_settings
-from ksuit_runner.sweep.space import SEED, Parameter, draw, grid, parse, read_parameters
+from ksuit_runner.sweep.space import SEED, Parameter, draw, grid, read_parameters
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
     """
     swept = [item for item in overrides if root(item) not in SWEEP_NODES and parse(item).is_sweep_override()]
     fixed = [item for item in overrides if item not in swept]
-    config = compose_config(fixed)
-    values = resolve(config)
+    values = _resolve_base(compose_config([*fixed, *as_job(0)]))
     settings = read_settings(values["sweep"], values["objective"])
     ObjectChecker().walk("launcher", values["launcher"])
     settings = replace(settings, params=_params(settings, swept, fixed))
@@ -65,7 +64,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
         objective=values["objective"],
         yaml=read_yaml(choice),
     )
-    return Planned(plan, jobs, parameters, without_sweep(config))
+    return Planned(plan, jobs, parameters, OmegaConf.create(plan.base))
 
 
 def read_yaml(choice: str | None) -> dict[str, Any] | None:
@@ -77,6 +76,20 @@ def read_yaml(choice: str | None) -> dict[str, Any] | None:
             assert isinstance(content, dict)
             return {str(key): value for key, value in content.items()}
     return None
+
+
+def _resolve_base(config: DictConfig) -> dict[str, Any]:
+    """Return the config resolved, but for the values in the lists of ``sweep.params``: each job resolves its own."""
+    params = OmegaConf.select(config, "sweep.params")
+    raw = OmegaConf.to_container(params) if isinstance(params, DictConfig) else None
+    lists = {key: value for key, value in raw.items() if isinstance(value, list)} if isinstance(raw, dict) else {}
+    with open_dict(config):
+        for key in lists:
+            params[key] = None
+    values = resolve(config)
+    if lists:
+        values["sweep"]["params"] |= lists
+    return values
 
 
 def _is_about_the_sweep(override: str) -> bool:
@@ -107,7 +120,7 @@ def _jobs(fixed: Sequence[str], settings: Settings, parameters: Sequence[Paramet
         combinations = draw(parameters, settings.samples, settings.seed)
     else:
         combinations = grid(parameters)
-    return [Job(index, item, composer.compose(item)) for index, item in enumerate(combinations)]
+    return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]
 
 
 def _check_extremes(composer: JobComposer, parameters: Sequence[Parameter]) -> None:

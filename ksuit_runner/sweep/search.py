@@ -57,7 +57,7 @@ class Search:
             self._study.sampler = sampler(settings.seed, number, settings.samples)
             trial = self._trial(number)
             combination = {item.key: _suggest(trial, item) for item in parameters}
-            config = composer.compose(combination)
+            config = composer.compose(combination, number)
             _tell_callbacks(config, self._paths.sweep_id, number)
             job = Job(number, combination, config)
             add_job(self._paths, job)

@@ -1,5 +1,7 @@
 """From a command line to jobs: what varies, what is fixed, and mistakes before anything starts."""
 
+import math
+
 import pytest
 
 from ksuit_runner.check.config import resolve
@@ -82,3 +84,23 @@ def test_a_mistake_in_one_job_names_the_job():
     with pytest.raises(ConfigError, match=r"This is the job optimizer.lr=abc seed=1") as caught:
         jobs_of("optimizer.lr=1e-3,abc", "seed=1,2")
     assert "optimizer.lr" in str(caught.value).splitlines()[0]
+
+
+def test_what_a_value_refers_to_is_looked_up_in_each_job(tmp_path, monkeypatch):
+    write_sweep(
+        tmp_path,
+        "name: ${hydra:runtime.choices.model}-${hydra:job.num}-${hydra:job.override_dirname}\n"
+        "sweep:\n  params:\n    model: [mlp, linear]\n    tracker.experiment: ['${model._target_}', '1.10']\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    configs = [job.config for job in jobs_of("sweep=mine")]
+    models = [f"ksuit_runner.models.{name}" for name in ("mlp.Mlp", "linear.Linear")]
+    assert [config["tracker"]["experiment"] for config in configs] == [models[0], "1.10", models[1], "1.10"]
+    names = [config["name"].split("-") for config in configs]
+    assert [name[:2] for name in names] == [["mlp", "0"], ["mlp", "1"], ["linear", "2"], ["linear", "3"]]
+    assert all("model=mlp" in name[2] for name in names[:2])
+
+
+def test_a_config_with_nan_can_be_swept():
+    jobs = jobs_of("seed=0,1", "callbacks=[accuracy,early_stop]", "callbacks.early_stop.min_delta=nan")
+    assert [math.isnan(job.config["callbacks"]["early_stop"]["min_delta"]) for job in jobs] == [True, True]
