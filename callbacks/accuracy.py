@@ -40,7 +40,7 @@ class Accuracy(DatasetCallback):
         self._count = 0
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
-        inputs, targets = batch
+        inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
             hits = self._count_hits(self.trainer.predict(inputs, model), targets)
             self._hits[weights] = self._hits[weights] + hits if weights in self._hits else hits

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ksuit_runner.batch import batch_size
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import DatasetCallback
 
@@ -32,7 +31,7 @@ class Loss(DatasetCallback):
         self._count = 0
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
-        size = batch_size(batch)
+        size = self.trainer.batch_size(batch)
         for weights, model in models.items():
             losses, _ = self.trainer.forward(batch, model)
             for name, loss in losses.items():

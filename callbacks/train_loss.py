@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ksuit_runner.batch import batch_size
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import PeriodicCallback
 
@@ -31,7 +30,7 @@ class TrainLoss(PeriodicCallback):
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, Tensor], outputs: Any
     ) -> None:
-        size = batch_size(batch)
+        size = self.trainer.batch_size(batch)
         self._count += size
         for name, loss in losses.items():
             if name in self._sums:

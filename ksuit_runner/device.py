@@ -5,11 +5,13 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.nested import is_movable, rebuilt
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,17 +32,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move all tensors in nested lists, tuples and dicts; on the CPU the batch itself is returned."""
+    """Move a batch to a device: its tensors, what has a method ``to``, and these in any nesting.
+
+    On the CPU the batch itself is returned, and so is everything in it that is not moved.
+    """
     if device.type == "cpu":
         return batch
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
+    if is_movable(batch):
+        return batch.to(device)
+    return rebuilt(batch, partial(to_device, device=device))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ksuit_runner.batch import Part, split_batch
+from ksuit_runner.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import ConfigError, KsuitError, suggest
@@ -94,6 +94,9 @@ class SgdTrainer:
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.grad_norm: Tensor | None = None
         self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu")
+        self._moved: tuple[Any, int | None] = (None, None)
+        self._parts: list[tuple[Any, int]] = []
+        self._has_split = False
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self._fused_step = FusedStep(self.optimizer)
@@ -110,15 +113,44 @@ class SgdTrainer:
         Returns:
             The losses by name, means over the samples, of which ``total`` is minimized; and the model's outputs.
         """
-        inputs, targets = batch
+        inputs, targets = self.inputs_and_targets(batch)
         outputs = model(inputs)
         if outputs.ndim > 2 and outputs.shape[:-1] == targets.shape:  # classes last: one prediction per token
             return {"total": self.loss(outputs.flatten(0, -2), targets.flatten())}, outputs
         return {"total": self.loss(outputs, targets)}, outputs
 
-    def split(self, batch: Any) -> Sequence[Part]:
-        """Cut a batch into its accumulation steps, along the first dimension of each tensor."""
-        return split_batch(batch, self.accumulation_steps)
+    def inputs_and_targets(self, batch: Any) -> tuple[Any, Any]:
+        """Return what a model takes and what its outputs are compared with.
+
+        Raises:
+            KsuitError: The batch is not a pair.
+        """
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            kind = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+            raise KsuitError(
+                f"data: a batch is a {kind} and not a pair of inputs and targets. Override `inputs_and_targets` of the "
+                "trainer, or `training_step`"
+            )
+        return batch[0], batch[1]
+
+    def batch_size(self, batch: Any) -> int:
+        """Return the number of samples in a batch, or in a part of it: its weight in a mean over samples.
+
+        What the data container has fetched, it has counted; else the tensors are asked, see ``batch.batch_size``.
+        """
+        return batch_size(batch, self._samples(batch))
+
+    def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
+        """Cut a batch into its accumulation steps, see ``batch.split_batch``."""
+        samples, steps = self._samples(batch), steps or self.accumulation_steps
+        parts = split_batch(batch, steps, samples)
+        if samples is not None:
+            size = samples if len(parts) == 1 else batch_size(batch, samples)
+            self._parts = [(part, round(share * size)) for part, share in parts]
+            if len(parts) > 1 and not self._has_split:
+                self._has_split = True
+                report_shared(batch, size)
+        return parts
 
     # The pieces of an update, in the order of the loop
 
@@ -160,7 +192,9 @@ class SgdTrainer:
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device of the run."""
-        return to_device(batch, self.device)
+        moved = to_device(batch, self.device)
+        self._moved = moved, self.data_container.samples_in(batch)
+        return moved
 
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
         """Offer other weights for evaluation; their metrics end in ``/name``."""
@@ -215,6 +249,15 @@ class SgdTrainer:
             return
         for _ in range(self.counter.update):
             self.schedule.step()
+
+    def _samples(self, batch: Any) -> int | None:
+        """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""
+        if batch is self._moved[0]:
+            return self._moved[1]
+        for part, samples in self._parts:
+            if part is batch:
+                return samples
+        return self.data_container.samples_in(batch)
 
     def _autocast(self) -> Any:
         if self._dtype is torch.float32:  # a context that changes nothing takes as long as a small layer

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 
-from ksuit_runner.batch import batch_size
 from ksuit_runner.random_keys import keyed
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -25,7 +24,7 @@ def train(trainer, updates=None):
     with keyed(0):
         while not trainer.counter.is_finished and trainer.counter.update != updates:
             batch = trainer.data_container.next_training_batch()
-            sizes.append(batch_size(batch))
+            sizes.append(trainer.batch_size(batch))
             gradients(trainer, batch)
             trainer.step()
             trainer.counter.update += 1

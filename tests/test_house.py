@@ -18,7 +18,7 @@ PACKAGE = ROOT / "ksuit_runner"
 # From the bottom to the top: a module imports from its own row and from those above it in this table. A package counts
 # as its modules do (`tracker` stands for tracker/__init__.py).
 LAYERS = (
-    ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output"),
+    ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output", "nested"),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "manifest", "run_lock", "stored_run", "terminal"),

@@ -20,7 +20,7 @@ def test_gradients_do_not_depend_on_accumulation_steps(maker, steps):
 @pytest.mark.parametrize("kind", [list, tuple, Pair._make])
 def test_batches_of_all_kinds_are_cut_into_all_their_samples(maker, kind):
     """A list of names is cut, a list of tensors is one level of the batch: default_collate makes both."""
-    batch = {"pair": kind([torch.arange(5), torch.arange(5, 10)]), "names": list("abcde")}
+    batch = {"pair": kind([torch.arange(5), torch.arange(5, 10)]), "names": list("abcde"), "y": torch.ones(5)}
     parts = maker.trainer(accumulation_steps=3).split(batch)
     assert [part.share for part in parts] == [0.2, 0.4, 0.4]
     assert [part.batch["names"] for part in parts] == [["a"], ["b", "c"], ["d", "e"]]

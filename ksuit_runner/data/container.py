@@ -73,6 +73,7 @@ class DataContainer:
         self.prefetch = prefetch
         self.interruption = Interruption()
         self._stream: Stream | None = None
+        self._handed_out: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
 
     # What is there
@@ -169,7 +170,7 @@ class DataContainer:
                 stream.drop()
             if head is None:
                 raise StopIteration("there is no further update")
-            return self.interruption.wait_for(stream.take)
+            return self._hand_out(self.interruption.wait_for(stream.take), head)
         finally:
             self._wait_seconds += perf_counter() - start
 
@@ -197,17 +198,27 @@ class DataContainer:
             stream.drop()  # the rest of an evaluation that was broken off
         for request in fetches:
             if stream.head is not None and stream.head[:3] == request[:3]:
-                yield self.interruption.wait_for(stream.take)
+                take = stream.take
             else:
-                yield self.interruption.wait_for(partial(fetch, self.datasets, self.seed, request))
+                take = partial(fetch, self.datasets, self.seed, request)
+            yield self._hand_out(self.interruption.wait_for(take), request)
 
     def _stream_of_its_own(self, fetches: Iterator[Fetch]) -> Iterator[Any]:
         stream = self._new_stream(fetches)
         try:
-            while stream.head is not None:
-                yield self.interruption.wait_for(stream.take)
+            while (head := stream.head) is not None:
+                yield self._hand_out(self.interruption.wait_for(stream.take), head)
         finally:
             stream.close()
+
+    def samples_in(self, batch: Any) -> int | None:
+        """Return how many samples were fetched for the batch that was handed out last; None for any other one."""
+        last, samples = self._handed_out
+        return samples if batch is last else None
+
+    def _hand_out(self, batch: Any, request: Fetch) -> Any:
+        self._handed_out = batch, len(request.indices)
+        return batch
 
     def take_wait_seconds(self) -> float:
         """Return how long training has waited for its data since this was last asked, in seconds."""
@@ -216,6 +227,7 @@ class DataContainer:
 
     def close(self) -> None:
         """End the stream and its workers; ``open`` may follow again."""
+        self._handed_out = (None, None)
         if self._stream is not None:
             self._stream.close()
             self._stream = None

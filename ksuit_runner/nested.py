@@ -1,0 +1,50 @@
+"""What batches are made of: mappings, lists, tuples and dataclasses, nested in any way."""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from copy import copy
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def entries(tree: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what a container holds, by key, index or field name; nothing for what is not a container."""
+    if isinstance(tree, (list, tuple)):
+        return enumerate(tree)
+    if isinstance(tree, Mapping):
+        return tree.items()
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return [(field.name, getattr(tree, field.name)) for field in fields(tree)]
+    return ()
+
+
+def is_movable(value: Any) -> bool:
+    """Whether a value knows itself how to be moved to a device, such as PyG's Batch, or a packed sequence."""
+    return callable(getattr(value, "to", None)) and not isinstance(value, type)
+
+
+def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a container of the same kind with its entries changed, or the container itself if none of them is.
+
+    No constructor runs again where a copy will do: what a class of its own keeps beside its entries stays.
+
+    Args:
+        tree: Any value; what is not a container has no entries.
+        change: Maps an entry to what takes its place.
+    """
+    changed = {key: new for key, value in entries(tree) if (new := change(value)) is not value}
+    if not changed:
+        return tree
+    if type(tree) is dict:
+        return {**tree, **changed}
+    if isinstance(tree, tuple):
+        items = [changed.get(index, value) for index, value in enumerate(tree)]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, Mapping) and not isinstance(tree, MutableMapping):
+        return type(tree)({**tree, **changed})  # type: ignore[call-arg]
+    other: Any = copy(tree)
+    for key, value in changed.items():
+        if isinstance(tree, (MutableMapping, list)):
+            other[key] = value
+        else:  # a dataclass, which may be frozen
+            object.__setattr__(other, key, value)
+    return other
