@@ -70,6 +70,7 @@ def _begin(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
     run.data.open(counter, hooks.evaluations())
     hooks.fire("before_training", update_counter=counter)
+    run.trainer.check_parameters()
     run.log_writer.discard_of(hooks.states.begun)
     _log(run)
     hooks.states.begun = set(hooks.callbacks)
@@ -123,6 +124,8 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
     """Do what follows an update: hooks and what is due, the log, and a checkpoint if one is due."""
     run.phase = Phase.AFTER_UPDATE
     _fire_and_log(run, run.hooks.methods_after_update(), skip)
+    if run.counter.is_full_epoch:
+        run.trainer.check_parameters()
     run.phase = Phase.BETWEEN
     if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
         save_checkpoint(run)

@@ -1,45 +1,58 @@
-"""Optimizers: parameter groups by name, fused kernels where there are any, and a state that is kept by name."""
+"""Optimizers: built over parameter groups by name, with fused kernels where there are any, and a state kept by name."""
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from ksuit_runner.errors import CheckpointError, ConfigError, suggest
-
-ParameterRules = Mapping[str, Mapping[str, Any]]
+from ksuit_runner.parameter_rules import SELECTORS, ParameterRules, named_parameters, parameter_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 # How a step is computed, not what: a checkpoint may go on with other kernels on another device.
 KERNEL_OPTIONS = ("params", "param_names", "name", "fused", "foreach", "capturable", "differentiable")
+_TAKE_SPARSE = (SGD, Adagrad, SparseAdam)
 
 
 def build_optimizer(
-    factory: Callable[..., Optimizer], model: nn.Module, rules: ParameterRules, device: torch.device
+    factory: Callable[..., Optimizer],
+    model: nn.Module,
+    rules: ParameterRules,
+    device: torch.device,
+    loss: nn.Module | None = None,
 ) -> Optimizer:
-    """Build the optimizer over the model's trainable parameters, in groups of those that share all options.
+    """Build the optimizer over all parameters, in groups of those that share all options.
+
+    What is frozen belongs to it as well: without a gradient a parameter costs nothing, and once it thaws it is trained.
 
     Args:
         factory: The optimizer's class with its arguments, but without parameters.
         model: The module to train.
-        rules: By name of the rule: ``match``, patterns of parameter names, and what holds for them: ``lr_factor``, a
-            factor on the learning rate, and any option of the optimizer. Of several rules the last one wins.
+        rules: By name of the rule: what it holds for, ``match``, patterns of parameter names, and ``max_ndim``, the
+            most dimensions of a parameter; and what holds for these: ``lr_factor``, a factor on the learning rate,
+            and any option of the optimizer. Of several rules the last one wins. One that holds for nothing is an error
+            unless it is ``optional``.
         device: Device of the parameters; fused kernels are used where the optimizer has them for it.
+        loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
 
     Raises:
-        ConfigError: A rule has no patterns or an option that the optimizer does not know, or the model has nothing to
-            train.
+        ConfigError: A rule does not say what it holds for, holds for nothing or has an option that the optimizer does
+            not know; the model has nothing to train; or the optimizer needs what the trainer does not do.
     """
     _keep_compiler_out()
-    groups = _parameter_groups(model, rules)
+    named = named_parameters(model, loss)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError("model: it has no parameter to train")
+    groups = parameter_groups(named, rules)
     factors = [group.pop("lr_factor", 1.0) for group in groups]
-    optimizer = _construct(factory, groups, device)
+    sparse = _sparse_names(model)
+    optimizer = _construct(factory, groups, device, may_fuse=not sparse)
     _check_options(optimizer, rules)
+    _check_step(optimizer, sparse)
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
     return optimizer
@@ -59,10 +72,12 @@ def _keep_compiler_out() -> None:
             inner.__dynamo_disable = inner  # where the wrapper keeps what it calls
 
 
-def _construct(factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
+def _construct(
+    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, may_fuse: bool
+) -> Optimizer:
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
-    is_open = "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
+    is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
     # Newer versions of torch find out about other types of numbers in the first step only.
     if is_open and device.type in FUSED_DEVICES and all(_is_real(group) for group in groups):
         try:
@@ -79,79 +94,116 @@ def _is_real(group: Mapping[str, Any]) -> bool:
     return all(parameter.is_floating_point() for _, parameter in group["params"])
 
 
+def _sparse_names(model: nn.Module) -> list[str]:
+    """Return the modules that say that their gradients are sparse, such as an embedding."""
+    return [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
+
+
 def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
-    valid = {"match", "lr_factor", *optimizer.defaults}
+    valid = {*SELECTORS, "lr_factor", *optimizer.defaults}
     for rule, spec in rules.items():
         for option in spec.keys() - valid:
             name = type(optimizer).__name__
             raise ConfigError(f"trainer.parameter_rules.{rule}.{option}: {name} has none. {suggest(option, valid)}")
 
 
-def _parameter_groups(model: nn.Module, rules: ParameterRules) -> list[dict[str, Any]]:
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not named:
-        raise ConfigError("model: it has no parameter to train")
-    groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in named.items():
-        applied = [rule for rule, spec in rules.items() if _matches(name, rule, spec)]
-        options = {key: value for rule in applied for key, value in rules[rule].items() if key != "match"}
-        label = "+".join(applied) or "default"
-        group = groups.setdefault(label, {"params": [], "name": label, **options})
-        group["params"].append((name, parameter))
-    return list(groups.values())
+def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
+    """Refuse before training what would fail in the first step."""
+    kind, name = type(optimizer), type(optimizer).__name__
+    _, *arguments = inspect.signature(kind.step).parameters.values()
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [item.name for item in arguments if item.default is item.empty and item.kind not in any_number]
+    if needed:
+        raise ConfigError(
+            f"optimizer: {name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once"
+        )
+    if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
+        takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
+        raise ConfigError(f"optimizer: {name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do")
 
 
-def _matches(name: str, rule: str, spec: Mapping[str, Any]) -> bool:
-    patterns = spec.get("match")
-    if not isinstance(patterns, Sequence) or isinstance(patterns, str):
-        hint = "" if patterns else f" ({suggest('match', spec)})"
-        raise ConfigError(f"trainer.parameter_rules.{rule}.match: a list of patterns of names is needed{hint}")
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+# State
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the state by parameter name and the options by group name, as plain values and tensors."""
-    parameters = {
-        name: optimizer.state[parameter]
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-        if parameter in optimizer.state
+    """Return what ``optimizer.state_dict()`` holds, by names of parameters and groups instead of numbers.
+
+    Returns:
+        ``parameters`` and ``groups``. What an optimizer adds of its own is in ``own``, with the names of the parameters
+        in their ``order``, as it may count them.
+    """
+    state, names = optimizer.state_dict(), _names(optimizer)
+    if not _is_torchs(optimizer, state):
+        return {"parameters": {}, "groups": {}, "own": dict(state), "order": names}
+    values = {names[key] if isinstance(key, int) else key: value for key, value in state["state"].items()}
+    stored: dict[str, Any] = {
+        "parameters": {name: dict(values[name]) for name in names if name in values},
+        "groups": {
+            group["name"]: {key: value for key, value in stored.items() if key not in KERNEL_OPTIONS}
+            for group, stored in zip(optimizer.param_groups, state["param_groups"], strict=True)
+        },
     }
-    groups = {
-        group["name"]: {key: value for key, value in group.items() if key not in KERNEL_OPTIONS}
-        for group in optimizer.param_groups
-    }
-    return {"parameters": {name: dict(state) for name, state in parameters.items()}, "groups": groups}
+    own = {key: value for key, value in state.items() if key not in ("state", "param_groups")}
+    if shared := {key: value for key, value in values.items() if key not in stored["parameters"]}:
+        own["state"] = shared
+    return {**stored, "own": own, "order": names} if own else stored
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_options: bool = True) -> None:
-    """Take up a stored state by parameter name.
+    """Take up a stored state by parameter name, with ``optimizer.load_state_dict()``.
 
     Args:
         optimizer: Optimizer over the same parameters, in any order and grouping.
         state: What ``optimizer_state`` returned.
-        with_options: Also take up the groups' options, such as the learning rate; not for a run with others.
+        with_options: Also take up the groups' options, such as the learning rate; not for a run with others. What is
+            no option, such as a count that the optimizer keeps in its groups, is taken up always.
 
     Raises:
-        CheckpointError: The state belongs to other parameters.
+        CheckpointError: The state belongs to other parameters, or to other groups where the optimizer counts by group.
     """
-    template = optimizer.state_dict()
-    names = [name for group in template["param_groups"] for name in group["param_names"]]
+    names = _names(optimizer)
     unknown = sorted(set(state["parameters"]) - set(names))
     if unknown:
         raise CheckpointError(
             f"optimizer: stored for the parameter '{unknown[0]}', which is not there. " + suggest(unknown[0], names)
         )
+    options = _options(optimizer)
+    counted = optimizer.defaults.keys() - options
+    has_counted = any(counted & group.keys() for group in state["groups"].values())
+    has_other_groups = state["groups"].keys() != {group["name"] for group in optimizer.param_groups}
+    if state.get("order", names) != names or (has_counted and has_other_groups):
+        name = type(optimizer).__name__
+        raise CheckpointError(
+            f"optimizer: {name} counts by group, and the groups are others now: trainer.parameter_rules must stay"
+        )
+    kept = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
+    _load(optimizer, state, names)
+    if not with_options:
+        for group, mine in zip(optimizer.param_groups, kept, strict=True):
+            group.update(mine)
+
+
+def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> None:
+    template, own = optimizer.state_dict(), dict(state.get("own", {}))
+    if not _is_torchs(optimizer, template):
+        optimizer.load_state_dict(own)
+        return
     for group in template["param_groups"]:
-        if with_options:
-            group.update(state["groups"].get(group["name"], {}))
+        group.update(state["groups"].get(group["name"], {}))
+    values, others = state["parameters"], own.pop("state", {})
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
+        index = {name: i for i, name in enumerate(names)}
+        numbered = {index[name]: dict(values) for name, values in values.items()}
+        optimizer.load_state_dict({**template, **own, "state": numbered | others})
+        return
     # Torch would change the types of values on the way: tensors to the parameter's, text and arrays to nonsense.
-    optimizer.load_state_dict({**template, "state": {}})
+    optimizer.load_state_dict({**template, **own, "state": others})
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            if name in state["parameters"]:
-                values = state["parameters"][name].items()
-                optimizer.state[parameter] = {key: _placed(value, parameter, group, key) for key, value in values}
+            if name in values:
+                optimizer.state[parameter] = {
+                    key: _placed(value, parameter, group, key) for key, value in values[name].items()
+                }
 
 
 def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:
@@ -164,3 +216,26 @@ def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = 
     if type(value) in (list, tuple):
         return type(value)(_placed(item, parameter, group) for item in value)
     return value
+
+
+def _is_torchs(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether a state is laid out as that of torch's optimizers is, whatever else is in it."""
+    groups = state.get("param_groups")
+    return (
+        isinstance(state.get("state"), Mapping)
+        and isinstance(groups, list)
+        and len(groups) == len(optimizer.param_groups)
+    )
+
+
+def _names(optimizer: Optimizer) -> list[str]:
+    """Return the names of all parameters in the order in which torch numbers them."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def _options(optimizer: Optimizer) -> set[str]:
+    """Return what is said about a group and not counted in it: what the constructor takes, what a schedule sets."""
+    bases = [vars(base)["__init__"] for base in type(optimizer).__mro__ if "__init__" in vars(base)]
+    taken = {name for base in bases if base is not object.__init__ for name in inspect.signature(base).parameters}
+    of_schedules = {key for group in optimizer.param_groups for key in group} - optimizer.defaults.keys()
+    return taken | of_schedules

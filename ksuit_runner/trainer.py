@@ -15,10 +15,12 @@ from ksuit_runner.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import ConfigError, KsuitError, suggest
-from ksuit_runner.fused_step import FusedStep, forget_gradients
+from ksuit_runner.fused_step import FusedStep
+from ksuit_runner.gradients import clip_gradients, forget_gradients
 from ksuit_runner.loss_check import LossCheck
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.optimizer import ParameterRules, build_optimizer, load_optimizer_state, optimizer_state
+from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from ksuit_runner.parameter_rules import ParameterRules, named_parameters
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -168,7 +170,7 @@ class SgdTrainer:
         """Change the weights by the gradients, forget them, and move the learning rate on."""
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            self.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+            self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -212,6 +214,22 @@ class SgdTrainer:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def check_parameters(self) -> None:
+        """Check that everything that is to be trained belongs to the optimizer.
+
+        Raises:
+            KsuitError: A parameter was replaced or added since the trainer was built, and would never be trained.
+        """
+        held = {id(item) for group in self.optimizer.param_groups for item in group["params"]}
+        named = named_parameters(self.model.module)
+        lost = [name for name, item in named.items() if item.requires_grad and id(item) not in held]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise KsuitError(
+                f"model: the optimizer does not have '{lost[0]}'{more}, replaced or added since training began: "
+                "it would never be trained. Change a parameter's values in place, or build the model that way"
+            )
 
     def learning_rates(self) -> dict[str, float]:
         """Return the current learning rate of every parameter group by the group's name."""
