@@ -48,7 +48,7 @@ class Accuracy(DatasetCallback):
 
     def _count_hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how often the target is the first class, the second and so on; it stays on the device."""
-        largest, place = self.topk[-1], f"callbacks.{self.name}"
+        largest, place = self.topk[-1], f"callbacks.{self.display_name}"
         if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
             shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
             raise ConfigError(f"{place}: class indices, one for each row of scores, are needed, not {shapes}")

@@ -18,7 +18,7 @@ class BestCheckpoint(MetricCallback):
 
     def __init__(self, tag: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.tag = tag or self.name
+        self.tag = tag or self.display_name
 
     def _process_value(self, value: float) -> None:
         if self.metric_property_provider.is_better(self.metric_key, value, self.best):

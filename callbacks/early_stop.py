@@ -28,7 +28,7 @@ class EarlyStop(MetricCallback):
         if patience < 1 or min_delta < 0:
             raise ConfigError(f"patience: at least 1 is needed (not {patience}), and min_delta of 0 or more")
         self.patience = patience
-        is_higher_better = self.metric_property_provider.direction(self.metric_key) == "higher"
+        is_higher_better = self.metric_property_provider.higher_is_better(self.metric_key)
         self.margin = min_delta if is_higher_better else -min_delta
         self.waited = 0
 

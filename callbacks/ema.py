@@ -42,7 +42,8 @@ class Ema(CallbackBase):
             raise ConfigError(f"decays: different numbers between 0 and 1 are needed, not {list(decays)}")
         self.warmup = warmup
         self.updates = 0
-        self.decays = {self.name if len(decays) == 1 else f"{self.name}_{decay}": decay for decay in decays}
+        name = self.display_name
+        self.decays = {name if len(decays) == 1 else f"{name}_{decay}": decay for decay in decays}
         self.models = {label: deepcopy(self.model).eval().requires_grad_(False) for label in self.decays}
         for label, average in self.models.items():
             self.trainer.add_evaluation_model(label, average)
@@ -79,7 +80,7 @@ class Ema(CallbackBase):
         for label, average in self.models.items():
             path = resumption_paths.checkpoint_dir / f"{label}.safetensors"
             if not path.is_file():
-                raise CheckpointError(f"callbacks.{self.name}: {path} is missing")
+                raise CheckpointError(f"callbacks.{self.display_name}: {path} is missing")
             average.module.load_state_dict(safetensors.torch.load_file(path))
 
 

@@ -44,7 +44,7 @@ class Prune(MetricCallback):
         super().__init__(**kwargs)
         if min_trials < 1 or min_updates < 0:
             raise ConfigError(f"min_trials: at least 1 is needed (not {min_trials}), and min_updates of 0 or more")
-        need_optuna(f"callbacks.{self.name}")
+        need_optuna(f"callbacks.{self.display_name}")
         self.min_trials = min_trials
         self.min_updates = min_updates
         self.paths = SweepPaths(path_provider.output_dir, study) if study is not None else None

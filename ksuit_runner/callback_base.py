@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from inspect import getattr_static
 from time import perf_counter
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -29,7 +30,7 @@ def template(hook: Template) -> Template:
 
     @wraps(hook)
     def call(self: CallbackBase, *args: Any, **kwargs: Any) -> None:
-        self.writer.source = self.name
+        self.writer.source = self.display_name
         start = perf_counter()
         try:
             if torch.is_grad_enabled():
@@ -40,13 +41,18 @@ def template(hook: Template) -> Template:
         except (StopTraining, Interrupted):
             raise
         except BaseException as error:
-            error.add_note(f"raised in callback '{self.name}', hook {hook.__name__}")
+            error.add_note(f"raised in callback '{self.display_name}', hook {hook.__name__}")
             raise
         finally:
             self.seconds += perf_counter() - start
 
-    call.is_template = True  # type: ignore[attr-defined]
+    call.template = call  # type: ignore[attr-defined]
     return cast(Template, call)
+
+
+def is_template(hook: Any) -> bool:
+    """Whether a method was made by ``template``, and does not only wrap one that was."""
+    return callable(hook) and getattr(hook, "template", None) is hook
 
 
 class CallbackBase:
@@ -73,7 +79,8 @@ class CallbackBase:
         log_writer: Takes the metrics of all callbacks; there is one per run.
         checkpoint_writer: Writes the checkpoints of the run.
         metric_property_provider: Knows whether higher or lower is better for a metric.
-        name: Key of the callback in the config, and of its state in a checkpoint.
+        name: Key of the callback in the config, and of its state in a checkpoint. One that is built by hand has none
+            before it is part of a run.
 
     Attributes:
         logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
@@ -95,7 +102,7 @@ class CallbackBase:
         metric_property_provider: MetricPropertyProvider,
         name: str | None = None,
     ) -> None:
-        self.name = name or type(self).__name__
+        self.name = name
         self.trainer = trainer
         self.model = model
         self.data_container = data_container
@@ -107,15 +114,20 @@ class CallbackBase:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
-            is_template = any(hasattr(vars(base).get(name), "is_template") for base in cls.__mro__[1:])
-            if is_template and not hasattr(value, "is_template"):
-                raise TypeError(f"{cls.__name__} overrides the template '{name}': override '_{name}' instead")
+        for base in cls.__mro__:
+            for name, value in vars(base).items():
+                if is_template(value) and not is_template(getattr_static(cls, name)):  # by itself, or by a mixin
+                    raise TypeError(f"{cls.__name__} overrides the template '{name}': override '_{name}' instead")
+
+    @property
+    def display_name(self) -> str:
+        """What messages call the callback: its name, or that of its class if it has none."""
+        return self.name or type(self).__name__
 
     @property
     def logger(self) -> logging.Logger:
         """Logger for the terminal and the run's log file."""
-        return logging.getLogger(f"ksuit_runner.callbacks.{self.name}")
+        return logging.getLogger(f"ksuit_runner.callbacks.{self.display_name}")
 
     @property
     def path_provider(self) -> PathProvider:

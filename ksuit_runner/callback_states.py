@@ -58,7 +58,7 @@ class CallbackStates:
     def keep(self, callback: CallbackBase) -> None:
         """Keep the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            self._kept[callback.name] = copy_state(callback_place(callback.name), callback.state_dict())
+            self._kept[callback.display_name] = copy_state(callback_place(callback.display_name), callback.state_dict())
 
     def drop(self) -> None:
         """Let the present states count again: what was kept for has ended well."""

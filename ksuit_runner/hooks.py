@@ -52,6 +52,8 @@ class Hooks:
 
     def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
         self.callbacks = dict(callbacks)
+        for name, item in callbacks.items():
+            item.name = item.name or name
         check_shared_metrics(self.callbacks, update_counter)
         self.states = CallbackStates(self.callbacks)
         self.done: list[str] = []
@@ -94,7 +96,7 @@ class Hooks:
         with torch.no_grad():
             for method in methods:
                 callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
-                name = f"{callback.name}.{method.__name__}{label}"
+                name = f"{callback.display_name}.{method.__name__}{label}"
                 if name not in skip:
                     states.keep(callback)
                     mark = callback.writer.mark()

@@ -43,8 +43,8 @@ class MetricCallback(CallbackBase):
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
         if self.metric_key not in self.writer.summary:
-            hint = suggest(self.metric_key, self.writer.summary)
-            self.logger.warning("callbacks.%s.metric_key: '%s' was never logged. %s", self.name, self.metric_key, hint)
+            place, hint = f"callbacks.{self.display_name}.metric_key", suggest(self.metric_key, self.writer.summary)
+            self.logger.warning("%s: '%s' was never logged. %s", place, self.metric_key, hint)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and of which metric it is."""

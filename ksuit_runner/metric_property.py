@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from ksuit_runner.errors import ConfigError
+
 Direction = Literal["higher", "lower", "neutral"]
 
 
 class MetricPropertyProvider:
     """Answers whether higher or lower values of a metric are better.
+
+    Upper and lower case make no difference in patterns.
 
     Args:
         higher: Patterns (``*`` matches anything) of keys where higher is better.
@@ -17,9 +21,13 @@ class MetricPropertyProvider:
     """
 
     def __init__(
-        self, higher: Sequence[str] = ("*accuracy*",), lower: Sequence[str] = ("*loss*",), neutral: Sequence[str] = ()
+        self,
+        higher: Sequence[str] = ("*accuracy*",),
+        lower: Sequence[str] = ("*loss*", "*error*"),
+        neutral: Sequence[str] = ("*lossdiff*", "*loss_diff*", "*loss_weight*", "*loss_scale*"),
     ) -> None:
-        self._patterns: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}
+        given: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}
+        self._patterns = {direction: [text.lower() for text in texts] for direction, texts in given.items()}
         self._known: dict[str, Direction] = {}
 
     def direction(self, key: str) -> Direction:
@@ -31,9 +39,20 @@ class MetricPropertyProvider:
 
     def _match(self, key: str) -> Direction:
         for direction, patterns in self._patterns.items():
-            if any(fnmatchcase(key, pattern) for pattern in patterns):
+            if any(fnmatchcase(key.lower(), pattern) for pattern in patterns):
                 return direction
         return "neutral"
+
+    def higher_is_better(self, key: str) -> bool:
+        """Whether higher values of a metric are the better ones, and not lower ones.
+
+        Raises:
+            ConfigError: Neither are.
+        """
+        direction = self.direction(key)
+        if direction == "neutral":
+            raise ConfigError(f"metric_property_provider: neither higher nor lower values of '{key}' are better")
+        return direction == "higher"
 
     def is_better(self, key: str, value: float, than: float | None) -> bool:
         """Whether a value improves on another one; neutral metrics improve with every new value, NaN never does."""

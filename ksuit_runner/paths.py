@@ -70,6 +70,11 @@ class PathProvider(OutputPaths):
         self._checkpoint = checkpoint
 
     @property
+    def output_path(self) -> Path:
+        """Folder of the run: where its checkpoints and logs are."""
+        return self.run_dir
+
+    @property
     def checkpoint_dir(self) -> Path:
         """Folder of the checkpoint that is resumed from."""
         assert self._checkpoint is not None, "these paths name no checkpoint"

@@ -32,7 +32,7 @@ def check_shared_metrics(callbacks: Mapping[str, CallbackBase], counter: UpdateC
 
 def _keys(callback: CallbackBase) -> Iterator[str]:
     """Yield the keys that a callback says it logs, without those that depend on more than its arguments."""
-    arguments: Mapping[str, Any] = {**vars(callback), "name": callback.name}
+    arguments: Mapping[str, Any] = {**vars(callback), "name": callback.display_name}
     for pattern in callback.logs or ():
         if "*" not in pattern:
             try:

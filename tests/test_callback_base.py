@@ -1,10 +1,11 @@
 import logging
+from functools import wraps
 
 import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase, template
-from ksuit_runner.hooks import HOOKS
+from ksuit_runner.hooks import HOOKS, Hooks
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.periodic_callback import PeriodicCallback
 
@@ -38,6 +39,18 @@ def test_a_template_is_protected_in_classes_further_down_too():
 
     with pytest.raises(TypeError, match="'before_training'"):
         type("Mine", (Middle,), {"before_training": lambda self, update_counter: None})
+
+
+def test_a_mixin_and_a_wrapper_override_templates_as_little():
+    class Mixin:
+        def before_training(self, update_counter):
+            """Would run with gradients."""
+
+    with pytest.raises(TypeError, match="'before_training'"):
+        type("Mine", (Mixin, CallbackBase), {})
+    wrapper = wraps(CallbackBase.before_training)(lambda self, update_counter: None)
+    with pytest.raises(TypeError, match="'before_training'"):
+        type("Mine", (CallbackBase,), {"before_training": wrapper})
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -103,16 +116,19 @@ def test_what_a_callback_is_handed(maker, caplog):
     assert mine.writer is run.log_writer
     assert mine.checkpoint_writer is run.checkpoint_writer
     assert mine.path_provider is run.checkpoint_writer.path_provider
+    assert mine.path_provider.output_path == maker.folder / "runs" / "run00000"
     caplog.set_level(logging.INFO)
     mine.logger.info("hello")
     assert [record.name for record in caplog.records] == ["ksuit_runner.callbacks.mine"]
 
 
-def test_without_a_name_a_callback_is_called_as_its_class(make):
+def test_a_callback_has_no_name_before_a_run_gives_it_one(make):
     mine = make(CallbackBase)
     given = ("trainer", "model", "data_container", "tracker", "checkpoint_writer", "metric_property_provider")
     other = CallbackBase(log_writer=mine.writer, **{name: getattr(mine, name) for name in given})
-    assert other.name == "CallbackBase"
+    assert (other.name, other.display_name) == (None, "CallbackBase")
+    Hooks({"mine": other}, mine.trainer.counter)
+    assert other.name == "mine"
 
 
 def test_a_callback_has_no_state_unless_it_says_so(make, maker):

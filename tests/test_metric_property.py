@@ -2,6 +2,7 @@ from math import inf, nan
 
 import pytest
 
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.metric_property import MetricPropertyProvider
 
 
@@ -12,7 +13,10 @@ from ksuit_runner.metric_property import MetricPropertyProvider
         ("accuracy_top5/test/ema", "higher"),
         ("loss/train", "lower"),
         ("learning_rate", "neutral"),
-        ("Accuracy/test", "neutral"),
+        ("Accuracy/test", "higher"),
+        ("error_rate/test", "lower"),
+        ("lossdiff/train", "neutral"),
+        ("loss_weight/kl", "neutral"),
     ],
 )
 def test_direction_by_default(key, direction):
@@ -23,6 +27,19 @@ def test_patterns_of_ones_own():
     properties = MetricPropertyProvider(higher=["bleu*", "*score"], lower=["*"], neutral=["bleu/train", "lr"])
     keys = ("bleu/test", "bleu/train", "f1score", "perplexity", "lr")
     assert [properties.direction(key) for key in keys] == ["higher", "neutral", "higher", "lower", "neutral"]
+
+
+def test_patterns_have_no_case():
+    properties = MetricPropertyProvider(higher=["*BLEU*"], lower=["wer"])
+    assert [properties.direction(key) for key in ("bleu/test", "sacreBLEU", "WER")] == ["higher", "higher", "lower"]
+
+
+def test_whether_higher_is_better():
+    properties = MetricPropertyProvider()
+    assert properties.higher_is_better("accuracy/test") is True
+    assert properties.higher_is_better("loss/test") is False
+    with pytest.raises(ConfigError, match="neither higher nor lower values of 'learning_rate' are better"):
+        properties.higher_is_better("learning_rate")
 
 
 @pytest.mark.parametrize(
