@@ -1,7 +1,12 @@
+import os
 import subprocess
 import sys
 
+import pytest
+import torch
 from command import REPOSITORY, SMALL
+
+from ksuit_runner.device import deterministic_kernels
 
 WHOLE_RUN = """
 import sys
@@ -36,3 +41,19 @@ def test_a_run_that_compiles_nothing_does_not_import_the_compiler(tmp_path):
 
 def test_the_compiler_learns_that_kernels_are_to_be_deterministic(tmp_path):
     assert python(COMPILER) == ["True True", "False False", "False False"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_kernels_are_chosen_for_the_block_and_given_back(monkeypatch, enabled):
+    """Cudnn's benchmark chooses kernels by their speed in a trial, which differs from run to run."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(ZeroDivisionError), deterministic_kernels(enabled):
+        assert torch.are_deterministic_algorithms_enabled() is enabled
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is enabled
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.benchmark and torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()

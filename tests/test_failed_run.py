@@ -12,8 +12,9 @@ from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint import read_tags
 from ksuit_runner.checkpoint_format import read_newest
-from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, StopTraining
 from ksuit_runner.hooks import HOOKS
 from ksuit_runner.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
@@ -153,6 +154,27 @@ def test_a_fault_in_the_model(maker, undisturbed, call):
     assert info.value.__notes__ == [f"raised in update {(call + 1) // 2}"]
     assert read_newest(maker.paths("broken00")).progress.update == (call - 1) // 2
     assert_same(go_on(maker), undisturbed)
+
+
+class Eager(CallbackBase):
+    """Asks for a checkpoint and for the end of training before an update has changed anything."""
+
+    def _before_every_update(self, update_counter):
+        if update_counter.update == 5:
+            self.checkpoint_writer.request("eager")
+            raise StopTraining("enough")
+
+
+def test_what_a_failed_update_has_asked_for_is_taken_back(maker):
+    callbacks = {"eager": (Eager, {}), "fault": (Fault, {"hook": "before_every_backward", "every_n_updates": 1})}
+    with pytest.raises(ZeroDivisionError):
+        train(maker.run(callbacks, checkpoint={"every_n_updates": 2}))
+    found = read_newest(maker.paths())
+    assert (found.progress.update, found.tags, read_tags(maker.paths())) == (5, (), {})
+    callbacks["fault"] = (Fault, {"every_n_updates": 1})
+    train(maker.run(callbacks, checkpoint={"every_n_updates": 2}, resume=True))
+    assert read_newest(maker.paths()).progress.update == 6, "training was to end after the update, done again"
+    assert read_tags(maker.paths()) == {"eager": "E2_U6_S36"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

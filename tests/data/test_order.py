@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.data import order as order_module
 from ksuit_runner.data.fetch import EVALUATION
 from ksuit_runner.data.order import LONGEST_DRAWN, EpochOrder, Plan, evaluation_fetches
 
@@ -42,6 +43,10 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
 
 def test_order_stays_the_same_in_coming_versions():
     assert epoch_order(5, 2, 10).tolist() == [0, 9, 2, 8, 4, 6, 1, 5, 3, 7]
+    assert [epoch_order(seed, 1, 5).tolist() for seed in range(4)] == [
+        *([1, 4, 0, 2, 3], [1, 2, 0, 4, 3], [4, 3, 2, 0, 1], [3, 2, 1, 4, 0])
+    ]
+    assert LONGEST_DRAWN == 65_536  # the orders of datasets around this length would be others
 
 
 LONG = LONGEST_DRAWN + 1
@@ -61,6 +66,17 @@ def test_a_part_is_that_of_the_whole_wherever_one_begins(start, size):
     order = EpochOrder(4, 1, LONG)
     assert (order.part(start, start + size) == whole[start : start + size]).all()
     assert (order.part(5, 12) == whole[5:12]).all()  # back again
+
+
+def test_a_long_order_is_computed_a_block_at_a_time():
+    order, computed = EpochOrder(0, 1, 10**6), []
+    permutation = order._permutation
+    order._permutation = lambda positions: computed.append(len(positions)) or permutation(positions)
+    for start in range(0, 16_384, 64):
+        order.part(start, start + 64)
+    assert computed == [8192, 8192]
+    order.part(10**6 - 70, 10**6 + 5)
+    assert computed[2:] == [70]
 
 
 def test_an_order_takes_no_more_memory_for_more_samples():
@@ -118,6 +134,13 @@ def test_evaluations_by_epoch_come_last_as_their_hook_does():
     counter = UpdateCounter(10, 5, max_updates=2)
     evaluations = [(Interval(every_n_epochs=1), "test"), (Interval(every_n_samples=10), "other")]
     assert [key for key, _, _ in positions(make_plan(counter, evaluations))] == ["train"] * 2 + ["other"] + ["test"] * 3
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(order_module, "_draw", lambda key, length: drawn.append(length) or np.arange(length))
+    list(make_plan(UpdateCounter(10, 2, max_epochs=3)))
+    assert drawn == [10, 10, 10]
 
 
 def test_a_plan_is_lazy():

@@ -56,3 +56,30 @@ def test_killed_several_times_at_random_with_other_numbers_of_workers(project, r
     project.clear(template)
     result = project.survive(random_kills(seed, longest=3.0), last_workers=2 * (seed % 2))
     assert result.differences(reference) == []
+
+
+RATE = '''
+"""Logs the learning rate that an update is done with."""
+
+from ksuit_runner.callback_base import CallbackBase
+
+
+class Rate(CallbackBase):
+    def _before_every_backward(self, update_counter, losses):
+        (self.rate,) = set(self.trainer.learning_rates().values())
+
+    def _after_update(self, update_counter):
+        self.writer.add_scalar("rate", self.rate)
+'''
+
+
+def test_a_run_that_is_made_longer_follows_the_longer_curve_from_its_first_update(project, template):
+    (project.folder / "callbacks").mkdir(exist_ok=True)
+    (project.folder / "callbacks" / "rate.py").write_text(RATE)
+    rate = ("experiment=noisy", "callbacks=[ema]", "+callbacks.rate._target_=callbacks.rate.Rate", "schedule=linear")
+    project.clear(template)
+    project.run(*rate, "schedule.warmup=0", "schedule.end_factor=0", "optimizer.lr=1")
+    project.run("resume=last", "trainer.max_epochs=12")
+    points = project.result().points
+    rates = [points["rate", step] for step in range(1, 109)]
+    assert rates == pytest.approx([1 - update / (54 if update < 54 else 108) for update in range(108)])
