@@ -6,6 +6,7 @@ VENV ?= .venv
 ARGS ?=
 RUN ?= last
 SWEEP ?=
+MODULE ?=
 PORT ?= 5000
 
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run resume sweep ui test test-fast soak bench lint format clean
+.PHONY: help run resume sweep ui test test-fast mutants soak bench lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +44,10 @@ test: lint ## check style and types, then run all tests
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not soak" $(ARGS)
+
+mutants: $(INSTALLED) ## change a module in small ways and list what its tests miss; make mutants MODULE=journal ARGS="--sample 60"
+	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=journal, or data/order, tracker/outbox ..." >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
 soak: $(INSTALLED) ## kill runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(ARGS)
