@@ -1,17 +1,16 @@
 """Bringing a run from its tracker to a machine that does not have it."""
 
 import shutil
-from collections.abc import Iterable
-from itertools import groupby
 from typing import cast
 
 from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import ResumeError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_files import check_folder, remove
 from ksuit_runner.stored_run import add_to_index
+from ksuit_runner.tracked_points import tracked_points, write_points
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
 from ksuit_runner.tracker.outbox import Outbox
 
@@ -61,7 +60,7 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     if checkpoints in tracker.list_artifacts("", info.run_id):  # one without any starts from its beginning
         tracker.download(checkpoints, run.artifacts_dir, info.run_id)
     journal = Journal(run.journal)
-    write_points(journal, _history(tracker, info.run_id))
+    write_points(journal, tracked_points(tracker, info.run_id))
     run.journal_sent.write_text(str(journal.size))
     journal.close()
     box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id)
@@ -69,15 +68,3 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
         box.status, box.is_end_told = cast(EndStatus, info.status), True
     box.store(run)
     Mirror(tracker, run, lambda: True).adopt()
-
-
-def _history(tracker: BaseTracker, run_id: str) -> list[Point]:
-    """Return everything that was recorded, in the order in which it was logged."""
-    points = [point for key in tracker.last_steps(run_id) for point in tracker.history(key, run_id)]
-    return sorted(points, key=lambda point: (point.step, point.timestamp))
-
-
-def write_points(journal: Journal, points: Iterable[Point]) -> None:
-    """Append points that were logged elsewhere, in the order in which they come, with their timestamps."""
-    for (step, timestamp), group in groupby(points, key=lambda point: (point.step, point.timestamp)):
-        journal.append(step, {point.key: point.value for point in group}, timestamp)

@@ -4,11 +4,13 @@ import errno
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 from ksuit_runner.durable_files import make_folder, sync
@@ -16,6 +18,9 @@ from ksuit_runner.stored_files import open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
+_HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
+_LONGEST_LINE = 1 << 26  # in bytes; what is longer is no line of a journal
+_INTEGER_LIMIT = 1 << 63
 
 
 class Point(NamedTuple):
@@ -37,8 +42,8 @@ class Point(NamedTuple):
 class Journal:
     """Append-only file of metric points: one checked line of JSON per flush.
 
-    Opening an existing file cuts it after its last good line: what a killed process left half written is dropped
-    (its update is computed again after a resume).
+    Opening an existing file cuts off what a killed process left half written at its end (its update is computed again
+    after a resume). A line that is damaged is passed over and costs nothing but itself.
 
     What a full disk does not take stays in memory and is written, in its order, as soon as there is room again.
 
@@ -46,7 +51,8 @@ class Journal:
         path: The file; it is created, with its folder, if it does not exist.
 
     Attributes:
-        size: Size of the file in bytes, always at the end of a line.
+        size: Size of the file in bytes.
+        damaged: Number of damaged lines that were found when it was opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +62,7 @@ class Journal:
         sync(path.parent)
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
-        self.size = self._repair()
+        self.size, self.damaged = self._repair()
 
     def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
         """Write the metrics of one update.
@@ -134,20 +140,13 @@ class Journal:
                 self.size += written
                 del self._unwritten[0]
 
-    def _repair(self) -> int:
-        size = os.fstat(self._file).st_size
-        good = 0
-        with open_to_read(self.path) as file:
-            for line in file:
-                if not _is_good(line):
-                    break
-                good += len(line)
-            torn = len(line) if good < size else 0
-        if good < size:
-            os.ftruncate(self._file, good)
-            if good + torn < size:
-                _LOGGER.warning("%s is damaged: the metrics after byte %d are dropped", self.path, good)
-        return good
+    def _repair(self) -> tuple[int, int]:
+        whole, damaged = _scan(self.path)
+        if whole < os.fstat(self._file).st_size:
+            os.ftruncate(self._file, whole)
+        if damaged:
+            _LOGGER.warning("%s: damaged lines: %d, the first at byte %d", self.path, len(damaged), damaged[0])
+        return whole, len(damaged)
 
 
 def read_points(path: Path) -> Iterator[Point]:
@@ -161,16 +160,60 @@ def _encode(step: int, timestamp: int, metrics: Mapping[str, float]) -> bytes:
     return b'{"c":"%08x",%s\n' % (crc32(payload), payload)
 
 
-def _is_good(line: bytes) -> bool:
-    return line.endswith(b"}\n") and line[:_HEAD] == b'{"c":"%08x",' % crc32(line[_HEAD:-1])
+def is_damaged(path: Path) -> bool:
+    """Whether a journal, which may be another process's to write, is missing or has damaged lines; it is only read."""
+    return not path.exists() or bool(_scan(path)[1])
+
+
+def _scan(path: Path) -> tuple[int, list[int]]:
+    """Return where a journal's last whole line ends, and where its damaged lines begin."""
+    whole, damaged = 0, []
+    with open_to_read(path) as file:
+        for line in _lines(file):
+            is_good = _is_good(line) and bool(_points(line))
+            if not line.endswith(b"\n") and not is_good:
+                break  # torn
+            if not (is_good and line.endswith(b"\n")):
+                damaged.append(whole)
+            whole += len(line)
+    return whole, damaged
 
 
 def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]]:
     with open_to_read(path) as file:
         file.seek(offset)
-        for line in file:
-            offset += len(line)
-            if offset > end or not _is_good(line):
+        for line in _lines(file):
+            start, offset = offset, offset + len(line)
+            if offset > end:
                 return
-            entry: dict[str, Any] = json.loads(line)
-            yield [Point(key, value, entry["s"], entry["t"]) for key, value in entry["m"].items()], offset
+            *first, last = _decode(line) or [[]]
+            yield from ((points, start) for points in first)  # the position counts when all of the line is done
+            if last:
+                yield last, offset
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")
+
+
+def _decode(line: bytes) -> list[list[Point]]:
+    """Return the points of a line. A damaged one may be two whole ones whose end is damaged."""
+    starts = [0] if _is_good(line) else [match.start() for match in _HEAD_PATTERN.finditer(line)]
+    parts = [line[start:end] for start, end in pairwise([*starts, len(line)])]
+    return [points for part in parts if _is_good(part) and (points := _points(part))]
+
+
+def _is_good(line: bytes) -> bool:
+    return line[:_HEAD] == b'{"c":"%08x",' % crc32(line[_HEAD:-1])
+
+
+def _points(line: bytes) -> list[Point]:
+    """Return the points of a line with the right checksum, which anybody can compute: none if they make no sense."""
+    try:
+        entry: Any = json.loads(line[:-1])
+        step, timestamp, metrics = entry["s"], entry["t"], entry["m"]
+        points = [Point(key, float(value), step, timestamp) for key, value in metrics.items()]
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        return []
+    is_sensible = all(type(number) is int and abs(number) < _INTEGER_LIMIT for number in (step, timestamp))
+    return points if is_sensible and all(type(value) in (float, int) for value in metrics.values()) else []

@@ -16,6 +16,7 @@ from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index, store
 from ksuit_runner.terminal import sync_command
+from ksuit_runner.tracked_points import copy_history, open_journal
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.uploader import Uploader
@@ -32,6 +33,7 @@ class RunRecord:
         tracker: Tracker of the run.
         paths: Paths of the run.
         lock: The run's lock, held by this process.
+        journal: Journal of the run.
 
     Attributes:
         taken_over: Set when another process has taken the run over.
@@ -39,11 +41,10 @@ class RunRecord:
             back if it cannot go on as asked. A new run that cannot start has FAILED.
     """
 
-    def __init__(self, tracker: DeferredTracker, paths: PathProvider, lock: RunLock) -> None:
+    def __init__(self, tracker: DeferredTracker, paths: PathProvider, lock: RunLock, journal: Journal) -> None:
         self.tracker = tracker
         self.paths = paths
-        self.had_journal = paths.journal.exists()
-        self.journal = Journal(paths.journal)
+        self.journal = journal
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
         self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
         self._sender.on_recovered = self._uploader.notify
@@ -77,9 +78,7 @@ class RunRecord:
         lock = RunLock(paths.lock)
         lock.acquire()
         add_to_index(outputs, info.run_id, info.name, launch.mode)
-        record = cls(deferred, paths, lock)
-        record.had_journal = True  # that of a new run is whole: there is nothing to ask the tracker for
-        return record
+        return cls(deferred, paths, lock, Journal(paths.journal))
 
     @classmethod
     def go_on(
@@ -102,7 +101,7 @@ class RunRecord:
             deferred.reach()
         else:
             deferred.resume_run(paths.run_id)
-        record = cls(deferred, paths, lock)
+        record = cls(deferred, paths, lock, open_journal(paths, deferred))
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
@@ -121,13 +120,9 @@ class RunRecord:
         self.upload()
 
     def is_logged(self, update: int) -> Callable[[str, int], bool]:
-        """Return the test for points that were recorded before, for a run that goes on after an update.
-
-        Without a journal (the run comes from another machine) the last recorded step of a metric is the watermark.
-        """
+        """Return the test for points that were recorded before, for a run that goes on after an update."""
         known = self.journal.load_after(update)
-        last_steps = {} if self.had_journal else self.tracker.last_steps()
-        return lambda key, step: key in known.get(step, ()) or step <= last_steps.get(key, -1)
+        return lambda key, step: key in known.get(step, ())
 
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that are recorded at an update."""
@@ -135,25 +130,13 @@ class RunRecord:
         return {key: point.value for key, point in found.items()}
 
     def points_until(self, update: int) -> list[Point]:
-        """Return everything that was recorded up to an update, from the journal or, without one, from the tracker."""
-        if self.had_journal or self.journal.size:
-            return [point for points, _ in self.journal.read() for point in points if point.step <= update]
-        return self._history(self.paths.run_id, update)
+        """Return everything that was recorded up to an update."""
+        return [point for points, _ in self.journal.read() for point in points if point.step <= update]
 
     def carry_history(self, parent: PathProvider, update: int) -> None:
         """Begin with the metrics of the run that this one was forked from, up to the fork, and tell that run of it."""
         self.tracker.set_tags({f"ksuit.forked_to.{self.paths.run_id[:8]}": self.paths.run_id}, parent.run_id)
-        if parent.journal.exists():
-            self.journal.copy_until(parent.journal, update)
-            return
-        for point in self._history(parent.run_id, update):
-            self.journal.append(point.step, {point.key: point.value}, point.timestamp)
-
-    def _history(self, run_id: str, update: int) -> list[Point]:
-        points = [point for key in self.tracker.last_steps(run_id) for point in self.tracker.history(key, run_id)]
-        return sorted(
-            (point for point in points if point.step <= update), key=lambda point: (point.step, point.timestamp)
-        )
+        copy_history(parent, self.journal, self.tracker, update)
 
     def are_metrics_sent(self) -> bool:
         """Wait, for a bounded time, until the tracker has all metrics up to now, and return whether it has."""

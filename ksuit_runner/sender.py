@@ -62,13 +62,14 @@ class Shipment:
         if self.is_complete:
             return 0
         self._journal.sync()
-        count = 0
+        count, whole = 0, self._journal.size
         for points, end in self._batches():
             if self.is_cancelled.is_set():
-                break
+                return count
             self._tracker.log_points(points)
             self._advance(end)
             count += len(points)
+        self._advance(max(whole, self.offset))  # over damaged lines at its end
         return count
 
     def _batches(self) -> Iterator[tuple[list[Point], int]]:
@@ -88,12 +89,8 @@ class Shipment:
             yield batch, start
 
     def _load_offset(self) -> int:
-        try:
-            offset = int(read_text(self._sent_path, self._sent_path.parent))
-        except (UnsafeFileError, ValueError):
-            return 0  # sending everything again changes nothing
         # The journal may have been cut to its last good line since, and then gone on.
-        offset = min(offset, self._journal.size)
+        offset = min(read_offset(self._sent_path), self._journal.size)
         return offset if self._journal.is_boundary(offset) else 0
 
     def _advance(self, offset: int) -> None:
@@ -102,6 +99,14 @@ class Shipment:
             file.write(str(offset))
         os.replace(temporary, self._sent_path)
         self.offset = offset
+
+
+def read_offset(sent_path: Path) -> int:
+    """Return the position up to which a journal is said to have been sent; 0 if nothing sensible is said."""
+    try:
+        return max(0, int(read_text(sent_path, sent_path.parent)))
+    except (UnsafeFileError, ValueError):
+        return 0  # sending everything again changes nothing
 
 
 class MetricSender(Background):

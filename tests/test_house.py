@@ -24,7 +24,7 @@ LAYERS = (
         *("environment", "manifest", "run_lock", "stored_run", "terminal"),
         *("compose", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
     ),
-    ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "uploader"),
+    ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
     ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
     (
         *("trainer", "batch", "fused_step", "gradients", "loss_check", "optimizer", "parameter_rules", "schedule"),

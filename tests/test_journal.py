@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -89,19 +90,49 @@ def test_torn_tail_is_dropped_at_any_length(tmp_path: Path, caplog, kept: int) -
     assert [point.value for point in _points(again)] == [1.0, 2.5]
 
 
-def test_damage_in_the_middle_ends_the_journal_with_a_warning(tmp_path: Path, caplog) -> None:
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_flipped_bit_costs_at_most_its_line(tmp_path: Path, caplog, line: int) -> None:
     path = tmp_path / "j"
     journal = Journal(path)
-    journal.append(1, {"a": 1.0})
-    good = journal.size
-    journal.append(2, {"a": 2.0})
-    journal.append(3, {"a": 3.0})
+    bounds = [0]
+    for step in (1, 2, 3):
+        journal.append(step, {"a": step / 7, "c": 0.5}, timestamp=step)
+        bounds.append(journal.size)
     journal.close()
     content = path.read_bytes()
-    path.write_bytes(content[:good] + content[good:].replace(b"2.0", b"7.0", 1))
-    again = Journal(path)
-    assert [point.step for point in _points(again)] == [1]
-    assert f"after byte {good} are dropped" in caplog.text
+    for place in range(bounds[line], bounds[line + 1]):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        caplog.clear()
+        again = Journal(path)
+        is_end = place == bounds[line + 1] - 1  # the end of a line holds nothing
+        kept = [step for step in (1, 2, 3) if step != line + 1 or is_end]
+        assert [point.step for point in _points(again)[::2]] == kept
+        assert again.damaged == 1
+        assert f"damaged lines: 1, the first at byte {bounds[line]}" in caplog.text
+        again.append(4, {"a": 4.0}, timestamp=4)
+        assert _points(again)[-1] == Point("a", 4.0, 4, 4)
+        again.close()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"s": "1", "t": 1, "m": {"a": 1.0}},
+        {"s": 1, "t": 2**70, "m": {"a": 1.0}},
+        {"s": True, "t": 1, "m": {"a": 1.0}},
+        {"s": 1, "t": 1, "m": {"a": "1.0"}},
+        {"s": 1, "t": 1, "m": {"a": 10**400}},
+        {"s": 1, "t": 1, "m": [["a", 1.0]]},
+        {"s": 1, "t": 1},
+    ],
+)
+def test_a_line_with_the_right_checksum_may_make_no_sense(tmp_path: Path, entry) -> None:
+    payload = json.dumps(entry).encode()[1:]
+    (tmp_path / "j").write_bytes(b'{"c":"%08x",%s\n' % (crc32(payload), payload))
+    journal = Journal(tmp_path / "j")
+    assert (_points(journal), journal.damaged) == ([], 1)
 
 
 def test_load_after_finds_what_was_logged_past_the_checkpoint(tmp_path: Path) -> None:

@@ -233,6 +233,20 @@ def test_position_follows_a_journal_that_was_cut(journal: Journal, tmp_path: Pat
     assert [(point.key, point.step) for point in tracker.points] == [("a", 2), ("b", 2)]
 
 
+def test_a_damaged_line_at_the_end_is_no_reason_to_wait(journal: Journal, tmp_path: Path) -> None:
+    journal.append(1, {"a": 1})
+    journal.append(2, {"a": 2})
+    journal.close()
+    content = bytearray(journal.path.read_bytes())
+    content[-5] ^= 1
+    journal.path.write_bytes(content)
+    damaged, tracker = Journal(journal.path), ListTracker()
+    sender = MetricSender(damaged, tmp_path / "sent", tracker)
+    assert sender.close(30) == 0
+    assert [point.step for point in tracker.points] == [1]
+    assert int((tmp_path / "sent").read_text()) == damaged.size
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
