@@ -62,6 +62,11 @@ class CallbackBase:
     public ones are templates: they switch gradients off, measure the time, and call the protected one; overriding
     a template is a TypeError when the class is defined. What no callback of a run overrides costs nothing.
 
+    The model is in evaluation mode in all hooks, except for those that come right before the forward and the backward
+    pass: ``_before_every_update``, ``_before_every_accumulation_step`` and ``_before_every_backward``. Only a mode that
+    is set there, such as that of a frozen BatchNorm, lasts. Gradients that a hook leaves behind are forgotten; between
+    the backward pass and the optimizer's step they are an error.
+
     A stateful callback stores its state in one of two ways: small state through ``state_dict`` and
     ``load_state_dict``; large tensors in files of their own, which it announces with
     ``checkpoint_writer.add_tensors`` and reads back in ``resume_from_checkpoint``.

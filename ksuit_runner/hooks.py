@@ -9,7 +9,7 @@ import torch
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_states import CallbackStates, implements
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.errors import Interrupted, StopTraining
+from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.shared_metrics import check_shared_metrics
 
@@ -48,6 +48,7 @@ class Hooks:
         callbacks: Callbacks by name.
         states: Their states.
         done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
+        gradient_versions: Returns a number for each gradient of the run that is another one once it has changed.
     """
 
     def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
@@ -66,6 +67,7 @@ class Hooks:
             if isinstance(item, PeriodicCallback):
                 self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
+        self.gradient_versions: Callable[[], list[int]] = list
 
     def has(self, *hooks: str) -> bool:
         """Whether any callback implements one of these hooks."""
@@ -78,6 +80,29 @@ class Hooks:
             with torch.no_grad():
                 for method in methods:
                     self._call(method, arguments)
+
+    def fire_between(self, hook: str, **arguments: Any) -> None:
+        """Call a hook between the first backward pass of an update and its step, when there are gradients.
+
+        Raises:
+            KsuitError: A callback has computed gradients into them; this would change the weights.
+        """
+        methods = self._table[hook]
+        if not methods:
+            return
+        before = self.gradient_versions()
+        with torch.no_grad():
+            for method in methods:
+                count = torch._C._autograd._get_sequence_nr()
+                self._call(method, arguments)
+                # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
+                is_suspect = hook == "before_every_backward" or torch._C._autograd._get_sequence_nr() != count
+                if is_suspect and self.gradient_versions() != before:
+                    name = method.__self__.name
+                    raise KsuitError(
+                        f"callbacks.{name}: it leaves gradients behind in {hook}, which would change the weights; "
+                        "compute them with torch.autograd.grad, or with a copy of the model"
+                    )
 
     def fire_round(
         self, methods: Sequence[Method], skip: Sequence[str] = (), label: str = "", **arguments: Any

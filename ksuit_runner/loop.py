@@ -69,8 +69,11 @@ def _train(run: Run) -> None:
 def _begin(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
     run.data.open(counter, hooks.evaluations())
+    run.trainer.modes.start()
+    run.trainer.modes.evaluate()
     hooks.fire("before_training", update_counter=counter)
     run.trainer.check_parameters()
+    run.trainer.modes.look()
     run.log_writer.discard_of(hooks.states.begun)
     _log(run)
     hooks.states.begun = set(hooks.callbacks)
@@ -96,12 +99,16 @@ def do_update(run: Run, batch: Any) -> None:
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
     run.hooks.states.keep_all()
-    trainer.model.keep_buffers()
+    trainer.keep_buffers()
+    trainer.modes.train()
     if run.hooks.has("before_every_update", "before_every_accumulation_step"):
         # What these hooks draw may change the batch, and must not depend on where the batch was fetched.
         seed_all(mix(run.seed, "hooks", counter.update, run.rank))
     fire("before_every_update", update_counter=counter)
     for step, (part, share) in enumerate(trainer.split(batch)):
+        if step > 0:
+            trainer.modes.train()
+            fire = run.hooks.fire_between
         fire("before_every_accumulation_step", update_counter=counter, batch=part)
         # From here on every random draw of this step depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
@@ -110,9 +117,14 @@ def do_update(run: Run, batch: Any) -> None:
             trainer.leave_out_step()
             break
         fire("before_every_backward", update_counter=counter, losses=losses)
+        if step == 0:
+            trainer.forget_gradients()  # those that callbacks have left behind
         trainer.backward(losses, share)
+        trainer.modes.evaluate()
         losses = {name: loss.detach() for name, loss in losses.items()}
-        fire("track_after_accumulation_step", update_counter=counter, batch=part, losses=losses, outputs=outputs)
+        run.hooks.fire_between(
+            "track_after_accumulation_step", update_counter=counter, batch=part, losses=losses, outputs=outputs
+        )
     else:
         run.phase = Phase.STEP
         trainer.step()
@@ -126,6 +138,7 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
     _fire_and_log(run, run.hooks.methods_after_update(), skip)
     if run.counter.is_full_epoch:
         run.trainer.check_parameters()
+        run.trainer.modes.look()
     run.phase = Phase.BETWEEN
     if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
         save_checkpoint(run)
@@ -150,6 +163,7 @@ def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
 
 def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:
     """Fire hooks, write what was logged at this update, and let callbacks react to it."""
+    run.trainer.modes.evaluate()
     run.hooks.states.drop()
     run.hooks.done.clear()
     run.log_writer.start_rounds()

@@ -1,18 +1,44 @@
-"""Losses that are no finite numbers: seen at the update at which they occur."""
+"""Losses: that a training step returns some, and what happens at those that are no finite numbers."""
 
 import logging
 from collections.abc import Mapping
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, LossError, suggest
+from ksuit_runner.errors import ConfigError, KsuitError, LossError, suggest
 
 _LOGGER = logging.getLogger(__name__)
 _POLICIES = ("fail", "skip", "warn")
 _LATEST = 1024
+
+
+def check_losses(trainer: str, result: Any) -> None:
+    """Check what a training step has returned.
+
+    Args:
+        trainer: Name of the trainer's class.
+        result: What it returned.
+
+    Raises:
+        KsuitError: It is no pair of losses by name, with a ``total``, and outputs.
+    """
+    wanted = "it has to return ({'total': loss, ...}, outputs), with a scalar tensor for each loss"
+    place = f"trainer: {trainer}.training_step"
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
+        raise KsuitError(f"{place} returns a {type(result).__name__}; {wanted}")
+    losses = result[0]
+    if "total" not in losses:
+        hint = f"; sum up {', '.join(map(repr, losses))} for it" if losses else ""
+        raise KsuitError(f"{place} returns no 'total', which is what is minimized{hint}: {wanted}")
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise KsuitError(f"{place} returns a {found} as '{name}'; {wanted}")
+    if torch.is_grad_enabled() and not losses["total"].requires_grad:
+        raise KsuitError(f"{place} returns a 'total' that no parameter has a gradient of")
 
 
 class LossCheck:
@@ -24,18 +50,22 @@ class LossCheck:
     Args:
         policy: ``fail`` raises an error, ``skip`` has the update left out, ``warn`` says so and goes on.
         is_late: Whether losses are collected on the device.
+        max_skips: Most updates in a row that are left out.
 
     Attributes:
+        skips: How many updates in a row have been left out up to now.
         has_failed_late: Whether the weights have been changed since by a loss that was found late.
 
     Raises:
         ConfigError: There is no such policy.
     """
 
-    def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool) -> None:
+    def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
         if policy not in _POLICIES:
             raise ConfigError(f"trainer.nan_loss: there is no '{policy}'. {suggest(policy, _POLICIES)}")
         self.has_failed_late = False
+        self.skips = 0
+        self._max_skips = max_skips
         self._policy = policy
         self._is_late = is_late and policy != "skip"
         self._losses: Tensor | None = None
@@ -49,7 +79,7 @@ class LossCheck:
             update: Number of updates before this one.
 
         Raises:
-            LossError: It is no finite number, and the policy is ``fail``.
+            LossError: It is no finite number, and the policy is ``fail``, or too many in a row were left out.
         """
         total = losses["total"]
         if self._is_late:
@@ -86,6 +116,9 @@ class LossCheck:
                 f"trainer.nan_loss: the loss of update {update} is {value}.\n"
                 "To go on, resume with trainer.nan_loss=skip, which leaves such an update out, or trainer.nan_loss=warn"
             )
+        if self._policy == "skip" and self.skips >= self._max_skips:
+            before = f", and the {self.skips} before it were left out" if self.skips else ""
+            raise LossError(f"trainer.max_skips: the loss of update {update} is {value}{before}; nothing is learned")
         done = "; it is left out" if self._policy == "skip" else ""
         _LOGGER.warning("the loss of update %d is %s%s", update, value, done)
         return self._policy == "skip"

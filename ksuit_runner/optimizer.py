@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from ksuit_runner.errors import CheckpointError, ConfigError, suggest
-from ksuit_runner.parameter_rules import SELECTORS, ParameterRules, named_parameters, parameter_groups
+from ksuit_runner.parameter_rules import LOSS, SELECTORS, ParameterRules, named_parameters, parameter_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 # How a step is computed, not what: a checkpoint may go on with other kernels on another device.
@@ -181,6 +181,12 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     if not with_options:
         for group, mine in zip(optimizer.param_groups, kept, strict=True):
             group.update(mine)
+
+
+def without_loss(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored state without what belongs to the parameters of the loss."""
+    parameters = {name: values for name, values in state["parameters"].items() if not name.startswith(LOSS)}
+    return {**state, "parameters": parameters}
 
 
 def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> None:

@@ -57,13 +57,16 @@ class Origin:
 
     @property
     def has_same_optimizer(self) -> bool:
-        """Whether what was stored about learning rates and schedule still holds."""
-        return not any(place.startswith(("optimizer", "schedule", "trainer.parameter_rules")) for place in self.changes)
+        """Whether what was stored about learning rates, schedule and loss still holds."""
+        others = ("optimizer", "schedule", "loss", "trainer.parameter_rules")
+        return not any(place.startswith(others) for place in self.changes)
 
     @property
     def has_new_end(self) -> bool:
         """Whether the run was given another length."""
-        return any(place.startswith("trainer.max_") for place in self.changes)
+        return any(
+            place in ("trainer.max_epochs", "trainer.max_updates", "trainer.max_samples") for place in self.changes
+        )
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Run:
     def __post_init__(self) -> None:
         self.data.interruption = self.interruption
         self.trainer.callback_states = self.hooks.states.state_dict
+        self.hooks.gradient_versions = self.trainer.gradient_versions
 
     @property
     def counter(self) -> UpdateCounter:
@@ -119,7 +120,7 @@ def save_last_full_update(run: Run) -> None:
 
 def _take_back_update(run: Run) -> None:
     """Undo what an update has changed before its step; of the callbacks, what was kept counts."""
-    run.trainer.model.give_back_buffers()
+    run.trainer.give_back_buffers()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

@@ -14,12 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from ksuit_runner.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.device import choose_device, to_device
-from ksuit_runner.errors import ConfigError, KsuitError, suggest
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, suggest
 from ksuit_runner.fused_step import FusedStep
-from ksuit_runner.gradients import clip_gradients, forget_gradients
-from ksuit_runner.loss_check import LossCheck
+from ksuit_runner.gradients import clip_gradients, forget_gradients, versions
+from ksuit_runner.loss_check import LossCheck, check_losses
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from ksuit_runner.modes import Modes
+from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state, without_loss
 from ksuit_runner.parameter_rules import ParameterRules, named_parameters
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +34,8 @@ class SgdTrainer:
         data_container: Datasets of the run.
         optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
         schedule: Makes the learning-rate schedule for an optimizer and a number of updates.
-        loss: Module that maps (outputs, targets) to the mean loss over the samples.
+        loss: Module that maps (outputs, targets) to the mean loss over the samples. Its parameters are trained, under
+            names that begin with ``loss.``, and its state is part of the trainer's.
         max_epochs: End after this many epochs.
         max_updates: End after this many updates.
         max_samples: End with the update that reaches this many samples. The first end that is reached counts.
@@ -46,11 +48,13 @@ class SgdTrainer:
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
         nan_loss: What happens at a loss that is no finite number: ``fail`` ends the run, ``skip`` leaves the update
             out, ``warn`` goes on.
+        max_skips: Most updates in a row that ``skip`` leaves out; one more ends the run.
 
     Attributes:
         counter: Position and end of the run.
         evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
+        modes: Sees to it that only updates compute in training mode.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
         loss_check: Sees to losses that are no finite numbers.
 
@@ -76,18 +80,21 @@ class SgdTrainer:
         deterministic: bool = True,
         parameter_rules: ParameterRules | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
+        max_skips: int = 10,
     ) -> None:
-        _check_arguments(precision, accumulation_steps, clip_norm)
+        _check_arguments(precision, accumulation_steps, clip_norm, max_skips)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         if compile:
             self.model.module.compile()
         self.data_container = data_container
         self.loss = loss.to(self.device)
+        self._loss = ModelBase(self.loss)
+        self.modes = Modes(self.model, self.loss)
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
         self.deterministic = deterministic
-        self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device)
+        self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device, self.loss)
         self.schedule = schedule(self.optimizer, self.counter.end_update)
         # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -95,10 +102,13 @@ class SgdTrainer:
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.grad_norm: Tensor | None = None
-        self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu")
+        # A run that leaves every update out has trained nothing, however short it is.
+        self.loss_check = LossCheck(
+            nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
+        )
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
-        self._has_split = False
+        self._has_split = self._has_checked_losses = False
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self._fused_step = FusedStep(self.optimizer)
@@ -159,7 +169,11 @@ class SgdTrainer:
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
-            return self.training_step(batch, model or self.model)
+            result = self.training_step(batch, model or self.model)
+        if not self._has_checked_losses:
+            check_losses(type(self).__name__, result)
+            self._has_checked_losses = True
+        return result
 
     def backward(self, losses: Mapping[str, Tensor], share: float) -> None:
         """Add the gradients of a part of the batch, weighted by its share of the samples."""
@@ -176,21 +190,43 @@ class SgdTrainer:
             self.scaler.update()
         else:
             self._fused_step()
-        forget_gradients(self._parameters)
+        self.forget_gradients()
+        self.loss_check.skips = 0
         self.schedule.step()
 
     def leave_out_step(self) -> None:
         """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
-        self.model.give_back_buffers()
-        forget_gradients(self._parameters)
+        self.give_back_buffers()
+        self.forget_gradients()
+        self.loss_check.skips += 1
         self.schedule.step()
+
+    def forget_gradients(self) -> None:
+        """Let no parameter have a gradient."""
+        forget_gradients(self._parameters)
+
+    def gradient_versions(self) -> list[int]:
+        """Return a number for each gradient that is another one once something was added to it."""
+        return versions(self._parameters)
+
+    def keep_buffers(self) -> None:
+        """Keep the buffers of model and loss as they are, for an update that is not done."""
+        self.model.keep_buffers()
+        self._loss.keep_buffers()
+
+    def give_back_buffers(self) -> None:
+        """Give the buffers of model and loss the values back that were kept."""
+        self.model.give_back_buffers()
+        self._loss.give_back_buffers()
 
     # What callbacks use
 
     def predict(self, inputs: Any, model: nn.Module | None = None) -> Any:
-        """Compute a model's outputs in the run's precision."""
-        with self._autocast():
-            return (model or self.model)(inputs)
+        """Compute a model's outputs in the run's precision; in a hook, the live one's in evaluation mode."""
+        model = model or self.model
+        is_watched = model is self.model and model.training and not torch.is_grad_enabled()
+        with self.evaluation() if is_watched else nullcontext(), self._autocast():
+            return model(inputs)
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device of the run."""
@@ -206,12 +242,16 @@ class SgdTrainer:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Put the model into evaluation mode while the block runs, then every module back into its own mode."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        """Put model and loss into evaluation mode while the block runs, then every module back into its own mode."""
+        modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
         self.model.eval()
+        self.loss.eval()
         try:
             yield
         finally:
+            for module, _ in modes:
+                if type(module).train is not nn.Module.train:  # it may do more than to set the mode
+                    module.train()
             for module, mode in modes:
                 module.training = mode
 
@@ -222,7 +262,7 @@ class SgdTrainer:
             KsuitError: A parameter was replaced or added since the trainer was built, and would never be trained.
         """
         held = {id(item) for group in self.optimizer.param_groups for item in group["params"]}
-        named = named_parameters(self.model.module)
+        named = named_parameters(self.model.module, self.loss)
         lost = [name for name, item in named.items() if item.requires_grad and id(item) not in held]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -238,13 +278,15 @@ class SgdTrainer:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer (by parameter name), schedule, scaler, position, and the states of the callbacks by name.
+        """Return optimizer (by parameter name), schedule, loss, scaler, position, and the callbacks' states by name.
 
         The weights have a file of their own.
         """
         return {
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
+            "loss": dict(self.loss.state_dict()),
+            "skips": self.loss_check.skips,
             "scaler": self.scaler.state_dict(),
             "counter": self.counter.state_dict(),
             "callbacks": self.callback_states(),
@@ -255,11 +297,23 @@ class SgdTrainer:
 
         Args:
             state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these.
-            same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
-                keeps its own and moves its own schedule to the stored position.
+            same_settings: Whether learning rate, schedule and loss are those of the stored run. A fork may have others:
+                it keeps its own and moves its own schedule to the stored position.
+
+        Raises:
+            CheckpointError: The stored state belongs to another optimizer or loss.
         """
         self.counter.load_state_dict(state_dict["counter"])
-        load_optimizer_state(self.optimizer, state_dict["optimizer"], with_options=same_settings)
+        self.loss_check.skips = state_dict["skips"]
+        has_same_loss = state_dict["loss"].keys() == self.loss.state_dict().keys()
+        if has_same_loss:
+            self.loss.load_state_dict(state_dict["loss"])
+        elif same_settings:
+            raise CheckpointError(
+                f"loss: the state of another one was stored, with {list(state_dict['loss']) or 'nothing'}"
+            )
+        optimizer = state_dict["optimizer"] if has_same_loss else without_loss(state_dict["optimizer"])
+        load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])
         if same_settings:
@@ -283,10 +337,12 @@ class SgdTrainer:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
 
-def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None) -> None:
+def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None, max_skips: int) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
     if accumulation_steps < 1:
         raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
     if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
+    if max_skips < 0:
+        raise ConfigError(f"trainer.max_skips: it must not be negative, and is {max_skips}")

@@ -288,6 +288,32 @@ def test_a_nan_loss_is_skipped(maker, caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("updates", "most", "bad", "fails_at"),
+    [
+        (8, 3, {2, 3, 5, 6, 7}, None),  # three in a row, with one that is finite before them
+        (8, 2, {2, 3, 5, 6, 7}, 7),
+        (4, 10, {1, 2, 3, 4}, 4),  # no update at all was done
+        (8, 0, {3}, 3),
+    ],
+)
+def test_nan_losses_are_skipped_up_to_a_number_in_a_row(maker, updates, most, bad, fails_at):
+    run = maker.run(model=Diverging(bad), nan_loss="skip", max_skips=most, max_updates=updates)
+    if fails_at is None:
+        train(run)
+        return
+    with pytest.raises(LossError, match=f"trainer.max_skips: the loss of update {fails_at} is nan"):
+        train(run)
+
+
+def test_how_many_were_skipped_in_a_row_is_part_of_the_state(maker):
+    run = maker.run(model=Diverging({3, 4}), nan_loss="skip", max_skips=2)
+    run.counter.end_update = 4
+    train(run)
+    with pytest.raises(LossError, match="update 5 is nan, and the 2 before it were left out"):
+        train(maker.run(model=Diverging({1}), nan_loss="skip", max_skips=2, resume=True))
+
+
 def test_a_nan_loss_is_warned_of(maker, caplog):
     train(maker.run(model=Diverging({8}), nan_loss="warn"))
     assert "the loss of update 8 is nan" in caplog.text

@@ -27,7 +27,17 @@ LAYERS = (
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
     ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
     (
-        *("trainer", "batch", "fused_step", "gradients", "loss_check", "optimizer", "parameter_rules", "schedule"),
+        *(
+            "trainer",
+            "batch",
+            "fused_step",
+            "gradients",
+            "loss_check",
+            "modes",
+            "optimizer",
+            "parameter_rules",
+            "schedule",
+        ),
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states", "shared_metrics"),

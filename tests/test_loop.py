@@ -1,4 +1,5 @@
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -82,11 +83,12 @@ class Dies(CallbackBase):
 
     def _after_update(self, update_counter):
         if update_counter.update == self.update:
+            self.data_container.interruption.signal = signal.SIGINT
             raise Killed
 
 
-class Killed(BaseException):
-    """No Exception: the loop lets it through."""
+class Killed(KeyboardInterrupt):
+    """As the second Ctrl-C, which ends a run at once."""
 
 
 SUM = {"dataset_key": "test", "every_n_updates": 2}
