@@ -150,11 +150,12 @@ def _go_on(request: Request, overrides: Sequence[str]) -> int:
     config.output_dir = str(outputs.output_dir)
     if mode == "fork":
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
-    values = check_config(config)
+    values = check_config(config, trust=stored.trust)
     from ksuit_runner.runner import run
 
     launch = Launch(command_line(), stored.overrides, mode, run_id)
-    return run(values, launch, Origin(mode, run_id, tuple(stored.changes), request.checkpoint)).exit_status
+    origin = Origin(mode, run_id, tuple(stored.changes), request.checkpoint)
+    return run(values, launch, origin, trust=stored.trust).exit_status
 
 
 if __name__ == "__main__":

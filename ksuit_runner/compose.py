@@ -26,11 +26,13 @@ from ksuit_runner.stored_files import SIZE_LIMIT
 CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
-_PLACES = ("output_dir", "tracker")
+_PLACES = ("output_dir", "tracker", "trust")
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
 """Places of the config that are about a sweep and not about its runs."""
+NO_PART_OF_A_RUN = (*SWEEP_NODES, "trust")
+"""Places of the config that are not stored with a run."""
 
 
 def shipped_conf() -> Path:
@@ -178,7 +180,7 @@ def refuse_long_overrides(overrides: Sequence[str]) -> None:
 def without_sweep(config: DictConfig) -> DictConfig:
     """Return the config of a run: what says how a sweep's runs are made and launched is no part of it."""
     with open_dict(config):
-        for name in SWEEP_NODES:
+        for name in NO_PART_OF_A_RUN:
             config.pop(name, None)
     return config
 

@@ -63,8 +63,12 @@ def append_line(path: Path, line: str) -> None:
 
 def open_new(path: Path) -> TextIO:
     """Open a file that is there from now on, in place of whatever has its name; what that leads to is left alone."""
-    path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o644), "w")
+    except FileExistsError:
+        path.unlink()
+        return os.fdopen(os.open(path, flags, 0o644), "w")
 
 
 def sync(*paths: Path) -> None:

@@ -13,8 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.places import INJECTED, PLACES, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
-from ksuit_runner.targets import check_function, check_module, check_name, targets_in
+from ksuit_runner.places import (
+    DATASETS,
+    INJECTED,
+    PLACES,
+    SPECIAL_KEYS,
+    Parameter,
+    Place,
+    bind,
+    check_injected,
+    place_at,
+)
+from ksuit_runner.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.tracker.base import BaseTracker
 
 Built = TypeVar("Built")
@@ -36,9 +46,11 @@ class Factory:
 
     Args:
         config: The config of the run; one of OmegaConf is resolved first.
+        trust: Limits of a config that was not composed here; None for one that was, or is known to be the user's own.
     """
 
-    def __init__(self, config: DictConfig | Mapping[str, Any]) -> None:
+    def __init__(self, config: DictConfig | Mapping[str, Any], trust: Trust | None = None) -> None:
+        self._trust = trust
         # From here on nothing refers to other places, so that what is built is what was checked.
         self._config: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
 
@@ -100,7 +112,8 @@ class Factory:
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError(f"{place}: a `_target_` is needed")
         for below, name in targets_in(place, node):
-            _check(below, name, _locate(below, name), kind if below == place else None)
+            made = _locate(below, name, self._trust)
+            _check(below, name, made, kind if below == place else None, self._trust)
         target = _build(place, {**node, "_partial_": True})
         assert isinstance(target, partial)
         return target
@@ -171,10 +184,13 @@ def _build(place: str, value: Any) -> Any:
         raise ConfigError(f"{place}: {_reason(error)}") from error
 
 
-def _locate(place: str, name: Any) -> Any:
+def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
     """Import what a target names and return it; nothing is called."""
     try:
-        return _import(check_name(name))
+        checked = check_name(name)
+        if trust is not None:
+            trust.check_name(place, checked)
+        return _import(checked)
     except ConfigError as error:
         raise ConfigError(f"{place}._target_: {error}") from None
     except HydraException as error:
@@ -189,17 +205,35 @@ def _import(name: str) -> Any:
     return instantiate({"_target_": name, "_partial_": True}).func
 
 
-def _check(place: str, name: str, made: Any, kind: type | None) -> None:
+def _check(place: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:
     module = str(getattr(made, "__module__", ""))
+    file = getattr(sys.modules.get(module), "__file__", None)
     try:
         check_module(name, module)
         if not isinstance(made, type):
             is_allowed = (place_at(place) or Place(None)).functions and isinstance(made, FunctionType)
-            check_function(name, is_allowed, module, getattr(sys.modules.get(module), "__file__", None))
-        elif kind is not None and not issubclass(made, kind):
+            check_function(name, is_allowed, module, file)
+        if trust is not None:
+            trust.check_definition(place, name, module, file)
+            if module.startswith("ksuit_runner.") and place_at(place) is None and not _may_be_nested(made):
+                raise ConfigError(f"'{name}' is nothing that a config builds")
+        if kind is not None and isinstance(made, type) and not issubclass(made, kind):
             raise ConfigError(f"{made.__qualname__} is no {kind.__name__}")
+        if place_at(place) is DATASETS and not _is_dataset(made):
+            raise ConfigError(f"{made.__qualname__} is no dataset: it has no __len__ and __getitem__")
     except ConfigError as error:
         raise ConfigError(f"{place}._target_: {error}") from None
+
+
+def _is_dataset(made: type) -> bool:
+    return hasattr(made, "__len__") and (hasattr(made, "__getitem__") or hasattr(made, "__getitems__"))
+
+
+def _may_be_nested(made: Any) -> bool:
+    """Whether a shipped class is of a kind that configs are made of: others open files and the like."""
+    ancestors = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
+    kinds = {place.kind for place in PLACES.values()}
+    return not ancestors.isdisjoint(kinds) or (isinstance(made, type) and _is_dataset(made))
 
 
 def _value(collaborator: Any) -> Any:

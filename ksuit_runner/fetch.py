@@ -56,9 +56,10 @@ def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
 def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     for path in (run.config, run.launch):
         tracker.download(path.name, run.artifacts_dir, info.run_id)
-    checkpoints = run.checkpoints_dir.name
-    if checkpoints in tracker.list_artifacts("", info.run_id):  # one without any starts from its beginning
-        tracker.download(checkpoints, run.artifacts_dir, info.run_id)
+    there = tracker.list_artifacts("", info.run_id)
+    for path in (run.signature, run.checkpoints_dir):  # a run without checkpoints starts from its beginning
+        if path.name in there:
+            tracker.download(path.name, run.artifacts_dir, info.run_id)
     journal = Journal(run.journal)
     write_points(journal, tracked_points(tracker, info.run_id))
     run.journal_sent.write_text(str(journal.size))

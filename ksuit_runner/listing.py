@@ -8,16 +8,15 @@ from omegaconf import DictConfig
 from ksuit_runner.checkpoint_format import names
 from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
-from ksuit_runner.factory import Factory
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import IndexEntry, entries
-from ksuit_runner.sync import stored_tracker
+from ksuit_runner.sync import tracker_factory
 from ksuit_runner.terminal import make_console, print_table
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.outbox import Outbox
 
-_TAKES = ("list", "output_dir", "tracker")
+_TAKES = ("list", "output_dir", "tracker", "trust")
 
 
 def list_runs(count: str, overrides: Sequence[str]) -> int:
@@ -75,7 +74,7 @@ def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str])
 
 
 def _mark(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> None:
-    config = stored_tracker(paths, composed, overrides)
-    tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
+    factory = tracker_factory(paths, composed, overrides)
+    tracker = DeferredTracker(factory.build_tracker(paths), paths)
     tracker.attach_run(paths.run_id)
     tracker.deliver_end()

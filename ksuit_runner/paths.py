@@ -62,6 +62,7 @@ class PathProvider(OutputPaths):
         self.artifacts_dir = self.run_dir / "artifacts"
         self.config = self.artifacts_dir / "config.yaml"
         self.launch = self.artifacts_dir / "launch.json"
+        self.signature = self.artifacts_dir / "signature"
         self.environment = self.artifacts_dir / "environment.json"
         self.diff = self.artifacts_dir / "uncommitted.diff"
         self.checkpoints_dir = self.artifacts_dir / "checkpoints"
@@ -100,6 +101,7 @@ class SweepPaths(OutputPaths):
         self.sweep_dir = self.sweeps_dir / sweep_id
         self.lock = self.sweep_dir / "lock.json"
         self.plan = self.sweep_dir / "plan.json"
+        self.signature = self.sweep_dir / "signature"
         self.jobs = self.sweep_dir / "jobs.jsonl"
         self.ended = self.sweep_dir / "ended.jsonl"
         self.study = self.sweep_dir / "optuna.db"

@@ -52,9 +52,12 @@ class Place:
 
 _CALLBACK = Place("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
 
+DATASETS = Place(None)
+"""What holds datasets: any class with ``__len__`` and ``__getitem__``."""
+
 PLACES: Mapping[str, Place] = {
     "data": Place("ksuit_runner.data.container.DataContainer", injects="data"),
-    "data.datasets.*": Place(None),
+    "data.datasets.*": DATASETS,
     "model": Place("torch.nn.modules.module.Module", injects="model"),
     "loss": Place("torch.nn.modules.module.Module"),
     "optimizer": Place("torch.optim.optimizer.Optimizer", injects="optimizer"),

@@ -18,7 +18,9 @@ from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recompose import with_overrides
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
+from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import program
+from ksuit_runner.trust import trust_in_run
 
 Mode = Literal["resume", "fork", "evaluate"]
 MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
@@ -149,11 +151,13 @@ class Composed:
         config: The stored config with the changes applied.
         changes: Places that changed.
         overrides: All overrides that make it, the stored ones and the new ones.
+        trust: Limits of the config, None if this user has made it on this machine.
     """
 
     config: DictConfig
     changes: list[str]
     overrides: list[str]
+    trust: Trust | None
 
 
 def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> Composed:
@@ -164,14 +168,15 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
         ConfigError: An override names nothing that exists.
     """
     stored = read_config(paths)
-    extra = [item for item in overrides if bare_name(item) not in MODES]
+    extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
     refuse_sweep_settings(extra)
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
     changes = dict(differences(before, resolve(config)))
     if mode == "resume":
         _refuse_rewriting(changes, before, paths.run_id, extra)
-    return Composed(config, list(changes), [*read_launch(paths).overrides, *extra])
+    trust = trust_in_run(paths, config.get("tracker") or {}, overrides, changes)
+    return Composed(config, list(changes), [*read_launch(paths).overrides, *extra], trust)
 
 
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint
 from ksuit_runner.stored_files import check_folder
 from ksuit_runner.stored_run import Launch, read_launch, store_changes
+from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.trainer import SgdTrainer
@@ -64,6 +65,7 @@ def run(
     origin: Origin | None = None,
     console: Console | None = None,
     surroundings: Surroundings | None = None,
+    trust: Trust | None = None,
 ) -> Outcome:
     """Do a run.
 
@@ -73,6 +75,7 @@ def run(
         origin: The stored run that it goes on from, if any.
         console: Where a person reads along.
         surroundings: What a new run is stored with; collected for it by default.
+        trust: Limits of a config that was not composed here.
 
     Returns:
         How it ended, with an error in training, which is not raised.
@@ -81,7 +84,7 @@ def run(
         KsuitError: It could not be started.
     """
     console = console or make_console()
-    factory = Factory(config)
+    factory = Factory(config, trust)
     outputs = OutputPaths(config["output_dir"])
     with deterministic_kernels(bool(config["trainer"].get("deterministic", True))), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ksuit_runner.authorship import sign
 from ksuit_runner.check.stored import format_config, parse_config
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ResumeError, suggest
@@ -78,7 +79,9 @@ def add_to_index(
 def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
     """Store the resolved config of a run and how it was started."""
     make_folder(paths.artifacts_dir)
-    write_text(paths.config, format_config(config))
+    text = format_config(config)
+    sign(paths.signature, text)
+    write_text(paths.config, text)
     write_text(paths.launch, json.dumps(asdict(launch), indent=2) + "\n")
 
 

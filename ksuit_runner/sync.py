@@ -15,8 +15,9 @@ from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_run import find_local, read_config, unknown_run
 from ksuit_runner.terminal import make_console, sync_command
 from ksuit_runner.tracker.deferred import DeferredTracker
+from ksuit_runner.trust import trust_in_run
 
-_TAKES = ("sync", "output_dir", "tracker")
+_TAKES = ("sync", "output_dir", "tracker", "trust")
 
 
 def sync(query: str, overrides: Sequence[str]) -> int:
@@ -42,10 +43,10 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     if run_id is None:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
-    config = stored_tracker(paths, composed, overrides)
+    factory = tracker_factory(paths, composed, overrides)
     with RunLock(paths.lock):
         try:
-            tracker = DeferredTracker(Factory(config).build_tracker(outputs), outputs)
+            tracker = DeferredTracker(factory.build_tracker(outputs), outputs)
             tracker.attach_run(run_id)
             sent = send_all(tracker, paths)
         except (TrackerError, OSError) as error:
@@ -79,13 +80,17 @@ def send_all(tracker: DeferredTracker, paths: PathProvider) -> str:
     return f"run {info.name} ({paths.run_id}): sent {what}\nEverything is recorded: {tracker.where()}"
 
 
-def stored_tracker(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return the config with the tracker of the run's start, and with what the command line says about it."""
+def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> Factory:
+    """Return a factory of the tracker of the run's start, with what the command line says about it.
+
+    Raises:
+        ConfigError: The stored config is not this user's, and names what the user does not trust.
+    """
     if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
-        return composed
+        return Factory(composed)
     stored = read_config(paths).tracker
     for item in overrides:
         place = item.lstrip("+").partition("=")[0]
         if place.startswith("tracker."):
             OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
-    return OmegaConf.create({"tracker": stored})
+    return Factory(OmegaConf.create({"tracker": stored}), trust_in_run(paths, stored, overrides))

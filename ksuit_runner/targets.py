@@ -10,6 +10,8 @@ before any of them is called.
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ _REFUSED = {
 _LONGEST = 300
 DEEPEST = 50
 """How many levels of a config may be nested in each other."""
+TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
+"""Where a class may be defined that any config names: to build one of these opens no file and starts no program."""
+_PACKAGE = Path(__file__).resolve().parent
+_SHIPPED = (_PACKAGE, _PACKAGE.parent / "callbacks")
+_WRITTEN = ("runs", "sweeps", ".fetching")
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -113,6 +120,85 @@ def check_function(target: str, is_allowed: bool, module: str, file: str | None)
     if module.partition(".")[0] != "ksuit_runner" and not _is_own(file):
         raise ConfigError(
             f"'{target}' is a function of a package; only those of ksuit_runner and of the project may stand here"
+        )
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a config may name that was not composed here: what comes back from a run's folder or a server is data.
+
+    Its targets are shipped, the project's own, or of packages that the user trusts, except where the command line has
+    changed it. A config that was composed, or is known to be this user's, has no such limits.
+
+    Attributes:
+        packages: Packages or modules that the user trusts besides TRUSTED.
+        outputs: The output folder, in which no code of the project is, even if it is below the working directory.
+        changes: Dotted places that the command line has changed.
+    """
+
+    packages: tuple[str, ...]
+    outputs: Path
+    changes: tuple[str, ...] = ()
+
+    def check_name(self, place: str, target: str) -> None:
+        """Check the package that a target is reached through, before anything of it is imported.
+
+        Args:
+            place: Dotted place of the object.
+            target: Its target.
+
+        Raises:
+            ConfigError: It is neither shipped nor the project's own, and nobody trusts it.
+        """
+        top = target.partition(".")[0]
+        if self._is_changed(place) or any(top == entry.partition(".")[0] for entry in (*TRUSTED, *self.packages)):
+            return
+        try:
+            spec = find_spec(top)
+        except (ImportError, ValueError):
+            spec = None
+        files = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        if not any(self._is_of_project(file) for file in files):
+            raise self._refusal(target, top)
+
+    def check_definition(self, place: str, target: str, module: str, file: str | None) -> None:
+        """Check where a target is defined.
+
+        Args:
+            place: Dotted place of the object.
+            target: Its name in the config.
+            module: Name of the module that it is defined in.
+            file: File of that module.
+
+        Raises:
+            ConfigError: That is neither shipped nor the project's own, and nobody trusts it.
+        """
+        entries = (*TRUSTED, *self.packages)
+        is_listed = any(module == entry or module.startswith(f"{entry}.") for entry in entries)
+        if not (is_listed or self._is_changed(place) or self._is_of_project(file)):
+            raise self._refusal(target, module)
+
+    def _is_changed(self, place: str) -> bool:
+        return f"{place}._target_" in self.changes or any(
+            place == change or place.startswith((f"{change}.", f"{change}[")) for change in self.changes
+        )
+
+    def _is_of_project(self, file: str | None) -> bool:
+        if file is None:
+            return False
+        path, project, outputs = Path(file).resolve(), Path.cwd().resolve(), self.outputs.resolve()
+        if any(path.is_relative_to(folder) for folder in _SHIPPED):
+            return True
+        # Where the output folder is the project's, or around it, runs are all that is kept apart.
+        apart = [outputs] if not project.is_relative_to(outputs) else [outputs / name for name in _WRITTEN]
+        return _is_own(file) and not any(path.is_relative_to(folder) for folder in apart)
+
+    @staticmethod
+    def _refusal(target: str, module: str) -> ConfigError:
+        package = module.partition(".")[0]
+        return ConfigError(
+            f"'{target}' is of the package '{package}', and this config was not made by you on this machine. "
+            f"If you trust what it says: trust=[{package}]"
         )
 
 

@@ -12,6 +12,7 @@ from command import end_started
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from ksuit_runner.authorship import KEY_VARIABLE
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.checkpoint_format import names, read_newest
 from ksuit_runner.counter import Progress
@@ -142,6 +143,14 @@ def _plain(tree):
 def bits():
     """Return a tree of tensors as plain values that are equal only if every bit is."""
     return _plain
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _key(tmp_path_factory):
+    """Configs are signed with a key of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, str(tmp_path_factory.mktemp("state") / "key"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -148,6 +148,14 @@ def hostile_configs(canary):
     run = "torch.utils.collect_env.run"  # a function of a package that passes its argument to a shell
     yield in_config("schedule", run, shell), ("schedule._target_", "function of a package")
     yield in_config("model", run, shell), ("model._target_", "function")
+    precious = str(canary.with_name("victim"))
+    for program in (
+        ("psutil.Popen", {"args": ["touch", str(canary)]}),
+        ("numpy.memmap", {"filename": precious, "mode": "w+", "shape": [5]}),
+        ("torch._C.PyTorchFileWriter", {"_args_": [precious]}),
+    ):
+        for place in ("data.datasets.extra", "loss.weight"):
+            yield in_config(place, program[0], **program[1]), (place, "trust=[")
     writes = "ksuit_runner.durable_files.write_text"
     yield in_config("schedule", writes, path=str(canary), text="x"), ("schedule._target_", "not made for this place")
     for target_value in (["os.system"], 3, "a." * 50_000 + "b", "os", "..os.system", "os.system\n"):
@@ -161,7 +169,7 @@ def hostile_configs(canary):
     yield written("config.yaml", "just some words"), ("config.yaml", "no mapping")
     yield written("config.yaml", "a: [1, 2"), ("config.yaml", "can be read")
     yield written("config.yaml", ""), ("config.yaml", "no mapping")
-    yield written("config.yaml", "seed: 0\n"), ("name",)
+    yield written("config.yaml", "seed: 0\n"), ("the config has no",)
     yield written("config.yaml", "\n".join(f"key{i}: {i}" for i in range(700_000))), ("config.yaml", "bytes")
     yield (lambda folder: (folder / "artifacts" / "config.yaml").write_bytes(b"\xff\xfe\x00")), ("config.yaml", "read")
 

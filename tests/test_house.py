@@ -21,8 +21,8 @@ LAYERS = (
     ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output", "nested"),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
-        *("environment", "manifest", "run_lock", "stored_run", "terminal"),
-        *("compose", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
+        *("environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
+        *("compose", "trust", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
     ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),

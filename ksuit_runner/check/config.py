@@ -20,15 +20,18 @@ from ksuit_runner.check.references import check_dataset_keys, check_intervals, c
 from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import PLACES, VALUES
-from ksuit_runner.targets import check_values
+from ksuit_runner.targets import Trust, check_values
 
 
-def check_config(config: DictConfig, reader: SignatureReader | None = None) -> dict[str, Any]:
+def check_config(
+    config: DictConfig, reader: SignatureReader | None = None, trust: Trust | None = None
+) -> dict[str, Any]:
     """Check a whole config; imports neither torch nor MLflow nor any target.
 
     Args:
         config: The composed config of a run.
         reader: Knows the signatures that it has read; a sweep gives the same one for all of its jobs.
+        trust: Limits of a config that was not composed here.
 
     Returns:
         The config as plain values, with all interpolations resolved.
@@ -40,7 +43,7 @@ def check_config(config: DictConfig, reader: SignatureReader | None = None) -> d
     check_values(values)
     _check_values(values)
     _check_places(values)
-    checker = ObjectChecker(reader)
+    checker = ObjectChecker(reader, trust)
     for key in dict.fromkeys(pattern.split(".")[0] for pattern in PLACES):
         checker.walk(key, values.get(key))
     data = values.get("data")

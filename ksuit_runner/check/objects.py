@@ -11,7 +11,7 @@ from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.check.signature import Signature, SignatureReader
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
-from ksuit_runner.targets import check_function, check_module, check_name
+from ksuit_runner.targets import Trust, check_function, check_module, check_name
 
 _NESTED = Place(kind=None)
 
@@ -48,14 +48,16 @@ class ObjectChecker:
 
     Args:
         reader: Reads signatures from source, each once.
+        trust: Limits of a config that was not composed here.
 
     Attributes:
         objects: What was checked, in the order of the walk.
     """
 
-    def __init__(self, reader: SignatureReader | None = None) -> None:
+    def __init__(self, reader: SignatureReader | None = None, trust: Trust | None = None) -> None:
         self.objects: list[CheckedObject] = []
         self._reader = reader or SignatureReader()
+        self._trust = trust
 
     def walk(self, place: str, value: Any) -> None:
         """Check the value at a dotted place, and everything below it.
@@ -83,6 +85,8 @@ class ObjectChecker:
     def _check(self, place: str, node: Any, expected: Place) -> None:
         target = _target(place, node)
         try:
+            if self._trust is not None:
+                self._trust.check_name(place, target)
             signature = self._reader.read(target)
         except ConfigError as error:
             raise ConfigError(f"{place}._target_: {error}") from None
@@ -91,7 +95,7 @@ class ObjectChecker:
         if signature is None:
             bind(place, (), given, injected, any_name=True)
         else:
-            _check_kind(place, signature, expected)
+            _check_kind(place, signature, expected, self._trust)
             parameters = _to_bind(signature, node)
             wanted = bind(place, parameters, given, injected, signature.any_name)
             check_injected(place, signature.target, signature.is_class, wanted, injected)
@@ -118,11 +122,13 @@ def _target(place: str, node: Any) -> str:
         raise ConfigError(f"{place}._target_: {error}") from None
 
 
-def _check_kind(place: str, signature: Signature, expected: Place) -> None:
+def _check_kind(place: str, signature: Signature, expected: Place, trust: Trust | None) -> None:
     try:
         check_module(signature.target, signature.module)
         if not signature.is_class:
             check_function(signature.target, expected.functions, signature.module, signature.file)
+        if trust is not None:
+            trust.check_definition(place, signature.target, signature.module, signature.file)
     except ConfigError as error:
         raise ConfigError(f"{place}._target_: {error}") from None
     if expected.kind and signature.knows_bases and expected.kind not in signature.bases:

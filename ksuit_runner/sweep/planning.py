@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.check.config import resolve
 from ksuit_runner.check.objects import ObjectChecker
-from ksuit_runner.compose import SWEEP_NODES, compose_config, project_conf, shipped_conf
+from ksuit_runner.compose import NO_PART_OF_A_RUN, SWEEP_NODES, compose_config, project_conf, shipped_conf
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.override_text import bare_name, full_name, parse, root
 from ksuit_runner.sweep.job_config import JobComposer, as_job
@@ -60,7 +60,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
         fixed=fixed,
         settings=settings,
         launcher=values["launcher"],
-        base={key: value for key, value in values.items() if key not in SWEEP_NODES},
+        base={key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN},
         objective=values["objective"],
         yaml=read_yaml(choice),
     )
