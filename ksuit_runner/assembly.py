@@ -134,6 +134,7 @@ class Assembly:
         writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=self.record.paths)
         writer.config_hash = sha256(text.encode()).hexdigest()[:16]
         writer.on_written = self.record.upload
+        writer.check_owner = self.record.check_owner
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:

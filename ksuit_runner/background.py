@@ -4,11 +4,15 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from ksuit_runner.errors import TakenOverError
+
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 
 
 class Background(ABC):
     """A daemon thread that works at an interval, and after a failure again after 0.5 s, 1 s, ... 30 s.
+
+    It ends when another process has taken the run over.
 
     A thread of this kind never keeps a process from ending: what hangs in it is left to itself.
 
@@ -71,6 +75,8 @@ class Background(ABC):
                 return
             try:
                 self._work()
+            except TakenOverError:
+                return
             except BaseException as error:  # whatever it raises, training goes on
                 if not self._delay_s and not self._is_stopped:
                     self._say_failing(error)

@@ -53,6 +53,7 @@ class CheckpointWriter:
         path_provider: Paths of the run.
         config_hash: Hash of the run's config, stored with each checkpoint.
         on_written: Called, in the thread that writes, when another checkpoint is on the disk.
+        check_owner: Raises an error if the run is no longer this process's to write; called before every step of that.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class CheckpointWriter:
         self.path_provider = path_provider
         self.config_hash = ""
         self.on_written: Callable[[], None] = lambda: None
+        self.check_owner: Callable[[], None] = lambda: None
         self._interval = Interval(*given) if any(n is not None for n in given) else None
         self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
         self._keep_last = keep_last
@@ -221,12 +223,14 @@ class CheckpointWriter:
     ) -> None:
         paths = self.path_provider
         folder = paths.checkpoints_dir / name
+        self.check_owner()
         before()
         if self._tags is None:
             remove_partial(paths)
         # The same position may have been committed just before a kill.
         if not (folder.exists() and holds(folder, state, self.config_hash)):
             write_folder(folder, tensors, state, self.config_hash, tags)
+            self.check_owner()
         if tags or self._tags is None:
             all_tags = (read_tags(paths) if self._tags is None else self._tags) | dict.fromkeys(tags, name)
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")

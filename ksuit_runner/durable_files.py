@@ -2,10 +2,11 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import TextIO
 
-from ksuit_runner.stored_files import open_stored
+from ksuit_runner.stored_files import open_stored, open_to_read
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,6 +70,17 @@ def open_new(path: Path) -> TextIO:
     except FileExistsError:
         path.unlink()
         return os.fdopen(os.open(path, flags, 0o644), "w")
+
+
+def renew(path: Path) -> None:
+    """Put a copy in the place of a file: a process that has it open writes into one that nobody reads any more."""
+    if path.exists():
+        temporary = path.with_name(f".{path.name}.tmp")
+        with open_to_read(path) as source, open_new(temporary) as copy:
+            shutil.copyfileobj(source, copy.buffer)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
 
 
 def sync(*paths: Path) -> None:

@@ -24,6 +24,10 @@ class ResumeError(KsuitError):
     """The run that should go on is unknown, ambiguous, still alive, or would have its past rewritten."""
 
 
+class TakenOverError(ResumeError):
+    """Another process has taken this run over, and it is that one's to write."""
+
+
 class CheckpointError(KsuitError):
     """A checkpoint is missing, damaged, or does not belong to what is being built."""
 

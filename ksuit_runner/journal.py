@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -53,10 +53,12 @@ class Journal:
     Attributes:
         size: Size of the file in bytes.
         damaged: Number of damaged lines that were found when it was opened.
+        check_owner: Raises an error if the run is no longer this process's to write; called before every write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.check_owner: Callable[[], None] = lambda: None
         make_folder(path.parent)
         self._file = open_stored(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         sync(path.parent)
@@ -129,6 +131,8 @@ class Journal:
 
     def _write(self) -> None:
         with self._lock:
+            if self._unwritten:
+                self.check_owner()
             while self._unwritten:
                 line = self._unwritten[0]
                 # A single write: another process that reads along sees whole lines, and a killed one leaves at most one

@@ -63,13 +63,17 @@ def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str])
         return "DAMAGED"
     if box is not None and box.status is not None:
         return box.status
+    lock = RunLock(paths.lock)
     try:
-        with RunLock(paths.lock):
-            _mark(paths, composed, overrides)
-    except ResumeError:  # its process is alive
-        return "RUNNING"
+        lock.acquire(wait=False)
+    except ResumeError:  # its process is alive, or on a host of which only the clock tells
+        return "RUNNING" if lock.seems_alive() else "KILLED"
+    try:
+        _mark(paths, composed, overrides)
     except TrackerError:
         return "KILLED, which the tracker does not know yet"
+    finally:
+        lock.release()
     return "KILLED"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
+from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
 from ksuit_runner.hooks import Method
 from ksuit_runner.random_keys import mix, seed_all
 from ksuit_runner.run_state import Phase, Run, check_state, save_checkpoint, save_last_full_update
@@ -38,7 +38,8 @@ def _tell(run: Run, error: BaseException) -> None:
         run.hooks.fire("on_exception", error=error)
     except BaseException as another:
         error.add_note(f"and while callbacks were told of it: {another!r}")
-    run.log_writer.flush()
+    if not run.taken_over.is_set():
+        run.log_writer.flush()
 
 
 def _train(run: Run) -> None:
@@ -50,7 +51,7 @@ def _train(run: Run) -> None:
         first = counter.update + 1  # with which the optimizer gets its state
         while not counter.is_finished and run.interruption.signal is None:
             if run.taken_over.is_set():
-                raise ResumeError(
+                raise TakenOverError(
                     "another process goes on with this run; it ends here and leaves the record to that one"
                 )
             batch = run.trainer.to_device(run.data.next_training_batch())

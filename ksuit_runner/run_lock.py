@@ -1,4 +1,4 @@
-"""The lock of a run: one process at a time goes on with it, and a dead one keeps nobody waiting."""
+"""The lock of a run: one process at a time writes to it, and a dead one keeps nobody waiting."""
 
 from __future__ import annotations
 
@@ -10,82 +10,75 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-
-import psutil
+from typing import NamedTuple
+from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import ResumeError, TakenOverError
 from ksuit_runner.stored_files import open_stored
 
 _LOGGER = logging.getLogger(__name__)
 
-# The start of a process is known as ticks since the machine's start; its time of day can move by about a second.
-_START_TOLERANCE_S = 2.0
-_FILE_SIZE = 512
-_NO_FILE_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_MOST_BYTES = 4096
+_NO_FILE_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # the last one: of a folder on NFS
+_LOOK_S = 0.2
+_BEATS = 2.5
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock.
+    """The process that holds a lock, as its file names it.
 
     Attributes:
-        pid: Process id on its host.
-        host: Name of the host.
-        started: When the process was started, in seconds since 1970; tells it from a later one with the same id.
-        heartbeat: Last sign of life, in seconds since 1970.
+        pid: Process id, in the process table of its container.
+        host: Name of the host or container.
+        kernel: Id of the running kernel, the same for all containers on it and another one after a restart.
+        has_kernel_lock: Whether the kernel keeps the lock for it, and gives it back when it dies.
+        token: Tells it from all others.
     """
 
     pid: int
     host: str
-    started: float
-    heartbeat: float
+    kernel: str
+    has_kernel_lock: bool
+    token: str
 
-    @classmethod
-    def this_process(cls) -> Holder:
-        """Describe the calling process, alive now."""
-        started = psutil.Process().create_time()
-        return cls(pid=os.getpid(), host=socket.gethostname(), started=started, heartbeat=time.time())
 
-    def is_alive(self, stale_after_s: float) -> bool:
-        """Whether the process still runs: known on its own host, by the age of its heartbeat on all others."""
-        if self.host != socket.gethostname():
-            return time.time() - self.heartbeat < stale_after_s
-        try:
-            process = psutil.Process(self.pid)
-            # A killed process stays in the table as a zombie until its parent asks for it.
-            ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-            return not ended and abs(process.create_time() - self.started) < _START_TOLERANCE_S
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            return True
+class _Seen(NamedTuple):
+    """What there is to be seen of a lock: who holds it, which file it is, when it was touched, what the kernel says."""
 
-    def is_same_process(self, other: Holder | None) -> bool:
-        """Whether both describe one process, whenever they were written."""
-        return other is not None and (self.pid, self.host, self.started) == (other.pid, other.host, other.started)
+    holder: Holder | None
+    number: int
+    touched: int
+    is_free: bool | None
 
 
 class RunLock:
-    """Held by the process that runs a run, so that a run which is alive is not resumed a second time.
+    """Held by the process that writes to a run, so that a run which is alive is not resumed a second time.
 
-    The lock is a small JSON file. On the same host a holder counts as alive if its process is; a killed run can be
-    resumed at once. On another host it counts as alive while its heartbeat is young, which asks for clocks that
-    agree better than ``stale_after_s``. All reading and writing happens under ``flock`` on the file, so that of two
-    processes that find a dead holder only one takes its place.
+    The lock is a small file that belongs to one holder for as long as it exists: whoever takes over puts a file of its
+    own in its place, by which the earlier holder knows that it has lost the run (``check``).
+
+    Whether a holder is alive is asked of the kernel, which keeps a lock (``flock``) for it until it dies, whatever its
+    process id and the clocks say. Only of a holder on another kernel or host, or on a file system without locks, it has
+    to be found out by looking at the file for a while: a thread of the holder touches it every few seconds. One that
+    is suspended for longer than that can be taken over from another host.
 
     Args:
         path: The file, in the run's folder.
-        stale_after_s: Age at which a heartbeat from another host counts as dead, in seconds.
-        beat_s: Time between two heartbeats, in seconds.
+        stale_after_s: How long a holder on another host may give no sign of life before it counts as dead, in seconds.
+        beat_s: Time between two signs of life, in seconds.
 
     Attributes:
         lost: Set when another process has taken the lock over, as it may while this one is suspended.
+        was_forced: Whether it was taken from a holder of which it is not certain that it is dead.
     """
 
     def __init__(self, path: Path, stale_after_s: float = 30.0, beat_s: float = 5.0) -> None:
@@ -93,43 +86,90 @@ class RunLock:
         self.stale_after_s = stale_after_s
         self.beat_s = beat_s
         self.lost = threading.Event()
+        self.was_forced = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._written: Holder | None = None
+        self._name = str(path)
+        self._file = -1
+        self._holder: Holder | None = None
+        self._identity = (0, 0)
+        self._checked = 0.0
 
-    def acquire(self) -> None:
+    def acquire(self, wait: bool = True) -> None:
         """Take the lock and keep it alive from a thread.
+
+        Args:
+            wait: Whether to look for signs of life for a while where the kernel cannot tell; without, such a holder
+                counts as alive.
 
         Raises:
             ResumeError: A process that is alive holds it.
         """
         assert self._thread is None, "this lock is already held"
         make_folder(self.path.parent)
-        with _exclusive(self.path) as file:
-            holder = _read(file)
-            if holder is not None and holder.is_alive(self.stale_after_s):
-                raise ResumeError(self._explain(holder))
-            self._sign(file)
+        silent: _Seen | None = None
+        while True:
+            with _one_at_a_time(self.path.parent):
+                seen = self._look()
+                if seen is None or seen == silent:
+                    self._put_in_place()
+                    break
+            if silent is not None or not wait:
+                raise ResumeError(self._explain(seen.holder))
+            self._watch(seen)
+            silent = seen
+        self.was_forced = silent is not None
         self.lost.clear()
         self._stop.clear()
+        # A child that lives longer than this process must not keep the kernel's lock: it lets go of its copy.
+        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._thread.start()
 
+    def seems_alive(self) -> bool:
+        """Whether the holder has given a sign of life of late, by the clocks of both machines; to be shown only."""
+        seen = _see(self.path)
+        return seen is not None and time.time() - seen.touched / 1e9 < self.stale_after_s
+
+    def check(self, at_most_s: float = 0.0) -> None:
+        """Make sure that no other process has taken the run over.
+
+        Whatever writes to the run's folder, or to its record elsewhere, asks first. That takes a few microseconds.
+
+        Args:
+            at_most_s: Age up to which an earlier answer counts, in seconds; a process that was suspended asks anew.
+
+        Raises:
+            TakenOverError: One has.
+        """
+        now = time.monotonic()
+        if now - self._checked < at_most_s and not self.lost.is_set():
+            return
+        self._checked = now
+        if self.lost.is_set() or not self._is_in_place():
+            self.lost.set()
+            raise TakenOverError(
+                f"another process goes on with {self._run()}, or {self.path} was removed; it ends here, and leaves the "
+                "record to that process"
+            )
+
     def release(self) -> None:
-        """Give the lock back; a lock that meanwhile belongs to another process, or is not held, is left alone."""
+        """Give the lock back; one that meanwhile belongs to another process, or is not held, is left alone."""
         if self._thread is None:
             return
         self._stop.set()
         self._thread.join()
         self._thread = None
-        assert self._written is not None
-        # A forked child has a copy of this object, and may not end what belongs to its parent.
-        if self._written.pid != os.getpid() or not self.path.exists():
+        if self._file < 0:  # in a forked child: it belongs to the parent
             return
-        with _exclusive(self.path) as file:
-            holder = _read(file)
-            if holder is None or holder.is_same_process(self._written):
-                self.path.unlink(missing_ok=True)
+        try:
+            with _one_at_a_time(self.path.parent):
+                if self._is_in_place():
+                    os.ftruncate(self._file, 0)  # names nobody, also if it cannot be removed
+                    self.path.unlink(missing_ok=True)
+        except OSError as error:
+            _LOGGER.debug("%s could not be removed: %s", self.path, error)
+        self._close()
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -140,78 +180,153 @@ class RunLock:
     ) -> None:
         self.release()
 
+    def _look(self) -> _Seen | None:
+        """Return the holder of whom it is not known whether it is alive; None if nobody holds the lock.
+
+        Raises:
+            ResumeError: A process that is alive holds it.
+        """
+        seen = _see(self.path)
+        if seen is None or seen.holder is None:
+            return None
+        is_here = seen.holder.kernel == _kernel()
+        if seen.is_free and is_here and seen.holder.has_kernel_lock:
+            return None
+        if seen.is_free is False and seen.holder.host == socket.gethostname():
+            raise ResumeError(self._explain(seen.holder))
+        return seen
+
+    def _watch(self, seen: _Seen) -> None:
+        """Wait until the holder's time is up, or the file changes."""
+        assert seen.holder is not None
+        # Clocks may be wrong, so that an old file alone says nothing: one that is alive touches it twice meanwhile.
+        silent_s = max(0.0, time.time() - seen.touched / 1e9)
+        wait_s = max(self.stale_after_s - silent_s, _BEATS * self.beat_s)
+        message = "%s was held by pid %d on host %s: waiting for a sign of life, %.0f s at most"
+        _LOGGER.warning(message, self._run(), seen.holder.pid, seen.holder.host, wait_s)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and _see(self.path) == seen:
+            time.sleep(min(_LOOK_S, wait_s))
+
+    def _put_in_place(self) -> None:
+        """Make this process's file and put it in place of an earlier one."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
+        temporary.unlink(missing_ok=True)
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            is_locked = bool(_flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            self._holder = Holder(os.getpid(), socket.gethostname(), _kernel(), is_locked, uuid4().hex)
+            os.write(file, json.dumps(asdict(self._holder)).encode())
+            os.rename(temporary, self.path)
+        except BaseException:
+            os.close(file)
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        found = os.fstat(file)
+        self._file, self._identity = file, (found.st_dev, found.st_ino)
+
+    def _is_in_place(self) -> bool:
+        try:
+            found = os.stat(self._name, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file system that is away says nothing about who holds the run
+            return True
+        if (found.st_dev, found.st_ino) == self._identity:
+            return True
+        try:
+            seen = _see(self.path)  # there are file systems on which the numbers of files change
+        except (OSError, ResumeError):
+            return False
+        if seen is None or seen.holder != self._holder:
+            return False
+        self._identity = (found.st_dev, found.st_ino)
+        return True
+
     def _beat(self) -> None:
         while not self._stop.wait(self.beat_s):
             try:
-                with _exclusive(self.path) as file:
-                    holder = _read(file)
-                    if holder is None or holder.is_same_process(self._written):
-                        self._sign(file)
-                        continue
-            except (OSError, ResumeError) as error:
-                _LOGGER.debug("no heartbeat written to %s: %s", self.path, error)
-                continue
-            self.lost.set()
-            _LOGGER.error("this run has been taken over by pid %d on host %s", holder.pid, holder.host)
-            return
+                self.check()
+                os.utime(self._file)
+            except TakenOverError:
+                _LOGGER.error("%s has been taken over by another process", self._run())
+                return
+            except OSError as error:
+                _LOGGER.debug("no sign of life given at %s: %s", self.path, error)
 
-    def _sign(self, file: int) -> None:
-        # The start is written anew each time: when the machine's clock is set, it moves along.
-        self._written = Holder.this_process()
-        _write(file, self._written)
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
-    def _explain(self, holder: Holder) -> str:
-        age = max(0, round(time.time() - holder.heartbeat))
-        return (
-            f"run {self.path.parent.name[:8]}… is still running: "
-            f"pid {holder.pid} on host {holder.host}, last sign of life {age} s ago"
-        )
+    def _run(self) -> str:
+        return f"run {self.path.parent.name[:8]}…"
+
+    def _explain(self, holder: Holder | None) -> str:
+        who = f": pid {holder.pid} on host {holder.host}" if holder else ""
+        return f"{self._run()} is still running{who}"
+
+
+def _close_in_child(lock: weakref.ref[RunLock]) -> None:
+    if (held := lock()) is not None:
+        held._close()
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[int]:
-    """Open the file, making it if there is none, and keep all others out until the block ends."""
-    file = _open_locked(path)
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process of this kernel at a time look at the lock in a folder and take it."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield file
+        _flock(file, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(file)
 
 
-def _open_locked(path: Path) -> int:
-    while True:
-        file = open_stored(path, os.O_RDWR | os.O_CREAT)
-        try:
-            _flock(file)
-            # Whoever released the lock while this process waited has removed the file that was opened here.
-            if os.fstat(file).st_ino == path.lstat().st_ino:
-                return file
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _flock(file: int) -> None:
+def _flock(file: int, operation: int) -> bool | None:
+    """Lock a file; return whether that was possible, None on a file system without locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
     except OSError as error:
-        # A network file system without locks: what the file says still keeps a second process out, except one that
-        # comes at the very same moment.
         if error.errno not in _NO_FILE_LOCKS:
             raise
+        return None
+    return True
+
+
+def _kernel() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _read(file: int) -> Holder | None:
-    """Return who the file names; None if it is new, or if the one who wrote it was killed in the middle of it."""
+    """Return who a file names; None if nobody, or something else than this module writes."""
     try:
-        return Holder(**json.loads(os.pread(file, _FILE_SIZE, 0)))
+        return Holder(**json.loads(os.pread(file, _MOST_BYTES, 0)))
     except (ValueError, TypeError):
         return None
 
 
-def _write(file: int, holder: Holder) -> None:
-    # Always the same length: a person who looks at the file never sees the rest of an older, longer text.
-    os.pwrite(file, json.dumps(asdict(holder)).ljust(_FILE_SIZE).encode(), 0)
+def _see(path: Path) -> _Seen | None:
+    """Return what there is to be seen of a lock; None if there is no file.
+
+    It is opened, and not only asked for its times, as a network file system then asks the server.
+
+    Raises:
+        ResumeError: It is nothing that a run would have left.
+    """
+    try:
+        file = open_stored(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        found = os.fstat(file)
+        # Shared, so that several may look at once: only the holder keeps it for itself.
+        return _Seen(_read(file), found.st_ino, found.st_mtime_ns, _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB))
+    finally:
+        os.close(file)

@@ -5,11 +5,15 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ksuit_runner import __version__
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.durable_files import renew
 from ksuit_runner.environment import Surroundings
+from ksuit_runner.errors import TakenOverError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
@@ -23,6 +27,7 @@ from ksuit_runner.uploader import Uploader
 
 _LOGGER = logging.getLogger(__name__)
 _AWAY_TIMEOUT_S = 2.5  # how long the end waits for a tracker that could not be reached before it
+_OWNER_KNOWN_S = 0.01
 _LAST_WORD_S = 2.0  # of the time for closing, what is kept for the status
 
 
@@ -45,6 +50,9 @@ class RunRecord:
         self.tracker = tracker
         self.paths = paths
         self.journal = journal
+        # Every flush asks, which must cost next to nothing; what an earlier owner has written meanwhile nobody reads.
+        journal.check_owner = partial(lock.check, _OWNER_KNOWN_S)
+        tracker.check_owner = lock.check
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
         self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
         self._sender.on_recovered = self._uploader.notify
@@ -101,6 +109,8 @@ class RunRecord:
             deferred.reach()
         else:
             deferred.resume_run(paths.run_id)
+        if lock.was_forced:
+            renew(paths.journal)  # its earlier owner may wake up in the middle of a write
         record = cls(deferred, paths, lock, open_journal(paths, deferred))
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
@@ -142,18 +152,27 @@ class RunRecord:
         """Wait, for a bounded time, until the tracker has all metrics up to now, and return whether it has."""
         return self._sender.flush(self.tracker.close_timeout_s)
 
+    def check_owner(self) -> None:
+        """Make sure that no other process has taken the run over.
+
+        Raises:
+            TakenOverError: One has.
+        """
+        self._lock.check()
+
     def upload(self) -> None:
         """Have the files and checkpoints that have come since uploaded, behind training."""
         self._uploader.request()
 
     def close(self, status: EndStatus) -> None:
         """Send what is left and set the status, within a bounded time; what is not sent then is said, and kept."""
-        if self.taken_over.is_set():
-            self.tracker.close()  # the status is the other process's to set
-        else:
+        with suppress(TakenOverError):  # the status is the other process's to set
+            self.check_owner()
             if self.tracker.status != status:
                 self.tracker.end_run(status)
             self._send_the_rest()
+        if self.taken_over.is_set():
+            self.tracker.close()
         missing = self._uploader.missing()
         self._uploader.close()
         unsent = self._sender.close(0)

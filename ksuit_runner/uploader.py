@@ -63,6 +63,7 @@ class Uploader(Background):
         if asked == self._done or not self._tracker.is_bound:
             return
         if not self._tracker.artifacts_are_local:
+            self._tracker.check_owner()
             self._mirror.update()
             if self._is_last:
                 self._mirror.upload_log()

@@ -102,6 +102,7 @@ class Session:
         self._skipped: dict[int, str] = {}
         self._surroundings = Surroundings() if launcher.runs_here else None
         self._total = 0
+        self._lock = RunLock(paths.lock)
 
     def run(self, source: JobSource, total: int, is_resumed: bool) -> int:
         """Do the jobs that are not done, and return the exit status.
@@ -114,7 +115,7 @@ class Session:
         Raises:
             ResumeError: The sweep is alive elsewhere.
         """
-        with RunLock(self.paths.lock), catch_signals() as interruption:
+        with self._lock, catch_signals() as interruption:
             if is_resumed:
                 records = find_records(self.paths, self._plan, self._tracker)
                 self._records = fetch_runs(self._tracker, self.paths, records)
@@ -131,7 +132,8 @@ class Session:
                 number, status = 2, "KILLED"
             finally:
                 self._launcher.close()
-                self._finish(source, status)
+                if not self._lock.lost.is_set():
+                    self._finish(source, status)
         return 128 + number if number is not None else int(status == "FAILED")
 
     def _share_plan(self) -> None:
@@ -159,6 +161,7 @@ class Session:
 
         def on_end(task: Task, result: JobResult) -> None:
             job = jobs[task.index]
+            self._lock.check()
             note_end(self.paths, result)
             self._results[task.index] = result
             source.told(job, result.status, result.run_id)
@@ -181,6 +184,7 @@ class Session:
                 source.told(job, status, record.run_id if record else None)
                 continue
             jobs[job.index] = job
+            self._lock.check()
             yield self._task(job, record)
 
     def _task(self, job: Job, record: JobRecord | None) -> Task:

@@ -36,12 +36,14 @@ class DeferredTracker(LocalIdTracker):
 
     Attributes:
         status_before: How a run that goes on had ended; None for a new one, and for one that was killed.
+        check_owner: Raises an error if the run is no longer this process's to record; called before everything that is.
     """
 
     def __init__(self, tracker: BaseTracker, outputs: OutputPaths) -> None:
         super().__init__(tracker, outputs)
         self.require, self.close_timeout_s = tracker.require, tracker.close_timeout_s
         self.status_before: EndStatus | None = None
+        self.check_owner: Callable[[], None] = lambda: None
         self._box: Outbox | None = None
         self._bind_known: Callable[[str], RunInfo] = tracker.resume_run
         self._is_bound = False
@@ -157,11 +159,13 @@ class DeferredTracker(LocalIdTracker):
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points at once: who calls this has them in the journal and waits for the answer."""
+        self.check_owner()
         self._bind()
         self._tracker.log_points(points)
 
     def deliver(self) -> None:
         """Register the run if it is not, and pass on what was kept, except for its end."""
+        self.check_owner()
         self._bind()
         box = self._outbox
         if not box.has_messages:
@@ -177,6 +181,7 @@ class DeferredTracker(LocalIdTracker):
         """Pass on how the run ended."""
         box = self._outbox
         if box.has_end and box.status is not None:
+            self.check_owner()
             self._bind()
             self._tracker.end_run(box.status, box.end_time)
             with self._lock:
@@ -244,6 +249,7 @@ class DeferredTracker(LocalIdTracker):
     def _store(self, box: Outbox | None = None) -> None:
         box = box or self._outbox
         if not (self._is_closed or self._is_held):
+            self.check_owner()
             box.store(self._paths(box.run_id))
 
 
