@@ -25,23 +25,24 @@ class TrainLoss(PeriodicCallback):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._count = 0.0
 
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, Tensor], outputs: Any
     ) -> None:
-        size = self.trainer.batch_size(batch)
-        self._count += size
+        weight = self.trainer.part_weight(batch)
+        self._count += weight
         for name, loss in losses.items():
+            factor = 1 if name == "total" and self.trainer.sums_up else weight
             if name in self._sums:
-                self._sums[name].add_(loss, alpha=size)
+                self._sums[name].add_(loss, alpha=factor)
             else:
-                self._sums[name] = loss.float() * size
+                self._sums[name] = loss.float() * factor
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for name, value in self._sums.items():
             self.writer.add_scalar("loss/train" if name == "total" else f"loss_{name}/train", value / self._count)
-        self._sums, self._count = {}, 0
+        self._sums, self._count = {}, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last log."""

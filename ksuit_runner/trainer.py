@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, sugges
 from ksuit_runner.fused_step import FusedStep
 from ksuit_runner.gradients import clip_gradients, forget_gradients, versions
 from ksuit_runner.loss_check import LossCheck, check_losses
+from ksuit_runner.loss_weights import LossWeights
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.modes import Modes
 from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state, without_loss
 from ksuit_runner.parameter_rules import ParameterRules, named_parameters
 
+_LOGGER = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,7 +37,8 @@ class SgdTrainer:
         data_container: Datasets of the run.
         optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
         schedule: Makes the learning-rate schedule for an optimizer and a number of updates.
-        loss: Module that maps (outputs, targets) to the mean loss over the samples. Its parameters are trained, under
+        loss: Module that maps (outputs, targets) to the mean loss over the samples, or over what its method
+            ``count(targets)`` returns; the losses of torch are known. Its parameters are trained, under
             names that begin with ``loss.``, and its state is part of the trainer's.
         max_epochs: End after this many epochs.
         max_updates: End after this many updates.
@@ -54,6 +58,7 @@ class SgdTrainer:
         counter: Position and end of the run.
         evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
+        sums_up: Whether the total loss is a sum over the samples, and not a mean.
         modes: Sees to it that only updates compute in training mode.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
         loss_check: Sees to losses that are no finite numbers.
@@ -91,6 +96,8 @@ class SgdTrainer:
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
+        self._weights = LossWeights(self.loss)
+        self.sums_up = self._weights.are_sums and type(self).training_step is SgdTrainer.training_step
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
         self.deterministic = deterministic
@@ -108,6 +115,7 @@ class SgdTrainer:
         )
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
+        self._weighed: list[tuple[Any, float]] = []
         self._has_split = self._has_checked_losses = False
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
@@ -162,7 +170,48 @@ class SgdTrainer:
             if len(parts) > 1 and not self._has_split:
                 self._has_split = True
                 report_shared(batch, size)
+        self._weighed = []
+        if len(parts) > 1:
+            parts, size = self._weigh(parts), self.batch_size(batch)
+            self._weighed = [(part, self.batch_size(part) if self.sums_up else share * size) for part, share in parts]
         return parts
+
+    def _weigh(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts with their shares of what the loss of the whole batch is a mean over."""
+        if self.sums_up:
+            return [Part(part.batch, 1.0) for part in parts]
+        weights = [self.weight(part.batch) for part in parts]
+        if not any(isinstance(weight, Tensor) for weight in weights):
+            counts = [float(weight) for weight in weights]
+        else:
+            counts = torch.stack([torch.as_tensor(weight, device=self.device) for weight in weights]).tolist()
+        total = sum(counts)
+        if not total > 0:
+            return parts
+        # The mean over nothing is NaN: what has nothing to learn from is left out.
+        return [Part(part.batch, count / total) for part, count in zip(parts, counts, strict=True) if count > 0]
+
+    def weight(self, batch: Any) -> float | Tensor:
+        """Return how much the total loss of a batch counts beside those of others: what it is a mean over.
+
+        These are the targets that the loss counts, see ``LossWeights``, or else the samples. A ``training_step`` that
+        takes the mean over something else, such as tokens, overrides this as well.
+        """
+        samples = self.batch_size(batch)
+        if self.sums_up:
+            return samples
+        try:
+            _, targets = self.inputs_and_targets(batch)
+        except KsuitError:  # only the training step knows them
+            targets = None
+        return self._weights.of(targets, samples)
+
+    def part_weight(self, batch: Any) -> float:
+        """Return for how many samples the loss of a part of the training batch stands: its share of them."""
+        for part, weight in self._weighed:
+            if part is batch:
+                return weight
+        return self.batch_size(batch)
 
     # The pieces of an update, in the order of the loop
 
@@ -172,6 +221,8 @@ class SgdTrainer:
             result = self.training_step(batch, model or self.model)
         if not self._has_checked_losses:
             check_losses(type(self).__name__, result)
+            if self._weights.are_sums and not self.sums_up:
+                _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
             self._has_checked_losses = True
         return result
 

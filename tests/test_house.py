@@ -33,6 +33,7 @@ LAYERS = (
             "fused_step",
             "gradients",
             "loss_check",
+            "loss_weights",
             "modes",
             "optimizer",
             "parameter_rules",

@@ -193,3 +193,24 @@ def test_a_longer_run_has_the_rate_of_its_own_curve_before_its_first_update(make
     longer.load_state_dict(first.state_dict())
     follow_new_length(longer.schedule)
     assert longer.learning_rates() == {"default": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda losses, outputs: losses["total"], "returns a Tensor; it has to return"),
+        (lambda losses, outputs: ({"classes": losses["total"]}, outputs), "no 'total', .* sum up 'classes' for it"),
+        (lambda losses, outputs: ({**losses, "accuracy": 0.5}, outputs), "returns a float as 'accuracy'"),
+        (lambda losses, outputs: ({"total": outputs}, outputs), r"tensor of shape \(5, 3\) as 'total'"),
+        (lambda losses, outputs: ({"total": losses["total"].detach()}, outputs), "no parameter has a gradient"),
+    ],
+)
+def test_what_a_training_step_returns_is_explained(maker, change, message):
+    class Own(SgdTrainer):
+        def training_step(self, batch, model):
+            return change(*super().training_step(batch, model))
+
+    base = maker.trainer()
+    trainer = Own(base.model, base.data_container, SGD, constant, nn.CrossEntropyLoss(), max_updates=2)
+    with pytest.raises(KsuitError, match=message):
+        trainer.forward(BATCH)
