@@ -13,6 +13,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.random_keys import draws_nothing
 
 
 class Ema(CallbackBase):
@@ -56,6 +57,7 @@ class Ema(CallbackBase):
             for average in self.models.values():
                 average.load_state_dict(self.model.state_dict())
 
+    @draws_nothing
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         self.updates += 1
         parameters, others = self._live

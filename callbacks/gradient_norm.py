@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.random_keys import draws_nothing
 
 
 class GradientNorm(PeriodicCallback):
@@ -12,6 +13,7 @@ class GradientNorm(PeriodicCallback):
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_norm",)
 
+    @draws_nothing
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         if self.trainer.grad_norm is not None:
             self.writer.add_scalar("gradient_norm", self.trainer.grad_norm)

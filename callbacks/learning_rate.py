@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.random_keys import draws_nothing
 
 
 class LearningRate(PeriodicCallback):
@@ -21,6 +22,7 @@ class LearningRate(PeriodicCallback):
         # Decided once: groups that differ may meet later, such as at 0 when a schedule ends.
         self._is_shared = len(set(self.trainer.learning_rates().values())) == 1
 
+    @draws_nothing
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for group, rate in self.trainer.learning_rates().items():
             if self._is_shared:

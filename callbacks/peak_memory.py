@@ -6,6 +6,7 @@ from typing import ClassVar
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.device import peak_memory_bytes
 from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.random_keys import draws_nothing
 
 
 class PeakMemory(PeriodicCallback):
@@ -14,5 +15,6 @@ class PeakMemory(PeriodicCallback):
     logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)
     is_repeatable: ClassVar[bool] = False
 
+    @draws_nothing
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("peak_memory_gb", peak_memory_bytes(self.trainer.device) / 1e9)

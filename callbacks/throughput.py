@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.random_keys import draws_nothing
 
 
 class Throughput(PeriodicCallback):
@@ -30,6 +31,7 @@ class Throughput(PeriodicCallback):
         self.data_container.take_wait_seconds()
         self._restart(update_counter)
 
+    @draws_nothing
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         seconds = perf_counter() - self._start
         self.writer.add_scalar("samples_per_second", (update_counter.sample - self._sample) / seconds)

@@ -138,8 +138,9 @@ class Assembly:
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:
-        own = self.factory.build_all("callbacks", CallbackBase, **collaborators)
-        default = self.factory.build_all("default_callbacks", CallbackBase, **collaborators)
+        scope = partial(keyed, int(self.config["seed"]), "callback")
+        own = self.factory.build_all("callbacks", CallbackBase, scope, **collaborators)
+        default = self.factory.build_all("default_callbacks", CallbackBase, scope, **collaborators)
         twice = sorted(own.keys() & default.keys())
         if twice:
             raise ConfigError(f"callbacks.{twice[0]}: default_callbacks has one of this name, give it another one")

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
@@ -86,10 +87,26 @@ class Factory:
         """Build the tracker, which is not bound to a run yet."""
         return self.build("tracker", BaseTracker, output_paths=output_paths)  # type: ignore[type-abstract]
 
-    def build_all(self, place: str, kind: type[Built], **collaborators: Any) -> dict[str, Built]:
-        """Build every object below a place, by its key, which is handed to it as ``name``."""
-        keys = list(self._node(place) or {})
-        return {key: self.build(f"{place}.{key}", kind, name=key, **collaborators) for key in keys}
+    def build_all(
+        self,
+        place: str,
+        kind: type[Built],
+        scope: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        **collaborators: Any,
+    ) -> dict[str, Built]:
+        """Build every object below a place, by its key, which is handed to it as ``name``.
+
+        Args:
+            place: Dotted place of the node.
+            kind: Class that they have to be of.
+            scope: Makes the context in which the object of a key is built.
+            **collaborators: What the runner can provide, by name.
+        """
+        built = {}
+        for key in self._node(place) or {}:
+            with scope(key):
+                built[key] = self.build(f"{place}.{key}", kind, name=key, **collaborators)
+        return built
 
     def delayed(self, place: str, kind: type | None) -> Callable[..., Any]:
         """Return what builds the object at a place once its collaborators are there, such as an optimizer."""

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any, Final
 
 import torch
 
@@ -11,6 +13,7 @@ from ksuit_runner.callback_states import CallbackStates, implements
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.random_keys import may_draw, mix, seed_all, undisturbed
 from ksuit_runner.shared_metrics import check_shared_metrics
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,13 +32,17 @@ HOOKS = (
     "after_log",
 )
 
+BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step")
+"""Hooks after whose draws training itself may draw, in the backward pass and in the optimizer's step."""
+
 Method = Callable[..., None]
 
 
 class Hooks:
     """Fires the hooks of a run's callbacks, in the order of the config.
 
-    What a callback implements is worked out once; a hook that no callback implements costs a look into a table.
+    What a callback implements is worked out once; a hook that no callback implements costs a look into a table. Before
+    a hook is called the random generators are seeded for it alone, unless it is marked with ``draws_nothing``.
 
     Args:
         callbacks: Callbacks by name.
@@ -49,6 +56,7 @@ class Hooks:
         states: Their states.
         done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
         gradient_versions: Returns a number for each gradient of the run that is another one once it has changed.
+        seed: Seed of the run.
     """
 
     def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
@@ -58,6 +66,7 @@ class Hooks:
         check_shared_metrics(self.callbacks, update_counter)
         self.states = CallbackStates(self.callbacks)
         self.done: list[str] = []
+        self.seed = 0
         self._counter = update_counter
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
@@ -68,21 +77,30 @@ class Hooks:
                 self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         self.gradient_versions: Callable[[], list[int]] = list
+        methods = [*chain(*self._table.values()), *chain(*self._periodic.values())]
+        self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
 
-    def has(self, *hooks: str) -> bool:
-        """Whether any callback implements one of these hooks."""
-        return any(self._table[hook] for hook in hooks)
+    def fire(self, hook: str, step: int = 0, **arguments: Any) -> None:
+        """Call a hook of all callbacks that implement it.
 
-    def fire(self, hook: str, **arguments: Any) -> None:
-        """Call a hook of all callbacks that implement it."""
+        Args:
+            hook: Name of the hook.
+            step: Number of the accumulation step.
+            **arguments: What it is called with.
+        """
         methods = self._table[hook]
         if methods:
-            with torch.no_grad():
+            with torch.no_grad(), self._generators_for(hook, methods):
                 for method in methods:
-                    self._call(method, arguments)
+                    self._call(method, arguments, step)
 
-    def fire_between(self, hook: str, **arguments: Any) -> None:
+    def fire_between(self, hook: str, step: int = 0, **arguments: Any) -> None:
         """Call a hook between the first backward pass of an update and its step, when there are gradients.
+
+        Args:
+            hook: Name of the hook.
+            step: Number of the accumulation step.
+            **arguments: What it is called with.
 
         Raises:
             KsuitError: A callback has computed gradients into them; this would change the weights.
@@ -91,10 +109,10 @@ class Hooks:
         if not methods:
             return
         before = self.gradient_versions()
-        with torch.no_grad():
+        with torch.no_grad(), self._generators_for(hook, methods):
             for method in methods:
                 count = torch._C._autograd._get_sequence_nr()
-                self._call(method, arguments)
+                self._call(method, arguments, step)
                 # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
                 is_suspect = hook == "before_every_backward" or torch._C._autograd._get_sequence_nr() != count
                 if is_suspect and self.gradient_versions() != before:
@@ -126,7 +144,7 @@ class Hooks:
                     states.keep(callback)
                     mark = callback.writer.mark()
                     try:
-                        self._call(method, arguments)
+                        self._call(method, arguments, label)
                     except BaseException as error:
                         callback.writer.discard(mark)
                         if not isinstance(error, Interrupted):  # that comes in an evaluation, which changes no state
@@ -180,9 +198,23 @@ class Hooks:
         for item in self.callbacks.values():
             item.close()
 
-    def _call(self, method: Method, arguments: Mapping[str, Any]) -> None:
+    def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str = 0) -> None:
+        if method in self._drawing:
+            self._seed(method, part)
         try:
             method(**arguments)
         except StopTraining as stop:
             self._counter.stopped = True
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
+
+    def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
+        """Keep the generators of training, if the hooks may draw where it goes on with them."""
+        is_apart = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
+        return undisturbed() if is_apart else nullcontext()
+
+    def _seed(self, method: Method, part: int | str) -> None:
+        callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+        hook = method.__name__
+        # What is drawn for the whole run must be the same again after a resume.
+        update = self._counter.update if hook != "before_training" else 0
+        seed_all(mix(self.seed, "callback", str(callback.name), hook, update, part))

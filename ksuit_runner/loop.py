@@ -7,6 +7,7 @@ from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
 from ksuit_runner.hooks import Method
 from ksuit_runner.random_keys import mix, seed_all
 from ksuit_runner.run_state import Phase, Run, check_state, save_checkpoint, save_last_full_update
+from ksuit_runner.trainer import SgdTrainer
 
 _MOST_ROUNDS = 100
 
@@ -54,8 +55,9 @@ def _train(run: Run) -> None:
                 raise TakenOverError(
                     "another process goes on with this run; it ends here and leaves the record to that one"
                 )
-            batch = run.trainer.to_device(run.data.next_training_batch())
-            do_update(run, batch)
+            batch = run.data.next_training_batch()
+            _seed_batch(run, "to_device")
+            do_update(run, run.trainer.to_device(batch))
             finish_update(run)
             if counter.update == first:
                 check_state(run)
@@ -102,35 +104,39 @@ def do_update(run: Run, batch: Any) -> None:
     run.hooks.states.keep_all()
     trainer.keep_buffers()
     trainer.modes.train()
-    if run.hooks.has("before_every_update", "before_every_accumulation_step"):
-        # What these hooks draw may change the batch, and must not depend on where the batch was fetched.
-        seed_all(mix(run.seed, "hooks", counter.update, run.rank))
     fire("before_every_update", update_counter=counter)
+    _seed_batch(run, "split")
     for step, (part, share) in enumerate(trainer.split(batch)):
         if step > 0:
             trainer.modes.train()
             fire = run.hooks.fire_between
-        fire("before_every_accumulation_step", update_counter=counter, batch=part)
+        fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
         # From here on every random draw of this step depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
         losses, outputs = trainer.forward(part)
         if trainer.loss_check.leaves_out(losses, counter.update):
             trainer.leave_out_step()
             break
-        fire("before_every_backward", update_counter=counter, losses=losses)
+        fire("before_every_backward", step, update_counter=counter, losses=losses)
         if step == 0:
             trainer.forget_gradients()  # those that callbacks have left behind
         trainer.backward(losses, share)
         trainer.modes.evaluate()
         losses = {name: loss.detach() for name, loss in losses.items()}
         run.hooks.fire_between(
-            "track_after_accumulation_step", update_counter=counter, batch=part, losses=losses, outputs=outputs
+            "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
         )
     else:
         run.phase = Phase.STEP
         trainer.step()
     counter.update += 1
     run.log_writer.is_ahead = False
+
+
+def _seed_batch(run: Run, method: str) -> None:
+    """Seed the generators for a trainer's own way to treat a batch; where the batch was fetched does not count."""
+    if getattr(type(run.trainer), method) is not getattr(SgdTrainer, method):
+        seed_all(mix(run.seed, method, run.counter.update, run.rank))
 
 
 def finish_update(run: Run, skip: Sequence[str] = ()) -> None:

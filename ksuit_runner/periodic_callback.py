@@ -76,9 +76,11 @@ class DatasetCallback(PeriodicCallback):
         models = self.trainer.evaluation_models
         with self.trainer.evaluation():
             for number, batch in enumerate(self.data_container.evaluation_batches(self.dataset_key)):
-                # What is drawn from here on must not depend on where the batch was fetched.
+                # Each evaluation draws the same for a batch, so that values of two updates can be compared.
                 seed_all(mix(self.data_container.seed, "evaluation", self.dataset_key, number))
                 self._process_batch(self.trainer.to_device(batch), models)
+        # The models that are offered may have drawn, too.
+        seed_all(mix(self.data_container.seed, "results", str(self.name), update_counter.update))
         self._process_results(update_counter)
 
     @property

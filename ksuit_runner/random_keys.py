@@ -1,14 +1,16 @@
 """Keyed randomness: every random draw belongs to a position of the run, none to a stream.
 
 Before an update the generators are seeded from (seed, update, accumulation step, rank), before a fetch from
-(seed, dataset, epoch, batch). A position is a few integers, so nothing has to be replayed or stored to resume, and
-what a callback draws is forgotten at the next update.
+(seed, dataset, epoch, batch), before a callback's hook from (seed, callback, hook, update). A position is a few
+integers, so nothing has to be replayed or stored to resume, and what a callback draws changes neither training nor what
+another callback draws.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,14 +38,44 @@ def seed_host(key: int) -> None:
     np.random.seed(key & 0xFFFFFFFF)
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def draws_nothing(function: Function) -> Function:
+    """Mark a function that draws no random number, before whose call no generator has to be seeded.
+
+    It is for what is called at every update: a callback's hook, or a dataset's ``__getitems__`` that returns a finished
+    batch by indexing alone. A subclass that overrides the function has to mark its own.
+    """
+    function.draws_nothing = True  # type: ignore[attr-defined]
+    return function
+
+
+def may_draw(function: Any) -> bool:
+    """Whether a function is not marked with ``draws_nothing``."""
+    return not getattr(function, "draws_nothing", False)
+
+
 @contextmanager
-def keyed(*parts: int | str) -> Iterator[None]:
-    """Run a block under a key of its own and give back the CPU generators as they were found."""
+def undisturbed() -> Iterator[None]:
+    """Run a block and give back all generators as they were found."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seed_all(mix(*parts))
+    accelerator = torch.cuda if torch.cuda.is_initialized() else torch.mps  # type: ignore[no-untyped-call]
+    has_accelerator = accelerator is torch.cuda or torch.backends.mps.is_available()
+    accelerator_state = accelerator.get_rng_state() if has_accelerator else None
     try:
         yield
     finally:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+        if accelerator_state is not None:
+            accelerator.set_rng_state(accelerator_state)
+
+
+@contextmanager
+def keyed(*parts: int | str) -> Iterator[None]:
+    """Run a block under a key of its own and give back all generators as they were found."""
+    with undisturbed():
+        seed_all(mix(*parts))
+        yield

@@ -58,6 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.data.interruption = self.interruption
+        self.hooks.seed = self.seed
         self.trainer.callback_states = self.hooks.states.state_dict
         self.hooks.gradient_versions = self.trainer.gradient_versions
 

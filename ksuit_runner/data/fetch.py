@@ -1,7 +1,8 @@
 """Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -9,23 +10,11 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from ksuit_runner.errors import Interrupted
-from ksuit_runner.random_keys import mix, seed_all
+from ksuit_runner.random_keys import draws_nothing as draws_nothing  # where datasets look for it
+from ksuit_runner.random_keys import may_draw, mix, seed_all, undisturbed
 
 EVALUATION: Final = 0
 """The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
-
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def draws_nothing(getitems: Method) -> Method:
-    """Mark a dataset's ``__getitems__`` that returns a finished batch by indexing alone: it draws no random number.
-
-    Then a fetch seeds no generator, which for data in memory costs more than the batch. A subclass that overrides
-    the method has to mark its own.
-    """
-    getitems.draws_nothing = True  # type: ignore[attr-defined]
-    return getitems
 
 
 class Fetch(NamedTuple):
@@ -51,10 +40,11 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     collate, anything else for the finished batch. Otherwise the samples come from ``__getitem__``, one by one. They are
     collated by the dataset's ``collate_fn`` if it has one, else by torch's ``default_collate``.
 
-    Torch's, numpy's and Python's generators are seeded with the batch's position first and are not put back: a training
-    step seeds its own, and an evaluation leaves nothing behind that one would see. The number of threads is one, as in
-    a worker process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked
-    with ``draws_nothing`` is called as it is.
+    Torch's, numpy's and Python's generators are seeded with the batch's position first. They stay so after a training
+    batch, because a training step seeds its own; after a batch of an evaluation they are given back to the callback
+    that asked for it, whose draws must not depend on where it is fetched. The number of threads is one, as in a worker
+    process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked with
+    ``draws_nothing`` is called as it is.
 
     Args:
         datasets: Datasets by key.
@@ -64,13 +54,14 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     dataset_key, epoch, batch, indices = request
     dataset = datasets[dataset_key]
     getitems = getattr(dataset, "__getitems__", None)
-    if getattr(getitems, "draws_nothing", False):
-        return getitems(indices)  # type: ignore[misc]
+    if getitems is not None and not may_draw(getitems):
+        return getitems(indices)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seed_all(mix(seed, dataset_key, epoch, batch))
-        return _collated(dataset, indices)
+        with undisturbed() if epoch == EVALUATION else nullcontext():
+            seed_all(mix(seed, dataset_key, epoch, batch))
+            return _collated(dataset, indices)
     except SystemExit as error:  # it would end a worker process without a word
         raise RuntimeError(f"data.datasets.{dataset_key} ends the process: {error!r}") from error
     except Interrupted:

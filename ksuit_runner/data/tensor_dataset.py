@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ksuit_runner.data.fetch import draws_nothing
 from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.random_keys import draws_nothing
 
 Split = Literal["train", "test"]
 
