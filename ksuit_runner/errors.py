@@ -36,6 +36,10 @@ class TrackerError(KsuitError):
     """The tracking server or its store cannot be used."""
 
 
+class LostRunError(TrackerError):
+    """The tracker can be used, but does not have the run, or has it no longer."""
+
+
 class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 

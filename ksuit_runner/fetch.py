@@ -64,7 +64,8 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     write_points(journal, tracked_points(tracker, info.run_id))
     run.journal_sent.write_text(str(journal.size))
     journal.close()
-    box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id)
+    tags = {key: value for key, value in info.tags.items() if not key.startswith("mlflow.")}
+    box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id, tags)
     if info.status in ("FINISHED", "FAILED", "KILLED"):
         box.status, box.is_end_told = cast(EndStatus, info.status), True
     box.store(run)

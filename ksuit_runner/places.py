@@ -78,6 +78,7 @@ VALUES: Mapping[str, str] = {
     "output_dir": "str",
     "objective": "str | None",
     "resume_strict": "bool",
+    "register_anew": "bool",
     "parent_run_id": "str | None",
 }
 """Key at the top of the config that holds a plain value -> what fits there."""

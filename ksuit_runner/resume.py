@@ -37,7 +37,7 @@ MAY_CHANGE = (
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
-    "leaderboard",
+    *("leaderboard", "register_anew"),
 )
 
 

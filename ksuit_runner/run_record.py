@@ -11,14 +11,14 @@ from typing import Any
 
 from ksuit_runner import __version__
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.durable_files import renew
+from ksuit_runner.durable_files import renew, write_text
 from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
-from ksuit_runner.stored_run import Launch, add_to_index, store
+from ksuit_runner.stored_run import Launch, add_to_index
 from ksuit_runner.terminal import sync_command
 from ksuit_runner.tracked_points import copy_history, open_journal
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
@@ -90,7 +90,12 @@ class RunRecord:
 
     @classmethod
     def go_on(
-        cls, tracker: BaseTracker, paths: PathProvider, lock: RunLock, is_evaluation: bool = False
+        cls,
+        tracker: BaseTracker,
+        paths: PathProvider,
+        lock: RunLock,
+        is_evaluation: bool = False,
+        register_anew: bool = False,
     ) -> "RunRecord":
         """Go on with the record of a run, whose lock this process holds.
 
@@ -99,11 +104,14 @@ class RunRecord:
             paths: Paths of the run.
             lock: Its lock.
             is_evaluation: Whether the run only gets more metrics, and keeps the status that it has.
+            register_anew: Whether a run that the tracker has lost is recorded there once more, with all that it had.
 
         Raises:
-            TrackerError: The tracker requires an answer at the start, and there was none.
+            TrackerError: The tracker requires an answer at the start, and there was none; or it has lost the run.
         """
         deferred = DeferredTracker(tracker, paths)
+        if register_anew:
+            deferred.forget_lost(paths.run_id)
         if is_evaluation:
             deferred.attach_run(paths.run_id)
             deferred.reach()
@@ -115,17 +123,17 @@ class RunRecord:
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
-    def store_start(
-        self, config: Mapping[str, Any], launch: Launch, data: DataContainer, surroundings: Surroundings
-    ) -> None:
-        """Store how the run was started: in its folder, and with the tracker."""
-        store(self.paths, config, launch)
-        self.paths.environment.write_text(json.dumps(surroundings.environment, indent=2) + "\n")
-        if surroundings.diff:
-            self.paths.diff.write_text(surroundings.diff)
-        with self.tracker.together():
-            self.tracker.log_params(flat(config))
-            self.tracker.log_inputs(_dataset_infos(data))
+    def describe(self, config: Mapping[str, Any], data: DataContainer, surroundings: Surroundings) -> None:
+        """Record parameters, datasets and surroundings, as far as an earlier start has not come to it."""
+        if not self.paths.environment.exists():
+            if surroundings.diff:
+                write_text(self.paths.diff, surroundings.diff)
+            write_text(self.paths.environment, json.dumps(surroundings.environment, indent=2) + "\n")
+        if not self.tracker.is_described:
+            datasets = _dataset_infos(data)
+            with self.tracker.together():
+                self.tracker.log_params(flat(config))
+                self.tracker.log_inputs(datasets)
         self._sender.notify()  # what is told while a short run trains is not waited for at its end
         self.upload()
 
@@ -197,10 +205,11 @@ class RunRecord:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts into ``a.b.c`` keys; empty ones and lists are values."""
+    """Flatten nested dicts into ``a.b.c`` keys, a dot in a name after a backslash; empty ones and lists are values."""
     if not isinstance(tree, dict) or not tree:
         return {prefix[:-1]: tree}
-    return {key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}{name}.").items()}
+    names = {name: str(name).replace("\\", "\\\\").replace(".", "\\.") for name in tree}
+    return {key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}{names[name]}.").items()}
 
 
 def _dataset_infos(data: DataContainer) -> list[DatasetInfo]:

@@ -24,7 +24,7 @@ from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint
 from ksuit_runner.stored_files import check_folder
-from ksuit_runner.stored_run import Launch, read_launch, store_changes
+from ksuit_runner.stored_run import Launch, read_launch, store, store_changes
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
@@ -139,7 +139,8 @@ def _open_record(
     if origin is None or lock is None:
         return RunRecord.begin(tracker, outputs, config, launch, surroundings)
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    return RunRecord.go_on(tracker, paths, lock, is_evaluation=origin.mode == "evaluate")
+    is_evaluation, register_anew = origin.mode == "evaluate", bool(config.get("register_anew"))
+    return RunRecord.go_on(tracker, paths, lock, is_evaluation, register_anew)
 
 
 def _do(
@@ -153,7 +154,9 @@ def _do(
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     if launch.mode in ("train", "fork"):
-        record.store_start(config, launch, assembly.trainer.data_container, surroundings)
+        store(record.paths, config, launch)
+    if launch.mode != "evaluate":
+        record.describe(config, assembly.trainer.data_container, surroundings)
     if launch.mode == "fork" and checkpoint is not None:
         record.carry_history(checkpoint.paths, checkpoint.progress.update)
     try:

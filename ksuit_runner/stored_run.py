@@ -95,7 +95,7 @@ def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch
     """
     before = read_launch(paths)
     resumed_by = [*before.resumed_by, launch.command]
-    kept = {**config, "resume_strict": read_config(paths).get("resume_strict", True)}
+    kept = {**config, "resume_strict": read_config(paths).get("resume_strict", True), "register_anew": False}
     store(paths, kept, replace(before, overrides=launch.overrides, resumed_by=resumed_by))
 
 

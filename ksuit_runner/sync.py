@@ -17,7 +17,7 @@ from ksuit_runner.terminal import make_console, sync_command
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.trust import trust_in_run
 
-_TAKES = ("sync", "output_dir", "tracker", "trust")
+_TAKES = ("sync", "output_dir", "tracker", "trust", "register_anew")
 
 
 def sync(query: str, overrides: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     """
     for item in overrides:
         if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
-            raise ConfigError(f"{item}: with sync= only tracker.* and output_dir can be given")
+            raise ConfigError(f"{item}: with sync= only tracker.*, output_dir and register_anew can be given")
     composed = compose_config(overrides)
     outputs = OutputPaths(composed.output_dir)
     run_id = find_local(outputs, query)
@@ -47,6 +47,8 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     with RunLock(paths.lock):
         try:
             tracker = DeferredTracker(factory.build_tracker(outputs), outputs)
+            if composed.register_anew:
+                tracker.forget_lost(run_id)
             tracker.attach_run(run_id)
             sent = send_all(tracker, paths)
         except (TrackerError, OSError) as error:

@@ -161,9 +161,28 @@ def test_a_run_that_is_killed_in_an_outage_sends_everything_when_it_goes_on(tmp_
     assert status_of(server, "killed") == [("FINISHED",)]
 
 
+@pytest.mark.slow
+def test_a_run_whose_database_is_lost_is_recorded_anew(tmp_path):
+    ksuit(tmp_path, "model=linear", "trainer.max_epochs=1", "callbacks=[accuracy]", "name=lost")
+    tables = {table: query(tmp_path, f"select key, value from {table}") for table in ("params", "tags")}
+    before, points = {key: sorted(rows) for key, rows in tables.items()}, mlflow_points(tmp_path)
+    (tmp_path / "mlflow.db").unlink()
+    ksuit(tmp_path, "sync=lost", "register_anew=true")
+    assert mlflow_points(tmp_path) == points
+    assert sorted(query(tmp_path, "select key, value from params")) == before["params"]
+    assert set(query(tmp_path, "select key, value from tags")) >= set(before["tags"])
+    assert query(tmp_path, "select status, name from runs") == [("FINISHED", "lost")]
+    (tmp_path / "mlflow.db").unlink()
+    ksuit(tmp_path, "resume=lost", "trainer.max_epochs=2", "register_anew=true")
+    assert mlflow_points(tmp_path) == journal(run_dir(tmp_path))
+    assert points.items() <= mlflow_points(tmp_path).items()
+    stored = (run_dir(tmp_path) / "artifacts" / "config.yaml").read_text()
+    assert "register_anew: false" in stored  # what was asked for once is not asked for ever
+
+
 def test_what_cannot_be_synced_is_refused(tmp_path):
     assert "sync=last: there is no run in" in ksuit(tmp_path, "sync=last", status=2)
-    assert "only tracker.* and output_dir" in ksuit(tmp_path, "sync=last", "optimizer.lr=1", status=2)
+    assert "only tracker.*, output_dir and register_anew" in ksuit(tmp_path, "sync=last", "optimizer.lr=1", status=2)
 
 
 @pytest.mark.soak

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
@@ -45,7 +45,7 @@ class DeferredTracker(LocalIdTracker):
         self.status_before: EndStatus | None = None
         self.check_owner: Callable[[], None] = lambda: None
         self._box: Outbox | None = None
-        self._bind_known: Callable[[str], RunInfo] = tracker.resume_run
+        self._is_resumed = True
         self._is_bound = False
         self._is_closed = False
         self._is_held = False
@@ -121,7 +121,7 @@ class DeferredTracker(LocalIdTracker):
         """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
         box = load_or_ask(self._paths(run_id), self._tracker)
         box.status = box.status or "KILLED"
-        self._bind_known = self._tracker.attach_run
+        self._is_resumed = False
         return self._take(box)
 
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
@@ -132,29 +132,22 @@ class DeferredTracker(LocalIdTracker):
             self._store()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Keep parameters.
-
-        Raises:
-            ConfigError: The store would refuse the name of one.
-        """
-        for key in params:
-            self._tracker.check_key(key)
+        """Keep parameters."""
         with self._lock:
-            self._outbox.params.update({key: str(value) for key, value in params.items()})
+            self._outbox.add_params({key: str(value) for key, value in params.items()})
             self._store()
 
     def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
         """Keep tags, of this run or of another one of the output folder."""
         with self._lock:
             box = self._outbox
-            kept = box.tags if run_id in (None, box.run_id) else box.other_tags.setdefault(str(run_id), {})
-            kept.update({key: str(value) for key, value in tags.items()})
+            box.add_tags({key: str(value) for key, value in tags.items()}, run_id or box.run_id)
             self._store()
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
         """Keep which datasets the run uses."""
         with self._lock:
-            self._outbox.inputs.extend(datasets)
+            self._outbox.add_inputs(datasets)
             self._store()
 
     def log_points(self, points: Sequence[Point]) -> None:
@@ -174,7 +167,7 @@ class DeferredTracker(LocalIdTracker):
             messages = box.messages()
         messages.tell(self._tracker, self._known)
         with self._lock:
-            box.forget(messages)
+            box.told_version = messages.version
             self._store()
 
     def deliver_end(self) -> None:
@@ -196,6 +189,11 @@ class DeferredTracker(LocalIdTracker):
     def where(self) -> str:
         """Say in one line where the run is recorded and how to look at it."""
         return self._tracker.where() + ("" if self._is_bound else " (it does not answer; it is told when it does)")
+
+    @property
+    def is_described(self) -> bool:
+        """Whether parameters of the run were kept, and with them everything that it is described by."""
+        return bool(self._outbox.params)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -228,8 +226,41 @@ class DeferredTracker(LocalIdTracker):
             self._register(box)
             _LOGGER.info("run %s is registered now: %s", box.run_id, self._tracker.where())
         else:
-            self._bind_known(box.tracker_id)
+            self._bind_known(box, box.tracker_id)
         self._is_bound = True
+
+    def _bind_known(self, box: Outbox, tracker_id: str) -> None:
+        try:
+            info = self._tracker.attach_run(tracker_id)
+        except LostRunError as error:
+            here = self._paths(box.run_id).run_dir
+            raise LostRunError(f"{error}. What is in {here} can be recorded anew: add register_anew=true") from None
+        if info.local_id != box.run_id:
+            raise TrackerError(f"tracker.json of run {box.run_id} names another one in the store: {tracker_id}")
+        if self._is_resumed:
+            self._tracker.resume_run(tracker_id)
+
+    def forget_lost(self, run_id: str) -> None:
+        """Have a run of the output folder registered anew when it is taken up, if the store has lost it.
+
+        All of its metrics and files are sent then, under its id in the output folder as a tag.
+
+        Raises:
+            TrackerError: The store cannot be reached.
+        """
+        paths = self._paths(run_id)
+        box = load_or_ask(paths, self._tracker)
+        if box.parent_run_id and self._paths(box.parent_run_id).outbox.exists():
+            self.forget_lost(box.parent_run_id)
+        if box.tracker_id is None:
+            return
+        try:
+            self._tracker.attach_run(box.tracker_id)
+        except LostRunError:
+            for path in (paths.journal_sent, paths.uploaded):
+                path.unlink(missing_ok=True)
+            box.forget_registration()
+            box.store(paths)
 
     def _registered(self, run_id: str) -> str:
         """Return the store's id of a run, which is registered if it is not; the tracker is then bound to that run."""
@@ -238,7 +269,7 @@ class DeferredTracker(LocalIdTracker):
 
     def _register(self, box: Outbox) -> str:
         parent = self._registered(box.parent_run_id) if box.parent_run_id else None
-        info = self._tracker.start_run(box.name, box.start_tags, parent, box.start_time)
+        info = self._tracker.start_run(box.name, box.start_tags, parent, box.start_time or _now())
         if not self._is_closed:
             index_registered(self._outputs, box, info.run_id)
         with self._lock:

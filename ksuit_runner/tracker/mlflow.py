@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import LostRunError
 from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_files import check_folder
@@ -23,8 +23,9 @@ from ksuit_runner.tracker.mlflow_client import (
     explained,
     log_datasets,
 )
+from ksuit_runner.tracker.mlflow_names import escape, escape_short
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
-from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, history, last_points, run_info
+from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, get_run, history, last_points, run_info
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +96,7 @@ class MlflowTracker(BaseTracker):
     ) -> RunInfo:
         """Create a run in MLflow, which chooses its id and, without one, its name."""
         tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
-        tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
+        tags = {escape_short(key): str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
         if start_time is not None:
             return self._bind(register(self._client, self._experiment_id(), name, tags, start_time), moved=True)
         return self._bind(self._client.create_run(self._experiment_id(), tags=tags, run_name=name))
@@ -110,9 +111,11 @@ class MlflowTracker(BaseTracker):
     @explained
     def attach_run(self, run_id: str) -> RunInfo:
         """Bind the tracker to a run that exists and leave its status as it is."""
-        run = self._client.get_run(run_id)
+        run = get_run(self._client, run_id)
+        if run is None:
+            raise LostRunError(f"there is no run {run_id} in MLflow")
         if run.info.lifecycle_stage != "active":
-            raise TrackerError(f"run {run_id} was deleted in MLflow; bring it back there first")
+            raise LostRunError(f"run {run_id} was deleted in MLflow, where it may be restored")
         return self._bind(run, moved=True)
 
     @explained
@@ -125,7 +128,7 @@ class MlflowTracker(BaseTracker):
         """Record metric points, at most 1000, in one request; one that is recorded already changes nothing."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, timestamp, step) for key, value, step, timestamp in points]
+        metrics = [Metric(escape(key), value, timestamp, step) for key, value, step, timestamp in points]
         self._client.log_batch(self.run_id, metrics, synchronous=True)
 
     @explained
@@ -133,7 +136,8 @@ class MlflowTracker(BaseTracker):
         """Record parameters, cut at 6000 characters. MLflow never changes one: those that it has keep their value."""
         from mlflow.entities import Param
 
-        added = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items() if key not in self._known_params}
+        escaped = {escape_short(key): str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+        added = {key: value for key, value in escaped.items() if key not in self._known_params}
         new = [Param(key, value) for key, value in added.items()]
         for start in range(0, len(new), _BATCH_SIZE):
             self._client.log_batch(self.run_id, params=new[start : start + _BATCH_SIZE], synchronous=True)
@@ -144,7 +148,7 @@ class MlflowTracker(BaseTracker):
         """Set tags of the run, or of another one, cut at 8000 characters."""
         from mlflow.entities import RunTag
 
-        new = [RunTag(key, str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
+        new = [RunTag(escape_short(key), str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
         for start in range(0, len(new), _BATCH_SIZE):
             self._client.log_batch(run_id or self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)
 
@@ -227,7 +231,7 @@ class MlflowTracker(BaseTracker):
         return f"MLflow, {self._uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
     def check_key(self, key: str) -> None:
-        """Check the name of a metric or parameter by MLflow's rules."""
+        """Check that MLflow takes the name of a metric, of which some characters are escaped."""
         check_key(key)
 
     @property

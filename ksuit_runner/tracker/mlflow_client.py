@@ -10,8 +10,6 @@ import json
 import logging
 import math
 import os
-import posixpath
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.tracker.base import DatasetInfo
+from ksuit_runner.tracker.mlflow_names import LONGEST, escape
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +29,7 @@ Result = TypeVar("Result")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 """How the tracking URI of a database begins, which is used without a server."""
 
-_MAX_KEY_LENGTH, _MAX_DIGEST_LENGTH = 250, 36
+_MAX_DIGEST_LENGTH = 36
 _our_settings: dict[str, str] = {}  # variables of the environment that this process has set
 
 
@@ -131,18 +130,14 @@ def reason(error: BaseException) -> str:
 
 
 def check_key(key: str) -> None:
-    """Check a metric's or parameter's name by MLflow's rules.
+    """Check that a metric's name has a length that MLflow takes.
 
     Raises:
-        ConfigError: It is too long, has a character that MLflow refuses, or reads like an ambiguous path.
+        ConfigError: It is too long, or empty.
     """
-    if refused := sorted(set(re.findall(r"[^/\w.\- :]", key))):
-        raise ConfigError(f"metric '{key}': MLflow takes no {' '.join(map(repr, refused))} in a name")
-    if not key or len(key) > _MAX_KEY_LENGTH:
-        raise ConfigError(f"metric '{key[:50]}': a name has 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
-    path = posixpath.normpath(key)
-    if path != key or key == "." or key.startswith(("..", "/")):
-        raise ConfigError(f"metric '{key}': MLflow refuses a name that reads like '{path}' as a path")
+    length = len(escape(key))
+    if not 0 < length <= LONGEST:
+        raise ConfigError(f"metric '{key[:50]}': a name has 1 to {LONGEST} characters in MLflow, not {length}")
 
 
 def experiment_id(client: MlflowClient, name: str, location: str | None, tags: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ksuit_runner.journal import Point
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
+from ksuit_runner.tracker.mlflow_names import escape, unescape
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,8 +23,8 @@ PARENT_TAG = "mlflow.parentRunId"
 
 def run_info(run: Run) -> RunInfo:
     """Return what the runner needs to know of MLflow's run."""
-    info, tags = run.info, run.data.tags
-    return RunInfo(info.run_id, info.run_name, info.status, dict(tags), tags.get(PARENT_TAG), info.start_time)
+    info, tags = run.info, {unescape(key): value for key, value in run.data.tags.items()}
+    return RunInfo(info.run_id, info.run_name, info.status, tags, tags.get(PARENT_TAG), info.start_time)
 
 
 def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunInfo]:
@@ -77,27 +78,32 @@ def search(
             return
 
 
-def _exact(client: MlflowClient, run_id: str) -> list[RunInfo]:
+def get_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return the run with this id, which may have been deleted; None if there never was one, or it is gone for good."""
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return []
+            return None
         raise
-    return [run_info(run)] if run.info.lifecycle_stage == "active" else []
+
+
+def _exact(client: MlflowClient, run_id: str) -> list[RunInfo]:
+    run = get_run(client, run_id)
+    return [run_info(run)] if run is not None and run.info.lifecycle_stage == "active" else []
 
 
 def last_points(client: MlflowClient, run_id: str) -> dict[str, Point]:
     """Return the point with the last step of every metric, in one request."""
     metrics = client.get_run(run_id).data.to_proto().metrics  # the only public way to the steps
-    return {metric.key: _point(metric) for metric in metrics}
+    return {point.key: point for point in map(_point, metrics)}
 
 
 def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
     """Return all points of a metric in the order of their steps."""
-    points = map(_point, client.get_metric_history(run_id, key))
+    points = map(_point, client.get_metric_history(run_id, escape(key)))
     return sorted(points, key=lambda point: (point.step, point.timestamp))
 
 
@@ -105,4 +111,4 @@ def _point(metric: Metric) -> Point:
     value = metric.value
     if abs(value) == sys.float_info.max:  # so MLflow stores an infinity
         value = math.copysign(math.inf, value)
-    return Point(metric.key, value, metric.step, metric.timestamp)
+    return Point(unescape(metric.key), value, metric.step, metric.timestamp)

@@ -1,19 +1,20 @@
-"""What a tracker has to be told about a run: kept in the run's folder until it has been."""
+"""What a tracker is told about a run, kept in the run's folder, and how much of it the tracker knows."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
+from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder, write_text
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
 from ksuit_runner.stored_files import MissingFileError, UnsafeFileError, read_json
 from ksuit_runner.stored_run import add_to_index
-from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 20_000_000  # a config of the largest size, as parameters and tags
@@ -23,6 +24,7 @@ _SIZE_LIMIT = 20_000_000  # a config of the largest size, as parameters and tags
 class Messages:
     """What a tracker is told about a run, and about others: the same attributes as in ``Outbox``."""
 
+    version: int
     params: dict[str, str]
     tags: dict[str, str]
     inputs: list[DatasetInfo]
@@ -48,7 +50,7 @@ class Messages:
 
 @dataclass
 class Outbox:
-    """A run's identity and what its tracker does not know yet.
+    """A run's identity, and everything that its tracker is told: after it was told, too, should the tracker lose it.
 
     Attributes:
         run_id: Id of the run in the output folder.
@@ -57,10 +59,12 @@ class Outbox:
         start_time: When it was started, in ms since 1970.
         parent_run_id: Id, in the output folder, of the run that it is grouped under.
         start_tags: Tags that it is registered with.
-        params: Parameters that are to be recorded.
-        tags: Tags that are to be set.
-        inputs: Datasets that are to be recorded.
-        other_tags: Tags that are to be set of other runs, by their ids in the output folder.
+        params: Parameters of the run.
+        tags: Tags that it got since.
+        inputs: Datasets that it uses.
+        other_tags: Tags that other runs got from it, by their ids in the output folder.
+        version: Number of times that something was added to these.
+        told_version: Up to which of them the tracker was told.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
         is_end_told: Whether the tracker knows how it ended.
@@ -76,6 +80,8 @@ class Outbox:
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[DatasetInfo] = field(default_factory=list)
     other_tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    version: int = 0
+    told_version: int = 0
     status: EndStatus | None = None
     end_time: int | None = None
     is_end_told: bool = False
@@ -85,18 +91,22 @@ class Outbox:
         """Read what was stored in a run's folder; None if nothing was.
 
         Raises:
-            TrackerError: The file is damaged.
+            TrackerError: The file is damaged, or is another run's.
         """
         try:
             found = read_json(paths.outbox, paths.runs_dir, _SIZE_LIMIT)
-            found["inputs"] = [DatasetInfo(**item) for item in found["inputs"]]
-            return cls(**found)
+            if not isinstance(found, dict) or not {"run_id", "name"} <= found.keys() <= _FIELDS.keys():
+                raise UnsafeFileError("has other keys than it should have")
+            if wrong := [key for key, value in found.items() if not _FIELDS[key](value)]:
+                raise UnsafeFileError(f"has no sensible '{wrong[0]}'")
         except MissingFileError:
             return None
         except UnsafeFileError as error:
             raise TrackerError(f"{paths.outbox} is damaged: it {error}") from None
-        except (TypeError, KeyError) as error:
-            raise TrackerError(f"{paths.outbox} is damaged: {error}") from error
+        if found["run_id"] != paths.run_id:
+            raise TrackerError(f"{paths.outbox} is that of run {found['run_id']}, in the folder of another one")
+        found["inputs"] = [DatasetInfo(**item) for item in found.get("inputs", [])]
+        return cls(**{"version": 1, **found})  # what an earlier version had not told yet
 
     def store(self, paths: PathProvider) -> None:
         """Write it to a run's folder: after a crash what was stored before is there, or this.
@@ -109,27 +119,81 @@ class Outbox:
         except OSError as error:
             _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)
 
+    def add_params(self, params: Mapping[str, str]) -> None:
+        """Add parameters; one that is there keeps its value."""
+        self.params = {**params, **self.params}
+        self.version += 1
+
+    def add_tags(self, tags: Mapping[str, str], run_id: str) -> None:
+        """Add tags, of this run or of another one."""
+        (self.tags if run_id == self.run_id else self.other_tags.setdefault(run_id, {})).update(tags)
+        self.version += 1
+
+    def add_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
+        """Add datasets that are not there."""
+        self.inputs += [info for info in datasets if info not in self.inputs]
+        self.version += 1
+
     @property
     def has_messages(self) -> bool:
         """Whether the tracker is to be told something, the end of the run aside."""
-        return self.tracker_id is None or bool(self.params or self.tags or self.inputs or self.other_tags)
+        return self.tracker_id is None or self.told_version != self.version
 
     def messages(self) -> Messages:
         """Return what the tracker is to be told now."""
         others = {run_id: dict(tags) for run_id, tags in self.other_tags.items()}
-        return Messages(dict(self.params), dict(self.tags), list(self.inputs), others)
+        return Messages(self.version, dict(self.params), dict(self.tags), list(self.inputs), others)
 
-    def forget(self, told: Messages) -> None:
-        """Forget what was told; what has changed meanwhile stays for the next time."""
-        self.params = {key: value for key, value in self.params.items() if told.params.get(key) != value}
-        self.tags = {key: value for key, value in self.tags.items() if told.tags.get(key) != value}
-        self.inputs = self.inputs[len(told.inputs) :]
-        self.other_tags = {key: tags for key, tags in self.other_tags.items() if told.other_tags.get(key) != tags}
+    def forget_registration(self) -> None:
+        """Have the run registered anew, with everything that was ever told."""
+        self.tracker_id, self.told_version, self.is_end_told = None, 0, False
+        self.start_tags = {START_TAG: uuid4().hex, **self.start_tags, RUN_ID_TAG: self.run_id}
+        self.version += 1
 
     @property
     def has_end(self) -> bool:
         """Whether the run has ended and the tracker does not know it."""
         return self.status is not None and not self.is_end_told
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_id(value: Any) -> bool:
+    return _is_text(value) and is_run_id(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_info(value: Any) -> bool:
+    return _is_texts(value) and value.keys() == {field.name for field in fields(DatasetInfo)}
+
+
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "run_id": _is_id,
+    "name": _is_text,
+    "tracker_id": lambda value: value is None or _is_id(value),
+    "start_time": lambda value: value is None or _is_count(value),
+    "parent_run_id": lambda value: value is None or _is_id(value),
+    "start_tags": _is_texts,
+    "params": _is_texts,
+    "tags": _is_texts,
+    "inputs": lambda value: isinstance(value, list) and all(map(_is_info, value)),
+    "other_tags": lambda value: isinstance(value, dict) and all(_is_id(key) and _is_texts(value[key]) for key in value),
+    "version": _is_count,
+    "told_version": _is_count,
+    "status": lambda value: value in (None, "FINISHED", "FAILED", "KILLED"),
+    "end_time": lambda value: value is None or _is_count(value),
+    "is_end_told": lambda value: isinstance(value, bool),
+}
+"""What each value of a stored outbox is."""
 
 
 def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:

@@ -1,16 +1,20 @@
+import json
+import math
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import locked
 
-from ksuit_runner.errors import ConfigError, TrackerError
-from ksuit_runner.journal import Point
+from ksuit_runner.errors import LostRunError, TrackerError
+from ksuit_runner.journal import Journal, Point
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_run import find_local
+from ksuit_runner.sync import send_all
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, RunInfo
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.mlflow import MlflowTracker
@@ -231,11 +235,140 @@ def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPa
     assert MlflowTracker(paths)._client.get_run(run_id).data.params == {"late": "1"}
 
 
-def test_a_name_that_the_store_refuses_is_refused_at_once(paths: OutputPaths) -> None:
+def test_datasets_that_are_noted_while_others_are_delivered_are_delivered_next(paths: OutputPaths) -> None:
+    first, second = (DatasetInfo(name, "training", "c0ffee", "somewhere") for name in ("first", "second"))
+
+    class Slow(MlflowTracker):
+        def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
+            super().log_inputs(datasets)
+            if list(datasets) == [first]:
+                tracker.log_inputs([first, second])  # meanwhile, by the training thread
+
+    tracker = DeferredTracker(Slow(paths), paths)
+    run_id = tracker.start_run("digits", {}).run_id
+    tracker.log_inputs([first])
+    tracker.deliver()
+    assert tracker.is_behind
+    tracker.deliver()
+    assert not tracker.is_behind
+    inputs = MlflowTracker(paths)._client.get_run(run_id).inputs.dataset_inputs
+    assert sorted(item.dataset.name for item in inputs) == ["first", "second"]
+
+
+def _recorded(paths: OutputPaths, query: str) -> dict[str, Any]:
+    """Return what MLflow has of a run, its ids aside."""
+    (info,) = MlflowTracker(paths).find(query)
+    run = MlflowTracker(paths)._client.get_run(info.run_id)
+    times = (run.info.start_time, run.info.end_time)
+    datasets = sorted(item.dataset.name for item in run.inputs.dataset_inputs)
+    tags = {key: value for key, value in info.tags.items() if key not in (RUN_ID_TAG, "mlflow.parentRunId")}
+    points = [point for key in sorted(run.data.metrics) for point in MlflowTracker(paths).history(key, info.run_id)]
+    return {"params": run.data.params, "tags": tags, "datasets": datasets, "points": points} | {
+        "status": run.info.status,
+        "name": run.info.run_name,
+        "times": times,
+        "artifacts": run.info.artifact_uri,
+    }
+
+
+def test_a_run_that_the_store_has_lost_is_registered_anew_on_request(paths: OutputPaths) -> None:
+    sweep = DeferredTracker(_mlflow(paths), paths).start_run("sweep", {"author": "me"}).run_id
     tracker = DeferredTracker(_mlflow(paths), paths)
-    tracker.start_run("digits", {})
-    with pytest.raises(ConfigError, match="'a@b'"):
-        tracker.log_params({"a@b": 1})
+    run_id = tracker.start_run("digits", {"author": "me"}, sweep).run_id
+    tracker.log_params({"lr": 0.1})
+    tracker.log_inputs([DatasetInfo("digits", "training", "c0ffee", "somewhere")])
+    tracker.set_tags({"later": "x"})
+    run = PathProvider(paths.output_dir, run_id)
+    journal = Journal(run.journal)
+    journal.append(1, {"a@b": 0.5, "c": math.inf}, timestamp=7)
+    tracker.end_run("FINISHED")
+    send_all(tracker, run)
+    before = _recorded(paths, run_id)
+    for lost in (run_id, sweep):
+        MlflowTracker(paths)._client.delete_run(lost)
+    for take_up in ("resume_run", "attach_run"):
+        again = DeferredTracker(_mlflow(paths, require=True), paths)
+        with pytest.raises(LostRunError, match=f"{run_id} was deleted .*{run_id} can be .*: add register_anew=true"):
+            getattr(again, take_up)(run_id)
+            again.deliver()
+    content = run.outbox.read_text()
+    for _ in range(2):  # the second time it is there
+        again = DeferredTracker(_mlflow(paths, require=True), paths)
+        again.forget_lost(run_id)
+        again.attach_run(run_id)
+        send_all(again, run)
+    (found,) = MlflowTracker(paths).find(run_id)
+    assert found.run_id != run_id == found.local_id
+    assert _recorded(paths, run_id) == before
+    (parent,) = MlflowTracker(paths).find(sweep)
+    assert [info.run_id for info in MlflowTracker(paths).children(parent.run_id)] == [found.run_id]
+    assert content != run.outbox.read_text()
+
+
+def test_a_run_that_is_not_lost_is_not_registered_anew(paths: OutputPaths) -> None:
+    tracker = DeferredTracker(_mlflow(paths), paths)
+    run_id = tracker.start_run("digits", {}).run_id
+    run = PathProvider(paths.output_dir, run_id)
+    run.journal_sent.write_text("7")
+    with locked(paths.database), pytest.raises(TrackerError, match="locked"):
+        DeferredTracker(_mlflow(paths), paths).forget_lost(run_id)
+    DeferredTracker(_mlflow(paths), paths).forget_lost(run_id)
+    assert run.journal_sent.read_text() == "7"
+    box = Outbox.load(run)
+    assert box is not None and box.tracker_id == run_id
+
+
+def test_a_run_does_not_write_into_another_one(paths: OutputPaths) -> None:
+    victim, other = (DeferredTracker(_mlflow(paths), paths).start_run(name, {}).run_id for name in ("victim", "other"))
+    MlflowTracker(paths).attach_run(victim)
+    run = PathProvider(paths.output_dir, other)
+    stored = json.loads(run.outbox.read_text())
+    run.outbox.write_text(json.dumps({**stored, "tracker_id": victim}))
+    with pytest.raises(TrackerError, match=f"run {other} names another one in the store: {victim}"):
+        DeferredTracker(_mlflow(paths, require=True), paths).resume_run(other)
+    run.outbox.write_text(json.dumps({**stored, "run_id": victim}))
+    with pytest.raises(TrackerError, match=f"is that of run {victim}, in the folder of another one"):
+        DeferredTracker(_mlflow(paths), paths).resume_run(other)
+    (found,) = MlflowTracker(paths).find(victim)
+    assert found.status == "RUNNING" and found.name == "victim"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tracker_id", "../x"),
+        ("tracker_id", 1),
+        ("name", None),
+        ("start_time", 10**30),
+        ("start_time", True),
+        ("parent_run_id", "a/b"),
+        ("params", {"a": 1}),
+        ("tags", ["a"]),
+        ("inputs", [{"name": "a"}]),
+        ("other_tags", {"../x": {}}),
+        ("other_tags", {"a": {"b": None}}),
+        ("status", "RUNNING"),
+        ("status", []),
+        ("is_end_told", 1),
+        ("version", -1),
+    ],
+)
+def test_an_outbox_of_wrong_types_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    paths = OutputPaths(tmp_path)
+    run = PathProvider(tmp_path, DeferredTracker(NoopTracker(), paths).start_run(None, {}).run_id)
+    run.outbox.write_text(json.dumps({**json.loads(run.outbox.read_text()), key: value}))
+    with pytest.raises(TrackerError, match=rf"tracker\.json is damaged: it has no sensible '{key}'"):
+        DeferredTracker(NoopTracker(), paths).resume_run(run.run_id)
+
+
+def test_what_an_earlier_version_had_not_told_is_told(paths: OutputPaths) -> None:
+    run_id = DeferredTracker(_mlflow(paths), paths).start_run("digits", {}).run_id
+    run = PathProvider(paths.output_dir, run_id)
+    stored = json.loads(run.outbox.read_text())
+    del stored["version"], stored["told_version"]
+    run.outbox.write_text(json.dumps({**stored, "params": {"lr": "0.1"}}))
+    _deliver(paths, run_id)
+    assert MlflowTracker(paths)._client.get_run(run_id).data.params == {"lr": "0.1"}
 
 
 def test_nothing_is_written_after_it_was_closed(tmp_path: Path) -> None:
