@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint_format import fits_file
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.layout import Strides, overlaps, write
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.module_tree import ModuleTree
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.random_keys import draws_nothing
 
@@ -45,51 +49,128 @@ class Ema(CallbackBase):
         self.updates = 0
         name = self.display_name
         self.decays = {name if len(decays) == 1 else f"{name}_{decay}": decay for decay in decays}
-        self.models = {label: deepcopy(self.model).eval().requires_grad_(False) for label in self.decays}
+        self.models = {label: self._copy() for label in self.decays}
         for label, average in self.models.items():
             self.trainer.add_evaluation_model(label, average)
-            self.checkpoint_writer.add_tensors(label, average.tensors)
-        self._live = _tensors(self.model)
-        self._averages = {label: _tensors(average) for label, average in self.models.items()}
+            self.checkpoint_writer.add_tensors(label, partial(_in_file, average))
+        self._strides: dict[str, Strides] = {}
+        self._pair()
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         if self.updates == 0:  # the weights may have been loaded since: into a run that had no average before
             for average in self.models.values():
-                average.load_state_dict(self.model.state_dict())
+                average.module = self._copy().module
+            self._pair()
 
     @draws_nothing
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         self.updates += 1
-        parameters, others = self._live
-        for label, (averages, copies) in self._averages.items():
-            torch._foreach_lerp_(averages, parameters, 1 - self._decay(self.decays[label]))
-            for copy, other in zip(copies, others, strict=True):
-                copy.copy_(other)
+        has_changed = self._live.tree.has_changed()
+        if has_changed and self._live.tree.has_other_structure():
+            self._follow()
+        for label, average in self._averages.items():
+            average.move_towards(self._live, self._decay(self.decays[label]), has_changed)
+
+    def _copy(self) -> ModelBase:
+        return self.model.copy().eval().requires_grad_(False)
+
+    def _pair(self) -> None:
+        """Put the tensors of the averages beside those of the model."""
+        self._live = _Tensors(self.model.module)
+        self._averages = {label: _Tensors(average.module) for label, average in self.models.items()}
+
+    def _follow(self) -> None:
+        """Replace what was replaced in the model: an average goes on under its name, or begins with the new values."""
+        for average in self.models.values():
+            before = dict(average.module.named_parameters())
+            average.module = self._copy().module
+            for name, parameter in average.module.named_parameters():
+                if name in before and before[name].shape == parameter.shape and _has_average(parameter):
+                    write(parameter, before[name])
+        self._pair()
 
     def _decay(self, decay: float) -> float:
         return min(decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else decay
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of averaged updates; the weights are in files of their own."""
-        return {"updates": self.updates}
+        """Return the number of averaged updates, and the memory layouts of the averages, whose values are in files."""
+        strides = {label: average.arrangement()["strides"] for label, average in self.models.items()}
+        return {"updates": self.updates, "strides": strides}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the number of averaged updates."""
-        self.updates = state_dict["updates"]
+        """Take up the number of averaged updates and the layouts."""
+        self.updates, self._strides = state_dict["updates"], state_dict.get("strides", {})
 
     def resume_from_checkpoint(self, resumption_paths: PathProvider, model: ModelBase) -> None:
-        """Read the averages from the checkpoint's files."""
+        """Read the averages from the checkpoint's files; what is not averaged and in no file is the model's."""
         for label, average in self.models.items():
             path = resumption_paths.checkpoint_dir / f"{label}.safetensors"
             if not path.is_file():
-                raise CheckpointError(f"callbacks.{self.display_name}: {path} is missing")
-            average.module.load_state_dict(safetensors.torch.load_file(path))
+                raise CheckpointError(f"callbacks.{self.name}: {path} is missing")
+            average.module = self._copy().module
+            average.load({**average.tensors(), **safetensors.torch.load_file(path)}, average.arrangement())
+            if label in self._strides:
+                average.arrange({**average.arrangement(), "strides": self._strides[label]})
+        self._pair()
 
 
-def _tensors(model: ModelBase) -> tuple[list[Tensor], list[Tensor]]:
-    """Return what is averaged, a parameter with several names only once, and what is copied."""
-    averaged: list[Tensor] = []
-    copied = list(model.buffers())
-    for parameter in model.parameters():
-        (averaged if parameter.is_floating_point() or parameter.is_complex() else copied).append(parameter)
-    return averaged, copied
+class _Tensors:
+    """The tensors of the model or of an average; those of the two are in the same order."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tree = ModuleTree(module)
+        held = list({id(item): item for item in self.tree.parameters() if item is not None}.values())
+        self.averaged = [item for item in held if _has_average(item)]
+        self.others = [item for item in held if not _has_average(item)]
+        self.extra = [item for item in module.modules() if type(item).get_extra_state is not nn.Module.get_extra_state]
+        self._buffers: tuple[list[Tensor], list[Tensor]] | None = None  # of this one, and of the other
+
+    def move_towards(self, live: "_Tensors", decay: float, has_changed: bool) -> None:
+        """Average the parameters, and take over what has no average: other parameters, buffers, and extra state.
+
+        Args:
+            live: The tensors of the model.
+            decay: Share of what was averaged before.
+            has_changed: Whether a buffer of the model may be another one than before.
+        """
+        if self.averaged:
+            torch._foreach_lerp_(self.averaged, live.averaged, 1 - decay)
+        for parameter, other in zip(self.others, live.others, strict=True):
+            parameter.data = _copied(other.detach(), parameter.detach())
+        if has_changed or self._buffers is None or (self.tree.places and self.tree.has_changed()):
+            self._take_buffers(live.tree.buffers())
+        elif self._buffers[0]:
+            torch._foreach_copy_(*self._buffers)
+        for module, source in zip(self.extra, live.extra, strict=True):
+            module.set_extra_state(deepcopy(source.get_extra_state()))
+
+    def _take_buffers(self, buffers: list[Any]) -> None:
+        pairs = []
+        for (holder, name), other in zip(self.tree.places, buffers, strict=True):
+            copied = holder[name] = _copied(other, holder[name])
+            pairs += [] if copied is None else [(copied, other)]
+        are_plain = all(own.layout == torch.strided and not overlaps(own) for own, _ in pairs)
+        self._buffers = ([own for own, _ in pairs], [other for _, other in pairs]) if are_plain else None
+        self.tree.has_changed()  # what was just replaced is no news
+
+
+def _has_average(parameter: Tensor) -> bool:
+    is_number = parameter.is_floating_point() or parameter.is_complex()
+    return is_number and parameter.layout == torch.strided
+
+
+def _copied(value: Any, old: Any) -> Any:
+    """Return a copy of a tensor, in the memory of an old one if that has the same form; None for None."""
+    if value is None:
+        return None
+    if old is not None and value.layout == torch.strided and _form(value) == _form(old):
+        return write(old, value)
+    return value.detach().clone()
+
+
+def _form(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.dtype, tensor.layout
+
+
+def _in_file(average: ModelBase) -> dict[str, Tensor]:
+    return {name: value for name, value in average.tensors().items() if fits_file(value)}

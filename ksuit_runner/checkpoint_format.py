@@ -68,7 +68,7 @@ def pack_state(
     beside = {}
     for name, values in files.items():
         for key, value in values.items():
-            if _fits_file(value):
+            if fits_file(value):
                 tensors[name][key] = value
             elif name == "model":
                 beside[key] = pack(f"model[{key!r}]", value)
@@ -79,7 +79,8 @@ def pack_state(
     return tensors, {**packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
 
 
-def _fits_file(value: Any) -> bool:
+def fits_file(value: Any) -> bool:
+    """Whether a value of a ``state_dict`` can be in a file of tensors."""
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
     return is_dense and not value.is_quantized and not value.is_meta and _has_file_type(value.dtype)
 

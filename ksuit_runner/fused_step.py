@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ksuit_runner.optimizer import lay_out_for_fused_kernels
+
 
 class _Group(NamedTuple):
     options: dict[str, Any]
@@ -38,11 +40,18 @@ class FusedStep:
         self._idle: list[Tensor] = []
         self._steps = torch.empty(0)
         self._seen: tuple[Any, ...] = ()
+        groups = [group["params"] for group in optimizer.param_groups if group.get("fused")]
+        self._shaped = [parameter for parameters in groups for parameter in parameters if parameter.ndim > 1]
+        self._strides = self._strides_now()
         optimizer.register_load_state_dict_post_hook(lambda _: self._forget())
 
     def __call__(self) -> None:
         """Change the weights by their gradients."""
         optimizer = self._optimizer
+        if self._strides_now() != self._strides:
+            lay_out_for_fused_kernels(optimizer)
+            self._forget()
+            self._strides = self._strides_now()
         gradients = [[parameter.grad for parameter in group.parameters] for group in self._groups]
         if (
             not gradients
@@ -76,6 +85,9 @@ class FusedStep:
         if self._groups:
             self._steps = _join_steps(self._optimizer, self._groups)
             self._seen = self._look()
+
+    def _strides_now(self) -> list[tuple[int, ...]]:
+        return [parameter.stride() for parameter in self._shaped]
 
     def _forget(self) -> None:
         self._groups = []

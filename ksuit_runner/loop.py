@@ -102,7 +102,7 @@ def do_update(run: Run, batch: Any) -> None:
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
     run.hooks.states.keep_all()
-    trainer.keep_buffers()
+    trainer.keep()
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")

@@ -79,7 +79,7 @@ def _construct(
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
     is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
     # Newer versions of torch find out about other types of numbers in the first step only.
-    if is_open and device.type in FUSED_DEVICES and all(_is_real(group) for group in groups):
+    if is_open and device.type in FUSED_DEVICES and all(_fits_kernels(group) for group in groups):
         try:
             return factory([dict(group) for group in groups], fused=True)  # it writes its options into them
         except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
@@ -90,8 +90,10 @@ def _construct(
         raise ConfigError(f"optimizer: {error}") from error
 
 
-def _is_real(group: Mapping[str, Any]) -> bool:
-    return all(parameter.is_floating_point() for _, parameter in group["params"])
+def _fits_kernels(group: Mapping[str, Any]) -> bool:
+    """Whether fused kernels, which go through memory from end to end, can work on the parameters."""
+    parameters = [parameter for _, parameter in group["params"]]
+    return all(parameter.is_floating_point() and _lie_alike(parameter, parameter) for parameter in parameters)
 
 
 def _sparse_names(model: nn.Module) -> list[str]:
@@ -178,6 +180,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
         )
     kept = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
     _load(optimizer, state, names)
+    lay_out_for_fused_kernels(optimizer)
     if not with_options:
         for group, mine in zip(optimizer.param_groups, kept, strict=True):
             group.update(mine)
@@ -210,6 +213,23 @@ def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> N
                 optimizer.state[parameter] = {
                     key: _placed(value, parameter, group, key) for key, value in values[name].items()
                 }
+
+
+def lay_out_for_fused_kernels(optimizer: Optimizer) -> None:
+    """Give state the memory layout of its parameter where fused kernels pair the two by their place in memory.
+
+    They differ if the parameter's layout was changed, or if the state was stored before layouts were kept.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and not _lie_alike(value, parameter):
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    return one.layout != torch.strided or one.stride() == torch.empty_like(other).stride()
 
 
 def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:

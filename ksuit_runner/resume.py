@@ -64,6 +64,11 @@ class Origin:
         return not any(place.startswith(others) for place in self.changes)
 
     @property
+    def has_other_model(self) -> bool:
+        """Whether the model was given other settings."""
+        return any(place.split(".")[0] == "model" for place in self.changes)
+
+    @property
     def has_new_end(self) -> bool:
         """Whether the run was given another length."""
         return any(

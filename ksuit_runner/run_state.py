@@ -42,6 +42,7 @@ class Run:
         taken_over: Set when another process has taken the run over.
         unfinished: What followed the last update when the run ended in the middle of it, from the checkpoint.
         phase: Where the loop stands.
+        taken_back: State of the trainer that stands for the present one after a failed update was taken back.
     """
 
     trainer: SgdTrainer
@@ -55,6 +56,7 @@ class Run:
     unfinished: Mapping[str, Any] | None = None
     rank: int = 0
     phase: Phase = field(default=Phase.START, init=False)
+    taken_back: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.data.interruption = self.interruption
@@ -98,7 +100,7 @@ def check_state(run: Run) -> None:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    trainer = dict(run.trainer.state_dict())
+    trainer = {**run.trainer.state_dict(), **run.taken_back}
     return {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
 
 
@@ -111,9 +113,9 @@ def save_last_full_update(run: Run) -> None:
     if is_lost or (phase is Phase.BEFORE_STEP and not states.can_take_back):
         _LOGGER.warning("no state after a full update is left: a resume goes on from the checkpoint before it")
         return
-    if phase is Phase.BEFORE_STEP:
-        _take_back_update(run)
     try:
+        if phase is Phase.BEFORE_STEP:
+            _take_back_update(run)
         save_checkpoint(run, wait=True)
     except (KsuitError, OSError) as error:
         _LOGGER.error("the last state could not be saved, the run goes on from the checkpoint before it: %s", error)
@@ -121,7 +123,7 @@ def save_last_full_update(run: Run) -> None:
 
 def _take_back_update(run: Run) -> None:
     """Undo what an update has changed before its step; of the callbacks, what was kept counts."""
-    run.trainer.give_back_buffers()
+    run.taken_back = run.trainer.take_back()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

@@ -18,12 +18,14 @@ from ksuit_runner.device import choose_device, to_device
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, suggest
 from ksuit_runner.fused_step import FusedStep
 from ksuit_runner.gradients import clip_gradients, forget_gradients, versions
+from ksuit_runner.kept_buffers import KeptBuffers
 from ksuit_runner.loss_check import LossCheck, check_losses
 from ksuit_runner.loss_weights import LossWeights
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.modes import Modes
 from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state, without_loss
 from ksuit_runner.parameter_rules import ParameterRules, named_parameters
+from ksuit_runner.plain_state import copy_state
 
 _LOGGER = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,6 +122,11 @@ class SgdTrainer:
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self._fused_step = FusedStep(self.optimizer)
+        self._kept_buffers = [KeptBuffers(module) for module in (self.model.module, self.loss)]
+        self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
+        self._kept_state: Mapping[str, Any] = {}
+        self._base_state: dict[str, Any] = {}
+        self._stand_in: dict[str, Any] | None = None  # for this class's part of the state while that does not matter
 
     # What other tasks override
 
@@ -215,6 +222,19 @@ class SgdTrainer:
 
     # The pieces of an update, in the order of the loop
 
+    def keep(self) -> None:
+        """Keep what an update changes before its step: buffers, and the state that another task adds to this one."""
+        for kept in self._kept_buffers:
+            kept.keep()
+        if self._has_added_state:
+            self._kept_state = copy_state("trainer", self._added_state())
+
+    def take_back(self) -> Mapping[str, Any]:
+        """Give the buffers back what was kept, and return the added state that was kept."""
+        for kept in self._kept_buffers:
+            kept.give_back()
+        return self._kept_state
+
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
@@ -247,7 +267,8 @@ class SgdTrainer:
 
     def leave_out_step(self) -> None:
         """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
-        self.give_back_buffers()
+        for kept in self._kept_buffers:
+            kept.give_back()
         self.forget_gradients()
         self.loss_check.skips += 1
         self.schedule.step()
@@ -259,16 +280,6 @@ class SgdTrainer:
     def gradient_versions(self) -> list[int]:
         """Return a number for each gradient that is another one once something was added to it."""
         return versions(self._parameters)
-
-    def keep_buffers(self) -> None:
-        """Keep the buffers of model and loss as they are, for an update that is not done."""
-        self.model.keep_buffers()
-        self._loss.keep_buffers()
-
-    def give_back_buffers(self) -> None:
-        """Give the buffers of model and loss the values back that were kept."""
-        self.model.give_back_buffers()
-        self._loss.give_back_buffers()
 
     # What callbacks use
 
@@ -331,17 +342,29 @@ class SgdTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Return optimizer (by parameter name), schedule, loss, scaler, position, and the callbacks' states by name.
 
-        The weights have a file of their own.
+        The weights have a file of their own; ``arrangements`` is what that does not say of them.
         """
+        if self._stand_in is not None:
+            return dict(self._stand_in)
         return {
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
-            "loss": dict(self.loss.state_dict()),
+            "loss": self._loss.tensors(),
             "skips": self.loss_check.skips,
             "scaler": self.scaler.state_dict(),
             "counter": self.counter.state_dict(),
             "callbacks": self.callback_states(),
+            "arrangements": {"model": self.model.arrangement(), "loss": self._loss.arrangement()},
         }
+
+    def _added_state(self) -> dict[str, Any]:
+        """Return what a subclass adds to the state, without collecting the rest anew, which takes long."""
+        base = self._base_state = self._base_state or SgdTrainer.state_dict(self)
+        self._stand_in = base
+        try:
+            return {key: value for key, value in self.state_dict().items() if key not in base}
+        finally:
+            self._stand_in = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
         """Take up a stored state.
@@ -356,13 +379,12 @@ class SgdTrainer:
         """
         self.counter.load_state_dict(state_dict["counter"])
         self.loss_check.skips = state_dict["skips"]
-        has_same_loss = state_dict["loss"].keys() == self.loss.state_dict().keys()
+        arrangements = state_dict.get("arrangements", {})
+        if "model" in arrangements:
+            self.model.arrange(arrangements["model"])
+        has_same_loss = same_settings or state_dict["loss"].keys() == self.loss.state_dict().keys()
         if has_same_loss:
-            self.loss.load_state_dict(state_dict["loss"])
-        elif same_settings:
-            raise CheckpointError(
-                f"loss: the state of another one was stored, with {list(state_dict['loss']) or 'nothing'}"
-            )
+            self._load_loss(state_dict["loss"], arrangements.get("loss"))
         optimizer = state_dict["optimizer"] if has_same_loss else without_loss(state_dict["optimizer"])
         load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
         if self.scaler.is_enabled() and state_dict["scaler"]:
@@ -372,6 +394,15 @@ class SgdTrainer:
             return
         for _ in range(self.counter.update):
             self.schedule.step()
+
+    def _load_loss(self, tensors: Mapping[str, Any], arrangement: Mapping[str, Any] | None) -> None:
+        try:
+            self._loss.load(tensors, arrangement)
+        except RuntimeError:
+            held = list(tensors) or "nothing"
+            raise CheckpointError(f"loss: the state of another one was stored, with {held}") from None
+        if arrangement is not None:
+            self._loss.arrange(arrangement)
 
     def _samples(self, batch: Any) -> int | None:
         """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""

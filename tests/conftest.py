@@ -100,7 +100,7 @@ class Maker:
         hooks = Hooks(built, trainer.counter)
         run = Run(trainer, trainer.data_container, hooks, log_writer, writer, Interruption(), seed=3)
         if found is not None:
-            trainer.model.module.load_state_dict(found.model)
+            trainer.model.load(found.model, found.state["trainer"]["arrangements"]["model"])
             trainer.load_state_dict(found.state["trainer"])
             hooks.states.resume(found, trainer.model)
             run.unfinished = found.state["unfinished"]

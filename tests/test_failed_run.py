@@ -19,6 +19,7 @@ from ksuit_runner.hooks import HOOKS
 from ksuit_runner.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.random_keys import keyed
+from ksuit_runner.trainer import SgdTrainer
 
 FAULTS = [hook for hook in HOOKS if hook not in ("before_training", "on_exception")]
 BEFORE_STEP = FAULTS[1:5]
@@ -75,9 +76,16 @@ class FaultyModel(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
         self.fails_at, self.calls = fails_at, 0
+        self.register_buffer("center", torch.zeros(3))
+        self.register_buffer("total", torch.zeros(3))
+        self.register_buffer("hidden", None)
 
     def forward(self, inputs):
-        outputs = self.layers(inputs)
+        outputs = self.layers(inputs) - self.center
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * outputs.mean(0).detach()
+            self.total.data += self.center
+            self.hidden = outputs[: 1 + int(self.total.abs().sum()) % 3].detach()
         self.calls += self.training
         if self.training and self.calls == self.fails_at:
             raise ZeroDivisionError("the model's fault")
@@ -196,6 +204,37 @@ def test_a_fault_in_the_data(maker, undisturbed, workers):
     assert "raised after update 4" in text
     assert read_newest(maker.paths("broken00")).progress.update == 4
     assert_same(go_on(maker), undisturbed)
+
+
+class Recurrent(SgdTrainer):
+    """Carries what it has seen from update to update, and fails in one of them with that half changed."""
+
+    def __init__(self, *args, fails_at=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fails_at, self.seen, self.hidden = fails_at, [], torch.zeros(3)
+
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, model)
+        self.seen.append(losses["total"].item())
+        self.hidden.add_(outputs.detach().mean(0))
+        if self.counter.update == self.fails_at:
+            raise ZeroDivisionError
+        return {"total": losses["total"] + (outputs.mean(0) * self.hidden).sum()}, outputs
+
+    def state_dict(self):
+        return {**super().state_dict(), "seen": self.seen, "hidden": self.hidden}
+
+    def load_state_dict(self, state_dict, same_settings=True):
+        super().load_state_dict(state_dict, same_settings)
+        self.seen, self.hidden = list(state_dict["seen"]), state_dict["hidden"].clone()
+
+
+def test_the_state_that_a_trainer_adds_is_that_of_the_last_full_update(maker):
+    train(new_run(maker, "whole000", trainer_class=Recurrent))
+    with pytest.raises(ZeroDivisionError):
+        train(new_run(maker, "broken00", trainer_class=partial(Recurrent, fails_at=5)))
+    assert len(read_newest(maker.paths("broken00")).state["trainer"]["seen"]) == 10
+    assert_same(go_on(maker, trainer_class=Recurrent), result(maker, "whole000"))
 
 
 class FaultyAdamW(torch.optim.AdamW):

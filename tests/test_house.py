@@ -25,7 +25,10 @@ LAYERS = (
         *("compose", "trust", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
-    ("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
+    (
+        *("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
+        *("kept_buffers", "layout", "module_tree"),
+    ),
     (
         *(
             "trainer",

@@ -1,9 +1,14 @@
 """The wrapper that makes any module a model of a run."""
 
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ksuit_runner.layout import lay_out, overlaps, unusual_strides
 
 
 class ModelBase(nn.Module):
@@ -22,7 +27,6 @@ class ModelBase(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._kept: list[_KeptBuffer] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
@@ -38,37 +42,92 @@ class ModelBase(nn.Module):
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all parameters and persistent buffers, detached, by their names in the wrapped module."""
+    def tensors(self) -> dict[str, Any]:
+        """Return what the wrapped module's ``state_dict`` has: parameters, persistent buffers, and extra state."""
         return dict(self.module.state_dict())
 
-    def keep_buffers(self) -> None:
-        """Keep the buffers as they are, such as running statistics; those that never change are not copied again."""
-        if self._kept is None:
-            self._kept = [_KeptBuffer(name, buffer) for name, buffer in self.module.named_buffers()]
-        for kept in self._kept:
-            kept.keep()
+    def arrangement(self) -> dict[str, Any]:
+        """Return what ``tensors`` leaves out and an exact resume needs.
 
-    def give_back_buffers(self) -> None:
-        """Give the buffers the values back that were kept."""
-        for kept in self._kept or ():
-            kept.give_back()
+        Returns:
+            ``strides`` of the tensors that are not row-major, since kernels choose by the memory layout, and
+            ``buffers`` that are not persistent, or None at present. By their names in the wrapped module.
+        """
+        buffers = {
+            name: module._buffers[key]
+            for name, module, key in self._buffers_by_name()
+            if module._buffers[key] is None or key in module._non_persistent_buffers_set
+        }
+        return {"strides": unusual_strides(self._named_tensors()), "buffers": buffers}
+
+    def load(self, tensors: Mapping[str, Any], arrangement: Mapping[str, Any] | None = None) -> None:
+        """Take up what ``tensors`` returned.
+
+        Args:
+            tensors: Values by name.
+            arrangement: What ``arrangement`` returned, if the values are those of this very model: then its buffers
+                may have come, gone or changed their shapes since it was built.
+
+        Raises:
+            RuntimeError: The values do not fit.
+        """
+        for tensor in self.module.parameters():
+            if overlaps(tensor):
+                tensor.data = tensor.data.clone()
+        if arrangement is not None:
+            self._load_buffers(arrangement["buffers"])
+            self._add_buffers(tensors)
+        for name, module, key in self._buffers_by_name():
+            buffer, value = module._buffers[key], tensors.get(name)
+            if value is not None and (arrangement is not None or (buffer is not None and buffer.shape == value.shape)):
+                module._buffers[key] = self._with_room_for(value, buffer)
+        self.module.load_state_dict(tensors)
+
+    def arrange(self, arrangement: Mapping[str, Any]) -> None:
+        """Take up what ``arrangement`` returned; the values of ``tensors`` stay as they are."""
+        self._load_buffers(arrangement["buffers"])
+        lay_out(self._named_tensors(), arrangement["strides"])
+
+    def copy(self) -> "ModelBase":
+        """Return a copy that shares nothing; what was computed from parameters, as by weight norm, is detached."""
+        memo: dict[int, Any] = {}
+        for module in self.modules():
+            for value in (*vars(module).values(), *module._buffers.values()):
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+        return deepcopy(self, memo)
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return chain(self.module.named_parameters(), self.module.named_buffers())
+
+    def _buffers_by_name(self) -> list[tuple[str, nn.Module, str]]:
+        return [
+            (f"{prefix}.{key}".lstrip("."), module, key)
+            for prefix, module in self.module.named_modules()
+            for key in module._buffers
+        ]
+
+    def _load_buffers(self, buffers: Mapping[str, Tensor | None]) -> None:
+        for name, module, key in self._buffers_by_name():
+            if name in buffers:
+                value = buffers[name]
+                room = None if value is None else self._with_room_for(value, module._buffers[key])
+                module._buffers[key] = None if room is None or value is None else room.copy_(value)
+
+    def _add_buffers(self, tensors: Mapping[str, Any]) -> None:
+        """Register what was registered in a forward pass only."""
+        modules, known = dict(self.module.named_modules()), self.module.state_dict()
+        for name in tensors.keys() - known.keys():
+            prefix, _, key = name.rpartition(".")
+            if prefix in modules and not hasattr(modules[prefix], key) and isinstance(tensors[name], Tensor):
+                modules[prefix].register_buffer(key, self._with_room_for(tensors[name], None))
+
+    def _with_room_for(self, value: Tensor, buffer: Tensor | None) -> Tensor:
+        """Return a buffer if a value can be copied into it, and else another one."""
+        if buffer is None or _form(buffer) != _form(value) or overlaps(buffer) or value.layout != torch.strided:
+            return value.to(self.device if buffer is None else buffer.device, copy=True)
+        return buffer
 
 
-class _KeptBuffer:
-    def __init__(self, name: str, buffer: Tensor) -> None:
-        self._buffer = buffer
-        self._copy = buffer.clone()
-        self._version = buffer._version
-        # The kernels of normalization layers change their statistics without counting that as a new version.
-        self._always = name.rpartition(".")[2].startswith("running_")
-
-    def keep(self) -> None:
-        if self._always or self._buffer._version != self._version:
-            self._copy.copy_(self._buffer)
-            self._version = self._buffer._version
-
-    def give_back(self) -> None:
-        if self._always or self._buffer._version != self._version:
-            self._buffer.copy_(self._copy)
-            self._version = self._buffer._version
+def _form(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.dtype, tensor.layout

@@ -150,7 +150,7 @@ class Maker:
 
 def restore(tiny: TinyRun, strict: bool) -> None:
     checkpoint = read_newest(tiny.paths)
-    tiny.model.module.load_state_dict(checkpoint.model)
+    tiny.model.load(checkpoint.model, checkpoint.state["trainer"]["arrangements"]["model"])
     tiny.run.trainer.load_state_dict(checkpoint.state["trainer"])
     tiny.run.hooks.states.resume(checkpoint, tiny.model, not strict, not strict)
 

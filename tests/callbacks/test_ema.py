@@ -152,3 +152,51 @@ def test_decays_that_make_no_average_are_refused(new_run, decays):
 def test_two_averages_of_one_name_are_refused(new_run):
     with pytest.raises(KsuitError, match=r"'ema_0\.9'"):
         new_run({"ema": partial(Ema, decays=[0.9, 0.99]), "ema_0.9": Ema})
+
+
+class Centered(nn.Module):
+    """Assigns a buffer anew in its forward pass, another one through .data, and one that is None at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("center", torch.zeros(10))
+        self.register_buffer("total", torch.zeros(10))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        outputs = self.layer(x.flatten(1))
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * outputs.mean(0).detach()
+            self.total.data = self.total.data + self.center
+            self.last = outputs[:3].detach()
+        return outputs - self.center
+
+
+def test_buffers_are_those_of_the_model_whatever_was_assigned_anew(new_run):
+    run = new_run({"ema": partial(Ema, decays=[0.9])}, module=Centered(), max_updates=5).train()
+    live, average = run.model.module, run["ema"].models["ema"].module
+    for name, buffer in live.named_buffers():
+        assert torch.equal(average.get_buffer(name), buffer) and average.get_buffer(name) is not buffer
+    assert live.center.any() and not torch.equal(average.layer.weight, live.layer.weight)
+
+
+class Replaces(CallbackBase):
+    """Puts another, frozen head with a buffer and of another shape in place of the one that there was."""
+
+    def _after_update(self, update_counter):
+        if update_counter.update == 3:
+            torch.manual_seed(1)
+            self.model.module[2] = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
+            self.model.module[2].requires_grad_(False)
+
+
+def test_a_module_that_is_replaced_is_replaced_in_the_average(new_run):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Linear(6, 10))
+    callbacks = {"recorder": Recorder, "replaces": Replaces, "ema": partial(Ema, decays=[0.5], warmup=False)}
+    run = new_run(callbacks, module=module, max_updates=6).train()
+    average, live, history = run["ema"].models["ema"].module, run.model.module, run["recorder"].history
+    wanted = expected([update for update in history if "1.weight" in update], "1.weight", 0.5, False)
+    torch.testing.assert_close(average[1].weight.double(), wanted, rtol=0, atol=1e-5)
+    assert torch.equal(average[2][0].weight, live[2][0].weight)
+    assert average[2][1].num_batches_tracked == live[2][1].num_batches_tracked == 3

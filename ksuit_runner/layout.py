@@ -1,0 +1,49 @@
+"""The memory layout of tensors: kernels choose by it, so that a run goes on exactly only if it stays what it was."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Strides = dict[str, tuple[int, ...]]
+
+
+def unusual_strides(tensors: Iterable[tuple[str, Tensor]]) -> Strides:
+    """Return the strides of the tensors that are not row-major, by name."""
+    return {
+        name: tensor.stride()
+        for name, tensor in tensors
+        if tensor.layout == torch.strided and tensor.stride() != row_major(tensor.shape)
+    }
+
+
+def lay_out(tensors: Iterable[tuple[str, Tensor]], strides: Mapping[str, Sequence[int]]) -> None:
+    """Give tensors their strides back, with the values that they have; those that are not named are row-major."""
+    for name, tensor in tensors:
+        if tensor.layout == torch.strided:
+            wanted = tuple(strides.get(name) or row_major(tensor.shape))
+            if tensor.stride() != wanted:
+                laid_out = torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device)
+                tensor.data = write(laid_out, tensor.detach())
+
+
+def write(tensor: Tensor, values: Tensor) -> Tensor:
+    """Write values into a tensor, also into one whose elements share memory because it was expanded."""
+    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+    tensor[once].copy_(values[once])
+    return tensor
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements share their memory, as in an expanded tensor, so that torch writes nothing into it."""
+    is_strided = tensor.layout == torch.strided
+    return is_strided and any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a tensor whose elements lie in the order of their indices."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

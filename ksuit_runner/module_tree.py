@@ -1,0 +1,73 @@
+"""Where the parameters and buffers of a module are now, looked up anew at every update at almost no cost."""
+
+from collections.abc import Sequence, ValuesView
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ModuleTree:
+    """Finds the parameters and buffers of a module, whatever was assigned anew since.
+
+    A model may replace a buffer in its forward pass, and a callback a whole module. Walking the tree at every update
+    would take as long as a small layer; so views of what holds them are kept, and read without leaving C.
+
+    Args:
+        module: The module at the top.
+
+    Attributes:
+        places: The dict and the name under which a module had each of its buffers at the last survey.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.survey()
+
+    def survey(self) -> None:
+        """Walk the tree."""
+        modules = list(self._module.modules())
+        self._holders = [item._buffers for item in modules]
+        self._children = [item._modules.values() for item in modules]
+        self._parameters = [item._parameters.values() for item in modules]
+        self._buffers = [item._buffers.values() for item in modules]
+        self._all = [*self._children, *self._parameters, *self._buffers]
+        self._seen = _values(self._all)
+        self._structure = self._structure_now()
+        self.places = self.places_now()
+
+    def has_changed(self) -> bool:
+        """Whether any module, parameter or buffer is another one than at the last look."""
+        before = self._seen
+        self._seen = _values(self._all)
+        return not are_same(self._seen, before)
+
+    def has_other_structure(self) -> bool:
+        """Whether modules or parameters were replaced, or buffers have come or gone, since the last survey."""
+        (objects, names), (before, names_before) = self._structure_now(), self._structure
+        return names != names_before or not are_same(objects, before)
+
+    def parameters(self) -> list[Any]:
+        """Return all parameters, and None where there is none, in the order of the tree."""
+        return _values(self._parameters)
+
+    def buffers(self) -> list[Any]:
+        """Return all buffers, and None where there is none, in the order of the tree."""
+        return _values(self._buffers)
+
+    def places_now(self) -> list[tuple[dict[str, Tensor | None], str]]:
+        """Return the dict and the name under which a module has each of its buffers."""
+        return [(holder, name) for holder in self._holders for name in holder]
+
+    def _structure_now(self) -> tuple[list[Any], list[str]]:
+        return [*_values(self._children), *_values(self._parameters)], list(chain.from_iterable(self._holders))
+
+
+def are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _values(views: Sequence[ValuesView[Any]]) -> list[Any]:
+    return list(chain.from_iterable(views))
