@@ -30,7 +30,7 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested, value_of
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.find import find_sweep
-from ksuit_runner.terminal import make_console, print_error
+from ksuit_runner.terminal import make_console, print_error, print_traceback
 
 if TYPE_CHECKING:
     from ksuit_runner.runner import Outcome
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run what the command line asks for and exit with its status."""
     secure_output()
+    sys.excepthook = print_traceback
     if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
         sys.path.insert(0, os.getcwd())
     try:

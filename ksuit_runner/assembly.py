@@ -19,6 +19,7 @@ from ksuit_runner.factory import Factory, OnDemand
 from ksuit_runner.hooks import Hooks
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.masking import mask_config
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.random_keys import keyed
@@ -130,7 +131,7 @@ class Assembly:
         return LogWriter(self.record.journal, counter, properties, check_key, is_logged)
 
     def _checkpoint_writer(self) -> CheckpointWriter:
-        text = json.dumps(self.config, default=str)
+        text = json.dumps(mask_config(self.config), default=str)
         writer = self.factory.build("checkpoint", CheckpointWriter, path_provider=self.record.paths)
         writer.config_hash = sha256(text.encode()).hexdigest()[:16]
         writer.on_written = self.record.upload

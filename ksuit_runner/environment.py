@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from ksuit_runner import __version__
+from ksuit_runner.masking import mask_text
 
 DIFF_LIMIT = 1_000_000
 """Size that a stored diff is cut at, in bytes."""
@@ -73,7 +74,7 @@ def collect() -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return the command that started this process, quoted so that a shell takes it back.
+    """Return the command that started this process, quoted so that a shell takes it back, with passwords masked.
 
     Args:
         argv: The arguments, by default those of the process; the first one is the program.
@@ -81,9 +82,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     program, *arguments = sys.argv if argv is None else argv
     path = Path(program)
     if path.name == "__main__.py":
-        return shlex.join(["python", "-m", path.parent.name, *arguments])
+        return mask_text(shlex.join(["python", "-m", path.parent.name, *arguments]))
     name = path.name if path.stem == "ksuit-runner" else program
-    return shlex.join([name, *arguments])
+    return mask_text(shlex.join([name, *arguments]))
 
 
 def git_state() -> dict[str, str | bool | None]:

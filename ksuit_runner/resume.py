@@ -14,9 +14,11 @@ from ksuit_runner.compose import SWEEP_NODES, compose_places, output_dir_of
 from ksuit_runner.config_changes import REMOVED, differences
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.masking import mask_value
 from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recompose import with_overrides
+from ksuit_runner.reveal import reveal
 from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import program
@@ -181,6 +183,9 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     if mode == "resume":
         _refuse_rewriting(changes, before, paths.run_id, extra)
     trust = trust_in_run(paths, config.get("tracker") or {}, overrides, changes)
+    values = resolve(config)
+    if (revealed := reveal(values, overrides)) is not values:
+        config = OmegaConf.create(dict(revealed))
     return Composed(config, list(changes), [*read_launch(paths).overrides, *extra], trust)
 
 
@@ -198,7 +203,9 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
 
 
 def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
-    refused = [place for place in changes if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE)]
+    # A password that is said again is no change.
+    new = [place for place, value in changes.items() if mask_value(place, value) != _value_at(before, place)]
+    refused = [place for place in new if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE)]
     if not refused:
         return
     lines = [f"  {place}: {_short(_value_at(before, place))} -> {_short(changes[place])}" for place in refused]

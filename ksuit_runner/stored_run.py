@@ -14,6 +14,7 @@ from ksuit_runner.authorship import sign
 from ksuit_runner.check.stored import format_config, parse_config
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ResumeError, suggest
+from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
 from ksuit_runner.stored_files import UnsafeFileError, check_folder, read_json, read_text
 
@@ -77,12 +78,17 @@ def add_to_index(
 
 
 def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
-    """Store the resolved config of a run and how it was started."""
+    """Store the resolved config of a run and how it was started, without passwords and tokens."""
     make_folder(paths.artifacts_dir)
-    text = format_config(config)
+    text = format_config(mask_config(config))
     sign(paths.signature, text)
     write_text(paths.config, text)
-    write_text(paths.launch, json.dumps(asdict(launch), indent=2) + "\n")
+    write_text(paths.launch, json.dumps(_masked(launch), indent=2) + "\n")
+
+
+def _masked(launch: Launch) -> dict[str, Any]:
+    shown = {"command": mask_text(launch.command), "overrides": list(map(mask_text, launch.overrides))}
+    return asdict(launch) | shown | {"tags": {key: mask_text(value) for key, value in launch.tags.items()}}
 
 
 def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:

@@ -10,6 +10,7 @@ from ksuit_runner.factory import Factory
 from ksuit_runner.journal import Journal
 from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_run import find_local, read_config, unknown_run
@@ -95,4 +96,5 @@ def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequen
         place = item.lstrip("+").partition("=")[0]
         if place.startswith("tracker."):
             OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
-    return Factory(OmegaConf.create({"tracker": stored}), trust_in_run(paths, stored, overrides))
+    trust = trust_in_run(paths, stored, overrides)
+    return Factory(reveal({"tracker": OmegaConf.to_container(stored)}, overrides), trust)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from shlex import quote
+from types import TracebackType
 from typing import IO, Any, Protocol
 
 from rich import box
@@ -19,6 +21,7 @@ from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.lasting_output import LastingStream
+from ksuit_runner.masking import mask_text
 from ksuit_runner.stored_files import open_stored
 
 DEFAULT_OUTPUT_DIR = "outputs"
@@ -148,10 +151,15 @@ def _is_number(text: str) -> bool:
 
 def print_error(console: Console, error: KsuitError) -> None:
     """Print an error that the user can mend: a red ``error:`` and its message, 6 lines at most."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = mask_text(str(error)).splitlines() or [type(error).__name__]
     if len(lines) > _ERROR_LINES:
         lines = [*lines[: _ERROR_LINES - 1], f"({len(lines) - _ERROR_LINES + 1} more lines)"]
     console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody has explained as Python does, with passwords masked; for ``sys.excepthook``."""
+    sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))
 
 
 def resume_command(run_id: str, output_dir: Path | None = None) -> str:
@@ -207,7 +215,7 @@ def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") ->
     width = max(map(len, pairs)) + 2
     for label, value in pairs.items():
         style = _STATUS_STYLES.get(status, "") if label == "status" else ""
-        console.print(Text.assemble((label.ljust(width), "dim"), (value, style)), soft_wrap=True)
+        console.print(Text.assemble((label.ljust(width), "dim"), (mask_text(value), style)), soft_wrap=True)
 
 
 def _short(path: Path) -> str:
@@ -218,8 +226,15 @@ def _file_handler(path: Path) -> logging.FileHandler:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     return handler
+
+
+class _Formatter(logging.Formatter):
+    """Leaves passwords out, those in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):
@@ -247,6 +262,7 @@ class _ConsoleHandler(logging.Handler):
 
     def __init__(self, console: Console) -> None:
         super().__init__()
+        self.setFormatter(_Formatter())
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -8,7 +8,9 @@ from ksuit_runner.authorship import is_signed
 from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.compose import compose_places
 from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.masking import mask_addresses
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.reveal import URI_VARIABLE
 from ksuit_runner.stored_files import UnsafeFileError, read_text
 from ksuit_runner.targets import Trust
 
@@ -44,7 +46,8 @@ def limits(
     if problem := mismatch(list(packages) if not isinstance(packages, str) else packages, "list[str]"):
         raise ConfigError(f"trust: {problem}")
     for key in ("uri", "artifact_root"):  # what is recorded, and the user's password, would go there
-        if tracker.get(key) not in (None, own.tracker.get(key), os.environ.get("MLFLOW_TRACKING_URI")):
+        known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))
+        if tracker.get(key) not in (None, *known, *map(mask_addresses, filter(None, known))):
             raise ConfigError(
                 f"tracker.{key}: the stored config was not made by you on this machine, and names {tracker[key]}. "
                 f"If you trust that: tracker.{key}={tracker[key]}"

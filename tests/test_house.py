@@ -18,11 +18,22 @@ PACKAGE = ROOT / "ksuit_runner"
 # From the bottom to the top: a module imports from its own row and from those above it in this table. A package counts
 # as its modules do (`tracker` stands for tracker/__init__.py).
 LAYERS = (
-    ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output", "nested"),
+    ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output", "masking", "nested"),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
-        *("compose", "trust", "config_changes", "override_text", "places", "recompose", "targets", "check", "check.*"),
+        *(
+            "compose",
+            "trust",
+            "config_changes",
+            "override_text",
+            "places",
+            "recompose",
+            "reveal",
+            "targets",
+            "check",
+            "check.*",
+        ),
     ),
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
     (

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.journal import Point
+from ksuit_runner.masking import mask_text, mask_value
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.local_ids import LocalIdTracker
@@ -25,8 +26,8 @@ class DeferredTracker(LocalIdTracker):
 
     A run begins with one question to the store, so that it gets the store's id. If there is no answer and the tracker
     does not require one, the run begins under an id of its own and is registered later. After that everything is
-    written to the run's folder only; ``deliver`` passes it on, from a thread of its own. Files are kept where the
-    embedded store has them, in ``PathProvider.artifacts_dir``.
+    written to the run's folder only, without passwords; ``deliver`` passes it on, from a thread of its own. Files are
+    kept where the embedded store has them, in ``PathProvider.artifacts_dir``.
 
     Ids are those of the output folder.
 
@@ -85,7 +86,7 @@ class DeferredTracker(LocalIdTracker):
     ) -> RunInfo:
         """Begin a new run, under the store's id or, if it need not be reached, under one of its own."""
         own_id, now = uuid4().hex, start_time or _now()
-        tags = {**tags, START_TAG: own_id}
+        tags = {**{key: mask_text(value) for key, value in tags.items()}, START_TAG: own_id}
         try:
             parent = self._registered(parent_run_id) if parent_run_id else None
             info = self._tracker.start_run(name, tags, parent)
@@ -134,14 +135,14 @@ class DeferredTracker(LocalIdTracker):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters."""
         with self._lock:
-            self._outbox.add_params({key: str(value) for key, value in params.items()})
+            self._outbox.add_params({key: str(mask_value(key, value)) for key, value in params.items()})
             self._store()
 
     def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
         """Keep tags, of this run or of another one of the output folder."""
         with self._lock:
             box = self._outbox
-            box.add_tags({key: str(value) for key, value in tags.items()}, run_id or box.run_id)
+            box.add_tags({key: mask_text(str(value)) for key, value in tags.items()}, run_id or box.run_id)
             self._store()
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:

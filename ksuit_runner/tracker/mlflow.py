@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.errors import LostRunError
 from ksuit_runner.journal import Point
+from ksuit_runner.masking import mask_addresses
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.stored_files import check_folder
 from ksuit_runner.tracker import artifact_place, embedded
@@ -225,10 +226,11 @@ class MlflowTracker(BaseTracker):
         """Say in one line where the run is recorded and how to look at it."""
         if self._uri is None:
             return f"MLflow, see it with: mlflow ui --backend-store-uri {embedded.uri(self._paths)}"
-        if self._bound is None or not self._uri.startswith("http"):
-            return f"MLflow, {self._uri}"
+        shown = mask_addresses(self._uri)
+        if self._bound is None or not shown.startswith("http"):
+            return f"MLflow, {shown}"
         info = self._bound.info
-        return f"MLflow, {self._uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return f"MLflow, {shown.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
     def check_key(self, key: str) -> None:
         """Check that MLflow takes the name of a metric, of which some characters are escaped."""

@@ -16,6 +16,7 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
+from ksuit_runner.masking import mask_text
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow_names import LONGEST, escape
 
@@ -114,7 +115,7 @@ def explained(method: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a call failed."""
+    """Say in one line why a call failed, without passwords."""
     from requests.exceptions import ConnectionError, RetryError, Timeout
     from urllib3.exceptions import ReadTimeoutError
 
@@ -124,8 +125,8 @@ def reason(error: BaseException) -> str:
             getattr((cause.args or (None,))[0], "reason", None), ReadTimeoutError
         )
         answer = "answers with errors" if isinstance(cause, RetryError) else "cannot be reached"
-        return f"MLflow {'did not answer in time' if late else answer}: {url}"
-    lines = str(error).splitlines() or [repr(error)]
+        return mask_text(f"MLflow {'did not answer in time' if late else answer}: {url}")
+    lines = mask_text(str(error)).splitlines() or [repr(error)]
     return f"MLflow: {lines[0][:300]}"
 
 
