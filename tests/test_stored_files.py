@@ -32,11 +32,11 @@ def lock(path: Path) -> None:
 RUN = Path("runs/run00000")
 WRITERS = {
     "metrics.jsonl": lambda path: Journal(path).close(),
-    "lock.json": lock,
     "runs.jsonl": lambda path: add_to_index(OutputPaths(path.parent), "run00000", "x", "train"),
     "mlflow.db.lock": lambda path: open_store(OutputPaths(path.parent)),
 }
 READERS = {
+    "lock.json": lock,  # is replaced and not written to
     "metrics.jsonl": lambda path: list(read_points(path)),
     "tracker.json": lambda path: Outbox.load(PathProvider(path.parents[2], "run00000")),
     "config.yaml": lambda path: read_json(path, path.parent),
