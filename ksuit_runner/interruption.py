@@ -11,14 +11,20 @@ from ksuit_runner.errors import Interrupted
 
 Result = TypeVar("Result")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+"""Ctrl-C; what ends a job; a closed terminal; what schedulers send before the end of a job's time; its CPU time is up.
+
+SIGQUIT (Ctrl-\\) stays what it is: it ends a process that does not react, at once."""
+
+_KEPT = (signal.SIG_IGN, None)  # ignored, or handled by something other than Python
 
 
 class Interruption:
     """Remembers the signal that asked the run to end.
 
     Attributes:
-        signal: Number of the signal, None while there was none.
+        signal: Number of the first signal, None while there was none.
         is_waiting: Whether the program stands where it can be left at once, waiting for data.
     """
 
@@ -30,7 +36,7 @@ class Interruption:
         """Take note of a signal; a second SIGINT raises KeyboardInterrupt where the program stands."""
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
         if self.is_waiting:
             self.is_waiting = False  # a second signal finds the program on its way out
             raise Interrupted
@@ -52,15 +58,21 @@ class Interruption:
 
 @contextmanager
 def catch_signals() -> Iterator[Interruption]:
-    """Catch SIGINT and SIGTERM while the block runs; outside of the main thread nothing is caught."""
+    """Catch what asks a run to end while the block runs; outside of the main thread nothing is caught.
+
+    A signal that the process was started to ignore (``nohup``, ``&`` in a script) stays ignored.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.signal(number, interruption.handle) for number in SIGNALS}
-    outer = getattr(before[signal.SIGINT], "__self__", None)
-    if isinstance(outer, Interruption):  # a sweep that was asked to end while this run of it was being built
-        interruption.signal = interruption.signal or outer.signal
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) not in _KEPT}
+    for number in before:
+        signal.signal(number, interruption.handle)
+    for handler in before.values():
+        outer = getattr(handler, "__self__", None)
+        if isinstance(outer, Interruption):  # a sweep that was asked to end while this run of it was being built
+            interruption.signal = interruption.signal or outer.signal
     try:
         yield interruption
     finally:

@@ -110,6 +110,10 @@ class SweepPaths(OutputPaths):
         self.plot = self.sweep_dir / "leaderboard.png"
         self.submitit_dir = self.sweep_dir / "submitit"
 
+    def begun(self, index: int) -> Path:
+        """Return the file that is there once a process has begun a job."""
+        return self.sweep_dir / "begun" / str(index)
+
     def device_lock(self, device: str) -> Path:
         """Return the file that the process which has a device keeps locked."""
         return self.sweep_dir / f"device-{device}.lock"

@@ -27,11 +27,24 @@ def test_an_interrupt_after_a_sigterm_ends_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_second_sigterm_changes_nothing():
+@pytest.mark.parametrize("second", sorted(set(SIGNALS) - {signal.SIGINT}))
+def test_the_first_signal_counts_and_another_one_changes_nothing(second):
     with catch_signals() as interruption:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.signal == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), second)
+        assert interruption.signal == signal.SIGUSR1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with catch_signals() as interruption:
+            os.kill(os.getpid(), number)
+            assert interruption.signal is None and signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_run_within_a_sweep_knows_of_the_signal_before_it():

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ksuit_runner.data.fetch import Fetch, fetch
+from ksuit_runner.interruption import SIGNALS
 
 _SENDER_IS_KNOWN: Final = hasattr(
     signal, "sigwaitinfo"
@@ -145,7 +146,7 @@ def _signals_blocked() -> Iterator[None]:
     if not _SENDER_IS_KNOWN:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -155,10 +156,11 @@ def _signals_blocked() -> Iterator[None]:
 def _start_worker(worker: int) -> None:
     """Leave it to the main process when to end: it finishes the update, also if a signal goes to the whole group.
 
-    Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job. SIGTERM still ends
+    Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job. SIGTERM still ends
     a worker if its own parent sends it, which torch does with workers that hang.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report
     Thread(target=_end_after_parent, daemon=True).start()
     if _SENDER_IS_KNOWN:

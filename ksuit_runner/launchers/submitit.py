@@ -1,5 +1,6 @@
 """Jobs on a Slurm cluster, or in processes of their own on this machine, through submitit."""
 
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -9,8 +10,39 @@ from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_
 from ksuit_runner.paths import SweepPaths
 
 
+class Preemptible:
+    """A function whose job is put back into the queue, with the same task, when it is preempted or its time is up.
+
+    submitit asks for that by a signal, in the middle of whatever runs. A run takes the signal itself, to end with a
+    checkpoint, and hands it on to submitit here.
+
+    Args:
+        function: Does a task, and returns a result that has the ``signal`` by which it was ended.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, task: Any) -> Any:
+        """Do the task. After a preemption the process ends here."""
+        import submitit
+
+        result = self._function(task)
+        if result.signal == getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"):
+            signal.raise_signal(result.signal)
+        return result
+
+    def checkpoint(self, task: Any) -> Any:
+        """Return what submitit puts into the queue."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, task)
+
+
 class SubmititLauncher(Launcher):
     """Submits every job as a job of the cluster of its own; submitit's files are in the sweep's folder.
+
+    A job that is preempted, or whose time is up, leaves a checkpoint, waits in the queue again and resumes its run.
 
     Hydra's own submitit launcher ends with the first job whose process is lost, has no cap for the local executor and
     leaves jobs behind on Ctrl-C; that is why submitit is used directly.
@@ -58,7 +90,7 @@ class SubmititLauncher(Launcher):
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
         """Submit ``function(task)``."""
-        handle: Handle = self._executor.submit(function, task)
+        handle: Handle = self._executor.submit(Preemptible(function), task)
         return handle
 
     def stop(self, handles: Iterable[Handle]) -> None:

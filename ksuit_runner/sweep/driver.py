@@ -6,7 +6,8 @@ from typing import Any
 
 from ksuit_runner.interruption import Interruption
 from ksuit_runner.launchers.base import Handle, Launcher
-from ksuit_runner.sweep.task import JobResult, Task, do_job
+from ksuit_runner.sweep.requeue import begin_or_resume
+from ksuit_runner.sweep.task import JobResult, Task
 
 _POLL_S = 0.02
 
@@ -37,7 +38,7 @@ def drive(
             if task is None:
                 break
             on_start(task)
-            running[task.index] = launcher.submit(do_job, task), task
+            running[task.index] = launcher.submit(begin_or_resume, task), task
         ended = [index for index, (handle, _) in running.items() if handle.done()]
         for index in ended:
             handle, task = running.pop(index)

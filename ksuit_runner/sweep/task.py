@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,20 +74,26 @@ class JobResult:
     trace: str = ""
 
 
-def do_job(task: Task) -> JobResult:
-    """Do a job: start its run, or go on with it; whatever happens is told and not raised."""
+def do_job(task: Task, find_run: Callable[[Task], Task] = lambda task: task) -> JobResult:
+    """Do a job: start its run, or resume it; whatever happens is in the result and not raised.
+
+    Args:
+        task: The job.
+        find_run: Returns the task with the run that it has by now; called in the sweep's working directory.
+    """
     start = time.monotonic()
     secure_output()  # a process of a pool prints where the sweep does
     try:
-        return _do(task, start)
+        return _do(task, start, find_run)
     except KeyboardInterrupt:
         return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, signal.SIGINT)
     except BaseException as error:
         return _failed(task, error, task.run_id, start)
 
 
-def _do(task: Task, start: float) -> JobResult:
+def _do(task: Task, start: float, find_run: Callable[[Task], Task]) -> JobResult:
     _go_to(task.folder)
+    task = find_run(task)
     paths = SweepPaths(task.output_dir, task.sweep_id)
     claim_device([(device, paths.device_lock(device)) for device in task.devices])
     from ksuit_runner.runner import run
