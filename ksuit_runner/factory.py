@@ -2,9 +2,12 @@
 
 import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +30,8 @@ from ksuit_runner.places import (
 )
 from ksuit_runner.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.tracker.base import BaseTracker
+
+_MOST_LINES = 20
 
 Built = TypeVar("Built")
 
@@ -198,7 +203,7 @@ def _build(place: str, value: Any) -> Any:
     except SystemExit as error:
         raise _ends_the_process(place, error) from error
     except Exception as error:
-        raise ConfigError(f"{place}: {_reason(error)}") from error
+        raise ConfigError(f"{place}: {_what_was_raised(error)}") from error
 
 
 def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
@@ -272,3 +277,23 @@ def _ends_the_process(place: str, error: SystemExit) -> ConfigError:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _what_was_raised(error: Exception) -> str:
+    """Say what a constructor raised and where in the user's own code, the rest of which is of no use to them."""
+    lines = str(error).splitlines()[:_MOST_LINES]
+    text = f"{type(error).__name__}: " + "\n".join(lines) if lines else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    if not frames:
+        return text
+    path = Path(frames[-1].filename)
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{text}\n(raised in {place}, line {frames[-1].lineno}, in {frames[-1].name})"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's: neither of this package, nor of an installed one, nor of Python."""
+    path = Path(file)
+    if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
+        return False
+    return not any(path.is_relative_to(other) for other in (Path(__file__).parent, sysconfig.get_path("stdlib")))

@@ -153,6 +153,8 @@ def _do(
     surroundings: Surroundings,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    if launch.mode != "evaluate":
+        assembly.trainer.data_container.check_repeatable()
     if launch.mode in ("train", "fork"):
         store(record.paths, config, launch)
     if launch.mode != "evaluate":

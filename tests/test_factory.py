@@ -227,3 +227,34 @@ def test_a_function_that_builds_the_wrong_kind_is_refused():
     with pytest.raises(ConfigError, match=r"schedule._target_: it builds a Linear, which is no LRScheduler"):
         config = {"schedule": {"_target_": f"{HERE}.make_linear"}}
         factory(**config).build("schedule", torch.optim.lr_scheduler.LRScheduler)
+
+
+class Broken:
+    def __init__(self, lines):
+        self.table = self._read(lines)
+
+    def _read(self, lines):
+        raise KeyError("columns") if not lines else ValueError("\n".join(lines))
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return index
+
+
+@pytest.mark.parametrize(("lines", "message"), [([], "KeyError: 'columns'"), (["one", "two"], "ValueError: one\ntwo")])
+def test_what_a_nested_constructor_raises_is_said_with_its_type_and_place(lines, message):
+    datasets = {"train": {"_target_": f"{HERE}.Broken", "lines": lines}}
+    data = {"_target_": "ksuit_runner.data.container.DataContainer", "datasets": datasets, "batch_size": 1}
+    place = r"\(raised in .*test_factory.py, line \d+, in _read\)"
+    with pytest.raises(ConfigError, match=rf"^data.datasets.train: {message}\n{place}$") as raised:
+        factory(data=data).build("data", DataContainer, seed=7)
+    assert isinstance(raised.value.__cause__, (KeyError, ValueError))
+
+
+def test_what_a_library_raises_is_said_without_its_lines():
+    inner = {"_target_": "torch.nn.Linear", "in_features": -1, "out_features": 1}
+    with pytest.raises(ConfigError, match=r"^model._args_\[0\]: RuntimeError: .*negative") as raised:
+        factory(model={"_target_": "torch.nn.Sequential", "_args_": [inner]}).build("model", torch.nn.Module)
+    assert "raised in" not in str(raised.value)

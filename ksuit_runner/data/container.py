@@ -1,17 +1,20 @@
 """All datasets of a run, and the one stream through which training and evaluation get their batches."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.digest import dataset_digest, first_shape
+from ksuit_runner.data.digest import Look, first_shape, is_repeatable, look_at
 from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.order import Plan, evaluation_fetches
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, suggest
 from ksuit_runner.interruption import Interruption
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class DataContainer:
@@ -72,6 +75,7 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = Interruption()
+        self._looks: dict[str, Look] = {}
         self._stream: Stream | None = None
         self._handed_out: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
@@ -92,7 +96,9 @@ class DataContainer:
         Raises:
             ConfigError: The dataset does not say, and the first element has no shape.
         """
-        shape = getattr(self.train_dataset, "input_shape", None) or first_shape(self.datasets, self.train)
+        shape = getattr(self.train_dataset, "input_shape", None) or first_shape(
+            self.train_dataset, self._whole_batch(self.train)
+        )
         if shape is None:
             raise ConfigError(self._lacks("input_shape") + ", and its samples do not begin with a tensor")
         return tuple(shape)
@@ -118,10 +124,31 @@ class DataContainer:
             key: {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
                 "size": len(dataset),
-                "digest": dataset_digest(self.datasets, key),
+                "digest": self._look(key).digest,
             }
             for key, dataset in self.datasets.items()
         }
+
+    def check_repeatable(self) -> None:
+        """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
+        for key, dataset in self.datasets.items():
+            if not is_repeatable(dataset, self._whole_batch(key), self._look(key)):
+                _LOGGER.warning(
+                    "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
+                    "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
+                    "numpy.random or random, which are seeded for each batch, or seed a generator of your own from one "
+                    "of them in __getitem__; do not count calls or ask for the time",
+                    *(key, type(dataset).__name__),
+                )
+
+    def _look(self, key: str) -> Look:
+        if key not in self._looks:
+            self._looks[key] = look_at(self.datasets[key], self._whole_batch(key))
+        return self._looks[key]
+
+    def _whole_batch(self, key: str) -> int:
+        """Return how many samples a batch has, which a collate function may depend on."""
+        return min(self.batch_size, len(self.datasets[key]))
 
     def new_counter(
         self, max_epochs: int | None = None, max_updates: int | None = None, max_samples: int | None = None

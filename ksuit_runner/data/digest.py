@@ -1,49 +1,90 @@
 """What can be told about a dataset from a few of its samples, without disturbing any random generator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
-from ksuit_runner.random_keys import keyed
+from ksuit_runner.data.fetch import collate, get_samples, one_thread
+from ksuit_runner.random_keys import keyed, may_draw
 
 _SAMPLES = 8
 
 
-def dataset_digest(datasets: Mapping[str, Any], dataset_key: str) -> str:
-    """Hash a dataset's class, length and a few samples, spread from the first to the last.
+class Look(NamedTuple):
+    """What a look at a few samples of a dataset has shown.
 
-    Returns:
-        16 hexadecimal digits.
+    Attributes:
+        digest: 16 hexadecimal digits for class, length and samples, the same as long as the data is.
+        batch: The same for a batch, where that shows more than samples do; None if none could be fetched.
     """
-    dataset = datasets[dataset_key]
+
+    digest: str
+    batch: str | None
+
+
+def look_at(dataset: Any, batch_size: int) -> Look:
+    """Read a few samples of a dataset, spread from the first to the last, with the same seeds whenever it is called.
+
+    Not every dataset can be asked for these samples, or can collate as many. What fails here is left out; if that is
+    the dataset's own mistake, training is going to say so.
+
+    Args:
+        dataset: The dataset.
+        batch_size: How many samples to collate if these are too few or too many.
+    """
+    spread = np.unique(np.linspace(0, len(dataset) - 1, _SAMPLES).astype(np.int64))
+    with keyed("sample"), one_thread():
+        samples = _hash(lambda: get_samples(dataset, spread))
+    batch = None
+    if samples is None or hasattr(dataset, "collate_fn"):
+        with keyed("batch"), one_thread():
+            batch = _hash(lambda: collate(dataset, get_samples(dataset, spread)))
+            batch = batch or _hash(lambda: _first_batch(dataset, batch_size))
+    about = (type(dataset).__module__, type(dataset).__qualname__, len(dataset), samples)
+    return Look(blake2b(repr(about).encode(), digest_size=8).hexdigest(), batch)
+
+
+def _hash(read: Callable[[], Any]) -> str | None:
+    try:
+        value = read()
+    except (Exception, SystemExit):
+        return None
     digest = blake2b(digest_size=8)
-    digest.update(repr((type(dataset).__module__, type(dataset).__qualname__, len(dataset))).encode())
-    with keyed("sample"):
-        for index in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLES).astype(np.int64)).tolist():
-            _add(digest, _sample(datasets, dataset_key, index))
+    _add(digest, value)
     return digest.hexdigest()
 
 
-def first_shape(datasets: Mapping[str, Any], dataset_key: str) -> tuple[int, ...] | None:
-    """Return the shape of the first element of a dataset's first sample; None if it has none."""
-    with keyed("sample"):
-        value = _sample(datasets, dataset_key, 0)
+def is_repeatable(dataset: Any, batch_size: int, first: Look) -> bool:
+    """Whether a dataset returns the same for the same seeds as at the first look."""
+    return not may_draw(getattr(dataset, "__getitems__", None)) or look_at(dataset, batch_size) == first
+
+
+def first_shape(dataset: Any, batch_size: int) -> tuple[int, ...] | None:
+    """Return the shape of the first element of a dataset's first sample; None if it has none.
+
+    Args:
+        dataset: The dataset.
+        batch_size: How many samples to collate if one alone is too few.
+    """
+    with keyed("sample"), one_thread():
+        try:
+            value = _first_batch(dataset, 1)
+        except Exception:
+            value = _first_batch(dataset, batch_size)
     while isinstance(value, (Mapping, list, tuple)) and value:
         value = next(iter(value.values() if isinstance(value, Mapping) else value))
     return tuple(value.shape[1:]) if hasattr(value, "shape") else None
 
 
-def _sample(datasets: Mapping[str, Any], dataset_key: str, index: int) -> Any:
-    """Fetch a batch of one, the same for every seed of a run."""
-    return fetch(datasets, 0, Fetch(dataset_key, EVALUATION, index, np.array([index])))
+def _first_batch(dataset: Any, size: int) -> Any:
+    return collate(dataset, get_samples(dataset, np.arange(size)))
 
 
-def _add(digest: blake2b, value: Any) -> None:
-    """Add a value to a digest; of objects that are not data, only the class."""
+def _add(digest: blake2b, value: Any, is_inside: bool = False) -> None:
+    """Add a value to a digest; of an object its attributes, and inside of another object only the class."""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         digest.update(repr((str(value.dtype), tuple(value.shape))).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -51,12 +92,16 @@ def _add(digest: blake2b, value: Any) -> None:
         digest.update(repr((value.dtype.str, value.shape)).encode())
         digest.update(value.tobytes())
     elif isinstance(value, Mapping):
-        _add(digest, list(value.items()))
+        _add(digest, list(value.items()), is_inside)
     elif isinstance(value, (list, tuple)):
         digest.update(repr(len(value)).encode())
         for item in value:
-            _add(digest, item)
+            _add(digest, item, is_inside)
     elif isinstance(value, (str, bytes, bool, int, float, complex, np.generic)) or value is None:
         digest.update(repr(value).encode())
     else:
         digest.update(type(value).__qualname__.encode())
+        if hasattr(value, "__array_interface__"):  # such as an image
+            _add(digest, np.asarray(value))
+        elif hasattr(value, "__dict__") and not is_inside and not isinstance(value, torch.Tensor):
+            _add(digest, vars(value), is_inside=True)

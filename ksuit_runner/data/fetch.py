@@ -1,7 +1,7 @@
 """Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -56,12 +56,10 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     getitems = getattr(dataset, "__getitems__", None)
     if getitems is not None and not may_draw(getitems):
         return getitems(indices)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        with undisturbed() if epoch == EVALUATION else nullcontext():
+        with one_thread(), undisturbed() if epoch == EVALUATION else nullcontext():
             seed_all(mix(seed, dataset_key, epoch, batch))
-            return _collated(dataset, indices)
+            return collate(dataset, get_samples(dataset, indices))
     except SystemExit as error:  # it would end a worker process without a word
         raise RuntimeError(f"data.datasets.{dataset_key} ends the process: {error!r}") from error
     except Interrupted:
@@ -70,16 +68,28 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
         where = f"epoch {epoch}" if epoch != EVALUATION else "an evaluation"
         error.add_note(f"raised by data.datasets.{dataset_key}, in batch {batch} of {where}")
         raise
+
+
+def get_samples(dataset: Any, indices: NDArray[np.int64]) -> Any:
+    """Return a list of samples, or what else a dataset's ``__getitems__`` returns: a finished batch."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[index] for index in indices.tolist()]
+
+
+def collate(dataset: Any, samples: Any) -> Any:
+    """Return the batch that a list of samples becomes; a finished one stays as it is."""
+    if not isinstance(samples, list):
+        return samples
+    return (getattr(dataset, "collate_fn", None) or default_collate)(samples)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread while the block runs, as worker processes do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _collated(dataset: Any, indices: NDArray[np.int64]) -> Any:
-    if hasattr(dataset, "__getitems__"):
-        samples = dataset.__getitems__(indices)
-        if not isinstance(samples, list):
-            return samples
-    else:
-        samples = [dataset[index] for index in indices.tolist()]
-    collate = getattr(dataset, "collate_fn", None) or default_collate
-    return collate(samples)

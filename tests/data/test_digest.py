@@ -1,10 +1,13 @@
 import random
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from ksuit_runner.data.digest import dataset_digest, first_shape
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.data.digest import first_shape, look_at
 from ksuit_runner.data.tensor_dataset import TensorDataset
 
 
@@ -23,7 +26,7 @@ class Noise:
 
 
 def digest(dataset):
-    return dataset_digest({"train": dataset}, "train")
+    return look_at(dataset, 2).digest
 
 
 def tensors(inputs):
@@ -102,8 +105,113 @@ def test_first_shape_is_that_of_the_first_element(sample, shape):
         def __getitem__(self, index):
             return sample
 
-    assert first_shape({"train": One()}, "train") == shape
+    assert first_shape(One(), batch_size=4) == shape
 
 
 def test_samples_without_a_tensor_have_no_shape():
-    assert first_shape({"train": Items(["text"])}, "train") is None
+    assert first_shape(Items(["text"]), batch_size=1) is None
+
+
+class Data:
+    """Points with noise of some kind; the number of samples that are collated has to be even."""
+
+    input_shape = output_shape = (4,)
+
+    def __init__(self, noise=lambda: torch.rand(()).item(), collated=lambda: 0.0, form=torch.tensor):
+        self.noise, self.collated, self.form = noise, collated, form
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.form([index + self.noise()] * 4)
+
+    def collate_fn(self, samples):
+        assert len(samples) % 2 == 0, "an even number is needed"
+        return torch.stack(samples) + self.collated()
+
+
+class Whole(Data):
+    """Returns finished batches, of one size only."""
+
+    __getitem__ = None
+
+    def __getitems__(self, indices):
+        assert len(indices) == 6
+        return torch.stack([Data.__getitem__(self, index) for index in indices])
+
+
+class Triplets(Data):
+    def collate_fn(self, samples):
+        assert len(samples) % 3 == 0
+        return torch.stack(samples) + self.collated()
+
+
+class Point:
+    def __init__(self, values):
+        self.values = values
+
+
+def counts():
+    numbers = iter(range(10**6))
+    return lambda: next(numbers)
+
+
+OWN = {
+    "numpy": lambda: np.random.default_rng(0).random,
+    "numpy's old one": lambda: np.random.RandomState(0).rand,
+    "python": lambda: random.Random(0).random,
+    "torch": lambda: partial(torch.rand, (), generator=torch.Generator().manual_seed(0)),
+    "a counter": counts,
+    "the time": lambda: lambda: time.perf_counter_ns() % 1000,
+}
+
+
+def warned(caplog, dataset):
+    caplog.clear()
+    DataContainer({"train": dataset}, 6, seed=0).check_repeatable()
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_dataset_with_a_generator_or_counter_of_its_own_is_warned_of(caplog, kind):
+    own = OWN[kind]
+    for dataset in (Data(own()), Data(collated=own()), Data(own(), form=Point), Whole(own()), Triplets(collated=own())):
+        (text,) = warned(caplog, dataset)
+        assert f"data.datasets.train: a {type(dataset).__name__} returns other data when the same samples" in text
+
+
+SEEDED = {
+    "torch": lambda: torch.rand(()).item(),
+    "numpy": np.random.rand,
+    "python": random.random,
+    "derived": lambda: np.random.default_rng(np.random.randint(2**31)).random(),
+}
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_seeded_generators_are_not_warned_of(caplog, kind):
+    noise = SEEDED[kind]
+    for dataset in (Data(noise, noise), Data(noise, form=Point), Whole(noise), Triplets(noise, noise)):
+        assert warned(caplog, dataset) == []
+
+
+@pytest.mark.parametrize("kind", [Data, Whole, Triplets])
+def test_a_dataset_that_needs_more_samples_at_once_can_be_used(monkeypatch, kind):
+    monkeypatch.setattr(Data, "input_shape", None)
+    data = DataContainer({"train": kind()}, 6, seed=0)
+    assert data.input_shape == (4,)
+    assert len(data.describe()["train"]["digest"]) == 16
+
+
+def test_a_dataset_that_fails_has_a_digest_and_says_why_when_it_is_used():
+    class Broken(Data):
+        def __getitem__(self, index):
+            raise KeyError("columns")
+
+    data = DataContainer({"train": Broken()}, 6, seed=0)
+    data.check_repeatable()
+    assert data.describe() == DataContainer({"train": Broken()}, 6, seed=0).describe()
+    with pytest.raises(KeyError, match="columns") as raised:
+        next(data.evaluation_batches("train"))
+    assert raised.value.__notes__ == ["raised by data.datasets.train, in batch 0 of an evaluation"]
