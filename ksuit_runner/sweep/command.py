@@ -13,14 +13,18 @@ from ksuit_runner.errors import ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.override_text import bare_name, parse, root
-from ksuit_runner.paths import OutputPaths, SweepPaths
+from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.resume import value_of
+from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sweep.find import find_sweep, unknown_sweep
 from ksuit_runner.sweep.leaderboard import make_leaderboard
 from ksuit_runner.sweep.plan import Plan, differences, read_jobs, read_plan, store_plan, update_plan
 from ksuit_runner.sweep.planning import plan_sweep, read_yaml
+from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.report import print_leaderboard
 from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
+from ksuit_runner.sync import send_all
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.base import KIND_TAG
 from ksuit_runner.tracker.deferred import DeferredTracker
@@ -68,10 +72,25 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
     config = _config_of(paths, plan)
     launcher = _build_launcher(plan.launcher)
     tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
+    if register_anew := value_of("register_anew", overrides) == "true":
+        tracker.forget_lost(paths.sweep_id)
     tracker.resume_run(paths.sweep_id)
+    if register_anew:
+        _record_lost_jobs(paths, plan, config, tracker)
     update_plan(paths, replace(plan, settings=stored.settings))  # what was allowed once is not allowed for ever
     source, total = _source(paths, plan)
     return Session(paths, plan, config, tracker, launcher, make_console()).run(source, total, is_resumed=True)
+
+
+def _record_lost_jobs(paths: SweepPaths, plan: Plan, config: DictConfig, tracker: DeferredTracker) -> None:
+    """Record those runs of the jobs anew that the tracker has lost."""
+    for record in find_records(paths, plan, tracker).values():
+        run = PathProvider(paths.output_dir, record.run_id)
+        job = DeferredTracker(Factory(config).build_tracker(paths), paths)
+        with RunLock(run.lock):
+            if job.forget_lost(run.run_id):
+                job.attach_run(run.run_id)
+                send_all(job, run)
 
 
 def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
@@ -118,7 +137,7 @@ def _build_launcher(node: Mapping[str, Any]) -> Launcher:
 
 def _changed(plan: Plan, overrides: Sequence[str]) -> Plan:
     """Return the plan with what a resume may say anew."""
-    allowed = {*(f"sweep.{name}" for name in MAY_CHANGE), "resume"}
+    allowed = {*(f"sweep.{name}" for name in MAY_CHANGE), "resume", "register_anew"}
     for item in overrides:
         if root(item) not in (*_LOCATORS, "launcher") and bare_name(item) not in allowed:
             raise ResumeError(

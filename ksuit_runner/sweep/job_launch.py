@@ -1,7 +1,5 @@
 """How a job's run is started: its overrides, and the tags that say what it is."""
 
-import re
-
 from ksuit_runner.override_text import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.stored_run import Launch
@@ -30,13 +28,9 @@ def launch_of(job: Job, plan: Plan, paths: SweepPaths, record: JobRecord | None)
 
 def tags_of(job: Job, paths: SweepPaths) -> dict[str, str]:
     """Return the tags of a job's run: the sweep, its number, and all that varies, together and one by one."""
-    varied = {f"sweep.{_tag_name(key)}": value for key, value in job.combination.items()}
+    varied = {f"sweep.{bare_name(key)}": value for key, value in job.combination.items()}
     return varied | {
         SWEEP_TAG: paths.sweep_id,
         JOB_TAG: str(job.index),
         OVERRIDES_TAG: " ".join(overrides_of(job.combination)),
     }
-
-
-def _tag_name(key: str) -> str:
-    return re.sub(r"[^\w./ -]", "_", bare_name(key))  # MLflow refuses other characters

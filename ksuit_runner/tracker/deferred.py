@@ -241,10 +241,10 @@ class DeferredTracker(LocalIdTracker):
         if self._is_resumed:
             self._tracker.resume_run(tracker_id)
 
-    def forget_lost(self, run_id: str) -> None:
+    def forget_lost(self, run_id: str) -> bool:
         """Have a run of the output folder registered anew when it is taken up, if the store has lost it.
 
-        All of its metrics and files are sent then, under its id in the output folder as a tag.
+        All of its metrics and files are sent then, with its id in the output folder as a tag. Returns whether so.
 
         Raises:
             TrackerError: The store cannot be reached.
@@ -254,7 +254,7 @@ class DeferredTracker(LocalIdTracker):
         if box.parent_run_id and self._paths(box.parent_run_id).outbox.exists():
             self.forget_lost(box.parent_run_id)
         if box.tracker_id is None:
-            return
+            return True
         try:
             self._tracker.attach_run(box.tracker_id)
         except LostRunError:
@@ -262,6 +262,8 @@ class DeferredTracker(LocalIdTracker):
                 path.unlink(missing_ok=True)
             box.forget_registration()
             box.store(paths)
+            return True
+        return False
 
     def _registered(self, run_id: str) -> str:
         """Return the store's id of a run, which is registered if it is not; the tracker is then bound to that run."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.errors import LostRunError
 from ksuit_runner.journal import Point
 from ksuit_runner.masking import mask_addresses
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -26,7 +25,7 @@ from ksuit_runner.tracker.mlflow_client import (
 )
 from ksuit_runner.tracker.mlflow_names import escape, escape_short
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
-from ksuit_runner.tracker.mlflow_search import PARENT_TAG, children, find, get_run, history, last_points, run_info
+from ksuit_runner.tracker.mlflow_search import PARENT_TAG, active_run, children, find, history, last_points, run_info
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,12 +111,7 @@ class MlflowTracker(BaseTracker):
     @explained
     def attach_run(self, run_id: str) -> RunInfo:
         """Bind the tracker to a run that exists and leave its status as it is."""
-        run = get_run(self._client, run_id)
-        if run is None:
-            raise LostRunError(f"there is no run {run_id} in MLflow")
-        if run.info.lifecycle_stage != "active":
-            raise LostRunError(f"run {run_id} was deleted in MLflow, where it may be restored")
-        return self._bind(run, moved=True)
+        return self._bind(active_run(self._client, run_id), moved=True)
 
     @explained
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
@@ -149,6 +143,8 @@ class MlflowTracker(BaseTracker):
         """Set tags of the run, or of another one, cut at 8000 characters."""
         from mlflow.entities import RunTag
 
+        if run_id is not None:
+            active_run(self._client, run_id)
         new = [RunTag(escape_short(key), str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
         for start in range(0, len(new), _BATCH_SIZE):
             self._client.log_batch(run_id or self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)

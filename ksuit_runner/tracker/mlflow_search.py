@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from ksuit_runner.errors import LostRunError
 from ksuit_runner.journal import Point
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
 from ksuit_runner.tracker.mlflow_names import escape, unescape
@@ -78,21 +79,30 @@ def search(
             return
 
 
-def get_run(client: MlflowClient, run_id: str) -> Run | None:
-    """Return the run with this id, which may have been deleted; None if there never was one, or it is gone for good."""
+def active_run(client: MlflowClient, run_id: str) -> Run:
+    """Return the run with this id.
+
+    Raises:
+        LostRunError: There is none, or it was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
+            raise LostRunError(f"there is no run {run_id} in MLflow") from None
         raise
+    if run.info.lifecycle_stage != "active":
+        raise LostRunError(f"run {run_id} was deleted in MLflow, where it may be restored")
+    return run
 
 
 def _exact(client: MlflowClient, run_id: str) -> list[RunInfo]:
-    run = get_run(client, run_id)
-    return [run_info(run)] if run is not None and run.info.lifecycle_stage == "active" else []
+    try:
+        return [run_info(active_run(client, run_id))]
+    except LostRunError:
+        return []
 
 
 def last_points(client: MlflowClient, run_id: str) -> dict[str, Point]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder, write_text
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
 from ksuit_runner.stored_files import MissingFileError, UnsafeFileError, read_json
 from ksuit_runner.stored_run import add_to_index
@@ -45,7 +46,8 @@ class Messages:
             tracker.set_tags(self.tags)
         for run_id, tags in self.other_tags.items():
             if tracker_id := known(run_id):
-                tracker.set_tags(tags, tracker_id)
+                with suppress(LostRunError):  # what is gone needs no tags
+                    tracker.set_tags(tags, tracker_id)
 
 
 @dataclass

@@ -305,6 +305,16 @@ def test_a_run_that_the_store_has_lost_is_registered_anew_on_request(paths: Outp
     assert content != run.outbox.read_text()
 
 
+def test_a_run_is_recorded_although_one_that_it_has_to_do_with_is_lost(paths: OutputPaths) -> None:
+    origin = DeferredTracker(_mlflow(paths), paths).start_run("origin", {}).run_id
+    tracker = DeferredTracker(_mlflow(paths), paths)
+    tracker.start_run("fork", {})
+    tracker.set_tags({"forked_to": "x"}, origin)
+    MlflowTracker(paths)._client.delete_run(origin)
+    tracker.deliver()
+    assert not tracker.is_behind
+
+
 def test_a_run_that_is_not_lost_is_not_registered_anew(paths: OutputPaths) -> None:
     tracker = DeferredTracker(_mlflow(paths), paths)
     run_id = tracker.start_run("digits", {}).run_id
