@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
+from callbacks.accuracy import Accuracy
 from callbacks.loss import Loss
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.batch import batch_size, split_batch
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.data.order import EpochOrder
 from ksuit_runner.device import to_device
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.loop import train
@@ -259,11 +261,11 @@ class Level(SgdTrainer):
 def level(maker, monkeypatch):
     """Makes runs with the number of samples only in what was fetched."""
 
-    def run(callbacks, num_workers=0):
+    def run(callbacks, num_workers=0, trainer_class=Level):
         datasets = {"train": Points(10), "test": Points(11)}
         data = DataContainer(datasets, 4, seed=3, drop_last=False, num_workers=num_workers)
         model, optimizer = ModelBase(torch.nn.Linear(1, 1)), partial(torch.optim.SGD, lr=0.0)
-        trainer = Level(model, data, optimizer, constant, torch.nn.Identity(), max_epochs=1)
+        trainer = trainer_class(model, data, optimizer, constant, torch.nn.Identity(), max_epochs=1)
         monkeypatch.setattr(maker, "trainer", lambda: trainer)
         return maker.run(callbacks)
 
@@ -281,6 +283,53 @@ def test_means_weigh_batches_by_the_samples_that_were_fetched_for_them(level, nu
     for key in ("train", "test"):
         expected = run.data.datasets[key].y.mean().item()
         assert run.log_writer.summary[f"loss/{key}"].last == pytest.approx(expected, rel=1e-6)
+
+
+class Weighing(Level):
+    """Says itself what a batch weighs: its points."""
+
+    def batch_size(self, batch):
+        return len(batch.x["points"])
+
+
+def test_means_weigh_batches_as_the_trainer_says(level):
+    run = level({"train": (TrainLoss, {"every_n_epochs": 1})}, trainer_class=Weighing)
+    train(run)
+    order = EpochOrder(3, 1, 10).part(0, 10)
+    means = [run.data.datasets["train"].y[order[start : start + 4]].mean().item() for start in (0, 4, 8)]
+    expected = np.average(means, weights=[38, 38, 24])
+    assert run.log_writer.summary["loss/train"].last == pytest.approx(expected, rel=1e-6)
+
+
+class Named:
+    """Samples by name."""
+
+    def __init__(self, length):
+        self.x, self.y = torch.randn(length, 4), torch.arange(length) % 3
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "name": str(index), "y": self.y[index]}
+
+
+class ByName(SgdTrainer):
+    def inputs_and_targets(self, batch):
+        return batch["x"], batch["y"]
+
+
+def test_batches_by_name_need_one_method_for_training_and_accuracy(maker):
+    run = maker.run({"accuracy": (Accuracy, {"dataset_key": "test", "every_n_epochs": 1})}, max_epochs=1)
+    run.data.datasets = {"train": Named(20), "test": Named(7)}
+    with pytest.raises(KsuitError, match="a batch is a dict of 3 and not a pair.* Override `inputs_and_targets`"):
+        train(run)
+    run.trainer.__class__ = ByName
+    train(run)
+    data = run.data.datasets["test"]
+    with torch.no_grad():
+        expected = (run.trainer.model(data.x).argmax(1) == data.y).double().mean().item()
+    assert run.log_writer.summary["accuracy/test"].last == pytest.approx(expected)
 
 
 class Shared:
