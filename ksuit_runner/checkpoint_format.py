@@ -59,7 +59,7 @@ def pack_state(
 
     Args:
         files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
-        state: State of trainer and callbacks.
+        state: State of trainer and callbacks; empty for one that is not given.
 
     Raises:
         CheckpointError: Something cannot be stored; the message names it.
@@ -75,8 +75,8 @@ def pack_state(
             else:
                 raise CheckpointError(f"{name}.safetensors: {key!r} is not a dense tensor, which the file could hold")
     packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
-    callbacks = {name: pack(callback_place(name), value) for name, value in state["callbacks"].items()}
-    return tensors, {**packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
+    callbacks = {name: pack(callback_place(name), value) for name, value in state.get("callbacks", {}).items()}
+    return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
 
 
 def fits_file(value: Any) -> bool:

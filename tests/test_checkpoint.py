@@ -174,6 +174,14 @@ def test_tied_weights_are_written(saves):
     assert read_newest(item.paths).model["b"].tolist() == [0, 1, 2, 3]
 
 
+def test_weights_alone_can_be_saved_and_read(saves):
+    saver = saves(every_n_updates=1)
+    saver.writer.save(saver.counter, {"w": torch.ones(2)}, {}, wait=True)
+    found = read_newest(saver.paths)
+    assert torch.equal(found.model["w"], torch.ones(2))
+    assert (found.state["trainer"], found.state["callbacks"]) == ({}, {})
+
+
 def test_a_position_that_was_found_damaged_is_written_again(saves):
     item = saves(every_n_updates=1, keep_last=2)
     item.go_on(3)
