@@ -24,7 +24,7 @@ from ksuit_runner.compose import (
     without_sweep,
 )
 from ksuit_runner.environment import command_line
-from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested, value_of
@@ -61,15 +61,18 @@ def _main(arguments: Sequence[str]) -> int:
     if to_sync := value_of("sync", overrides):
         from ksuit_runner.sync import sync
 
-        return sync(to_sync, overrides)
+        with files_explained():
+            return sync(to_sync, overrides)
     if to_list := value_of("list", overrides):
         from ksuit_runner.listing import list_runs
 
-        return list_runs(to_list, overrides)
+        with files_explained():
+            return list_runs(to_list, overrides)
     if board := value_of("leaderboard", overrides):
         from ksuit_runner.sweep.command import show_leaderboard
 
-        return show_leaderboard(board, overrides)
+        with files_explained():
+            return show_leaderboard(board, overrides)
     request, choice = requested(overrides), value_of("sweep", overrides)
     multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
     others = [flag for flag in flags if flag not in multirun]
@@ -80,7 +83,8 @@ def _main(arguments: Sequence[str]) -> int:
     if not others and (multirun or choice):
         from ksuit_runner.sweep.command import start_sweep
 
-        return start_sweep(overrides, command_line())
+        with files_explained():
+            return start_sweep(overrides, command_line())
     if not others:
         refuse_sweep_settings(overrides)
     sys.argv[1:] = [*others, *overrides]  # argparse wants flags before the overrides, a person writes them anywhere
@@ -141,12 +145,13 @@ def _run_one(config: DictConfig) -> "Outcome":
 def _go_on(request: Request, overrides: Sequence[str]) -> int:
     """Resume, fork or evaluate a stored run; resume a sweep."""
     mode = request.mode
-    if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
-        from ksuit_runner.sweep.command import resume_sweep
+    with files_explained():
+        if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
+            from ksuit_runner.sweep.command import resume_sweep
 
-        return resume_sweep(sweep, overrides)
-    outputs, run_id = locate(request, overrides)
-    stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
+            return resume_sweep(sweep, overrides)
+        outputs, run_id = locate(request, overrides)
+        stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
     config = stored.config
     config.output_dir = str(outputs.output_dir)
     if mode == "fork":

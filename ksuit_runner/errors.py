@@ -1,6 +1,7 @@
 """The errors that a user can cause, and the one signal that a callback can send."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -40,12 +41,30 @@ class LostRunError(TrackerError):
     """The tracker can be used, but does not have the run, or has it no longer."""
 
 
+class StorageError(KsuitError):
+    """Files cannot be read or written: a full disk, missing rights, too many open files, a server that is away."""
+
+
 class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 
 
 class Interrupted(Exception):  # a signal, not an error
     """Raised where a run waits for data while it is asked to end: nothing there has to be finished first."""
+
+
+@contextmanager
+def files_explained() -> Iterator[None]:
+    """Explain what the file system refuses in a line, where only files of the runner are read and written.
+
+    Raises:
+        StorageError: It refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise StorageError(f"{where}{error.strerror or error}") from error
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

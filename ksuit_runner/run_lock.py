@@ -210,18 +210,20 @@ class RunLock:
 
     def _put_in_place(self) -> None:
         """Make this process's file and put it in place of an earlier one."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
-        temporary.unlink(missing_ok=True)
+        token = uuid4().hex
+        temporary = self.path.with_name(f".{self.path.name}.{token}")
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             is_locked = bool(_flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
-            self._holder = Holder(os.getpid(), socket.gethostname(), _kernel(), is_locked, uuid4().hex)
+            self._holder = Holder(os.getpid(), socket.gethostname(), _kernel(), is_locked, token)
             os.write(file, json.dumps(asdict(self._holder)).encode())
             os.rename(temporary, self.path)
-        except BaseException:
+        except BaseException as error:
             os.close(file)
             with suppress(OSError):
                 temporary.unlink()
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             raise
         found = os.fstat(file)
         self._file, self._identity = file, (found.st_dev, found.st_ino)

@@ -13,7 +13,7 @@ from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.checkpoint_format import Checkpoint, has_traces, read_newest
 from ksuit_runner.device import deterministic_kernels
 from ksuit_runner.environment import Surroundings
-from ksuit_runner.errors import Interrupted, KsuitError, ResumeError
+from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_explained
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.log_writer import Summary
@@ -88,12 +88,14 @@ def run(
     outputs = OutputPaths(config["output_dir"])
     with deterministic_kernels(bool(config["trainer"].get("deterministic", True))), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
-        lock = _lock(outputs, origin, stack)
-        checkpoint = _read_checkpoint(outputs, origin)
-        tracker = factory.build_tracker(outputs)
+        with files_explained():
+            lock = _lock(outputs, origin, stack)
+            checkpoint = _read_checkpoint(outputs, origin)
+            tracker = factory.build_tracker(outputs)
         trainer = build_trainer(factory, int(config["seed"]))
-        surroundings = surroundings or Surroundings()
-        record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
+        with files_explained():
+            surroundings = surroundings or Surroundings()
+            record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
         outcome = Outcome(record.paths.run_id)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
@@ -155,23 +157,25 @@ def _do(
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     if launch.mode != "evaluate":
         assembly.trainer.data_container.check_repeatable()
-    if launch.mode in ("train", "fork"):
-        store(record.paths, config, launch)
-    if launch.mode != "evaluate":
-        record.describe(config, assembly.trainer.data_container, surroundings)
-    if launch.mode == "fork" and checkpoint is not None:
-        record.carry_history(checkpoint.paths, checkpoint.progress.update)
     try:
+        with files_explained():
+            if launch.mode in ("train", "fork"):
+                store(record.paths, config, launch)
+            if launch.mode != "evaluate":
+                record.describe(config, assembly.trainer.data_container, surroundings)
+            if launch.mode == "fork" and checkpoint is not None:
+                record.carry_history(checkpoint.paths, checkpoint.progress.update)
         assembled = assembly.run(checkpoint, origin)
+        if launch.mode == "resume" and origin is not None and origin.changes:
+            with files_explained():
+                if checkpoint is not None and assembled.hooks.states.names != checkpoint.state["callbacks"].keys():
+                    # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
+                    save_checkpoint(assembled, wait=True)
+                store_changes(record.paths, config, launch)
     except KsuitError as error:
         outcome.status, outcome.error = record.status_before, error
         _LOGGER.error("error: %s", error)
         return
-    if launch.mode == "resume" and origin is not None and origin.changes:
-        if checkpoint is not None and assembled.hooks.states.names != checkpoint.state["callbacks"].keys():
-            # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
-            save_checkpoint(assembled, wait=True)
-        store_changes(record.paths, config, launch)
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)
     _go(assembled, launch, record)
@@ -223,8 +227,17 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterat
         else:
             _LOGGER.exception("the run failed: %s", error if isinstance(error, Exception) else repr(error))
     finally:
-        trainer.data_container.close()
-        record.close(outcome.status)
+        try:
+            trainer.data_container.close()
+        finally:
+            _close(record, outcome.status)
+
+
+def _close(record: RunRecord, status: EndStatus) -> None:
+    try:
+        record.close(status)
+    except OSError as error:  # how the run ended does not change by it
+        _LOGGER.error("what the tracker does not know yet cannot be read; it is sent by sync=: %s", error)
 
 
 def _next_command(launch: Launch, record: RunRecord) -> str | None:
