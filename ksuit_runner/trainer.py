@@ -19,6 +19,7 @@ from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, sugges
 from ksuit_runner.fused_step import FusedStep
 from ksuit_runner.gradients import clip_gradients, forget_gradients, versions
 from ksuit_runner.kept_buffers import KeptBuffers
+from ksuit_runner.lazy_layers import give_sizes
 from ksuit_runner.loss_check import LossCheck, check_losses
 from ksuit_runner.loss_weights import LossWeights
 from ksuit_runner.models.base import ModelBase
@@ -92,9 +93,10 @@ class SgdTrainer:
         _check_arguments(precision, accumulation_steps, clip_norm, max_skips)
         self.device = choose_device(device)
         self.model = model.to(self.device)
+        self.data_container = data_container
+        give_sizes(self.model, self._first_inputs, data_container.seed)
         if compile:
             self.model.module.compile()
-        self.data_container = data_container
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
@@ -403,6 +405,9 @@ class SgdTrainer:
             raise CheckpointError(f"loss: the state of another one was stored, with {held}") from None
         if arrangement is not None:
             self._loss.arrange(arrangement)
+
+    def _first_inputs(self) -> Any:
+        return self.inputs_and_targets(to_device(self.data_container.first_samples(), self.device))[0]
 
     def _samples(self, batch: Any) -> int | None:
         """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""

@@ -38,7 +38,7 @@ LAYERS = (
     ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
     (
         *("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
-        *("kept_buffers", "layout", "module_tree"),
+        *("kept_buffers", "layout", "lazy_layers", "module_tree"),
     ),
     (
         *(

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.digest import Look, first_shape, is_repeatable, look_at
+from ksuit_runner.data.digest import Look, first_samples, first_shape, is_repeatable, look_at
 from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.order import Plan, evaluation_fetches
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
@@ -114,6 +114,10 @@ class DataContainer:
         if shape is None:
             raise ConfigError(self._lacks("output_shape") + ", such as (classes,)")
         return tuple(shape)
+
+    def first_samples(self) -> Any:
+        """Return a batch of the first training samples, without disturbing any random generator."""
+        return first_samples(self.train_dataset, self.batch_size)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return class, size and digest by dataset key, to record which data a run has seen.

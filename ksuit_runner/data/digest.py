@@ -83,6 +83,12 @@ def _first_batch(dataset: Any, size: int) -> Any:
     return collate(dataset, get_samples(dataset, np.arange(size)))
 
 
+def first_samples(dataset: Any, batch_size: int) -> Any:
+    """Return a batch of a dataset's first samples, without disturbing any random generator."""
+    with keyed("sample"), one_thread():
+        return _first_batch(dataset, min(batch_size, len(dataset)))
+
+
 def _add(digest: blake2b, value: Any, is_inside: bool = False) -> None:
     """Add a value to a digest; of an object its attributes, and inside of another object only the class."""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
