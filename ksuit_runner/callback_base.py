@@ -30,7 +30,7 @@ def template(hook: Template) -> Template:
 
     @wraps(hook)
     def call(self: CallbackBase, *args: Any, **kwargs: Any) -> None:
-        self.writer.source = self.display_name
+        self.writer.source = self.name or type(self).__name__
         start = perf_counter()
         try:
             if torch.is_grad_enabled():

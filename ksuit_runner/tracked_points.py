@@ -32,15 +32,16 @@ def write_points(journal: Journal, points: Iterable[Point]) -> None:
 def open_journal(paths: PathProvider, tracker: BaseTracker) -> Journal:
     """Open the journal of a run that goes on.
 
-    What a lost, cut or damaged one lacks is taken from the tracker, before updates are computed again: they would be
-    recorded a second time.
+    What a lost, cut, damaged or outdated one lacks is taken from the tracker, before updates are computed again: they
+    would be recorded a second time.
 
     Raises:
         TrackerError: The tracker is needed, and cannot be read.
     """
     is_missing = not paths.journal.exists()
     journal = Journal(paths.journal)
-    if is_missing or journal.damaged or read_offset(paths.journal_sent) > journal.size:
+    is_cut = read_offset(paths.journal_sent) > journal.size
+    if is_missing or is_cut or journal.damaged or _is_outdated(journal, tracker, paths.run_id):
         try:
             recovered = _recover(journal, tracker, paths.run_id, None)
         except TrackerError as error:
@@ -49,6 +50,18 @@ def open_journal(paths: PathProvider, tracker: BaseTracker) -> Journal:
         if not is_missing:
             _LOGGER.warning("%d metric points that the journal lacks were taken from the tracker", recovered)
     return journal
+
+
+def _is_outdated(journal: Journal, tracker: BaseTracker, run_id: str) -> bool:
+    """Whether a tracker that can be reached has later points: of another copy of the run's folder, or a newer one."""
+    try:
+        tracked = tracker.last_steps(run_id)
+    except TrackerError:
+        return False
+    known: dict[str, int] = {}
+    if tracked:
+        known = {point.key: point.step for points, _ in journal.read() for point in points}
+    return any(known.get(key, step - 1) < step for key, step in tracked.items())
 
 
 def copy_history(parent: PathProvider, journal: Journal, tracker: BaseTracker, update: int) -> None:

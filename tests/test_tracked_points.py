@@ -58,8 +58,14 @@ def lose(paths, line):
     paths.journal.unlink()
 
 
+def restore(paths, line):
+    """Put an earlier copy of the folder in its place, as a backup does."""
+    cut(paths, line)
+    paths.journal_sent.write_text(str(paths.journal.stat().st_size))
+
+
 @pytest.mark.parametrize("line", [0, 2, 4])
-@pytest.mark.parametrize("damage", [flip, cut, lose])
+@pytest.mark.parametrize("damage", [flip, cut, lose, restore])
 def test_what_a_damaged_journal_lacks_is_taken_from_the_tracker(paths, damage, line):
     damage(paths, line)
     for _ in range(2):

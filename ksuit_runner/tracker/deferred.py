@@ -19,6 +19,7 @@ from ksuit_runner.tracker.local_ids import LocalIdTracker
 from ksuit_runner.tracker.outbox import Outbox, index_registered, load_or_ask
 
 _LOGGER = logging.getLogger(__name__)
+_LONGEST_PARAM = 10_000  # characters, more than a store keeps
 
 
 class DeferredTracker(LocalIdTracker):
@@ -135,7 +136,9 @@ class DeferredTracker(LocalIdTracker):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters."""
         with self._lock:
-            self._outbox.add_params({key: str(mask_value(key, value)) for key, value in params.items()})
+            self._outbox.add_params(
+                {key: str(mask_value(key, value))[:_LONGEST_PARAM] for key, value in params.items()}
+            )
             self._store()
 
     def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:

@@ -18,7 +18,7 @@ from ksuit_runner.stored_run import add_to_index
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
-_SIZE_LIMIT = 20_000_000  # a config of the largest size, as parameters and tags
+_SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
 
 
 @dataclass(frozen=True)
