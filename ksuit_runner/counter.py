@@ -100,6 +100,11 @@ class UpdateCounter:
         return self.stopped or self.update >= self.end_update
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the run has no update at all: it only evaluates."""
+        return self.update == self.end_update == 0
+
+    @property
     def progress(self) -> Progress:
         """The current position."""
         return Progress(self.epoch, self.update, self.sample)

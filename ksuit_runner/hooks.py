@@ -158,8 +158,13 @@ class Hooks:
         return self._table[hook]
 
     def methods_after_update(self) -> list[Method]:
-        """Return what follows the current update: the hooks, each followed by the periodic callbacks due then."""
+        """Return what follows the current update: the hooks, each followed by the periodic callbacks due then.
+
+        In a run without updates these are all periodic callbacks.
+        """
         counter = self._counter
+        if counter.is_empty:
+            return [item.periodic_callback for item in self.callbacks.values() if isinstance(item, PeriodicCallback)]
         due = tuple([interval.is_due(counter) for interval in self._periodic] + [counter.is_full_epoch])
         found = self._rounds.get(due)
         if found is None:

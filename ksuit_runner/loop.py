@@ -49,6 +49,8 @@ def _train(run: Run) -> None:
         _begin(run)
         if run.unfinished is not None:
             finish_unfinished(run, run.unfinished)
+        elif counter.is_empty:
+            finish_update(run)  # a run without updates does once what is due at some time
         first = counter.update + 1  # with which the optimizer gets its state
         while not counter.is_finished and run.interruption.signal is None:
             if run.taken_over.is_set():
@@ -82,7 +84,7 @@ def _begin(run: Run) -> None:
     hooks.states.begun = set(hooks.callbacks)
     check_state(run)
     run.phase = Phase.BETWEEN
-    if run.checkpoint_writer.is_requested:  # for the weights as they are now
+    if run.checkpoint_writer.is_requested and not counter.is_empty:  # for the weights as they are now
         save_checkpoint(run)
 
 

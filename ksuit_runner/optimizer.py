@@ -24,6 +24,7 @@ def build_optimizer(
     rules: ParameterRules,
     device: torch.device,
     loss: nn.Module | None = None,
+    trains: bool = True,
 ) -> Optimizer:
     """Build the optimizer over all parameters, in groups of those that share all options.
 
@@ -38,6 +39,7 @@ def build_optimizer(
             unless it is ``optional``.
         device: Device of the parameters; fused kernels are used where the optimizer has them for it.
         loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
+        trains: Whether there are updates, for which something has to be trainable.
 
     Raises:
         ConfigError: A rule does not say what it holds for, holds for nothing or has an option that the optimizer does
@@ -45,7 +47,7 @@ def build_optimizer(
     """
     _keep_compiler_out()
     named = named_parameters(model, loss)
-    if not any(parameter.requires_grad for parameter in named.values()):
+    if trains and not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError("model: it has no parameter to train")
     groups = parameter_groups(named, rules)
     factors = [group.pop("lr_factor", 1.0) for group in groups]

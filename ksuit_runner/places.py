@@ -58,7 +58,7 @@ DATASETS = Place(None)
 PLACES: Mapping[str, Place] = {
     "data": Place("ksuit_runner.data.container.DataContainer", injects="data"),
     "data.datasets.*": DATASETS,
-    "model": Place("torch.nn.modules.module.Module", injects="model"),
+    "model": Place("torch.nn.modules.module.Module", injects="model", functions=True),
     "loss": Place("torch.nn.modules.module.Module"),
     "optimizer": Place("torch.optim.optimizer.Optimizer", injects="optimizer"),
     "schedule": Place(None, injects="schedule", functions=True, optional=True),

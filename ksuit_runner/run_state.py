@@ -72,6 +72,8 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do, neither an update nor what follows it."""
+        if self.counter.is_empty and self.phase is Phase.START and not self.hooks.states.begun:
+            return False
         return self.counter.is_finished and self.unfinished is None and self.phase not in HALF_DONE
 
 

@@ -3,6 +3,7 @@
 The curves are closed forms of (update, total updates): a run that is extended follows the curve of its new length.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
 
 from ksuit_runner.errors import ConfigError, suggest
+
+_NEEDS_METRIC = "steps with a metric, and a schedule here at every update; `step`, `cosine` or `linear` do without one"
+_NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
 
 
 class Curve(LambdaLR):
@@ -27,6 +31,29 @@ class Curve(LambdaLR):
         rates = self._last_lr = [base * factor for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def build_schedule(factory: Callable[..., LRScheduler], optimizer: Optimizer, total_updates: int) -> LRScheduler:
+    """Build a schedule that steps at every update.
+
+    Args:
+        factory: A function or class of (optimizer, total_updates), or one of torch's classes with its arguments.
+        optimizer: Optimizer whose learning rates it sets.
+        total_updates: Length of the run, in updates.
+
+    Raises:
+        ConfigError: It steps with a metric, or its arguments do not fit.
+    """
+    target = getattr(factory, "func", factory)
+    if not isinstance(target, type):
+        return factory(optimizer, total_updates)
+    if issubclass(target, lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError(f"schedule: {target.__name__} {_NEEDS_METRIC}")
+    wants_length = "total_updates" in inspect.signature(target).parameters
+    try:
+        return factory(optimizer, total_updates) if wants_length else factory(optimizer)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"schedule: {target.__name__}: {error}") from error
 
 
 def constant(optimizer: Optimizer, total_updates: int, warmup: float | int = 0) -> LRScheduler:
@@ -89,6 +116,10 @@ def from_torch(
         warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
     """
     classes = {name: item for name, item in vars(lr_scheduler).items() if _is_scheduler(item)}
+    if scheduler == "ReduceLROnPlateau":
+        raise ConfigError(f"schedule.scheduler: {scheduler} {_NEEDS_METRIC}")
+    if scheduler in _NEEDS_OBJECTS:
+        raise ConfigError(f"schedule.scheduler: {scheduler} takes functions or schedulers, which a config cannot give")
     if scheduler not in classes:
         raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {suggest(scheduler, classes)}")
     updates = _warmup_updates(warmup, total_updates)
@@ -97,7 +128,7 @@ def from_torch(
     }
     try:
         main: LRScheduler = classes[scheduler](optimizer, **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule.arguments: {error}") from None
     if updates == 0:
         return main
@@ -131,8 +162,9 @@ def _with_curve(
 
 
 def _is_scheduler(item: Any) -> bool:
-    unusable = (LRScheduler, lr_scheduler.ReduceLROnPlateau)  # the base of all, and the one that steps with a metric
-    return isinstance(item, type) and issubclass(item, LRScheduler) and item not in unusable
+    if not isinstance(item, type) or not issubclass(item, LRScheduler) or item.__name__.startswith("_"):
+        return False
+    return item not in (LRScheduler, lr_scheduler.ReduceLROnPlateau) and item.__name__ not in _NEEDS_OBJECTS
 
 
 def _warmup_updates(warmup: float | int, total_updates: int) -> int:

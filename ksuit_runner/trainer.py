@@ -27,6 +27,7 @@ from ksuit_runner.modes import Modes
 from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state, without_loss
 from ksuit_runner.parameter_rules import ParameterRules, named_parameters
 from ksuit_runner.plain_state import copy_state
+from ksuit_runner.schedule import build_schedule
 
 _LOGGER = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,11 +40,12 @@ class SgdTrainer:
         model: Model of the run; it is moved to the device.
         data_container: Datasets of the run.
         optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
-        schedule: Makes the learning-rate schedule for an optimizer and a number of updates.
+        schedule: Makes the learning-rate schedule for an optimizer and a number of updates, or is a class of
+            ``torch.optim.lr_scheduler`` with its arguments, in updates.
         loss: Module that maps (outputs, targets) to the mean loss over the samples, or over what its method
             ``count(targets)`` returns; the losses of torch are known. Its parameters are trained, under
             names that begin with ``loss.``, and its state is part of the trainer's.
-        max_epochs: End after this many epochs.
+        max_epochs: End after this many epochs; with 0 nothing is trained, and every periodic callback acts once.
         max_updates: End after this many updates.
         max_samples: End with the update that reaches this many samples. The first end that is reached counts.
         accumulation_steps: Parts that a batch is computed in; the gradients are those of the whole batch.
@@ -105,8 +107,10 @@ class SgdTrainer:
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
         self.deterministic = deterministic
-        self.optimizer = build_optimizer(optimizer, model.module, parameter_rules or {}, self.device, self.loss)
-        self.schedule = schedule(self.optimizer, self.counter.end_update)
+        self.optimizer = build_optimizer(
+            optimizer, model.module, parameter_rules or {}, self.device, self.loss, trains=self.counter.end_update > 0
+        )
+        self.schedule = build_schedule(schedule, self.optimizer, max(1, self.counter.end_update))
         # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")

@@ -258,3 +258,25 @@ def test_what_a_library_raises_is_said_without_its_lines():
     with pytest.raises(ConfigError, match=r"^model._args_\[0\]: RuntimeError: .*negative") as raised:
         factory(model={"_target_": "torch.nn.Sequential", "_args_": [inner]}).build("model", torch.nn.Module)
     assert "raised in" not in str(raised.value)
+
+
+def make_model(input_shape, width=3):
+    return torch.nn.Linear(*input_shape, width)
+
+
+def make_number(output_shape):
+    return output_shape
+
+
+def make_anything(width=3):
+    return torch.nn.Linear(1, width)
+
+
+def test_a_function_of_the_project_may_build_the_model():
+    shapes = {"input_shape": (2,), "output_shape": (1,)}
+    factory = Factory({"model": {"_target_": f"{__name__}.make_model", "width": 4}})
+    assert factory.build("model", torch.nn.Module, **shapes).weight.shape == (4, 2)
+    for name, message in (("make_number", "builds a tuple"), ("make_anything", "not made for this place")):
+        factory = Factory({"model": {"_target_": f"{__name__}.{name}"}})
+        with pytest.raises(ConfigError, match=f"model._target_: .*{message}"):
+            factory.build("model", torch.nn.Module, **shapes)

@@ -6,7 +6,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.schedule import constant, cosine, from_torch, linear
+from ksuit_runner.schedule import build_schedule, constant, cosine, from_torch, linear
 
 
 def make(schedule, total=10, rate=1.0, **arguments):
@@ -93,7 +93,8 @@ def test_schedulers_that_do_not_end_in_lr_count_too():
     [
         ("SetpLR", r"schedule.scheduler: torch has no 'SetpLR'. Did you mean 'StepLR'\?"),
         ("LRScheduler", "torch has no 'LRScheduler'"),
-        ("ReduceLROnPlateau", "torch has no 'ReduceLROnPlateau'"),
+        ("ReduceLROnPlateau", "schedule.scheduler: ReduceLROnPlateau steps with a metric"),
+        ("LambdaLR", "schedule.scheduler: LambdaLR takes functions"),
     ],
 )
 def test_a_scheduler_that_cannot_be_used_is_refused(scheduler, message):
@@ -104,6 +105,49 @@ def test_a_scheduler_that_cannot_be_used_is_refused(scheduler, message):
 def test_a_wrong_argument_of_a_scheduler_is_named():
     with pytest.raises(ConfigError, match=r"schedule.arguments: .*step_siz"):
         make(from_torch, scheduler="StepLR", arguments={"step_siz": 3})
+
+
+def test_a_value_that_a_scheduler_refuses_is_named():
+    with pytest.raises(ConfigError, match=r"schedule.arguments: .*total_steps"):
+        make(from_torch, scheduler="OneCycleLR", arguments={"max_lr": 1.0})
+
+
+class Own(lr_scheduler.ExponentialLR):
+    """A schedule that wants to know how long the run is."""
+
+    def __init__(self, optimizer, total_updates):
+        super().__init__(optimizer, gamma=0.5 ** (1 / total_updates))
+
+
+@pytest.mark.parametrize(
+    ("factory", "rates"),
+    [
+        (partial(lr_scheduler.StepLR, step_size=2, gamma=0.5), [1.0, 1.0, 0.5, 0.5, 0.25]),
+        (Own, [1.0, 0.5**0.25, 0.5**0.5, 0.5**0.75, 0.5]),
+        (linear, [1.0, 0.75, 0.5, 0.25, 0.0]),
+    ],
+)
+def test_a_class_of_torch_an_own_one_and_a_function_may_be_the_schedule(factory, rates):
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, found = build_schedule(factory, optimizer, 4), []
+    for _ in range(5):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (partial(lr_scheduler.ReduceLROnPlateau, patience=3), "schedule: ReduceLROnPlateau steps with a metric"),
+        (partial(lr_scheduler.StepLR, step_siz=3), "schedule: StepLR: .*step_siz"),
+        (partial(lr_scheduler.OneCycleLR, max_lr=1.0), "schedule: OneCycleLR: .*total_steps"),
+    ],
+)
+def test_a_class_that_does_not_fit_is_refused(factory, message):
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(factory, SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 4)
 
 
 @ALL

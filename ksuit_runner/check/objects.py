@@ -131,7 +131,7 @@ def _check_kind(place: str, signature: Signature, expected: Place, trust: Trust 
             trust.check_definition(place, signature.target, signature.module, signature.file)
     except ConfigError as error:
         raise ConfigError(f"{place}._target_: {error}") from None
-    if expected.kind and signature.knows_bases and expected.kind not in signature.bases:
+    if expected.kind and signature.is_class and signature.knows_bases and expected.kind not in signature.bases:
         raise ConfigError(f"{place}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
 
 

@@ -164,7 +164,9 @@ MISTAKES = {
     "callbacks.score._target_=lab.calbacks.Score": "callbacks.score._target_: there is no 'calbacks' in 'lab'. "
     "Did you mean 'callbacks'?",
     "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
-    "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function; only a class may stand here",
+    "loss._target_=lab.parts.make": "loss._target_: 'lab.parts.make' is a function; only a class may stand here",
+    "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function of a package; only those of "
+    "ksuit_runner and of the project may stand here",
     "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
     "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' " + OF_PYTHON,
     # kinds
