@@ -110,9 +110,9 @@ def _cut(tree: Any, size: int, rows: slice) -> Any:
 def _cut_array(array: Any, rows: slice) -> Any:
     try:
         return array[rows]
-    except Exception as error:  # sparse and nested tensors
-        reason = str(error).splitlines()[0]
-        raise _not_cut(f"the batch holds a tensor of layout {array.layout}, which cannot be cut ({reason})") from error
+    except Exception as error:
+        kind = "nested" if array.is_nested else array.layout
+        raise _not_cut(f"the batch holds a tensor that cannot be cut ({kind})") from error
 
 
 def _has_one_for_each_sample(items: Sequence[Any]) -> bool:

@@ -140,7 +140,8 @@ def test_inputs_and_targets_are_a_pair_also_of_two_samples(bits):
         (pack_sequence([X, X]), 2, "a PackedSequence, which cannot be cut"),
         ({"points": torch.zeros(100, 2)}, 4, "nothing in the batch has one entry for each of its 4 samples"),
         ("text", 4, "nothing in the batch has one entry for each of its 4 samples"),
-        (X.to_sparse(), 4, r"a tensor of layout torch.sparse_coo, which cannot be cut \("),
+        (X.to_sparse(), 4, r"a tensor that cannot be cut \(torch.sparse_coo\)"),
+        (torch.nested.nested_tensor([X, X], layout=torch.jagged), 2, r"a tensor that cannot be cut \(nested\)"),
     ],
 )
 def test_what_cannot_be_cut_or_may_be_meant_in_two_ways_is_an_error_that_names_the_method(batch, samples, reason):

@@ -48,12 +48,11 @@ def look_at(dataset: Any, batch_size: int) -> Look:
 
 
 def _hash(read: Callable[[], Any]) -> str | None:
+    digest = blake2b(digest_size=8)
     try:
-        value = read()
+        _add(digest, read())
     except (Exception, SystemExit):
         return None
-    digest = blake2b(digest_size=8)
-    _add(digest, value)
     return digest.hexdigest()
 
 
@@ -94,7 +93,9 @@ def _add(digest: blake2b, value: Any, is_inside: bool = False) -> None:
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         digest.update(repr((str(value.dtype), tuple(value.shape))).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+        _add(digest, value.tolist(), is_inside)
+    elif isinstance(value, np.ndarray):
         digest.update(repr((value.dtype.str, value.shape)).encode())
         digest.update(value.tobytes())
     elif isinstance(value, Mapping):

@@ -61,6 +61,8 @@ SAMPLES = [
     np.float32(1),
     np.zeros(2),
     np.zeros((2, 1)),
+    np.array([{"a": 1}, None]),
+    np.array([{"a": 2}, None]),
     torch.zeros(2, dtype=torch.bfloat16),
     torch.zeros(2, dtype=torch.float16),
     torch.zeros(1, 2, dtype=torch.float16),
