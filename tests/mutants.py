@@ -3,10 +3,10 @@
     make mutants MODULE=journal                          # ksuit_runner/journal.py
     make mutants MODULE=data/order ARGS="--sample 60"    # 60 mutants at random instead of all
 
-What survives is printed with its line: a test is missing there, or the code is, or both do the same. The changes are
-Cosmic Ray's, and statements that are left out. Type hints, assertions, and what errors and the log say stay as they
-are. Everything happens in a copy of the project; a mutant is tested in a fork of a process that has imported torch and
-MLflow already.
+What survives is printed with its line: a test is missing there, or both versions do the same. The changes are Cosmic
+Ray's, and statements that are left out. Left as they are: type hints, assertions, decorators of classes, what errors
+and the log say, how JSON is indented, and numbers over 999, which limit sizes and times. Everything happens in a copy
+of the project; a mutant is tested in a fork of a process that has imported torch and MLflow already.
 """
 
 import argparse
@@ -31,19 +31,23 @@ from cosmic_ray.plugins import get_operator
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("callbacks", "conf", "ksuit_runner", "tests", "pyproject.toml", "README.md", "Makefile")
+_POWER = "tests/faults/test_disk_order.py::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
+_RESUMES = "tests/faults/test_disk_order.py::test_a_run_resumes_exactly_from_what_a_power_cut_leaves_at_any_operation"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
-    "checkpoint": ("tests/test_loop_ends.py", "tests/faults/test_disk_order.py"),
-    "checkpoint_format": ("tests/test_checkpoint.py", "tests/faults/test_disk_order.py"),
-    "manifest": ("tests/test_checkpoint_format.py", "tests/test_hostile.py"),
-    "durable_files": ("tests/test_checkpoint_format.py", "tests/faults/test_disk_order.py"),
-    "journal": ("tests/test_sender.py", "tests/faults/test_disk_order.py"),
-    "sender": ("tests/faults/test_disk_order.py",),
+    "checkpoint": (f"{_POWER}[the newest checkpoint]", "tests/test_loop_ends.py", "tests/faults/test_disk_order.py"),
+    "checkpoint_format": (f"{_POWER}[a checkpoint]", "tests/test_checkpoint.py", "tests/test_hostile.py"),
+    "manifest": ("tests/test_checkpoint_format.py",),
+    "durable_files": ("tests/faults/test_disk_order.py",),
+    "journal": (f"{_POWER}[the journal]", "tests/test_sender.py", _RESUMES),
+    "sender": (_RESUMES,),
     "background": ("tests/test_sender.py", "tests/test_uploader.py"),
-    "tracker/outbox": ("tests/tracker/test_deferred.py", "tests/faults/test_disk_order.py"),
+    "tracker/outbox": (f"{_POWER}[tracker.json]", "tests/tracker/test_deferred.py"),
     "loop": ("tests/test_failed_run.py",),
-    "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py"),
-    "hooks": ("tests/test_loop.py", "tests/test_loop_ends.py"),
+    "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
+    "hooks": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
+    "run_lock": ("tests/test_two_owners.py",),
+    "snapshot": ("tests/test_checkpoint.py",),
 }
 PRELOADED = ("pytest", "torch", "torch._dynamo", "hypothesis", "numpy", "mlflow.store.tracking.sqlalchemy_store")
 OPERATORS = (
@@ -122,11 +126,17 @@ def _left_out(source: str) -> Iterator[tuple[Span, str]]:
 
 def _untouched(tree: ast.AST) -> Iterator[Span]:
     for node in ast.walk(tree):
-        hints = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        said = [node.exc] if isinstance(node, ast.Raise) else []
-        if isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and "_LOGGER." in ast.unparse(node)):
-            said.append(node)
-        for part in [*hints, *said]:
+        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.ClassDef):
+            parts += node.decorator_list
+        if isinstance(node, ast.Raise):
+            parts.append(node.exc)
+        is_big = isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value > 999
+        is_form = isinstance(node, ast.keyword) and node.arg in ("indent", "strict")
+        is_said = isinstance(node, ast.Expr) and "_LOGGER." in ast.unparse(node)
+        if isinstance(node, ast.Assert) or is_big or is_form or is_said:
+            parts.append(node)
+        for part in parts:
             if part is not None:
                 yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)
 

@@ -144,3 +144,16 @@ def test_files_of_any_name_are_matched(tmp_path, monkeypatch):
     for name in ("my-ä", "my-b"):
         (tmp_path / "conf" / "model" / f"{name}.yaml").touch()
     assert values_of({"model": "glob(my*)"}) == {"model": ("my-b", "'my-ä'")}
+
+
+def test_what_has_to_compose_before_anything_is_drawn():
+    read = read_parameters({"a": [1, 2, 3], "b": "int(interval(1, 9))", "c": "interval(0.5, 2)", "d": "x"}, 0)
+    assert [item.extremes() for item in read] == [("1", "2", "3"), ("1", "9"), ("0.5", "2.0"), ("x",)]
+
+
+def test_an_interval_needs_both_ends_in_their_order():
+    for text in ("interval(1, 1)", "interval(2, 1)", "tag(log, interval(0, 1))"):
+        with pytest.raises(ConfigError, match=r"sweep\.params\.a: "):
+            read_parameters({"a": text}, 0)
+    (parameter,) = read_parameters({"a": "interval(1, 9.5)"}, 0)
+    assert not parameter.interval.whole

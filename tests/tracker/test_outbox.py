@@ -1,0 +1,136 @@
+"""What a tracker has to be told: what it is told of it, and what stays for the next time."""
+
+import pytest
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.stored_run import entries
+from ksuit_runner.tracker.base import KIND_TAG, DatasetInfo, RunInfo
+from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.tracker.outbox import Messages, Outbox, index_registered, load_or_ask
+
+DIGITS, MORE = (DatasetInfo(name, "training", "c0ffee", "here") for name in ("digits", "more"))
+
+
+class Told(NoopTracker):
+    """Keeps what it is told, in its order."""
+
+    def __init__(self, known=()):
+        super().__init__()
+        self.told, self.known = [], list(known)
+
+    def log_params(self, params):
+        self.told.append(("params", params))
+
+    def log_inputs(self, inputs):
+        self.told.append(("inputs", inputs))
+
+    def set_tags(self, tags, run_id=None):
+        self.told.append(("tags", tags, run_id))
+
+    def find(self, query):
+        return self.known
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return PathProvider(tmp_path, "run00000")
+
+
+def full_box(**changes):
+    return Outbox(
+        "run00000",
+        "mine",
+        **{
+            **{"tracker_id": "t1", "start_time": 7, "parent_run_id": "parent00", "start_tags": {"author": "me"}},
+            **{"params": {"lr": "1"}, "tags": {"a": "1"}, "inputs": [DIGITS], "other_tags": {"other000": {"b": "2"}}},
+            **{"status": "FAILED", "end_time": 9, "is_end_told": True, **changes},
+        },
+    )
+
+
+def test_everything_comes_back_as_it_was_stored(paths):
+    assert Outbox.load(paths) is None
+    box = full_box()
+    box.store(paths)
+    assert Outbox.load(paths) == box
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"inputs": [1]}', '{"inputs": [], "run_id": "a", "name": "b", "more": 1}', "\udcff"]
+)
+def test_a_damaged_file_is_said_to_be(paths, text):
+    full_box().store(paths)
+    paths.outbox.write_text(text, errors="surrogateescape")
+    with pytest.raises(TrackerError, match=r"tracker\.json is damaged"):
+        Outbox.load(paths)
+
+
+def test_a_disk_that_takes_nothing_ends_no_run(paths, caplog):
+    paths.runs_dir.mkdir(parents=True)
+    paths.run_dir.write_text("a file where the folder should be")
+    full_box().store(paths)
+    assert "run run00000 could not be written" in caplog.text
+
+
+def test_it_is_told_all_there_is_and_nothing_else():
+    box, tracker = full_box(other_tags={"other000": {"b": "2"}, "unknown0": {"c": "3"}}), Told()
+    box.messages().tell(tracker, {"other000": "t2"}.get)
+    assert tracker.told == [
+        *[("params", {"lr": "1"}), ("inputs", [DIGITS]), ("tags", {"a": "1"}, None)],
+        ("tags", {"b": "2"}, "t2"),
+    ]
+    tracker = Told()
+    Messages({}, {}, [], {}).tell(tracker, lambda run_id: run_id)
+    assert tracker.told == []
+
+
+def test_what_changes_while_it_is_told_stays_for_the_next_time():
+    box = full_box()
+    told = box.messages()
+    box.params["decay"] = "2"
+    box.tags.update({"a": "other", "c": "3"})
+    box.inputs.append(MORE)
+    box.other_tags["other000"]["b"] = "other"
+    box.other_tags["third000"] = {"d": "4"}
+    box.forget(told)
+    assert (box.params, box.tags, box.inputs) == ({"decay": "2"}, {"a": "other", "c": "3"}, [MORE])
+    assert box.other_tags == {"other000": {"b": "other"}, "third000": {"d": "4"}}
+    box.forget(box.messages())
+    assert not box.has_messages
+
+
+@pytest.mark.parametrize("what", ["params", "tags", "inputs", "other_tags"])
+def test_anything_that_is_left_is_a_message(what):
+    nothing = {"params": {}, "tags": {}, "inputs": [], "other_tags": {}}
+    assert not full_box(**nothing).has_messages
+    assert full_box(**{**nothing, what: getattr(full_box(), what)}).has_messages
+    assert full_box(**nothing, tracker_id=None).has_messages
+
+
+def test_an_end_is_left_until_it_was_told():
+    ends = [full_box(status=status, is_end_told=told).has_end for status in (None, "FINISHED") for told in (0, 1)]
+    assert ends == [False, False, True, False]
+
+
+def test_the_tracker_is_asked_for_a_run_of_which_nothing_was_stored(paths):
+    def info(status):
+        return RunInfo("t1", "theirs", status, start_time=7)
+
+    assert load_or_ask(paths, Told()) == Outbox("run00000", "run00000", "run00000")
+    for status in ("FINISHED", "FAILED", "KILLED"):
+        box = load_or_ask(paths, Told([info(status)]))
+        assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_told=True)
+    assert load_or_ask(paths, Told([info("RUNNING")])) == Outbox("run00000", "theirs", "t1", 7)
+    full_box().store(paths)
+    assert load_or_ask(paths, Told([info("RUNNING")])) == full_box()
+
+
+def test_a_run_that_was_registered_later_is_found_by_its_new_id(paths):
+    paths.run_dir.mkdir(parents=True)
+    index_registered(paths, full_box(start_tags={KIND_TAG: "sweep"}), "t2")
+    assert entries(paths) == []
+    index_registered(paths, full_box(start_time=7000, start_tags={KIND_TAG: "fork"}), "t2")
+    index_registered(paths, full_box(start_time=None), "t3")
+    found = [(entry.run_id, entry.name, entry.mode, entry.start_time, entry.tracker_id) for entry in entries(paths)]
+    assert found == [("run00000", "mine", "fork", 7.0, "t2"), ("run00000", "mine", "train", 0.0, "t3")]
