@@ -49,7 +49,7 @@ mutants: $(INSTALLED) ## change a module in small ways and list what its tests m
 	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=journal, or data/order, tracker/outbox ..." >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
-soak: $(INSTALLED) ## kill runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
+soak: $(INSTALLED) ## kill and suspend runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py --timeout 1800
 

@@ -4,7 +4,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ import psutil
 import torch
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
 from disk import cut_power
-from kill_points import POINTS, preparation
+from kill_points import POINTS, kill_at
 from preloaded import Command, Preloaded
+from surroundings import Surroundings
 
 DATASET = '''
 """Noisy points of three classes, with noise from every generator that an augmentation may use."""
@@ -42,11 +43,22 @@ class Noisy:
         return self.inputs[index] + 0.1 * noise, self.targets[index]
 
 
-class Net(torch.nn.Sequential):
+class Net(torch.nn.Module):
+    """Has weights that are not laid out row by row, and a buffer that every forward pass puts a new tensor for."""
+
     def __init__(self):
-        super().__init__(
-            *(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 3))
-        )
+        super().__init__()
+        self.expand = torch.nn.Linear(4, 16)
+        self.conv = torch.nn.Conv2d(4, 8, 2).to(memory_format=torch.channels_last)
+        self.rest = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3))
+        self.register_buffer("center", torch.zeros(3))
+
+    def forward(self, inputs):
+        images = self.expand(inputs).reshape(-1, 4, 2, 2)
+        outputs = self.rest(self.conv(images).flatten(1))
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * outputs.detach().mean(0)
+        return outputs - self.center
 '''
 CONFIG = """# @package _global_
 defaults:
@@ -79,14 +91,28 @@ num_workers: 0
 ARGUMENTS = ("experiment=noisy", "callbacks=[ema,accuracy,loss,best_checkpoint]", "output_dir=outputs")
 
 
+POWER = "the power is cut"
+
+
 class Kill(NamedTuple):
-    """One kill: at a place that is reached for the n-th time, or after some time; with that many data workers."""
+    """One kill: at a place that is reached for the n-th time, or after some time.
+
+    Attributes:
+        place: Place of ``POINTS``; ``POWER`` for one that loses what is not on the disk during the n-th operation on
+            it; None for a time.
+        count: Number n.
+        seconds: Time after the start.
+        workers: Number of data workers.
+        number: Signal; with SIGSTOP the process is suspended, and wakes up when another one has taken the run over.
+        surroundings: What the process takes its surroundings for.
+    """
 
     place: str | None
     count: int = 1
     seconds: float = 0.0
     workers: int = 0
     number: int = signal.SIGKILL
+    surroundings: Surroundings = Surroundings()
 
 
 @dataclass
@@ -117,6 +143,9 @@ class Project:
     folder: Path
     preloaded: Preloaded
     kills: int = field(default=0, init=False)
+    takeovers: int = field(default=0, init=False)
+    _started: int = field(default=0, init=False)
+    _suspended: list[tuple[Command, str]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,34 +158,98 @@ class Project:
     def outputs(self) -> Path:
         return self.folder / "outputs"
 
+    @property
+    def _left(self) -> Path:
+        """What a power cut has left."""
+        return self.folder / "left"
+
     def start(self, *arguments: str, kill: Kill | None = None) -> Command:
-        prepare = preparation(kill.place, kill.count, kill.number) if kill and kill.place else None
-        workers = f"data.num_workers={kill.workers if kill else 0}"
-        given = (*(arguments or ARGUMENTS), workers)
+        kill = kill or Kill(None)
+        given = (*(arguments or ARGUMENTS), f"data.num_workers={kill.workers}")
         if arguments:
             given = (*given, "output_dir=outputs")
-        return self.preloaded.start(self.folder, self.folder / "log", given, prepare)
+        prepare = partial(prepare_process, kill, self.outputs, self._left)
+        return self._start(given, prepare)
+
+    def _start(self, arguments: Sequence[str], prepare: Callable[[], None]) -> Command:
+        self._started += 1
+        return self.preloaded.start(self.folder, self.folder / f"log-{self._started}", arguments, prepare)
 
     def run(self, *arguments: str, workers: int = 0) -> str:
+        owner = self._owner()
         command = self.start(*arguments, kill=Kill(None, workers=workers))
+        self._wake(command, owner)
         status = command.wait()
         assert status == 0, command.output()
         return command.output()
 
     def kill(self, kill: Kill, *arguments: str) -> bool:
         """Start a run, or go on with it, and kill it; return whether it was killed before it ended."""
+        owner = self._owner()
         command = self.start(*arguments, kill=kill)
+        self._wake(command, owner)
+        workers = []
         if kill.place is None:
             time.sleep(kill.seconds)
             workers = children(command.pid)
-            command.kill()
-        else:
-            workers = []
+            command.send(kill.number)
+        if kill.number == signal.SIGSTOP and command.is_suspended():
+            if self.go_on():
+                self._suspended.append((command, kill.surroundings.host))
+                return False
+            command.kill()  # else it would wake up as a second run
         status = command.wait()
-        assert status in (0, -signal.SIGKILL), command.output()
+        assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
         assert_gone(workers)
         self.kills += status != 0
+        if status != 0 and kill.place == POWER:
+            shutil.rmtree(self.outputs)
+            (self._left / str(kill.count)).rename(self.outputs)
         return status != 0
+
+    def _owner(self) -> str:
+        """Return what the run's lock says, which a power cut may have left torn."""
+        return "".join(path.read_text() for path in self.outputs.glob("runs/*/lock.json"))
+
+    def _wake(self, command: Command, owner: str) -> None:
+        """Let what is suspended wake up once a process has taken its run over; it has to notice and to end."""
+        if not self._suspended:
+            return
+        deadline = time.monotonic() + 60
+        while self._owner() == owner and command.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        self.takeovers += len(self._suspended)
+        self._continue()
+
+    def _meet(self, surroundings: Surroundings) -> None:
+        """See that a process which is suspended keeps its run on its own host, where it then wakes up and goes on."""
+        here = [command.pid for command, host in self._suspended if host == surroundings.host]
+        if not here:
+            return
+        owner = self._owner()
+        command = self.start(*self.go_on(), kill=Kill(None, surroundings=surroundings._replace(has_reader=True)))
+        status = command.wait()
+        if any(f'"pid": {pid},' in owner for pid in here):
+            assert status == 2 and "still running" in command.output(), f"{status}: {command.output()}"
+        else:  # it had not taken the run yet, or given it back
+            assert status == 0, f"{status}: {command.output()}"
+        self._continue()
+
+    def abandon(self) -> None:
+        """End what is still suspended, after something went wrong."""
+        for command, _ in self._suspended:
+            command.kill()
+            command.wait()
+        self._suspended.clear()
+
+    def _continue(self) -> None:
+        for command, _ in self._suspended:
+            command.send(signal.SIGCONT)
+        for command, _ in self._suspended:
+            status = command.wait()
+            assert status in (0, 2), f"it woke up and ended with {status}: {command.output()}"
+        self._suspended.clear()
 
     def go_on(self) -> Sequence[str]:
         """Return the arguments that go on: from the beginning if the run was killed before it had a config."""
@@ -184,18 +277,27 @@ class Project:
         """Do a whole run, and return what power cuts during its n-th operations on the disk would have left."""
         arguments = (*ARGUMENTS, "data.num_workers=0")
         prepare = partial(cut_power, self.outputs, target, at)
-        command = self.preloaded.start(self.folder, self.folder / "log", arguments, prepare)
+        command = self._start(arguments, prepare)
         assert command.wait() == 0, command.output()
         return sorted(target.iterdir(), key=lambda path: int(path.name))
 
     def survive(self, kills: Sequence[Kill], last_workers: int = 0) -> Result:
         """Kill a run again and again, then let it end."""
-        arguments: Sequence[str] = ()
         for kill in kills:
-            self.kill(kill, *arguments)
-            arguments = self.go_on()
-        self.run(*arguments, workers=last_workers)
+            self._meet(kill.surroundings)
+            self.kill(kill, *self.go_on())
+        self._meet(Surroundings())
+        self.run(*self.go_on(), workers=last_workers)
         return self.result()
+
+
+def prepare_process(kill: Kill, outputs: Path, left: Path) -> None:
+    """Have the process that calls it be killed as it is said; one with a time is killed from outside."""
+    kill.surroundings.enter()
+    if kill.place == POWER:
+        cut_power(outputs, left, [kill.count], is_killed=True)
+    elif kill.place is not None:
+        kill_at(kill.place, kill.count, kill.number)
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -212,10 +314,18 @@ def assert_gone(processes: Sequence[psutil.Process]) -> None:
 
 
 def random_kills(seed: int, longest: float) -> list[Kill]:
-    """Return one to four kills, at random places or times, with random numbers of workers."""
+    """Return two to five kills at random places or times, with random numbers of workers, in random surroundings."""
     draw = random.Random(seed)
-    places = [*POINTS, *[None] * len(POINTS)]
-    return [
-        Kill(draw.choice(places), draw.randint(1, 9), draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)))
-        for _ in range(draw.randint(1, 4))
-    ]
+    return [_random_kill(draw, longest) for _ in range(draw.randint(2, 5))]
+
+
+def _random_kill(draw: random.Random, longest: float) -> Kill:
+    place = draw.choice([*POINTS, *[None] * len(POINTS), *[POWER] * (len(POINTS) // 2)])
+    count = draw.randrange(250) if place == POWER else draw.randint(1, 9)
+    number = signal.SIGSTOP if place != POWER and draw.random() < 0.2 else signal.SIGKILL
+    surroundings = Surroundings(
+        host=draw.choice(("", "", "", "container", "machine")),
+        clock_s=draw.choice((0, 0, 0, -3600, -3, 40)),
+        has_reader=draw.random() < 0.8,
+    )
+    return Kill(place, count, draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)), number, surroundings)

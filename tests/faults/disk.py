@@ -10,6 +10,7 @@ import builtins
 import io
 import itertools
 import os
+import signal
 import sqlite3
 import stat
 import threading
@@ -269,13 +270,22 @@ def write_tree(tree: Tree, folder: Path) -> None:
             (folder / path).write_bytes(content)
 
 
-def cut_power(folder: Path, target: Path, at: Sequence[int]) -> None:
-    """Have this process write down what power cuts during its n-th operations would leave, each as one of the ways."""
+def cut_power(folder: Path, target: Path, at: Sequence[int], is_killed: bool = False) -> None:
+    """Have this process write down what power cuts during its n-th operations would leave, each in another way.
+
+    Args:
+        folder: What the disk holds.
+        target: Gets a folder ``n`` for each.
+        at: The numbers n, from 0.
+        is_killed: Whether the first one ends the process.
+    """
     ways, count = list(SURVIVALS.values()), itertools.count()
 
     def cut(step: Step) -> None:
         if (number := next(count)) in at:
-            write_tree(disk.left(ways[at.index(number) % len(ways)]), target / str(number))
+            write_tree(disk.left(ways[number % len(ways)]), target / str(number))
+            if is_killed:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     folder.mkdir(exist_ok=True)
     disk = Disk(folder, cut).__enter__()

@@ -5,13 +5,13 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from functools import partial, reduce, wraps
+from functools import reduce, wraps
 from typing import Any
 
 POINTS = {
     # place: (module, function in it), and when: before it, after it, or in the middle of it
     "before the run has a folder": ("ksuit_runner.run_record", "add_to_index", "before"),
-    "before the config is stored": ("ksuit_runner.run_record", "store", "before"),
+    "before the config is stored": ("ksuit_runner.runner", "store", "before"),
     "while the config is stored": ("ksuit_runner.stored_run", "write_text", "after"),
     "at the start of training": ("ksuit_runner.hooks", "Hooks.evaluations", "before"),
     "fetching data": ("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
@@ -79,8 +79,3 @@ def _killing(function: Callable[..., Any], when: str, count: int, pid: int, numb
         return result
 
     return call
-
-
-def preparation(place: str, count: int, number: int = signal.SIGKILL) -> Callable[[], None]:
-    """Return what a process calls first in order to get a signal there."""
-    return partial(kill_at, place, count, number)

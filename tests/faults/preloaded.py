@@ -6,9 +6,13 @@ They are processes like any other (own pid, own workers, killed by SIGKILL); onl
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import psutil
 
 IMPORTS = (
     *("ksuit_runner.__main__", "ksuit_runner.runner", "ksuit_runner.tracker.mlflow"),
@@ -37,6 +41,20 @@ class Command:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def is_suspended(self) -> bool:
+        """Wait until it is suspended, or has ended before; return which."""
+        while self._process.is_alive():
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(self.pid).status() == psutil.STATUS_STOPPED:
+                    return True
+            time.sleep(0.01)
+        return False
 
     def wait(self, timeout: float = 120) -> int:
         """Return its exit status, which is negative if a signal has ended it."""

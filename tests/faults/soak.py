@@ -1,11 +1,15 @@
-"""Kills runs at random places and times for a while, and says how many kills there were and what they changed.
+"""Kills and suspends runs at random for a while, and says how often that was and what it changed.
 
     make soak                                   # 20 minutes, two runs at a time
     make soak ARGS="--minutes 5 --seed 7"       # other kills than those of seed 0
 
-Every run is killed one to four times, resumed with 0 or 2 data workers, and compared with the run that was never
-killed: bytes of all checkpoints, points in the journal and in MLflow, status, updates, samples, learning rate. A
-difference is printed with the kills that lead to it, which come again from the same seed.
+Every run is killed, suspended or left without power two to five times, at random places and times; resumed with 0 or 2
+data workers, on this host, in another container or on another machine, with a clock that is wrong, with output that
+nobody reads; and compared with the run that was never killed: bytes of all checkpoints, points in the journal and in
+MLflow, status, updates, samples, learning rate. A power cut loses what is not synced, as a whole or in part. A run that
+is suspended wakes up when another host has taken it over. The model has weights that are not laid out row by row and a
+buffer that is assigned anew. A difference is printed with the kills that lead to it, which come again from the same
+seed.
 """
 
 import argparse
@@ -22,11 +26,11 @@ from preloaded import Preloaded
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker import embedded
 
-_LONGEST_S = 4.0
+_LONGEST_S = 2.5
 
 
-def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple[int, int, list[str]]:
-    """Kill runs until the deadline; return the number of runs, of kills, and what was found."""
+def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple[int, int, int, list[str]]:
+    """Kill runs until the deadline; return the number of runs, of kills, of takeovers, and what was found."""
     template = folder / "template"
     embedded.open_store(OutputPaths(template))
     project = Project(folder / "project", Preloaded())
@@ -42,13 +46,15 @@ def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple
             differences = project.survive(kills, last_workers=2 * (seed % 3 == 0)).differences(reference)
         except (AssertionError, TimeoutError, OSError) as error:
             differences = [str(error)]
+            project.abandon()
         runs += 1
         if differences:
             found.append(f"seed {seed}: {kills}\n    " + "\n    ".join(differences))
             print(found[-1], flush=True)
         if runs % 10 == 0:
-            print(f"{runs} runs, {project.kills} kills, {len(found)} differences", flush=True)
-    return runs, project.kills, found
+            done = f"{project.kills} kills and {project.takeovers} takeovers in {runs} runs"
+            print(f"{done}, {len(found)} differences", flush=True)
+    return runs, project.kills, project.takeovers, found
 
 
 def main() -> int:
@@ -67,9 +73,12 @@ def main() -> int:
             seeds = range(1000 * given.seed + number, 10**9, given.processes)
             jobs.append(pool.submit(attack, place, seeds, deadline))
         results = [job.result() for job in jobs]
-    runs, kills, found = (sum(parts) if isinstance(parts[0], int) else parts for parts in zip(*results, strict=True))
-    differences = sum(map(len, found))
-    print(f"{kills} kills in {runs} runs, {differences} runs differ from the run that was never killed")
+    runs, kills, takeovers = (sum(numbers) for numbers in list(zip(*results, strict=True))[:3])
+    differences = sum(len(found) for *_, found in results)
+    print(
+        f"{kills} kills and {takeovers} takeovers of suspended runs in {runs} runs: "
+        f"{differences} runs differ from the run that was never killed"
+    )
     return int(differences > 0)
 
 

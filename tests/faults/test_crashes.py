@@ -42,7 +42,7 @@ def test_killed_at_a_place(project, reference, template, place):
 def test_the_power_is_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
     """What was not synced is lost, as a whole or in parts; `test_disk_order.py` does this at every operation."""
     project.clear(template)
-    cuts = project.cut_power(tmp_path, at=range(25, 300, 45))
+    cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
     assert project.result().differences(reference) == [] and len(cuts) >= 6
     for cut in cuts:
         project.clear()
