@@ -10,7 +10,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import check_config
 from ksuit_runner.compose import (
@@ -115,6 +115,7 @@ def _run_composed(overrides: Sequence[str]) -> int:
         nonlocal has_begun
         has_begun = True
         try:
+            _refuse_launcher(config)
             results.append(_run_one(without_sweep(config)))
         except KsuitError as error:  # Hydra would print more about it than a person needs
             results.append(error)
@@ -130,6 +131,16 @@ def _run_composed(overrides: Sequence[str]) -> int:
     if results and isinstance(results[0], KsuitError):
         raise results[0]
     return results[0].exit_status if results else 0
+
+
+def _refuse_launcher(config: DictConfig) -> None:
+    target = OmegaConf.select(config, "launcher._target_")
+    if target not in (None, "ksuit_runner.launchers.in_process.InProcessLauncher"):
+        name = HydraConfig.get().runtime.choices.get("launcher")
+        raise ConfigError(
+            f"launcher: {name} is for the runs of a sweep, and this is a single one. "
+            f"To launch it so: -m launcher={name}; to do it here: launcher=in_process"
+        )
 
 
 def _run_one(config: DictConfig) -> "Outcome":

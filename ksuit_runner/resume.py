@@ -197,8 +197,9 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
     """
     for item in overrides:
         if root(item) in SWEEP_NODES and item not in ("sweep=null", "launcher=in_process"):
+            one = f" A single run that is launched so: -m {item}" if bare_name(item) == "launcher" else ""
             raise ConfigError(
-                f"{item}: this is about the runs of a sweep, and there is none. A sweep: -m, or sweep=NAME"
+                f"{item}: this is about the runs of a sweep, and there is none. A sweep: -m, or sweep=NAME.{one}"
             )
 
 

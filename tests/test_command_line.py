@@ -67,6 +67,21 @@ def test_what_is_about_a_sweep_is_not_ignored_without_one(setting):
         _main([setting])
 
 
+def test_a_launcher_that_a_file_chooses_is_not_ignored_without_a_sweep(tmp_path_factory, monkeypatch):
+    project = tmp_path_factory.mktemp("project")
+    (project / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /launcher: joblib\n"
+    (project / "conf" / "experiment" / "far.yaml").write_text(text)
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match="^launcher: joblib is for the runs of a sweep.*-m launcher=joblib"):
+        _main(["experiment=far"])
+
+
+def test_a_single_run_can_be_launched_as_a_sweep_of_one():
+    (job,) = plan_sweep(["launcher=in_process", "seed=3"], "command").jobs
+    assert job.combination == {} and job.config["seed"] == 3
+
+
 def test_flags_may_stand_anywhere(capsys):
     for arguments in (["seed=7", "--cfg", "job", "name=x"], ["-c", "job", "seed=7", "name=x"]):
         with pytest.raises(SystemExit) as ended:

@@ -101,7 +101,9 @@ def _params(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> d
     said = {bare_name(item) for item in [*swept, *fixed]}
     params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in said}
     params |= {full_name(item): item.partition("=")[2] for item in swept}
-    if not params:
+    # One run that is handed to a launcher is a sweep of one.
+    is_launched = settings.method == "grid" and any(bare_name(item) == "launcher" for item in fixed)
+    if not params and not is_launched:
         raise ConfigError("sweep.params: nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1")
     if settings.method == "tpe" and SEED in params:
         raise ConfigError(
