@@ -1,11 +1,13 @@
 """What a tracker has to be told: what it is told of it, and what stays for the next time."""
 
+import json
+
 import pytest
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.stored_run import entries
-from ksuit_runner.tracker.base import KIND_TAG, DatasetInfo, RunInfo
+from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, DatasetInfo, RunInfo
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.tracker.outbox import Messages, Outbox, index_registered, load_or_ask
 
@@ -81,31 +83,51 @@ def test_it_is_told_all_there_is_and_nothing_else():
         ("tags", {"b": "2"}, "t2"),
     ]
     tracker = Told()
-    Messages({}, {}, [], {}).tell(tracker, lambda run_id: run_id)
+    Messages(0, {}, {}, [], {}).tell(tracker, lambda run_id: run_id)
     assert tracker.told == []
 
 
-def test_what_changes_while_it_is_told_stays_for_the_next_time():
+def test_what_changes_while_it_is_told_is_told_the_next_time():
     box = full_box()
     told = box.messages()
-    box.params["decay"] = "2"
-    box.tags.update({"a": "other", "c": "3"})
-    box.inputs.append(MORE)
-    box.other_tags["other000"]["b"] = "other"
-    box.other_tags["third000"] = {"d": "4"}
-    box.forget(told)
-    assert (box.params, box.tags, box.inputs) == ({"decay": "2"}, {"a": "other", "c": "3"}, [MORE])
-    assert box.other_tags == {"other000": {"b": "other"}, "third000": {"d": "4"}}
-    box.forget(box.messages())
+    box.add_params({"lr": "other", "decay": "2"})
+    box.add_tags({"a": "other", "c": "3"}, "run00000")
+    box.add_tags({"b": "other"}, "other000")
+    box.add_inputs([DIGITS, MORE])
+    assert (told.params, told.tags, told.inputs) == ({"lr": "1"}, {"a": "1"}, [DIGITS])
+    assert told.other_tags == {"other000": {"b": "2"}}
+    assert (box.params, box.tags) == ({"lr": "1", "decay": "2"}, {"a": "other", "c": "3"})
+    assert (box.inputs, box.other_tags) == ([DIGITS, MORE], {"other000": {"b": "other"}})
+    box.told_version = told.version
+    assert box.has_messages
+    box.told_version = box.messages().version
     assert not box.has_messages
 
 
-@pytest.mark.parametrize("what", ["params", "tags", "inputs", "other_tags"])
-def test_anything_that_is_left_is_a_message(what):
-    nothing = {"params": {}, "tags": {}, "inputs": [], "other_tags": {}}
-    assert not full_box(**nothing).has_messages
-    assert full_box(**{**nothing, what: getattr(full_box(), what)}).has_messages
-    assert full_box(**nothing, tracker_id=None).has_messages
+@pytest.mark.parametrize(
+    "add",
+    [
+        *(lambda box: box.add_params({"b": "1"}), lambda box: box.add_inputs([MORE])),
+        *(lambda box: box.add_tags({"b": "1"}, "run00000"), lambda box: box.add_tags({"b": "1"}, "other000")),
+    ],
+)
+def test_whatever_is_added_is_a_message(add):
+    box = full_box()
+    assert not box.has_messages
+    add(box)
+    assert box.has_messages
+
+
+def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_told():
+    box = full_box(version=3, told_version=3)
+    box.forget_registration()
+    assert box.has_messages and (box.tracker_id, box.told_version, box.is_end_told) == (None, 0, False)
+    assert box.start_tags["author"] == "me" and box.start_tags[RUN_ID_TAG] == "run00000"
+    box.told_version = box.version
+    assert box.has_messages and box.has_end
+    start = box.start_tags[START_TAG]
+    box.forget_registration()
+    assert box.start_tags[START_TAG] == start
 
 
 def test_an_end_is_left_until_it_was_told():
@@ -134,3 +156,36 @@ def test_a_run_that_was_registered_later_is_found_by_its_new_id(paths):
     index_registered(paths, full_box(start_time=None), "t3")
     found = [(entry.run_id, entry.name, entry.mode, entry.start_time, entry.tracker_id) for entry in entries(paths)]
     assert found == [("run00000", "mine", "fork", 7.0, "t2"), ("run00000", "mine", "train", 0.0, "t3")]
+
+
+def test_what_another_run_left_is_not_taken_for_its_own(tmp_path, paths):
+    full_box().store(paths)
+    other = PathProvider(tmp_path, "other000")
+    other.run_dir.mkdir()
+    paths.outbox.rename(other.outbox)
+    with pytest.raises(TrackerError, match="is that of run run00000"):
+        Outbox.load(other)
+
+
+WRONG = {
+    **{"name": 1, "tracker_id": "../t", "start_time": -1, "parent_run_id": 7, "start_tags": {"a": 1}, "params": []},
+    **{"tags": {"a": None}, "inputs": [{"name": "a"}], "other_tags": {"../x": {}}, "version": True},
+    **{"told_version": 1 << 53, "status": "RUNNING", "end_time": 0.5, "is_end_told": 1},
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_every_value_is_checked(paths, key):
+    full_box().store(paths)
+    stored = json.loads(paths.outbox.read_text())
+    paths.outbox.write_text(json.dumps({**stored, key: WRONG[key]}))
+    with pytest.raises(TrackerError, match=f"has no sensible '{key}'"):
+        Outbox.load(paths)
+
+
+def test_what_an_earlier_version_left_is_still_to_be_told(paths):
+    full_box().store(paths)
+    stored = json.loads(paths.outbox.read_text())
+    kept = {key: value for key, value in stored.items() if key not in ("version", "told_version")}
+    paths.outbox.write_text(json.dumps(kept))
+    assert Outbox.load(paths).has_messages
