@@ -29,6 +29,10 @@ class TakenOverError(ResumeError):
     """Another process has taken this run over, and it is that one's to write."""
 
 
+class AliveError(ResumeError):
+    """A process that is alive is at it."""
+
+
 class CheckpointError(KsuitError):
     """A checkpoint is missing, damaged, or does not belong to what is being built."""
 

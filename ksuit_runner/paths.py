@@ -114,6 +114,10 @@ class SweepPaths(OutputPaths):
         """Return the file that is there once a process has begun a job."""
         return self.sweep_dir / "begun" / str(index)
 
+    def job_lock(self, index: int) -> Path:
+        """Return the lock of the process that does a job."""
+        return self.sweep_dir / f"job-{index}.lock"
+
     def device_lock(self, device: str) -> Path:
         """Return the file that the process which has a device keeps locked."""
         return self.sweep_dir / f"device-{device}.lock"

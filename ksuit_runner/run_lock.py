@@ -21,7 +21,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder
-from ksuit_runner.errors import ResumeError, TakenOverError
+from ksuit_runner.errors import AliveError, ResumeError, TakenOverError
 from ksuit_runner.stored_files import open_stored
 
 _LOGGER = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class RunLock:
                 counts as alive.
 
         Raises:
-            ResumeError: A process that is alive holds it.
+            AliveError: A process that is alive holds it.
         """
         assert self._thread is None, "this lock is already held"
         make_folder(self.path.parent)
@@ -115,7 +115,7 @@ class RunLock:
                     self._put_in_place()
                     break
             if silent is not None or not wait:
-                raise ResumeError(self._explain(seen.holder))
+                raise AliveError(self._explain(seen.holder))
             self._watch(seen)
             silent = seen
         self.was_forced = silent is not None
@@ -184,7 +184,7 @@ class RunLock:
         """Return the holder of whom it is not known whether it is alive; None if nobody holds the lock.
 
         Raises:
-            ResumeError: A process that is alive holds it.
+            AliveError: A process that is alive holds it.
         """
         seen = _see(self.path)
         if seen is None or seen.holder is None:
@@ -193,7 +193,7 @@ class RunLock:
         if seen.is_free and is_here and seen.holder.has_kernel_lock:
             return None
         if seen.is_free is False and seen.holder.host == socket.gethostname():
-            raise ResumeError(self._explain(seen.holder))
+            raise AliveError(self._explain(seen.holder))
         return seen
 
     def _watch(self, seen: _Seen) -> None:

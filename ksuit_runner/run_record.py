@@ -85,7 +85,7 @@ class RunRecord:
         paths = PathProvider(outputs.output_dir, info.run_id)
         lock = RunLock(paths.lock)
         lock.acquire()
-        add_to_index(outputs, info.run_id, info.name, launch.mode)
+        add_to_index(outputs, info.run_id, info.name, launch.mode, tags=launch.tags)
         return cls(deferred, paths, lock, Journal(paths.journal))
 
     @classmethod

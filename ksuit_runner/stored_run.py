@@ -20,6 +20,7 @@ from ksuit_runner.stored_files import UnsafeFileError, check_folder, read_json, 
 
 _SHORTEST_PREFIX = 6
 _LONGEST_NAME = 250
+_LATEST = 1e11  # seconds since 1970 that a date can have
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,23 @@ class Launch:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A line of the index of an output folder; ``tracker_id`` is the tracker's id of a run if that is another one."""
+    """A line of the index of an output folder.
+
+    Attributes:
+        run_id: Id of the run there.
+        name: Its name.
+        start_time: When it was started, in seconds since 1970.
+        mode: How it was started.
+        tracker_id: The tracker's id of it, if that is another one.
+        tags: The tags that it was launched with; None where the index does not know them.
+    """
 
     run_id: str
     name: str
     start_time: float
     mode: str = "train"
     tracker_id: str | None = None
+    tags: dict[str, str] | None = None
 
 
 def add_to_index(
@@ -62,6 +73,7 @@ def add_to_index(
     mode: str,
     start_time: float | None = None,
     tracker_id: str | None = None,
+    tags: dict[str, str] | None = None,
 ) -> None:
     """Add a run to the index; runs may start at once.
 
@@ -72,8 +84,9 @@ def add_to_index(
         mode: How it was started.
         start_time: When, in seconds since 1970; by default now.
         tracker_id: Id that the tracker gave it, for a run that was registered later.
+        tags: Tags that it is launched with.
     """
-    entry = IndexEntry(run_id, name, time.time() if start_time is None else start_time, mode, tracker_id)
+    entry = IndexEntry(run_id, name, time.time() if start_time is None else start_time, mode, tracker_id, tags)
     append_line(paths.index, json.dumps(asdict(entry)))
 
 
@@ -192,14 +205,24 @@ def entries(paths: OutputPaths) -> list[IndexEntry]:
     return [entry for entry in _index(paths) if entry.run_id in ids]
 
 
-def runs_since(paths: OutputPaths, time_s: float) -> dict[str, str]:
-    """Return the names of all runs of an output folder that were started after a time, by their id.
+def tags_of_runs(paths: OutputPaths) -> dict[str, dict[str, str]]:
+    """Return the tags that all runs of an output folder were launched with, by their ids, the oldest entry first.
 
-    Args:
-        paths: The output folder.
-        time_s: In seconds since 1970.
+    Those that the index does not tell are read from the run's folder; what is damaged there has none.
     """
-    return {entry.run_id: entry.name for entry in entries(paths) if entry.start_time >= time_s}
+    found: dict[str, dict[str, str] | None] = {}
+    for entry in entries(paths):
+        found[entry.run_id] = entry.tags if entry.tags is not None else found.get(entry.run_id)
+    found |= {run_id: None for run_id in _run_ids(paths) if run_id not in found}
+    return {run_id: _launch_tags(paths, run_id) if tags is None else tags for run_id, tags in found.items()}
+
+
+def _launch_tags(paths: OutputPaths, run_id: str) -> dict[str, str]:
+    run = PathProvider(paths.output_dir, run_id)
+    try:
+        return read_launch(run).tags if run.launch.is_file() else {}
+    except ResumeError:
+        return {}
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
@@ -238,5 +261,7 @@ def _index(paths: OutputPaths) -> Iterator[IndexEntry]:
 
 
 def _is_sensible(entry: IndexEntry) -> bool:
-    texts = (entry.run_id, entry.name, entry.mode)
-    return all(isinstance(text, str) for text in texts) and type(entry.start_time) in (int, float)
+    texts = (entry.run_id, entry.name, entry.mode, entry.tracker_id or "")
+    is_time = type(entry.start_time) in (int, float) and 0 <= entry.start_time < _LATEST  # also: not NaN
+    has_tags = entry.tags is None or (isinstance(entry.tags, dict) and _is_texts([*entry.tags, *entry.tags.values()]))
+    return is_time and has_tags and all(isinstance(text, str) for text in texts)

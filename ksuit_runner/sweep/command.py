@@ -51,9 +51,9 @@ def start_sweep(overrides: Sequence[str], command: str) -> int:
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
     paths = SweepPaths(outputs.output_dir, info.run_id)
     store_plan(paths, planned.plan, planned.jobs)
-    session = Session(paths, planned.plan, planned.config, tracker, launcher, make_console())
-    source, total = _source(paths, planned.plan)
-    return session.run(source, total, is_resumed=False)
+    with RunLock(paths.lock) as lock:
+        session = Session(paths, planned.plan, planned.config, tracker, launcher, make_console(), lock)
+        return session.run(*_source(paths, planned.plan))
 
 
 def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
@@ -64,27 +64,32 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
         overrides: Overrides of the command line: where runs are, where they run from now on, and a few settings.
 
     Raises:
-        KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs.
+        KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs; nothing is changed.
     """
-    stored = read_plan(paths)
-    plan = _changed(stored, overrides)
-    _refuse_changed_yaml(paths, plan)
-    config = _config_of(paths, plan)
-    launcher = _build_launcher(plan.launcher)
-    tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
-    if register_anew := value_of("register_anew", overrides) == "true":
-        tracker.forget_lost(paths.sweep_id)
-    tracker.resume_run(paths.sweep_id)
-    if register_anew:
-        _record_lost_jobs(paths, plan, config, tracker)
-    update_plan(paths, replace(plan, settings=stored.settings))  # what was allowed once is not allowed for ever
-    source, total = _source(paths, plan)
-    return Session(paths, plan, config, tracker, launcher, make_console()).run(source, total, is_resumed=True)
+    with RunLock(paths.lock) as lock:
+        stored = read_plan(paths)
+        plan = _changed(stored, overrides)
+        _refuse_changed_yaml(paths, plan)
+        config = _config_of(paths, plan)
+        tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
+        session = Session(paths, plan, config, tracker, _build_launcher(plan.launcher), make_console(), lock)
+        source, total = _source(paths, plan)
+        register_anew = value_of("register_anew", overrides) == "true"
+
+        def resume() -> None:
+            if register_anew:
+                tracker.forget_lost(paths.sweep_id)
+            tracker.resume_run(paths.sweep_id)
+            if register_anew:
+                _record_lost_jobs(paths, config, tracker)
+            update_plan(paths, replace(plan, settings=stored.settings))  # what was allowed once is not for ever
+
+        return session.run(source, total, resume)
 
 
-def _record_lost_jobs(paths: SweepPaths, plan: Plan, config: DictConfig, tracker: DeferredTracker) -> None:
+def _record_lost_jobs(paths: SweepPaths, config: DictConfig, tracker: DeferredTracker) -> None:
     """Record those runs of the jobs anew that the tracker has lost."""
-    for record in find_records(paths, plan, tracker).values():
+    for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
         job = DeferredTracker(Factory(config).build_tracker(paths), paths)
         with RunLock(run.lock):
@@ -119,7 +124,7 @@ def _source(paths: SweepPaths, plan: Plan) -> tuple[JobSource, int]:
 
         assert plan.settings.samples is not None
         return Search(paths, plan), plan.settings.samples
-    jobs = read_jobs(paths)
+    jobs = read_jobs(paths, plan.job_count)
     return Listed(jobs), len(jobs)
 
 

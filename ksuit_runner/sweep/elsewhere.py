@@ -2,15 +2,14 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ksuit_runner.durable_files import commit_folder, make_folder
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.fetch import fetch
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.stored_files import check_folder, remove
+from ksuit_runner.sweep.job_runs import JobRecord
 from ksuit_runner.sweep.plan import read_jobs, read_plan
-from ksuit_runner.sweep.records import JobRecord
 from ksuit_runner.targets import check_values
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker
 from ksuit_runner.tracker.deferred import DeferredTracker
@@ -53,41 +52,29 @@ def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepP
     return paths
 
 
-def fetch_runs(
-    tracker: DeferredTracker, paths: SweepPaths, records: Mapping[int, JobRecord]
-) -> Mapping[int, JobRecord]:
+def fetch_runs(tracker: DeferredTracker, paths: SweepPaths, records: Mapping[int, JobRecord]) -> None:
     """Bring the runs of jobs that have not finished and are not here; one that stored no config has nothing to bring.
 
     Args:
         tracker: Tracker that is bound to the parent run.
         paths: Files of the sweep.
         records: The runs of the jobs, by the number of the job.
-
-    Returns:
-        The same records, which know what is here now.
     """
     if tracker.artifacts_are_local:
-        return records
-    return {
-        index: record if record.status == "FINISHED" else _fetch_run(tracker.store, paths, record)
-        for index, record in records.items()
-    }
-
-
-def _fetch_run(tracker: BaseTracker, paths: SweepPaths, record: JobRecord) -> JobRecord:
-    run = PathProvider(paths.output_dir, record.run_id)
-    if run.run_dir.exists():
-        return record
-    if not {run.config.name, run.launch.name} <= {*tracker.list_artifacts("", record.tracker_id)}:
-        return record
-    fetch(tracker, paths, record.tracker_id)
-    return replace(record, is_stored=True)
+        return
+    for record in records.values():
+        run = PathProvider(paths.output_dir, record.run_id)
+        if record.status == "FINISHED" or run.run_dir.exists():
+            continue
+        if {run.config.name, run.launch.name} <= {*tracker.store.list_artifacts("", record.tracker_id)}:
+            fetch(tracker.store, paths, record.tracker_id)
 
 
 def _check(paths: SweepPaths) -> None:
     """Read what was fetched as data: it may have been changed, and stands for what it says alone."""
     try:
-        plan, jobs = read_plan(paths), read_jobs(paths)
+        plan = read_plan(paths)
+        jobs = read_jobs(paths, plan.job_count)
         for values in (plan.base, {"launcher": plan.launcher}, *(job.config for job in jobs)):
             check_values(values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:

@@ -1,12 +1,13 @@
 """From what a person types to a sweep of the output folder."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ksuit_runner.compose import compose_places, output_dir_of
 from ksuit_runner.errors import ResumeError, suggest
-from ksuit_runner.paths import OutputPaths, SweepPaths
+from ksuit_runner.paths import OutputPaths, SweepPaths, is_run_id
 from ksuit_runner.stored_run import find_local
-from ksuit_runner.sweep.plan import read_plan
+from ksuit_runner.sweep.plan import Plan, read_plan
 
 _SHORTEST_PREFIX = 6
 
@@ -30,9 +31,10 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     if query in known:
         return known[query]
     by_prefix = {id_ for id_ in known if len(query) >= _SHORTEST_PREFIX and id_.startswith(query)}
-    found = by_prefix | {id_ for id_, paths in known.items() if read_plan(paths).name == query}
+    plans = _readable(known)
+    found = by_prefix | {id_ for id_, plan in plans.items() if plan.name == query}
     if len(found) > 1:
-        newest = max(found, key=lambda id_: read_plan(known[id_]).created)
+        newest = max(found & plans.keys(), key=lambda id_: plans[id_].created, default=min(found))
         raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
         return known[found.pop()]
@@ -48,11 +50,20 @@ def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     """Return the error for a sweep that is not there, with the nearest one."""
     config = compose_places(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
-    names = {read_plan(paths).name for paths in known.values()} | known.keys()
+    names = {plan.name for plan in _readable(known).values()} | known.keys()
     return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")
+
+
+def _readable(known: dict[str, SweepPaths]) -> dict[str, Plan]:
+    """Return the plans of sweeps; a damaged one is an error for those who ask for that sweep by its id only."""
+    plans = {}
+    for id_, paths in known.items():
+        with suppress(ResumeError):
+            plans[id_] = read_plan(paths)
+    return plans
 
 
 def _sweeps(outputs: OutputPaths) -> dict[str, SweepPaths]:
     folders = outputs.sweeps_dir.iterdir() if outputs.sweeps_dir.is_dir() else ()
-    found = {path.name: SweepPaths(outputs.output_dir, path.name) for path in folders if path.is_dir()}
+    found = {path.name: SweepPaths(outputs.output_dir, path.name) for path in folders if is_run_id(path.name)}
     return {id_: paths for id_, paths in found.items() if paths.plan.is_file()}

@@ -3,14 +3,19 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.config_changes import is_same
 from ksuit_runner.durable_files import append_line, make_folder, write_text
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.sweep.settings import Settings
+from ksuit_runner.stored_files import UnsafeFileError, parse_json, read_json, read_text
+from ksuit_runner.sweep.settings import Settings, read_settings
 from ksuit_runner.sweep.space import Combination
+
+_LARGEST = 100_000_000  # bytes that a plan or the list of its jobs may have
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Plan:
         yaml: Content of the sweep's YAML file; None for a sweep from the command line.
         created: When it was planned, in seconds since 1970.
         tracker: What a resume has said about the tracker, such as the address that another machine knows it by.
+        job_count: How many jobs there are; None for a search.
     """
 
     name: str
@@ -55,10 +61,11 @@ class Plan:
     yaml: dict[str, Any] | None = None
     created: float = field(default_factory=time.time)
     tracker: dict[str, Any] = field(default_factory=dict)
+    job_count: int | None = None
 
     def with_tracker(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config of this sweep with what a resume has said about the tracker."""
-        return {**config, "tracker": {**config["tracker"], **self.tracker}}
+        return {**config, "tracker": {**config.get("tracker", {}), **self.tracker}}
 
 
 def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
@@ -79,20 +86,65 @@ def add_job(paths: SweepPaths, job: Job) -> None:
 
 
 def read_plan(paths: SweepPaths) -> Plan:
-    """Return the plan of a sweep."""
-    stored = json.loads(paths.plan.read_text())
-    return Plan(**stored | {"settings": Settings(**stored["settings"])})
+    """Return the plan of a sweep.
+
+    Raises:
+        ResumeError: It is damaged, or something that the runner would not have stored.
+    """
+    try:
+        stored = read_json(paths.plan, paths.sweeps_dir, _LARGEST)
+        _check_fields(Plan, stored)
+        return Plan(**stored | {"settings": read_settings(stored["settings"], stored.get("objective"))})
+    except (UnsafeFileError, ConfigError) as error:
+        raise _damaged(paths, f"{paths.plan} {error}") from None
 
 
-def read_jobs(paths: SweepPaths) -> list[Job]:
-    """Return the jobs of a sweep in their order; a line that a crash has torn is a job that never started."""
-    jobs = []
-    for line in paths.jobs.read_text().splitlines():
-        try:
-            jobs.append(Job(**json.loads(line)))
-        except ValueError:
-            continue
-    return sorted(jobs, key=lambda job: job.index)
+def read_jobs(paths: SweepPaths, count: int | None = None) -> list[Job]:
+    """Return the jobs of a sweep in their order; a line that a crash has torn is a job that never started.
+
+    Args:
+        paths: Files of the sweep.
+        count: How many there have to be; None for a search, which comes up with one after the other.
+
+    Raises:
+        ResumeError: A job is missing or damaged.
+    """
+    try:
+        lines = read_text(paths.jobs, paths.sweeps_dir, _LARGEST).split("\n")
+    except UnsafeFileError as error:
+        raise _damaged(paths, f"{paths.jobs} {error}") from None
+    jobs = sorted((job for line in lines if (job := _read_job(line)) is not None), key=lambda job: job.index)
+    expected = range(len(jobs) if count is None else count)
+    if [job.index for job in jobs] != [*expected]:
+        missing = sorted({*expected} - {job.index for job in jobs})
+        raise _damaged(
+            paths, f"{paths.jobs} is damaged, " + (f"it lacks job {missing[0]}" if missing else "jobs repeat")
+        )
+    return jobs
+
+
+def _read_job(line: str) -> Job | None:
+    try:
+        stored = parse_json(line)
+        _check_fields(Job, stored)
+    except UnsafeFileError:
+        return None
+    return Job(**stored)
+
+
+def _check_fields(kind: type[Plan] | type[Job], stored: Any) -> None:
+    annotations = {item.name: str(item.type).replace("Combination", "dict[str, str]") for item in fields(kind)}
+    annotations |= {"settings": "dict[str, Any]"} if kind is Plan else {}
+    needed = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if not isinstance(stored, dict) or not needed <= stored.keys() <= annotations.keys():
+        raise UnsafeFileError(f"has other keys than a stored {kind.__name__.lower()} has")
+    for name, value in stored.items():
+        if problem := mismatch(value, annotations[name]):
+            raise UnsafeFileError(f"has no sensible '{name}': {problem}")
+
+
+def _damaged(paths: SweepPaths, what: str) -> ResumeError:
+    return ResumeError(f"sweep {paths.sweep_id[:8]} cannot be used: {what}")
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:

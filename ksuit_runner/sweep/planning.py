@@ -63,6 +63,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
         base={key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN},
         objective=values["objective"],
         yaml=read_yaml(choice),
+        job_count=None if settings.method == "tpe" else len(jobs),
     )
     return Planned(plan, jobs, parameters, OmegaConf.create(plan.base))
 

@@ -2,61 +2,28 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ksuit_runner.durable_files import append_line
 from ksuit_runner.journal import Point, read_points
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.stored_run import read_launch, runs_since
-from ksuit_runner.sweep.plan import Plan
+from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, JobRecord, local_record, runs_of_jobs
 from ksuit_runner.sweep.task import JobResult
 from ksuit_runner.tracker.base import BaseTracker
-from ksuit_runner.tracker.outbox import Outbox
-
-SWEEP_TAG = "ksuit.sweep"
-"""Tag with the id of the sweep that a run is a job of."""
-JOB_TAG = "ksuit.job"
-"""Tag with the number of the job."""
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """The run that belongs to a job.
-
-    Attributes:
-        run_id: Its id.
-        status: FINISHED, FAILED, KILLED, or RUNNING, which a killed process leaves behind; empty if no tracker knows.
-        name: Its name.
-        is_stored: Whether its config is in the output folder; a run that was killed before has nothing to go on from.
-        tracker_id: Id that the tracker knows it by.
-    """
-
-    run_id: str
-    status: str
-    name: str
-    is_stored: bool
-    tracker_id: str
-
-
-def find_records(paths: SweepPaths, plan: Plan, tracker: BaseTracker) -> dict[int, JobRecord]:
+def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord]:
     """Return the run of each job that has one, by the job's number.
 
     The tracker knows of runs that were killed before they stored anything, the output folder of those that were
     recorded nowhere else.
     """
-    found = {}
-    for run_id, name in runs_since(paths, plan.created).items():
-        run = PathProvider(paths.output_dir, run_id)
-        tags = read_launch(run).tags if run.launch.is_file() else {}
-        if tags.get(SWEEP_TAG) == paths.sweep_id:
-            box = Outbox.load(run)
-            status, tracker_id = (box.status if box else None) or "", (box.tracker_id if box else None) or run_id
-            found[int(tags[JOB_TAG])] = JobRecord(run_id, status, name, True, tracker_id)
+    found = {index: local_record(paths, run_id) for index, run_id in runs_of_jobs(paths).items()}
     for info in tracker.children(paths.sweep_id):
-        if info.tags.get(SWEEP_TAG) == paths.sweep_id and int(info.tags.get(JOB_TAG, -1)) not in {-1, *found}:
-            is_stored = PathProvider(paths.output_dir, info.local_id).launch.is_file()
-            found[int(info.tags[JOB_TAG])] = JobRecord(info.local_id, info.status, info.name, is_stored, info.run_id)
+        index = info.tags.get(JOB_TAG, "")
+        if info.tags.get(SWEEP_TAG) == paths.sweep_id and index.isdecimal() and int(index) not in found:
+            found[int(index)] = JobRecord(info.local_id, info.status, info.name, info.run_id)
     return found
 
 
@@ -116,15 +83,16 @@ class Ended:
 
 
 def read_ends(paths: SweepPaths) -> Mapping[int, Ended]:
-    """Return what was noted about the ends of jobs, by their number."""
+    """Return what was noted about the ends of jobs, by their number; a line that a crash has torn is left out."""
     found: dict[int, Ended] = {}
-    for line in paths.ended.read_text().splitlines() if paths.ended.is_file() else ():
+    for line in paths.ended.read_bytes().splitlines() if paths.ended.is_file() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # torn by a crash
+            index, end = int(entry["index"]), Ended(float(entry["seconds"]), str(entry["status"]), str(entry["error"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        before = found[entry["index"]].seconds if entry["index"] in found else 0.0
-        found[entry["index"]] = Ended(before + entry["seconds"], entry["status"], entry["error"])
+        before = found[index].seconds if index in found else 0.0
+        found[index] = replace(end, seconds=before + end.seconds)
     return found
 
 

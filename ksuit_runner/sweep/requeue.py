@@ -5,8 +5,6 @@ from dataclasses import replace
 
 from ksuit_runner.factory import Factory
 from ksuit_runner.paths import OutputPaths, SweepPaths
-from ksuit_runner.stored_run import Launch
-from ksuit_runner.sweep.plan import read_plan
 from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.task import JobResult, Task, do_job
 from ksuit_runner.tracker.deferred import DeferredTracker
@@ -38,10 +36,5 @@ def _with_its_run(task: Task) -> Task:
     """Return the task with the run that it has by now, if it has one."""
     paths = SweepPaths(task.output_dir, task.sweep_id)
     tracker = DeferredTracker(Factory(task.config).build_tracker(paths), OutputPaths(task.output_dir))
-    record = find_records(paths, read_plan(paths), tracker).get(task.index)
-    if record is None:
-        return task
-    if record.is_stored:
-        launch = Launch(task.launch.command, task.launch.overrides, "resume", record.run_id)
-        return replace(task, run_id=record.run_id, launch=launch)
-    return replace(task, run_id=record.run_id)
+    record = find_records(paths, tracker).get(task.index)
+    return task if record is None else replace(task, run_id=record.run_id)

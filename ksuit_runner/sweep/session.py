@@ -1,6 +1,6 @@
 """A sweep while it runs: its parent run, its jobs one after the other or at once, and the leaderboard at the end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -8,22 +8,23 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ksuit_runner.environment import Surroundings
-from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.errors import AliveError, ConfigError, TrackerError
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import Interruption, catch_signals
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.run_lock import RunLock
-from ksuit_runner.stored_run import add_to_index, runs_since
+from ksuit_runner.stored_run import add_to_index, entries
 from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
 from ksuit_runner.sweep.driver import drive
 from ksuit_runner.sweep.elsewhere import fetch_runs
 from ksuit_runner.sweep.job_launch import launch_of
+from ksuit_runner.sweep.job_runs import JobRecord
 from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, read_jobs
 from ksuit_runner.sweep.plot import draw_leaderboard
-from ksuit_runner.sweep.records import JobRecord, find_records, note_end, read_ends, status_of
+from ksuit_runner.sweep.records import find_records, note_end, read_ends, status_of
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.task import JobResult, Task
 from ksuit_runner.sync import send_all
@@ -77,9 +78,10 @@ class Session:
         paths: Files of the sweep; its plan is stored there.
         plan: The plan.
         config: A config with the tracker of the sweep.
-        tracker: Tracker that is bound to the parent run.
+        tracker: Tracker of the parent run.
         launcher: Where the jobs run.
         console: Where a person reads along.
+        lock: The sweep's lock, held by this process.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Session:
         tracker: DeferredTracker,
         launcher: Launcher,
         console: Console,
+        lock: RunLock,
     ) -> None:
         self.paths = paths
         self._plan = plan
@@ -98,41 +101,47 @@ class Session:
         self._console = console
         self._properties = build_properties(config, plan.objective)
         self._records: Mapping[int, JobRecord] = {}
+        self._entered: set[str] = set()
         self._results: dict[int, JobResult] = {}
         self._skipped: dict[int, str] = {}
         self._surroundings = Surroundings() if launcher.runs_here else None
         self._total = 0
-        self._lock = RunLock(paths.lock)
+        self._lock = lock
+        self._is_resumed = False
 
-    def run(self, source: JobSource, total: int, is_resumed: bool) -> int:
+    def run(self, source: JobSource, total: int, resume: Callable[[], None] | None = None) -> int:
         """Do the jobs that are not done, and return the exit status.
 
         Args:
             source: Where the jobs come from.
             total: How many there are to be.
-            is_resumed: Whether some may have run before.
+            resume: For a sweep that was run before: called when all else is ready, and before anything is changed.
 
         Raises:
-            ResumeError: The sweep is alive elsewhere.
+            KsuitError: It cannot start, or cannot be resumed; that has changed nothing.
         """
-        with self._lock, catch_signals() as interruption:
-            if is_resumed:
-                records = find_records(self.paths, self._plan, self._tracker)
-                self._records = fetch_runs(self._tracker, self.paths, records)
-            print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
-            self._share_plan()
-            self._total = total
-            number: int | None = None
-            status: EndStatus = "FAILED"
+        self._total, self._is_resumed = total, resume is not None
+        is_begun = resume is None
+        number: int | None = None
+        status: EndStatus = "FAILED"
+        with catch_signals() as interruption:
             try:
                 self._launcher.open(self.paths)
+                if resume is not None:
+                    resume()
+                    is_begun = True
+                    self._records = find_records(self.paths, self._tracker)
+                    fetch_runs(self._tracker, self.paths, self._records)
+                    self._entered = {entry.run_id for entry in entries(self.paths)}
+                print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
+                self._share_plan()
                 number = self._drive(source, interruption)
                 status = "KILLED" if number else "FAILED" if "FAILED" in self._statuses() else "FINISHED"
             except KeyboardInterrupt:
                 number, status = 2, "KILLED"
             finally:
                 self._launcher.close()
-                if not self._lock.lost.is_set():
+                if is_begun and not self._lock.lost.is_set():
                     self._finish(source, status)
         return 128 + number if number is not None else int(status == "FAILED")
 
@@ -181,27 +190,59 @@ class Session:
             status = status_of(record, end)
             if status == "FINISHED" or (status == "FAILED" and not self._plan.settings.retry):
                 self._skipped[job.index] = status
+                if record is not None and not record.is_delivered:
+                    self._deliver(job, record)
                 source.told(job, status, record.run_id if record else None)
                 continue
             jobs[job.index] = job
             self._lock.check()
             yield self._task(job, record)
 
+    def _deliver(self, job: Job, record: JobRecord) -> None:
+        """Send what the tracker does not know of a run that has ended: it was killed, or the tracker away, before."""
+        run = PathProvider(self.paths.output_dir, record.run_id)
+        tracker = Factory(self._plan.with_tracker(job.config)).build_tracker(self.paths)
+        deferred = DeferredTracker(tracker, self.paths)
+        try:
+            with RunLock(run.lock):
+                deferred.attach_run(run.run_id)
+                send_all(deferred, run)
+        except AliveError:  # it is sending that itself
+            return
+        except (TrackerError, OSError) as error:
+            again = sync_command(run.run_id, run.output_dir)
+            message = f"job {job.index + 1}: {error}\nTo send what is left of it: {again}"
+            print_error(self._console, TrackerError(message))
+        else:
+            print_end(self._console, job, self._total, "had ended; what the tracker did not know of it is sent")
+
     def _task(self, job: Job, record: JobRecord | None) -> Task:
-        if record is not None and record.run_id not in runs_since(self.paths, 0):  # killed before it was entered
-            add_to_index(self.paths, record.run_id, record.name, "train")
+        if self._is_resumed:
+            self._tell_of_other(job)
+        launch = launch_of(job, self._plan, self.paths)
+        if record is not None and record.run_id not in self._entered:  # killed before it was entered
+            add_to_index(self.paths, record.run_id, record.name, launch.mode, tags=launch.tags)
         return Task(
             index=job.index,
             output_dir=self.paths.output_dir,
             sweep_id=self.paths.sweep_id,
             folder=Path.cwd(),
             config=self._plan.with_tracker(job.config),
-            launch=launch_of(job, self._plan, self.paths, record),
+            launch=launch,
             run_id=record.run_id if record else None,
             devices=tuple(self._launcher.devices),
             is_shown=self._launcher.runs_here,
             surroundings=self._surroundings,
         )
+
+    def _tell_of_other(self, job: Job) -> None:
+        """Say that a process of an earlier sitting is still at a job, which is waited for and then left or resumed."""
+        lock = RunLock(self.paths.job_lock(job.index))
+        try:
+            lock.acquire(wait=False)
+            lock.release()
+        except AliveError as error:
+            print_end(self._console, job, self._total, f"waits for another process that does it: {error}")
 
     def _finish(self, source: JobSource, status: EndStatus) -> None:
         """Show and store the leaderboard, and close the parent run, as far as the tracker can be reached."""

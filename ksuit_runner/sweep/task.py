@@ -6,20 +6,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import AliveError, KsuitError
+from ksuit_runner.interruption import catch_signals
 from ksuit_runner.lasting_output import secure_output
-from ksuit_runner.paths import SweepPaths
+from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.resume import Origin
+from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.device_slot import claim_device
+from ksuit_runner.sweep.job_runs import local_record
 from ksuit_runner.terminal import make_console
 
 if TYPE_CHECKING:
     from ksuit_runner.environment import Surroundings
+
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ def do_job(task: Task, find_run: Callable[[Task], Task] = lambda task: task) -> 
 
     Args:
         task: The job.
-        find_run: Returns the task with the run that it has by now; called in the sweep's working directory.
+        find_run: Returns the task with the run that it has by now; called in the sweep's working directory, when
+            no other process does the job.
     """
     start = time.monotonic()
     secure_output()  # a process of a pool prints where the sweep does
@@ -93,18 +100,48 @@ def do_job(task: Task, find_run: Callable[[Task], Task] = lambda task: task) -> 
 
 def _do(task: Task, start: float, find_run: Callable[[Task], Task]) -> JobResult:
     _go_to(task.folder)
-    task = find_run(task)
     paths = SweepPaths(task.output_dir, task.sweep_id)
-    claim_device([(device, paths.device_lock(device)) for device in task.devices])
+    with ExitStack() as stack:
+        if number := _claim(paths, task.index, stack):
+            return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, number)
+        task = find_run(task)
+        if task.run_id is not None and local_record(paths, task.run_id).status == "FINISHED":
+            return JobResult(task.index, "FINISHED", task.run_id, time.monotonic() - start)
+        claim_device([(device, paths.device_lock(device)) for device in task.devices])
+        return _run(task, start)
+
+
+def _claim(paths: SweepPaths, index: int, stack: ExitStack) -> int | None:
+    """Keep all other processes from doing a job; wait for one that does it, and return the signal that ends the wait.
+
+    A sweep that was killed leaves its jobs running, or waiting in the queue of a cluster.
+    """
+    lock = RunLock(paths.job_lock(index))
+    with catch_signals() as interruption:
+        while interruption.signal is None:
+            try:
+                lock.acquire()
+            except AliveError:
+                time.sleep(_POLL_S)
+                continue
+            stack.callback(lock.release)
+            return None
+    return interruption.signal
+
+
+def _run(task: Task, start: float) -> JobResult:
     from ksuit_runner.runner import run
 
     config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
     origin = Origin("resume", task.run_id) if task.run_id else None
+    launch = task.launch
+    if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
+        launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else nothing but its id is known
     if task.is_shown:
-        outcome = run(config, task.launch, origin, surroundings=task.surroundings)
+        outcome = run(config, launch, origin, surroundings=task.surroundings)
     else:
         with open(os.devnull, "w") as nowhere:
-            outcome = run(config, task.launch, origin, make_console(file=nowhere), task.surroundings)
+            outcome = run(config, launch, origin, make_console(file=nowhere), task.surroundings)
     if outcome.error is not None:
         return _failed(task, outcome.error, outcome.run_id, start)
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)
