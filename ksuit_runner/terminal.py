@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
+from ksuit_runner.override_text import to_text
 from ksuit_runner.lasting_output import LastingStream
 from ksuit_runner.masking import mask_text
 from ksuit_runner.stored_files import open_stored
@@ -184,7 +185,8 @@ def program() -> str:
 
 def _command(mode: str, run_id: str, output_dir: Path | None) -> str:
     elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
-    return " ".join([program(), *([quote(f"output_dir={output_dir}")] if elsewhere else []), f"{mode}={run_id}"])
+    where = [quote(f"output_dir={to_text(str(output_dir))}")] if elsewhere else []  # for Hydra, and for the shell
+    return " ".join([program(), *where, f"{mode}={run_id}"])
 
 
 def format_number(value: float) -> str:

@@ -84,8 +84,11 @@ def _create(paths: OutputPaths) -> None:
     unfinished.unlink(missing_ok=True)  # left by a process that was killed here
     module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
     with _unsafe_and_quick(unfinished):
-        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", str(paths.runs_dir))
+        # MLflow writes the folder of its default experiment into the text of a statement, where not every name fits.
+        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", "/")
         store.engine.dispose()
+        with closing(sqlite3.connect(unfinished)) as database, database:
+            database.execute("UPDATE experiments SET artifact_location = ?", (str(paths.runs_dir / "0"),))
     sync(unfinished)
     os.replace(unfinished, paths.database)
     sync(paths.output_dir)

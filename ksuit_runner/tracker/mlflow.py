@@ -6,6 +6,7 @@ import posixpath
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.journal import Point
@@ -221,7 +222,7 @@ class MlflowTracker(BaseTracker):
     def where(self) -> str:
         """Say in one line where the run is recorded and how to look at it."""
         if self._uri is None:
-            return f"MLflow, see it with: mlflow ui --backend-store-uri {embedded.uri(self._paths)}"
+            return f"MLflow, see it with: mlflow ui --backend-store-uri {quote(embedded.uri(self._paths))}"
         shown = mask_addresses(self._uri)
         if self._bound is None or not shown.startswith("http"):
             return f"MLflow, {shown}"
