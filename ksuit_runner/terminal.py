@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
-from ksuit_runner.override_text import to_text
 from ksuit_runner.lasting_output import LastingStream
 from ksuit_runner.masking import mask_text
+from ksuit_runner.override_text import to_text
 from ksuit_runner.stored_files import open_stored
 
 DEFAULT_OUTPUT_DIR = "outputs"

@@ -15,7 +15,10 @@ from ksuit_runner.terminal import resume_command, sync_command
 STRANGE = "a, b=c #d'e;f \"ü\" $HOME `g` (h) [i] {j} ~k\\ !l & m* 'n"
 
 
-@pytest.mark.parametrize("name", [STRANGE, "plain", "with space", "größe", "null", "1.10", "a'", "a\\", "-x", "${seed}"])
+NAMES = (STRANGE, "plain", "with space", "größe", "null", "1.10", "a'", "a\\", "-x", "${seed}")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_quoted_for_hydra_and_for_the_shell(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ksuit-runner"])
     folder = Path("/data") / name
@@ -34,12 +37,17 @@ def test_what_is_printed_really_works_in_a_folder_with_any_name(tmp_path):
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "PYTHONUTF8": "1"}
 
     def shell(line):
-        done = subprocess.run(line, shell=True, cwd=project, env=environment, capture_output=True, text=True, timeout=240)
+        options = {"cwd": project, "env": environment, "capture_output": True, "text": True, "timeout": 240}
+        done = subprocess.run(line, shell=True, **options)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    override = to_text(str(project / "out, put"))
-    given = [f"output_dir={override}", "model='größe'", "callbacks=[]", "default_callbacks=none", "trainer.max_epochs=1"]
+    given = [
+        f"output_dir={to_text(str(project / 'out, put'))}",
+        "model='größe'",
+        "callbacks=[]",
+        "trainer.max_epochs=1",
+    ]
     said = shell(shlex.join(["python", "-m", "ksuit_runner", *given]))
     line = next(line for line in said.splitlines() if line.startswith("resume"))
     assert "nothing is left to do" in shell(line.removeprefix("resume").strip())

@@ -31,6 +31,7 @@ DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 """How the tracking URI of a database begins, which is used without a server."""
 
 _MAX_DIGEST_LENGTH = 36
+_HINTS = ("(raised as a result of ", "[SQL: ", "[parameters: ", "(Background on this error at: ")
 _our_settings: dict[str, str] = {}  # variables of the environment that this process has set
 
 
@@ -126,8 +127,27 @@ def reason(error: BaseException) -> str:
         )
         answer = "answers with errors" if isinstance(cause, RetryError) else "cannot be reached"
         return mask_text(f"MLflow {'did not answer in time' if late else answer}: {url}")
-    lines = mask_text(str(error)).splitlines() or [repr(error)]
-    return f"MLflow: {lines[0][:300]}"
+    return f"MLflow: {mask_text(_useful_line(error))[:300]}"
+
+
+def _useful_line(error: BaseException) -> str:
+    """Return the line of a message that says what is wrong, which is not always its first.
+
+    SQLAlchemy puts hints to programmers before it, and the statement and a link after it; where it wraps what the
+    database has said, that counts.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        said = getattr(cause, "orig", None)
+        if isinstance(said, BaseException) and str(said).strip():
+            return f"({type(said).__module__}.{type(said).__name__}) {_first_line(str(said))}"
+        cause = cause.__cause__ or cause.__context__
+    return _first_line(str(error).rpartition("Original exception was: ")[2]) or repr(error)
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(_HINTS)), lines[0] if lines else "")
 
 
 def check_key(key: str) -> None:
