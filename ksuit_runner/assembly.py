@@ -169,6 +169,7 @@ class Assembly:
         if origin.mode == "resume":
             run.checkpoint_writer.take_up(str(checkpoint.progress), checkpoint.tags)
         run.unfinished = checkpoint.state["unfinished"]
-        if origin.has_new_end:
+        if origin.has_new_end or origin.changes_all(self.trainer.counter.stopped_by):
             self.trainer.counter.stopped = False
+        if origin.has_new_end:
             follow_new_length(self.trainer.schedule)

@@ -64,6 +64,12 @@ class UpdateCounter:
         self.update = 0
         self.end_update = self._end(max_epochs, max_updates, max_samples)
         self.stopped = False
+        self.stopped_by: list[str] = []
+
+    def stop(self, name: str) -> None:
+        """End training after the current update, as a callback of this name asks for."""
+        self.stopped_by = [*self.stopped_by, name] if self.stopped else [name]
+        self.stopped = True
 
     def _end(self, max_epochs: int | None, max_updates: int | None, max_samples: int | None) -> int:
         for name, end in (("max_epochs", max_epochs), ("max_updates", max_updates), ("max_samples", max_samples)):
@@ -122,7 +128,13 @@ class UpdateCounter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position; sample and epoch are there to be compared when it is loaded."""
-        return {"epoch": self.epoch, "update": self.update, "sample": self.sample, "stopped": self.stopped}
+        return {
+            "epoch": self.epoch,
+            "update": self.update,
+            "sample": self.sample,
+            "stopped": self.stopped,
+            "stopped_by": self.stopped_by if self.stopped else [],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Move to a stored position.
@@ -138,6 +150,7 @@ class UpdateCounter:
             )
         self.update = update
         self.stopped = state_dict["stopped"]
+        self.stopped_by = list(state_dict.get("stopped_by", ()))
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,8 @@ class Hooks:
         try:
             method(**arguments)
         except StopTraining as stop:
-            self._counter.stopped = True
+            callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+            self._counter.stop(callback.name)
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:

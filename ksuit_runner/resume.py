@@ -77,6 +77,12 @@ class Origin:
             place in ("trainer.max_epochs", "trainer.max_updates", "trainer.max_samples") for place in self.changes
         )
 
+    def changes_all(self, callbacks: Sequence[str]) -> bool:
+        """Whether each of some callbacks was given other settings, or removed: those that have ended a run early."""
+        sections = [place for place in self.changes if place.partition(".")[0] in ("callbacks", "default_callbacks")]
+        changed = [place.split(".")[1:2] for place in sections]  # one whose section is emptied has no name there
+        return bool(callbacks) and all([name] in changed or [] in changed for name in callbacks)
+
 
 @dataclass(frozen=True)
 class Request:

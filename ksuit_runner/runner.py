@@ -168,9 +168,8 @@ def _do(
         assembled = assembly.run(checkpoint, origin)
         if launch.mode == "resume" and origin is not None and origin.changes:
             with files_explained():
-                if checkpoint is not None and assembled.hooks.states.names != checkpoint.state["callbacks"].keys():
-                    # The next resume finds the callbacks in the config that the newest checkpoint has the states of.
-                    save_checkpoint(assembled, wait=True)
+                if checkpoint is not None and _differs(assembled, checkpoint):
+                    save_checkpoint(assembled, wait=True)  # the next resume knows the changed config, and no changes
                 store_changes(record.paths, config, launch)
     except KsuitError as error:
         outcome.status, outcome.error = record.status_before, error
@@ -186,6 +185,12 @@ def _do(
     else:
         assert interruption.signal is not None, "training ended early, and nothing says why"
         outcome.status, outcome.signal = "KILLED", interruption.signal
+
+
+def _differs(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether a resume with changes begins with other callbacks than its checkpoint, or goes on after an early stop."""
+    was_stopped = checkpoint.state["trainer"]["counter"]["stopped"]
+    return run.hooks.states.names != checkpoint.state["callbacks"].keys() or run.counter.stopped != was_stopped
 
 
 def _go(run: Run, launch: Launch, record: RunRecord) -> None:
