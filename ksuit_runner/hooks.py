@@ -210,7 +210,7 @@ class Hooks:
             method(**arguments)
         except StopTraining as stop:
             callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
-            self._counter.stop(callback.name)
+            self._counter.stop(str(callback.name))
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:

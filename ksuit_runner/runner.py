@@ -189,8 +189,9 @@ def _do(
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
     """Whether a resume with changes begins with other callbacks than its checkpoint, or goes on after an early stop."""
-    was_stopped = checkpoint.state["trainer"]["counter"]["stopped"]
-    return run.hooks.states.names != checkpoint.state["callbacks"].keys() or run.counter.stopped != was_stopped
+    was_stopped: bool = checkpoint.state["trainer"]["counter"]["stopped"]
+    has_same_callbacks = run.hooks.states.names == checkpoint.state["callbacks"].keys()
+    return not has_same_callbacks or run.counter.stopped != was_stopped
 
 
 def _go(run: Run, launch: Launch, record: RunRecord) -> None:
