@@ -31,16 +31,15 @@ from cosmic_ray.plugins import get_operator
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("callbacks", "conf", "ksuit_runner", "tests", "pyproject.toml", "README.md", "Makefile")
-_POWER = "tests/faults/test_disk_order.py::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
-_RESUMES = "tests/faults/test_disk_order.py::test_a_run_resumes_exactly_from_what_a_power_cut_leaves_at_any_operation"
+_DISK = "tests/faults/test_disk_order.py"
+_POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
-    "checkpoint": (f"{_POWER}[the newest checkpoint]", "tests/test_loop_ends.py", "tests/faults/test_disk_order.py"),
+    "checkpoint": (f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
     "checkpoint_format": (f"{_POWER}[a checkpoint]", "tests/test_checkpoint.py", "tests/test_hostile.py"),
     "manifest": ("tests/test_checkpoint_format.py",),
-    "durable_files": ("tests/faults/test_disk_order.py",),
-    "journal": (f"{_POWER}[the journal]", "tests/test_sender.py", _RESUMES),
-    "sender": (_RESUMES,),
+    "durable_files": (_DISK,),
+    "journal": (f"{_POWER}[the journal]", "tests/test_sender.py"),
     "background": ("tests/test_sender.py", "tests/test_uploader.py"),
     "tracker/outbox": (f"{_POWER}[tracker.json]", "tests/tracker/test_deferred.py"),
     "loop": ("tests/test_failed_run.py",),

@@ -200,6 +200,18 @@ def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp
     sender.close(30)
 
 
+def test_points_are_on_the_disk_before_they_are_sent(journal: Journal, tmp_path: Path, monkeypatch) -> None:
+    """Else a power cut would lose what is recorded already, and it would be recorded again at another time."""
+    done: list[str] = []
+    tracker = ListTracker()
+    monkeypatch.setattr(tracker, "log_points", lambda points: done.append("sent"))
+    monkeypatch.setattr(journal, "sync", lambda: done.append("synced"))
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=60)
+    journal.append(1, {"a": 1})
+    assert sender.close(30) == 0
+    assert done == ["synced", "sent"]
+
+
 def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     journal.append(1, {"a": 1})

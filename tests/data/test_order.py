@@ -46,6 +46,7 @@ def test_order_stays_the_same_in_coming_versions():
     assert [epoch_order(seed, 1, 5).tolist() for seed in range(4)] == [
         *([1, 4, 0, 2, 3], [1, 2, 0, 4, 3], [4, 3, 2, 0, 1], [3, 2, 1, 4, 0])
     ]
+    assert epoch_order(0, 1, 65_536)[:4].tolist() == [62200, 11924, 56915, 44374]
     assert LONGEST_DRAWN == 65_536  # the orders of datasets around this length would be others
 
 
