@@ -136,6 +136,7 @@ class Assembly:
         writer.config_hash = sha256(text.encode()).hexdigest()[:16]
         writer.on_written = self.record.upload
         writer.check_owner = self.record.check_owner
+        writer.is_urgent = lambda: self.interruption.signal is not None
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:

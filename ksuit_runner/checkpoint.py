@@ -1,5 +1,6 @@
 """When checkpoints are written, which of them are kept, and the thread that writes them behind training."""
 
+import errno
 import json
 import logging
 import shutil
@@ -7,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 TINY = 1 << 20
 """Size in bytes of a state that is written without a thread, if that is quick."""
 _QUICK_S = 0.01
+_FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
 _SMALL, _MOST_WAITING = 32 << 20, 4  # bytes of a state of which several copies may wait to be written, and how many
 
 
@@ -48,11 +50,13 @@ class CheckpointWriter:
         every_n_samples: Write one after the update with which another n samples have been seen.
         keep_last: Number of newest checkpoints that are kept.
         keep_every: Of the interval's checkpoints, keep every n-th for good; None keeps none.
+        room_timeout_s: How long the last one of a run waits for a full disk to have room again, in seconds.
 
     Attributes:
         path_provider: Paths of the run.
         config_hash: Hash of the run's config, stored with each checkpoint.
         on_written: Called, in the thread that writes, when another checkpoint is on the disk.
+        is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
         check_owner: Raises an error if the run is no longer this process's to write; called before every step of that.
     """
 
@@ -64,6 +68,7 @@ class CheckpointWriter:
         every_n_samples: int | None = None,
         keep_last: int = 2,
         keep_every: int | None = None,
+        room_timeout_s: float = 30.0,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"checkpoint.keep_last: at least 1 is needed, not {keep_last}")
@@ -74,9 +79,11 @@ class CheckpointWriter:
         self.config_hash = ""
         self.on_written: Callable[[], None] = lambda: None
         self.check_owner: Callable[[], None] = lambda: None
+        self.is_urgent: Callable[[], bool] = lambda: False
         self._interval = Interval(*given) if any(n is not None for n in given) else None
         self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
         self._keep_last = keep_last
+        self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
         self._tags: dict[str, str] | None = None  # not known before the first checkpoint is written
@@ -161,6 +168,8 @@ class CheckpointWriter:
         files, packed = buffers.copy((files, packed))
         name = str(update_counter.progress)
         write = partial(self._write, name, files, packed, buffers.kinds, tags, before)
+        if wait:
+            write = partial(self._write_with_patience, write)
         at_once = buffers.size <= TINY and self._is_quick and not self._writing
         self._writing.append((self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
@@ -191,6 +200,20 @@ class CheckpointWriter:
             writing.set_exception(error)
         self._took_s.append(perf_counter() - start)
         return writing
+
+    def _write_with_patience(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint after which there is no other that could make up for it."""
+        deadline, is_said = monotonic() + self._room_timeout_s, False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in _FULL or self.is_urgent() or monotonic() > deadline:
+                    raise
+                if not is_said:
+                    _LOGGER.warning("the last checkpoint waits for room, up to %g s: %s", self._room_timeout_s, error)
+                is_said = True
+            sleep(_ROOM_POLL_S)
 
     @property
     def _is_quick(self) -> bool:

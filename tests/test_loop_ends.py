@@ -1,5 +1,6 @@
 """How a run ends, and what it leaves: by its end, a signal, an error, or another process."""
 
+import errno
 import signal
 import sys
 from asyncio import CancelledError
@@ -7,9 +8,10 @@ from asyncio import CancelledError
 import pytest
 from torch import nn
 
+from ksuit_runner import checkpoint
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint_format import names, read_newest
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import CheckpointError, ResumeError
 from ksuit_runner.loop import train
 
 
@@ -190,3 +192,36 @@ def test_batch_norm_is_part_of_the_weights(maker):
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     train(maker.run(model=model))
     assert read_newest(maker.paths()).model["1.num_batches_tracked"] == 8
+
+
+class FullDisk:
+    """Fails to write for the first times."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def __call__(self):
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.ENOSPC, "full")
+
+
+def test_the_last_checkpoint_waits_for_room_on_a_full_disk(maker, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoint, "_ROOM_POLL_S", 0.01)
+    run = maker.run()
+    run.log_writer.sync = FullDisk(3)
+    train(run)
+    assert read_newest(maker.paths()).progress.update == 8
+    assert caplog.text.count("the last checkpoint waits for room, up to 30 s") == 1
+
+
+@pytest.mark.parametrize("why", ["signal", "time"])
+def test_that_wait_has_an_end(maker, monkeypatch, why):
+    monkeypatch.setattr(checkpoint, "_ROOM_POLL_S", 0.01)
+    run = maker.run(checkpoint={"room_timeout_s": 0.02} if why == "time" else {})
+    run.log_writer.sync = FullDisk(10**9)
+    calls = iter([False, False, True])
+    run.checkpoint_writer.is_urgent = lambda: why == "signal" and next(calls)
+    with pytest.raises(CheckpointError, match="full"):
+        train(run)
+    assert why == "time" or run.log_writer.sync.left == 10**9 - 3

@@ -67,7 +67,7 @@ def test_the_run_goes_on_and_nothing_is_missing_in_the_end(tmp_path, small_disk)
 
 def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small_disk):
     outputs, reference = small_disk / "outputs", tmp_path / "reference"
-    arguments = (*ARGUMENTS, "trainer.max_epochs=40")
+    arguments = (*ARGUMENTS, "trainer.max_epochs=40", "+checkpoint.room_timeout_s=1")
     process = start(outputs, *arguments)
     wait_until(lambda: last_step(outputs) >= 150, process)
     fill(small_disk)
