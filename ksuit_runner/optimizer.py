@@ -55,6 +55,7 @@ def build_optimizer(
     optimizer = _construct(factory, groups, device, may_fuse=not sparse)
     _check_options(optimizer, rules)
     _check_step(optimizer, sparse)
+    _rehearse(factory, optimizer)
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
     return optimizer
@@ -124,6 +125,30 @@ def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
     if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
         takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
         raise ConfigError(f"optimizer: {name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do")
+
+
+def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
+    """Refuse an optimizer that says only in its first step that it needs a closure; torch's own say it before."""
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    try:
+        other = factory([{"params": [("parameter", parameter)], "name": "default"}])
+        if switches_weights(other):
+            other.train()  # type: ignore[attr-defined]
+        other.step()
+    except Exception as error:
+        # What else it does not like about a small matrix is no reason to refuse it.
+        if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
+            raise ConfigError(
+                f"optimizer: {type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}"
+            ) from error
+
+
+def switches_weights(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has other weights for evaluation than for training, as schedule-free ones have."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
 # State

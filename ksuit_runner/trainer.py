@@ -24,7 +24,13 @@ from ksuit_runner.loss_check import LossCheck, check_losses
 from ksuit_runner.loss_weights import LossWeights
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.modes import Modes
-from ksuit_runner.optimizer import build_optimizer, load_optimizer_state, optimizer_state, without_loss
+from ksuit_runner.optimizer import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    switches_weights,
+    without_loss,
+)
 from ksuit_runner.parameter_rules import ParameterRules, named_parameters
 from ksuit_runner.plain_state import copy_state
 from ksuit_runner.schedule import build_schedule
@@ -110,6 +116,8 @@ class SgdTrainer:
         self.optimizer = build_optimizer(
             optimizer, model.module, parameter_rules or {}, self.device, self.loss, trains=self.counter.end_update > 0
         )
+        if switches_weights(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
         self.schedule = build_schedule(schedule, self.optimizer, max(1, self.counter.end_update))
         # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -310,18 +318,31 @@ class SgdTrainer:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Put model and loss into evaluation mode while the block runs, then every module back into its own mode."""
+        """Put model, loss and optimizer into evaluation mode while the block runs, then everything back as it was.
+
+        Optimizers that evaluate other weights than they train (schedule-free ones) and modules that merge weights for
+        evaluation (adapters) change the weights, which come back to the bit.
+        """
         modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
+        switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
+        has_other_weights = bool(switches) or switches_weights(self.optimizer)
+        kept = [item.detach().clone() for item in self._parameters] if has_other_weights else []
+        if switches_weights(self.optimizer):
+            self.optimizer.eval()  # type: ignore[attr-defined]
         self.model.eval()
         self.loss.eval()
         try:
             yield
         finally:
-            for module, _ in modes:
-                if type(module).train is not nn.Module.train:  # it may do more than to set the mode
-                    module.train()
+            for module in switches:
+                module.train()
             for module, mode in modes:
                 module.training = mode
+            if switches_weights(self.optimizer):
+                self.optimizer.train()  # type: ignore[attr-defined]
+            with torch.no_grad():
+                for parameter, values in zip(self._parameters, kept, strict=has_other_weights):
+                    parameter.copy_(values)
 
     def check_parameters(self) -> None:
         """Check that everything that is to be trained belongs to the optimizer.

@@ -279,6 +279,40 @@ def test_a_step_that_needs_more_than_gradients_is_refused():
         build_optimizer(LBFGS, net(), {}, CPU)
 
 
+class Sharp(SGD):
+    """Asks for its closure when it steps, as optimizers after SAM do."""
+
+    def step(self, closure=None):
+        assert closure is not None, "a closure is required"
+
+
+class Calls(SGD):
+    def step(self, closure=None):
+        return closure()
+
+
+@pytest.mark.parametrize("cls", [Sharp, Calls])
+def test_a_step_that_asks_for_a_closure_only_when_it_is_called_is_refused(cls):
+    with pytest.raises(ConfigError, match=f"optimizer: {cls.__name__} does not fit"):
+        build_optimizer(cls, net(), {}, CPU)
+
+
+class Particular(SGD):
+    """Takes three dimensions only."""
+
+    def step(self, closure=None):
+        if any(parameter.ndim != 3 for group in self.param_groups for parameter in group["params"]):
+            raise ValueError("three dimensions are needed")
+        super().step()
+
+
+def test_an_optimizer_is_not_refused_for_what_only_concerns_the_rehearsal():
+    model = nn.Conv1d(2, 2, 2, bias=False)
+    optimizer = build_optimizer(partial(Particular, lr=0.1), model, {}, CPU)
+    model(torch.ones(1, 2, 3)).sum().backward()
+    optimizer.step()
+
+
 def test_sparse_gradients_go_to_an_optimizer_that_takes_them():
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True))
     with pytest.raises(ConfigError, match="AdamW takes no sparse gradients, as '0' has them; SGD"):
