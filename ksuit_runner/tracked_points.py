@@ -53,15 +53,15 @@ def open_journal(paths: PathProvider, tracker: BaseTracker) -> Journal:
 
 
 def _is_outdated(journal: Journal, tracker: BaseTracker, run_id: str) -> bool:
-    """Whether a tracker that can be reached has later points: of another copy of the run's folder, or a newer one."""
+    """Whether a tracker that can be reached has later points: this may be an older copy of the run's folder."""
     try:
         tracked = tracker.last_steps(run_id)
     except TrackerError:
         return False
-    known: dict[str, int] = {}
-    if tracked:
-        known = {point.key: point.step for points, _ in journal.read() for point in points}
-    return any(known.get(key, step - 1) < step for key, step in tracked.items())
+    if not tracked:
+        return False
+    known = {(point.key, point.step) for points, _ in journal.read() for point in points}
+    return not known.issuperset(tracked.items())
 
 
 def copy_history(parent: PathProvider, journal: Journal, tracker: BaseTracker, update: int) -> None:

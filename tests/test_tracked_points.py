@@ -74,6 +74,15 @@ def test_what_a_damaged_journal_lacks_is_taken_from_the_tracker(paths, damage, l
         journal.close()
 
 
+def test_the_order_of_a_completed_journal_does_not_matter(paths, caplog):
+    paths.journal.unlink()
+    journal = Journal(paths.journal)
+    write_points(journal, POINTS[4:] + POINTS[:4])
+    journal.close()
+    open_journal(paths, Store(POINTS)).close()
+    assert not caplog.records
+
+
 def test_what_the_tracker_does_not_have_costs_a_line(paths, caplog):
     flip(paths, 2)
     with caplog.at_level(logging.WARNING):
