@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ksuit_runner.authorship import is_signed
@@ -34,7 +35,19 @@ def trust_in_run(
         text = read_text(paths.config, paths.runs_dir)
     except UnsafeFileError as error:
         raise ResumeError(f"{paths.config} {error}") from None
-    return None if is_signed(paths.signature, [text]) else limits(paths, tracker, overrides, changes)
+    return trust_in(paths.signature, [text], paths, tracker, overrides, changes)
+
+
+def trust_in(
+    signature: Path,
+    texts: Sequence[str],
+    paths: OutputPaths,
+    tracker: Mapping[str, Any],
+    overrides: Sequence[str],
+    changes: Collection[str] = (),
+) -> Trust | None:
+    """Return the limits of what stands in stored texts, None if this user has made all of them on this machine."""
+    return None if is_signed(signature, texts) else limits(paths, tracker, overrides, changes)
 
 
 def limits(

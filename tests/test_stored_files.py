@@ -10,6 +10,7 @@ from test_mirror import FolderTracker
 
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import KsuitError, TrackerError
+from ksuit_runner.fetch import fetch
 from ksuit_runner.journal import Journal, read_points
 from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -18,7 +19,7 @@ from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_files import UnsafeFileError, check_folder, is_below, open_file, read_json, remove
 from ksuit_runner.stored_run import add_to_index
 from ksuit_runner.terminal import make_console, setup_logging
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import BaseTracker, RunInfo
 from ksuit_runner.tracker.embedded import open_store
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.tracker.outbox import Outbox
@@ -192,3 +193,31 @@ def test_a_store_that_gives_a_new_run_an_id_that_is_taken_is_refused(tmp_path):
     paths.artifacts_dir.mkdir(parents=True)
     with pytest.raises(TrackerError, match="the id of one that is here: run00000"):
         DeferredTracker(Repeats(), OutputPaths(tmp_path)).start_run(None, {})
+
+
+class Hostile(NoopTracker):
+    """A server that hands out what it likes under the names of a run's files."""
+
+    def __init__(self, run_id, kind, victim):
+        super().__init__()
+        self.info, self.kind, self.victim = RunInfo(run_id, "x"), kind, victim
+
+    def find(self, query):
+        return [self.info]
+
+    def download(self, artifact_path, destination, run_id=None):
+        destination.mkdir(parents=True, exist_ok=True)
+        path = destination / artifact_path
+        IN_PLACE[self.kind](path, self.victim)
+        return path
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device", "socket"])
+def test_what_a_server_hands_out_is_no_run_if_it_is_no_files(tmp_path, victim, kind):
+    outputs = OutputPaths(tmp_path / "o")
+    with pytest.raises(KsuitError, match="is (a link|neither)"):
+        fetch(Hostile("run00000", kind, victim), outputs, "x")
+    assert not outputs.runs_dir.exists()
+    for run_id in ("../run", "a\nb", "", "x" * 200, "C:\\x", "a/b", "\uff52un"):
+        with pytest.raises(KsuitError, match="is no run id"):
+            fetch(Hostile(run_id, kind, victim), outputs, "x")

@@ -82,6 +82,7 @@ class SubmititLauncher(Launcher):
         """
         import submitit
 
+        sweep_paths.submitit_dir.mkdir(parents=True, exist_ok=True, mode=0o700)  # its files hold the tracker's password
         try:
             self._executor = submitit.AutoExecutor(folder=str(sweep_paths.submitit_dir), cluster=self._cluster)
             self._executor.update_parameters(**self._parameters)

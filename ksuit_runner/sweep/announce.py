@@ -5,6 +5,7 @@ import os
 from rich.console import Console
 from rich.text import Text
 
+from ksuit_runner.masking import mask_text
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.job_config import overrides_of
 from ksuit_runner.sweep.plan import Job, Plan
@@ -28,7 +29,7 @@ def print_sweep(console: Console, plan: Plan, paths: SweepPaths, total: int, whe
 def print_end(console: Console, job: Job, total: int, what: str, seconds: float = 0.0) -> None:
     """Print that a job starts, or how it has ended."""
     head = f"job {job.index + 1}/{total}"
-    words = [head, what, format_seconds(seconds), " ".join(overrides_of(job.combination))]
+    words = [head, what, format_seconds(seconds), mask_text(" ".join(overrides_of(job.combination)))]
     console.print(Text("  ".join(word for word in words if word), "bold"), soft_wrap=True)
 
 

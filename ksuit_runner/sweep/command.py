@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.check.config import resolve
+from ksuit_runner.check.config import check_config, resolve
 from ksuit_runner.check.objects import ObjectChecker
+from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.factory import Factory
@@ -15,21 +16,24 @@ from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.override_text import bare_name, parse, root
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.resume import value_of
+from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sweep.find import find_sweep, unknown_sweep
 from ksuit_runner.sweep.leaderboard import make_leaderboard
-from ksuit_runner.sweep.plan import Plan, differences, read_jobs, read_plan, store_plan, update_plan
+from ksuit_runner.sweep.plan import Job, Plan, differences, read_jobs, read_plan, store_plan, stored_texts, update_plan
 from ksuit_runner.sweep.planning import plan_sweep, read_yaml
 from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.report import print_leaderboard
 from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
 from ksuit_runner.sync import send_all
+from ksuit_runner.targets import Trust, check_values
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.base import KIND_TAG
 from ksuit_runner.tracker.deferred import DeferredTracker
+from ksuit_runner.trust import trust_in
 
-_LOCATORS = ("output_dir", "tracker")
+_LOCATORS = ("output_dir", "tracker", "trust")
 
 
 def start_sweep(overrides: Sequence[str], command: str) -> int:
@@ -53,7 +57,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> int:
     store_plan(paths, planned.plan, planned.jobs)
     with RunLock(paths.lock) as lock:
         session = Session(paths, planned.plan, planned.config, tracker, launcher, make_console(), lock)
-        return session.run(*_source(paths, planned.plan))
+        return session.run(*_source(paths, planned.plan, planned.jobs))
 
 
 def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
@@ -70,9 +74,12 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
         stored = read_plan(paths)
         plan = _changed(stored, overrides)
         _refuse_changed_yaml(paths, plan)
+        trust = _trust_in(paths, plan, overrides)
+        plan = _revealed(plan, overrides)
         config = _config_of(paths, plan)
-        tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)
-        session = Session(paths, plan, config, tracker, _build_launcher(plan.launcher), make_console(), lock)
+        tracker = DeferredTracker(Factory(config, trust).build_tracker(paths), paths)
+        launcher = _build_launcher(plan.launcher, trust)
+        session = Session(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
         register_anew = value_of("register_anew", overrides) == "true"
 
@@ -81,17 +88,17 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
                 tracker.forget_lost(paths.sweep_id)
             tracker.resume_run(paths.sweep_id)
             if register_anew:
-                _record_lost_jobs(paths, config, tracker)
+                _record_lost_jobs(paths, Factory(config, trust), tracker)
             update_plan(paths, replace(plan, settings=stored.settings))  # what was allowed once is not for ever
 
         return session.run(source, total, resume)
 
 
-def _record_lost_jobs(paths: SweepPaths, config: DictConfig, tracker: DeferredTracker) -> None:
+def _record_lost_jobs(paths: SweepPaths, factory: Factory, tracker: DeferredTracker) -> None:
     """Record those runs of the jobs anew that the tracker has lost."""
     for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
-        job = DeferredTracker(Factory(config).build_tracker(paths), paths)
+        job = DeferredTracker(factory.build_tracker(paths), paths)
         with RunLock(run.lock):
             if job.forget_lost(run.run_id):
                 job.attach_run(run.run_id)
@@ -108,24 +115,53 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     if paths is None:
         raise unknown_sweep(query, overrides)
     plan, jobs = _with_tracker(read_plan(paths), overrides), read_jobs(paths)
+    trust = _trust_in(paths, plan, overrides)
+    plan = _revealed(plan, overrides)
     config = _config_of(paths, plan)
-    tracker = DeferredTracker(Factory(config).build_tracker(paths), paths)  # it knows runs by their ids here
+    tracker = DeferredTracker(Factory(config, trust).build_tracker(paths), paths)  # it knows runs by their ids here
     source, _ = _source(paths, plan)
-    properties = build_properties(config, plan.objective)
+    properties = build_properties(config, plan.objective, trust)
     board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
     print_leaderboard(make_console(), board)
     return 0
 
 
-def _source(paths: SweepPaths, plan: Plan) -> tuple[JobSource, int]:
-    """Return where the jobs come from, and how many there are to be."""
+def _source(paths: SweepPaths, plan: Plan, jobs: list[Job] | None = None) -> tuple[JobSource, int]:
+    """Return where the jobs come from, by default those that are stored, and how many there are to be."""
     if plan.settings.method == "tpe":
         from ksuit_runner.sweep.search import Search
 
         assert plan.settings.samples is not None
         return Search(paths, plan), plan.settings.samples
-    jobs = read_jobs(paths, plan.job_count)
+    jobs = read_jobs(paths, plan.job_count) if jobs is None else jobs
     return Listed(jobs), len(jobs)
+
+
+def _trust_in(paths: SweepPaths, plan: Plan, overrides: Sequence[str]) -> Trust | None:
+    """Return the limits of a stored plan and its jobs, None if this user has made them on this machine.
+
+    Raises:
+        KsuitError: They are not the user's, and name what the user does not trust.
+    """
+    changes = [root(item) for item in overrides if root(item) == "launcher"]
+    tracker = plan.with_tracker(plan.base)["tracker"]
+    trust = trust_in(paths.signature, stored_texts(paths), paths, tracker, overrides, changes)
+    if trust is not None:
+        if any("${" in item for item in plan.fixed):
+            raise ResumeError(f"{paths.plan}: its overrides refer to other places, and it was not made by you here")
+        reader = SignatureReader()
+        check_values({"launcher": plan.launcher, "tracker": plan.tracker})
+        for config in (plan.base, *(job.config for job in read_jobs(paths))):
+            check_values(config)
+            check_config(OmegaConf.create(dict(config)), reader, trust)
+    return trust
+
+
+def _revealed(plan: Plan, overrides: Sequence[str]) -> Plan:
+    """Return the plan with the password of its tracker, which is not stored."""
+    node = plan.with_tracker(plan.base)["tracker"]
+    revealed = reveal({"tracker": node}, overrides)["tracker"]
+    return replace(plan, tracker={**plan.tracker, **{key: revealed[key] for key in node if revealed[key] != node[key]}})
 
 
 def _config_of(paths: SweepPaths, plan: Plan) -> DictConfig:
@@ -135,9 +171,9 @@ def _config_of(paths: SweepPaths, plan: Plan) -> DictConfig:
     return config
 
 
-def _build_launcher(node: Mapping[str, Any]) -> Launcher:
+def _build_launcher(node: Mapping[str, Any], trust: Trust | None = None) -> Launcher:
     config = OmegaConf.create({"launcher": dict(node)})
-    return Factory(config).build("launcher", Launcher)  # type: ignore[type-abstract]
+    return Factory(config, trust).build("launcher", Launcher)  # type: ignore[type-abstract]
 
 
 def _changed(plan: Plan, overrides: Sequence[str]) -> Plan:

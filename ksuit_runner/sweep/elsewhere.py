@@ -39,10 +39,11 @@ def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepP
     sweep_id = PathProvider(outputs.output_dir, info.local_id).run_id  # one that can be the name of a folder
     paths, fetched = SweepPaths(outputs.output_dir, sweep_id), SweepPaths(outputs.fetching_dir, sweep_id)
     names = [fetched.plan.name, fetched.jobs.name]
-    if not {*names} <= {*tracker.list_artifacts("", info.run_id)}:
+    there = {*tracker.list_artifacts("", info.run_id)}
+    if not {*names} <= there:
         raise ResumeError(f"sweep {sweep_id}: its plan is not with the tracker; it can go on only where it began")
     remove(outputs.fetching_dir)
-    for name in names:
+    for name in [*names, *({fetched.signature.name} & there)]:
         tracker.download(name, fetched.sweep_dir, info.run_id)
     check_folder(fetched.sweep_dir)
     _check(fetched)

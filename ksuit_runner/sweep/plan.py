@@ -1,4 +1,7 @@
-"""What a sweep is going to do, on disk before its first job starts; a resume goes by it and not by today's YAML."""
+"""What a sweep is going to do, on disk before its first job starts; a resume goes by it and not by today's YAML.
+
+What is stored has no passwords, and is signed.
+"""
 
 import json
 import time
@@ -6,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from ksuit_runner.authorship import sign
 from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.config_changes import is_same
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.stored_files import UnsafeFileError, parse_json, read_json, read_text
 from ksuit_runner.sweep.settings import Settings, read_settings
@@ -71,18 +76,37 @@ class Plan:
 def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
     """Store a plan and all jobs that are known; the plan itself comes last, with it the sweep exists."""
     make_folder(paths.sweep_dir)
-    write_text(paths.jobs, "".join(f"{_line(job)}\n" for job in jobs))
-    write_text(paths.plan, json.dumps(asdict(plan), indent=2) + "\n")
+    text, lines = _text(plan), [_line(job) for job in jobs]
+    sign(paths.signature, text, *lines)
+    write_text(paths.jobs, "".join(f"{line}\n" for line in lines))
+    write_text(paths.plan, text)
 
 
 def update_plan(paths: SweepPaths, plan: Plan) -> None:
     """Store a plan whose settings or launcher a resume has changed."""
-    write_text(paths.plan, json.dumps(asdict(plan), indent=2) + "\n")
+    text = _text(plan)
+    sign(paths.signature, text)
+    write_text(paths.plan, text)
 
 
 def add_job(paths: SweepPaths, job: Job) -> None:
     """Add a job that a search has come up with, durably, before it starts."""
-    append_line(paths.jobs, _line(job))
+    line = _line(job)
+    sign(paths.signature, line)
+    append_line(paths.jobs, line)
+
+
+def stored_texts(paths: SweepPaths) -> list[str]:
+    """Return what is signed of a sweep: its plan and every job, as they are stored.
+
+    Raises:
+        ResumeError: One of the files cannot be read.
+    """
+    try:
+        plan, jobs = (read_text(path, paths.sweeps_dir, _LARGEST) for path in (paths.plan, paths.jobs))
+    except UnsafeFileError as error:
+        raise _damaged(paths, f"a file of it {error}") from None
+    return [plan, *(line for line in jobs.split("\n") if _read_job(line) is not None)]
 
 
 def read_plan(paths: SweepPaths) -> Plan:
@@ -173,5 +197,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _text(plan: Plan) -> str:
+    shown = mask_config(asdict(plan)) | {"fixed": list(map(mask_text, plan.fixed))}
+    return json.dumps(shown, indent=2) + "\n"
+
+
 def _line(job: Job) -> str:
-    return json.dumps(asdict(job), separators=(",", ":"))
+    return json.dumps(mask_config(asdict(job)), separators=(",", ":"))

@@ -28,6 +28,7 @@ from ksuit_runner.sweep.records import find_records, note_end, read_ends, status
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.task import JobResult, Task
 from ksuit_runner.sync import send_all
+from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import print_error, sync_command
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.deferred import DeferredTracker
@@ -82,6 +83,7 @@ class Session:
         launcher: Where the jobs run.
         console: Where a person reads along.
         lock: The sweep's lock, held by this process.
+        trust: Limits of configs that are not this user's own.
     """
 
     def __init__(
@@ -93,13 +95,14 @@ class Session:
         launcher: Launcher,
         console: Console,
         lock: RunLock,
+        trust: Trust | None = None,
     ) -> None:
         self.paths = paths
         self._plan = plan
         self._tracker = tracker
         self._launcher = launcher
         self._console = console
-        self._properties = build_properties(config, plan.objective)
+        self._properties = build_properties(config, plan.objective, trust)
         self._records: Mapping[int, JobRecord] = {}
         self._entered: set[str] = set()
         self._results: dict[int, JobResult] = {}
@@ -107,6 +110,7 @@ class Session:
         self._surroundings = Surroundings() if launcher.runs_here else None
         self._total = 0
         self._lock = lock
+        self._trust = trust
         self._is_resumed = False
 
     def run(self, source: JobSource, total: int, resume: Callable[[], None] | None = None) -> int:
@@ -147,7 +151,7 @@ class Session:
 
     def _share_plan(self) -> None:
         """Store what the sweep is going to do with the tracker, at once: another machine can go on by it."""
-        for path in (self.paths.plan, self.paths.jobs):
+        for path in filter(Path.exists, (self.paths.signature, self.paths.plan, self.paths.jobs)):
             self._tracker.upload(path, path.name)
         if not self._tracker.artifacts_are_local:
             try:
@@ -201,7 +205,7 @@ class Session:
     def _deliver(self, job: Job, record: JobRecord) -> None:
         """Send what the tracker does not know of a run that has ended: it was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
-        tracker = Factory(self._plan.with_tracker(job.config)).build_tracker(self.paths)
+        tracker = Factory(self._plan.with_tracker(job.config), self._trust).build_tracker(self.paths)
         deferred = DeferredTracker(tracker, self.paths)
         try:
             with RunLock(run.lock):
@@ -233,6 +237,7 @@ class Session:
             devices=tuple(self._launcher.devices),
             is_shown=self._launcher.runs_here,
             surroundings=self._surroundings,
+            trust=self._trust,
         )
 
     def _tell_of_other(self, job: Job) -> None:
@@ -273,13 +278,13 @@ def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracke
         tracker.upload(path, path.name)
 
 
-def build_properties(config: DictConfig, objective: str | None) -> MetricPropertyProvider:
+def build_properties(config: DictConfig, objective: str | None, trust: Trust | None = None) -> MetricPropertyProvider:
     """Build what knows the better direction of metrics.
 
     Raises:
         ConfigError: It knows none of the objective.
     """
-    factory = Factory(config)
+    factory = Factory(config, trust)
     properties = MetricPropertyProvider()
     if factory.has("metric_property_provider"):
         properties = factory.build("metric_property_provider", MetricPropertyProvider)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.lasting_output import secure_output
+from ksuit_runner.masking import mask_text
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.resume import Origin
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.device_slot import claim_device
 from ksuit_runner.sweep.job_runs import local_record
+from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import make_console
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Task:
         devices: Devices that the jobs share out among themselves.
         is_shown: Whether to print what a run prints.
         surroundings: What the run is stored with, shared with other jobs of this process.
+        trust: Limits of a config that is not this user's own.
     """
 
     index: int
@@ -55,6 +58,7 @@ class Task:
     devices: tuple[str, ...] = ()
     is_shown: bool = True
     surroundings: "Surroundings | None" = None
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,10 @@ def _run(task: Task, start: float) -> JobResult:
     if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
         launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else nothing but its id is known
     if task.is_shown:
-        outcome = run(config, launch, origin, surroundings=task.surroundings)
+        outcome = run(config, launch, origin, surroundings=task.surroundings, trust=task.trust)
     else:
         with open(os.devnull, "w") as nowhere:
-            outcome = run(config, launch, origin, make_console(file=nowhere), task.surroundings)
+            outcome = run(config, launch, origin, make_console(file=nowhere), task.surroundings, task.trust)
     if outcome.error is not None:
         return _failed(task, outcome.error, outcome.run_id, start)
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)
@@ -150,7 +154,7 @@ def _run(task: Task, start: float) -> JobResult:
 def _failed(task: Task, error: BaseException, run_id: str | None, start: float) -> JobResult:
     trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
     text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
-    return JobResult(task.index, "FAILED", run_id, time.monotonic() - start, None, text, trace)
+    return JobResult(task.index, "FAILED", run_id, time.monotonic() - start, None, mask_text(text), mask_text(trace))
 
 
 def _go_to(folder: Path) -> None:
