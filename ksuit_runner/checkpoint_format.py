@@ -19,7 +19,7 @@ from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import verify, write_manifest
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.plain_state import callback_place, pack, unpack
-from ksuit_runner.stored_files import UnsafeFileError
+from ksuit_runner.stored_files import UnsafeFileError, is_behind_link
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def names(paths: PathProvider) -> list[str]:
     """Return the names of a run's checkpoints, newest first, whole or not."""
-    if not paths.checkpoints_dir.is_dir():
+    if not paths.checkpoints_dir.is_dir() or is_behind_link(paths.checkpoints_dir, paths.runs_dir):
         return []
     for path in paths.checkpoints_dir.glob(f".*{_REPLACED}"):
         replaced = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))

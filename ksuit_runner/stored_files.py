@@ -136,6 +136,15 @@ def check_inside(path: Path, root: Path) -> None:
             raise UnsafeFileError("is a link" if part == path else f"is behind a link, {part}")
 
 
+def is_behind_link(path: Path, root: Path) -> bool:
+    """Whether a path below a root is a link, or has one on the way; see ``check_inside``."""
+    try:
+        check_inside(path, root)
+    except UnsafeFileError:
+        return True
+    return False
+
+
 def check_file(path: Path, root: Path) -> int:
     """Check that a path below a root is a file, with no link on the way, and return its size in bytes.
 

@@ -246,7 +246,7 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
 def _run_ids(paths: OutputPaths) -> Iterator[str]:
     if paths.runs_dir.is_dir():
         with os.scandir(paths.runs_dir) as found:
-            yield from (entry.name for entry in found if is_run_id(entry.name) and entry.is_dir())
+            yield from (entry.name for entry in found if is_run_id(entry.name) and entry.is_dir(follow_symlinks=False))
 
 
 def _index(paths: OutputPaths) -> Iterator[IndexEntry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_mirror import FolderTracker
 
+from ksuit_runner.checkpoint_format import names
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.fetch import fetch
@@ -17,7 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_files import UnsafeFileError, check_folder, is_below, open_file, read_json, remove
-from ksuit_runner.stored_run import add_to_index
+from ksuit_runner.stored_run import add_to_index, entries
 from ksuit_runner.terminal import make_console, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
 from ksuit_runner.tracker.embedded import open_store
@@ -221,3 +222,18 @@ def test_what_a_server_hands_out_is_no_run_if_it_is_no_files(tmp_path, victim, k
     for run_id in ("../run", "a\nb", "", "x" * 200, "C:\\x", "a/b", "\uff52un"):
         with pytest.raises(KsuitError, match="is no run id"):
             fetch(Hostile(run_id, kind, victim), outputs, "x")
+
+
+def test_looking_at_runs_changes_nothing_behind_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    (victim / "artifacts" / "checkpoints" / ".E1_U2_S3.old").mkdir(parents=True)
+    outputs = OutputPaths(tmp_path / "o")
+    outputs.runs_dir.mkdir(parents=True)
+    (outputs.runs_dir / "run00000").symlink_to(victim)
+    (outputs.runs_dir / "run11111").mkdir()
+    (outputs.runs_dir / "run11111" / "artifacts").symlink_to(victim / "artifacts")
+    for run_id in ("run00000", "run11111"):
+        add_to_index(outputs, run_id, "x", "train")
+        assert names(PathProvider(outputs.output_dir, run_id)) == []
+    assert [entry.run_id for entry in entries(outputs)] == ["run11111"]
+    assert [path.name for path in (victim / "artifacts" / "checkpoints").iterdir()] == [".E1_U2_S3.old"]

@@ -18,6 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.resume import value_of
 from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
+from ksuit_runner.stored_files import check_folder
 from ksuit_runner.sweep.find import find_sweep, unknown_sweep
 from ksuit_runner.sweep.leaderboard import make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, differences, read_jobs, read_plan, store_plan, stored_texts, update_plan
@@ -70,6 +71,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
     Raises:
         KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs; nothing is changed.
     """
+    check_folder(paths.sweep_dir)
     with RunLock(paths.lock) as lock:
         stored = read_plan(paths)
         plan = _changed(stored, overrides)
