@@ -33,7 +33,8 @@ def measure(scale: Scale, folder: Path) -> Result:
     result = Result(f"Metric logging: {points:,} scalars, {len(KEYS)} per update")
     _log_all(result, "SQLite", MlflowTracker(OutputPaths(folder / "sqlite")), folder / "sqlite", points)
     with _server(folder) as uri:
-        tracker = MlflowTracker(OutputPaths(folder / "server"), uri=uri, timeout_s=30)
+        root = str(folder / "artifacts")
+        tracker = MlflowTracker(OutputPaths(folder / "server"), uri=uri, timeout_s=30, artifact_root=root)
         _log_all(result, "mlflow server", tracker, folder / "server", points)
     return result
 
