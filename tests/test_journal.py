@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import math
@@ -197,3 +198,48 @@ def test_a_killed_writer_leaves_a_journal_without_gaps(tmp_path: Path) -> None:
         journal.append(0, {"a": 1}, timestamp=7)
         assert _points(journal)[-1] == Point("a", 1, 0, 7)
         journal.close()
+
+
+def test_what_waits_for_room_is_written_in_its_order_and_said_once(tmp_path: Path, monkeypatch, caplog) -> None:
+    journal, write = Journal(tmp_path / "j"), os.write
+    journal.append(1, {"a": 1.0})
+    for room in (0, 7, 0):  # a part of a line is taken back
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, line, room=room: _take(write, file, line, room))
+            journal.append(2, {"a": 2.0}, 5)
+            with pytest.raises(OSError, match="No space left"):
+                journal.sync()
+        assert (tmp_path / "j").stat().st_size == journal.size
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    journal.append(9, {"a": 3.0})
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    journal.append(10, {"a": 4.0})
+    assert len(caplog.records) == 2
+    assert [points[0].value for points, _ in journal.read()] == [1.0, 2.0, 2.0, 2.0, 3.0, 4.0]
+    assert [points[0].step for points, _ in journal.read()][-2:] == [9, 10]
+
+
+def _take(write, file: int, line: bytes, room: int) -> int:
+    if room > 0:
+        return write(file, line[:room])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_it_asks_who_owns_the_run_before_it_writes(tmp_path: Path) -> None:
+    journal, asked = Journal(tmp_path / "j"), []
+    journal.check_owner = lambda: asked.append((tmp_path / "j").stat().st_size)
+    journal.sync()
+    assert asked == []  # nothing to write
+    for step in (1, 2):
+        journal.append(step, {"a": 1.0})
+    assert asked == [0, journal.size // 2]
+
+
+def test_closing_twice_closes_no_other_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(1, {"a": 1.0})
+    journal.close()
+    with open(tmp_path / "other", "wb") as other:
+        journal.close()
+        other.write(b"still open")
+    assert [points for points, _ in journal.read()]

@@ -322,7 +322,7 @@ def random_kills(seed: int, longest: float) -> list[Kill]:
 def _random_kill(draw: random.Random, longest: float) -> Kill:
     place = draw.choice([*POINTS, *[None] * len(POINTS), *[POWER] * (len(POINTS) // 2)])
     count = draw.randrange(250) if place == POWER else draw.randint(1, 9)
-    number = signal.SIGSTOP if place != POWER and draw.random() < 0.2 else signal.SIGKILL
+    number = signal.SIGSTOP if place != POWER and draw.random() < 0.3 else signal.SIGKILL
     surroundings = Surroundings(
         host=draw.choice(("", "", "", "container", "machine")),
         clock_s=draw.choice((0, 0, 0, -3600, -3, 40)),
