@@ -5,7 +5,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner import joined_package
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.places import (
@@ -224,6 +225,9 @@ def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
 @cache
 def _import(name: str) -> Any:
     """Have Hydra find a target, under its own policy."""
+    if name.startswith(f"{joined_package.NAME}."):
+        with suppress(Exception):  # Hydra imports it again, and says what is wrong with it
+            joined_package.join()
     return instantiate({"_target_": name, "_partial_": True}).func
 
 

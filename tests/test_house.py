@@ -18,7 +18,17 @@ PACKAGE = ROOT / "ksuit_runner"
 # From the bottom to the top: a module imports from its own row and from those above it in this table. A package counts
 # as its modules do (`tracker` stands for tracker/__init__.py).
 LAYERS = (
-    ("__init__", "errors", "config_types", "durable_files", "stored_files", "lasting_output", "masking", "nested"),
+    (
+        "__init__",
+        "errors",
+        "config_types",
+        "joined_package",
+        "durable_files",
+        "stored_files",
+        "lasting_output",
+        "masking",
+        "nested",
+    ),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
         *("environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),

@@ -33,6 +33,8 @@ def test_what_is_printed_really_works_in_a_folder_with_any_name(tmp_path):
     project = tmp_path / STRANGE
     (project / "conf" / "model").mkdir(parents=True)
     (project / "conf" / "model" / "größe.yaml").write_text("_target_: ksuit_runner.models.linear.Linear\n")
+    (project / "callbacks").mkdir()
+    (project / "callbacks" / "__init__.py").touch()  # does not hide the callbacks that ship
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "PYTHONUTF8": "1"}
 

@@ -12,10 +12,12 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
+from ksuit_runner import joined_package
 from ksuit_runner.check.signature_source import Function, Module, dotted, flatten
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.places import nearest
 
+_MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
 _Steps = frozenset[tuple[str, ...]]
 
 
@@ -48,6 +50,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._modules: dict[str, Module | None] = {}
+        self._searched = 0  # modules for the target that is located
 
     def module(self, name: str) -> Module | None:
         """Return a module, or None if there is none of that name."""
@@ -64,6 +67,7 @@ class Sources:
         Raises:
             MissingName: It does not exist; names the nearest that do.
         """
+        self._searched = 0
         first, *rest = target.split(".")
         module = self.module(first)
         if module is None:
@@ -89,6 +93,11 @@ class Sources:
             return self._follow(module, module.names[head], head, rest, seen)
         is_open = module.is_open
         for star in map(self.module, module.stars):
+            self._searched += 1
+            if self._searched > _MOST_SEARCHED:
+                return None
+            if star is not None and not star.may_have(head):
+                continue
             with suppress(MissingName):
                 if found := self.attribute(star, names, seen) if star else None:
                     return found
@@ -161,7 +170,10 @@ def _find(name: str, folders: Iterable[str]) -> Module | None:
         finder: Any = pkgutil.get_importer(folder or os.getcwd())
         spec = finder.find_spec(name) if finder else None
         if spec is not None and spec.loader is not None:
-            return Module(name, spec.loader, spec.submodule_search_locations)
+            inside = spec.submodule_search_locations
+            if name == joined_package.NAME:
+                inside = list(dict.fromkeys([*(inside or ()), *joined_package.folders()]))
+            return Module(name, spec.loader, inside)
         portions.extend((spec.submodule_search_locations or ()) if spec else ())
     if portions:
         return Module(name, folders=portions)

@@ -72,6 +72,12 @@ class Module:
         source = self.source
         return source is None or "__getattr__" in self.names or "globals()" in source or "sys.modules[" in source
 
+    def may_have(self, name: str) -> bool:
+        """Whether its text leaves it open that it has a name; a text without it is not worth to be parsed."""
+        source = self.source
+        marks = (name, "import *", "__getattr__", "globals()", "sys.modules[")
+        return source is None or any(mark in source for mark in marks)
+
     def absolute(self, statement: ast.ImportFrom) -> str:
         """Return the dotted name of the module that a ``from`` statement imports from."""
         if not statement.level:

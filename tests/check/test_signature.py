@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -323,3 +325,66 @@ print(*sorted({"torch", "sklearn", "numpy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def lazy_package(write, count):
+    """Write a package that shows its modules by stars, as those that are loaded lazily do."""
+    lazy = "import sys\nsys.modules[__name__] = object()\n"
+    write("lazy/__init__.py", f"{lazy}from .models import *\n")
+    write("lazy/models/__init__.py", lazy + "".join(f"from .m{number} import *\n" for number in range(count)))
+    for number in range(count):
+        write(f"lazy/models/m{number}/__init__.py", f"{lazy}from .net{number} import *\n")
+        write(f"lazy/models/m{number}/net{number}.py", f"class Net{number}:\n    def __init__(self, width: int): ...\n")
+
+
+def test_a_lazy_package_is_searched_without_parsing_all_of_it(write, monkeypatch):
+    lazy_package(write, 100)
+    parsed = []
+    parse = ast.parse
+    monkeypatch.setattr(
+        "ast.parse", lambda source, *rest, **words: parsed.append(source) or parse(source, *rest, **words)
+    )
+    assert names("lazy.Net3") == ["width"]
+    assert len([source for source in parsed if "class Net" in source]) <= 11  # Net3, and Net30 to Net39
+    assert read_signature("lazy.Absent") is None
+
+
+def test_a_search_that_would_take_long_is_left_to_the_factory(write, monkeypatch):
+    monkeypatch.setattr("ksuit_runner.check.signature_lookup._MOST_SEARCHED", 50)
+    lazy_package(write, 100)
+    reader = SignatureReader()
+    assert reader.read("lazy.Net3") is None  # the last one is asked first
+    assert reader.read("lazy.Net99").parameters[0].name == "width"
+    assert reader.read("lazy.models.m3.net3.Net3").parameters[0].name == "width"
+
+
+@pytest.fixture(params=["callbacks/__init__.py", "callbacks.py"])
+def own_package(tmp_path, request):
+    """A project whose callbacks are a package, or a module, that would hide those that ship."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / request.param).write_text("OWN = 1\n")
+    (tmp_path / "callbacks" / "mine.py").write_text("class Mine:\n    pass\n")
+    (tmp_path / "callbacks" / "ema.py").write_text("class Ema:\n    def __init__(self, own): ...\n")
+    return tmp_path
+
+
+def test_callbacks_that_ship_are_read_beside_a_package_of_ones_own(own_package, monkeypatch):
+    monkeypatch.syspath_prepend(own_package)
+    assert "dataset_key" in names("callbacks.accuracy.Accuracy")
+    assert names("callbacks.mine.Mine") == [] and names("callbacks.ema.Ema") == ["own"]
+
+
+def test_callbacks_that_ship_are_imported_beside_a_package_of_ones_own(own_package):
+    program = """
+        import sys
+        sys.path.insert(0, "")
+        from ksuit_runner.joined_package import join
+        import importlib.util
+        join()
+        for name in ("accuracy", "mine", "ema"):
+            print(importlib.util.find_spec(f"callbacks.{name}").origin)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(program)], cwd=own_package, capture_output=True, text=True)
+    ships, *own = done.stdout.splitlines()
+    assert Path(ships).samefile(Path(__file__).parents[2] / "callbacks" / "accuracy.py"), done.stderr
+    assert own == [str(own_package / "callbacks" / f"{name}.py") for name in ("mine", "ema")]
