@@ -405,13 +405,14 @@ class SgdTrainer:
             CheckpointError: The stored state belongs to another optimizer or loss.
         """
         self.counter.load_state_dict(state_dict["counter"])
-        self.loss_check.skips = state_dict["skips"]
+        self.loss_check.skips = state_dict.get("skips", 0)
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:
             self.model.arrange(arrangements["model"])
-        has_same_loss = same_settings or state_dict["loss"].keys() == self.loss.state_dict().keys()
+        loss = state_dict.get("loss", self._loss.tensors())  # there was none in the first checkpoints
+        has_same_loss = same_settings or loss.keys() == self.loss.state_dict().keys()
         if has_same_loss:
-            self._load_loss(state_dict["loss"], arrangements.get("loss"))
+            self._load_loss(loss, arrangements.get("loss") if same_settings else None)
         optimizer = state_dict["optimizer"] if has_same_loss else without_loss(state_dict["optimizer"])
         load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
         if self.scaler.is_enabled() and state_dict["scaler"]:

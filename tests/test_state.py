@@ -145,3 +145,13 @@ def test_a_checkpoint_that_is_whole_and_cannot_be_resumed_from_is_noticed_when_i
     monkeypatch.setattr("ksuit_runner.checkpoint.pack_state", lambda files, state: (files, {**state, "odd": Mood.GOOD}))
     with pytest.raises(CheckpointError, match="read back, trainer.pt cannot be loaded"):
         train(maker.run())
+
+
+def test_a_state_from_before_losses_and_layouts_were_stored_is_taken_up(maker, bits):
+    run = maker.run()
+    train(run)
+    stored = read_newest(maker.paths()).state["trainer"]
+    first = {key: stored[key] for key in ("optimizer", "schedule", "scaler", "counter")}
+    trainer = maker.trainer()
+    trainer.load_state_dict(first)
+    assert bits(trainer.state_dict()["optimizer"]) == bits(stored["optimizer"])
