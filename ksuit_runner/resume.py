@@ -19,10 +19,10 @@ from ksuit_runner.override_text import bare_name, root
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recompose import with_overrides
 from ksuit_runner.reveal import reveal
-from ksuit_runner.stored_run import find_local, read_config, read_launch, unknown_run
+from ksuit_runner.stored_run import find_local, read_config_and_text, read_launch, unknown_run
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import program
-from ksuit_runner.trust import trust_in_run
+from ksuit_runner.trust import trust_in
 
 Mode = Literal["resume", "fork", "evaluate"]
 MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
@@ -180,7 +180,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
         ResumeError: With ``resume``, a change would rewrite the run's past.
         ConfigError: An override names nothing that exists.
     """
-    stored = read_config(paths)
+    stored, text = read_config_and_text(paths)
     extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
     refuse_sweep_settings(extra)
     before = resolve(stored)
@@ -188,7 +188,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     changes = dict(differences(before, resolve(config)))
     if mode == "resume":
         _refuse_rewriting(changes, before, paths.run_id, extra)
-    trust = trust_in_run(paths, config.get("tracker") or {}, overrides, changes)
+    trust = trust_in(paths.signature, [text], paths, config.get("tracker") or {}, overrides, changes)
     values = resolve(config)
     if (revealed := reveal(values, overrides)) is not values:
         config = OmegaConf.create(dict(revealed))

@@ -119,13 +119,19 @@ def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch
 
 
 def read_config(paths: PathProvider) -> DictConfig:
-    """Return the stored config of a run.
+    """Return the stored config of a run; see ``read_config_and_text``."""
+    return read_config_and_text(paths)[0]
+
+
+def read_config_and_text(paths: PathProvider) -> tuple[DictConfig, str]:
+    """Return the stored config of a run, and the text that it was read from, which is what is signed.
 
     Raises:
         ResumeError: It is damaged, or something that the runner would not have stored.
     """
     try:
-        return parse_config(read_text(paths.config, paths.runs_dir))
+        text = read_text(paths.config, paths.runs_dir)
+        return parse_config(text), text
     except UnsafeFileError as error:
         raise ResumeError(f"{paths.config} {error}") from None
 

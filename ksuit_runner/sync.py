@@ -13,10 +13,10 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
-from ksuit_runner.stored_run import find_local, read_config, unknown_run
+from ksuit_runner.stored_run import find_local, read_config_and_text, unknown_run
 from ksuit_runner.terminal import make_console, sync_command
 from ksuit_runner.tracker.deferred import DeferredTracker
-from ksuit_runner.trust import trust_in_run
+from ksuit_runner.trust import trust_in
 
 _TAKES = ("sync", "output_dir", "tracker", "trust", "register_anew")
 
@@ -91,10 +91,11 @@ def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequen
     """
     if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
         return Factory(composed)
-    stored = read_config(paths).tracker
+    config, text = read_config_and_text(paths)
+    stored = config.tracker
     for item in overrides:
         place = item.lstrip("+").partition("=")[0]
         if place.startswith("tracker."):
             OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
-    trust = trust_in_run(paths, stored, overrides)
+    trust = trust_in(paths.signature, [text], paths, stored, overrides)
     return Factory(reveal({"tracker": OmegaConf.to_container(stored)}, overrides), trust)

@@ -5,37 +5,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import ListConfig
+
 from ksuit_runner.authorship import is_signed
 from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.compose import compose_places
-from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.masking import mask_addresses
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.reveal import URI_VARIABLE
-from ksuit_runner.stored_files import UnsafeFileError, read_text
 from ksuit_runner.targets import Trust
-
-
-def trust_in_run(
-    paths: PathProvider, tracker: Mapping[str, Any], overrides: Sequence[str], changes: Collection[str] = ()
-) -> Trust | None:
-    """Return the limits of a run's stored config, None if this user has made it on this machine.
-
-    Args:
-        paths: Paths of the run.
-        tracker: Its tracker's node, with what the command line says about it.
-        overrides: Overrides of the command line.
-        changes: Places of the config that the command line has changed: what stands there is the user's own.
-
-    Raises:
-        ConfigError: The config is not the user's and names a place for records that the user does not.
-        ResumeError: It cannot be read.
-    """
-    try:
-        text = read_text(paths.config, paths.runs_dir)
-    except UnsafeFileError as error:
-        raise ResumeError(f"{paths.config} {error}") from None
-    return trust_in(paths.signature, [text], paths, tracker, overrides, changes)
 
 
 def trust_in(
@@ -46,17 +25,30 @@ def trust_in(
     overrides: Sequence[str],
     changes: Collection[str] = (),
 ) -> Trust | None:
-    """Return the limits of what stands in stored texts, None if this user has made all of them on this machine."""
+    """Return the limits of what stands in stored texts, None if this user has made all of them on this machine.
+
+    Args:
+        signature: Their signature.
+        texts: The texts, as they were read: what is read again could be another one.
+        paths: The output folder.
+        tracker: The tracker's node, with what the command line says about it.
+        overrides: Overrides of the command line.
+        changes: Places of the config that the command line has changed: what stands there is the user's own.
+
+    Raises:
+        ConfigError: The texts are not the user's and name a place for records that the user does not.
+    """
     return None if is_signed(signature, texts) else limits(paths, tracker, overrides, changes)
 
 
 def limits(
     paths: OutputPaths, tracker: Mapping[str, Any], overrides: Sequence[str], changes: Collection[str] = ()
 ) -> Trust:
-    """Return the limits of a config that somebody else may have made; see ``trust_in_run``."""
+    """Return the limits of a config that somebody else may have made; see ``trust_in``."""
     own = compose_places(overrides)
-    packages = own.get("trust") or ()
-    if problem := mismatch(list(packages) if not isinstance(packages, str) else packages, "list[str]"):
+    packages: Any = own.get("trust") or []
+    packages = list(packages) if isinstance(packages, ListConfig) else packages
+    if problem := mismatch(packages, "list[str]"):
         raise ConfigError(f"trust: {problem}")
     for key in ("uri", "artifact_root"):  # what is recorded, and the user's password, would go there
         known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))

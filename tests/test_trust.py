@@ -12,9 +12,9 @@ from ksuit_runner.data.digits import Digits
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.factory import Factory, _import
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.stored_run import Launch, store
+from ksuit_runner.stored_run import Launch, read_config_and_text, store
 from ksuit_runner.targets import Trust
-from ksuit_runner.trust import limits, trust_in_run
+from ksuit_runner.trust import limits, trust_in
 
 OWN = """
 import psutil
@@ -185,6 +185,10 @@ def test_what_is_no_dataset_is_told_before_it_is_built(project):
             )
 
 
+def trust_in_run(paths, tracker, overrides):
+    return trust_in(paths.signature, [read_config_and_text(paths)[1]], paths, tracker, overrides)
+
+
 @pytest.fixture
 def stored(project):
     paths = PathProvider(project / "outputs", "run00000")
@@ -252,8 +256,9 @@ def test_the_list_comes_from_the_users_config_and_command_line_only(key, stored,
     stored.config.write_text("seed: 1\ntrust: [psutil]\n")
     assert trust_in_run(stored, {}, []).packages == ()
     assert trust_in_run(stored, {}, ["trust=[timm,a.b]"]).packages == ("timm", "a.b")
-    with pytest.raises(ConfigError, match="^trust: "):
-        trust_in_run(stored, {}, ["trust=timm"])
+    for wrong in ("timm", "3", "[1]"):
+        with pytest.raises(ConfigError, match="^trust: "):
+            trust_in_run(stored, {}, [f"trust={wrong}"])
 
 
 def test_a_config_of_others_sends_nothing_where_the_user_does_not(project, monkeypatch):
