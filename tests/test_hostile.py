@@ -91,6 +91,8 @@ def tampered(trained, outputs, number, change):
     """Copy the run under another id and change it."""
     folder = outputs / "runs" / f"tampered{number:03}"
     shutil.copytree(trained, folder)
+    box = folder / "tracker.json"
+    box.write_text(json.dumps({**json.loads(box.read_text()), "run_id": folder.name, "tracker_id": None}))
     change(folder)
     return f"resume={folder.name}"
 
