@@ -126,8 +126,8 @@ def _left_out(source: str) -> Iterator[tuple[Span, str]]:
 def _untouched(tree: ast.AST) -> Iterator[Span]:
     for node in ast.walk(tree):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.ClassDef):
-            parts += node.decorator_list
+        for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+            yield (decorator.lineno, 0), (decorator.end_lineno + 1, 0)
         if isinstance(node, ast.Raise):
             parts.append(node.exc)
         is_big = isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value > 999

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal, Point, is_damaged, read_points
 
 
 def _points(journal: Journal, offset: int = 0) -> list[Point]:
@@ -243,3 +243,23 @@ def test_closing_twice_closes_no_other_file(tmp_path: Path) -> None:
         journal.close()
         other.write(b"still open")
     assert [points for points, _ in journal.read()]
+
+
+def test_a_journal_of_another_process_is_only_read(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    assert is_damaged(path) and not path.exists()
+    journal = Journal(path)
+    for step in (1, 2, 3):
+        journal.append(step, {"a": float(step)})
+    assert [point.step for point in read_points(path)] == [1, 2, 3]
+    assert not is_damaged(path)
+    content = path.read_bytes()
+    path.write_bytes(content + content[:20])  # the other one is in the middle of a line
+    assert not is_damaged(path)
+    assert [point.step for point in read_points(path)] == [1, 2, 3]
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert is_damaged(path)
+    assert [point.step for point in read_points(path)] == [1, 3]
+    assert path.read_bytes() == damaged
