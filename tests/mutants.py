@@ -35,18 +35,27 @@ _DISK = "tests/faults/test_disk_order.py"
 _POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
-    "checkpoint": (f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
-    "checkpoint_format": (f"{_POWER}[a checkpoint]", "tests/test_checkpoint.py", "tests/test_hostile.py"),
-    "manifest": ("tests/test_checkpoint_format.py",),
-    "durable_files": (_DISK,),
-    "journal": (f"{_POWER}[the journal]", "tests/test_sender.py"),
     "background": ("tests/test_sender.py", "tests/test_uploader.py"),
-    "tracker/outbox": (f"{_POWER}[tracker.json]", "tests/tracker/test_deferred.py"),
-    "loop": ("tests/test_failed_run.py",),
-    "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
-    "hooks": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
+    "checkpoint": (
+        *(f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
+        *("tests/test_state.py", "tests/test_loop_ends.py"),
+    ),
+    "checkpoint_format": (
+        *(f"{_POWER}[a checkpoint]", "tests/test_checkpoint.py", "tests/test_state.py", "tests/test_layout.py"),
+        "tests/test_hostile.py",
+    ),
+    "durable_files": (_DISK,),
+    "hooks": (
+        *("tests/test_modes.py", "tests/test_callback_draws.py", "tests/test_loop.py", "tests/test_loop_ends.py"),
+        "tests/test_failed_run.py",
+    ),
+    "journal": (f"{_POWER}[the journal]", "tests/test_tracked_points.py", "tests/test_sender.py"),
+    "loop": ("tests/test_logging.py", "tests/test_modes.py", "tests/test_failed_run.py"),
+    "manifest": ("tests/test_checkpoint_format.py",),
     "run_lock": ("tests/test_two_owners.py",),
-    "snapshot": ("tests/test_checkpoint.py",),
+    "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
+    "snapshot": ("tests/test_checkpoint.py", "tests/test_layout.py"),
+    "tracker/outbox": (f"{_POWER}[tracker.json]", "tests/tracker/test_deferred.py"),
 }
 PRELOADED = ("pytest", "torch", "torch._dynamo", "hypothesis", "numpy", "mlflow.store.tracking.sqlalchemy_store")
 OPERATORS = (
