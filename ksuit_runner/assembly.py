@@ -149,17 +149,19 @@ class Assembly:
         return {**own, **default}
 
     def _restore(self, run: Run, checkpoint: Checkpoint, origin: Origin) -> None:
-        state = checkpoint.state["trainer"]
-        arrangements = dict(state.get("arrangements", {}))
+        state = dict(checkpoint.state["trainer"])
+        state["arrangements"] = arrangements = dict(state.get("arrangements", {}))
         if origin.has_other_model:  # its memory layout is its own
             arrangements.pop("model", None)
+        if origin.has_other_loss:
+            state.pop("loss", None)
         try:
             self.trainer.model.load(checkpoint.model, arrangements.get("model"))
         except RuntimeError as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise ResumeError(f"model: the checkpoint's weights do not fit. {reason}") from error
         try:
-            self.trainer.load_state_dict({**state, "arrangements": arrangements}, origin.has_same_optimizer)
+            self.trainer.load_state_dict(state, origin.has_same_optimizer)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error

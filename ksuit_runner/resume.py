@@ -61,7 +61,7 @@ class Origin:
 
     @property
     def has_same_optimizer(self) -> bool:
-        """Whether what was stored about learning rates, schedule and loss still holds."""
+        """Whether what was stored about learning rates and schedule still holds."""
         others = ("optimizer", "schedule", "loss", "trainer.parameter_rules")
         return not any(place.startswith(others) for place in self.changes)
 
@@ -69,6 +69,11 @@ class Origin:
     def has_other_model(self) -> bool:
         """Whether the model was given other settings."""
         return any(place.split(".")[0] == "model" for place in self.changes)
+
+    @property
+    def has_other_loss(self) -> bool:
+        """Whether the loss was given other settings, such as class weights, which are part of its state."""
+        return any(place.split(".")[0] == "loss" for place in self.changes)
 
     @property
     def has_new_end(self) -> bool:

@@ -397,9 +397,10 @@ class SgdTrainer:
         """Take up a stored state.
 
         Args:
-            state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these.
-            same_settings: Whether learning rate, schedule and loss are those of the stored run. A fork may have others:
-                it keeps its own and moves its own schedule to the stored position.
+            state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these. Without
+                ``loss`` the loss keeps its own state, and its parameters start anew.
+            same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
+                keeps its own and moves its own schedule to the stored position.
 
         Raises:
             CheckpointError: The stored state belongs to another optimizer or loss.
@@ -409,11 +410,11 @@ class SgdTrainer:
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:
             self.model.arrange(arrangements["model"])
-        loss = state_dict.get("loss", self._loss.tensors())  # there was none in the first checkpoints
-        has_same_loss = same_settings or loss.keys() == self.loss.state_dict().keys()
-        if has_same_loss:
-            self._load_loss(loss, arrangements.get("loss") if same_settings else None)
-        optimizer = state_dict["optimizer"] if has_same_loss else without_loss(state_dict["optimizer"])
+        optimizer = state_dict["optimizer"]
+        if "loss" in state_dict:
+            self._load_loss(state_dict["loss"], arrangements.get("loss"))
+        else:
+            optimizer = without_loss(optimizer)
         load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])

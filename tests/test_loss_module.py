@@ -11,6 +11,7 @@ from callbacks.loss import Loss
 from ksuit_runner.checkpoint_format import read_newest
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.loop import train
+from ksuit_runner.resume import Origin
 
 
 class Scaled(nn.Module):
@@ -84,7 +85,24 @@ def test_a_fork_may_have_another_loss_and_a_resume_not(maker):
     state = first.state_dict()
     with pytest.raises(CheckpointError, match="'loss.temperature', which is not there"):
         maker.trainer(**STATE).load_state_dict(state)
+    del state["loss"]
     maker.trainer(**STATE).load_state_dict(state, same_settings=False)
+
+
+def test_a_loss_without_a_stored_state_keeps_its_own(maker):
+    class Weighted(nn.CrossEntropyLoss):
+        def __init__(self, weights):
+            super().__init__(weight=torch.tensor(weights))
+
+    first = maker.trainer(**STATE, loss=Weighted([1.0, 1.0, 1.0]))
+    state = {key: value for key, value in first.state_dict().items() if key != "loss"}
+    fork = maker.trainer(**STATE, loss=Weighted([1.0, 2.0, 3.0]))
+    fork.load_state_dict(state, same_settings=False)
+    assert fork.loss.weight.tolist() == [1.0, 2.0, 3.0]
+    origins = [
+        Origin("fork", "run00000", (place,)) for place in ("loss.weights.1", "loss", "lossy.weights", "model.loss")
+    ]
+    assert [origin.has_other_loss for origin in origins] == [True, True, False, False]
 
 
 def test_what_is_logged_is_the_loss_of_evaluation_mode(maker):
