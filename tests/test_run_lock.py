@@ -354,3 +354,16 @@ print(Path(sys.argv[1]).exists())
 """
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_an_earlier_answer_counts_for_as_long_as_it_may(path):
+    lock = RunLock(path, beat_s=60)
+    lock.acquire()
+    lock.check()
+    path.unlink()
+    lock.check(at_most_s=60)
+    with pytest.raises(TakenOverError):
+        lock.check(at_most_s=0)
+    with pytest.raises(TakenOverError):
+        lock.check(at_most_s=60)  # what is lost stays lost
+    lock.release()
