@@ -39,6 +39,7 @@ def test_killed_at_a_place(project, reference, template, place):
     assert result.differences(reference) == []
 
 
+@pytest.mark.slow
 def test_the_power_is_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
     """What was not synced is lost, as a whole or in parts; `test_disk_order.py` does this at every operation."""
     project.clear(template)
