@@ -1,10 +1,11 @@
 import json
 import os
+import shutil
 
 import pytest
 import torch
 
-from ksuit_runner.checkpoint_format import MODEL, STATE, damage, names, read_newest, write_folder
+from ksuit_runner.checkpoint_format import MODEL, STATE, damage, has_traces, names, read_newest, write_folder
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.manifest import MANIFEST
@@ -148,3 +149,18 @@ def test_a_small_file_is_replaced(tmp_path):
     write_text(tmp_path / "latest", "a")
     write_text(tmp_path / "latest", "b")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("latest", "b")]
+
+
+def test_a_run_has_traces_of_checkpoints_unless_it_never_had_one(paths, tmp_path):
+    folder = paths.checkpoints_dir
+    assert has_traces(paths) is False
+    (folder / ".E0_U1_S1.tmp").mkdir(parents=True)
+    assert has_traces(paths) is False
+    (folder / "E0_U1_S1").mkdir()
+    assert has_traces(paths) is True
+    shutil.rmtree(folder)
+    folder.write_text("a file in its place")
+    assert has_traces(paths) is True
+    folder.unlink()
+    folder.symlink_to(tmp_path / "nowhere")
+    assert has_traces(paths) is True
