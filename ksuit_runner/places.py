@@ -72,16 +72,18 @@ PLACES: Mapping[str, Place] = {
 }
 """Place of the config (``*`` stands for every key) -> what it holds."""
 
-VALUES: Mapping[str, str] = {
+VALUES: dict[str, str] = {
     "name": "str | None",
     "seed": "int",
     "output_dir": "str",
     "objective": "str | None",
     "resume_strict": "bool",
-    "register_anew": "bool",
     "parent_run_id": "str | None",
 }
 """Key at the top of the config that holds a plain value -> what fits there."""
+
+LATER_VALUES: dict[str, str] = {"register_anew": "bool"}
+"""The same of keys that configs may lack, as those that earlier versions have stored do."""
 
 INJECTED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset(

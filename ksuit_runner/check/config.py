@@ -19,7 +19,7 @@ from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.check.signature import SignatureReader
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import PLACES, VALUES
+from ksuit_runner.places import LATER_VALUES, PLACES, VALUES
 from ksuit_runner.targets import Trust, check_values
 
 
@@ -72,10 +72,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
-    for key, annotation in VALUES.items():
-        if key not in values:
-            raise ConfigError(f"{key}: it is not there; what has no value is null")
-        problem = mismatch(values[key], annotation)
+    if missing := [key for key in VALUES if key not in values]:
+        raise ConfigError(f"{missing[0]}: it is not there; what has no value is null")
+    for key, annotation in (VALUES | LATER_VALUES).items():
+        problem = mismatch(values[key], annotation) if key in values else None
         if problem is not None:
             raise ConfigError(f"{key}: {problem}")
 
