@@ -168,15 +168,18 @@ def run_tests(folder: Path, tests: Sequence[str], timeout_s: float, log: Path) -
             traceback.print_exc()
         finally:
             os._exit(status)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return status == 0
-        time.sleep(0.02)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    deadline, done = time.monotonic() + timeout_s, 0
+    try:
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return status == 0
+            time.sleep(0.02)
+        return None
+    finally:  # after Ctrl-C, too
+        if not done:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _run_here(folder: Path, tests: Sequence[str], log: Path) -> int:
