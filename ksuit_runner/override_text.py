@@ -1,6 +1,7 @@
 """Values and names as the overrides of a command line have them."""
 
 import re
+from shlex import quote
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -69,6 +70,12 @@ def parse(override: str) -> Override:
     except (HydraException, ValueError, RecursionError) as error:  # not all that its parser raises is its own
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{override[:200]}: {lines[0][:200] if lines else 'it cannot be read'}") from None
+
+
+def shell_word(text: str) -> str:
+    """Return a text as one word of a shell's command line, with the quotes that are easiest to read."""
+    in_double_quotes = "'" in text and not set(text) & set('"$`\\!')
+    return f'"{text}"' if in_double_quotes else quote(text)
 
 
 def full_name(override: str) -> str:

@@ -4,18 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from shlex import quote
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import resolve
-from ksuit_runner.compose import SWEEP_NODES, compose_places, output_dir_of
+from ksuit_runner.compose import SWEEP_NODES, compose_places, output_dir_of, without_sweep
 from ksuit_runner.config_changes import REMOVED, differences
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.masking import mask_value
-from ksuit_runner.override_text import bare_name, root
+from ksuit_runner.override_text import bare_name, root, shell_word
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recompose import with_overrides
 from ksuit_runner.reveal import reveal
@@ -186,6 +185,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
         ConfigError: An override names nothing that exists.
     """
     stored, text = read_config_and_text(paths)
+    stored = without_sweep(stored)
     extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
     refuse_sweep_settings(extra)
     before = resolve(stored)
@@ -223,7 +223,7 @@ def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run
     lines = [f"  {place}: {_short(_value_at(before, place))} -> {_short(changes[place])}" for place in refused]
     if len(lines) > _LISTED:
         lines = [*lines[: _LISTED - 1], f"  and {len(lines) - _LISTED + 1} more"]
-    fork = " ".join([program(), *(quote(item) for item in (f"fork={run_id}", *extra))])
+    fork = " ".join([program(), *(shell_word(item) for item in (f"fork={run_id}", *extra))])
     raise ResumeError("\n".join([f"this would rewrite the past of run {run_id[:8]}:", *lines, f"As a new run: {fork}"]))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from shlex import quote
 from types import TracebackType
 from typing import IO, Any, Protocol
 
@@ -22,7 +21,7 @@ from rich.text import Text
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.lasting_output import LastingStream
 from ksuit_runner.masking import mask_text
-from ksuit_runner.override_text import to_text
+from ksuit_runner.override_text import shell_word, to_text
 from ksuit_runner.stored_files import open_stored
 
 DEFAULT_OUTPUT_DIR = "outputs"
@@ -185,7 +184,7 @@ def program() -> str:
 
 def _command(mode: str, run_id: str, output_dir: Path | None) -> str:
     elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
-    where = [quote(f"output_dir={to_text(str(output_dir))}")] if elsewhere else []  # for Hydra, and for the shell
+    where = [shell_word(f"output_dir={to_text(str(output_dir))}")] if elsewhere else []  # for Hydra, and for the shell
     return " ".join([program(), *where, f"{mode}={run_id}"])
 
 

@@ -146,7 +146,7 @@ def test_the_resume_command_has_the_form_of_the_start(monkeypatch, program, comm
     monkeypatch.setattr(sys, "argv", [program])
     assert terminal.resume_command("abc") == command
     assert terminal.resume_command("abc", Path.cwd() / "outputs") == command
-    assert terminal.resume_command("abc", Path("/a b")) == command.replace("resume", "'output_dir=/a b' resume")
+    assert terminal.resume_command("abc", Path("/a b")) == command.replace("resume", "\"output_dir='/a b'\" resume")
 
 
 def test_no_color_is_respected_in_a_terminal(console, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ksuit_runner.authorship import sign
@@ -16,7 +17,7 @@ from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.stored_files import UnsafeFileError, parse_json, read_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, parse_json, read_text
 from ksuit_runner.sweep.settings import Settings, read_settings
 from ksuit_runner.sweep.space import Combination
 
@@ -102,10 +103,7 @@ def stored_texts(paths: SweepPaths) -> list[str]:
     Raises:
         ResumeError: One of the files cannot be read.
     """
-    try:
-        plan, jobs = (read_text(path, paths.sweeps_dir, _LARGEST) for path in (paths.plan, paths.jobs))
-    except UnsafeFileError as error:
-        raise _damaged(paths, f"a file of it {error}") from None
+    plan, jobs = _read(paths, paths.plan), _read(paths, paths.jobs)
     return [plan, *(line for line in jobs.split("\n") if _read_job(line) is not None)]
 
 
@@ -116,7 +114,7 @@ def read_plan(paths: SweepPaths) -> Plan:
         ResumeError: It is damaged, or something that the runner would not have stored.
     """
     try:
-        stored = read_json(paths.plan, paths.sweeps_dir, _LARGEST)
+        stored = parse_json(_read(paths, paths.plan))
         _check_fields(Plan, stored)
         return Plan(**stored | {"settings": read_settings(stored["settings"], stored.get("objective"))})
     except (UnsafeFileError, ConfigError) as error:
@@ -133,10 +131,7 @@ def read_jobs(paths: SweepPaths, count: int | None = None) -> list[Job]:
     Raises:
         ResumeError: A job is missing or damaged.
     """
-    try:
-        lines = read_text(paths.jobs, paths.sweeps_dir, _LARGEST).split("\n")
-    except UnsafeFileError as error:
-        raise _damaged(paths, f"{paths.jobs} {error}") from None
+    lines = _read(paths, paths.jobs).split("\n")
     jobs = sorted((job for line in lines if (job := _read_job(line)) is not None), key=lambda job: job.index)
     expected = range(len(jobs) if count is None else count)
     if [job.index for job in jobs] != [*expected]:
@@ -145,6 +140,13 @@ def read_jobs(paths: SweepPaths, count: int | None = None) -> list[Job]:
             paths, f"{paths.jobs} is damaged, " + (f"it lacks job {missing[0]}" if missing else "jobs repeat")
         )
     return jobs
+
+
+def _read(paths: SweepPaths, file: Path) -> str:
+    try:
+        return read_text(file, paths.sweeps_dir, _LARGEST)
+    except UnsafeFileError as error:
+        raise _damaged(paths, f"{file} {error}") from None
 
 
 def _read_job(line: str) -> Job | None:

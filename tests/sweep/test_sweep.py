@@ -68,7 +68,7 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     parent, _ = runs(output_dir)
     artifacts = output_dir / "runs" / parent / "artifacts"
     assert {path.name for path in artifacts.iterdir()} == {
-        *("plan.json", "jobs.jsonl", "leaderboard.md", "leaderboard.csv", "leaderboard.png")
+        *("plan.json", "jobs.jsonl", "signature", "leaderboard.md", "leaderboard.csv", "leaderboard.png")
     }
     assert (artifacts / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
     assert "| 0.01 | " in (artifacts / "leaderboard.md").read_text()
