@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -37,13 +37,11 @@ class Mirror:
 
     def missing(self) -> list[str]:
         """Return the paths, below the artifact root, of the files and checkpoints that are only here."""
-        found = [*_files(self._paths), *_checkpoints(self._paths), *_pointers(self._paths)]
-        return [path for path, fingerprint in found if self._known.get(path) != fingerprint]
+        return self._only_here(self._here())
 
     def adopt(self) -> None:
         """Take what is here for uploaded: it was downloaded from there."""
-        for path, fingerprint in [*_files(self._paths), *_checkpoints(self._paths), *_pointers(self._paths)]:
-            self._known[path] = fingerprint
+        self._known |= self._here()
         self._store()
 
     def update(self) -> int:
@@ -58,8 +56,10 @@ class Mirror:
             if self._known.get(path) != fingerprint:
                 count += self._upload(path, fingerprint)
         count += self._point()
-        here = {path for path, _ in [*_files(self._paths), *_checkpoints(self._paths), *_pointers(self._paths)]}
-        for path in sorted(self._known.keys() - here - {self._paths.log.name}):
+        here = self._here()
+        if self._only_here(here):
+            return count  # it came meanwhile: what it replaces is needed there until it is there, too
+        for path in sorted(self._known.keys() - here.keys() - {self._paths.log.name}):
             self._tracker.delete_artifacts(path)
             del self._known[path]
             self._store()
@@ -73,6 +73,12 @@ class Mirror:
         self._tracker.upload(log, log.name)
         self._remember(log.name, fingerprint)
         return 1
+
+    def _here(self) -> dict[str, str]:
+        return dict([*_files(self._paths), *_checkpoints(self._paths), *_pointers(self._paths)])
+
+    def _only_here(self, here: Mapping[str, str]) -> list[str]:
+        return [path for path, fingerprint in here.items() if self._known.get(path) != fingerprint]
 
     def _upload(self, path: str, fingerprint: str) -> int:
         source = self._paths.artifacts_dir / path

@@ -144,6 +144,25 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_no_failure(paths, tracker):
     assert is_same(paths, tracker)
 
 
+def test_what_is_pruned_stays_there_until_the_checkpoint_that_replaces_it_is_there(paths, tracker):
+    mirror = Mirror(tracker, paths, lambda: True)
+    write(paths, FIRST)
+    upload = tracker.upload
+
+    def comes_meanwhile(path, artifact_path):
+        upload(path, artifact_path)
+        if artifact_path.endswith("tags.json"):  # the last upload: nothing is looked for after it
+            tracker.upload = upload
+            write(paths, SECOND)
+            shutil.rmtree(paths.checkpoints_dir / FIRST)
+
+    tracker.upload = comes_meanwhile
+    mirror.update()
+    assert (tracker.folder / "checkpoints" / FIRST / "manifest.json").is_file()
+    mirror.update()
+    assert is_same(paths, tracker)
+
+
 def test_unfinished_files_are_left_out_and_the_log_comes_when_asked_for(paths, tracker):
     (paths.artifacts_dir / ".config.yaml.tmp").write_text("half")
     (paths.checkpoints_dir / f".{FIRST}.tmp").mkdir()
