@@ -1,9 +1,14 @@
 """The gradients of all parameters together: forgetting, watching and clipping them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import count
 
 import torch
 from torch import Tensor, nn
+
+graphs_built: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr", None) or count().__next__
+"""Returns a number that is another one once a graph was built, by which gradients that a hook computes are told from
+those that it changes in place on purpose. It is private to torch; without it both count as computed."""
 
 
 def forget_gradients(parameters: Iterable[Tensor]) -> None:

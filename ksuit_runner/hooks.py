@@ -12,6 +12,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_states import CallbackStates, implements
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
+from ksuit_runner.gradients import graphs_built
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.random_keys import may_draw, mix, seed_all, undisturbed
 from ksuit_runner.shared_metrics import check_shared_metrics
@@ -111,10 +112,10 @@ class Hooks:
         before = self.gradient_versions()
         with torch.no_grad(), self._generators_for(hook, methods):
             for method in methods:
-                count = torch._C._autograd._get_sequence_nr()
+                count = graphs_built()
                 self._call(method, arguments, step)
                 # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
-                is_suspect = hook == "before_every_backward" or torch._C._autograd._get_sequence_nr() != count
+                is_suspect = hook == "before_every_backward" or graphs_built() != count
                 if is_suspect and self.gradient_versions() != before:
                     name = method.__self__.name
                     raise KsuitError(
