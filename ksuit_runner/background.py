@@ -25,6 +25,7 @@ class Background(ABC):
         self._interval_s = interval_s
         self._delay_s = 0.0  # 0 while it succeeds
         self._is_stopped = False
+        self._is_taken_over = False  # the thread has ended: there is nothing to wait for
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -55,7 +56,8 @@ class Background(ABC):
         with self._changed:
             self._delay_s = min(self._delay_s, _FIRST_DELAY_S)  # someone waits: try more often
             self.notify()
-            return self._changed.wait_for(is_done, max(0.0, timeout_s))
+            self._changed.wait_for(lambda: self._is_taken_over or is_done(), max(0.0, timeout_s))
+            return is_done()
 
     def _stop(self, timeout_s: float) -> None:
         """End the thread, waiting for at most the given time."""
@@ -76,6 +78,8 @@ class Background(ABC):
             try:
                 self._work()
             except TakenOverError:
+                self._is_taken_over = True
+                self._progressed()
                 return
             except BaseException as error:  # whatever it raises, training goes on
                 if not self._delay_s and not self._is_stopped:

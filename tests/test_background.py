@@ -1,8 +1,10 @@
 """A thread that works behind training: how often, how it waits after failures, and how it ends."""
 
 import threading
+import time
 
 from ksuit_runner.background import Background
+from ksuit_runner.errors import TakenOverError
 
 
 class Worker(Background):
@@ -76,6 +78,27 @@ def test_once_it_is_to_end_it_says_nothing_more():
 
     worker._work = work
     worker.start()
+    worker._thread.join(30)
+    assert worker.said == [] and not worker._thread.is_alive()
+
+
+def test_who_waits_is_let_go_when_the_run_is_taken_over():
+    worker, waits = Worker(failures=0), threading.Event()
+
+    def is_done():
+        waits.set()
+        return False
+
+    def work():
+        waits.wait(30)
+        raise TakenOverError("another process goes on")
+
+    worker._work = work
+    start = time.monotonic()
+    worker.start()
+    assert not worker._wait_for(is_done, 60)
+    assert time.monotonic() - start < 30
+    assert not worker._wait_for(is_done, 60)
     worker._thread.join(30)
     assert worker.said == [] and not worker._thread.is_alive()
 
