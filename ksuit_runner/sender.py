@@ -40,7 +40,6 @@ class Shipment:
         self._journal = journal
         self._sent_path = sent_path
         self._tracker = tracker
-        self.offset = 0
         self.is_cancelled = threading.Event()
         self._advance(self._load_offset())
 

@@ -11,7 +11,7 @@ import pytest
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal, Point
-from ksuit_runner.sender import MetricSender
+from ksuit_runner.sender import MetricSender, Shipment
 from ksuit_runner.tracker.noop import NoopTracker
 
 
@@ -210,6 +210,16 @@ def test_points_are_on_the_disk_before_they_are_sent(journal: Journal, tmp_path:
     journal.append(1, {"a": 1})
     assert sender.close(30) == 0
     assert done == ["synced", "sent"]
+
+
+def test_a_shipment_says_how_many_points_it_has_sent(journal: Journal, tmp_path: Path) -> None:
+    journal.append(1, {"a": 1, "b": 1})
+    journal.append(2, {"a": 2})
+    shipment = Shipment(journal, tmp_path / "sent", ListTracker())
+    assert (shipment.offset, shipment.send(), shipment.send()) == (0, 3, 0)
+    journal.append(3, {"a": 3})
+    shipment.is_cancelled.set()
+    assert (shipment.send(), shipment.pending()) == (0, 1)
 
 
 def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
