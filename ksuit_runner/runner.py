@@ -155,12 +155,13 @@ def _do(
     surroundings: Surroundings,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
+        if launch.mode in ("train", "fork"):
+            store(record.paths, config, launch)
     if launch.mode != "evaluate":
         assembly.trainer.data_container.check_repeatable()
     try:
         with files_explained():
-            if launch.mode in ("train", "fork"):
-                store(record.paths, config, launch)
             if launch.mode != "evaluate":
                 record.describe(config, assembly.trainer.data_container, surroundings)
             if launch.mode == "fork" and checkpoint is not None:
