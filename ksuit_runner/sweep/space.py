@@ -122,12 +122,13 @@ def _parse(place: str, override: str) -> Override:
 
 def _interval(place: str, sweep: IntervalSweep) -> Interval:
     low, high = sweep.start, sweep.end
-    if low is None or high is None or not low < high:
-        raise ConfigError(f"{place}: the ends of an interval have to be in order, not {low} and {high}")
+    assert low is not None and high is not None  # the grammar demands both
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"{place}: the ends of an interval have to be finite and in order, not {low} and {high}")
     log = "log" in sweep.tags
     if log and low <= 0:
         raise ConfigError(f"{place}: a logarithmic interval begins above 0, not at {low}")
-    return Interval(float(low), float(high), log, whole=isinstance(low, int) and isinstance(high, int))
+    return Interval(float(low), float(high), log, whole=isinstance(low, int))
 
 
 def _matching(place: str, key: str, glob: Glob) -> tuple[str, ...]:

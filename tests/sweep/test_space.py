@@ -104,7 +104,14 @@ def test_shuffle_is_reproducible_and_leaves_the_generator_alone():
         ({"a": "tag(log, interval(0, 1))"}, "sweep.params.a: a logarithmic interval begins above 0"),
         ({"modell": "glob(*)"}, "there is no group 'modell'"),
         ({"model": "glob(x*)"}, "no file of the group 'model' matches"),
+        (
+            {"a": "interval(1, inf)"},
+            "sweep.params.a: the ends of an interval have to be finite and in order, not 1.0 and inf",
+        ),
+        ({"a": "interval(-inf, 1)"}, "sweep.params.a: the ends of an interval"),
+        ({"a": "interval(nan, 1)"}, "sweep.params.a: the ends of an interval"),
         ({"a": "range(1,"}, "a=range"),
+        ({"a": [1, {"größe": 1}]}, "sweep.params.a: the key 'größe' cannot be written in an override"),
     ],
 )
 def test_mistakes_name_the_parameter(params, message):
