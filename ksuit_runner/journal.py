@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from ksuit_runner.durable_files import make_folder, sync
+from ksuit_runner.point import Point
 from ksuit_runner.stored_files import open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
@@ -21,22 +22,6 @@ _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what foll
 _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
 _LONGEST_LINE = 1 << 26  # in bytes; what is longer is no line of a journal
 _INTEGER_LIMIT = 1 << 63
-
-
-class Point(NamedTuple):
-    """One value of one metric.
-
-    Attributes:
-        key: Name of the metric.
-        value: Its value, NaN and infinities included.
-        step: Update at which it was logged.
-        timestamp: When it was first logged, in ms since 1970. It is part of the point's identity, so it never changes.
-    """
-
-    key: str
-    value: float
-    step: int
-    timestamp: int
 
 
 class Journal:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider, improves
+from ksuit_runner.point import Point
 
 
 @dataclass

@@ -14,8 +14,9 @@ from ksuit_runner.data.container import DataContainer
 from ksuit_runner.durable_files import renew, write_text
 from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import TakenOverError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index

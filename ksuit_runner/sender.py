@@ -9,7 +9,8 @@ from pathlib import Path
 from ksuit_runner.background import Background
 from ksuit_runner.durable_files import open_new
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
+from ksuit_runner.point import Point
 from ksuit_runner.stored_files import UnsafeFileError, read_text
 from ksuit_runner.tracker.base import BaseTracker
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal, Point, is_damaged
+from ksuit_runner.journal import Journal, is_damaged
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.sender import read_offset
 from ksuit_runner.tracker.base import BaseTracker
 

@@ -28,6 +28,7 @@ LAYERS = (
         "lasting_output",
         "masking",
         "nested",
+        "point",
     ),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksuit_runner.journal import Journal, Point, is_damaged, read_points
+from ksuit_runner.journal import Journal, is_damaged, read_points
+from ksuit_runner.point import Point
 
 
 def _points(journal: Journal, offset: int = 0) -> list[Point]:

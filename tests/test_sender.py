@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
+from ksuit_runner.point import Point
 from ksuit_runner.sender import MetricSender, Shipment
 from ksuit_runner.tracker.noop import NoopTracker
 

@@ -4,8 +4,9 @@ import os
 import pytest
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.tracked_points import copy_history, open_journal, write_points
 from ksuit_runner.tracker.noop import NoopTracker
 

@@ -12,9 +12,10 @@ from callbacks.train_loss import TrainLoss
 from ksuit_runner.background import Background
 from ksuit_runner.checkpoint_format import names
 from ksuit_runner.errors import TakenOverError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.loop import train
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.tracker.deferred import DeferredTracker

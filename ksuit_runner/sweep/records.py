@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ksuit_runner.durable_files import append_line
-from ksuit_runner.journal import Point, read_points
+from ksuit_runner.journal import read_points
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.point import Point
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, JobRecord, local_record, runs_of_jobs
 from ksuit_runner.sweep.task import JobResult
 from ksuit_runner.tracker.base import BaseTracker

@@ -11,9 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 from ksuit_runner.errors import LostRunError, TrackerError
-from ksuit_runner.journal import Point
 from ksuit_runner.masking import mask_text, mask_value
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.point import Point
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.local_ids import LocalIdTracker
 from ksuit_runner.tracker.outbox import Outbox, index_registered, load_or_ask

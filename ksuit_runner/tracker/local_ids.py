@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
 from ksuit_runner.tracker.outbox import Outbox
 

@@ -20,10 +20,11 @@ from ksuit_runner.checkpoint_format import damage, has_traces, names, read_newes
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.durable_files import commit_folder, make_folder, sync, write_text
 from ksuit_runner.errors import CheckpointError
-from ksuit_runner.journal import Journal, Point
+from ksuit_runner.journal import Journal
 from ksuit_runner.loop import train
 from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.point import Point
 from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_run import Launch, add_to_index, entries, read_config, read_launch, store
 from ksuit_runner.sweep.plan import Job, Plan, add_job, read_jobs, read_plan, store_plan

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Point
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.point import Point
 from ksuit_runner.tracker import embedded
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 _LOG = """
 import sys
 from pathlib import Path
-from ksuit_runner.journal import Point
+from ksuit_runner.point import Point
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.mlflow import MlflowTracker
 tracker = MlflowTracker(OutputPaths(sys.argv[1]))
