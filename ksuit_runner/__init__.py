@@ -1,3 +1,71 @@
-"""ksuit_runner: a config-driven experiment runner for PyTorch."""
+"""ksuit_runner: a config-driven experiment runner for PyTorch.
+
+What a project's own code needs can be imported from here. A name is looked up when it is first used, so that the
+import of the package itself costs nothing: neither torch nor MLflow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ksuit_runner.callback_base import CallbackBase
+    from ksuit_runner.counter import Interval, UpdateCounter
+    from ksuit_runner.data.container import DataContainer
+    from ksuit_runner.data.tensor_dataset import TensorDataset
+    from ksuit_runner.errors import ConfigError, StopTraining
+    from ksuit_runner.launchers.base import Launcher
+    from ksuit_runner.metric_callback import MetricCallback
+    from ksuit_runner.models.base import ModelBase
+    from ksuit_runner.paths import PathProvider
+    from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+    from ksuit_runner.tracker.base import BaseTracker
+    from ksuit_runner.trainer import SgdTrainer
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BaseTracker",
+    "CallbackBase",
+    "ConfigError",
+    "DataContainer",
+    "DatasetCallback",
+    "Interval",
+    "Launcher",
+    "MetricCallback",
+    "ModelBase",
+    "PathProvider",
+    "PeriodicCallback",
+    "SgdTrainer",
+    "StopTraining",
+    "TensorDataset",
+    "UpdateCounter",
+]
+
+_MODULES = {
+    "BaseTracker": "tracker.base",
+    "CallbackBase": "callback_base",
+    "ConfigError": "errors",
+    "DataContainer": "data.container",
+    "DatasetCallback": "periodic_callback",
+    "Interval": "counter",
+    "Launcher": "launchers.base",
+    "MetricCallback": "metric_callback",
+    "ModelBase": "models.base",
+    "PathProvider": "paths",
+    "PeriodicCallback": "periodic_callback",
+    "SgdTrainer": "trainer",
+    "StopTraining": "errors",
+    "TensorDataset": "data.tensor_dataset",
+    "UpdateCounter": "counter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -124,7 +124,7 @@ def test_everything_that_ships_is_in_it(wheel):
         names = set(archive.namelist())
     expected = {f"ksuit_runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
     sources = [path for name in ("ksuit_runner", "callbacks") for path in ROOT.glob(f"{name}/**/*.py")]
-    expected |= {str(path.relative_to(ROOT)) for path in sources}
+    expected |= {str(path.relative_to(ROOT)) for path in sources} | {"ksuit_runner/py.typed"}
     assert expected <= names
     others = {name for name in names if ".dist-info/" not in name} - expected
     assert not others

@@ -127,6 +127,8 @@ class Sources:
             raise MissingName(f"'{module.name}.{head}' is a module, not a class")
         if is_open and not (rest and module.folders):  # packages make up names, but hardly ever modules
             return None
+        if head in (module.exported or ()):  # made when it is asked for
+            return None
         hint = nearest(head, self._public(module))
         raise MissingName(f"there is no '{head}' in '{module.name}'. {hint}".rstrip())
 
@@ -136,7 +138,7 @@ class Sources:
         for name in module.stars:
             star = self.module(name)
             found |= self._public(star) if star and star is not module else set()
-        return {name for name in found.union(module.names) if not name.startswith("_")}
+        return {name for name in found.union(module.names, module.exported or ()) if not name.startswith("_")}
 
 
 def _member(definition: Definition, names: list[str]) -> Definition | None:

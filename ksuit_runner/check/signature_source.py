@@ -66,11 +66,24 @@ class Module:
         ]
         return found[::-1]
 
+    @cached_property
+    def exported(self) -> frozenset[str] | None:
+        """The names in its ``__all__``, or None if there is none, or it is more than one list of texts."""
+        written = [item for item in self.statements if "__all__" in _changed(item)]
+        if len(written) != 1 or not isinstance(written[0], ast.Assign | ast.AnnAssign):
+            return None
+        parts = getattr(written[0].value, "elts", [None])
+        names = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        return frozenset(names) if len(names) == len(parts) else None
+
     @property
     def is_open(self) -> bool:
         """Whether it may have names that do not stand in its source."""
         source = self.source
-        return source is None or "__getattr__" in self.names or "globals()" in source or "sys.modules[" in source
+        if source is None:
+            return True
+        makes_up_names = "__getattr__" in self.names or "globals()" in source or "sys.modules[" in source
+        return makes_up_names and self.exported is None
 
     def may_have(self, name: str) -> bool:
         """Whether its text leaves it open that it has a name; a text without it is not worth to be parsed."""
@@ -107,6 +120,15 @@ def flatten(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield from flatten(statement.body)
         else:
             yield statement
+
+
+def _changed(statement: ast.stmt) -> Iterator[str]:
+    """Yield the global names that a statement binds, or changes in place: ``x += ...``, ``x.extend(...)``."""
+    yield from _bound(statement)
+    if isinstance(statement, ast.AugAssign):
+        yield from dotted(statement.target) or ()
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        yield from (dotted(statement.value.func) or ())[:1]
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:

@@ -244,6 +244,35 @@ def test_what_cannot_be_told_from_source_is_left_open(write):
     assert all(read(f"lab.a.{name}").any_name for name in ("Bare", "Named", "Decorated", "Circle"))
 
 
+LAZY = """
+    from typing import TYPE_CHECKING
+    if TYPE_CHECKING:
+        from lab.net import Net
+    {exported}
+    def __getattr__(name): return globals().setdefault(name, ...)
+"""
+
+
+def test_a_package_with_a_literal_all_makes_up_no_other_names(write):
+    write("lab/net.py", "class Net:\n    def __init__(self, x: int): ...")
+    write("lab/__init__.py", LAZY.format(exported="__all__ = ['Net', 'Made']"))
+    assert read("lab.Net").parameters == (Parameter("x", "int"),)
+    assert read("lab.Net").bases == {"lab.net.Net"}
+    assert read_signature("lab.Made") is None
+    with pytest.raises(ConfigError, match="there is no 'Mde' in 'lab'. Did you mean 'Made'?"):
+        read_signature("lab.Mde")
+
+
+@pytest.mark.parametrize(
+    "exported",
+    ["", "__all__ = ['Net', *more]", "__all__ = ['Net']; __all__ += more", "__all__ = ['Net']; __all__.append('X')"],
+)
+def test_a_package_without_one_may_have_any_name(write, exported):
+    write("lab/net.py", "class Net: ...")
+    write("lab/__init__.py", LAZY.format(exported=exported))
+    assert read_signature("lab.Nett") is None
+
+
 def test_imports_in_a_circle_end(write):
     write("lab/a.py", "from lab.b import X")
     write("lab/b.py", "from lab.a import X")
