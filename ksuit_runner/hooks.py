@@ -190,7 +190,7 @@ class Hooks:
         with torch.no_grad():
             for item in self.callbacks.values():
                 if isinstance(item, DatasetCallback):
-                    self._call(item.periodic_callback, {"update_counter": self._counter})
+                    self._call(item.periodic_callback, {"update_counter": self._counter}, "")
 
     def evaluations(self) -> list[tuple[Interval, str]]:
         """Return which datasets are evaluated when, in the order in which that happens after an update."""
@@ -204,7 +204,7 @@ class Hooks:
         for item in self.callbacks.values():
             item.close()
 
-    def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str = 0) -> None:
+    def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
         if method in self._drawing:
             self._seed(method, part)
         try:

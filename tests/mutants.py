@@ -46,11 +46,14 @@ TESTS = {
     ),
     "durable_files": (_DISK,),
     "hooks": (
-        *("tests/test_modes.py", "tests/test_callback_draws.py", "tests/test_loop.py", "tests/test_loop_ends.py"),
-        "tests/test_failed_run.py",
+        *("tests/test_logging.py", "tests/test_callback_base.py", "tests/test_evaluation_only.py"),
+        *("tests/test_callback_draws.py", "tests/test_modes.py", "tests/test_failed_run.py"),
     ),
     "journal": (f"{_POWER}[the journal]", "tests/test_tracked_points.py", "tests/test_sender.py"),
-    "loop": ("tests/test_logging.py", "tests/test_modes.py", "tests/test_failed_run.py"),
+    "loop": (
+        *("tests/test_logging.py", "tests/test_thaw.py", "tests/test_evaluation_only.py", "tests/test_state.py"),
+        *("tests/test_modes.py", "tests/test_failed_run.py", "tests/test_callback_draws.py"),
+    ),
     "manifest": ("tests/test_checkpoint_format.py",),
     "run_lock": ("tests/test_two_owners.py",),
     "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),

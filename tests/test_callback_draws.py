@@ -13,7 +13,7 @@ from ksuit_runner.factory import Factory
 from ksuit_runner.hooks import HOOKS
 from ksuit_runner.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing
+from ksuit_runner.random_keys import draws_nothing, mix, seed_all
 from ksuit_runner.trainer import SgdTrainer
 
 DRAWN = ("before_training", *(hook for hook in HOOKS if hook not in ("before_training", "on_exception")))
@@ -130,6 +130,18 @@ def test_a_failure_and_a_resume_change_nothing(maker, expected):
     drawn.pop(beginning[0]), after.pop(beginning[1]), expected.pop(beginning[0])
     assert not drawn.keys() & after.keys()
     assert {**drawn, **after} == expected
+
+
+def test_a_newer_version_draws_the_same_after_a_resume(expected):
+    """What the numbers are keyed by is as good as stored in every run that is not finished."""
+    for hook, update, part in (
+        ("before_training", 0, 0),
+        ("before_every_update", 4, 0),
+        ("before_every_backward", 4, 1),
+        ("after_update", 4, ""),
+    ):
+        seed_all(mix(3, "callback", "notes", hook, update, part))
+        assert expected["notes", hook, update][part or 0] == draw()
 
 
 class Noisy(nn.Module):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ksuit_runner import checkpoint
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint import read_tags
 from ksuit_runner.checkpoint_format import names, read_newest
 from ksuit_runner.errors import CheckpointError, ResumeError
 from ksuit_runner.loop import train
@@ -151,16 +152,59 @@ def test_an_error_between_updates_leaves_a_checkpoint(maker):
     assert read_newest(maker.paths()).progress.update == 5
 
 
+class Counts(Raises):
+    """Logs how many errors it was told of."""
+
+    def _on_exception(self, error):
+        super()._on_exception(error)
+        self.writer.add_scalar("errors", float(len(self.seen)))
+
+
+def logged(run):
+    run.log_writer.sync()
+    return [(point.key, point.step, point.value) for points, _ in run.log_writer._journal.read() for point in points]
+
+
+def test_what_callbacks_log_of_an_error_is_recorded(maker):
+    run = maker.run({"counts": (Counts, {"update": 2})})
+    with pytest.raises(ZeroDivisionError):
+        train(run)
+    assert logged(run) == [("errors", 2, 1.0)]
+
+
 def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
-    class TakenOver(CallbackBase):
+    class TakenOver(Counts):
         def _after_update(self, update_counter):
             if update_counter.update == 4:
                 run.taken_over.set()
 
-    run = maker.run({"taken": (TakenOver, {})})
+    run = maker.run({"taken": (TakenOver, {"update": None})})
     with pytest.raises(ResumeError, match="another process goes on"):
         train(run)
-    assert names(maker.paths()) == []
+    assert len(run.hooks.callbacks["taken"].seen) == 1
+    assert names(maker.paths()) == logged(run) == []
+
+
+def test_a_checkpoint_that_was_asked_for_before_an_error_is_made_after_the_resume(maker):
+    class Asks(CallbackBase):
+        def _after_update(self, update_counter):
+            if update_counter.update == 5:
+                self.checkpoint_writer.request("asked")
+
+    asks = {"asks": (Asks, {})}
+    with pytest.raises(ZeroDivisionError):
+        train(maker.run({**asks, "raises": (Raises, {"update": 5})}))
+    assert read_tags(maker.paths()) == {}
+    train(maker.run({**asks, "raises": (Raises, {"update": None})}, resume=True))
+    assert read_tags(maker.paths()) == {"asked": "E1_U5_S30"}
+
+
+def test_nothing_is_left_to_do_after_the_end(maker):
+    run = maker.run({"l": (Losses, {})})
+    assert not run.is_finished
+    train(run)
+    assert run.is_finished
+    assert read_newest(maker.paths()).state["unfinished"] is None
 
 
 def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(maker):
