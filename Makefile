@@ -11,6 +11,7 @@ PORT ?= 5000
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests of one file stay in one worker: they share what is expensive to set up.
 # One thread per worker: two workers with two threads each on two cores wait for each other most of the time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -73,9 +74,10 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed and '$(PYTHON)' is not. Name one: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(PIP) install --upgrade 'pip>=25.1' # for --group
+	$(PIP) install --editable . --group dev
 	@touch $@
 
 $(VENV)/.installed-bench: $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]'
+	$(PIP) install --editable . --group dev --group bench
 	@touch $@

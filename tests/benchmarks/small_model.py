@@ -59,7 +59,7 @@ def _peers(task: SmallTask, result: Result) -> dict[str, Callable[[], float]]:
         if is_installed(PACKAGES[module]):
             found[name] = partial(import_module(f".peer_{module}", __package__).train, task)
         else:
-            result.notes.append(f"{name} is left out: {PACKAGES[module]} is not installed (pip install '.[bench]')")
+            result.notes.append(f"{name} is left out: {PACKAGES[module]} is not installed (pip install --group bench)")
     return found
 
 
