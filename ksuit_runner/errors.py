@@ -78,3 +78,10 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Valid: {', '.join(names)}." if names else "There are none."
+
+
+def nearest(name: str, valid: Iterable[str], longest: int = 12) -> str:
+    """Name the nearest valid name; without one, list them all unless they are too many to help."""
+    names = sorted({str(item) for item in valid})
+    hint = suggest(name, names)
+    return hint if hint.startswith("Did") or len(names) <= longest else ""

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.places import nearest
+from ksuit_runner.errors import ConfigError, nearest, suggest
 
 ParameterRules = Mapping[str, Mapping[str, Any]]
 

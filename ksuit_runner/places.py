@@ -3,11 +3,11 @@
 Both the check before a run and the factory that builds the objects go by what stands here.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, nearest
 
 UNKNOWN: Any = object()
 """Default of a parameter that has a default which is not a plain value."""
@@ -116,13 +116,6 @@ def place_at(place: str) -> Place | None:
     """Return what a dotted place holds, or None if it is none of the PLACES."""
     above = place.rpartition(".")[0]
     return PLACES.get(place) or PLACES.get(f"{above}.*")
-
-
-def nearest(name: str, valid: Iterable[str], longest: int = 12) -> str:
-    """Name the nearest valid name; without one, list them all unless they are too many to help."""
-    names = sorted({str(item) for item in valid})
-    hint = suggest(name, names)
-    return hint if hint.startswith("Did") or len(names) <= longest else ""
 
 
 def bind(

@@ -1,7 +1,7 @@
 import pytest
 
-from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import INJECTED, PLACES, Parameter, bind, nearest, place_at
+from ksuit_runner.errors import ConfigError, nearest
+from ksuit_runner.places import INJECTED, PLACES, Parameter, bind, place_at
 
 PARAMETERS = [Parameter("model"), Parameter("decay", "float"), Parameter("every", "int", required=False, default=1)]
 

@@ -10,8 +10,8 @@ from typing import Any
 from ksuit_runner.check.annotation import mentions
 from ksuit_runner.check.objects import CheckedObject
 from ksuit_runner.counter import Interval
-from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.places import UNKNOWN, nearest
+from ksuit_runner.errors import ConfigError, nearest, suggest
+from ksuit_runner.places import UNKNOWN
 
 _INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
 _CALLBACKS = ("callbacks.", "default_callbacks.")

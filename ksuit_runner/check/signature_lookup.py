@@ -14,8 +14,7 @@ from typing import Any
 
 from ksuit_runner import joined_package
 from ksuit_runner.check.signature_source import Function, Module, dotted, flatten
-from ksuit_runner.errors import ConfigError
-from ksuit_runner.places import nearest
+from ksuit_runner.errors import ConfigError, nearest
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
 _Steps = frozenset[tuple[str, ...]]
