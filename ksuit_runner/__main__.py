@@ -26,8 +26,9 @@ from ksuit_runner.compose import (
 from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.lasting_output import secure_output
+from ksuit_runner.override_text import value_of
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested, value_of
+from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.terminal import make_console, print_error, print_traceback

@@ -1,6 +1,7 @@
 """Values and names as the overrides of a command line have them."""
 
 import re
+from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
@@ -91,3 +92,20 @@ def bare_name(override: str) -> str:
 def root(override: str) -> str:
     """Return the first part of an override's place in the config."""
     return bare_name(override).partition(".")[0]
+
+
+def value_of(name: str, overrides: Sequence[str]) -> str | None:
+    """Return the value that a key at the top of the config is given on the command line, None for none or null.
+
+    Raises:
+        ConfigError: It is given without a value, or twice.
+    """
+    values = [item.partition("=")[2].strip() for item in overrides if bare_name(item) == name and "=" in item]
+    if len(values) > 1:
+        raise ConfigError(f"{name}: it is given {len(values)} times: {', '.join(values)}")
+    if not values or values[0] == "null":
+        return None
+    value = re.sub(r"""^(['"])(.*)\1$""", r"\2", values[0])
+    if not value:
+        raise ConfigError(f"{name}=: there is no value, as with an empty variable of the shell. {name}=null is none")
+    return value

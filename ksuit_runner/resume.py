@@ -1,6 +1,5 @@
 """From a run id to a config: the stored one with the changes that are allowed, before torch is imported."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +13,7 @@ from ksuit_runner.config_changes import REMOVED, differences
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.masking import mask_value
-from ksuit_runner.override_text import bare_name, root, shell_word
+from ksuit_runner.override_text import bare_name, root, shell_word, value_of
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recompose import with_overrides
 from ksuit_runner.reveal import reveal
@@ -98,23 +97,6 @@ class Request:
 
     def __str__(self) -> str:
         return f"{self.mode}={self.query}" + (f"@{self.checkpoint}" if self.checkpoint else "")
-
-
-def value_of(name: str, overrides: Sequence[str]) -> str | None:
-    """Return the value that a key at the top of the config is given on the command line, None for none or null.
-
-    Raises:
-        ConfigError: It is given without a value, or twice.
-    """
-    values = [item.partition("=")[2].strip() for item in overrides if bare_name(item) == name and "=" in item]
-    if len(values) > 1:
-        raise ConfigError(f"{name}: it is given {len(values)} times: {', '.join(values)}")
-    if not values or values[0] == "null":
-        return None
-    value = re.sub(r"""^(['"])(.*)\1$""", r"\2", values[0])
-    if not value:
-        raise ConfigError(f"{name}=: there is no value, as with an empty variable of the shell. {name}=null is none")
-    return value
 
 
 def requested(overrides: Sequence[str]) -> Request | None:

@@ -4,7 +4,8 @@ import pytest
 
 from ksuit_runner.__main__ import _main
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.resume import Request, requested, value_of
+from ksuit_runner.override_text import value_of
+from ksuit_runner.resume import Request, requested
 from ksuit_runner.sweep.planning import plan_sweep
 
 COMMANDS = (

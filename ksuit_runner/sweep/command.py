@@ -13,9 +13,8 @@ from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.factory import Factory
 from ksuit_runner.launchers.base import Launcher
-from ksuit_runner.override_text import bare_name, parse, root
+from ksuit_runner.override_text import bare_name, parse, root, value_of
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.resume import value_of
 from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_files import check_folder
