@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import check_config
+from ksuit_runner.command_line import command_line
 from ksuit_runner.compose import (
     CONFIG_NAME,
     MISTAKES,
@@ -23,7 +24,6 @@ from ksuit_runner.compose import (
     shipped_conf,
     without_sweep,
 )
-from ksuit_runner.environment import command_line
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.override_text import value_of

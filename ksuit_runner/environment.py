@@ -5,10 +5,7 @@ Environment variables are left out on purpose: they hold passwords and tokens.
 
 import os
 import platform
-import shlex
 import subprocess
-import sys
-from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -19,7 +16,7 @@ from typing import Any
 import psutil
 
 from ksuit_runner import __version__
-from ksuit_runner.masking import mask_text
+from ksuit_runner.command_line import command_line
 
 DIFF_LIMIT = 1_000_000
 """Size that a stored diff is cut at, in bytes."""
@@ -71,20 +68,6 @@ def collect() -> dict[str, Any]:
         "packages": packages,
         "hardware": hardware(),
     }
-
-
-def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return the command that started this process, quoted so that a shell takes it back, with passwords masked.
-
-    Args:
-        argv: The arguments, by default those of the process; the first one is the program.
-    """
-    program, *arguments = sys.argv if argv is None else argv
-    path = Path(program)
-    if path.name == "__main__.py":
-        return mask_text(shlex.join(["python", "-m", path.parent.name, *arguments]))
-    name = path.name if path.stem == "ksuit-runner" else program
-    return mask_text(shlex.join([name, *arguments]))
 
 
 def git_state() -> dict[str, str | bool | None]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import resolve
+from ksuit_runner.command_line import program
 from ksuit_runner.compose import SWEEP_NODES, compose_places, output_dir_of, without_sweep
 from ksuit_runner.config_changes import REMOVED, differences
 from ksuit_runner.counter import Progress
@@ -19,7 +20,6 @@ from ksuit_runner.recompose import with_overrides
 from ksuit_runner.reveal import reveal
 from ksuit_runner.stored_run import find_local, read_config_and_text, read_launch, unknown_run
 from ksuit_runner.targets import Trust
-from ksuit_runner.terminal import program
 from ksuit_runner.trust import trust_in
 
 Mode = Literal["resume", "fork", "evaluate"]

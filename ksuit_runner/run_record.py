@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ksuit_runner import __version__
+from ksuit_runner.command_line import sync_command
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.durable_files import renew, write_text
 from ksuit_runner.environment import Surroundings
@@ -20,7 +21,6 @@ from ksuit_runner.point import Point
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index
-from ksuit_runner.terminal import sync_command
 from ksuit_runner.tracked_points import copy_history, open_journal
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
 from ksuit_runner.tracker.deferred import DeferredTracker

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ksuit_runner.assembly import Assembly, build_trainer
 from ksuit_runner.checkpoint_format import Checkpoint, has_traces, read_newest
+from ksuit_runner.command_line import resume_command
 from ksuit_runner.device import deterministic_kernels
 from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_explained
@@ -26,7 +27,7 @@ from ksuit_runner.run_state import Run, save_checkpoint
 from ksuit_runner.stored_files import check_folder
 from ksuit_runner.stored_run import Launch, read_launch, store, store_changes
 from ksuit_runner.targets import Trust
-from ksuit_runner.terminal import make_console, print_end, print_start, resume_command, setup_logging
+from ksuit_runner.terminal import make_console, print_end, print_start, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.trainer import SgdTrainer
 

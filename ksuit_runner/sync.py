@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.command_line import sync_command
 from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.factory import Factory
@@ -14,7 +15,7 @@ from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_run import find_local, read_config_and_text, unknown_run
-from ksuit_runner.terminal import make_console, sync_command
+from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.trust import trust_in
 

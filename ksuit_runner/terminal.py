@@ -21,11 +21,7 @@ from rich.text import Text
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.lasting_output import LastingStream
 from ksuit_runner.masking import mask_text
-from ksuit_runner.override_text import shell_word, to_text
 from ksuit_runner.stored_files import open_stored
-
-DEFAULT_OUTPUT_DIR = "outputs"
-"""Where runs are if the config does not say otherwise."""
 
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
@@ -160,32 +156,6 @@ def print_error(console: Console, error: KsuitError) -> None:
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that nobody has explained as Python does, with passwords masked; for ``sys.excepthook``."""
     sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))
-
-
-def resume_command(run_id: str, output_dir: Path | None = None) -> str:
-    """Return the command that resumes a run, in the form in which this process was started.
-
-    Args:
-        run_id: Id of the run.
-        output_dir: Where the run is, to be said if it is not where the command looks first.
-    """
-    return _command("resume", run_id, output_dir)
-
-
-def sync_command(run_id: str, output_dir: Path | None = None) -> str:
-    """Return the command that tells the tracker what it does not know of a run yet; see ``resume_command``."""
-    return _command("sync", run_id, output_dir)
-
-
-def program() -> str:
-    """Return the command that this process was started with, without its arguments."""
-    return "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
-
-
-def _command(mode: str, run_id: str, output_dir: Path | None) -> str:
-    elsewhere = output_dir is not None and output_dir != Path.cwd() / DEFAULT_OUTPUT_DIR
-    where = [shell_word(f"output_dir={to_text(str(output_dir))}")] if elsewhere else []  # for Hydra, and for the shell
-    return " ".join([program(), *where, f"{mode}={run_id}"])
 
 
 def format_number(value: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ksuit_runner import __version__, environment
+from ksuit_runner import __version__, command_line, environment
 
 NO_GIT = {"commit": None, "branch": None, "dirty": None}
 
@@ -69,7 +69,7 @@ def test_no_environment_variable_is_stored(folder, monkeypatch):
 )
 def test_the_command_can_be_given_to_a_shell_again(program, start):
     arguments = ["callbacks=[ema,accuracy]", "name=it's new", "optimizer.lr=3e-4"]
-    command = environment.command_line([program, *arguments])
+    command = command_line.command_line([program, *arguments])
     assert command.startswith(start + " ")
     assert shlex.split(command)[-3:] == arguments
 

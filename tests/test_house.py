@@ -32,7 +32,7 @@ LAYERS = (
     ),
     (
         *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
-        *("environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
+        *("command_line", "environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
         *(
             "compose",
             "trust",

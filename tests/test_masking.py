@@ -8,7 +8,7 @@ from command import SMALL, run_dir
 from omegaconf import OmegaConf
 from test_hostile import commands
 
-from ksuit_runner.environment import command_line
+from ksuit_runner.command_line import command_line
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.masking import mask_config, mask_text, masked_places
 from ksuit_runner.paths import PathProvider

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from command import REPOSITORY
 
+from ksuit_runner.command_line import resume_command, sync_command
 from ksuit_runner.override_text import parse, to_text
-from ksuit_runner.terminal import resume_command, sync_command
 
 STRANGE = "a, b=c #d'e;f \"ü\" $HOME `g` (h) [i] {j} ~k\\ !l & m* 'n"
 

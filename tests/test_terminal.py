@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ksuit_runner import terminal
+from ksuit_runner import command_line, terminal
 from ksuit_runner.errors import ConfigError
 
 RUN_ID = "3f2a9c51e0d84b7aa1b2c3d4e5f60718"
@@ -65,7 +65,7 @@ def test_the_start_is_aligned_and_paths_below_the_current_folder_are_short(conso
 
 
 def test_the_end_in_a_file_is_plain_and_complete(console, tmp_path):
-    command = terminal.resume_command(RUN_ID)
+    command = command_line.resume_command(RUN_ID)
     terminal.print_end(console, SUMMARY, tmp_path, command, "KILLED")
     text = text_of(console)
     assert "\x1b" not in text
@@ -144,9 +144,9 @@ def test_numbers_are_compact(value, text):
 )
 def test_the_resume_command_has_the_form_of_the_start(monkeypatch, program, command):
     monkeypatch.setattr(sys, "argv", [program])
-    assert terminal.resume_command("abc") == command
-    assert terminal.resume_command("abc", Path.cwd() / "outputs") == command
-    assert terminal.resume_command("abc", Path("/a b")) == command.replace("resume", "\"output_dir='/a b'\" resume")
+    assert command_line.resume_command("abc") == command
+    assert command_line.resume_command("abc", Path.cwd() / "outputs") == command
+    assert command_line.resume_command("abc", Path("/a b")) == command.replace("resume", "\"output_dir='/a b'\" resume")
 
 
 def test_no_color_is_respected_in_a_terminal(console, monkeypatch, capsys):

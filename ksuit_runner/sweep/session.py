@@ -7,6 +7,7 @@ from typing import Protocol
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ksuit_runner.command_line import sync_command
 from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import AliveError, ConfigError, TrackerError
 from ksuit_runner.factory import Factory
@@ -29,7 +30,7 @@ from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.task import JobResult, Task
 from ksuit_runner.sync import send_all
 from ksuit_runner.targets import Trust
-from ksuit_runner.terminal import print_error, sync_command
+from ksuit_runner.terminal import print_error
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.deferred import DeferredTracker
 
