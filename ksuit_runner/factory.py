@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner import joined_package
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.paths import OutputPaths
 from ksuit_runner.places import (
     DATASETS,
     INJECTED,
@@ -30,7 +29,6 @@ from ksuit_runner.places import (
     place_at,
 )
 from ksuit_runner.targets import Trust, check_function, check_module, check_name, targets_in
-from ksuit_runner.tracker.base import BaseTracker
 
 _MOST_LINES = 20
 
@@ -88,10 +86,6 @@ class Factory:
         if not isinstance(built, kind):
             raise ConfigError(f"{place}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
         return built
-
-    def build_tracker(self, output_paths: OutputPaths) -> BaseTracker:
-        """Build the tracker, which is not bound to a run yet."""
-        return self.build("tracker", BaseTracker, output_paths=output_paths)  # type: ignore[type-abstract]
 
     def build_all(
         self,

@@ -13,6 +13,7 @@ from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import IndexEntry, entries
 from ksuit_runner.sync import tracker_factory
 from ksuit_runner.terminal import make_console, print_table
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.outbox import Outbox
 
@@ -79,6 +80,6 @@ def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str])
 
 def _mark(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> None:
     factory = tracker_factory(paths, composed, overrides)
-    tracker = DeferredTracker(factory.build_tracker(paths), paths)
+    tracker = DeferredTracker(build_tracker(factory, paths), paths)
     tracker.attach_run(paths.run_id)
     tracker.deliver_end()

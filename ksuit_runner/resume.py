@@ -130,8 +130,9 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
     if run_id is None and (config := compose_places(overrides)).tracker.get("uri"):
         from ksuit_runner.factory import Factory
         from ksuit_runner.fetch import fetch
+        from ksuit_runner.tracker.build import build_tracker
 
-        run_id = fetch(Factory(config).build_tracker(paths), paths, query)
+        run_id = fetch(build_tracker(Factory(config), paths), paths, query)
     if run_id is None and "@" in query and request.mode != "resume":
         raise ConfigError(f"{request}: after the @ of a run a checkpoint is needed, such as E2_U90_S2880")
     if run_id is None:

@@ -29,6 +29,7 @@ from ksuit_runner.stored_run import Launch, read_launch, store, store_changes
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import make_console, print_end, print_start, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.trainer import SgdTrainer
 
 _LOGGER = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def run(
         with files_explained():
             lock = _lock(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
-            tracker = factory.build_tracker(outputs)
+            tracker = build_tracker(factory, outputs)
         trainer = build_trainer(factory, int(config["seed"]))
         with files_explained():
             surroundings = surroundings or Surroundings()

@@ -16,6 +16,7 @@ from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
 from ksuit_runner.stored_run import find_local, read_config_and_text, unknown_run
 from ksuit_runner.terminal import make_console
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.trust import trust_in
 
@@ -48,7 +49,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     factory = tracker_factory(paths, composed, overrides)
     with RunLock(paths.lock):
         try:
-            tracker = DeferredTracker(factory.build_tracker(outputs), outputs)
+            tracker = DeferredTracker(build_tracker(factory, outputs), outputs)
             if composed.register_anew:
                 tracker.forget_lost(run_id)
             tracker.attach_run(run_id)

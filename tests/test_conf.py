@@ -25,6 +25,7 @@ from ksuit_runner.run_record import RunRecord
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.space import read_parameters
 from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.build import build_tracker
 
 CONF = shipped_conf()
 FILES = [(group, choice) for group in groups() for choice in choices(group)]
@@ -60,7 +61,7 @@ def built(overrides, tmp_path):
     outputs = OutputPaths(config["output_dir"])
     trainer = build_trainer(factory, config["seed"])
     record = RunRecord.begin(
-        factory.build_tracker(outputs), outputs, config, Launch("", list(overrides)), Surroundings()
+        build_tracker(factory, outputs), outputs, config, Launch("", list(overrides)), Surroundings()
     )
     try:
         run = Assembly(factory, config, trainer, record, Interruption()).run(None, None)
@@ -103,7 +104,7 @@ def test_every_choice_builds(group, choice, tmp_path):
         return
     if group == "tracker":
         config = checked(overrides, tmp_path)
-        assert isinstance(Factory(config).build_tracker(OutputPaths(tmp_path)), BaseTracker)
+        assert isinstance(build_tracker(Factory(config), OutputPaths(tmp_path)), BaseTracker)
         return
     with built(overrides, tmp_path) as run:
         assert run.counter.end_update > 0

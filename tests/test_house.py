@@ -35,6 +35,7 @@ LAYERS = (
         *("command_line", "environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
         *(
             "compose",
+            "factory",
             "trust",
             "config_changes",
             "override_text",
@@ -67,7 +68,7 @@ LAYERS = (
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states", "shared_metrics"),
-    ("factory", "help", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
+    ("help", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
     ("assembly", "runner"),
     ("sweep", "sweep.*"),
     ("__main__",),

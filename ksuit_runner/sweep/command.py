@@ -30,6 +30,7 @@ from ksuit_runner.sync import send_all
 from ksuit_runner.targets import Trust, check_values
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.base import KIND_TAG
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.trust import trust_in
 
@@ -50,7 +51,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> int:
     launcher = _build_launcher(planned.plan.launcher)
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
-    tracker = DeferredTracker(Factory(planned.config).build_tracker(outputs), outputs)
+    tracker = DeferredTracker(build_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
     paths = SweepPaths(outputs.output_dir, info.run_id)
@@ -78,7 +79,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
         trust = _trust_in(paths, plan, overrides)
         plan = _revealed(plan, overrides)
         config = _config_of(paths, plan)
-        tracker = DeferredTracker(Factory(config, trust).build_tracker(paths), paths)
+        tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)
         launcher = _build_launcher(plan.launcher, trust)
         session = Session(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
@@ -99,7 +100,7 @@ def _record_lost_jobs(paths: SweepPaths, factory: Factory, tracker: DeferredTrac
     """Record those runs of the jobs anew that the tracker has lost."""
     for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
-        job = DeferredTracker(factory.build_tracker(paths), paths)
+        job = DeferredTracker(build_tracker(factory, paths), paths)
         with RunLock(run.lock):
             if job.forget_lost(run.run_id):
                 job.attach_run(run.run_id)
@@ -119,7 +120,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     trust = _trust_in(paths, plan, overrides)
     plan = _revealed(plan, overrides)
     config = _config_of(paths, plan)
-    tracker = DeferredTracker(Factory(config, trust).build_tracker(paths), paths)  # it knows runs by their ids here
+    tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)  # it knows runs by their ids here
     source, _ = _source(paths, plan)
     properties = build_properties(config, plan.objective, trust)
     board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())

@@ -42,8 +42,9 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
         return None
     from ksuit_runner.factory import Factory
     from ksuit_runner.sweep.elsewhere import fetch_plan
+    from ksuit_runner.tracker.build import build_tracker
 
-    return fetch_plan(Factory(config).build_tracker(outputs), outputs, query)
+    return fetch_plan(build_tracker(Factory(config), outputs), outputs, query)
 
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:

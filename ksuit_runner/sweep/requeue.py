@@ -7,6 +7,7 @@ from ksuit_runner.factory import Factory
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.task import JobResult, Task, do_job
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
 
 
@@ -35,6 +36,6 @@ def _is_first(task: Task) -> bool:
 def _with_its_run(task: Task) -> Task:
     """Return the task with the run that it has by now, if it has one."""
     paths = SweepPaths(task.output_dir, task.sweep_id)
-    tracker = DeferredTracker(Factory(task.config).build_tracker(paths), OutputPaths(task.output_dir))
+    tracker = DeferredTracker(build_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
     record = find_records(paths, tracker).get(task.index)
     return task if record is None else replace(task, run_id=record.run_id)

@@ -17,6 +17,7 @@ from ksuit_runner.sweep.records import read_metrics
 from ksuit_runner.sweep.space import Parameter, read_parameters
 from ksuit_runner.sweep.study import PRUNED_AT, need_optuna, open_study, sampler
 from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.build import build_tracker
 
 
 class Search:
@@ -93,7 +94,7 @@ class Search:
 
     @cached_property
     def _tracker(self) -> BaseTracker:
-        return self._factory.build_tracker(self._paths)
+        return build_tracker(self._factory, self._paths)
 
     def _trial(self, number: int) -> Any:
         """Ask for a trial, or take the one that was asked for before the process was killed."""

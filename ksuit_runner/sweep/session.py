@@ -32,6 +32,7 @@ from ksuit_runner.sync import send_all
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import print_error
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
 
 
@@ -206,7 +207,7 @@ class Session:
     def _deliver(self, job: Job, record: JobRecord) -> None:
         """Send what the tracker does not know of a run that has ended: it was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
-        tracker = Factory(self._plan.with_tracker(job.config), self._trust).build_tracker(self.paths)
+        tracker = build_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
         deferred = DeferredTracker(tracker, self.paths)
         try:
             with RunLock(run.lock):
