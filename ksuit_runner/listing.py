@@ -11,7 +11,7 @@ from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import IndexEntry, entries
-from ksuit_runner.sync import tracker_factory
+from ksuit_runner.stored_tracker import tracker_factory
 from ksuit_runner.terminal import make_console, print_table
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker

@@ -2,23 +2,17 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig, OmegaConf
-
+from ksuit_runner.catch_up import send_all
 from ksuit_runner.command_line import sync_command
 from ksuit_runner.compose import compose_config
 from ksuit_runner.errors import ConfigError, TrackerError
-from ksuit_runner.factory import Factory
-from ksuit_runner.journal import Journal
-from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.reveal import reveal
 from ksuit_runner.run_lock import RunLock
-from ksuit_runner.sender import Shipment
-from ksuit_runner.stored_run import find_local, read_config_and_text, unknown_run
+from ksuit_runner.stored_run import find_local, unknown_run
+from ksuit_runner.stored_tracker import tracker_factory
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
-from ksuit_runner.trust import trust_in
 
 _TAKES = ("sync", "output_dir", "tracker", "trust", "register_anew")
 
@@ -59,45 +53,3 @@ def sync(query: str, overrides: Sequence[str]) -> int:
             raise TrackerError(f"{error}\n{again}") from error
     make_console().print(sent, soft_wrap=True)
     return 0
-
-
-def send_all(tracker: DeferredTracker, paths: PathProvider) -> str:
-    """Send what a tracker does not know of the run that it has taken up, and return what that was.
-
-    Raises:
-        TrackerError: It cannot be reached; what was sent until then counts.
-    """
-    info = tracker.run
-    was_behind = tracker.has_end
-    tracker.deliver()
-    journal = Journal(paths.journal)
-    try:
-        points = Shipment(journal, paths.journal_sent, tracker).send()
-    finally:
-        journal.close()
-    files = 0
-    if not tracker.artifacts_are_local:
-        mirror = Mirror(tracker.store, paths, are_metrics_sent=lambda: True)
-        files = mirror.update() + mirror.upload_log()
-    tracker.deliver_end()
-    status = f", status {tracker.status}" if was_behind else ""
-    what = f"{points} metric points, {files} files and checkpoints{status}"
-    return f"run {info.name} ({paths.run_id}): sent {what}\nEverything is recorded: {tracker.where()}"
-
-
-def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> Factory:
-    """Return a factory of the tracker of the run's start, with what the command line says about it.
-
-    Raises:
-        ConfigError: The stored config is not this user's, and names what the user does not trust.
-    """
-    if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
-        return Factory(composed)
-    config, text = read_config_and_text(paths)
-    stored = config.tracker
-    for item in overrides:
-        place = item.lstrip("+").partition("=")[0]
-        if place.startswith("tracker."):
-            OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
-    trust = trust_in(paths.signature, [text], paths, stored, overrides)
-    return Factory(reveal({"tracker": OmegaConf.to_container(stored)}, overrides), trust)

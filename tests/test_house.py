@@ -47,7 +47,7 @@ LAYERS = (
             "check.*",
         ),
     ),
-    ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader"),
+    ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader", "catch_up"),
     (
         *("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
         *("kept_buffers", "layout", "lazy_layers", "module_tree"),
@@ -68,7 +68,7 @@ LAYERS = (
         *("callback_base", "periodic_callback", "metric_callback"),
     ),
     ("hooks", "callback_states", "shared_metrics"),
-    ("help", "resume", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
+    ("help", "resume", "stored_tracker", "fetch", "sync", "listing", "run_state", "loop", "run_record"),
     ("assembly", "runner"),
     ("sweep", "sweep.*"),
     ("__main__",),

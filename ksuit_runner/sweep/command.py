@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.catch_up import send_all
 from ksuit_runner.check.config import check_config, resolve
 from ksuit_runner.check.objects import ObjectChecker
 from ksuit_runner.check.signature import SignatureReader
@@ -26,7 +27,6 @@ from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.report import print_leaderboard
 from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
-from ksuit_runner.sync import send_all
 from ksuit_runner.targets import Trust, check_values
 from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.base import KIND_TAG

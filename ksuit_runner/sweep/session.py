@@ -7,6 +7,7 @@ from typing import Protocol
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ksuit_runner.catch_up import send_all
 from ksuit_runner.command_line import sync_command
 from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import AliveError, ConfigError, TrackerError
@@ -28,7 +29,6 @@ from ksuit_runner.sweep.plot import draw_leaderboard
 from ksuit_runner.sweep.records import find_records, note_end, read_ends, status_of
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.task import JobResult, Task
-from ksuit_runner.sync import send_all
 from ksuit_runner.targets import Trust
 from ksuit_runner.terminal import print_error
 from ksuit_runner.tracker.base import BaseTracker, EndStatus

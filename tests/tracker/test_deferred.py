@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from servers import locked
 
+from ksuit_runner.catch_up import send_all
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.point import Point
 from ksuit_runner.stored_run import find_local
-from ksuit_runner.sync import send_all
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, RunInfo
 from ksuit_runner.tracker.deferred import DeferredTracker
 from ksuit_runner.tracker.mlflow import MlflowTracker
