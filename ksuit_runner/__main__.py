@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.changed_config import compose_stored
 from ksuit_runner.check.config import check_config
 from ksuit_runner.command_line import command_line
 from ksuit_runner.compose import (
@@ -26,9 +27,10 @@ from ksuit_runner.compose import (
 )
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.lasting_output import secure_output
+from ksuit_runner.origin import Origin
 from ksuit_runner.override_text import value_of
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import Origin, Request, compose_stored, locate, refuse_sweep_settings, requested
+from ksuit_runner.resume import Request, locate, refuse_sweep_settings, requested
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.find import find_sweep
 from ksuit_runner.terminal import make_console, print_error, print_traceback

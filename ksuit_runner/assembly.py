@@ -22,8 +22,8 @@ from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.masking import mask_config
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.origin import Origin
 from ksuit_runner.random_keys import keyed
-from ksuit_runner.resume import Origin
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import constant, follow_new_length

@@ -19,8 +19,8 @@ from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.log_writer import Summary
 from ksuit_runner.loop import evaluate, train
+from ksuit_runner.origin import Origin
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.resume import Origin
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint

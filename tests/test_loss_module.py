@@ -11,7 +11,7 @@ from callbacks.loss import Loss
 from ksuit_runner.checkpoint_format import read_newest
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.loop import train
-from ksuit_runner.resume import Origin
+from ksuit_runner.origin import Origin
 
 
 class Scaled(nn.Module):

@@ -8,11 +8,11 @@ from command import SMALL, run_dir
 from omegaconf import OmegaConf
 from test_hostile import commands
 
+from ksuit_runner.changed_config import compose_stored
 from ksuit_runner.command_line import command_line
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.masking import mask_config, mask_text, masked_places
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.resume import compose_stored
 from ksuit_runner.reveal import PASSWORD_VARIABLE, URI_VARIABLE, reveal
 from ksuit_runner.stored_run import Launch, store
 from ksuit_runner.terminal import make_console, print_error, print_pairs, print_traceback, setup_logging

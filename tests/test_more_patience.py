@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ksuit_runner import runner
 from ksuit_runner.__main__ import _main
-from ksuit_runner.resume import Origin
+from ksuit_runner.origin import Origin
 
 RUN = (
     *("model=linear", "trainer.max_epochs=6", "tracker=noop", "default_callbacks=none"),

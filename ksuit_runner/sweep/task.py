@@ -15,8 +15,8 @@ from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.interruption import catch_signals
 from ksuit_runner.lasting_output import secure_output
 from ksuit_runner.masking import mask_text
+from ksuit_runner.origin import Origin
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.resume import Origin
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.stored_run import Launch
 from ksuit_runner.sweep.device_slot import claim_device
