@@ -46,8 +46,9 @@ TESTS = {
     ),
     "durable_files": (_DISK,),
     "hooks": (
-        *("tests/test_logging.py", "tests/test_callback_base.py", "tests/test_evaluation_only.py"),
-        *("tests/test_callback_draws.py", "tests/test_modes.py", "tests/test_failed_run.py"),
+        *("tests/test_loop_ends.py", "tests/test_logging.py", "tests/test_callback_base.py"),
+        *("tests/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/test_modes.py"),
+        "tests/test_failed_run.py",
     ),
     "journal": (f"{_POWER}[the journal]", "tests/test_tracked_points.py", "tests/test_sender.py"),
     "loop": (
