@@ -30,11 +30,11 @@ from ksuit_runner.snapshot import HostBuffers
 from ksuit_runner.stored_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
-TINY = 1 << 20
+TINY = 1_000_000
 """Size in bytes of a state that is written without a thread, if that is quick."""
 _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
-_SMALL, _MOST_WAITING = 32 << 20, 4  # bytes of a state of which several copies may wait to be written, and how many
+_SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written, and how many
 
 
 class CheckpointWriter:
@@ -185,9 +185,10 @@ class CheckpointWriter:
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that nothing is written from, as soon as there are some."""
-        while self._writing and self._writing[0][0].done():
-            self._finish_first()
-        if self._writing and (len(self._writing) == _MOST_WAITING or self._writing[-1][1].size > _SMALL):
+        while self._writing:
+            (first, _), (_, newest) = self._writing[0], self._writing[-1]
+            if not (first.done() or len(self._writing) == _MOST_WAITING or newest.size > _SMALL):
+                break
             self._finish_first()
         return self._spare.pop() if self._spare else HostBuffers()
 

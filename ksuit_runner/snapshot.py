@@ -1,5 +1,6 @@
 """A consistent copy of a run's state in host memory that is used again for every checkpoint."""
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -13,15 +14,18 @@ class HostBuffers:
     copy has the memory layout of its tensor; elements that overlap or lie apart there lie side by side in the copy.
 
     Attributes:
-        size: Size of the last copy in bytes.
         kinds: Types of the values of the last copy, in their order.
     """
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
-        self._used = 0
-        self.size = 0
+        self._spare: deque[Tensor] = deque()  # those of the copy before that this one has not come to yet
         self.kinds: list[Any] = []
+
+    @property
+    def size(self) -> int:
+        """Size of the last copy in bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def copy(self, tree: Any) -> Any:
         """Return the tree with every tensor copied; it stays as it is until the next call.
@@ -29,11 +33,11 @@ class HostBuffers:
         Args:
             tree: Nested dicts, lists and tuples of tensors and plain values.
         """
-        self._used, self.size, self.kinds = 0, 0, []
+        self._spare, self._buffers, self.kinds = deque(self._buffers), [], []
         copied = self._copy(tree)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        del self._buffers[self._used :]
+        self._spare.clear()
         return copied
 
     def _copy(self, tree: Any) -> Any:
@@ -51,12 +55,10 @@ class HostBuffers:
     def _copy_tensor(self, tensor: Tensor) -> Tensor:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
             return tensor.cpu().clone()
-        buffer = self._buffers[self._used] if self._used < len(self._buffers) else None
+        buffer = self._spare.popleft() if self._spare else None
         if buffer is None or not _has_form(buffer, tensor):
             buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            self._buffers[self._used : self._used + 1] = [buffer]
-        self._used += 1
-        self.size += buffer.nbytes
+        self._buffers.append(buffer)
         return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
