@@ -89,7 +89,7 @@ def fits_file(value: Any) -> bool:
 def _has_file_type(dtype: torch.dtype) -> bool:
     """Whether tensors of a type come back from a file; there are some that are written and not read."""
     try:
-        return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty(1, dtype=dtype)})))
+        return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty((), dtype=dtype)})))
     except Exception:
         return False
 

@@ -10,6 +10,7 @@ from ksuit_runner.stored_files import UnsafeFileError, check_file, parse_json, r
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_BLOCK = 4_000_000  # bytes of a file that are read at once
 _TYPES = {
     **{"format": int, "name": str, "config_hash": str, "unfinished": bool},
     **{"tags": list, "versions": dict, "files": dict, "crc32": int},
@@ -116,6 +117,6 @@ def _seal(body: Mapping[str, Any]) -> str:
 def _fingerprint(path: Path) -> dict[str, int]:
     checksum = 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
     return {"size": path.stat().st_size, "crc32": checksum}

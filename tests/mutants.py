@@ -40,10 +40,7 @@ TESTS = {
         *(f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
         *("tests/test_state.py", "tests/test_loop_ends.py"),
     ),
-    "checkpoint_format": (
-        *(f"{_POWER}[a checkpoint]", "tests/test_checkpoint.py", "tests/test_state.py", "tests/test_layout.py"),
-        "tests/test_hostile.py",
-    ),
+    "checkpoint_format": ("tests/test_checkpoint.py", f"{_POWER}[a checkpoint]", "tests/test_state.py"),
     "durable_files": (_DISK,),
     "hooks": (
         *("tests/test_loop_ends.py", "tests/test_logging.py", "tests/test_callback_base.py"),

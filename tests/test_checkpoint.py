@@ -1,18 +1,23 @@
-import math
-import subprocess
-import sys
+import json
+import resource
 import threading
+from functools import partial
+from itertools import chain
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ksuit_runner import checkpoint
+from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import CheckpointWriter, read_tags
 from ksuit_runner.checkpoint_format import damage, names, read_newest
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.errors import CheckpointError, ConfigError, TakenOverError
+from ksuit_runner.loop import train
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.snapshot import HostBuffers
 
 
 class Saves:
@@ -23,9 +28,13 @@ class Saves:
         self.counter = UpdateCounter(6, 2, max_epochs=100)
         self.writer = CheckpointWriter(self.paths, **options)
 
-    def save(self, wait=False, before=lambda: None):
+    def save(self, wait=False, before=lambda: None, size=4):
         state = {"trainer": {"update": self.counter.update}, "callbacks": {}}
-        self.writer.save(self.counter, {"w": torch.full((4,), float(self.counter.update))}, state, before, wait)
+        self.writer.save(self.counter, {"w": torch.full((size,), float(self.counter.update))}, state, before, wait)
+
+    def save_at(self, update, **options):
+        self.counter.update = update
+        self.save(**options)
 
     def go_on(self, updates, tags=None):
         """Do updates; ``tags`` are what a callback asks for after an update."""
@@ -62,6 +71,7 @@ def saves(tmp_path):
         ({"every_n_epochs": 1}, ["U9", "U12"]),
         ({"every_n_samples": 5, "keep_last": 99}, ["U3", "U5", "U8", "U10"]),
         ({"every_n_updates": 1, "keep_last": 2, "keep_every": 5}, ["U5", "U10", "U11", "U12"]),
+        ({"every_n_updates": 4, "keep_last": 1, "keep_every": 1}, ["U4", "U8", "U12"]),
         ({}, []),
     ],
 )
@@ -108,58 +118,168 @@ def test_latest_names_the_newest(saves):
 
 
 def test_training_may_change_the_weights_while_they_are_written(saves):
-    item, weights = saves(), torch.zeros(300_000)
-    item.writer.save(item.counter, {"w": weights}, {"trainer": {}, "callbacks": {}})
+    item, weights, gate = saves(), torch.zeros(300_000), threading.Event()
+    item.writer.save(item.counter, {"w": weights}, {"trainer": {}, "callbacks": {}}, partial(gate.wait, 10))
     weights.fill_(1)
+    assert item.kept() == []
+    gate.set()
     item.writer.wait(is_last=True)
     assert not read_newest(item.paths).model["w"].any()
 
 
-def test_a_tiny_state_is_on_the_disk_at_once(saves, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_QUICK_S", math.inf)
+@pytest.mark.parametrize(
+    ("took_s", "tiny", "at_once"),
+    [
+        ([0.009] * 4, 16, [True] * 4),
+        ([0.009] * 4, 15, [False] * 4),
+        ([0.01] * 4, 16, [True, True, False, False]),
+        ([1, 0.009, 1, 1], 16, [True] * 4),
+    ],
+    ids=["quick", "not tiny", "slow twice", "slow at first"],
+)
+def test_a_tiny_state_is_written_at_once_as_long_as_the_disk_is_quick(saves, monkeypatch, took_s, tiny, at_once):
+    monkeypatch.setattr(checkpoint, "TINY", tiny)
+    monkeypatch.setattr(
+        checkpoint, "perf_counter", partial(next, chain.from_iterable((100, 100 + end) for end in took_s))
+    )
+    item, found = saves(), []
+    for update in range(1, 5):
+        item.save_at(update, before=lambda: found.append(threading.current_thread() is threading.main_thread()))
+        assert not at_once[update - 1] or item.kept()[-1] == f"U{update}"
+    item.writer.wait(is_last=True)
+    assert found == at_once
+
+
+@pytest.fixture
+def behind(saves, monkeypatch):
+    """A writer of which 16 bytes are small, and none tiny: everything is written behind training."""
+    monkeypatch.setattr(checkpoint, "TINY", 0)
+    monkeypatch.setattr(checkpoint, "_SMALL", 16)
+    return saves(keep_last=9)
+
+
+def test_four_small_states_queue_up_while_training_goes_on(behind):
+    gate = threading.Event()
+    behind.save_at(1, before=partial(gate.wait, 10))
+    for update in range(2, 5):
+        behind.save_at(update)
+    fifth = threading.Thread(target=partial(behind.save_at, 5))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive() and behind.kept() == []
+    gate.set()
+    fifth.join(60)
+    behind.writer.wait(is_last=True)
+    assert behind.kept() == ["U1", "U2", "U3", "U4", "U5"]
+    found = [read_newest(behind.paths, name).model["w"][0].item() for name in reversed(names(behind.paths))]
+    assert found == [1, 2, 3, 4, 5]
+
+
+def test_what_follows_a_large_state_waits_until_that_is_written(behind):
+    small, large = threading.Event(), threading.Event()
+    behind.save_at(1, before=partial(small.wait, 10))
+    behind.save_at(2, before=partial(large.wait, 10), size=5)
+    third = threading.Thread(target=partial(behind.save_at, 3))
+    third.start()
+    for gate in (small, large):
+        third.join(0.1)
+        assert third.is_alive()
+        gate.set()
+    third.join(60)
+    assert not third.is_alive()
+
+
+def test_memory_is_used_again(saves, monkeypatch):
+    made = []
+    monkeypatch.setattr(checkpoint, "HostBuffers", lambda: made.append(HostBuffers()) or made[-1])
     item = saves()
     for update in range(1, 5):
+        item.save_at(update, wait=True)
+    assert len(made) == 1
+
+
+def test_only_a_failure_of_the_last_one_is_an_error(behind, caplog):
+    def fail():
+        raise OSError("no disk")
+
+    behind.save(before=fail)
+    behind.save(before=fail)
+    with pytest.raises(CheckpointError, match="no disk"):
+        behind.writer.wait(is_last=True)
+    behind.save(before=fail)
+    behind.writer.wait()
+    behind.save(before=fail)
+    behind.writer.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+
+def test_the_writer_ends_its_thread_when_what_waits_is_written(behind):
+    before = set(threading.enumerate())
+    behind.save()
+    (thread,) = set(threading.enumerate()) - before
+    behind.writer.close()
+    assert not thread.is_alive() and behind.kept() == ["U0"]
+
+
+@pytest.mark.parametrize("checks", [0, 1], ids=["before it writes", "while it writes"])
+def test_whoever_is_taken_over_names_nothing_any_more(saves, checks):
+    item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (2 + checks), []
+
+    def check():
+        if not left:
+            raise TakenOverError("somebody else")
+        left.pop()
+
+    item.writer.check_owner = check
+    item.go_on(1)
+    with pytest.raises(TakenOverError):
+        item.save_at(2, wait=True, before=lambda: synced.append(True))
+    assert len(synced) == checks
+    assert item.paths.latest.read_text() == "E0_U1_S2\n" and "U1" in item.kept()
+
+
+def test_what_is_on_the_disk_is_announced(saves):
+    item, found = saves(every_n_updates=1, keep_last=2), []
+    item.writer.on_written = lambda: found.append((item.paths.latest.read_text().strip(), item.kept()))
+    item.go_on(3)
+    assert found == [("E0_U1_S2", ["U1"]), ("E0_U2_S4", ["U1", "U2"]), ("E1_U3_S6", ["U2", "U3"])]
+
+
+def test_all_is_read_back_when_its_kinds_change_and_else_its_checksums(saves, monkeypatch):
+    item, found = saves(), []
+    monkeypatch.setattr(checkpoint, "resume_problem", lambda folder: found.append(folder.name))
+    for update, value in enumerate([1, 2, 3, "text", 4]):
         item.counter.update = update
-        item.save()
-        assert item.kept()[-1] == f"U{update}"
+        item.writer.save(item.counter, {"w": torch.ones(2)}, {"trainer": {"value": value}}, wait=True)
+    assert found == ["E0_U0_S0", "E1_U3_S6", "E1_U4_S8"]
 
 
-def test_a_disk_that_is_slow_makes_training_wait_twice_and_no_more(saves, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_QUICK_S", 0)
-    item, gate = saves(), threading.Event()
-    for update in range(1, 4):
-        item.counter.update = update
-        item.save(before=gate.wait if update == 3 else lambda: None)
-    assert item.kept() == ["U1", "U2"]
-    gate.set()
+def test_what_a_killed_process_left_half_written_is_removed(saves):
+    item = saves(every_n_updates=1)
+    folder = item.paths.checkpoints_dir
+    (folder / ".E0_U1_S2.tmp").mkdir(parents=True)
+    (folder / ".E9_U9_S9.tmp").mkdir()
+    (folder / ".latest.tmp").write_text("half")
+    item.go_on(1)
+    assert not list(folder.glob(".*"))
 
 
-def test_small_states_queue_up_while_training_goes_on(saves, monkeypatch):
-    monkeypatch.setattr(checkpoint, "TINY", 0)
-    item, gate = saves(keep_last=9), threading.Event()
-    for update in range(1, 5):
-        item.counter.update = update
-        item.save(before=gate.wait)
-    assert item.kept() == []
-    gate.set()
-    item.writer.wait(is_last=True)
-    assert item.kept() == ["U1", "U2", "U3", "U4"]
-    found = [read_newest(item.paths, name).model["w"][0].item() for name in reversed(names(item.paths))]
-    assert found == [1, 2, 3, 4]
+def test_what_cannot_be_removed_is_left(saves):
+    item = saves(every_n_updates=1, keep_last=1)
+    item.go_on(1)
+    (item.paths.checkpoints_dir / "E0_U0_S0").write_text("a file")
+    item.go_on(2)
+    assert item.kept() == ["U0", "U3"]
 
 
-def test_a_large_state_waits_for_the_one_before(saves, monkeypatch):
-    monkeypatch.setattr(checkpoint, "TINY", 0)
-    monkeypatch.setattr(checkpoint, "_SMALL", 0)
-    item, gate = saves(keep_last=9), threading.Event()
-    item.save(before=gate.wait)
-    second = threading.Thread(target=item.save)
-    second.start()
-    second.join(0.2)
-    assert second.is_alive()
-    gate.set()
-    second.join(60)
-    assert not second.is_alive()
+def test_tags_that_make_no_sense_do_not_count(saves):
+    item = saves(every_n_updates=1)
+    item.go_on(1)
+    for text in ("", "[]", "null", json.dumps({"number": 1, "list": [], "gone": "E9_U9_S9"})):
+        item.paths.tags.write_text(text)
+        assert read_tags(item.paths) == {}
+    item.paths.tags.write_text(json.dumps({"number": 1, "best": "E0_U1_S2"}))
+    assert read_tags(item.paths) == {"best": "E0_U1_S2"}
 
 
 def test_tensors_of_callbacks_get_files_of_their_own(saves, bits):
@@ -220,60 +340,56 @@ def test_numbers_are_positive(tmp_path, option):
         CheckpointWriter(PathProvider(tmp_path, "run00000"), **option)
 
 
-# Run in a process of its own: the limit on the size of files stands for a full disk, and is real.
-FULL_DISK = """
-import logging, resource, sys, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from conftest import Maker
-
-logging.basicConfig(level="ERROR", format="%(levelname)s %(message)s", stream=sys.stdout)
-from ksuit_runner.loop import train
-from ksuit_runner.callback_base import CallbackBase
-
 class Disk(CallbackBase):
+    """Has room for files up to a size, by update: the system's limit on that stands for a full disk, and is real."""
+
+    def __init__(self, room, **kwargs):
+        super().__init__(**kwargs)
+        self.room = room
+
     def _before_every_update(self, update_counter):
         self.checkpoint_writer.wait()
-        full = {full}.get(update_counter.update)
-        if full is not None:
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))
-
-maker = Maker(Path({folder!r}))
-model = torch.nn.Sequential(torch.nn.Linear(4, 5000), torch.nn.Linear(5000, 3))
-run = maker.run({{"disk": (Disk, {{}})}}, checkpoint={{"every_n_updates": 2, "keep_last": 9}}, model=model)
-try:
-    train(run)
-finally:
-    print("reached", run.counter.update)
-    maker.close()
-"""
+        if update_counter.update in self.room:
+            limit_files(self.room[update_counter.update])
 
 
-def on_a_full_disk(folder, full):
-    """Train for 8 updates with a checkpoint after every second one, with ``full`` as {update: largest file}."""
-    script = FULL_DISK.format(tests=str(__file__).rpartition("/")[0], folder=str(folder), full=full)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def on_a_full_disk(maker):
+    """Train for 8 updates with a checkpoint after every second one, with room as {update: largest file}."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+
+    def train_there(room):
+        model = nn.Sequential(nn.Linear(4, 5000), nn.Linear(5000, 3))
+        run = maker.run(
+            {"disk": (Disk, {"room": room})}, checkpoint={"every_n_updates": 2, "keep_last": 9}, model=model
+        )
+        try:
+            train(run)
+        finally:
+            limit_files(before)
+            assert run.counter.update == 8
+
+    return train_there
 
 
 @pytest.mark.parametrize("largest", [20_000, 300_000], ids=["weights do not fit", "optimizer state does not fit"])
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, largest):
-    done = on_a_full_disk(tmp_path, {2: largest, 4: -1})
-    paths = PathProvider(tmp_path, "run00000")
-    assert done.returncode == 0, done.stderr
-    assert "reached 8" in done.stdout
-    assert done.stdout.count("ERROR") == 1 and "tries again at the next interval" in done.stdout
-    assert sorted(path.name for path in paths.checkpoints_dir.iterdir()) == [
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(on_a_full_disk, maker, caplog, largest):
+    on_a_full_disk({2: largest, 4: -1})
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "tries again at the next interval" in error.message
+    assert sorted(path.name for path in maker.paths().checkpoints_dir.iterdir()) == [
         "E0_U2_S12", "E2_U6_S36", "E2_U8_S48", "latest", "tags.json",
     ]  # fmt: skip
-    assert read_newest(paths).progress.update == 8
+    assert read_newest(maker.paths()).progress.update == 8
 
 
-def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path):
-    done = on_a_full_disk(tmp_path, {6: 300_000})
-    paths = PathProvider(tmp_path, "run00000")
-    assert done.returncode != 0
-    assert f"{CheckpointError.__name__}: the checkpoint could not be written to {paths.checkpoints_dir}" in done.stderr
-    assert "reached 8" in done.stdout
-    assert read_newest(paths).progress.update == 6
-    assert not [path.name for path in paths.checkpoints_dir.iterdir() if path.name.startswith(".")]
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(on_a_full_disk, maker):
+    folder = maker.paths().checkpoints_dir
+    with pytest.raises(CheckpointError, match=f"^the checkpoint could not be written to {folder}"):
+        on_a_full_disk({6: 300_000})
+    assert read_newest(maker.paths()).progress.update == 6
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

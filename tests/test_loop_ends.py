@@ -247,31 +247,38 @@ def test_batch_norm_is_part_of_the_weights(maker):
 class FullDisk:
     """Fails to write for the first times."""
 
-    def __init__(self, times):
-        self.left = times
+    def __init__(self, times, error=errno.ENOSPC):
+        self.left, self.error = times, error
 
     def __call__(self):
         if self.left:
             self.left -= 1
-            raise OSError(errno.ENOSPC, "full")
+            raise OSError(self.error, "full")
 
 
-def test_the_last_checkpoint_waits_for_room_on_a_full_disk(maker, monkeypatch, caplog):
-    monkeypatch.setattr(checkpoint, "_ROOM_POLL_S", 0.01)
+@pytest.fixture
+def naps(monkeypatch):
+    """Let no time pass but what is slept through, and return how long each time."""
+    naps = []
+    monkeypatch.setattr(checkpoint, "sleep", naps.append)
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: 1000 + sum(naps))
+    return naps
+
+
+def test_the_last_checkpoint_waits_for_room_on_a_full_disk(maker, naps, caplog):
     run = maker.run()
     run.log_writer.sync = FullDisk(3)
     train(run)
     assert read_newest(maker.paths()).progress.update == 8
     assert caplog.text.count("the last checkpoint waits for room, up to 30 s") == 1
+    assert naps == [0.5] * 3
 
 
-@pytest.mark.parametrize("why", ["signal", "time"])
-def test_that_wait_has_an_end(maker, monkeypatch, why):
-    monkeypatch.setattr(checkpoint, "_ROOM_POLL_S", 0.01)
-    run = maker.run(checkpoint={"room_timeout_s": 0.02} if why == "time" else {})
-    run.log_writer.sync = FullDisk(10**9)
-    calls = iter([False, False, True])
-    run.checkpoint_writer.is_urgent = lambda: why == "signal" and next(calls)
+@pytest.mark.parametrize(("why", "times"), [("signal", 2), ("time", 61), ("a shorter time", 3), ("another error", 0)])
+def test_that_wait_has_an_end(maker, naps, why, times):
+    run = maker.run(checkpoint={"room_timeout_s": 1} if why == "a shorter time" else {})
+    run.log_writer.sync = FullDisk(10**9, errno.EIO if why == "another error" else errno.EDQUOT)
+    run.checkpoint_writer.is_urgent = lambda: why == "signal" and len(naps) == 2
     with pytest.raises(CheckpointError, match="full"):
         train(run)
-    assert why == "time" or run.log_writer.sync.left == 10**9 - 3
+    assert len(naps) == times

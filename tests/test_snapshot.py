@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -27,6 +29,32 @@ def test_the_same_memory_is_used_again():
     second = buffers.copy({**tree(), "a": torch.full((3,), 7.0)})["a"]
     assert first.data_ptr() == second.data_ptr()
     assert second.tolist() == [7, 7, 7]
+    third = buffers.copy([torch.ones(3), torch.ones(2, 2, dtype=torch.bfloat16)])[1]
+    assert third.data_ptr() == buffers.copy(tree())["b"][2][0].data_ptr()
+
+
+def test_memory_that_is_not_needed_any_more_is_freed():
+    buffers = HostBuffers()
+    unused = weakref.ref(buffers.copy([torch.ones(3), torch.ones(2)])[1])
+    assert (unused() is not None, buffers.size) == (True, 20)
+    buffers.copy([torch.ones(3)])
+    assert (unused(), buffers.size) == (None, 12)
+
+
+def test_it_says_of_which_types_the_last_copy_was():
+    buffers, tensor = HostBuffers(), (torch.float32, torch.strided)
+    for _ in range(2):
+        buffers.copy({"a": torch.ones(3), "b": [1, ("x", None)]})
+        assert buffers.kinds == [tensor, int, str, type(None)]
+
+
+def test_a_copy_is_whole_when_training_goes_on(monkeypatch):
+    """What a GPU copies behind the program is waited for."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
+    HostBuffers().copy([torch.ones(1)])
+    assert calls == ["synchronize"]
 
 
 def test_a_tensor_of_another_shape_or_type_gets_new_memory(bits):
@@ -63,12 +91,17 @@ def test_names_that_look_alike_are_told_apart(bits):
     assert bits(HostBuffers().copy(tree)) == bits(tree)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse", "ignore:torch.quantize")
-def test_sparse_and_quantized_tensors_are_copied_as_they_are():
-    sparse, quantized = torch.eye(3).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
-    copied = HostBuffers().copy((sparse, quantized))
-    sparse.values().zero_()
-    assert copied[0].to_dense().equal(torch.eye(3)) and copied[1].equal(quantized)
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested")
+def test_sparse_quantized_and_nested_tensors_are_copied_as_they_are():
+    buffers = HostBuffers()
+    for scale in (0.1, 0.2):  # it belongs to the tensor, and memory cannot take another
+        sparse, quantized = torch.eye(3).to_sparse(), torch.quantize_per_tensor(torch.ones(2), scale, 0, torch.quint8)
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])
+        copied = buffers.copy((sparse, quantized, nested))
+        sparse.values().zero_()
+        nested.zero_()
+        assert copied[0].to_dense().equal(torch.eye(3)) and copied[1].equal(quantized) and copied[2].is_nested
+        assert copied[1].q_scale() == scale and all(part.all() for part in copied[2].unbind())
 
 
 def test_gradients_are_left_behind():
