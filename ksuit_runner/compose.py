@@ -19,6 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+import ksuit_runner
 from ksuit_runner.errors import ConfigError, suggest
 from ksuit_runner.override_text import bare_name, parse, root
 from ksuit_runner.stored_files import SIZE_LIMIT
@@ -37,7 +38,7 @@ NO_PART_OF_A_RUN = (*SWEEP_NODES, "trust")
 
 def shipped_conf() -> Path:
     """Return the folder of the YAML files that ship: in the installed package, or beside it in a clone."""
-    package = Path(__file__).parent
+    package = Path(ksuit_runner.__file__).parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

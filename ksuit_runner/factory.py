@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import ksuit_runner
 from ksuit_runner import joined_package
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.places import (
@@ -294,4 +295,6 @@ def _is_own(file: str) -> bool:
     path = Path(file)
     if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
-    return not any(path.is_relative_to(other) for other in (Path(__file__).parent, sysconfig.get_path("stdlib")))
+    return not any(
+        path.is_relative_to(other) for other in (Path(ksuit_runner.__file__).parent, sysconfig.get_path("stdlib"))
+    )

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import ksuit_runner
 from ksuit_runner.errors import ConfigError
 
 _REFUSED = {
@@ -26,7 +27,7 @@ DEEPEST = 50
 """How many levels of a config may be nested in each other."""
 TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
 """Where a class may be defined that any config names: to build one of these opens no file and starts no program."""
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(ksuit_runner.__file__).resolve().parent
 _SHIPPED = (_PACKAGE, _PACKAGE.parent / "callbacks")
 _WRITTEN = ("runs", "sweeps", ".fetching")
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
