@@ -150,7 +150,6 @@ class Outbox:
         """Have the run registered anew, with everything that was ever told."""
         self.tracker_id, self.told_version, self.is_end_told = None, 0, False
         self.start_tags = {START_TAG: uuid4().hex, **self.start_tags, RUN_ID_TAG: self.run_id}
-        self.version += 1
 
     @property
     def has_end(self) -> bool:

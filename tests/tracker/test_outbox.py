@@ -53,9 +53,9 @@ def full_box(**changes):
 
 def test_everything_comes_back_as_it_was_stored(paths):
     assert Outbox.load(paths) is None
-    box = full_box()
-    box.store(paths)
-    assert Outbox.load(paths) == box
+    for box in (full_box(), full_box(version=(1 << 53) - 1)):
+        box.store(paths)
+        assert Outbox.load(paths) == box
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,7 @@ def test_what_changes_while_it_is_told_is_told_the_next_time():
     box.add_tags({"a": "other", "c": "3"}, "run00000")
     box.add_tags({"b": "other"}, "other000")
     box.add_inputs([DIGITS, MORE])
+    assert box.version == told.version + 4
     assert (told.params, told.tags, told.inputs) == ({"lr": "1"}, {"a": "1"}, [DIGITS])
     assert told.other_tags == {"other000": {"b": "2"}}
     assert (box.params, box.tags) == ({"lr": "1", "decay": "2"}, {"a": "other", "c": "3"})
@@ -133,13 +134,15 @@ def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_told():
 def test_an_end_is_left_until_it_was_told():
     ends = [full_box(status=status, is_end_told=told).has_end for status in (None, "FINISHED") for told in (0, 1)]
     assert ends == [False, False, True, False]
+    assert Outbox("run00000", "mine", status="FINISHED").has_end
 
 
 def test_the_tracker_is_asked_for_a_run_of_which_nothing_was_stored(paths):
     def info(status):
         return RunInfo("t1", "theirs", status, start_time=7)
 
-    assert load_or_ask(paths, Told()) == Outbox("run00000", "run00000", "run00000")
+    long = PathProvider(paths.output_dir, "run00000111")
+    assert load_or_ask(long, Told()) == Outbox("run00000111", "run00000", "run00000111")
     for status in ("FINISHED", "FAILED", "KILLED"):
         box = load_or_ask(paths, Told([info(status)]))
         assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_told=True)
@@ -189,3 +192,5 @@ def test_what_an_earlier_version_left_is_still_to_be_told(paths):
     kept = {key: value for key, value in stored.items() if key not in ("version", "told_version")}
     paths.outbox.write_text(json.dumps(kept))
     assert Outbox.load(paths).has_messages
+    paths.outbox.write_text('{"run_id": "run00000", "name": "mine"}')
+    assert Outbox.load(paths) == Outbox("run00000", "mine", version=1)
