@@ -59,11 +59,10 @@ class Background(ABC):
             self._changed.wait_for(lambda: self._is_taken_over or is_done(), max(0.0, timeout_s))
             return is_done()
 
-    def _stop(self, timeout_s: float) -> None:
-        """End the thread, waiting for at most the given time."""
+    def _stop(self) -> None:
+        """Have the thread end after what it is doing, without waiting for it."""
         self._is_stopped = True
         self.notify()
-        self._thread.join(max(0.0, timeout_s))
 
     def _progressed(self) -> None:
         with self._changed:

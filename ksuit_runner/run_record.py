@@ -184,7 +184,7 @@ class RunRecord:
             self.tracker.close()
         missing = self._uploader.missing()
         self._uploader.close()
-        unsent = self._sender.close(0)
+        unsent = self._sender.close()
         self.tracker.close()
         self.journal.close()
         if not self.taken_over.is_set() and (unsent or missing or self.tracker.is_behind):

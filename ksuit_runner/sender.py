@@ -102,9 +102,9 @@ class Shipment:
 
 
 def read_offset(sent_path: Path) -> int:
-    """Return the position up to which a journal is said to have been sent; 0 if nothing sensible is said."""
+    """Return the position up to which a journal is said to have been sent, whether it has that or not; 0 if none is."""
     try:
-        return max(0, int(read_text(sent_path, sent_path.parent)))
+        return int(read_text(sent_path, sent_path.parent))
     except (UnsafeFileError, ValueError):
         return 0  # sending everything again changes nothing
 
@@ -146,15 +146,14 @@ class MetricSender(Background):
         self._is_ending = True
         return self._wait_for(lambda: self._shipment.is_complete and not self._tracker.is_behind, timeout_s)
 
-    def close(self, timeout_s: float) -> int:
-        """Send what is left, within the given time, and end the thread.
+    def close(self) -> int:
+        """End the thread; a batch on its way is left to itself.
 
         Returns:
-            Number of points that could not be sent; they stay in the journal for the next start.
+            Number of points that were not sent; they stay in the journal for the next start.
         """
-        is_done = self.flush(timeout_s)
         self._shipment.is_cancelled.set()
-        self._stop(timeout_s if is_done else 0)
+        self._stop()
         return self.pending()
 
     def _work(self) -> None:

@@ -56,7 +56,7 @@ class Uploader(Background):
 
     def close(self) -> None:
         """End the thread; what it has begun is left to itself."""
-        self._stop(0)
+        self._stop()
 
     def _work(self) -> None:
         asked = self._asked

@@ -54,7 +54,8 @@ def test_after_failures_it_waits_longer_up_to_half_a_minute_and_then_as_before()
     assert worker.waits == [0.25, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 0.25, 0.25]
     assert worker.said == ["fails: 1", "recovered"]
     assert not worker.is_failing
-    worker._stop(30)
+    worker._stop()
+    worker._thread.join(30)
     assert not worker._thread.is_alive() and worker.attempts == 12
 
 
@@ -65,7 +66,7 @@ def test_who_waits_makes_it_try_again_at_once_and_soon_after():
     assert worker._delay_s == 0.5 and worker._wake.is_set()
     worker.start()
     assert worker._wait_for(lambda: worker.attempts > 0, 30)
-    worker._stop(30)
+    worker._stop()
 
 
 def test_once_it_is_to_end_it_says_nothing_more():

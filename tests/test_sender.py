@@ -12,7 +12,7 @@ import pytest
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.journal import Journal
 from ksuit_runner.point import Point
-from ksuit_runner.sender import MetricSender, Shipment
+from ksuit_runner.sender import MetricSender, Shipment, read_offset
 from ksuit_runner.tracker.noop import NoopTracker
 
 
@@ -43,6 +43,10 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "metrics.jsonl")
 
 
+def _send_all(sender: MetricSender) -> None:
+    assert sender.flush(30) and sender.close() == 0
+
+
 def _written(journal: Journal) -> list[Point]:
     return [point for points, _ in journal.read() for point in points]
 
@@ -53,9 +57,11 @@ def test_sends_everything_in_order(journal: Journal, tmp_path: Path) -> None:
     for step in range(5):
         journal.append(step, {"a": step, "b": -step})
     assert sender.pending() == 10
+    begun = time.monotonic()
     assert sender.flush(30)
+    assert time.monotonic() - begun < 20  # it does not wait for its time-out
     journal.append(5, {"a": 5})
-    assert sender.close(30) == 0
+    _send_all(sender)
     assert tracker.points == _written(journal)
     assert int((tmp_path / "sent").read_text()) == journal.size
 
@@ -67,7 +73,16 @@ def test_looks_at_the_journal_by_itself(journal: Journal, tmp_path: Path) -> Non
     sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
     journal.append(1, {"a": 1})
     assert arrived.wait(30)
-    assert sender.close(30) == 0
+    _send_all(sender)
+
+
+def test_does_not_look_at_the_journal_all_the_time(journal: Journal, tmp_path: Path) -> None:
+    tracker, looks = NoopTracker(), []
+    tracker.deliver = lambda: looks.append(1)  # type: ignore[method-assign]
+    sender = MetricSender(journal, tmp_path / "sent", tracker)
+    time.sleep(0.05)
+    assert len(looks) < 10
+    _send_all(sender)
 
 
 def test_batches_end_with_a_line_and_hold_at_most_1000(journal: Journal, tmp_path: Path) -> None:
@@ -75,11 +90,25 @@ def test_batches_end_with_a_line_and_hold_at_most_1000(journal: Journal, tmp_pat
         journal.append(step, {f"k{i}": i for i in range(300)})
     journal.append(5, {f"k{i}": i for i in range(2500)})
     journal.append(6, {"k0": 0})
+    journal.append(7, {f"k{i}": i for i in range(499)})
     tracker = ListTracker()
-    sender = MetricSender(journal, tmp_path / "sent", tracker)
-    assert sender.close(30) == 0
-    assert [len(batch) for batch in tracker.batches] == [900, 600, 1000, 1000, 501]
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
+    assert [len(batch) for batch in tracker.batches] == [900, 600, 1000, 1000, 1000]
     assert tracker.points == _written(journal)
+
+
+def test_a_batch_that_was_sent_is_not_sent_again_because_the_next_one_fails(journal: Journal, tmp_path: Path) -> None:
+    class FailingTracker(NoopTracker):
+        def log_points(self, points: Sequence[Point]) -> None:
+            if points[0].step == 2:
+                raise TrackerError("the server is away")
+
+    journal.append(1, {f"k{i}": i for i in range(1000)})
+    journal.append(2, {"a": 2})
+    shipment = Shipment(journal, tmp_path / "sent", FailingTracker())
+    with pytest.raises(TrackerError):
+        shipment.send()
+    assert shipment.pending() == 1
 
 
 def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Path, caplog) -> None:
@@ -95,37 +124,52 @@ def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Pa
     assert sender.pending() == 2
     tracker.failing = False
     assert sender.flush(30) and is_back.wait(30)
-    assert sender.close(30) == 0
+    _send_all(sender)
     assert tracker.points == _written(journal)
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "the server is away" in caplog.messages[0]
     assert "reached again" in caplog.messages[1]
 
 
-def test_close_is_bounded_and_counts_what_is_left(journal: Journal, tmp_path: Path) -> None:
+def test_what_is_left_at_the_end_is_counted_and_sent_at_the_next_start(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     tracker.failing = True
     journal.append(1, {"a": 1, "b": 2})
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(0.1) == 2
+    sender = MetricSender(journal, tmp_path / "sent", tracker)
+    assert not sender.flush(0.1) and sender.close() == 2
     tracker.failing = False
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
     assert len(tracker.points) == 2
 
 
 def test_a_hanging_tracker_does_not_hold_the_run(journal: Journal, tmp_path: Path) -> None:
-    hanging, released = threading.Event(), threading.Event()
+    hanging, released, sent = threading.Event(), threading.Event(), []
 
     class HangingTracker(NoopTracker):
         def log_points(self, points: Sequence[Point]) -> None:
             hanging.set()
             assert released.wait(60)
+            sent.append(len(points))
 
-    journal.append(1, {"a": 1})
+    journal.append(1, {f"k{i}": i for i in range(1000)})
+    journal.append(2, {"a": 2})
     sender = MetricSender(journal, tmp_path / "sent", HangingTracker())
     sender.notify()
     assert hanging.wait(30)
-    assert sender.close(0.05) == 1
+    assert not sender.flush(0.05) and sender.close() == 1001
     released.set()
+    sender._thread.join(30)
+    assert not sender._thread.is_alive() and sent == [1000]  # the next batch is that of the next start
+
+
+def test_everything_is_sent_only_once_what_was_kept_back_is(journal: Journal, tmp_path: Path) -> None:
+    class AwayTracker(NoopTracker):
+        def deliver(self) -> None:
+            raise TrackerError("the server is away")
+
+    sender = MetricSender(journal, tmp_path / "sent", AwayTracker(), interval_s=60)
+    assert not sender.flush(0.01)
+    sender.close()
 
 
 def test_any_exception_of_a_tracker_stays_in_the_thread(journal: Journal, tmp_path: Path, caplog) -> None:
@@ -136,7 +180,7 @@ def test_any_exception_of_a_tracker_stays_in_the_thread(journal: Journal, tmp_pa
     sender = MetricSender(journal, tmp_path / "sent", BrokenTracker(), interval_s=0.01)
     journal.append(1, {"a": 1})
     _wait_until_failing(sender)
-    assert sender.close(0) == 1
+    assert sender.close() == 1
     assert "ZeroDivisionError('a bug')" in caplog.text
 
 
@@ -174,16 +218,33 @@ class WholeTracker(ListTracker):
 
 def test_the_end_is_told_last_and_only_after_every_point(journal: Journal, tmp_path: Path) -> None:
     tracker = WholeTracker()
-    tracker.failing = True
     sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    assert sender.flush(30)  # everything is sent, but the run goes on
+    tracker.failing = True
     journal.append(1, {"a": 1})
-    assert not sender.finish(1)
+    assert not sender.finish(0.3)
     assert set(tracker.told) == {"start"}
     tracker.failing = False
     assert sender.finish(30)
     end = tracker.told.index("end")  # after which the thread goes on looking for something to do
     assert tracker.told[end - 1] == "points" and "points" not in tracker.told[end:]
-    assert sender.close(0) == 0
+    assert sender.close() == 0
+
+
+def test_an_end_is_known_once_every_point_and_the_end_itself_are(journal: Journal, tmp_path: Path) -> None:
+    tracker = ListTracker()
+    tracker.failing = True
+    journal.append(1, {"a": 1})
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=60)
+    assert not sender.finish(0.01) and not tracker.is_behind
+    tracker.failing = False
+    assert sender.finish(30)
+    sender.close()
+    behind = WholeTracker()
+    behind.deliver_end = lambda: None  # type: ignore[method-assign]
+    sender = MetricSender(journal, tmp_path / "sent", behind, interval_s=60)
+    assert sender.flush(30) and not sender.finish(0.01)
+    sender.close()
 
 
 def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp_path: Path) -> None:
@@ -198,7 +259,7 @@ def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp
     tracker.failing = False
     assert sender.flush(30)
     assert is_back.wait(30)
-    sender.close(30)
+    sender.close()
 
 
 def test_points_are_on_the_disk_before_they_are_sent(journal: Journal, tmp_path: Path, monkeypatch) -> None:
@@ -209,7 +270,7 @@ def test_points_are_on_the_disk_before_they_are_sent(journal: Journal, tmp_path:
     monkeypatch.setattr(journal, "sync", lambda: done.append("synced"))
     sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=60)
     journal.append(1, {"a": 1})
-    assert sender.close(30) == 0
+    _send_all(sender)
     assert done == ["synced", "sent"]
 
 
@@ -226,9 +287,9 @@ def test_a_shipment_says_how_many_points_it_has_sent(journal: Journal, tmp_path:
 def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     journal.append(1, {"a": 1})
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
     journal.append(2, {"a": 2})
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
     assert [point.step for point in tracker.points] == [1, 2]
 
 
@@ -237,22 +298,29 @@ def test_without_a_usable_position_everything_is_sent_again(journal: Journal, tm
     (tmp_path / "sent").write_text(content)
     journal.append(1, {"a": 1})
     tracker = ListTracker()
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
     assert tracker.points == _written(journal)
+
+
+def test_a_position_that_is_missing_or_unreadable_is_the_beginning(tmp_path: Path) -> None:
+    sent_path = tmp_path / "sent"
+    assert read_offset(sent_path) == 0
+    sent_path.write_text("x")
+    assert read_offset(sent_path) == 0
 
 
 def test_position_follows_a_journal_that_was_cut(journal: Journal, tmp_path: Path) -> None:
     journal.append(1, {"a": 1})
     cut = journal.size
     journal.append(2, {"a": 2})
-    assert MetricSender(journal, tmp_path / "sent", NoopTracker()).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", NoopTracker()))
     os.truncate(journal.path, cut)
     journal.close()
     again, tracker = Journal(journal.path), ListTracker()
     sender = MetricSender(again, tmp_path / "sent", tracker)
     assert int((tmp_path / "sent").read_text()) == cut
     again.append(2, {"a": 2, "b": 3})
-    assert sender.close(30) == 0
+    _send_all(sender)
     assert [(point.key, point.step) for point in tracker.points] == [("a", 2), ("b", 2)]
 
 
@@ -265,7 +333,7 @@ def test_a_damaged_line_at_the_end_is_no_reason_to_wait(journal: Journal, tmp_pa
     journal.path.write_bytes(content)
     damaged, tracker = Journal(journal.path), ListTracker()
     sender = MetricSender(damaged, tmp_path / "sent", tracker)
-    assert sender.close(30) == 0
+    _send_all(sender)
     assert [point.step for point in tracker.points] == [1]
     assert int((tmp_path / "sent").read_text()) == damaged.size
 
@@ -299,5 +367,5 @@ def test_killed_before_the_acknowledgement_sends_the_last_batch_again(tmp_path: 
     received = [int(line) for line in (tmp_path / "received").read_text().split()]
     assert received == list(range(1, 21))
     journal, tracker = Journal(tmp_path / "metrics.jsonl"), ListTracker()
-    assert MetricSender(journal, tmp_path / "sent", tracker).close(30) == 0
+    _send_all(MetricSender(journal, tmp_path / "sent", tracker))
     assert [point.step for point in tracker.points] == [20]

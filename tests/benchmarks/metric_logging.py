@@ -51,7 +51,7 @@ def _log_all(result: Result, store: str, tracker: MlflowTracker, folder: Path, p
         costs.append(_log(writer, counter, points // 20))
     logged = perf_counter() - start
     unsent = sender.pending()
-    assert sender.close(timeout_s=3600) == 0
+    assert sender.flush(timeout_s=3600) and sender.close() == 0
     seconds = perf_counter() - start
     growth = (process.memory_info().rss - before) / 1e6
     journal.close()

@@ -73,7 +73,7 @@ def test_a_server_that_goes_and_comes_back(
         if step == 60:
             assert not sender.flush(1)
             server.start()
-    assert is_back.wait(60) and sender.close(60) == 0
+    assert is_back.wait(60) and sender.flush(60) and sender.close() == 0
     tracker.end_run("FINISHED")
 
     assert tracker.history("a") == [p for points, _ in journal.read() for p in points if p.key == "a"]

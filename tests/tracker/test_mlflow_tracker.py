@@ -230,12 +230,14 @@ def test_the_position_is_lost_and_all_is_sent_again(paths: OutputPaths, tracker:
     journal = Journal(run.journal)
     for step in range(1, 401):
         journal.append(step, {"a": step / 7, "b": math.nan, "c": -step})
-    assert MetricSender(journal, run.journal_sent, tracker).close(60) == 0
+    sender = MetricSender(journal, run.journal_sent, tracker)
+    assert sender.flush(60) and sender.close() == 0
     run.journal_sent.unlink()
     journal.append(401, {"a": 0.0})
     again = MlflowTracker(paths)
     again.resume_run(tracker.run_id)
-    assert MetricSender(journal, run.journal_sent, again).close(60) == 0
+    sender = MetricSender(journal, run.journal_sent, again)
+    assert sender.flush(60) and sender.close() == 0
     expected = [point for points, _ in journal.read() for point in points]
     for key in "ac":
         assert again.history(key) == [point for point in expected if point.key == key]
