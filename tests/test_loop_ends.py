@@ -213,6 +213,26 @@ def test_nothing_is_left_to_do_after_the_end(maker):
     assert read_newest(maker.paths()).state["unfinished"] is None
 
 
+class CountsEarly(CallbackBase):
+    """Has a state, and no hook that follows an update."""
+
+    count = 0
+
+    def _before_every_update(self, update_counter):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.count = state_dict["count"]
+
+
+def test_a_checkpoint_has_the_present_state_of_a_callback_without_a_later_hook(maker):
+    train(maker.run({"counts": (CountsEarly, {})}, max_updates=3))
+    assert read_newest(maker.paths()).state["callbacks"]["counts"] == {"count": 3}
+
+
 def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(maker):
     seen = []
 
