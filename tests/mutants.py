@@ -56,7 +56,6 @@ TESTS = {
     "run_lock": ("tests/test_two_owners.py",),
     "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
     "snapshot": ("tests/test_checkpoint.py", "tests/test_layout.py"),
-    "tracker/outbox": (f"{_POWER}[tracker.json]", "tests/tracker/test_deferred.py"),
 }
 PRELOADED = ("pytest", "torch", "torch._dynamo", "hypothesis", "numpy", "mlflow.store.tracking.sqlalchemy_store")
 OPERATORS = (
