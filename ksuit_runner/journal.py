@@ -94,15 +94,16 @@ class Journal:
         """Return all points of later steps, by step and key: what a run that resumes at ``step`` has logged."""
         found: dict[int, dict[str, Point]] = {}
         for points, _ in self.read():
-            if points[0].step > step:
-                found.setdefault(points[0].step, {}).update((point.key, point) for point in points)
+            if (at := points[0].step) > step:
+                found.setdefault(at, {}).update((point.key, point) for point in points)
         return found
 
     def copy_until(self, other: Path, step: int) -> None:
         """Append all points of another run's journal up to and including a step; that file is only read."""
         for points, _ in _read(other, 0, other.stat().st_size):
-            if points[0].step <= step:
-                self.append(points[0].step, {point.key: point.value for point in points}, points[0].timestamp)
+            _, _, at, timestamp = points[0]
+            if at <= step:
+                self.append(at, {point.key: point.value for point in points}, timestamp)
 
     def is_boundary(self, offset: int) -> bool:
         """Whether a position is the start of a line, or the end of the file."""

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -90,10 +91,10 @@ class RunLock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._name = str(path)
-        self._file = -1
+        self._file: int | None = None
         self._holder: Holder | None = None
-        self._identity = (0, 0)
-        self._checked = 0.0
+        self._identity: tuple[int, int] | None = None
+        self._checked = -math.inf
 
     def acquire(self, wait: bool = True) -> None:
         """Take the lock and keep it alive from a thread.
@@ -123,7 +124,7 @@ class RunLock:
         self._stop.clear()
         # A child that lives longer than this process must not keep the kernel's lock: it lets go of its copy.
         os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
-        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, args=(self._file,), name="run-lock", daemon=True)
         self._thread.start()
 
     def seems_alive(self) -> bool:
@@ -160,13 +161,13 @@ class RunLock:
         self._stop.set()
         self._thread.join()
         self._thread = None
-        if self._file < 0:  # in a forked child: it belongs to the parent
+        if self._file is None:  # in a forked child: it belongs to the parent
             return
         try:
             with _one_at_a_time(self.path.parent):
                 if self._is_in_place():
                     os.ftruncate(self._file, 0)  # names nobody, also if it cannot be removed
-                    self.path.unlink(missing_ok=True)
+                    self.path.unlink()
         except OSError as error:
             _LOGGER.debug("%s could not be removed: %s", self.path, error)
         self._close()
@@ -212,7 +213,7 @@ class RunLock:
         """Make this process's file and put it in place of an earlier one."""
         token = uuid4().hex
         temporary = self.path.with_name(f".{self.path.name}.{token}")
-        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             is_locked = bool(_flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
             self._holder = Holder(os.getpid(), socket.gethostname(), _kernel(), is_locked, token)
@@ -235,22 +236,24 @@ class RunLock:
             return False
         except OSError:  # a file system that is away says nothing about who holds the run
             return True
-        if (found.st_dev, found.st_ino) == self._identity:
-            return True
+        identity = (found.st_dev, found.st_ino)
+        # There are file systems on which the numbers of files change.
+        if identity != self._identity and self._is_named():
+            self._identity = identity
+        return identity == self._identity
+
+    def _is_named(self) -> bool:
         try:
-            seen = _see(self.path)  # there are file systems on which the numbers of files change
+            seen = _see(self.path)
         except (OSError, ResumeError):
             return False
-        if seen is None or seen.holder != self._holder:
-            return False
-        self._identity = (found.st_dev, found.st_ino)
-        return True
+        return seen is not None and seen.holder == self._holder
 
-    def _beat(self) -> None:
+    def _beat(self, file: int) -> None:
         while not self._stop.wait(self.beat_s):
             try:
                 self.check()
-                os.utime(self._file)
+                os.utime(file)
             except TakenOverError:
                 _LOGGER.error("%s has been taken over by another process", self._run())
                 return
@@ -258,9 +261,9 @@ class RunLock:
                 _LOGGER.debug("no sign of life given at %s: %s", self.path, error)
 
     def _close(self) -> None:
-        if self._file >= 0:
+        if self._file is not None:
             os.close(self._file)
-            self._file = -1
+            self._file = None
 
     def _run(self) -> str:
         return f"run {self.path.parent.name[:8]}…"
@@ -278,7 +281,7 @@ def _close_in_child(lock: weakref.ref[RunLock]) -> None:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process of this kernel at a time look at the lock in a folder and take it."""
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(folder, os.O_RDONLY)
     try:
         _flock(file, fcntl.LOCK_EX)
         yield

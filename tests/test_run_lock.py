@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ksuit_runner import run_lock
 from ksuit_runner.errors import ResumeError, TakenOverError
 from ksuit_runner.run_lock import RunLock
 
@@ -98,6 +100,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_the_file_names_the_holder_and_goes_with_it(path):
     lock = RunLock(path)
+    assert not lock.was_forced
     for _ in range(2):
         with lock:
             holder = json.loads(path.read_text())
@@ -279,11 +282,13 @@ def test_who_was_taken_over_knows_so_also_after_its_successor_has_ended(path):
     lock = RunLock(path, beat_s=0.01)
     lock.acquire()
     path.unlink()
+    assert lock.lost.wait(60)
     with pytest.raises(TakenOverError):
         lock.check()
-    assert lock.lost.wait(60)
     lock.release()
     assert os.listdir(path.parent) == []
+    with lock:  # taken anew, it is its own again
+        lock.check()
 
 
 def test_numbers_of_files_that_change_are_no_takeover(path):
@@ -293,6 +298,110 @@ def test_numbers_of_files_that_change_are_no_takeover(path):
             copy.write_text(path.read_text())
             copy.replace(path)
             lock.check()
+
+
+def test_what_cannot_be_read_in_its_place_is_a_takeover(path, monkeypatch):
+    for error in (None, errno.ESTALE):
+        with RunLock(path) as lock:
+            moved = path.rename(path.with_name("moved"))
+            path.symlink_to(moved)  # to the very file, which no process would have put there
+            if error:
+                monkeypatch.setattr(run_lock, "_see", partial(fails_with, error))
+            with pytest.raises(TakenOverError):
+                lock.check()
+        path.unlink()
+
+
+def test_a_file_system_that_is_away_is_no_takeover(path, monkeypatch):
+    with RunLock(path) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda *_, **__: fails_with(errno.EIO))
+            lock.check()
+        path.unlink()
+        with pytest.raises(TakenOverError):
+            lock.check()
+
+
+def test_a_sign_of_life_that_fails_is_not_the_last(path, monkeypatch):
+    with RunLock(path, beat_s=0.001):
+        with monkeypatch.context() as patch:
+            failed = threading.Event()
+            patch.setattr(os, "utime", lambda file: (failed.set(), fails_with(errno.EIO)))
+            assert failed.wait(60)
+        os.utime(path, (1, 1))
+        wait_until(lambda: path.stat().st_mtime > 1)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_lock_that_cannot_be_taken_leaves_nothing_behind(path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(type(error)) as caught:
+        RunLock(path).acquire()
+    assert os.listdir(path.parent) == [] and os.listdir("/proc/self/fd") == before
+    assert getattr(caught.value, "filename", str(path)) == str(path)
+
+
+def test_it_leaves_no_file_open(path):
+    before = os.listdir("/proc/self/fd")
+    for _ in range(2):
+        with RunLock(path) as lock:
+            assert lock.seems_alive()
+            with pytest.raises(ResumeError):
+                RunLock(path).acquire()
+    lock.release()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_locks_that_fail_for_another_reason_than_the_file_system_are_an_error(path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", partial(fails_with, errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        RunLock(path).acquire()
+
+
+def test_without_an_id_of_the_kernel_its_host_stands_for_it(path, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", partial(fails_with, errno.ENOENT))
+    assert run_lock._kernel() == socket.gethostname()
+
+
+class Clock(types.SimpleNamespace):
+    """Stands for the module ``time`` in ``run_lock``; it goes by what is slept."""
+
+    def __init__(self):
+        super().__init__(now=0.0, slept=[], time=time.time)
+
+    def monotonic(self):
+        self.now += 0.001  # who only asks for the time comes to an end, too
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("age_s", "waited_s"), [(0, 30), (10, 20), (-3600, 30), (3600, 12.5)])
+def test_who_is_silent_elsewhere_is_waited_for_until_its_time_is_up_and_for_two_beats_at_least(
+    path, monkeypatch, age_s, waited_s
+):
+    leave_behind(path, kernel="another", has_kernel_lock=False)
+    os.utime(path, (time.time() - age_s,) * 2)
+    monkeypatch.setattr(run_lock, "time", clock := Clock())
+    with RunLock(path):
+        pass
+    assert sum(clock.slept) == pytest.approx(waited_s, abs=0.5)
+
+
+def test_a_sign_of_life_is_noticed_at_once(path, monkeypatch):
+    leave_behind(path, kernel="another")
+    monkeypatch.setattr(run_lock, "time", clock := Clock())
+    clock.sleep = lambda seconds: (Clock.sleep(clock, seconds), os.utime(path))
+    with pytest.raises(ResumeError, match="is still running"):
+        RunLock(path).acquire()
+    assert clock.slept == [0.2]
 
 
 @pytest.mark.parametrize("text", ["", '{"pid": 12', "[]", '{"pid": 12}', "\0" * 99])
@@ -307,7 +416,7 @@ def test_a_file_that_names_nobody_holds_nobody_up(path, text):
 def test_a_file_that_cannot_be_removed_holds_nobody_up(path, monkeypatch, code):
     with RunLock(path):
         monkeypatch.setattr(os, "unlink", partial(fails_with, code))
-    assert path.exists()
+    assert path.read_bytes() == b""
     monkeypatch.undo()
     with RunLock(path) as lock:
         assert not lock.was_forced
@@ -367,3 +476,14 @@ def test_an_earlier_answer_counts_for_as_long_as_it_may(path):
     with pytest.raises(TakenOverError):
         lock.check(at_most_s=60)  # what is lost stays lost
     lock.release()
+
+
+def test_the_first_question_is_asked_and_no_answer_counts_at_the_same_instant(path, monkeypatch):
+    monkeypatch.setattr(run_lock, "time", types.SimpleNamespace(monotonic=lambda: 1.0))
+    for asked_s in (60.0, 0.0):
+        with RunLock(path, beat_s=60) as lock:
+            if not asked_s:
+                lock.check()
+            path.unlink()
+            with pytest.raises(TakenOverError):
+                lock.check(asked_s)
