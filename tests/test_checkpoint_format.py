@@ -68,6 +68,7 @@ def test_the_manifest_names_every_file_with_its_size_and_the_versions(paths):
         path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST
     }
     assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["unfinished"] is False
 
 
 def test_nothing_else_is_left_in_the_folder(paths):

@@ -1,9 +1,11 @@
 """The manifest vouches for every file of a checkpoint and for itself."""
 
+import errno
 import json
 
 import pytest
 
+from ksuit_runner import manifest
 from ksuit_runner.manifest import MANIFEST, _seal, read_manifest, verify, write_manifest
 from ksuit_runner.stored_files import UnsafeFileError
 
@@ -71,6 +73,14 @@ def test_files_that_are_missing_or_came_later_are_seen(folder):
     (folder / "more").unlink()
     (folder / "trainer.pt").unlink()
     assert problem(folder) == "trainer.pt is missing"
+
+
+def test_a_disk_that_cannot_be_read_is_named_with_the_file(folder, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifest, "_fingerprint", fail)
+    assert problem(folder) == "a.safetensors cannot be read (Input/output error)"
 
 
 ENTRY = {"size": 0, "crc32": 0}

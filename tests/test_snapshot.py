@@ -100,6 +100,7 @@ def test_sparse_quantized_and_nested_tensors_are_copied_as_they_are():
         copied = buffers.copy((sparse, quantized, nested))
         sparse.values().zero_()
         nested.zero_()
+        assert buffers.size == 0
         assert copied[0].to_dense().equal(torch.eye(3)) and copied[1].equal(quantized) and copied[2].is_nested
         assert copied[1].q_scale() == scale and all(part.all() for part in copied[2].unbind())
 
