@@ -4,10 +4,13 @@ What a project's own code needs can be imported from here. A name is looked up w
 import of the package itself costs nothing: neither torch nor MLflow.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ksuit_runner.api import RunResult, compose, run
     from ksuit_runner.callback_base import CallbackBase
     from ksuit_runner.counter import Interval, UpdateCounter
     from ksuit_runner.data.container import DataContainer
@@ -35,10 +38,13 @@ __all__ = [
     "ModelBase",
     "PathProvider",
     "PeriodicCallback",
+    "RunResult",
     "SgdTrainer",
     "StopTraining",
     "TensorDataset",
     "UpdateCounter",
+    "compose",
+    "run",
 ]
 
 _MODULES = {
@@ -53,11 +59,25 @@ _MODULES = {
     "ModelBase": "models.base",
     "PathProvider": "paths",
     "PeriodicCallback": "periodic_callback",
+    "RunResult": "api",
     "SgdTrainer": "trainer",
     "StopTraining": "errors",
     "TensorDataset": "data.tensor_dataset",
     "UpdateCounter": "counter",
+    "compose": "api",
+    "run": "api",
 }
+
+
+class _Package(ModuleType):
+    """A submodule does not hide the public function of its name once it is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _MODULES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,8 @@ _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
 """Places of the config that are about a sweep and not about its runs."""
+ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
+"""What refers to Hydra, and stands for something in the config that Hydra has composed last only."""
 NO_PART_OF_A_RUN = (*SWEEP_NODES, "trust")
 """Places of the config that are not stored with a run."""
 
@@ -151,6 +153,11 @@ def compose_places(overrides: Sequence[str]) -> DictConfig:
 @cache
 def _compose_places(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
     return compose_config(overrides)
+
+
+def forget_places() -> None:
+    """Have ``compose_places`` read the YAML files anew: in a long process they may have changed."""
+    _compose_places.cache_clear()
 
 
 def output_dir_of(overrides: Sequence[str]) -> str:

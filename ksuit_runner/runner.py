@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from ksuit_runner.log_writer import Summary
 from ksuit_runner.loop import evaluate, train
 from ksuit_runner.origin import Origin
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.random_keys import undisturbed
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.run_record import RunRecord
 from ksuit_runner.run_state import Run, save_checkpoint
@@ -41,6 +43,7 @@ class Outcome:
 
     Attributes:
         run_id: Its id.
+        folder: Where its files are.
         status: FINISHED, FAILED or KILLED; FINISHED only once nothing is left to do.
         signal: Number of the signal that ended it, if one did.
         error: What it failed with, if it did; it was reported already.
@@ -48,6 +51,7 @@ class Outcome:
     """
 
     run_id: str
+    folder: Path
     status: EndStatus = "FAILED"
     signal: int | None = None
     error: BaseException | None = None
@@ -88,7 +92,7 @@ def run(
     console = console or make_console()
     factory = Factory(config, trust)
     outputs = OutputPaths(config["output_dir"])
-    with deterministic_kernels(bool(config["trainer"].get("deterministic", True))), ExitStack() as stack:
+    with undisturbed(), deterministic_kernels(_is_deterministic(config)), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
         with files_explained():
             lock = _lock(outputs, origin, stack)
@@ -98,13 +102,17 @@ def run(
         with files_explained():
             surroundings = surroundings or Surroundings()
             record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
-        outcome = Outcome(record.paths.run_id)
+        outcome = Outcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
             assembly = Assembly(factory, config, trainer, record, interruption)
             _do(assembly, launch, origin, checkpoint, outcome, console, surroundings)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
+
+
+def _is_deterministic(config: Mapping[str, Any]) -> bool:
+    return bool(config["trainer"].get("deterministic", True))
 
 
 def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:

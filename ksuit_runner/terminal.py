@@ -55,7 +55,7 @@ def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     stream: Any = file or (sys.stderr if stderr else sys.stdout)
     if stream is not None and not isinstance(stream, LastingStream):
         stream = LastingStream(stream)
-    console = Console(stderr=stderr, file=stream, highlight=False)
+    console = Console(stderr=stderr, file=stream, highlight=False, force_jupyter=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console

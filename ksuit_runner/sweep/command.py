@@ -25,7 +25,7 @@ from ksuit_runner.sweep.plan import Job, Plan, differences, read_jobs, read_plan
 from ksuit_runner.sweep.planning import plan_sweep, read_yaml
 from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.report import print_leaderboard
-from ksuit_runner.sweep.session import JobSource, Listed, Session, build_properties
+from ksuit_runner.sweep.session import JobSource, Listed, Session, SweepOutcome, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
 from ksuit_runner.targets import Trust, check_values
 from ksuit_runner.terminal import make_console
@@ -37,8 +37,8 @@ from ksuit_runner.trust import trust_in
 _LOCATORS = ("output_dir", "tracker", "trust")
 
 
-def start_sweep(overrides: Sequence[str], command: str) -> int:
-    """Start a sweep and return the exit status.
+def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
+    """Do a sweep and return how it ended.
 
     Args:
         overrides: Overrides of the command line.
@@ -61,8 +61,8 @@ def start_sweep(overrides: Sequence[str], command: str) -> int:
         return session.run(*_source(paths, planned.plan, planned.jobs))
 
 
-def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> int:
-    """Go on with a sweep and return the exit status.
+def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
+    """Resume a sweep and return how it ended.
 
     Args:
         paths: Files of the sweep.

@@ -1,7 +1,6 @@
 """The config of each job: composed and checked before the first one starts."""
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.check.config import check_config
 from ksuit_runner.check.signature import SignatureReader
-from ksuit_runner.compose import compose_config, groups, with_values, without_sweep
+from ksuit_runner.compose import ASKS_HYDRA, compose_config, groups, with_values, without_sweep
 from ksuit_runner.config_changes import is_same
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.override_text import bare_name, full_name
@@ -24,9 +23,6 @@ def overrides_of(combination: Combination) -> list[str]:
 def as_job(number: int) -> list[str]:
     """Return the overrides that tell Hydra which job of a sweep it composes."""
     return [f"hydra.job.num={number}", f"hydra.job.id={number}"]
-
-
-_ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
 
 
 class JobComposer:
@@ -69,7 +65,7 @@ class JobComposer:
         every = overrides_of(combination)
         values = [item for item in every if item not in structure]
         config = with_values(self._composed[structure], values)
-        if config is None or _ASKS_HYDRA.search(str(OmegaConf.to_container(config))):
+        if config is None or ASKS_HYDRA.search(str(OmegaConf.to_container(config))):
             return compose_config([*self._fixed, *every, *as_job(number)])
         return config
 

@@ -1,6 +1,8 @@
 """A sweep while it runs: its parent run, its jobs one after the other or at once, and the leaderboard at the end."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +25,7 @@ from ksuit_runner.sweep.driver import drive
 from ksuit_runner.sweep.elsewhere import fetch_runs
 from ksuit_runner.sweep.job_launch import launch_of
 from ksuit_runner.sweep.job_runs import JobRecord
-from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
+from ksuit_runner.sweep.leaderboard import Leaderboard, Row, make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, read_jobs
 from ksuit_runner.sweep.plot import draw_leaderboard
 from ksuit_runner.sweep.records import find_records, note_end, read_ends, status_of
@@ -34,6 +36,30 @@ from ksuit_runner.terminal import print_error
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.deferred import DeferredTracker
+
+
+@dataclass
+class SweepOutcome:
+    """How a sweep ended.
+
+    Attributes:
+        run_id: Its id, which is that of the parent of its runs.
+        folder: Where its files are.
+        status: FINISHED, FAILED if one of its runs has, or KILLED.
+        signal: Number of the signal that ended it, if one did.
+        jobs: Its jobs, ranked; empty if the tracker could not be asked.
+    """
+
+    run_id: str
+    folder: Path
+    status: EndStatus = "FAILED"
+    signal: int | None = None
+    jobs: list[Row] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a process that does this sweep only."""
+        return 128 + self.signal if self.signal is not None else int(self.status == "FAILED")
 
 
 class JobSource(Protocol):
@@ -115,8 +141,8 @@ class Session:
         self._trust = trust
         self._is_resumed = False
 
-    def run(self, source: JobSource, total: int, resume: Callable[[], None] | None = None) -> int:
-        """Do the jobs that are not done, and return the exit status.
+    def run(self, source: JobSource, total: int, resume: Callable[[], None] | None = None) -> SweepOutcome:
+        """Do the jobs that are not done, and return how that ended.
 
         Args:
             source: Where the jobs come from.
@@ -128,8 +154,7 @@ class Session:
         """
         self._total, self._is_resumed = total, resume is not None
         is_begun = resume is None
-        number: int | None = None
-        status: EndStatus = "FAILED"
+        outcome = SweepOutcome(self.paths.sweep_id, self.paths.sweep_dir)
         with catch_signals() as interruption:
             try:
                 self._launcher.open(self.paths)
@@ -141,15 +166,16 @@ class Session:
                     self._entered = {entry.run_id for entry in entries(self.paths)}
                 print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
                 self._share_plan()
-                number = self._drive(source, interruption)
-                status = "KILLED" if number else "FAILED" if "FAILED" in self._statuses() else "FINISHED"
+                outcome.signal = self._drive(source, interruption)
+                has_failed = "FAILED" in self._statuses()
+                outcome.status = "KILLED" if outcome.signal else "FAILED" if has_failed else "FINISHED"
             except KeyboardInterrupt:
-                number, status = 2, "KILLED"
+                outcome.signal, outcome.status = signal.SIGINT, "KILLED"
             finally:
                 self._launcher.close()
                 if is_begun and not self._lock.lost.is_set():
-                    self._finish(source, status)
-        return 128 + number if number is not None else int(status == "FAILED")
+                    outcome.jobs = self._finish(source, outcome.status)
+        return outcome
 
     def _share_plan(self) -> None:
         """Store what the sweep is going to do with the tracker, at once: another machine can go on by it."""
@@ -251,12 +277,14 @@ class Session:
         except AliveError as error:
             print_end(self._console, job, self._total, f"waits for another process that does it: {error}")
 
-    def _finish(self, source: JobSource, status: EndStatus) -> None:
-        """Show and store the leaderboard, and close the parent run, as far as the tracker can be reached."""
+    def _finish(self, source: JobSource, status: EndStatus) -> list[Row]:
+        """Show, store and return the leaderboard, and close the parent run, as far as the tracker can be reached."""
+        rows: list[Row] = []
         try:
             board = make_leaderboard(
                 self.paths, self._plan, read_jobs(self.paths), self._tracker, self._properties, source.pruned()
             )
+            rows = board.rows
             print_leaderboard(self._console, board)
             store_leaderboard(self.paths, board, self._tracker)
         except TrackerError as error:
@@ -268,6 +296,7 @@ class Session:
         except TrackerError as error:
             again = sync_command(run.run_id, run.output_dir)
             print_error(self._console, TrackerError(f"{error}\nTo tell the tracker how the sweep has ended: {again}"))
+        return rows
 
 
 def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracker) -> None:

@@ -44,7 +44,7 @@ def test_a_job_that_its_scheduler_starts_again_resumes_its_run(tmp_path, monkeyp
     callback = ("callbacks=[]", "+callbacks.preempts._target_=preempts.Preempts")
     launcher = "launcher._target_=preempts.Requeues"
     run = ("tracker=noop", "model=linear", "seed=0,1", "trainer.max_epochs=1")
-    assert start_sweep([f"output_dir={tmp_path}", *run, *callback, launcher], "command") == 0
+    assert start_sweep([f"output_dir={tmp_path}", *run, *callback, launcher], "command").exit_status == 0
     (sweep,) = tmp_path.glob("sweeps/*/begun")
     assert (tmp_path / "ended").read_text().splitlines() == [f"KILLED {int(signal.SIGUSR1)}", "FINISHED None"]
     found = run_dirs(tmp_path)

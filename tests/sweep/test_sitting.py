@@ -33,7 +33,7 @@ SWEEP_ID = "a" * 32
 
 def sweep_in(folder, *overrides):
     """Do a tiny sweep of two jobs in this process and return its files."""
-    assert start_sweep([f"output_dir={folder}", *TINY, "seed=0,1", *overrides], "command") == 0
+    assert start_sweep([f"output_dir={folder}", *TINY, "seed=0,1", *overrides], "command").exit_status == 0
     (sweep,) = (folder / "sweeps").iterdir()
     return SweepPaths(folder, sweep.name)
 
@@ -95,7 +95,7 @@ def test_runs_are_matched_to_jobs_by_their_tags_whatever_the_clock_says(tmp_path
     before = runs_of_jobs(paths)
     assert len(before) == 2
     capsys.readouterr()
-    assert resume_sweep(paths, [f"output_dir={tmp_path}"]) == 0
+    assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     said = capsys.readouterr().out
     assert "starts" not in said
     assert "loss/test" in said  # in the leaderboard
@@ -107,7 +107,7 @@ def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, mon
         patch.setattr(RunRecord, "_send_the_rest", lambda record: None)  # killed after it has noted how it ended
         paths = sweep_in(tmp_path, "default_callbacks=standard", "tracker.close_timeout_s=0.1")
     runs = "from runs join tags on runs.run_uuid = tags.run_uuid and key = 'ksuit.job'"
-    assert resume_sweep(paths, [f"output_dir={tmp_path}"]) == 0
+    assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     said = capsys.readouterr().out
     assert said.count("had ended; what the tracker did not know of it is sent") == 2 and "error" not in said
     assert query(tmp_path, f"select distinct status {runs}") == [("FINISHED",)]
@@ -117,7 +117,7 @@ def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, mon
         for run_id in runs_of_jobs(paths).values()
     ]
     assert counts[0] == counts[1] > 0 and counts[2] == counts[3] > 0
-    assert resume_sweep(paths, [f"output_dir={tmp_path}"]) == 0
+    assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     assert "had ended" not in capsys.readouterr().out
 
 

@@ -1,0 +1,195 @@
+"""Runs from Python: what the command line does, in a script, a test or a notebook."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import Container, DictConfig, OmegaConf
+
+from ksuit_runner.check.config import check_config
+from ksuit_runner.compose import ASKS_HYDRA, compose_config, forget_places, without_sweep
+from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.masking import mask_text
+from ksuit_runner.override_text import value_of
+from ksuit_runner.places import PLACES
+from ksuit_runner.resume import MODES, refuse_sweep_settings, requested
+from ksuit_runner.start import (
+    check_overrides,
+    refuse_launcher,
+    start_composed,
+    start_new,
+    start_stored,
+    start_sweep,
+)
+
+if TYPE_CHECKING:
+    from ksuit_runner.log_writer import Summary
+    from ksuit_runner.runner import Outcome
+    from ksuit_runner.sweep.leaderboard import Row
+    from ksuit_runner.sweep.session import SweepOutcome
+
+_OTHER_COMMANDS = ("sync", "list", "leaderboard")
+_MULTIRUN = ("-m", "--multirun")
+_RUNNING = Lock()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run, or a sweep, has come to.
+
+    Attributes:
+        run_id: Its id; of a sweep that of the parent of its runs.
+        status: FINISHED, FAILED or KILLED. An evaluation leaves a run the status that it had.
+        folder: Where its files are.
+        metrics: Metric -> its last and its best value, each with the update it was logged at, as the table at the end
+            shows them; empty for a sweep.
+        jobs: The runs of a sweep, ranked as in its leaderboard; empty for a run.
+    """
+
+    run_id: str
+    status: str
+    folder: Path
+    metrics: Mapping[str, Summary] = field(default_factory=dict)
+    jobs: tuple[Row, ...] = ()
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a config as the command line does. It can be changed, and handed to ``run``.
+
+    A key that the config does not have cannot be set by mistake, as ever with Hydra: ``omegaconf.open_dict`` allows it.
+    Names of callbacks and of datasets are free.
+
+    Args:
+        overrides: What differs from the default, such as ``["model=mlp", "optimizer.lr=3e-4"]``.
+
+    Raises:
+        ConfigError: An override names nothing that exists, or has no meaning.
+    """
+    check_overrides(_texts(overrides))
+    config = compose_config(overrides)
+    _look_up_hydra(config, OmegaConf.to_container(config))
+    for names in (pattern.removesuffix(".*") for pattern in PLACES if pattern.endswith(".*")):
+        if isinstance(node := OmegaConf.select(config, names), DictConfig):
+            OmegaConf.set_struct(node, False)
+    return config
+
+
+def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
+    """Do a run, or a sweep, as the command line does, and return what it has come to.
+
+    The process is left as it was found: random generators, signal handlers, logging. In the main thread a signal ends
+    the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In another thread no
+    signal reaches the run.
+
+    Args:
+        what: Overrides, as on the command line: ``["model=mlp", "callbacks=[ema,accuracy]"]``, ``["resume=last"]``,
+            ``["evaluate=last"]``, ``["sweep=seeds"]`` or ``["-m", "seed=0,1"]``. Or a config: what ``compose`` returns.
+
+    Raises:
+        ConfigError: There is a mistake in the config or the overrides; nothing was created.
+        KsuitError: It could not be started; or another run is under way in this process.
+        Exception: What training or a callback raised. The run is FAILED, and can be resumed.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise KsuitError(
+            "another run is under way in this process, and they would share the random generators. "
+            "To train several at once: run(['-m', ..., 'launcher=joblib']), or a process for each"
+        )
+    try:
+        with _project_on_path():
+            outcome = _start(what)
+    finally:
+        _RUNNING.release()
+    if outcome.signal is not None:
+        signal.raise_signal(outcome.signal)
+    return _result(outcome)
+
+
+def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> Outcome | SweepOutcome:
+    if isinstance(what, Mapping | DictConfig):
+        config = copy.deepcopy(what) if isinstance(what, DictConfig) else OmegaConf.create(dict(what))
+        _refuse_requests(config)
+        refuse_launcher(config, str(OmegaConf.select(config, "launcher._target_")))
+        return start_new(check_config(without_sweep(config)), [], "ksuit_runner.run(config)")
+    given = list(_texts(what))
+    command = mask_text(f"ksuit_runner.run({given})")
+    overrides = [item for item in given if item not in _MULTIRUN]
+    if flags := [item for item in overrides if item.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: from Python no flag but -m can be given")
+    check_overrides(overrides)
+    for name in _OTHER_COMMANDS:
+        if value_of(name, overrides):
+            raise ConfigError(f"{name}=: this is no run; it is for the command line: python -m ksuit_runner {name}=...")
+    request, choice, has_flag = requested(overrides), value_of("sweep", overrides), len(overrides) < len(given)
+    if request is not None:
+        if has_flag or choice:
+            raise ConfigError(f"{request}: it cannot be given together with {'-m' if has_flag else f'sweep={choice}'}")
+        return start_stored(request, overrides, command)
+    if has_flag or choice:
+        return start_sweep(overrides, command)
+    refuse_sweep_settings(overrides)
+    return start_composed(compose_config(overrides), command)
+
+
+def _texts(overrides: Sequence[str]) -> Sequence[str]:
+    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+        raise ConfigError(f"overrides are a list of texts, such as ['model=mlp'], not {overrides!r:.80}")
+    return overrides
+
+
+def _refuse_requests(config: DictConfig) -> None:
+    asked = [key for key in (*MODES, *_OTHER_COMMANDS) if config.get(key) is not None]
+    if asked:
+        raise ConfigError(f"{asked[0]}: a config is for a new run. As an override: run(['{asked[0]}=...'])")
+    if OmegaConf.select(config, "sweep.params"):
+        raise ConfigError("sweep: a config is for one run. A sweep is started by run(['sweep=NAME'])")
+
+
+def _look_up_hydra(node: Any, raw: Any) -> None:
+    """Replace what refers to Hydra (``${hydra:...}``) by what it stands for, while Hydra knows this config."""
+    for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+        if isinstance(value, str) and ASKS_HYDRA.search(value):
+            node[key] = node[key]
+        elif isinstance(value, dict | list) and isinstance(node[key], Container):
+            _look_up_hydra(node[key], value)
+
+
+@contextmanager
+def _project_on_path() -> Iterator[None]:
+    """Let the code of the working directory be found, as ``python -m`` does, and what has changed since be read."""
+    importlib.invalidate_caches()
+    forget_places()
+    before = sys.path[:]
+    if not {"", os.getcwd()} & {*before}:
+        sys.path.insert(0, os.getcwd())
+    known = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        HydraConfig.instance().cfg = known
+
+
+def _result(outcome: Outcome | SweepOutcome) -> RunResult:
+    from ksuit_runner.runner import Outcome
+
+    if not isinstance(outcome, Outcome):
+        return RunResult(outcome.run_id, outcome.status, outcome.folder, jobs=tuple(outcome.jobs))
+    if isinstance(outcome.error, SystemExit):  # which would end the caller, and with status 0 perhaps
+        raise KsuitError(f"the run called sys.exit({outcome.error.code!r}) and has failed") from outcome.error
+    if outcome.error is not None:
+        raise outcome.error
+    metrics = {key: replace(summary) for key, summary in outcome.summary.items()}
+    return RunResult(outcome.run_id, outcome.status, outcome.folder, MappingProxyType(metrics))
