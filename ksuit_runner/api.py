@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
             "To train several at once: run(['-m', ..., 'launcher=joblib']), or a process for each"
         )
     try:
-        with _project_on_path():
+        with _guest():
             outcome = _start(what)
     finally:
         _RUNNING.release()
@@ -167,19 +168,19 @@ def _look_up_hydra(node: Any, raw: Any) -> None:
 
 
 @contextmanager
-def _project_on_path() -> Iterator[None]:
-    """Let the code of the working directory be found, as ``python -m`` does, and what has changed since be read."""
+def _guest() -> Iterator[None]:
+    """Find the code of the working directory, as ``python -m`` does, read anew what has changed, and leave no trace."""
     importlib.invalidate_caches()
     forget_places()
-    before = sys.path[:]
-    if not {"", os.getcwd()} & {*before}:
+    path, known, drawn = sys.path[:], HydraConfig.instance().cfg, random.getstate()
+    if not {"", os.getcwd()} & {*path}:
         sys.path.insert(0, os.getcwd())
-    known = HydraConfig.instance().cfg
     try:
         yield
     finally:
-        sys.path[:] = before
+        sys.path[:] = path
         HydraConfig.instance().cfg = known
+        random.setstate(drawn)  # some packages draw from it when they are imported
 
 
 def _result(outcome: Outcome | SweepOutcome) -> RunResult:
