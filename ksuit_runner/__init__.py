@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.joined_package import install as _install
+
 if TYPE_CHECKING:
     from ksuit_runner.api import RunResult, compose, run
     from ksuit_runner.callback_base import CallbackBase
@@ -89,3 +91,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_install()  # processes that a run starts import this package before they need a callback

@@ -19,8 +19,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-import ksuit_runner
 from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.joined_package import shipped
 from ksuit_runner.override_text import bare_name, parse, root
 from ksuit_runner.stored_files import SIZE_LIMIT
 
@@ -39,10 +39,8 @@ NO_PART_OF_A_RUN = (*SWEEP_NODES, "trust")
 
 
 def shipped_conf() -> Path:
-    """Return the folder of the YAML files that ship: in the installed package, or beside it in a clone."""
-    package = Path(ksuit_runner.__file__).parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+    """Return the folder of the YAML files that ship."""
+    return shipped("conf")
 
 
 def project_conf() -> Path | None:

@@ -5,7 +5,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import ksuit_runner
-from ksuit_runner import joined_package
 from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.joined_package import INSTALLED
 from ksuit_runner.places import (
     DATASETS,
     INJECTED,
@@ -220,9 +220,6 @@ def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
 @cache
 def _import(name: str) -> Any:
     """Have Hydra find a target, under its own policy."""
-    if name.startswith(f"{joined_package.NAME}."):
-        with suppress(Exception):  # Hydra imports it again, and says what is wrong with it
-            joined_package.join()
     return instantiate({"_target_": name, "_partial_": True}).func
 
 
@@ -293,7 +290,7 @@ def _what_was_raised(error: Exception) -> str:
 def _is_own(file: str) -> bool:
     """Whether a file is the user's: neither of this package, nor of an installed one, nor of Python."""
     path = Path(file)
-    if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
+    if file.startswith("<") or not INSTALLED.isdisjoint(path.parts):
         return False
     return not any(
         path.is_relative_to(other) for other in (Path(ksuit_runner.__file__).parent, sysconfig.get_path("stdlib"))

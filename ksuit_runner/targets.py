@@ -17,6 +17,7 @@ from typing import Any
 
 import ksuit_runner
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.joined_package import INSTALLED, NAME, shipped
 
 _REFUSED = {
     **dict.fromkeys(sys.stdlib_module_names, "Python's standard library"),
@@ -27,10 +28,8 @@ DEEPEST = 50
 """How many levels of a config may be nested in each other."""
 TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
 """Where a class may be defined that any config names: to build one of these opens no file and starts no program."""
-_PACKAGE = Path(ksuit_runner.__file__).resolve().parent
-_SHIPPED = (_PACKAGE, _PACKAGE.parent / "callbacks")
+_SHIPPED = (Path(ksuit_runner.__file__).resolve().parent, shipped(NAME))
 _WRITTEN = ("runs", "sweeps", ".fetching")
-_INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -208,7 +207,7 @@ def _is_own(file: str | None) -> bool:
     if file is None:
         return False
     path, project = Path(file).resolve(), Path.cwd().resolve()
-    return path.is_relative_to(project) and not _INSTALLED & set(path.relative_to(project).parts)
+    return path.is_relative_to(project) and not INSTALLED & set(path.relative_to(project).parts)
 
 
 def _is_dotted(text: str) -> bool:

@@ -65,6 +65,40 @@ trainer:
 """,
 }
 
+FOREIGN = {
+    "__init__.py": "raise SystemExit('imported the callbacks of another distribution')",
+    "ema.py": "class Ema:\n    foreign = True\n",
+    "other.py": "",
+}
+# The three ways in which a project may have callbacks, each imported from source and by Python.
+LAYOUTS = {
+    "folder": {"callbacks/mine.py": "class Mine:\n    pass\n"},
+    "package": {
+        "callbacks/__init__.py": "from callbacks.ema import Ema\nfrom callbacks.mine import Mine\n",
+        "callbacks/mine.py": "class Mine:\n    pass\n",
+    },
+    "module": {"callbacks.py": "from callbacks.ema import Ema\n\n\nclass Mine:\n    pass\n"},
+}
+LOOK_UP = """
+import os, pickle, sys
+import torch
+import ksuit_runner
+from ksuit_runner.check.signature_lookup import Sources
+
+for folder in sys.argv[1:]:
+    if os.fork():
+        assert os.wait()[1] == 0, folder
+        continue
+    os.chdir(folder)
+    names = ["callbacks.ema.Ema", "callbacks.Mine" if folder == "module" else "callbacks.mine.Mine"]
+    found = [Sources().locate(name).module.file for name in names]
+    import callbacks.other
+    made = [pickle.loads(f"c{name.rpartition('.')[0]}\\n{name.rpartition('.')[2]}\\n.".encode()) for name in names]
+    assert found == [sys.modules[item.__module__].__file__ for item in made]
+    print(*found, sep="\\n", flush=True)
+    os._exit(0)
+"""
+
 
 def call(*command, cwd, **environment):
     """Run a command as a user would who knows nothing of this repository."""
@@ -98,6 +132,9 @@ def bin_dir(wheel, tmp_path_factory):
     call(sys.executable, "-m", "pip", "--python", python, *install, cwd=environment)
     (site_packages,) = environment.glob("lib/*/site-packages")
     dependencies = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site_packages / "callbacks").mkdir()  # as another distribution may install one
+    for name, text in FOREIGN.items():
+        (site_packages / "callbacks" / name).write_text(text)
     (site_packages / "dependencies.pth").write_text("\n".join(sorted(dependencies)) + "\n")
     return python.parent
 
@@ -122,18 +159,25 @@ def metrics_of(project):
 def test_everything_that_ships_is_in_it(wheel):
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    expected = {f"ksuit_runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
-    sources = [path for name in ("ksuit_runner", "callbacks") for path in ROOT.glob(f"{name}/**/*.py")]
-    expected |= {str(path.relative_to(ROOT)) for path in sources} | {"ksuit_runner/py.typed"}
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("ksuit_runner/**/*.py")}
+    expected |= {f"ksuit_runner/_shipped/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
+    expected |= {f"ksuit_runner/_shipped/{path.relative_to(ROOT)}" for path in ROOT.glob("callbacks/**/*.py")}
+    expected.add("ksuit_runner/py.typed")
     assert expected <= names
     others = {name for name in names if ".dist-info/" not in name} - expected
     assert not others
 
 
-def test_the_package_comes_from_the_wheel(bin_dir, tmp_path):
-    script = "import ksuit_runner, callbacks.ema as ema; print(ksuit_runner.__file__, ema.__file__, sep='\\n')"
-    done = call(bin_dir / "python", "-c", script, cwd=tmp_path)
-    assert all(Path(line).is_relative_to(bin_dir.parent) for line in done.stdout.split())
+def test_a_project_adds_callbacks_in_any_way(bin_dir, tmp_path):
+    for layout, files in LAYOUTS.items():
+        for name, text in files.items():
+            path = tmp_path / layout / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    done = call(bin_dir / "python", "-c", LOOK_UP, *LAYOUTS, cwd=tmp_path)
+    shipped, own = done.stdout.split()[::2], done.stdout.split()[1::2]
+    assert len(set(shipped)) == 1 and shipped[0].endswith("/ksuit_runner/_shipped/callbacks/ema.py")
+    assert own == [str(tmp_path / layout / [*files][-1]) for layout, files in LAYOUTS.items()]
 
 
 def test_a_project_with_its_own_conf_and_callbacks(bin_dir, project):

@@ -12,9 +12,9 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner import joined_package
 from ksuit_runner.check.signature_source import Function, Module, dotted, flatten
 from ksuit_runner.errors import ConfigError, nearest
+from ksuit_runner.joined_package import NAME, CallbacksFinder
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
 _Steps = frozenset[tuple[str, ...]]
@@ -166,15 +166,15 @@ def _modules_in(folders: Iterable[str]) -> set[str]:
 
 
 def _find(name: str, folders: Iterable[str]) -> Module | None:
+    if name == NAME:
+        spec = CallbacksFinder.find_spec(name)
+        return Module(name, spec.loader, spec.submodule_search_locations) if spec else None
     portions: list[str] = []  # of a namespace package
     for folder in folders:
         finder: Any = pkgutil.get_importer(folder or os.getcwd())
         spec = finder.find_spec(name) if finder else None
         if spec is not None and spec.loader is not None:
-            inside = spec.submodule_search_locations
-            if name == joined_package.NAME:
-                inside = list(dict.fromkeys([*(inside or ()), *joined_package.folders()]))
-            return Module(name, spec.loader, inside)
+            return Module(name, spec.loader, spec.submodule_search_locations)
         portions.extend((spec.submodule_search_locations or ()) if spec else ())
     if portions:
         return Module(name, folders=portions)
