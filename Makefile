@@ -14,13 +14,13 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests of one file stay in one worker: they share what is expensive to set up.
 # One thread per worker: two workers with two threads each on two cores wait for each other most of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run resume sweep ui test test-fast mutants soak bench lint format clean
+.PHONY: help run resume sweep ui test test-fast test-oldest test-newest coverage mutants soak bench lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: $(INSTALLED) ## train a model; make run ARGS="model=cnn optimizer.lr=3e-4"
 	$(BIN)/python -m ksuit_runner $(ARGS)
@@ -41,10 +41,22 @@ outputs/mlflow.db:
 	@echo "no runs yet: make run" >&2; exit 1
 
 test: lint ## check style and types, then run all tests
-	$(PYTEST) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
-	$(PYTEST) -m "not slow and not soak" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not soak" $(ARGS)
+
+test-oldest: build/oldest/.installed ## run the tests with the oldest versions that pyproject.toml allows; ARGS="tests/test_loop.py"
+	OMP_NUM_THREADS=1 build/oldest/bin/python $(PYTEST) $(ARGS)
+
+test-newest: build/newest/.installed ## run the tests with the newest ones
+	OMP_NUM_THREADS=1 build/newest/bin/python $(PYTEST) $(ARGS)
+
+coverage: $(INSTALLED) ## run the tests and list the lines of the package that they do not reach; ARGS="tests/test_loop.py"
+	rm -rf build/coverage
+	OMP_NUM_THREADS=1 $(BIN)/coverage run $(PYTEST) $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 mutants: $(INSTALLED) ## change a module in small ways and list what its tests miss; make mutants MODULE=journal ARGS="--sample 60"
 	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=journal, or data/order, tracker/outbox ..." >&2; exit 1; }
@@ -80,4 +92,14 @@ $(INSTALLED): pyproject.toml
 
 $(VENV)/.installed-bench: $(INSTALLED)
 	$(PIP) install --editable . --group dev --group bench
+	@touch $@
+
+# uv, because pip cannot choose the oldest versions.
+build/oldest/.installed: UV_ARGS := --resolution lowest-direct --constraint tests/oldest.txt
+build/newest/.installed: UV_ARGS := --resolution highest
+build/%/.installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv --clear build/$*
+	build/$*/bin/python -m pip --disable-pip-version-check install uv==0.13.9
+	build/$*/bin/uv pip install --python build/$*/bin/python $(UV_ARGS) \
+	  -r pyproject.toml --all-extras --group test --editable .
 	@touch $@
