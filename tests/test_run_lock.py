@@ -147,6 +147,8 @@ def test_a_killed_run_can_go_on_at_once(path, contender, reaped):
         holder.process.wait()
     else:
         wait_until(lambda: psutil.Process(holder.process.pid).status() == psutil.STATUS_ZOMBIE)
+        # The file is closed when the last thread has ended, and not with the first.
+        wait_until(lambda: os.listdir(f"/proc/{holder.process.pid}/task") == [str(holder.process.pid)])
     assert json.loads(path.read_text())["pid"] == holder.process.pid
     with RunLock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
