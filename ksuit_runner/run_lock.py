@@ -215,7 +215,9 @@ class RunLock:
         temporary = self.path.with_name(f".{self.path.name}.{token}")
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            is_locked = bool(_flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            is_locked = False
+            with _without_locks_too():
+                is_locked = try_lock(file)
             self._holder = Holder(os.getpid(), socket.gethostname(), _kernel(), is_locked, token)
             os.write(file, json.dumps(asdict(self._holder)).encode())
             os.rename(temporary, self.path)
@@ -283,23 +285,41 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process of this kernel at a time look at the lock in a folder and take it."""
     file = os.open(folder, os.O_RDONLY)
     try:
-        _flock(file, fcntl.LOCK_EX)
+        with _without_locks_too():
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         os.close(file)
 
 
-def _flock(file: int, operation: int) -> bool | None:
-    """Lock a file; return whether that was possible, None on a file system without locks."""
+def try_lock(file: int, operation: int = fcntl.LOCK_EX) -> bool:
+    """Ask the kernel for a lock on an open file, which it keeps until the file is closed or the process dies.
+
+    Args:
+        file: Descriptor of the file.
+        operation: ``LOCK_EX``, or ``LOCK_SH`` for a lock that several processes may hold.
+
+    Returns:
+        Whether it was granted; not while another process holds it.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
     try:
-        fcntl.flock(file, operation)
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+@contextmanager
+def _without_locks_too() -> Iterator[None]:
+    """Go on where the file system has no locks."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_FILE_LOCKS:
             raise
-        return None
-    return True
 
 
 def _kernel() -> str:
@@ -331,7 +351,9 @@ def _see(path: Path) -> _Seen | None:
         return None
     try:
         found = os.fstat(file)
-        # Shared, so that several may look at once: only the holder keeps it for itself.
-        return _Seen(_read(file), found.st_ino, found.st_mtime_ns, _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB))
+        is_free = None
+        with _without_locks_too():  # shared, so that several may look at once: only the holder keeps it for itself
+            is_free = try_lock(file, fcntl.LOCK_SH)
+        return _Seen(_read(file), found.st_ino, found.st_mtime_ns, is_free)
     finally:
         os.close(file)

@@ -1,10 +1,11 @@
 """One device per process, where several processes share the devices of a machine."""
 
-import fcntl
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from ksuit_runner.run_lock import try_lock
 
 DEVICE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _CLAIMED = "KSUIT_CLAIMED_DEVICE"
@@ -39,9 +40,7 @@ def claim_device(lock_files: Sequence[tuple[str, Path]], timeout_s: float = 60.0
 
 def _try_lock(path: Path) -> bool:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    is_locked = try_lock(file)
+    if not is_locked:
         os.close(file)
-        return False
-    return True  # left open on purpose: closing it would give the device back
+    return is_locked  # the file is left open on purpose: closing it would give the device back

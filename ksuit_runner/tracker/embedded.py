@@ -1,6 +1,5 @@
 """MLflow's store inside the output folder: an SQLite database beside the files of the runs. No server is needed."""
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from ksuit_runner.durable_files import make_folder, sync
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.run_lock import try_lock
 from ksuit_runner.stored_files import UnsafeFileError, check_file, open_stored
 from ksuit_runner.tracker.mlflow_client import import_quietly
 
@@ -68,14 +68,10 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
 def _locked(paths: OutputPaths, timeout_s: float) -> Iterator[None]:
     deadline = time.monotonic() + timeout_s
     with os.fdopen(open_stored(paths.database_lock, os.O_RDWR | os.O_CREAT), "r+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed, also by a kill
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise sqlite3.OperationalError("another process has been opening it for too long") from None
-                time.sleep(0.02)
+        while not try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise sqlite3.OperationalError("another process has been opening it for too long")
+            time.sleep(0.02)
         yield
 
 
