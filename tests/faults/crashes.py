@@ -122,6 +122,7 @@ class Result:
     files: dict[str, str]
     points: dict[tuple[str, int], float | None]
     tracked: dict[tuple[str, int], float | None]
+    description: set[tuple[str, str]]
     status: str
     position: tuple[int, int, float]
 
@@ -131,6 +132,8 @@ class Result:
         for name, ours, theirs in (("journal", self.points, other.points), ("MLflow", self.tracked, other.tracked)):
             if wrong := sorted(set(ours.items()) ^ set(theirs.items()), key=str):
                 found.append(f"{name}: {len(wrong)} points differ: {wrong[:3]}")
+        if wrong := sorted(self.description ^ other.description):
+            found.append(f"parameters or datasets: {len(wrong)} differ: {wrong[:3]}")
         if (self.status, self.position) != (other.status, other.position):
             found.append(f"{self.status}, {self.position}, not {other.status}, {other.position}")
         return found
@@ -265,7 +268,14 @@ class Project:
         trainer = torch.load(newest / "trainer.pt", weights_only=True)["trainer"]
         position = (trainer["counter"]["update"], trainer["counter"]["sample"], trainer["schedule"]["_last_lr"][0])
         ((status,),) = query(self.outputs, f"select status from runs where run_uuid = '{directory.name}'")
-        return Result(checkpoint_bytes(directory), journal(directory), mlflow_points(self.outputs), status, position)
+        changes = "'data.num_workers', 'output_dir'"  # with a resume
+        described = (
+            f"select key, value from params where key not in ({changes}) union select name, digest from datasets"
+        )
+        return Result(
+            *(checkpoint_bytes(directory), journal(directory), mlflow_points(self.outputs)),
+            *(set(query(self.outputs, described)), status, position),
+        )
 
     def clear(self, template: Path | None = None) -> None:
         """Begin anew, with an empty database that was made before."""

@@ -13,6 +13,7 @@ POINTS = {
     "before the run has a folder": ("ksuit_runner.run_record", "add_to_index", "before"),
     "before the config is stored": ("ksuit_runner.runner", "store", "before"),
     "while the config is stored": ("ksuit_runner.stored_run", "write_text", "after"),
+    "before any data is read": ("ksuit_runner.data.container", "DataContainer.check_repeatable", "before"),
     "at the start of training": ("ksuit_runner.hooks", "Hooks.evaluations", "before"),
     "fetching data": ("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
     "after the forward pass": ("ksuit_runner.trainer", "SgdTrainer.forward", "after"),

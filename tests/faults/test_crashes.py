@@ -22,6 +22,9 @@ COUNTS = {
     **{"removing an old checkpoint": 20, "while the config is stored": 1},
 }
 
+NO_CONFIG_YET = ("before the run has a folder", "before the config is stored", "while the config is stored")
+"""Where a kill leaves a run that cannot be resumed, so that another one begins."""
+
 
 def test_the_comparison_sees_what_it_is_made_for(project, reference, template):
     assert len(reference.files) > 10 and len(reference.points) > 60 and len(reference.tracked) > 60
@@ -37,6 +40,7 @@ def test_killed_at_a_place(project, reference, template, place):
     result = project.survive([Kill(place, COUNTS.get(place, 1))])
     assert project.kills == kills + 1, "the place was not reached"
     assert result.differences(reference) == []
+    assert len(project.run_dirs()) == (2 if place in NO_CONFIG_YET else 1)
 
 
 @pytest.mark.slow
