@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -39,7 +39,27 @@ def fits(value: Any, annotation: str) -> bool:
 
 def mismatch(value: Any, annotation: str) -> str | None:
     """Say why a value does not fit, such as ``expects int | None, got 'abc' (str)``; None if it fits."""
-    return None if fits(value, annotation) else f"expects {annotation}, got {_short(value)} ({type(value).__name__})"
+    if fits(value, annotation):
+        return None
+    return f"expects {_with_bars(annotation)}, got {_short(value)} ({type(value).__name__})"
+
+
+class _Bars(ast.NodeTransformer):
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if _name(node.value) == "Optional":
+            arguments = [*arguments, ast.Constant(None)]
+        elif _name(node.value) != "Union":
+            return node
+        return reduce(lambda left, right: ast.BinOp(left, ast.BitOr(), right), arguments)
+
+
+def _with_bars(annotation: str) -> str:
+    """Write ``Optional[Union[a, b]]`` as ``a | b | None``: a message is the same with every version of a library."""
+    is_old = mentions(annotation, "Union") or mentions(annotation, "Optional")
+    tree = _parse(annotation)
+    return ast.unparse(_Bars().visit(tree)) if is_old and tree is not None else annotation
 
 
 @cache

@@ -146,3 +146,9 @@ def test_a_value_made_from_an_annotation_fits_it_in_quotes_and_among_others(data
 @given(st.text() | st.booleans() | st.none() | st.lists(st.integers()))
 def test_what_is_no_number_fits_no_number(value):
     assert not fits(value, "int | float")
+
+
+def test_a_message_writes_unions_with_bars_whatever_the_library_writes():
+    assert mismatch("abc", "Optional[typing.Union[int, list[Union[int, float]]]]") == (
+        "expects int | list[int | float] | None, got 'abc' (str)"
+    )

@@ -188,7 +188,7 @@ MISTAKES = {
     "model.input_shape=[3]": "model.input_shape: 'input_shape' is provided by the runner; remove it",
     # types
     "model.width=wide": "model.width: expects int, got 'wide' (str)",
-    "optimizer.eps=abc": "optimizer.eps: expects float, got 'abc' (str)",
+    "optimizer.lr=abc": "optimizer.lr: expects float | Tensor, got 'abc' (str)",
     "trainer.max_epochs=1.5": "trainer.max_epochs: expects int | None, got 1.5 (float)",
     "trainer.precision=half": "trainer.precision: expects Literal['float32', 'bfloat16', 'float16'], got 'half' (str)",
     "callbacks.score.topk=1": "callbacks.score.topk: expects Sequence[int], got 1 (int)",
