@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_mirror import FolderTracker
+from folder_tracker import FolderTracker
 
 from ksuit_runner.checkpoint_format import names
 from ksuit_runner.durable_files import write_text
