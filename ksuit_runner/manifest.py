@@ -3,18 +3,27 @@
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.stored_files import UnsafeFileError, check_file, parse_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, check_file, conform, parse_json, read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _BLOCK = 4_000_000  # bytes of a file that are read at once
-_TYPES = {
-    **{"format": int, "name": str, "config_hash": str, "unfinished": bool},
-    **{"tags": list, "versions": dict, "files": dict, "crc32": int},
-}
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    name: str
+    config_hash: str
+    unfinished: bool
+    tags: list[str]
+    versions: dict[str, Any]
+    files: dict[str, Any]
+    crc32: int
 
 
 def write_manifest(
@@ -86,17 +95,12 @@ def verify(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def _check(found: Any, name: str) -> None:
-    if not isinstance(found, dict) or found.keys() != _TYPES.keys():
-        raise UnsafeFileError("has other keys than a manifest has")
-    if wrong := [key for key, kind in _TYPES.items() if type(found[key]) is not kind]:
-        raise UnsafeFileError(f"has no sensible '{wrong[0]}'")
-    if found["format"] != FORMAT:
-        raise UnsafeFileError(f"has format {str(found['format'])[:20]}, this version reads {FORMAT}")
-    if not all(isinstance(tag, str) for tag in found["tags"]):
-        raise UnsafeFileError("has no sensible 'tags'")
-    if found["name"] != name:
+    manifest = conform(_Manifest, found)
+    if manifest.format != FORMAT:
+        raise UnsafeFileError(f"has format {str(manifest.format)[:20]}, this version reads {FORMAT}")
+    if manifest.name != name:
         raise UnsafeFileError("belongs to another checkpoint")
-    for file, entry in found["files"].items():
+    for file, entry in manifest.files.items():
         if not _is_plain(file):
             raise UnsafeFileError("names a file outside of its folder")
         whole = isinstance(entry, dict) and entry.keys() == {"size", "crc32"}

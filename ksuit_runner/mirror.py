@@ -10,7 +10,7 @@ from ksuit_runner.counter import Progress
 from ksuit_runner.durable_files import write_text
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.stored_files import UnsafeFileError, is_below, read_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, conform, is_below, parse_json, read_json, read_text
 from ksuit_runner.tracker.base import BaseTracker
 
 _MANIFEST = "manifest.json"  # written and uploaded as the last file of a checkpoint: without it the others do not count
@@ -152,8 +152,8 @@ def _pointers(paths: PathProvider) -> Iterator[tuple[str, str]]:
 def _named(text: str) -> set[str]:
     """Return the checkpoints that the text of ``latest`` or ``tags.json`` names."""
     try:
-        return set(json.loads(text).values())
-    except ValueError:
+        return set(conform(dict[str, str], parse_json(text)).values())
+    except UnsafeFileError:
         return {text.strip()}
 
 

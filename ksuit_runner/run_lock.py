@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder
 from ksuit_runner.errors import AliveError, ResumeError, TakenOverError
-from ksuit_runner.stored_files import open_stored
+from ksuit_runner.stored_files import UnsafeFileError, conform, open_stored, parse_json
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -332,8 +332,8 @@ def _kernel() -> str:
 def _read(file: int) -> Holder | None:
     """Return who a file names; None if nobody, or something else than this module writes."""
     try:
-        return Holder(**json.loads(os.pread(file, _MOST_BYTES, 0)))
-    except (ValueError, TypeError):
+        return conform(Holder, parse_json(os.pread(file, _MOST_BYTES, 0).decode()))
+    except (UnsafeFileError, UnicodeDecodeError):
         return None
 
 

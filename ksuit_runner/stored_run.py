@@ -3,10 +3,11 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig
 
@@ -16,7 +17,7 @@ from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
-from ksuit_runner.stored_files import UnsafeFileError, check_folder, read_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, check_folder, conform, parse_json, read_json, read_text
 
 _SHORTEST_PREFIX = 6
 _LONGEST_NAME = 250
@@ -40,7 +41,7 @@ class Launch:
     command: str
     overrides: list[str]
     mode: str = "train"
-    origin: str | None = None
+    origin: Annotated[str, is_run_id] | None = None
     resumed_by: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ class IndexEntry:
 
     run_id: str
     name: str
-    start_time: float
+    start_time: Annotated[float, lambda seconds: 0 <= seconds < _LATEST]  # also: not NaN
     mode: str = "train"
     tracker_id: str | None = None
     tags: dict[str, str] | None = None
@@ -143,30 +144,12 @@ def read_launch(paths: PathProvider) -> Launch:
         ResumeError: It is damaged, or something that the runner would not have stored.
     """
     try:
-        found = read_json(paths.launch, paths.runs_dir)
-        if not isinstance(found, dict) or not found.keys() <= _LAUNCH.keys():
-            raise UnsafeFileError("has other keys than the record of a launch has")
-        for key, is_right in _LAUNCH.items():
-            if (key in found or key in ("command", "overrides")) and not is_right(found.get(key)):
-                raise UnsafeFileError(f"has no sensible '{key}'")
+        launch = conform(Launch, read_json(paths.launch, paths.runs_dir))
+        if launch.mode not in ("train", "fork"):
+            raise UnsafeFileError(f"has no sensible 'mode': {launch.mode[:60]!r}")
     except UnsafeFileError as error:
         raise ResumeError(f"{paths.launch} {error}") from None
-    return Launch(**found)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-_LAUNCH: Mapping[str, Callable[[Any], bool]] = {
-    "command": lambda value: isinstance(value, str),
-    "overrides": _is_texts,
-    "mode": lambda value: value in ("train", "fork"),
-    "origin": lambda value: value is None or (isinstance(value, str) and is_run_id(value)),
-    "resumed_by": _is_texts,
-    "tags": lambda value: isinstance(value, dict) and _is_texts([*value, *value.values()]),
-}
-"""What each value of a stored launch is."""
+    return launch
 
 
 def find_local(paths: OutputPaths, query: str) -> str | None:
@@ -258,16 +241,5 @@ def _run_ids(paths: OutputPaths) -> Iterator[str]:
 def _index(paths: OutputPaths) -> Iterator[IndexEntry]:
     if paths.index.is_file():
         for line in paths.index.read_bytes().splitlines():
-            try:
-                entry = IndexEntry(**json.loads(line))
-            except (ValueError, TypeError, RecursionError):  # a line that was torn by a crash
-                continue
-            if _is_sensible(entry):
-                yield entry
-
-
-def _is_sensible(entry: IndexEntry) -> bool:
-    texts = (entry.run_id, entry.name, entry.mode, entry.tracker_id or "")
-    is_time = type(entry.start_time) in (int, float) and 0 <= entry.start_time < _LATEST  # also: not NaN
-    has_tags = entry.tags is None or (isinstance(entry.tags, dict) and _is_texts([*entry.tags, *entry.tags.values()]))
-    return is_time and has_tags and all(isinstance(text, str) for text in texts)
+            with suppress(UnsafeFileError, UnicodeDecodeError):  # a line that was torn by a crash
+                yield conform(IndexEntry, parse_json(line.decode()))

@@ -199,7 +199,7 @@ def hostile_launches():
     ):
         yield (
             written("launch.json", json.dumps(whole | change)),
-            ("launch.json", "sensible" if "x" not in change else "keys"),
+            ("launch.json", "sensible" if "x" not in change else "unknown key"),
         )
     yield written("launch.json", json.dumps(whole | {"command": "x" * 10_000_000})), ("launch.json", "bytes")
 

@@ -106,10 +106,10 @@ def test_a_name_may_have_200_characters(folder, length):
     [
         ({"format": 2}, "has format 2, this version reads 1"),
         ({"name": "E1_U3_S6"}, "belongs to another checkpoint"),
-        ({"tags": ["best", 1]}, "has no sensible 'tags'"),
-        ({"tags": {}}, "has no sensible 'tags'"),
-        ({"unfinished": 1}, "has no sensible 'unfinished'"),
-        ({"more": 1}, "has other keys than a manifest has"),
+        ({"tags": ["best", 1]}, "has no sensible 'tags': 1 (int) does not fit"),
+        ({"tags": {}}, "has no sensible 'tags': {} (dict) does not fit"),
+        ({"unfinished": 1}, "has no sensible 'unfinished': 1 (int) does not fit"),
+        ({"more": 1}, "has the unknown key 'more'"),
         *(
             ({"files": {"trainer.pt": entry}}, "has no size and checksum of trainer.pt")
             for entry in ([], {"size": 0}, {**ENTRY, "more": 1}, {"size": "0", "crc32": 0}, {"size": True, "crc32": 0})

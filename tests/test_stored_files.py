@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 from folder_tracker import FolderTracker
@@ -17,13 +19,64 @@ from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import Shipment
-from ksuit_runner.stored_files import UnsafeFileError, check_folder, is_below, open_file, read_json, remove
+from ksuit_runner.stored_files import UnsafeFileError, check_folder, conform, is_below, open_file, read_json, remove
 from ksuit_runner.stored_run import add_to_index, entries
 from ksuit_runner.terminal import make_console, setup_logging
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
 from ksuit_runner.tracker.embedded import open_store
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.tracker.outbox import Outbox
+
+
+@dataclass(frozen=True)
+class Part:
+    share: float
+
+
+@dataclass(frozen=True)
+class Whole:
+    name: Annotated[str, str.isidentifier]
+    parts: list[Part] = field(default_factory=list)
+    mode: Literal["a", "b"] = "a"
+    count: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    anything: Any = None
+
+
+def test_a_record_is_read_with_what_is_nested_in_it():
+    parts, other = [{"share": 1}, {"share": 0.5}], {"mode": "b", "count": 3, "sizes": {"x": 1}, "anything": [{}]}
+    expected = Whole("n", [Part(1), Part(0.5)], "b", 3, {"x": 1}, [{}])
+    assert conform(Whole, {"name": "n", "parts": parts, **other}) == expected
+    assert conform(Whole, {"name": "n"}) == Whole("n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a b"}, "has no sensible 'name': 'a b' (str) does not fit"),
+        ({"name": {"_target_": "x"}}, "has no sensible 'name': {'_target_': 'x'} (dict) does not fit"),
+        ({"parts": {}}, "has no sensible 'parts': {} (dict) does not fit"),
+        ({"parts": [{"share": 1}, {"share": True}]}, "has no sensible 'parts': has no sensible 'share': True (bool)"),
+        ({"parts": [{}]}, "has no sensible 'parts': lacks the key 'share'"),
+        ({"parts": [3]}, "has no sensible 'parts': is not the Part that it should be"),
+        ({"mode": "c"}, "has no sensible 'mode': 'c' (str) does not fit"),
+        ({"count": 1.0}, "has no sensible 'count': 1.0 (float) does not fit"),
+        ({"count": "x" * 99}, f"has no sensible 'count': '{'x' * 56}... (str) does not fit"),
+        ({"sizes": {"x": None}}, "has no sensible 'sizes': None (NoneType) does not fit"),
+        ({"more": 1}, "has the unknown key 'more'"),
+    ],
+)
+def test_what_a_record_is_not_is_said_of_its_key(changes, message):
+    with pytest.raises(UnsafeFileError) as error:
+        conform(Whole, {"name": "n", **changes})
+    assert str(error.value).startswith(message)
+
+
+def test_a_record_is_an_object_with_all_that_it_needs():
+    for value, message in (({}, "lacks the key 'name'"), ([], "is not the Whole that it should be")):
+        with pytest.raises(UnsafeFileError) as error:
+            conform(Whole, value)
+        assert str(error.value) == message
 
 
 def lock(path: Path) -> None:

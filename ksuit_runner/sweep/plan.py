@@ -6,18 +6,17 @@ What is stored has no passwords, and is signed.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ksuit_runner.authorship import sign
-from ksuit_runner.check.annotation import mismatch
 from ksuit_runner.config_changes import is_same
 from ksuit_runner.durable_files import append_line, make_folder, write_text
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.stored_files import UnsafeFileError, parse_json, read_text
+from ksuit_runner.stored_files import UnsafeFileError, conform, parse_json, read_text
 from ksuit_runner.sweep.settings import Settings, read_settings
 from ksuit_runner.sweep.space import Combination
 
@@ -114,9 +113,9 @@ def read_plan(paths: SweepPaths) -> Plan:
         ResumeError: It is damaged, or something that the runner would not have stored.
     """
     try:
-        stored = parse_json(_read(paths, paths.plan))
-        _check_fields(Plan, stored)
-        return Plan(**stored | {"settings": read_settings(stored["settings"], stored.get("objective"))})
+        plan = conform(Plan, parse_json(_read(paths, paths.plan)))
+        read_settings(asdict(plan.settings), plan.objective)
+        return plan
     except (UnsafeFileError, ConfigError) as error:
         raise _damaged(paths, f"{paths.plan} {error}") from None
 
@@ -151,22 +150,9 @@ def _read(paths: SweepPaths, file: Path) -> str:
 
 def _read_job(line: str) -> Job | None:
     try:
-        stored = parse_json(line)
-        _check_fields(Job, stored)
+        return conform(Job, parse_json(line))
     except UnsafeFileError:
         return None
-    return Job(**stored)
-
-
-def _check_fields(kind: type[Plan] | type[Job], stored: Any) -> None:
-    annotations = {item.name: str(item.type).replace("Combination", "dict[str, str]") for item in fields(kind)}
-    annotations |= {"settings": "dict[str, Any]"} if kind is Plan else {}
-    needed = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
-    if not isinstance(stored, dict) or not needed <= stored.keys() <= annotations.keys():
-        raise UnsafeFileError(f"has other keys than a stored {kind.__name__.lower()} has")
-    for name, value in stored.items():
-        if problem := mismatch(value, annotations[name]):
-            raise UnsafeFileError(f"has no sensible '{name}': {problem}")
 
 
 def _damaged(paths: SweepPaths, what: str) -> ResumeError:

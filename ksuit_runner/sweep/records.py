@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from ksuit_runner.durable_files import append_line
 from ksuit_runner.journal import read_points
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.point import Point
+from ksuit_runner.stored_files import UnsafeFileError, conform, parse_json
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, JobRecord, local_record, runs_of_jobs
 from ksuit_runner.sweep.task import JobResult
 from ksuit_runner.tracker.base import BaseTracker
@@ -64,8 +66,8 @@ def _summarize(points: Iterable[Point], properties: MetricPropertyProvider) -> d
 
 def note_end(paths: SweepPaths, result: JobResult) -> None:
     """Keep what only the one who waits for a job knows: how long it took, and an error before there was a run."""
-    known = {"index": result.index, "status": result.status, "seconds": result.seconds, "error": result.error}
-    append_line(paths.ended, json.dumps(known))
+    end = Ended(result.index, result.seconds, result.status, result.error)
+    append_line(paths.ended, json.dumps(asdict(end)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ class Ended:
     """What was noted about the ends of a job.
 
     Attributes:
+        index: The job's number.
         seconds: How long it took, all times together.
         status: How it ended the last time.
         error: What it failed with the last time.
     """
 
+    index: int
     seconds: float
     status: str
     error: str
@@ -87,13 +91,10 @@ def read_ends(paths: SweepPaths) -> Mapping[int, Ended]:
     """Return what was noted about the ends of jobs, by their number; a line that a crash has torn is left out."""
     found: dict[int, Ended] = {}
     for line in paths.ended.read_bytes().splitlines() if paths.ended.is_file() else ():
-        try:
-            entry = json.loads(line)
-            index, end = int(entry["index"]), Ended(float(entry["seconds"]), str(entry["status"]), str(entry["error"]))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        before = found[index].seconds if index in found else 0.0
-        found[index] = replace(end, seconds=before + end.seconds)
+        with suppress(UnsafeFileError, UnicodeDecodeError):
+            end = conform(Ended, parse_json(line.decode()))
+            before = found[end.index].seconds if end.index in found else 0.0
+            found[end.index] = replace(end, seconds=before + end.seconds)
     return found
 
 

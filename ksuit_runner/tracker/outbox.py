@@ -6,19 +6,21 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, cast
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, cast
 from uuid import uuid4
 
 from ksuit_runner.durable_files import make_folder, write_text
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
-from ksuit_runner.stored_files import MissingFileError, UnsafeFileError, read_json
+from ksuit_runner.stored_files import MissingFileError, UnsafeFileError, conform, read_json
 from ksuit_runner.stored_run import add_to_index
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
+_RunId = Annotated[str, is_run_id]
+_Count = Annotated[int, lambda count: 0 <= count < 1 << 53]
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,20 @@ class Outbox:
         is_end_told: Whether the tracker knows how it ended.
     """
 
-    run_id: str
+    run_id: _RunId
     name: str
-    tracker_id: str | None = None
-    start_time: int | None = None
-    parent_run_id: str | None = None
+    tracker_id: _RunId | None = None
+    start_time: _Count | None = None
+    parent_run_id: _RunId | None = None
     start_tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[DatasetInfo] = field(default_factory=list)
-    other_tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    version: int = 0
-    told_version: int = 0
+    other_tags: dict[_RunId, dict[str, str]] = field(default_factory=dict)
+    version: _Count = 0
+    told_version: _Count = 0
     status: EndStatus | None = None
-    end_time: int | None = None
+    end_time: _Count | None = None
     is_end_told: bool = False
 
     @classmethod
@@ -97,18 +99,14 @@ class Outbox:
         """
         try:
             found = read_json(paths.outbox, paths.runs_dir, _SIZE_LIMIT)
-            if not isinstance(found, dict) or not {"run_id", "name"} <= found.keys() <= _FIELDS.keys():
-                raise UnsafeFileError("has other keys than it should have")
-            if wrong := [key for key, value in found.items() if not _FIELDS[key](value)]:
-                raise UnsafeFileError(f"has no sensible '{wrong[0]}'")
+            box = conform(cls, {"version": 1, **found} if isinstance(found, dict) else found)  # 1: nothing was told yet
         except MissingFileError:
             return None
         except UnsafeFileError as error:
             raise TrackerError(f"{paths.outbox} is damaged: it {error}") from None
-        if found["run_id"] != paths.run_id:
-            raise TrackerError(f"{paths.outbox} is that of run {found['run_id']}, in the folder of another one")
-        found["inputs"] = [DatasetInfo(**item) for item in found.get("inputs", [])]
-        return cls(**{"version": 1, **found})  # what an earlier version had not told yet
+        if box.run_id != paths.run_id:
+            raise TrackerError(f"{paths.outbox} is that of run {box.run_id}, in the folder of another one")
+        return box
 
     def store(self, paths: PathProvider) -> None:
         """Write it to a run's folder: after a crash what was stored before is there, or this.
@@ -155,46 +153,6 @@ class Outbox:
     def has_end(self) -> bool:
         """Whether the run has ended and the tracker does not know it."""
         return self.status is not None and not self.is_end_told
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 53
-
-
-def _is_id(value: Any) -> bool:
-    return _is_text(value) and is_run_id(value)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value.values()))
-
-
-def _is_info(value: Any) -> bool:
-    return _is_texts(value) and value.keys() == {field.name for field in fields(DatasetInfo)}
-
-
-_FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    "run_id": _is_id,
-    "name": _is_text,
-    "tracker_id": lambda value: value is None or _is_id(value),
-    "start_time": lambda value: value is None or _is_count(value),
-    "parent_run_id": lambda value: value is None or _is_id(value),
-    "start_tags": _is_texts,
-    "params": _is_texts,
-    "tags": _is_texts,
-    "inputs": lambda value: isinstance(value, list) and all(map(_is_info, value)),
-    "other_tags": lambda value: isinstance(value, dict) and all(_is_id(key) and _is_texts(value[key]) for key in value),
-    "version": _is_count,
-    "told_version": _is_count,
-    "status": lambda value: value in (None, "FINISHED", "FAILED", "KILLED"),
-    "end_time": lambda value: value is None or _is_count(value),
-    "is_end_told": lambda value: isinstance(value, bool),
-}
-"""What each value of a stored outbox is."""
 
 
 def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
