@@ -23,6 +23,9 @@ import torch
 from ksuit_runner.device import deterministic_kernels
 with deterministic_kernels(True):
     import torch._inductor.config as config
+    if not hasattr(config, "deterministic"):
+        print("none")
+        raise SystemExit
     print(torch.are_deterministic_algorithms_enabled(), config.deterministic)
     with deterministic_kernels(False):
         print(torch.are_deterministic_algorithms_enabled(), config.deterministic)
@@ -40,7 +43,10 @@ def test_a_run_that_compiles_nothing_does_not_import_the_compiler(tmp_path):
 
 
 def test_the_compiler_learns_that_kernels_are_to_be_deterministic(tmp_path):
-    assert python(COMPILER) == ["True True", "False False", "False False"]
+    printed = python(COMPILER)
+    if printed == ["none"]:
+        pytest.skip("this torch's compiler has no such switch")
+    assert printed == ["True True", "False False", "False False"]
 
 
 @pytest.mark.parametrize("enabled", [True, False])

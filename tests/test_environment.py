@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_record_names_code_packages_and_hardware_and_fits_into_json(reposito
     assert record["git"] == {"commit": git("rev-parse", "HEAD"), "branch": "trunk", "dirty": False}
     assert record["python"] == platform.python_version()
     assert record["versions"]["ksuit_runner"] == __version__
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     assert record["packages"]["hydra-core"] == record["versions"]["hydra-core"]
     assert record["hardware"]["cores"] == len(os.sched_getaffinity(0))
     assert record["hardware"]["memory_bytes"] > 2**20
