@@ -36,7 +36,7 @@ from ksuit_runner.start import (
 )
 
 if TYPE_CHECKING:
-    from ksuit_runner.log_writer import Summary
+    from ksuit_runner.metric_property import Summary
     from ksuit_runner.runner import Outcome
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.session import SweepOutcome

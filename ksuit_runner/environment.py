@@ -117,11 +117,16 @@ def hardware() -> dict[str, Any]:
     gpus = _gpu_names()
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
         "gpu_count": len(gpus),
     }
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

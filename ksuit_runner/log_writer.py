@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -13,20 +12,8 @@ from torch import Tensor
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.journal import Journal
-from ksuit_runner.metric_property import Direction, MetricPropertyProvider, improves
+from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.point import Point
-
-
-@dataclass
-class Summary:
-    """Last and best value of a metric, each with the update that it was logged at; neutral metrics have no best."""
-
-    direction: Direction
-    last: float
-    last_step: int
-    best: float | None = None
-    best_step: int | None = None
-
 
 _Pending = tuple[float | Tensor, str]
 """A value and the callback that logged it; a named tuple costs four times as much to make, which is a tenth of what a
@@ -242,9 +229,7 @@ class LogWriter:
             summary = summaries.get(key)
             if summary is None:
                 summary = summaries[key] = Summary(self._properties.direction(key), value, step)
-            summary.last, summary.last_step = value, step
-            if summary.direction != "neutral" and improves(summary.direction, value, summary.best):
-                summary.best, summary.best_step = value, step
+            summary.add(value, step)
 
 
 def _to_number(value: float | Tensor) -> float:

@@ -1,6 +1,7 @@
 """Which direction of a metric is the better one, by the pattern of its key."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -66,3 +67,20 @@ def improves(direction: Direction, value: float, than: float | None) -> bool:
     if than is None or than != than or direction == "neutral":
         return True
     return value > than if direction == "higher" else value < than
+
+
+@dataclass
+class Summary:
+    """Last and best value of a metric, each with the update that it was logged at; neutral metrics have no best."""
+
+    direction: Direction
+    last: float
+    last_step: int
+    best: float | None = None
+    best_step: int | None = None
+
+    def add(self, value: float, step: int) -> None:
+        """Take in a value that was logged at an update, the first one too."""
+        self.last, self.last_step = value, step
+        if self.direction != "neutral" and improves(self.direction, value, self.best):
+            self.best, self.best_step = value, step

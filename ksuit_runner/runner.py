@@ -18,8 +18,8 @@ from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_explained
 from ksuit_runner.factory import Factory
 from ksuit_runner.interruption import catch_signals
-from ksuit_runner.log_writer import Summary
 from ksuit_runner.loop import evaluate, train
+from ksuit_runner.metric_property import Summary
 from ksuit_runner.origin import Origin
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.random_keys import undisturbed

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
@@ -21,30 +21,13 @@ from rich.text import Text
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.lasting_output import LastingStream
 from ksuit_runner.masking import mask_text
+from ksuit_runner.metric_property import Summary
 from ksuit_runner.stored_files import open_stored
 
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
 _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
 _LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
-
-
-class MetricSummary(Protocol):
-    """What the table at the end shows of a metric: its last value, and its best one with the update it was reached at.
-
-    ``direction`` is ``higher``, ``lower`` or ``neutral``: which values are the better ones.
-    """
-
-    @property
-    def last(self) -> float: ...  # noqa: D102
-    @property
-    def last_step(self) -> int: ...  # noqa: D102
-    @property
-    def best(self) -> float | None: ...  # noqa: D102
-    @property
-    def best_step(self) -> int | None: ...  # noqa: D102
-    @property
-    def direction(self) -> str: ...  # noqa: D102
 
 
 def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
@@ -100,7 +83,7 @@ def print_start(console: Console, run_id: str, name: str, where: str, run_dir: P
 
 
 def print_end(
-    console: Console, summary: Mapping[str, MetricSummary], run_dir: Path, resume_command: str | None, status: str
+    console: Console, summary: Mapping[str, Summary], run_dir: Path, resume_command: str | None, status: str
 ) -> None:
     """Print how a run ended: its metrics as a table, its folder, and the command that goes on with it.
 
@@ -165,7 +148,7 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _metric_cells(metric: MetricSummary, ascii_only: bool) -> tuple[str, str, str, str]:
+def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str]:
     last = format_number(metric.last)
     if metric.direction == "neutral" or metric.best is None:
         return last, "", "", ""

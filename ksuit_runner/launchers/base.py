@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from ksuit_runner.environment import core_count
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import SweepPaths
 
@@ -95,8 +96,7 @@ def local_cap(max_jobs: int | None, devices: list[str]) -> int:
     Raises:
         ConfigError: There are several GPUs, and fewer than jobs.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cap = max_jobs if max_jobs is not None else len(devices) or cores
+    cap = max_jobs if max_jobs is not None else len(devices) or core_count()
     if len(devices) > 1 and cap > len(devices):
         raise ConfigError(f"launcher.max_jobs: {cap} jobs cannot have one of {len(devices)} GPUs each")
     return cap

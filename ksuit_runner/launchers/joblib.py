@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from ksuit_runner.environment import core_count
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
 
 
@@ -28,7 +29,7 @@ class JoblibLauncher(Launcher):
         check_max_jobs(max_jobs)
         self._devices = visible_devices()
         self.max_jobs = local_cap(max_jobs, self._devices)
-        self._threads = threads or max(1, (os.cpu_count() or 1) // self.max_jobs)
+        self._threads = threads or max(1, core_count() // self.max_jobs)
         self._pool: Any = None
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:

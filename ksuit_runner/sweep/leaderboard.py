@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite, isnan, nan
 from statistics import fmean, stdev
 
-from ksuit_runner.metric_property import Direction, MetricPropertyProvider
+from ksuit_runner.metric_property import Direction, MetricPropertyProvider, Summary
 from ksuit_runner.override_text import to_text
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.plan import Job, Plan, varied
-from ksuit_runner.sweep.records import Metric, find_records, read_ends, read_metrics, status_of
+from ksuit_runner.sweep.records import find_records, read_ends, read_metrics, status_of
 from ksuit_runner.sweep.space import SEED
 from ksuit_runner.tracker.base import BaseTracker
 
@@ -102,7 +102,7 @@ def make_leaderboard(
     rows = []
     for job in jobs:
         record, end = records.get(job.index), ends.get(job.index)
-        metrics: dict[str, Metric] = {}
+        metrics: dict[str, Summary] = {}
         if record is not None:
             metrics = read_metrics(paths, record.run_id, properties, tracker, plan.objective, record.tracker_id)
         status = "pruned" if job.index in pruned else status_of(record, end).lower()
@@ -116,7 +116,7 @@ def make_leaderboard(
     return Leaderboard(plan.name, plan.objective, direction, keys, rows, groups)
 
 
-def shown_metrics(metrics: dict[str, Metric], objective: str | None, value: str) -> dict[str, float]:
+def shown_metrics(metrics: dict[str, Summary], objective: str | None, value: str) -> dict[str, float]:
     """Return what a job counts by: the last or best value of the objective, or all metrics that can be better."""
     if objective is None:
         return {key: metric.last for key, metric in metrics.items() if metric.direction != "neutral"}

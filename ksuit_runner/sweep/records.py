@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ksuit_runner.durable_files import append_line
 from ksuit_runner.journal import read_points
-from ksuit_runner.metric_property import Direction, MetricPropertyProvider
+from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.point import Point
 from ksuit_runner.stored_files import UnsafeFileError, conform, parse_json
@@ -30,15 +30,6 @@ def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord
     return found
 
 
-@dataclass
-class Metric:
-    """Last and best value of a metric, and which direction is the better one."""
-
-    direction: Direction
-    last: float
-    best: float | None = None
-
-
 def read_metrics(
     paths: SweepPaths,
     run_id: str,
@@ -46,7 +37,7 @@ def read_metrics(
     tracker: BaseTracker,
     objective: str | None,
     tracker_id: str | None = None,
-) -> dict[str, Metric]:
+) -> dict[str, Summary]:
     """Return the metrics of a run from its journal; of a run on another machine, the objective from the tracker."""
     path = PathProvider(paths.output_dir, run_id).journal
     if path.is_file():
@@ -54,13 +45,12 @@ def read_metrics(
     return _summarize(tracker.history(objective, tracker_id or run_id) if objective else (), properties)
 
 
-def _summarize(points: Iterable[Point], properties: MetricPropertyProvider) -> dict[str, Metric]:
-    found: dict[str, Metric] = {}
+def _summarize(points: Iterable[Point], properties: MetricPropertyProvider) -> dict[str, Summary]:
+    found: dict[str, Summary] = {}
     for point in points:
-        metric = found.setdefault(point.key, Metric(properties.direction(point.key), point.value))
-        metric.last = point.value
-        if metric.direction != "neutral" and properties.is_better(point.key, point.value, metric.best):
-            metric.best = point.value
+        if point.key not in found:
+            found[point.key] = Summary(properties.direction(point.key), point.value, point.step)
+        found[point.key].add(point.value, point.step)
     return found
 
 
