@@ -51,9 +51,6 @@ class CheckpointWriter:
         keep_last: Number of newest checkpoints that are kept.
         keep_every: Of the interval's checkpoints, keep every n-th for good; None keeps none.
         room_timeout_s: How long the last one of a run waits for a full disk to have room again, in seconds.
-
-    Attributes:
-        path_provider: Paths of the run.
         config_hash: Hash of the run's config, stored with each checkpoint.
         on_written: Called, in the thread that writes, when another checkpoint is on the disk.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
@@ -69,6 +66,10 @@ class CheckpointWriter:
         keep_last: int = 2,
         keep_every: int | None = None,
         room_timeout_s: float = 30.0,
+        config_hash: str = "",
+        on_written: Callable[[], None] = lambda: None,
+        check_owner: Callable[[], None] = lambda: None,
+        is_urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"checkpoint.keep_last: at least 1 is needed, not {keep_last}")
@@ -76,10 +77,10 @@ class CheckpointWriter:
             raise ConfigError(f"checkpoint.keep_every: at least 1 is needed, not {keep_every}")
         given = (every_n_epochs, every_n_updates, every_n_samples)
         self.path_provider = path_provider
-        self.config_hash = ""
-        self.on_written: Callable[[], None] = lambda: None
-        self.check_owner: Callable[[], None] = lambda: None
-        self.is_urgent: Callable[[], bool] = lambda: False
+        self.config_hash = config_hash
+        self.on_written = on_written
+        self.check_owner = check_owner
+        self.is_urgent = is_urgent
         self._interval = Interval(*given) if any(n is not None for n in given) else None
         self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
         self._keep_last = keep_last

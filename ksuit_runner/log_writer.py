@@ -37,10 +37,10 @@ class LogWriter:
         metric_property_provider: Knows which direction of a metric is better.
         check_key: Raises an error for a key that the tracker would refuse.
         is_logged: Tells whether a point is recorded already: of updates that are computed again after a resume.
+        prefix: What every key begins with: an evaluation of a stored run has its metrics beside those of training.
 
     Attributes:
         source: Name of the callback that is logging.
-        prefix: What every key begins with: an evaluation of a stored run has its metrics beside those of training.
         is_ahead: Whether an update is being computed that the counter does not count yet.
         summary: Last and best value of every metric so far.
     """
@@ -52,8 +52,10 @@ class LogWriter:
         metric_property_provider: MetricPropertyProvider,
         check_key: Callable[[str], None],
         is_logged: Callable[[str, int], bool],
+        prefix: str = "",
     ) -> None:
-        self.source = self.prefix = ""
+        self.source = ""
+        self.prefix = prefix
         self.is_ahead = False
         self.summary: dict[str, Summary] = {}
         self._journal = journal

@@ -104,7 +104,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed"}),
     "tracker": frozenset({"output_paths"}),
-    "checkpoint": frozenset({"path_provider"}),
+    "checkpoint": frozenset({"path_provider", "config_hash", "on_written", "check_owner", "is_urgent"}),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_updates"}),
     "": frozenset(),

@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -17,7 +17,6 @@ from ksuit_runner.environment import Surroundings
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.point import Point
 from ksuit_runner.run_lock import RunLock
 from ksuit_runner.sender import MetricSender
 from ksuit_runner.stored_run import Launch, add_to_index
@@ -138,19 +137,10 @@ class RunRecord:
         self._sender.notify()  # what is told while a short run trains is not waited for at its end
         self.upload()
 
-    def is_logged(self, update: int) -> Callable[[str, int], bool]:
-        """Return the test for points that were recorded before, for a run that goes on after an update."""
-        known = self.journal.load_after(update)
-        return lambda key, step: key in known.get(step, ())
-
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that are recorded at an update."""
         found = self.journal.load_after(update - 1).get(update, {})
         return {key: point.value for key, point in found.items()}
-
-    def points_until(self, update: int) -> list[Point]:
-        """Return everything that was recorded up to an update."""
-        return [point for points, _ in self.journal.read() for point in points if point.step <= update]
 
     def carry_history(self, parent: PathProvider, update: int) -> None:
         """Begin with the metrics of the run that this one was forked from, up to the fork, and tell that run of it."""

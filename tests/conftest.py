@@ -12,22 +12,17 @@ from command import end_started
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from ksuit_runner.assembly import build_run
 from ksuit_runner.authorship import KEY_VARIABLE
 from ksuit_runner.checkpoint import CheckpointWriter
 from ksuit_runner.checkpoint_format import names, read_newest
 from ksuit_runner.counter import Progress
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.hooks import Hooks
-from ksuit_runner.interruption import Interruption
-from ksuit_runner.journal import Journal
-from ksuit_runner.log_writer import LogWriter
-from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.random_keys import keyed
-from ksuit_runner.run_state import Run
 from ksuit_runner.schedule import cosine
-from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.testing import build_callbacks
 from ksuit_runner.trainer import SgdTrainer
 
 # A machine that does other things at the same time is no reason to fail.
@@ -79,31 +74,16 @@ class Maker:
 
     def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, **kwargs):
         """Put a run together, with ``callbacks`` as {name: (class, arguments)}."""
-        paths, trainer, tracker = self.paths(run_id), self.trainer(**kwargs), NoopTracker()
-        found = read_newest(paths) if resume else None
-        journal, properties = Journal(paths.journal), MetricPropertyProvider()
-        known = journal.load_after(found.progress.update - 1 if found else -1)
-        log_writer = LogWriter(
-            journal, trainer.counter, properties, tracker.check_key, lambda key, step: key in known.get(step, ())
+        paths, trainer = self.paths(run_id), self.trainer(**kwargs)
+        makers = {name: partial(cls, **given) for name, (cls, given) in (callbacks or {}).items()}
+        run = build_run(
+            trainer,
+            paths,
+            partial(build_callbacks, makers, seed=3),
+            seed=3,
+            checkpoint_writer=CheckpointWriter(paths, **(checkpoint or {})),
+            checkpoint=read_newest(paths) if resume else None,
         )
-        writer = CheckpointWriter(paths, **(checkpoint or {}))
-        collaborators = {
-            "trainer": trainer,
-            "model": trainer.model,
-            "data_container": trainer.data_container,
-            "tracker": tracker,
-            "log_writer": log_writer,
-            "checkpoint_writer": writer,
-            "metric_property_provider": properties,
-        }
-        built = {name: cls(name=name, **given, **collaborators) for name, (cls, given) in (callbacks or {}).items()}
-        hooks = Hooks(built, trainer.counter)
-        run = Run(trainer, trainer.data_container, hooks, log_writer, writer, Interruption(), seed=3)
-        if found is not None:
-            trainer.model.load(found.model, found.state["trainer"]["arrangements"]["model"])
-            trainer.load_state_dict(found.state["trainer"])
-            hooks.states.resume(found, trainer.model)
-            run.unfinished = found.state["unfinished"]
         self.runs.append(run)
         return run
 

@@ -81,7 +81,7 @@ LAYERS = (
         "loop",
         "run_record",
     ),
-    ("assembly", "runner"),
+    ("assembly", "runner", "testing"),
     ("sweep", "sweep.*"),
     ("start", "api", "__main__"),
 )
