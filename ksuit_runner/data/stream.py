@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import parent_process
+from multiprocessing import get_all_start_methods, get_start_method, parent_process
 from threading import Thread
 from types import TracebackType
 from typing import Any, Final
@@ -90,6 +90,7 @@ class WorkerStream(Stream):
             batch_size=None,
             sampler=self._send(plan),
             num_workers=num_workers,
+            multiprocessing_context=_start_method(),
             prefetch_factor=prefetch,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
@@ -151,6 +152,12 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_method() -> str:
+    """Return how workers start: as Python does by itself in a job of joblib, which sets a way that only it can use."""
+    chosen, usable = get_start_method(), get_all_start_methods()
+    return chosen if chosen in usable else usable[0]
 
 
 def _start_worker(worker: int) -> None:

@@ -11,7 +11,7 @@ from command import checkpoint_bytes, journal, ksuit, query, run_dirs, start
 
 pytestmark = pytest.mark.slow
 LAUNCHERS = {
-    "joblib": ["launcher=joblib", "launcher.max_jobs=2"],
+    "joblib": ["launcher=joblib", "launcher.max_jobs=2", "data.num_workers=1"],
     "submitit": ["launcher=submitit", "launcher.executor=local", "launcher.max_jobs=2"],
     "ray": ["launcher=ray", "launcher.max_jobs=2", "launcher.num_cpus=0.5"],
 }
