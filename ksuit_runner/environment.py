@@ -3,7 +3,6 @@
 Environment variables are left out on purpose: they hold passwords and tokens.
 """
 
-import os
 import platform
 import subprocess
 from functools import cached_property
@@ -17,6 +16,7 @@ import psutil
 
 from ksuit_runner import __version__
 from ksuit_runner.command_line import command_line
+from ksuit_runner.cores import core_count
 
 DIFF_LIMIT = 1_000_000
 """Size that a stored diff is cut at, in bytes."""
@@ -122,11 +122,6 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "gpu_count": len(gpus),
     }
-
-
-def core_count() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

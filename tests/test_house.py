@@ -22,6 +22,7 @@ LAYERS = (
         "__init__",
         "errors",
         "config_types",
+        "cores",
         "joined_package",
         "durable_files",
         "stored_files",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.environment import core_count
+from ksuit_runner.cores import core_count
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
 
 
