@@ -46,20 +46,20 @@ test: lint ## check style and types, then run all tests
 test-fast: $(INSTALLED) ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not soak" $(ARGS)
 
-test-oldest: build/oldest/.installed ## run the tests with the oldest versions that pyproject.toml allows; ARGS="tests/test_loop.py"
+test-oldest: build/oldest/.installed ## run the tests with the oldest versions that pyproject.toml allows; ARGS="tests/engine/test_loop.py"
 	OMP_NUM_THREADS=1 build/oldest/bin/python $(PYTEST) $(ARGS)
 
 test-newest: build/newest/.installed ## run the tests with the newest ones
 	OMP_NUM_THREADS=1 build/newest/bin/python $(PYTEST) $(ARGS)
 
-coverage: $(INSTALLED) ## run the tests and list the lines of the package that they do not reach; ARGS="tests/test_loop.py"
+coverage: $(INSTALLED) ## run the tests and list the lines of the package that they do not reach; ARGS="tests/engine/test_loop.py"
 	rm -rf build/coverage
 	OMP_NUM_THREADS=1 $(BIN)/coverage run $(PYTEST) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutants: $(INSTALLED) ## change a module in small ways and list what its tests miss; make mutants MODULE=journal ARGS="--sample 60"
-	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=journal, or data/order, tracker/outbox ..." >&2; exit 1; }
+mutants: $(INSTALLED) ## change a module in small ways and list what its tests miss; make mutants MODULE=record/journal ARGS="--sample 60"
+	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=record/journal, or data/batch_plan, delivery/outbox ..." >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
 soak: $(INSTALLED) ## kill and suspend runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint_format import fits_file
+from ksuit_runner.checkpoint.format import fits_file
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
-from ksuit_runner.layout import Strides, overlaps, write
+from ksuit_runner.keyed_random import draws_nothing
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.module_tree import ModuleTree
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.random_keys import draws_nothing
+from ksuit_runner.tensors.layout import Strides, overlaps, write
+from ksuit_runner.tensors.module_tree import ModuleTree
 
 
 class Ema(CallbackBase):

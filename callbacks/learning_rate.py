@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.keyed_random import draws_nothing
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing
 
 
 class LearningRate(PeriodicCallback):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.device import peak_memory_bytes
+from ksuit_runner.keyed_random import draws_nothing
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing
+from ksuit_runner.tensors.device import peak_memory_bytes
 
 
 class PeakMemory(PeriodicCallback):

@@ -15,8 +15,8 @@ from rich.text import Text
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.random_keys import draws_nothing
-from ksuit_runner.terminal import format_number, run_console
+from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.ui.terminal import format_number, run_console
 
 
 class Progress(CallbackBase):

@@ -5,8 +5,8 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.keyed_random import draws_nothing
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing
 
 
 class Throughput(PeriodicCallback):

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.keyed_random import draws_nothing
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing
 
 
 class TrainLoss(PeriodicCallback):

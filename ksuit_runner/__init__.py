@@ -4,12 +4,10 @@ What a project's own code needs can be imported from here. A name is looked up w
 import of the package itself costs nothing: neither torch nor MLflow.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.joined_package import install as _install
+from ksuit_runner.system.shipped import install as _install
 
 if TYPE_CHECKING:
     from ksuit_runner.api import RunResult, compose, run
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from ksuit_runner.paths import PathProvider
     from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
     from ksuit_runner.tracker.base import BaseTracker
-    from ksuit_runner.trainer import SgdTrainer
+    from ksuit_runner.trainer.sgd import SgdTrainer
 
 __version__ = "0.1.0"
 
@@ -62,24 +60,13 @@ _MODULES = {
     "PathProvider": "paths",
     "PeriodicCallback": "periodic_callback",
     "RunResult": "api",
-    "SgdTrainer": "trainer",
+    "SgdTrainer": "trainer.sgd",
     "StopTraining": "errors",
     "TensorDataset": "data.tensor_dataset",
     "UpdateCounter": "counter",
     "compose": "api",
     "run": "api",
 }
-
-
-class _Package(ModuleType):
-    """A submodule does not hide the public function of its name once it is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _MODULES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

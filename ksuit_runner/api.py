@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import ASKS_HYDRA, compose_config, forget_places, without_sweep
-from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.masking import mask_text
-from ksuit_runner.override_text import value_of
-from ksuit_runner.places import PLACES
-from ksuit_runner.resume import MODES, refuse_sweep_settings, requested
-from ksuit_runner.start import (
+from ksuit_runner.cli.start import (
     check_overrides,
     refuse_launcher,
     start_composed,
@@ -34,10 +27,17 @@ from ksuit_runner.start import (
     start_stored,
     start_sweep,
 )
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_places, without_sweep
+from ksuit_runner.config.overrides import value_of
+from ksuit_runner.config.schema import PLACES
+from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
+from ksuit_runner.security.masking import mask_text
 
 if TYPE_CHECKING:
+    from ksuit_runner.engine.runner import Outcome
     from ksuit_runner.metric_property import Summary
-    from ksuit_runner.runner import Outcome
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.session import SweepOutcome
 
@@ -184,7 +184,7 @@ def _guest() -> Iterator[None]:
 
 
 def _result(outcome: Outcome | SweepOutcome) -> RunResult:
-    from ksuit_runner.runner import Outcome
+    from ksuit_runner.engine.runner import Outcome
 
     if not isinstance(outcome, Outcome):
         return RunResult(outcome.run_id, outcome.status, outcome.folder, jobs=tuple(outcome.jobs))

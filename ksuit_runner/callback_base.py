@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 
-from ksuit_runner.checkpoint import CheckpointWriter
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import Interrupted, StopTraining
@@ -20,7 +20,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.tracker.base import BaseTracker
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 Template = TypeVar("Template", bound=Callable[..., None])
 

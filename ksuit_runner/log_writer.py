@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.journal import Journal
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
-from ksuit_runner.point import Point
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import Point
 
 _Pending = tuple[float | Tensor, str]
 """A value and the callback that logged it; a named tuple costs four times as much to make, which is a tenth of what a

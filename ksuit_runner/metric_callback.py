@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.config_types import MetricKey
+from ksuit_runner.config.types import MetricKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, suggest
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase, template
-from ksuit_runner.config_types import DatasetKey
+from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.random_keys import mix, seed_all
+from ksuit_runner.keyed_random import mix, seed_all
 
 
 class PeriodicCallback(CallbackBase):

@@ -11,25 +11,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from ksuit_runner.assembly import build_run
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint import CheckpointWriter
-from ksuit_runner.checkpoint_format import has_traces, read_newest
+from ksuit_runner.checkpoint.format import has_traces, read_newest
+from ksuit_runner.checkpoint.writer import CheckpointWriter
+from ksuit_runner.config.factory import parameters_of
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.digits import Digits
-from ksuit_runner.factory import parameters_of
-from ksuit_runner.interruption import Interruption
-from ksuit_runner.journal import Journal
-from ksuit_runner.loop import train
+from ksuit_runner.engine.assembly import build_run
+from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.run import Run
+from ksuit_runner.keyed_random import keyed
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.random_keys import keyed
-from ksuit_runner.run_state import Run
+from ksuit_runner.record.journal import Journal
 from ksuit_runner.schedule import constant
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.system.signals import Interruption
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 Callbacks = Mapping[str, Callable[..., CallbackBase]]
 

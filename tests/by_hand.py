@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ksuit_runner.random_keys import keyed
+from ksuit_runner.keyed_random import keyed
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))

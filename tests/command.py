@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from ksuit_runner.journal import Journal
+from ksuit_runner.record.journal import Journal
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")

@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +13,19 @@ from command import end_started
 from hypothesis import HealthCheck, settings
 from torch import nn
 
-from ksuit_runner.assembly import build_run
-from ksuit_runner.authorship import KEY_VARIABLE
-from ksuit_runner.checkpoint import CheckpointWriter
-from ksuit_runner.checkpoint_format import names, read_newest
+from ksuit_runner.checkpoint.format import names, read_newest
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import Progress
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.engine.assembly import build_run
+from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.paths import PathProvider
-from ksuit_runner.random_keys import keyed
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.schedule import cosine
+from ksuit_runner.security.authorship import KEY_VARIABLE
 from ksuit_runner.testing import build_callbacks
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.tracker.mlflow import MlflowTracker
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 # A machine that does other things at the same time is no reason to fail.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -138,3 +140,17 @@ def _processes():
     """A test that fails leaves no process behind that would make the next one fail."""
     yield
     end_started()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with an empty store: creating one takes a second, copying it a millisecond."""
+    folder = tmp_path_factory.mktemp("template")
+    MlflowTracker(OutputPaths(folder))._experiment_id()
+    return folder
+
+
+@pytest.fixture
+def paths(template: Path, tmp_path: Path) -> OutputPaths:
+    shutil.copytree(template, tmp_path / "outputs")
+    return OutputPaths(tmp_path / "outputs")

@@ -1,7 +1,7 @@
 """Changes a module in small ways, one at a time, and counts which changes its tests notice.
 
-    make mutants MODULE=journal                          # ksuit_runner/journal.py
-    make mutants MODULE=data/order ARGS="--sample 60"    # 60 mutants at random instead of all
+    make mutants MODULE=record/journal                          # ksuit_runner/record/journal.py
+    make mutants MODULE=data/batch_plan ARGS="--sample 60"    # 60 mutants at random instead of all
 
 What survives is printed with its line: a test is missing there, or both versions do the same. The changes are Cosmic
 Ray's, and statements that are left out. Left as they are: type hints, assertions, decorators of classes, what errors
@@ -35,27 +35,40 @@ _DISK = "tests/faults/test_disk_order.py"
 _POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
-    "background": ("tests/test_sender.py", "tests/test_uploader.py"),
-    "checkpoint": (
+    "system/background": ("tests/delivery/test_metric_sender.py", "tests/delivery/test_artifact_uploader.py"),
+    "checkpoint/writer": (
         *(f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
-        *("tests/test_state.py", "tests/test_loop_ends.py"),
+        *("tests/checkpoint/test_state.py", "tests/engine/test_loop_ends.py"),
     ),
-    "checkpoint_format": ("tests/test_checkpoint.py", f"{_POWER}[a checkpoint]", "tests/test_state.py"),
-    "durable_files": (_DISK,),
-    "hooks": (
-        *("tests/test_loop_ends.py", "tests/test_logging.py", "tests/test_callback_base.py"),
-        *("tests/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/test_modes.py"),
-        "tests/test_failed_run.py",
+    "checkpoint/format": (
+        "tests/checkpoint/test_writer.py",
+        f"{_POWER}[a checkpoint]",
+        "tests/checkpoint/test_state.py",
     ),
-    "journal": (f"{_POWER}[the journal]", "tests/test_tracked_points.py", "tests/test_sender.py"),
-    "loop": (
-        *("tests/test_logging.py", "tests/test_thaw.py", "tests/test_evaluation_only.py", "tests/test_state.py"),
-        *("tests/test_modes.py", "tests/test_failed_run.py", "tests/test_callback_draws.py"),
+    "system/atomic_files": (_DISK,),
+    "engine/hooks": (
+        *("tests/engine/test_loop_ends.py", "tests/engine/test_logging.py", "tests/test_callback_base.py"),
+        *("tests/engine/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/trainer/test_modes.py"),
+        "tests/engine/test_failed_run.py",
     ),
-    "manifest": ("tests/test_checkpoint_format.py",),
-    "run_lock": ("tests/test_two_owners.py",),
-    "run_state": ("tests/test_loop.py", "tests/test_loop_ends.py", "tests/test_failed_run.py"),
-    "snapshot": ("tests/test_checkpoint.py", "tests/test_layout.py"),
+    "record/journal": (
+        f"{_POWER}[the journal]",
+        "tests/delivery/test_tracked_points.py",
+        "tests/delivery/test_metric_sender.py",
+    ),
+    "engine/loop": (
+        *(
+            "tests/engine/test_logging.py",
+            "tests/engine/test_thaw.py",
+            "tests/engine/test_evaluation_only.py",
+            "tests/checkpoint/test_state.py",
+        ),
+        *("tests/trainer/test_modes.py", "tests/engine/test_failed_run.py", "tests/test_callback_draws.py"),
+    ),
+    "checkpoint/manifest": ("tests/checkpoint/test_format.py",),
+    "system/run_lock": ("tests/system/test_two_owners.py",),
+    "engine/run": ("tests/engine/test_loop.py", "tests/engine/test_loop_ends.py", "tests/engine/test_failed_run.py"),
+    "checkpoint/host_buffers": ("tests/checkpoint/test_writer.py", "tests/tensors/test_layout.py"),
 }
 PRELOADED = ("pytest", "torch", "torch._dynamo", "hypothesis", "numpy", "mlflow.store.tracking.sqlalchemy_store")
 OPERATORS = (
@@ -242,7 +255,7 @@ def check(module: str, sample: int | None, seed: int, keyword: str | None) -> in
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("module", help="path below ksuit_runner, such as journal or data/order")
+    parser.add_argument("module", help="path below ksuit_runner, such as record/journal or data/batch_plan")
     parser.add_argument("--sample", type=int, help="test so many mutants at random")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("-k", dest="keyword", help="run only tests whose names contain this")

@@ -14,10 +14,10 @@ import torch
 from command import REPOSITORY, checkpoint_bytes, journal, ksuit, run_dir
 
 from ksuit_runner import CallbackBase, ConfigError, compose, run
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.stored_run import read_config, read_launch
-from ksuit_runner.tracker.outbox import Outbox
+from ksuit_runner.record.stored_run import read_config, read_launch
 
 FEW = ("model=linear", "callbacks=[ema,accuracy]", "default_callbacks=none", "trainer.max_epochs=1", "tracker=noop")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase, template
-from ksuit_runner.hooks import HOOKS, Hooks
+from ksuit_runner.engine.hooks import HOOKS, Hooks
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.periodic_callback import PeriodicCallback
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from ksuit_runner.assembly import Assembly
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.factory import Factory
-from ksuit_runner.hooks import HOOKS
-from ksuit_runner.loop import train
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.engine.assembly import Assembly
+from ksuit_runner.engine.hooks import HOOKS
+from ksuit_runner.engine.loop import train
+from ksuit_runner.keyed_random import draws_nothing, mix, seed_all
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
-from ksuit_runner.random_keys import draws_nothing, mix, seed_all
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 DRAWN = ("before_training", *(hook for hook in HOOKS if hook not in ("before_training", "on_exception")))
 UPDATES = {"every_n_updates": 1}

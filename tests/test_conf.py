@@ -9,21 +9,21 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from callbacks.ema import Ema
-from ksuit_runner.assembly import Assembly, build_trainer
-from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import choices, compose_config, groups, shipped_conf
-from ksuit_runner.environment import Surroundings
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import choices, compose_config, groups, shipped_conf
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.engine.assembly import Assembly, build_trainer
+from ksuit_runner.engine.loop import do_update, evaluate, train
+from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.factory import Factory
-from ksuit_runner.interruption import Interruption
 from ksuit_runner.launchers.base import Launcher
-from ksuit_runner.loop import do_update, evaluate, train
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.periodic_callback import DatasetCallback
-from ksuit_runner.run_record import RunRecord
-from ksuit_runner.stored_run import Launch
+from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.space import read_parameters
+from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.build import build_tracker
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from command import REPOSITORY, SMALL, ksuit, mlflow_points, run_dir
 
-from ksuit_runner.checkpoint_format import MODEL, STATE
-from ksuit_runner.manifest import MANIFEST, write_manifest
+from ksuit_runner.checkpoint.format import MODEL, STATE
+from ksuit_runner.checkpoint.manifest import MANIFEST, write_manifest
 
 # Does what a user does, many times in one process: imports are most of what a command costs.
 PROGRAM = """
 import contextlib, io, json, sys, traceback
-from ksuit_runner.__main__ import main
+from ksuit_runner.cli.dispatch import main
 
 for arguments in json.load(sys.stdin):
     sys.argv = ["ksuit_runner", *arguments]
@@ -141,7 +141,7 @@ def hostile_configs(canary):
     yield in_config("model", "builtins.eval", code), ("model._target_", library)
     yield in_config("model", "subprocess.Popen", ["touch", str(canary)]), ("model._target_", library)
     yield in_config("model", "functools.partial", {"_target_": "os.system"}), ("model._target_", library)
-    yield in_config("loss", "ksuit_runner.run_lock.os.system", shell), ("loss._target_", library)
+    yield in_config("loss", "ksuit_runner.system.run_lock.os.system", shell), ("loss._target_", library)
     yield in_config("loss", "ksuit_runner.paths.Path", "x"), ("loss._target_", library)
     yield in_config("loss", "callbacks.ema.Ema.__init__.__globals__", 1), ("loss._target_", "__init__")
     yield in_config("loss", "torch.nn.__builtins__.eval", code), ("loss._target_", "__builtins__")
@@ -158,7 +158,7 @@ def hostile_configs(canary):
     ):
         for place in ("data.datasets.extra", "loss.weight"):
             yield in_config(place, program[0], **program[1]), (place, "trust=[")
-    writes = "ksuit_runner.durable_files.write_text"
+    writes = "ksuit_runner.system.atomic_files.write_text"
     yield in_config("schedule", writes, path=str(canary), text="x"), ("schedule._target_", "not made for this place")
     for target_value in (["os.system"], 3, "a." * 50_000 + "b", "os", "..os.system", "os.system\n"):
         yield in_config("model", target_value), ("model._target_", "no dotted name")

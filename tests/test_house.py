@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,80 +14,38 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ksuit_runner"
 
-# From the bottom to the top: a module imports from its own row and from those above it in this table. A package counts
-# as its modules do (`tracker` stands for tracker/__init__.py).
-LAYERS = (
-    (
-        "__init__",
-        "errors",
-        "config_types",
-        "cores",
-        "joined_package",
-        "durable_files",
-        "stored_files",
-        "lasting_output",
-        "masking",
-        "nested",
-        "point",
-    ),
-    (
-        *("counter", "paths", "metric_property", "random_keys", "device", "interruption", "launchers", "launchers.*"),
-        *("command_line", "environment", "manifest", "run_lock", "authorship", "stored_run", "terminal"),
-        *(
-            "compose",
-            "factory",
-            "trust",
-            "config_changes",
-            "override_text",
-            "places",
-            "recompose",
-            "reveal",
-            "targets",
-            "check",
-            "check.*",
-        ),
-    ),
-    ("tracker", "tracker.*", "journal", "background", "sender", "mirror", "tracked_points", "uploader", "catch_up"),
-    (
-        *("log_writer", "checkpoint*", "plain_state", "snapshot", "data", "data.*", "models", "models.*"),
-        *("kept_buffers", "layout", "lazy_layers", "module_tree"),
-    ),
-    (
-        *(
-            "trainer",
-            "batch",
-            "fused_step",
-            "gradients",
-            "loss_check",
-            "loss_weights",
-            "modes",
-            "optimizer",
-            "parameter_rules",
-            "schedule",
-        ),
-        *("callback_base", "periodic_callback", "metric_callback"),
-    ),
-    ("hooks", "callback_states", "shared_metrics"),
-    (
-        "help",
-        "resume",
-        "changed_config",
-        "origin",
-        "stored_tracker",
-        "fetch",
-        "sync",
-        "listing",
-        "run_state",
-        "loop",
-        "run_record",
-    ),
-    ("assembly", "runner", "testing"),
-    ("sweep", "sweep.*"),
-    ("start", "api", "__main__"),
+# A room is a folder of the package, or a module of its root. From the bottom to the top: a room imports only what
+# stands in the rows above its own.
+ORDER = (
+    ("errors", "keyed_random"),
+    ("counter", "metric_property", "schedule", "system", "tensors"),
+    ("__init__", "paths", "data", "models"),
+    ("config",),
+    ("launchers", "checkpoint", "config.check"),
+    ("trainer", "security"),
+    ("ui",),
+    ("record",),
+    ("tracker", "log_writer"),
+    ("delivery", "callback_base"),
+    ("resume", "periodic_callback", "metric_callback"),
+    ("engine",),
+    ("sweep", "testing"),
+    ("cli",),
+    ("api",),
+    ("__main__",),
 )
-# The two lowest rows and the command line explain a mistake at once, without the seconds that these imports take.
+# Explains a mistake at once, without the seconds that these imports take.
 HEAVY = ("torch", "mlflow", "sklearn")
-MAY_BE_HEAVY = ("random_keys", "device")
+LIGHT = (
+    *("errors", "counter", "metric_property", "paths", "system"),
+    *("config", "config.check", "launchers", "security", "ui", "record"),
+)
+STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
+# What a project's own code imports, what its YAML names, and the start of the command line; nothing else is there.
+ROOT_MODULES = {
+    *("__init__", "__main__", "api", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
+    *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback"),
+}
 
 UNCOMMENTED_KEYS = {"defaults", "_target_", "_partial_"}
 
@@ -103,9 +60,14 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
-def layer_of(module: str) -> int | None:
-    rows = (row for row, names in enumerate(LAYERS) if any(fnmatchcase(module, name) for name in names))
-    return next(rows, None)
+def room_of(module: str) -> str:
+    """Return the folder of a module, or the module itself if it lies at the root."""
+    is_folder = MODULES[module].name == "__init__.py" and module != "__init__"
+    return module if is_folder or "." not in module else module.rpartition(".")[0]
+
+
+def row_of(room: str) -> int | None:
+    return next((row for row, rooms in enumerate(ORDER) if room in rooms), None)
 
 
 def is_type_checking(test: ast.expr) -> bool:
@@ -145,31 +107,38 @@ def arrows() -> dict[str, set[str]]:
     """Return which modules of ksuit_runner each of them imports."""
     graph: dict[str, set[str]] = {}
     for module, path in MODULES.items():
-        below = {name.removeprefix("ksuit_runner.") for name in imports_of(path) if name.startswith("ksuit_runner.")}
+        names = {"__init__" if name == "ksuit_runner" else name for name in imports_of(path)}
+        below = {name.removeprefix("ksuit_runner.") for name in names}
         graph[module] = (below & MODULES.keys()) - {module}
     return graph
 
 
-def test_every_module_has_its_place_in_the_order_of_imports():
-    homeless = [module for module in MODULES if layer_of(module) is None]
-    assert not homeless, f"add to LAYERS in {Path(__file__).name}, in the row it belongs to: {homeless}"
-
-
-def test_every_row_names_modules_that_exist():
-    names = {name for row in LAYERS for name in row}
-    gone = sorted(name for name in names if not any(fnmatchcase(module, name) for module in MODULES))
-    assert not gone, f"remove from LAYERS: {gone}"
+def test_every_room_has_its_place_in_the_order_of_imports():
+    listed = [room for row in ORDER for room in row]
+    assert sorted(listed) == sorted({room_of(module) for module in MODULES}), f"ORDER in {Path(__file__).name}"
 
 
 def test_imports_run_one_way_only():
     wrong = []
     for module, others in arrows().items():
         for other in sorted(others):
-            here, there = layer_of(module), layer_of(other)
+            here, there = room_of(module), room_of(other)
+            rows = row_of(here), row_of(there)
             # One without a place is what the test above is for.
-            if here is not None and there is not None and here < there:
+            if here != there and rows[0] is not None and rows[1] is not None and rows[0] <= rows[1]:
                 wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_root_holds_only_what_users_import():
+    at_root = {module for module, path in MODULES.items() if path.parent == PACKAGE}
+    assert at_root <= ROOT_MODULES
+
+
+def test_every_folder_says_what_it_is_for():
+    folders = [path for path in MODULES.values() if path.name == "__init__.py"]
+    silent = [str(path) for path in folders if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -186,8 +155,7 @@ def test_the_framework_imports_no_callback():
 
 
 def test_what_explains_mistakes_imports_quickly():
-    lowest = {module for module in MODULES if layer_of(module) in (0, 1)} - {*MAY_BE_HEAVY}
-    light = sorted(lowest | {"start", "api", "__main__"})
+    light = sorted(module for module in MODULES if room_of(module) in LIGHT or module in STARTS)
     names = ["ksuit_runner" + ("" if name == "__init__" else f".{name}") for name in light]
     script = f"import sys, {', '.join(names)}; print(*sorted(sys.modules.keys() & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -264,10 +232,10 @@ from .base import X
 if TYPE_CHECKING:
     import hidden
 def function():
-    import ksuit_runner.runner as r
+    import ksuit_runner.engine.runner as r
 """
     found = imported_names(source, "ksuit_runner.models")
-    assert {"ksuit_runner.data.container", "ksuit_runner.models.base", "ksuit_runner.runner"} <= found
+    assert {"ksuit_runner.data.container", "ksuit_runner.models.base", "ksuit_runner.engine.runner"} <= found
     assert "hidden" not in found
     config = "# @package _global_\na: 1\n# why\nb:\n  c: 2  # so\n  d: 3\ndefaults:\n  - x: y\n_target_: z\n"
     assert uncommented_keys(config) == ["line 2: a", "line 6: d"]

@@ -9,9 +9,9 @@ import torch
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.journal import Journal
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
+from ksuit_runner.record.journal import Journal
 from ksuit_runner.tracker.mlflow_client import check_key
 
 

@@ -60,7 +60,7 @@ def test_answers_without_torch_and_mlflow(tmp_path, overrides):
     program = (
         "import sys\n"
         f"sys.argv = ['ksuit_runner', 'output_dir={tmp_path}/outputs', *{overrides!r}]\n"
-        "from ksuit_runner.__main__ import main\n"
+        "from ksuit_runner.cli.dispatch import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print('imported:', sorted({'torch', 'mlflow', 'numpy'} & set(sys.modules)))\n"
     )

@@ -6,9 +6,9 @@ import pytest
 from command import checkpoint_bytes, journal, run_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ksuit_runner import runner
-from ksuit_runner.__main__ import _main
-from ksuit_runner.origin import Origin
+from ksuit_runner.cli.dispatch import _main
+from ksuit_runner.engine import runner
+from ksuit_runner.record.origin import Origin
 
 RUN = (
     *("model=linear", "trainer.max_epochs=6", "tracker=noop", "default_callbacks=none"),

@@ -37,8 +37,8 @@ def test_every_change_that_matters_is_made_and_no_other():
 
 
 def test_the_tests_that_are_named_exist():
-    assert mutants.tests_of("journal")[0] == "tests/test_journal.py"
-    assert set(mutants.tests_of("data/order")) == {"tests/data/test_order.py"}
+    assert mutants.tests_of("record/journal")[0] == "tests/record/test_journal.py"
+    assert set(mutants.tests_of("data/batch_plan")) == {"tests/data/test_batch_plan.py"}
     for module, files in mutants.TESTS.items():
         assert (mutants.ROOT / "ksuit_runner" / f"{module}.py").is_file(), module
         for file in files:

@@ -20,7 +20,7 @@ from pausing import make_project
 from servers import MlflowServer
 
 from ksuit_runner.counter import Progress
-from ksuit_runner.journal import Journal
+from ksuit_runner.record.journal import Journal
 
 ARGUMENTS = (
     *("model=pauses", "model.pauses_at=450", "model.hidden_dims=[128]", "model.dropout=0.2", "schedule=constant"),

@@ -11,7 +11,7 @@ from pausing import make_project
 from servers import Gate, MlflowServer, locked, never_answering
 
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.tracker import embedded
+from ksuit_runner.tracker import mlflow_store as embedded
 
 SMALL = ("model=linear", "trainer.max_epochs=4", "tracker.timeout_s=1", "tracker.require=false")
 # Some thousand updates, so that there is time for things to happen in their middle.

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.loop import evaluate, train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 

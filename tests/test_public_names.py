@@ -7,8 +7,8 @@ import pytest
 from command import REPOSITORY
 
 import ksuit_runner
-from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import compose_config
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
 from ksuit_runner.errors import ConfigError
 
 # Torch is imported once, and by itself; then each name is the first one that its process asks for.

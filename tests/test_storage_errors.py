@@ -6,9 +6,9 @@ import os
 import pytest
 from command import ksuit
 
+from ksuit_runner.engine.runner import Outcome, _closing
 from ksuit_runner.errors import StorageError, files_explained
-from ksuit_runner.run_lock import RunLock
-from ksuit_runner.runner import Outcome, _closing
+from ksuit_runner.system.run_lock import RunLock
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO])

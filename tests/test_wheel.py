@@ -83,7 +83,7 @@ LOOK_UP = """
 import os, pickle, sys
 import torch
 import ksuit_runner
-from ksuit_runner.check.signature_lookup import Sources
+from ksuit_runner.config.check.signature_lookup import Sources
 
 for folder in sys.argv[1:]:
     if os.fork():

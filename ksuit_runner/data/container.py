@@ -7,12 +7,12 @@ from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.data.batch_plan import Plan, evaluation_fetches
 from ksuit_runner.data.digest import Look, first_samples, first_shape, is_repeatable, look_at
-from ksuit_runner.data.fetch import EVALUATION, Fetch, fetch
-from ksuit_runner.data.order import Plan, evaluation_fetches
+from ksuit_runner.data.fetch_batch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.interruption import Interruption
+from ksuit_runner.system.signals import Interruption
 
 _LOGGER = logging.getLogger(__name__)
 

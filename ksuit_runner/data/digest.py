@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ksuit_runner.data.fetch import collate, get_samples, one_thread
-from ksuit_runner.random_keys import keyed, may_draw
+from ksuit_runner.data.fetch_batch import collate, get_samples, one_thread
+from ksuit_runner.keyed_random import keyed, may_draw
 
 _SAMPLES = 8
 

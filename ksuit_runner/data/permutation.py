@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ksuit_runner.random_keys import mix
+from ksuit_runner.keyed_random import mix
 
 _ROUNDS: Final = 4  # pairs: each changes both halves once; four single ones make a pseudorandom permutation in theory
 _LOW: Final = np.uint64(32)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ksuit_runner.data.fetch import Fetch, fetch
-from ksuit_runner.interruption import SIGNALS
+from ksuit_runner.data.fetch_batch import Fetch, fetch
+from ksuit_runner.system.signals import SIGNALS
 
 _SENDER_IS_KNOWN: Final = hasattr(
     signal, "sigwaitinfo"

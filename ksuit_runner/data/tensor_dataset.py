@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.random_keys import draws_nothing
+from ksuit_runner.keyed_random import draws_nothing
 
 Split = Literal["train", "test"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from ksuit_runner.cores import core_count
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.system.cores import core_count
 
 
 class Handle(Protocol):

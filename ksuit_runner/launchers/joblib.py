@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.cores import core_count
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
+from ksuit_runner.system.cores import core_count
 
 
 class JoblibLauncher(Launcher):

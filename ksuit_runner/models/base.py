@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.layout import lay_out, overlaps, unusual_strides
+from ksuit_runner.tensors.layout import lay_out, overlaps, unusual_strides
 
 
 class ModelBase(nn.Module):

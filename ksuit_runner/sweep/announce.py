@@ -5,14 +5,14 @@ import os
 from rich.console import Console
 from rich.text import Text
 
-from ksuit_runner.command_line import resume_command
-from ksuit_runner.masking import mask_text
 from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.security.masking import mask_text
 from ksuit_runner.sweep.job_config import overrides_of
 from ksuit_runner.sweep.plan import Job, Plan
 from ksuit_runner.sweep.report import format_seconds
 from ksuit_runner.sweep.task import JobResult
-from ksuit_runner.terminal import print_pairs
+from ksuit_runner.ui.command_line import resume_command
+from ksuit_runner.ui.terminal import print_pairs
 
 
 def print_sweep(console: Console, plan: Plan, paths: SweepPaths, total: int, where: str, tracked: str) -> None:

@@ -6,33 +6,33 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.catch_up import send_all
-from ksuit_runner.check.config import check_config, resolve
-from ksuit_runner.check.objects import ObjectChecker
-from ksuit_runner.check.signature import SignatureReader
-from ksuit_runner.compose import compose_config
+from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.check.whole_config import check_config, resolve
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.overrides import bare_name, parse, root, value_of
+from ksuit_runner.config.targets import Trust, check_values
+from ksuit_runner.delivery.catch_up import send_all
+from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import ResumeError
-from ksuit_runner.factory import Factory
 from ksuit_runner.launchers.base import Launcher
-from ksuit_runner.override_text import bare_name, parse, root, value_of
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.reveal import reveal
-from ksuit_runner.run_lock import RunLock
-from ksuit_runner.stored_files import check_folder
-from ksuit_runner.sweep.find import find_sweep, unknown_sweep
+from ksuit_runner.security.reveal import reveal
+from ksuit_runner.security.trust import trust_in
+from ksuit_runner.sweep.build_plan import plan_sweep, read_yaml
+from ksuit_runner.sweep.find_sweep import find_sweep, unknown_sweep
+from ksuit_runner.sweep.job_status import find_records
 from ksuit_runner.sweep.leaderboard import make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, differences, read_jobs, read_plan, store_plan, stored_texts, update_plan
-from ksuit_runner.sweep.planning import plan_sweep, read_yaml
-from ksuit_runner.sweep.records import find_records
 from ksuit_runner.sweep.report import print_leaderboard
 from ksuit_runner.sweep.session import JobSource, Listed, Session, SweepOutcome, build_properties
 from ksuit_runner.sweep.settings import MAY_CHANGE, read_settings
-from ksuit_runner.targets import Trust, check_values
-from ksuit_runner.terminal import make_console
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.tracker.deferred import DeferredTracker
-from ksuit_runner.trust import trust_in
+from ksuit_runner.ui.terminal import make_console
 
 _LOCATORS = ("output_dir", "tracker", "trust")
 

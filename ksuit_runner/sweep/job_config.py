@@ -6,12 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.check.config import check_config
-from ksuit_runner.check.signature import SignatureReader
-from ksuit_runner.compose import ASKS_HYDRA, compose_config, groups, with_values, without_sweep
-from ksuit_runner.config_changes import is_same
+from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, groups, with_values, without_sweep
+from ksuit_runner.config.differences import is_same
+from ksuit_runner.config.overrides import bare_name, full_name
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import bare_name, full_name
 from ksuit_runner.sweep.space import Combination
 
 

@@ -1,8 +1,8 @@
 """How a job's run is started: its overrides, and the tags that say what it is."""
 
-from ksuit_runner.override_text import bare_name
+from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.stored_run import Launch
+from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.job_config import overrides_of
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG
 from ksuit_runner.sweep.plan import Job, Plan

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.stored_run import tags_of_runs
-from ksuit_runner.tracker.outbox import Outbox
+from ksuit_runner.record.stored_run import tags_of_runs
 
 SWEEP_TAG = "ksuit.sweep"
 """Tag with the id of the sweep that a run is a job of."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite, isnan, nan
 from statistics import fmean, stdev
 
+from ksuit_runner.config.overrides import to_text
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider, Summary
-from ksuit_runner.override_text import to_text
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.job_status import find_records, read_ends, read_metrics, status_of
 from ksuit_runner.sweep.plan import Job, Plan, varied
-from ksuit_runner.sweep.records import find_records, read_ends, read_metrics, status_of
 from ksuit_runner.sweep.space import SEED
 from ksuit_runner.tracker.base import BaseTracker
 

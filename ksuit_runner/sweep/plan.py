@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.authorship import sign
-from ksuit_runner.config_changes import is_same
-from ksuit_runner.durable_files import append_line, make_folder, write_text
+from ksuit_runner.config.differences import is_same
 from ksuit_runner.errors import ConfigError, ResumeError
-from ksuit_runner.masking import mask_config, mask_text
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.stored_files import UnsafeFileError, conform, parse_json, read_text
+from ksuit_runner.security.authorship import sign
+from ksuit_runner.security.masking import mask_config, mask_text
 from ksuit_runner.sweep.settings import Settings, read_settings
 from ksuit_runner.sweep.space import Combination
+from ksuit_runner.system.atomic_files import append_line, make_folder, write_text
+from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, parse_json, read_text
 
 _LARGEST = 100_000_000  # bytes that a plan or the list of its jobs may have
 

@@ -5,10 +5,10 @@ from math import isfinite, log, nan
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.override_text import bare_name
+from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
 from ksuit_runner.sweep.space import SEED
-from ksuit_runner.terminal import format_number
+from ksuit_runner.ui.terminal import format_number
 
 _LOG_RATIO = 30.0  # positive values that are farther apart are spread by their logarithm
 _LINE_POINTS = 20  # more values than these are no line that an eye could follow

@@ -3,12 +3,12 @@
 import os
 from dataclasses import replace
 
-from ksuit_runner.factory import Factory
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.paths import OutputPaths, SweepPaths
-from ksuit_runner.sweep.records import find_records
+from ksuit_runner.sweep.job_status import find_records
 from ksuit_runner.sweep.task import JobResult, Task, do_job
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.tracker.deferred import DeferredTracker
 
 
 def begin_or_resume(task: Task) -> JobResult:

@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ksuit_runner.factory import Factory
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.job_config import JobComposer
+from ksuit_runner.sweep.job_status import read_metrics
 from ksuit_runner.sweep.leaderboard import shown_metrics
 from ksuit_runner.sweep.plan import Job, Plan, add_job, read_jobs
-from ksuit_runner.sweep.records import read_metrics
 from ksuit_runner.sweep.space import Parameter, read_parameters
 from ksuit_runner.sweep.study import PRUNED_AT, need_optuna, open_study, sampler
 from ksuit_runner.tracker.base import BaseTracker

@@ -9,33 +9,33 @@ from typing import Protocol
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ksuit_runner.catch_up import send_all
-from ksuit_runner.command_line import sync_command
-from ksuit_runner.environment import Surroundings
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.targets import Trust
+from ksuit_runner.delivery.catch_up import send_all
+from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import AliveError, ConfigError, TrackerError
-from ksuit_runner.factory import Factory
-from ksuit_runner.interruption import Interruption, catch_signals
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.run_lock import RunLock
-from ksuit_runner.stored_run import add_to_index, entries
+from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.stored_run import add_to_index, entries
 from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
-from ksuit_runner.sweep.driver import drive
-from ksuit_runner.sweep.elsewhere import fetch_runs
+from ksuit_runner.sweep.fetch_sweep import fetch_runs
 from ksuit_runner.sweep.job_launch import launch_of
+from ksuit_runner.sweep.job_queue import drive
 from ksuit_runner.sweep.job_runs import JobRecord
+from ksuit_runner.sweep.job_status import find_records, note_end, read_ends, status_of
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan, read_jobs
 from ksuit_runner.sweep.plot import draw_leaderboard
-from ksuit_runner.sweep.records import find_records, note_end, read_ends, status_of
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.task import JobResult, Task
-from ksuit_runner.targets import Trust
-from ksuit_runner.terminal import print_error
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.tracker.deferred import DeferredTracker
+from ksuit_runner.ui.command_line import sync_command
+from ksuit_runner.ui.terminal import print_error
 
 
 @dataclass

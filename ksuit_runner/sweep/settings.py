@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ksuit_runner.check.annotation import mismatch
+from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.errors import ConfigError, suggest
 
 MAY_CHANGE = ("fail_fast", "retry", "on_change")

@@ -10,9 +10,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
-from ksuit_runner.compose import choices, groups
+from ksuit_runner.config.compose import choices, groups
+from ksuit_runner.config.overrides import bare_name, parse, to_text
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import bare_name, parse, to_text
 
 SEED = "seed"
 """The key that is never drawn: every draw is done with every seed."""

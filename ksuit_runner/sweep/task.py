@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import AliveError, KsuitError
-from ksuit_runner.interruption import catch_signals
-from ksuit_runner.lasting_output import secure_output
-from ksuit_runner.masking import mask_text
-from ksuit_runner.origin import Origin
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.run_lock import RunLock
-from ksuit_runner.stored_run import Launch
-from ksuit_runner.sweep.device_slot import claim_device
+from ksuit_runner.record.origin import Origin
+from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.security.masking import mask_text
+from ksuit_runner.sweep.gpu_lock import claim_device
 from ksuit_runner.sweep.job_runs import local_record
-from ksuit_runner.targets import Trust
-from ksuit_runner.terminal import make_console
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.ui.lasting_output import secure_output
+from ksuit_runner.ui.terminal import make_console
 
 if TYPE_CHECKING:
-    from ksuit_runner.environment import Surroundings
+    from ksuit_runner.record.provenance import Surroundings
 
 _POLL_S = 0.2
 
@@ -134,7 +134,7 @@ def _claim(paths: SweepPaths, index: int, stack: ExitStack) -> int | None:
 
 
 def _run(task: Task, start: float) -> JobResult:
-    from ksuit_runner.runner import run
+    from ksuit_runner.engine.runner import run
 
     config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
     origin = Origin("resume", task.run_id) if task.run_id else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.point import Point
+from ksuit_runner.record.point import Point
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 

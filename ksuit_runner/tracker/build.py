@@ -1,6 +1,6 @@
 """Building the tracker that a config names."""
 
-from ksuit_runner.factory import Factory
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.base import BaseTracker
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.masking import mask_addresses
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.point import Point
-from ksuit_runner.stored_files import check_folder
-from ksuit_runner.tracker import artifact_place, embedded
+from ksuit_runner.record.point import Point
+from ksuit_runner.security.masking import mask_addresses
+from ksuit_runner.system.untrusted_files import check_folder
+from ksuit_runner.tracker import artifact_place
+from ksuit_runner.tracker import mlflow_store as embedded
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.mlflow_client import (
     DATABASES,

@@ -16,7 +16,7 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
-from ksuit_runner.masking import mask_text
+from ksuit_runner.security.masking import mask_text
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow_names import LONGEST, escape
 

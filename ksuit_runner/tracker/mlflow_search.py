@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from ksuit_runner.errors import LostRunError
-from ksuit_runner.point import Point
+from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
 from ksuit_runner.tracker.mlflow_names import escape, unescape
 

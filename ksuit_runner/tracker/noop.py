@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from ksuit_runner.point import Point
+from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 
 

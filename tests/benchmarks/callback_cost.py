@@ -6,7 +6,7 @@ from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.random_keys import draws_nothing
+from ksuit_runner.keyed_random import draws_nothing
 
 from .driver import NO_CALLBACKS, drive
 from .measure import Scale, compete

@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ksuit_runner.checkpoint import CheckpointWriter
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.paths import PathProvider
 

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 from rich.console import Console
 
-from ksuit_runner.check.config import check_config
-from ksuit_runner.compose import compose_config
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.engine.runner import run
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.runner import run
-from ksuit_runner.stored_run import Launch
+from ksuit_runner.record.stored_run import Launch
 
 CLOCK = "+callbacks.clock._target_=benchmarks.clock.Clock"
 NO_CALLBACKS = ("callbacks=[]", "default_callbacks=none", "checkpoint=at_end")

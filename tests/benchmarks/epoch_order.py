@@ -5,7 +5,7 @@ import tracemalloc
 from pathlib import Path
 from time import perf_counter
 
-from ksuit_runner.data.order import EpochOrder
+from ksuit_runner.data.batch_plan import EpochOrder
 
 from .measure import Scale, Spread
 from .result import Result, Value

@@ -14,11 +14,11 @@ from time import perf_counter
 import psutil
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.journal import Journal
+from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.sender import MetricSender
+from ksuit_runner.record.journal import Journal
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .measure import Scale, Spread

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from ksuit_runner.changed_config import compose_stored
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.resume import locate, requested
+from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.resume.request import locate, requested
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .driver import drive

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from ksuit_runner.journal import read_points
+from ksuit_runner.record.journal import read_points
 
 OVERRIDES = (
     *("model=linear", "callbacks=[accuracy]", "trainer.max_epochs=2", "checkpoint=at_end"),

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from callbacks.ema import Ema
 from callbacks.loss import Loss
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 
 class TwoLosses(SgdTrainer):

@@ -8,7 +8,7 @@ from torch import nn
 
 from callbacks.loss import Loss
 from callbacks.train_loss import TrainLoss
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 LOSSES = {
     "ignores": nn.CrossEntropyLoss(ignore_index=-1),

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from ksuit_runner.check.config import check_config
-from ksuit_runner.checkpoint import read_tags
-from ksuit_runner.compose import compose_config
-from ksuit_runner.journal import Journal
+from ksuit_runner.checkpoint.writer import read_tags
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.engine.runner import run
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.runner import run
-from ksuit_runner.stored_run import Launch
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.stored_run import Launch
 
 OWN = {"accuracy/test", "accuracy/test/ema", "loss/test", "loss/test/ema"}
 DEFAULT = {

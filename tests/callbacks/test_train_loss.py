@@ -5,7 +5,7 @@ import torch
 
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.trainer import SgdTrainer
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 
 class Recorder(CallbackBase):

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from ksuit_runner.data.fetch import Fetch
-from ksuit_runner.data.order import evaluation_fetches
+from ksuit_runner.data.batch_plan import evaluation_fetches
+from ksuit_runner.data.fetch_batch import Fetch
 from ksuit_runner.data.stream import LocalStream, WorkerStream
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with a single core
@@ -112,7 +112,7 @@ def test_a_worker_that_hangs_is_ended_by_its_parent():
 SCRIPT = """
     import sys
     from multiprocessing import active_children
-    from ksuit_runner.data.order import evaluation_fetches
+    from ksuit_runner.data.batch_plan import evaluation_fetches
     from ksuit_runner.data.stream import WorkerStream
 
     if __name__ == "__main__":

@@ -5,7 +5,7 @@ from crashes import Project
 from preloaded import Preloaded
 
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.tracker import embedded
+from ksuit_runner.tracker import mlflow_store as embedded
 
 
 @pytest.fixture(scope="module")

@@ -10,33 +10,33 @@ from typing import Any
 
 POINTS = {
     # place: (module, function in it), and when: before it, after it, or in the middle of it
-    "before the run has a folder": ("ksuit_runner.run_record", "add_to_index", "before"),
-    "before the config is stored": ("ksuit_runner.runner", "store", "before"),
-    "while the config is stored": ("ksuit_runner.stored_run", "write_text", "after"),
+    "before the run has a folder": ("ksuit_runner.engine.run_record", "add_to_index", "before"),
+    "before the config is stored": ("ksuit_runner.engine.runner", "store", "before"),
+    "while the config is stored": ("ksuit_runner.record.stored_run", "write_text", "after"),
     "before any data is read": ("ksuit_runner.data.container", "DataContainer.check_repeatable", "before"),
-    "at the start of training": ("ksuit_runner.hooks", "Hooks.evaluations", "before"),
+    "at the start of training": ("ksuit_runner.engine.hooks", "Hooks.evaluations", "before"),
     "fetching data": ("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
-    "after the forward pass": ("ksuit_runner.trainer", "SgdTrainer.forward", "after"),
-    "after the backward pass": ("ksuit_runner.trainer", "SgdTrainer.backward", "after"),
-    "in the optimizer's step": ("ksuit_runner.fused_step", "FusedStep.__call__", "after"),
-    "after an update": ("ksuit_runner.hooks", "Hooks.methods_after_update", "before"),
-    "in an evaluation": ("ksuit_runner.trainer", "SgdTrainer.evaluation", "after"),
+    "after the forward pass": ("ksuit_runner.trainer.sgd", "SgdTrainer.forward", "after"),
+    "after the backward pass": ("ksuit_runner.trainer.sgd", "SgdTrainer.backward", "after"),
+    "in the optimizer's step": ("ksuit_runner.trainer.fused_adam", "FusedStep.__call__", "after"),
+    "after an update": ("ksuit_runner.engine.hooks", "Hooks.methods_after_update", "before"),
+    "in an evaluation": ("ksuit_runner.trainer.sgd", "SgdTrainer.evaluation", "after"),
     "in the middle of a line of the journal": ("os", "write", "half"),
-    "after a line of the journal": ("ksuit_runner.journal", "Journal.append", "after"),
-    "taking a snapshot": ("ksuit_runner.snapshot", "HostBuffers.copy", "after"),
+    "after a line of the journal": ("ksuit_runner.record.journal", "Journal.append", "after"),
+    "taking a snapshot": ("ksuit_runner.checkpoint.host_buffers", "HostBuffers.copy", "after"),
     "writing weights": ("safetensors.torch", "save_file", "after"),
-    "writing the trainer's state": ("ksuit_runner.checkpoint_format", "_save_state", "after"),
-    "writing the manifest": ("ksuit_runner.checkpoint_format", "write_manifest", "after"),
+    "writing the trainer's state": ("ksuit_runner.checkpoint.format", "_save_state", "after"),
+    "writing the manifest": ("ksuit_runner.checkpoint.format", "write_manifest", "after"),
     "before the commit": ("pathlib", "Path.rename", "before"),
-    "between commit and latest": ("ksuit_runner.checkpoint", "write_text", "before"),
-    "between tags and latest": ("ksuit_runner.checkpoint", "write_text", "after"),
+    "between commit and latest": ("ksuit_runner.checkpoint.writer", "write_text", "before"),
+    "between tags and latest": ("ksuit_runner.checkpoint.writer", "write_text", "after"),
     "while latest is replaced": ("pathlib", "Path.replace", "before"),
-    "before old checkpoints are removed": ("ksuit_runner.checkpoint", "CheckpointWriter._prune", "before"),
+    "before old checkpoints are removed": ("ksuit_runner.checkpoint.writer", "CheckpointWriter._prune", "before"),
     "removing an old checkpoint": ("shutil", "rmtree", "before"),
     "before metrics are sent": ("ksuit_runner.tracker.mlflow", "MlflowTracker.log_points", "before"),
     "after metrics were sent": ("ksuit_runner.tracker.mlflow", "MlflowTracker.log_points", "after"),
-    "after training": ("ksuit_runner.loop", "finish_training", "after"),
-    "before the record is closed": ("ksuit_runner.run_record", "RunRecord.close", "before"),
+    "after training": ("ksuit_runner.engine.loop", "finish_training", "after"),
+    "before the record is closed": ("ksuit_runner.engine.run_record", "RunRecord.close", "before"),
     "before the status is set": ("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "before"),
     "after the status was set": ("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "after"),
 }
@@ -48,7 +48,7 @@ def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
     How often decides as well how checkpoints are written, however quick the disk is: at once, behind training one
     after the other as those of large models are, or behind training with several that wait.
     """
-    checkpoint: Any = importlib.import_module("ksuit_runner.checkpoint")
+    checkpoint: Any = importlib.import_module("ksuit_runner.checkpoint.writer")
     if count % 3 == 1:
         checkpoint._QUICK_S = math.inf
     else:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 IMPORTS = (
-    *("ksuit_runner.__main__", "ksuit_runner.runner", "ksuit_runner.tracker.mlflow"),
+    *("ksuit_runner.cli.dispatch", "ksuit_runner.engine.runner", "ksuit_runner.tracker.mlflow"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "hydra._internal.hydra", "torch._dynamo"),
 )
 
@@ -104,6 +104,6 @@ def _run(
     sys.path.insert(0, cwd)
     if prepare is not None:
         prepare(*given)
-    from ksuit_runner.__main__ import main
+    from ksuit_runner.cli.dispatch import main
 
     main()

@@ -24,7 +24,7 @@ from crashes import Project, random_kills
 from preloaded import Preloaded
 
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.tracker import embedded
+from ksuit_runner.tracker import mlflow_store as embedded
 
 _LONGEST_S = 2.5
 

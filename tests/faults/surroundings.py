@@ -5,7 +5,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from ksuit_runner import run_lock
+from ksuit_runner.system import run_lock
 
 
 class Surroundings(NamedTuple):

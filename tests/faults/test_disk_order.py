@@ -13,26 +13,26 @@ import torch
 from command import checkpoint_bytes
 from disk import SURVIVALS, Disk, Step, Tree, write_tree
 
-from ksuit_runner import checkpoint
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint import CheckpointWriter, read_tags
-from ksuit_runner.checkpoint_format import damage, has_traces, names, read_newest, write_folder
+from ksuit_runner.checkpoint import writer as checkpoint
+from ksuit_runner.checkpoint.format import damage, has_traces, names, read_newest, write_folder
+from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.durable_files import commit_folder, make_folder, sync, write_text
+from ksuit_runner.delivery.artifact_mirror import Mirror
+from ksuit_runner.delivery.metric_sender import Shipment
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError
-from ksuit_runner.journal import Journal
-from ksuit_runner.loop import train
-from ksuit_runner.mirror import Mirror
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.point import Point
-from ksuit_runner.sender import Shipment
-from ksuit_runner.stored_run import Launch, add_to_index, entries, read_config, read_launch, store
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import Point
+from ksuit_runner.record.stored_run import Launch, add_to_index, entries, read_config, read_launch, store
+from ksuit_runner.sweep.job_status import note_end, read_ends
 from ksuit_runner.sweep.plan import Job, Plan, add_job, read_jobs, read_plan, store_plan
-from ksuit_runner.sweep.records import note_end, read_ends
 from ksuit_runner.sweep.settings import Settings
 from ksuit_runner.sweep.task import JobResult
+from ksuit_runner.system.atomic_files import commit_folder, make_folder, sync, write_text
 from ksuit_runner.tracker.noop import NoopTracker
-from ksuit_runner.tracker.outbox import Outbox
 
 RUN = "run00000"
 

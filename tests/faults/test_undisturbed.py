@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 import torch
-from ksuit_runner.hooks import HOOKS
+from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.periodic_callback import PeriodicCallback
 
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ksuit_runner.check.stored import parse_config
-from ksuit_runner.checkpoint import read_tags
-from ksuit_runner.checkpoint_format import damage, has_traces, read_newest, write_folder
+from ksuit_runner.checkpoint.format import damage, has_traces, read_newest, write_folder
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal
+from ksuit_runner.checkpoint.writer import read_tags
+from ksuit_runner.config.stored_config import parse_config
 from ksuit_runner.errors import CheckpointError, KsuitError
-from ksuit_runner.journal import Journal
-from ksuit_runner.manifest import MANIFEST, _seal
 from ksuit_runner.paths import PathProvider, is_run_id
-from ksuit_runner.stored_files import UnsafeFileError
-from ksuit_runner.stored_run import Launch, add_to_index, find_local, read_launch
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.stored_run import Launch, add_to_index, find_local, read_launch
+from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 NAME = "E1_U3_S9"
 ODD_NAMES = [

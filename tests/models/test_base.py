@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from callbacks.ema import Ema
-from ksuit_runner.checkpoint_format import read_newest
+from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError
-from ksuit_runner.loop import train
 from ksuit_runner.models.base import ModelBase
 
 

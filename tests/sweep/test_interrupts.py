@@ -7,9 +7,9 @@ import pytest
 from command import checkpoint_bytes, interrupt_again, journal, ksuit, query, read_until, run_dirs, start
 from pausing import make_project
 
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.sweep.command import start_sweep
-from ksuit_runner.tracker.outbox import Outbox
 
 SWEEP = (
     *("-m", "model=pauses", "model.pauses_at=60,2000", "trainer.max_epochs=3"),

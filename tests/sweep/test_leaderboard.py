@@ -5,19 +5,19 @@ import math
 
 import pytest
 
-from ksuit_runner.journal import Journal
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.stored_run import Launch, add_to_index, store
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.stored_run import Launch, add_to_index, store
+from ksuit_runner.sweep.job_status import JOB_TAG, SWEEP_TAG, note_end
 from ksuit_runner.sweep.leaderboard import make_leaderboard
 from ksuit_runner.sweep.plan import Job, Plan
-from ksuit_runner.sweep.records import JOB_TAG, SWEEP_TAG, note_end
 from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.settings import Settings
 from ksuit_runner.sweep.task import JobResult
-from ksuit_runner.terminal import make_console
 from ksuit_runner.tracker.noop import NoopTracker
-from ksuit_runner.tracker.outbox import Outbox
+from ksuit_runner.ui.terminal import make_console
 
 NAN, INF = float("nan"), float("inf")
 ACCURACY, LOSS = "accuracy/test", "loss/test"

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.reveal import PASSWORD_VARIABLE
+from ksuit_runner.security.reveal import PASSWORD_VARIABLE
+from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.command import _revealed, _trust_in, resume_sweep
 from ksuit_runner.sweep.plan import add_job, read_jobs, read_plan, store_plan, stored_texts, update_plan
-from ksuit_runner.sweep.planning import plan_sweep
-from ksuit_runner.targets import Trust
 
 URI = "http://me:hunter2@127.0.0.1:9"
 

@@ -31,7 +31,7 @@ class ForkLauncher(Launcher):
 
     def open(self, sweep_paths):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ksuit_runner.runner", "mlflow.store.tracking.sqlalchemy_store"])
+        context.set_forkserver_preload(["ksuit_runner.engine.runner", "mlflow.store.tracking.sqlalchemy_store"])
         self._pool = ProcessPoolExecutor(self.max_jobs, mp_context=context)
 
     def submit(self, function, task):

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 from command import query
 
-from ksuit_runner.config_changes import is_same
+from ksuit_runner.config.differences import is_same
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.errors import AliveError, ConfigError, ResumeError
 from ksuit_runner.launchers.joblib import JoblibLauncher
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.run_lock import RunLock
-from ksuit_runner.run_record import RunRecord
-from ksuit_runner.stored_run import Launch, add_to_index
+from ksuit_runner.record.stored_run import Launch, add_to_index
+from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.command import resume_sweep, show_leaderboard, start_sweep
-from ksuit_runner.sweep.find import find_sweep
+from ksuit_runner.sweep.find_sweep import find_sweep
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, runs_of_jobs
 from ksuit_runner.sweep.plan import read_plan, store_plan
-from ksuit_runner.sweep.planning import plan_sweep
 from ksuit_runner.sweep.requeue import begin_or_resume
 from ksuit_runner.sweep.task import Task, do_job
-from ksuit_runner.tracker.outbox import Outbox
+from ksuit_runner.system.run_lock import RunLock
 
 TINY = ("model=linear", "trainer.max_epochs=1", "callbacks=[loss]", "default_callbacks=none")
 SWEEP_ID = "a" * 32

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from ksuit_runner.config.overrides import parse
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.override_text import parse
 from ksuit_runner.sweep.space import Interval, draw, grid, read_parameters
 
 

@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,20 +6,6 @@ import pytest
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker.mlflow import MlflowTracker
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with an empty store: creating one takes a second, copying it a millisecond."""
-    folder = tmp_path_factory.mktemp("template")
-    MlflowTracker(OutputPaths(folder))._experiment_id()
-    return folder
-
-
-@pytest.fixture
-def paths(template: Path, tmp_path: Path) -> OutputPaths:
-    shutil.copytree(template, tmp_path / "outputs")
-    return OutputPaths(tmp_path / "outputs")
 
 
 @pytest.fixture

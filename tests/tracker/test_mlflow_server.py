@@ -8,10 +8,10 @@ from unittest.mock import MagicMock
 import pytest
 from servers import MlflowServer, answering_500, free_port, never_answering
 
+from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.sender import MetricSender
+from ksuit_runner.record.journal import Journal
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.mlflow_client import connect, log_datasets
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import ConfigError, TrackerError
-from ksuit_runner.journal import Journal
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.point import Point
-from ksuit_runner.sender import MetricSender
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import Point
 from ksuit_runner.tracker import mlflow_client
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow import MlflowTracker

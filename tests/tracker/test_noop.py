@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.point import Point
+from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.noop import NoopTracker
 
 

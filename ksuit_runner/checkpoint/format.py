@@ -1,0 +1,300 @@
+"""What a checkpoint is on disk: writing a folder so that it is whole or not there, and reading only what is whole."""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ksuit_runner import __version__
+from ksuit_runner.checkpoint.manifest import verify, write_manifest
+from ksuit_runner.checkpoint.state_types import callback_place, pack, unpack
+from ksuit_runner.counter import Progress
+from ksuit_runner.errors import CheckpointError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.atomic_files import commit_folder, make_folder
+from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link
+
+_LOGGER = logging.getLogger(__name__)
+
+MODEL = "model.safetensors"
+STATE = "trainer.pt"
+_PARTIAL, _REPLACED = ".tmp", ".old"
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        paths: Paths of the run with ``checkpoint_dir`` set.
+        progress: Position that it was written at.
+        model: What the model's ``state_dict`` held, by name.
+        state: ``trainer`` and ``callbacks`` (by name).
+        config_hash: Hash of the config that it was written under.
+        tags: Tags that it was written for.
+    """
+
+    paths: PathProvider
+    progress: Progress
+    model: dict[str, Any]
+    state: dict[str, Any]
+    config_hash: str
+    tags: tuple[str, ...] = ()
+
+
+def pack_state(
+    files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return what the files of a checkpoint are written from, after the check that all of it can be read back.
+
+    Of the model, what no file of tensors holds (extra state, sparse or quantized tensors ...) goes into the state.
+
+    Args:
+        files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
+        state: State of trainer and callbacks; empty for one that is not given.
+
+    Raises:
+        CheckpointError: Something cannot be stored; the message names it.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in files}
+    beside = {}
+    for name, values in files.items():
+        for key, value in values.items():
+            if fits_file(value):
+                tensors[name][key] = value
+            elif name == "model":
+                beside[key] = pack(f"model[{key!r}]", value)
+            else:
+                raise CheckpointError(f"{name}.safetensors: {key!r} is not a dense tensor, which the file could hold")
+    packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
+    callbacks = {name: pack(callback_place(name), value) for name, value in state.get("callbacks", {}).items()}
+    return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
+
+
+def fits_file(value: Any) -> bool:
+    """Whether a value of a ``state_dict`` can be in a file of tensors."""
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return is_dense and not value.is_quantized and not value.is_meta and _has_file_type(value.dtype)
+
+
+@lru_cache
+def _has_file_type(dtype: torch.dtype) -> bool:
+    """Whether tensors of a type come back from a file; there are some that are written and not read."""
+    try:
+        return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty((), dtype=dtype)})))
+    except Exception:
+        return False
+
+
+def write_folder(
+    folder: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config_hash: str,
+    tags: Sequence[str] = (),
+) -> None:
+    """Write a checkpoint so that the folder is there with everything in it, or is not there.
+
+    Args:
+        folder: Its final place; its name is the position.
+        files: Tensors by name, for each safetensors file by its name without the ending.
+        state: Plain values and tensors for ``trainer.pt``, as ``pack_state`` returns them.
+        config_hash: Hash of the run's config.
+        tags: Tags that it is written for.
+
+    Raises:
+        OSError: It could not be written; nothing is left behind.
+    """
+    temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(folder.parent)
+    temporary.mkdir()
+    try:
+        for name, tensors in files.items():
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            safetensors.torch.save_file(whole, temporary / f"{name}.safetensors", {"format": "pt"})
+        _save_state(temporary / STATE, state)
+        versions = {"ksuit_runner": __version__, "torch": torch.__version__}
+        write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
+        aside = folder.with_name(f".{folder.name}{_REPLACED}")
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            folder.rename(aside)  # two renames: one that a crash leaves alone is undone by `names`
+        commit_folder(temporary, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_state(path: Path, state: Mapping[str, Any]) -> None:
+    with open(path, "wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the disk said behind a complaint of its own
+                raise error.__context__ from None
+            raise
+
+
+def names(paths: PathProvider) -> list[str]:
+    """Return the names of a run's checkpoints, newest first, whole or not."""
+    if not paths.checkpoints_dir.is_dir() or is_behind_link(paths.checkpoints_dir, paths.runs_dir):
+        return []
+    for path in paths.checkpoints_dir.glob(f".*{_REPLACED}"):
+        replaced = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
+        if not replaced.exists():
+            path.rename(replaced)
+    found = [(Progress.parse(path.name), path.name) for path in paths.checkpoints_dir.iterdir()]
+    whole = [(progress, name) for progress, name in found if progress is not None]
+    return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
+
+
+def remove_partial(paths: PathProvider) -> None:
+    """Remove what killed processes have left half written."""
+    for path in paths.checkpoints_dir.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def has_traces(paths: PathProvider) -> bool:
+    """Whether a run ever had a checkpoint, even if none of them is left: then it may not silently start anew.
+
+    What a process left half written when it was killed is hidden and does not count.
+    """
+    folder = paths.checkpoints_dir
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return True
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written."""
+    return _problem(folder, verify)
+
+
+def resume_problem(folder: Path) -> str | None:
+    """Return what keeps a run from resuming from a checkpoint, or None; all is read as a resume reads it."""
+    return _problem(folder, _read)
+
+
+def _problem(folder: Path, reader: Callable[[Path, Path], Any]) -> str | None:
+    try:
+        reader(folder, _root(folder))
+    except UnsafeFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def holds(folder: Path, state: Mapping[str, Any], config_hash: str) -> bool:
+    """Whether a checkpoint is whole and what a state at its position would be written as.
+
+    Under another config it holds other states; and what followed an update may have been half done when it was written.
+    """
+    try:
+        manifest = verify(folder, _root(folder))
+    except (UnsafeFileError, OSError):
+        return False
+    return (manifest["config_hash"], manifest["unfinished"]) == (config_hash, is_unfinished(state))
+
+
+def is_unfinished(state: Mapping[str, Any]) -> bool:
+    """Whether a state was taken while what follows an update was half done."""
+    return state.get("unfinished") is not None
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
+    return folder.parents[3]
+
+
+def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
+    """Read the newest checkpoint of a run that is whole, saying which damaged ones it passes over.
+
+    Args:
+        paths: Paths of the run.
+        name: Read this one and no other.
+
+    Raises:
+        CheckpointError: There is none, none that is whole, or none of this name.
+    """
+    existing = names(paths)
+    if name is not None and name not in existing:
+        there = ", ".join(existing[:_LISTED]) + (" …" if len(existing) > _LISTED else "") if existing else "none"
+        raise CheckpointError(f"run {paths.run_id} has no checkpoint {name[:50]!r}. There are: {there}")
+    problems = {}
+    for candidate in existing if name is None else [name]:
+        try:
+            return _checkpoint(paths.at_checkpoint(candidate))
+        except UnsafeFileError as error:
+            problems[candidate] = str(error)
+            _LOGGER.warning("checkpoint %s is damaged and passed over: %s", paths.checkpoints_dir / candidate, error)
+    if not problems:
+        raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot go on")
+    listed = "".join(f"\n  {candidate}: {problem}" for candidate, problem in list(problems.items())[:_LISTED])
+    raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
+
+
+def _checkpoint(paths: PathProvider) -> Checkpoint:
+    progress = Progress.parse(paths.checkpoint_dir.name)
+    assert progress is not None
+    try:
+        manifest, model, state = _read(paths.checkpoint_dir, paths.runs_dir)
+    except OSError as error:
+        raise UnsafeFileError(f"it cannot be read ({error.strerror})") from None
+    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]))
+
+
+def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Verify and read a checkpoint; whatever a file does instead of being read is damage.
+
+    Returns:
+        The manifest, the model's values, and the state.
+    """
+    manifest = verify(folder, root)
+    if missing := [file for file in (MODEL, STATE) if file not in manifest["files"]]:
+        raise UnsafeFileError(f"{missing[0]} is missing")
+    state = _load(folder / STATE, _read_state)
+    for file in manifest["files"]:  # those of callbacks are read by them, later than another checkpoint could be taken
+        if file.endswith(".safetensors") and file != MODEL:
+            _load(folder / file, _read_header)
+    model = _load(folder / MODEL, safetensors.torch.load_file)
+    return manifest, {**model, **state.pop("model", {})}, state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = unpack(torch.load(path, map_location="cpu", weights_only=True))
+    _check_shape(state)
+    assert isinstance(state, dict)
+    return state
+
+
+def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except Exception as error:  # torch alone has a dozen ways to say that a file is none of its own
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UnsafeFileError(f"{path.name} cannot be loaded ({lines[0][:200]})") from None
+
+
+def _read_header(path: Path) -> None:
+    with safetensors.safe_open(path, "pt"):
+        pass
+
+
+def _check_shape(state: Any) -> None:
+    known = {"model": {}, **state} if isinstance(state, dict) else {}
+    if not all(isinstance(known.get(part), dict) for part in ("trainer", "callbacks", "model")):
+        raise ValueError("it is not the state of a trainer and its callbacks")
+    if not all(isinstance(name, str) for name in known["callbacks"]):
+        raise ValueError("the name of a callback is not text")

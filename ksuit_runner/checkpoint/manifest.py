@@ -1,0 +1,126 @@
+"""The manifest of a checkpoint: which files it has, with their sizes and checksums, and a checksum of itself."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, conform, parse_json, read_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_BLOCK = 4_000_000  # bytes of a file that are read at once
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    name: str
+    config_hash: str
+    unfinished: bool
+    tags: list[str]
+    versions: dict[str, Any]
+    files: dict[str, Any]
+    crc32: int
+
+
+def write_manifest(
+    folder: Path, name: str, config_hash: str, unfinished: bool, versions: Mapping[str, str], tags: Sequence[str] = ()
+) -> None:
+    """Write the manifest of all files that are in a folder.
+
+    Args:
+        folder: The folder, without a manifest.
+        name: Name of the checkpoint.
+        config_hash: Hash of the config that it was written under.
+        unfinished: Whether what follows the last update was half done.
+        versions: Versions of what wrote it.
+        tags: Tags that it was written for.
+    """
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    head = {"format": FORMAT, "name": name, "config_hash": config_hash, "unfinished": unfinished}
+    body = {**head, "tags": list(tags), "versions": dict(versions), "files": files}
+    (folder / MANIFEST).write_text(_seal(body))
+
+
+def read_manifest(folder: Path, root: Path) -> dict[str, Any]:
+    """Read a manifest of which every byte is as it was written, and of which every value has its type.
+
+    Args:
+        folder: The checkpoint's folder.
+        root: Folder of the run, which no link may leave.
+
+    Raises:
+        UnsafeFileError: It is damaged; the message names the file.
+    """
+    try:
+        text = read_text(folder / MANIFEST, root)
+        found = parse_json(text)
+        _check(found, folder.name)
+        if text != _seal({key: value for key, value in found.items() if key != "crc32"}):
+            raise UnsafeFileError("is not what was written")
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{MANIFEST} {error}") from None
+    assert isinstance(found, dict)
+    return found
+
+
+def verify(folder: Path, root: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its manifest, which is returned.
+
+    Args:
+        folder: The checkpoint's folder.
+        root: Folder of the run, which no link may leave.
+
+    Raises:
+        UnsafeFileError: A file is missing, unexpected or damaged; the message names it.
+    """
+    manifest = read_manifest(folder, root)
+    for name, expected in manifest["files"].items():
+        try:
+            # The size tells most damage apart without reading gigabytes.
+            if check_file(folder / name, folder) != expected["size"] or _fingerprint(folder / name) != expected:
+                raise UnsafeFileError("is not what was written")
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{name} {error}") from None
+        except OSError as error:
+            raise UnsafeFileError(f"{name} cannot be read ({error.strerror})") from None
+    # Hidden files are no part of it: network file systems leave some behind.
+    present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if unexpected := sorted(present - manifest["files"].keys() - {MANIFEST}):
+        raise UnsafeFileError(f"{unexpected[0][:100]} is not among the files that were written")
+    return manifest
+
+
+def _check(found: Any, name: str) -> None:
+    manifest = conform(_Manifest, found)
+    if manifest.format != FORMAT:
+        raise UnsafeFileError(f"has format {str(manifest.format)[:20]}, this version reads {FORMAT}")
+    if manifest.name != name:
+        raise UnsafeFileError("belongs to another checkpoint")
+    for file, entry in manifest.files.items():
+        if not _is_plain(file):
+            raise UnsafeFileError("names a file outside of its folder")
+        whole = isinstance(entry, dict) and entry.keys() == {"size", "crc32"}
+        if not whole or not all(type(value) is int for value in entry.values()):
+            raise UnsafeFileError(f"has no size and checksum of {file}")
+
+
+def _is_plain(name: str) -> bool:
+    return 0 < len(name) <= 200 and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:")
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    """Return the text of a manifest: it ends with the checksum of what it would be without that."""
+    checksum = zlib.crc32(json.dumps(body).encode())
+    return json.dumps({**body, "crc32": checksum}, indent=2) + "\n"
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return {"size": path.stat().st_size, "crc32": checksum}

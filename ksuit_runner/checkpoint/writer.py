@@ -1,0 +1,288 @@
+"""When checkpoints are written, which of them are kept, and the thread that writes them behind training."""
+
+import errno
+import json
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from time import monotonic, perf_counter, sleep
+from typing import Any
+
+from torch import Tensor
+
+from ksuit_runner.checkpoint.format import (
+    damage,
+    holds,
+    names,
+    pack_state,
+    remove_partial,
+    resume_problem,
+    write_folder,
+)
+from ksuit_runner.checkpoint.host_buffers import HostBuffers
+from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.atomic_files import write_text
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
+
+_LOGGER = logging.getLogger(__name__)
+TINY = 1_000_000
+"""Size in bytes of a state that is written without a thread, if that is quick."""
+_QUICK_S = 0.01
+_FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
+_SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written, and how many
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run and removes those that are not kept.
+
+    A checkpoint is written at the given interval, when a callback asks for one, at the end, and when the run is
+    interrupted. Kept are the last ones, every n-th, and those that carry a tag.
+
+    Args:
+        path_provider: Paths of the run.
+        every_n_epochs: Write one after every n-th epoch.
+        every_n_updates: Write one after every n-th update.
+        every_n_samples: Write one after the update with which another n samples have been seen.
+        keep_last: Number of newest checkpoints that are kept.
+        keep_every: Of the interval's checkpoints, keep every n-th for good; None keeps none.
+        room_timeout_s: How long the last one of a run waits for a full disk to have room again, in seconds.
+        config_hash: Hash of the run's config, stored with each checkpoint.
+        on_written: Called, in the thread that writes, when another checkpoint is on the disk.
+        is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
+        check_owner: Raises an error if the run is no longer this process's to write; called before every step of that.
+    """
+
+    def __init__(
+        self,
+        path_provider: PathProvider,
+        every_n_epochs: int | None = None,
+        every_n_updates: int | None = None,
+        every_n_samples: int | None = None,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        room_timeout_s: float = 30.0,
+        config_hash: str = "",
+        on_written: Callable[[], None] = lambda: None,
+        check_owner: Callable[[], None] = lambda: None,
+        is_urgent: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"checkpoint.keep_last: at least 1 is needed, not {keep_last}")
+        if keep_every is not None and keep_every < 1:
+            raise ConfigError(f"checkpoint.keep_every: at least 1 is needed, not {keep_every}")
+        given = (every_n_epochs, every_n_updates, every_n_samples)
+        self.path_provider = path_provider
+        self.config_hash = config_hash
+        self.on_written = on_written
+        self.check_owner = check_owner
+        self.is_urgent = is_urgent
+        self._interval = Interval(*given) if any(n is not None for n in given) else None
+        self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
+        self._keep_last = keep_last
+        self._room_timeout_s = room_timeout_s
+        self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        self._requested: set[str] = set()
+        self._tags: dict[str, str] | None = None  # not known before the first checkpoint is written
+        self._kinds: list[Any] = []  # of the values of the checkpoint that was last read back as a resume does
+        self._took_s: deque[float] = deque(maxlen=100)
+        self._spare: list[HostBuffers] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
+        self._writing: deque[tuple[Future[None], HostBuffers]] = deque()
+
+    def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
+
+        Args:
+            name: Name of the file without its ending.
+            provider: Returns the tensors by name when a checkpoint is taken.
+        """
+        if name in self._providers or name == "model":
+            raise ConfigError(f"callbacks: two of them write '{name}.safetensors' into the checkpoints")
+        self._providers[name] = provider
+
+    def request(self, tag: str) -> None:
+        """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
+        self._requested.add(tag)
+
+    def take_up(self, name: str, tags: Sequence[str]) -> None:
+        """Give the checkpoint that is gone on from its tags, which a kill after its commit may have kept from it."""
+        paths, before = self.path_provider, read_tags(self.path_provider)
+        if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
+            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+
+    def take_requests(self) -> list[str]:
+        """Return the tags that were asked for, and forget them: they are for another checkpoint than the next one."""
+        requested, self._requested = sorted(self._requested), set()
+        return requested
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a callback asks for a checkpoint now."""
+        return bool(self._requested)
+
+    def is_due(self, update_counter: UpdateCounter) -> bool:
+        """Whether the interval or a callback asks for a checkpoint now."""
+        return self.is_requested or (self._interval is not None and self._interval.is_due(update_counter))
+
+    def check(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint of these could be resumed from, without writing it.
+
+        Raises:
+            CheckpointError: Something cannot be stored; the message names it.
+        """
+        pack_state(self._files(model), state)
+
+    def save(
+        self,
+        update_counter: UpdateCounter,
+        model: Mapping[str, Any],
+        state: Mapping[str, Any],
+        before: Callable[[], None] = lambda: None,
+        wait: bool = False,
+    ) -> None:
+        """Take a snapshot and write it behind training.
+
+        While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
+        Tiny ones are written at once, as long as that is quick: two threads of Python get in each other's way for
+        longer than it takes.
+
+        Args:
+            update_counter: Position of the run.
+            model: What the model's ``state_dict`` holds.
+            state: State of trainer and callbacks.
+            before: Makes durable what has to be so before the checkpoint is, such as the metrics up to it.
+            wait: Return only when it is on the disk.
+
+        Raises:
+            CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
+        """
+        files, packed = pack_state(self._files(model), state)
+        buffers = self._unused_buffers()
+        tags = self.take_requests()
+        if self._milestones is not None and self._milestones.is_due(update_counter):
+            tags.append(f"update-{update_counter.update}")
+        files, packed = buffers.copy((files, packed))
+        name = str(update_counter.progress)
+        write = partial(self._write, name, files, packed, buffers.kinds, tags, before)
+        if wait:
+            write = partial(self._write_with_patience, write)
+        at_once = buffers.size <= TINY and self._is_quick and not self._writing
+        self._writing.append((self._write_now(write) if at_once else self._thread.submit(write), buffers))
+        if wait:
+            self.wait(is_last=True)
+
+    def wait(self, is_last: bool = False) -> None:
+        """Wait until all checkpoints are written; a failure is an error for the last one, else a warning."""
+        while self._writing:
+            self._finish_first(is_last and len(self._writing) == 1)
+
+    def _files(self, model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {"model": model, **{name: provider() for name, provider in self._providers.items()}}
+
+    def _unused_buffers(self) -> HostBuffers:
+        """Return buffers that nothing is written from, as soon as there are some."""
+        while self._writing:
+            (first, _), (_, newest) = self._writing[0], self._writing[-1]
+            if not (first.done() or len(self._writing) == _MOST_WAITING or newest.size > _SMALL):
+                break
+            self._finish_first()
+        return self._spare.pop() if self._spare else HostBuffers()
+
+    def _write_now(self, write: Callable[[], None]) -> Future[None]:
+        writing, start = Future[None](), perf_counter()
+        try:
+            write()
+            writing.set_result(None)
+        except Exception as error:
+            writing.set_exception(error)
+        self._took_s.append(perf_counter() - start)
+        return writing
+
+    def _write_with_patience(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint after which there is no other that could make up for it."""
+        deadline, is_said = monotonic() + self._room_timeout_s, False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in _FULL or self.is_urgent() or monotonic() > deadline:
+                    raise
+                if not is_said:
+                    _LOGGER.warning("the last checkpoint waits for room, up to %g s: %s", self._room_timeout_s, error)
+                is_said = True
+            sleep(_ROOM_POLL_S)
+
+    @property
+    def _is_quick(self) -> bool:
+        return len(self._took_s) < 2 or min(self._took_s) < _QUICK_S  # the first one is never quick
+
+    def _finish_first(self, is_last: bool = False) -> None:
+        writing, buffers = self._writing.popleft()
+        self._spare.append(buffers)
+        try:
+            writing.result()
+        except OSError as error:
+            message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
+            if is_last:
+                raise CheckpointError(message) from error
+            _LOGGER.error("%s; the run goes on with the last good one, and tries again at the next interval", message)
+
+    def close(self) -> None:
+        """Wait for what is being written and end the thread."""
+        self.wait()
+        self._thread.shutdown()
+
+    def _write(
+        self,
+        name: str,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        kinds: list[Any],
+        tags: list[str],
+        before: Callable[[], None],
+    ) -> None:
+        paths = self.path_provider
+        folder = paths.checkpoints_dir / name
+        self.check_owner()
+        before()
+        if self._tags is None:
+            remove_partial(paths)
+        # The same position may have been committed just before a kill.
+        if not (folder.exists() and holds(folder, state, self.config_hash)):
+            write_folder(folder, tensors, state, self.config_hash, tags)
+            self.check_owner()
+        if tags or self._tags is None:
+            all_tags = (read_tags(paths) if self._tags is None else self._tags) | dict.fromkeys(tags, name)
+            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+            self._tags = all_tags
+        write_text(paths.latest, name + "\n")
+        # Whether what is whole can be read hangs on the kinds of its values only: then its checksums are enough.
+        problem = damage(folder) if kinds == self._kinds else resume_problem(folder)
+        if problem is not None:
+            raise OSError(f"read back, {problem}")
+        self._kinds = kinds
+        self._prune(name, self._tags)
+        self.on_written()
+
+    def _prune(self, newest: str, tags: Mapping[str, str]) -> None:
+        existing = names(self.path_provider)
+        past = existing[existing.index(newest) :]  # later ones were found damaged, and will be written again
+        for name in past[self._keep_last :]:
+            if name not in tags.values():
+                shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
+
+
+def read_tags(paths: PathProvider) -> dict[str, str]:
+    """Return the tagged checkpoints of a run: name of the checkpoint by tag; what is no such thing does not count."""
+    try:
+        found = read_json(paths.tags, paths.runs_dir)
+    except UnsafeFileError:
+        return {}
+    existing = set(names(paths))
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {tag: name for tag, name in pairs if isinstance(name, str) and name in existing}

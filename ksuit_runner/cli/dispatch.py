@@ -1,0 +1,112 @@
+"""The command line. Torch and MLflow are imported when a run really starts, and not before."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+
+from ksuit_runner.cli.start import check_overrides, start_composed, start_stored, start_sweep
+from ksuit_runner.config.compose import CONFIG_NAME, MISTAKES, explain, register_search_path, shipped_conf
+from ksuit_runner.config.overrides import value_of
+from ksuit_runner.errors import ConfigError, KsuitError, files_explained
+from ksuit_runner.resume.request import refuse_sweep_settings, requested
+from ksuit_runner.ui.command_line import command_line
+from ksuit_runner.ui.lasting_output import secure_output
+from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
+
+if TYPE_CHECKING:
+    from ksuit_runner.engine.runner import Outcome
+
+
+def main() -> None:
+    """Run what the command line asks for and exit with its status."""
+    secure_output()
+    sys.excepthook = print_traceback
+    if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
+        sys.path.insert(0, os.getcwd())
+    try:
+        status = _main(sys.argv[1:])
+    except KsuitError as error:
+        print_error(make_console(stderr=True), error)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    sys.exit(status)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    flags, overrides = _split(arguments)
+    if {"--help", "-h"} & set(flags):
+        from ksuit_runner.cli.help import print_help
+
+        return print_help(overrides)
+    if to_sync := value_of("sync", overrides):
+        from ksuit_runner.cli.sync import sync
+
+        with files_explained():
+            return sync(to_sync, overrides)
+    if to_list := value_of("list", overrides):
+        from ksuit_runner.cli.list_runs import list_runs
+
+        with files_explained():
+            return list_runs(to_list, overrides)
+    if board := value_of("leaderboard", overrides):
+        from ksuit_runner.sweep.command import show_leaderboard
+
+        with files_explained():
+            return show_leaderboard(board, overrides)
+    request, choice = requested(overrides), value_of("sweep", overrides)
+    multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
+    others = [flag for flag in flags if flag not in multirun]
+    if request is not None and not {"--cfg", "-c"} & set(flags):
+        if flags or choice:
+            raise ConfigError(f"{request}: it cannot be given together with {(*flags, f'sweep={choice}')[0]}")
+        return start_stored(request, overrides, command_line()).exit_status
+    if not others and (multirun or choice):
+        return start_sweep(overrides, command_line()).exit_status
+    if not others:
+        refuse_sweep_settings(overrides)
+    sys.argv[1:] = [*others, *overrides]  # argparse wants flags before the overrides, a person writes them anywhere
+    return _run_composed(overrides)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags of Hydra, with what belongs to them, and the overrides.
+
+    Raises:
+        ConfigError: A word is neither, or an override has no meaning before Hydra is asked.
+    """
+    overrides = list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+    check_overrides(overrides)
+    return [item for item in arguments if item not in overrides], overrides
+
+
+def _run_composed(overrides: Sequence[str]) -> int:
+    """Let Hydra compose the config, or answer --help and the like."""
+    results: list[Outcome | KsuitError] = []
+    has_begun = False
+
+    def task(config: DictConfig) -> None:
+        nonlocal has_begun
+        has_begun = True
+        try:
+            results.append(start_composed(config, command_line()))
+        except KsuitError as error:  # Hydra would print more about it than a person needs
+            results.append(error)
+
+    register_search_path()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are explained
+    try:
+        hydra.main(config_path=str(shipped_conf()), config_name=CONFIG_NAME, version_base="1.3")(task)()
+    except Exception as error:
+        if has_begun and not isinstance(error, MISTAKES):  # an error of the run, which needs its traceback
+            raise
+        raise explain(error, overrides) from error
+    if results and isinstance(results[0], KsuitError):
+        raise results[0]
+    return results[0].exit_status if results else 0

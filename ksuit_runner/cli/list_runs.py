@@ -1,0 +1,85 @@
+"""The runs of an output folder as a table, and the word to the tracker that some of them were killed: ``list=``."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from omegaconf import DictConfig
+
+from ksuit_runner.checkpoint.format import names
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.stored_run import IndexEntry, entries
+from ksuit_runner.resume.stored_tracker import tracker_factory
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.build import build_tracker
+from ksuit_runner.ui.terminal import make_console, print_table
+
+_TAKES = ("list", "output_dir", "tracker", "trust")
+
+
+def list_runs(count: str, overrides: Sequence[str]) -> int:
+    """Print the newest runs. Those whose process is gone without having said how they ended are marked as KILLED.
+
+    Args:
+        count: How many, or ``all``.
+        overrides: The command line; besides the number it may say where runs are.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigError: The count is no number, or something else was asked for.
+    """
+    if not count.isdecimal() and count != "all":
+        raise ConfigError(f"list={count}: a number of runs is needed, or all")
+    for item in overrides:
+        if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
+            raise ConfigError(f"{item}: with list= only tracker.* and output_dir can be given")
+    composed = compose_config(overrides)
+    outputs = OutputPaths(composed.output_dir)
+    found = {entry.run_id: entry for entry in entries(outputs)}
+    newest = sorted(found.values(), key=lambda entry: entry.start_time, reverse=True)
+    shown = newest if count == "all" else newest[: int(count)]
+    heads = ("run", "name", "status", "newest checkpoint", "started")
+    print_table(make_console(), heads, [_row(outputs, entry, composed, overrides) for entry in shown], status_column=2)
+    return 0
+
+
+def _row(
+    outputs: OutputPaths, entry: IndexEntry, composed: DictConfig, overrides: Sequence[str]
+) -> tuple[str, str, str, str, str]:
+    paths = PathProvider(outputs.output_dir, entry.run_id)
+    checkpoint = next(iter(names(paths)), "")
+    started = datetime.fromtimestamp(entry.start_time).strftime("%Y-%m-%d %H:%M")
+    return entry.run_id, entry.name, _status(paths, composed, overrides).lower(), checkpoint, started
+
+
+def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
+    try:
+        box = Outbox.load(paths)
+    except TrackerError:
+        return "DAMAGED"
+    if box is not None and box.status is not None:
+        return box.status
+    lock = RunLock(paths.lock)
+    try:
+        lock.acquire(wait=False)
+    except ResumeError:  # its process is alive, or on a host of which only the clock tells
+        return "RUNNING" if lock.seems_alive() else "KILLED"
+    try:
+        _mark(paths, composed, overrides)
+    except TrackerError:
+        return "KILLED, which the tracker does not know yet"
+    finally:
+        lock.release()
+    return "KILLED"
+
+
+def _mark(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> None:
+    factory = tracker_factory(paths, composed, overrides)
+    tracker = DeferredTracker(build_tracker(factory, paths), paths)
+    tracker.attach_run(paths.run_id)
+    tracker.deliver_end()

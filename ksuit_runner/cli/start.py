@@ -1,0 +1,117 @@
+"""Starting what is asked for, from the command line or from Python: a new run, a stored one, or a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
+from ksuit_runner.errors import ConfigError, files_explained
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.origin import Origin
+from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.resume.request import Request, locate
+from ksuit_runner.sweep.find_sweep import find_sweep
+
+if TYPE_CHECKING:
+    from ksuit_runner.engine.runner import Outcome
+    from ksuit_runner.sweep.session import SweepOutcome
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check what Hydra would say too late, too slowly, or not at all.
+
+    Raises:
+        ConfigError: An override has no meaning before Hydra is asked.
+    """
+    for item in overrides:
+        if "=" not in item and not item.startswith("~"):
+            raise ConfigError(f"'{item}' is no override: PLACE=VALUE sets a value, ~PLACE removes one")
+    refuse_long_overrides(overrides)
+    refuse_lost_overrides(overrides)
+
+
+def start_composed(config: DictConfig, command: str) -> Outcome:
+    """Do the run that Hydra has just composed the config of.
+
+    Args:
+        config: The whole config.
+        command: What started it, to be stored with it.
+
+    Raises:
+        KsuitError: It could not be started.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
+    refuse_launcher(config, hydra.runtime.choices.get("launcher"))
+    return start_new(check_config(without_sweep(config)), list(hydra.overrides.task), command)
+
+
+def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> Outcome:
+    """Do a new run with a config that was checked; see ``start_composed``."""
+    from ksuit_runner.engine.runner import run
+
+    return run(values, Launch(command, list(overrides)))
+
+
+def refuse_launcher(config: DictConfig, name: str | None) -> None:
+    """Refuse a launcher for a run that is no sweep.
+
+    Args:
+        config: The whole config.
+        name: What the launcher is called on the command line.
+
+    Raises:
+        ConfigError: It would run elsewhere than in this process.
+    """
+    target = OmegaConf.select(config, "launcher._target_")
+    if target not in (None, "ksuit_runner.launchers.in_process.InProcessLauncher"):
+        raise ConfigError(
+            f"launcher: {name} is for the runs of a sweep, and this is a single one. "
+            f"To launch it so: -m launcher={name}; to do it here: launcher=in_process"
+        )
+
+
+def start_stored(request: Request, overrides: Sequence[str], command: str) -> Outcome | SweepOutcome:
+    """Resume, fork or evaluate a stored run; resume a sweep.
+
+    Raises:
+        KsuitError: It could not be started; nothing is changed then.
+    """
+    mode = request.mode
+    with files_explained():
+        if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
+            from ksuit_runner.sweep.command import resume_sweep
+
+            return resume_sweep(sweep, overrides)
+        outputs, run_id = locate(request, overrides)
+        stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
+    config = stored.config
+    config.output_dir = str(outputs.output_dir)
+    if mode == "fork":
+        config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
+    values = check_config(config, trust=stored.trust)
+    from ksuit_runner.engine.runner import run
+
+    launch = Launch(command, stored.overrides, mode, run_id)
+    origin = Origin(mode, run_id, tuple(stored.changes), request.checkpoint)
+    return run(values, launch, origin, trust=stored.trust)
+
+
+def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
+    """Do a sweep.
+
+    Raises:
+        KsuitError: It could not be started; then nothing was trained.
+    """
+    from ksuit_runner.sweep import command as sweep
+
+    with files_explained():
+        return sweep.start_sweep(overrides, command)

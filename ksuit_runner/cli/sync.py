@@ -1,0 +1,55 @@
+"""Telling the tracker afterwards what it does not know of a run: ``sync=RUN_ID``."""
+
+from collections.abc import Sequence
+
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.delivery.catch_up import send_all
+from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.stored_run import find_local, unknown_run
+from ksuit_runner.resume.stored_tracker import tracker_factory
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.build import build_tracker
+from ksuit_runner.ui.command_line import sync_command
+from ksuit_runner.ui.terminal import make_console
+
+_TAKES = ("sync", "output_dir", "tracker", "trust", "register_anew")
+
+
+def sync(query: str, overrides: Sequence[str]) -> int:
+    """Register a run if it is not, and send what is left: metrics, files and checkpoints, and how it ended.
+
+    Args:
+        query: The run's id, the first 6 or more characters of it, its name, or ``last``.
+        overrides: The command line; besides the run it may say where runs are, and what differs about the tracker.
+
+    Returns:
+        The exit status, 0: everything is recorded.
+
+    Raises:
+        ResumeError: There is no such run, or it is alive.
+        TrackerError: The tracker cannot be reached; what was sent until then counts, and nothing is lost.
+    """
+    for item in overrides:
+        if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
+            raise ConfigError(f"{item}: with sync= only tracker.*, output_dir and register_anew can be given")
+    composed = compose_config(overrides)
+    outputs = OutputPaths(composed.output_dir)
+    run_id = find_local(outputs, query)
+    if run_id is None:
+        raise unknown_run(outputs, query, "sync")
+    paths = PathProvider(outputs.output_dir, run_id)
+    factory = tracker_factory(paths, composed, overrides)
+    with RunLock(paths.lock):
+        try:
+            tracker = DeferredTracker(build_tracker(factory, outputs), outputs)
+            if composed.register_anew:
+                tracker.forget_lost(run_id)
+            tracker.attach_run(run_id)
+            sent = send_all(tracker, paths)
+        except (TrackerError, OSError) as error:
+            again = f"What is not sent yet is kept; to try again: {sync_command(run_id, outputs.output_dir)}"
+            raise TrackerError(f"{error}\n{again}") from error
+    make_console().print(sent, soft_wrap=True)
+    return 0

@@ -1,0 +1,154 @@
+"""Checks the objects of a config one by one: their target, its kind, and the names and types of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.signature import Signature, SignatureReader
+from ksuit_runner.config.schema import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
+from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
+from ksuit_runner.errors import ConfigError
+
+_NESTED = Place(kind=None)
+
+
+@dataclass(frozen=True)
+class CheckedObject:
+    """An object of the config whose own arguments are in order.
+
+    Attributes:
+        place: Its dotted place.
+        target: Its ``_target_``.
+        signature: What its target asks for; None if that cannot be told from source.
+        given: Its arguments from the config.
+    """
+
+    place: str
+    target: str
+    signature: Signature | None
+    given: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of its target, as far as they are known."""
+        return self.signature.parameters if self.signature else ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Its arguments with the defaults of those not given; UNKNOWN for a default that is no plain value."""
+        return {item.name: item.default for item in self.parameters} | dict(self.given)
+
+
+class ObjectChecker:
+    """Walks through a config and checks every object in it.
+
+    Args:
+        reader: Reads signatures from source, each once.
+        trust: Limits of a config that was not composed here.
+
+    Attributes:
+        objects: What was checked, in the order of the walk.
+    """
+
+    def __init__(self, reader: SignatureReader | None = None, trust: Trust | None = None) -> None:
+        self.objects: list[CheckedObject] = []
+        self._reader = reader or SignatureReader()
+        self._trust = trust
+
+    def walk(self, place: str, value: Any) -> None:
+        """Check the value at a dotted place, and everything below it.
+
+        Raises:
+            ConfigError: Something is wrong with an object; begins with its place.
+        """
+        expected = place_at(place)
+        if expected and not (value is None and expected.optional):
+            self._check(place, value, expected)
+        elif isinstance(value, Mapping) and "_target_" in value:
+            self._check(place, value, _NESTED)
+        elif isinstance(value, Mapping):
+            typo = _near_target(key for key, item in value.items() if isinstance(item, str) and "." in item)
+            if typo:
+                raise ConfigError(f"{place}.{typo}: there is no such key here. Did you mean '_target_'?")
+            self._walk_all((f"{place}.{key}", item) for key, item in value.items())
+        elif isinstance(value, list):
+            self._walk_all((f"{place}[{index}]", item) for index, item in enumerate(value))
+
+    def _walk_all(self, items: Iterable[tuple[str, Any]]) -> None:
+        for place, value in items:
+            self.walk(place, value)
+
+    def _check(self, place: str, node: Any, expected: Place) -> None:
+        target = _target(place, node)
+        try:
+            if self._trust is not None:
+                self._trust.check_name(place, target)
+            signature = self._reader.read(target)
+        except ConfigError as error:
+            raise ConfigError(f"{place}._target_: {error}") from None
+        given = {str(key): value for key, value in node.items() if key not in SPECIAL_KEYS}
+        injected = INJECTED[expected.injects]
+        if signature is None:
+            bind(place, (), given, injected, any_name=True)
+        else:
+            _check_kind(place, signature, expected, self._trust)
+            parameters = _to_bind(signature, node)
+            wanted = bind(place, parameters, given, injected, signature.any_name)
+            check_injected(place, signature.target, signature.is_class, wanted, injected)
+            _check_types(place, parameters, given)
+        self.objects.append(CheckedObject(place, target, signature, given))
+        self.walk(f"{place}._args_", node.get("_args_"))
+        self._walk_all((f"{place}.{name}", value) for name, value in given.items())
+
+
+def _near_target(keys: Iterable[Any]) -> str | None:
+    return next(iter(get_close_matches("_target_", [key for key in keys if isinstance(key, str)], 1, 0.8)), None)
+
+
+def _target(place: str, node: Any) -> str:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{place}: an object with a _target_ is needed, not {node!r}")
+    if "_target_" not in node:
+        if typo := _near_target(node):
+            raise ConfigError(f"{place}.{typo}: there is no such key here. Did you mean '_target_'?")
+        raise ConfigError(f"{place}: it has no _target_, which names the class of the object")
+    try:
+        return check_name(node["_target_"])
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
+
+
+def _check_kind(place: str, signature: Signature, expected: Place, trust: Trust | None) -> None:
+    try:
+        check_module(signature.target, signature.module)
+        if not signature.is_class:
+            check_function(signature.target, expected.functions, signature.module, signature.file)
+        if trust is not None:
+            trust.check_definition(place, signature.target, signature.module, signature.file)
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
+    if expected.kind and signature.is_class and signature.knows_bases and expected.kind not in signature.bases:
+        raise ConfigError(f"{place}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
+
+
+def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[Parameter]:
+    """Return the parameters that are left to be given by name."""
+    parameters = list(signature.parameters[len(node.get("_args_") or ()) :])
+    if node.get("_partial_"):
+        return [replace(parameter, required=False) for parameter in parameters]
+    return parameters
+
+
+def _check_types(place: str, parameters: Iterable[Parameter], given: Mapping[str, Any]) -> None:
+    for parameter in parameters:
+        if parameter.name not in given or parameter.annotation is None:
+            continue
+        value = given[parameter.name]
+        if value is None and parameter.default is None:
+            continue
+        if problem := mismatch(value, parameter.annotation):
+            raise ConfigError(f"{place}.{parameter.name}: {problem}")

@@ -1,0 +1,106 @@
+"""Checks the values of a config that depend on others: intervals, keys of datasets, keys of metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from ksuit_runner.config.check.annotation import mentions
+from ksuit_runner.config.check.objects import CheckedObject
+from ksuit_runner.config.schema import UNKNOWN
+from ksuit_runner.counter import Interval
+from ksuit_runner.errors import ConfigError, nearest, suggest
+
+_INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
+_CALLBACKS = ("callbacks.", "default_callbacks.")
+
+
+def check_intervals(item: CheckedObject) -> None:
+    """Check that a periodic callback has exactly one interval, and the checkpoint one or none.
+
+    Raises:
+        ConfigError: It is not so, or the interval is no positive whole number.
+    """
+    asked = {parameter.name for parameter in item.parameters}
+    if not asked.issuperset(_INTERVALS) or not (item.place == "checkpoint" or is_callback(item)):
+        return
+    values = [item.arguments[name] for name in _INTERVALS]
+    if UNKNOWN in values or (item.place == "checkpoint" and values == [None] * 3):
+        return
+    try:
+        Interval(*values)
+    except ConfigError as error:
+        raise ConfigError(f"{item.place}: {error}") from None
+
+
+def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
+    """Check that every argument annotated as DatasetKey names one of the datasets.
+
+    Raises:
+        ConfigError: There is no such dataset.
+    """
+    for place, key in _keys(item, "DatasetKey"):
+        if key not in datasets:
+            hint = suggest(key, datasets)
+            listed = f" ({', '.join(sorted(datasets))})" if hint.startswith("Did") else ""
+            raise ConfigError(f"{place}: there is no dataset '{key}'. {hint}{listed}")
+
+
+def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
+    """Check that every argument annotated as MetricKey, and the objective, is logged by some callback.
+
+    Nothing is checked if there is a callback that does not declare what it logs.
+
+    Raises:
+        ConfigError: No callback logs the metric.
+    """
+    logged: set[str] = set()
+    for item in filter(is_callback, objects):
+        if item.signature is None or item.signature.logs is None:
+            return
+        logged.update(key for pattern in item.signature.logs for key in expand(pattern, item))
+    watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
+    for place, key in [*watched, *_strings("objective", objective)]:
+        if not any(_matches(key, pattern) for pattern in logged):
+            hint = nearest(key, logged, longest=0) if logged else "None of them logs anything."
+            listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
+            raise ConfigError(f"{place}: no callback logs '{key}'. {hint}".rstrip() + listed)
+
+
+def is_callback(item: CheckedObject) -> bool:
+    """Whether an object is one of the run's callbacks, and not an argument of one."""
+    return item.place.startswith(_CALLBACKS) and item.place.count(".") == 1
+
+
+def expand(pattern: str, item: CheckedObject) -> Iterator[str]:
+    """Put a callback's arguments into a pattern of metric keys; a list gives one key for each of its elements."""
+    arguments = item.arguments | {"name": item.place.rpartition(".")[2]}
+    parts = re.split(r"\{(\w+)\}", pattern)  # texts at even places, names of arguments at odd ones
+    choices = [_texts(arguments.get(part)) if place % 2 else [part] for place, part in enumerate(parts)]
+    yield from map("".join, product(*choices))
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [str(item) for item in value]
+    return ["*"] if value is None or value is UNKNOWN or isinstance(value, Mapping) else [str(value)]
+
+
+def _matches(key: str, pattern: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), key, re.DOTALL) is not None
+
+
+def _keys(item: CheckedObject, kind: str) -> Iterator[tuple[str, str]]:
+    for parameter in item.parameters:
+        if mentions(parameter.annotation, kind):
+            yield from _strings(f"{item.place}.{parameter.name}", item.arguments[parameter.name])
+
+
+def _strings(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _strings(f"{place}[{index}]", part)

@@ -1,0 +1,122 @@
+"""Checks a composed config before anything heavy is imported, so that a mistake ends within a second or two.
+
+Nothing that the config names is imported: what it asks for is read from its source. What cannot be told from source
+passes here and is checked by the factory, with the same rules, when it is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.schema import LATER_VALUES, PLACES, VALUES
+from ksuit_runner.config.targets import Trust, check_values
+from ksuit_runner.errors import ConfigError
+
+
+def check_config(
+    config: DictConfig, reader: SignatureReader | None = None, trust: Trust | None = None
+) -> dict[str, Any]:
+    """Check a whole config; imports neither torch nor MLflow nor any target.
+
+    Args:
+        config: The composed config of a run.
+        reader: Knows the signatures that it has read; a sweep gives the same one for all of its jobs.
+        trust: Limits of a config that was not composed here.
+
+    Returns:
+        The config as plain values, with all interpolations resolved.
+
+    Raises:
+        ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
+    """
+    values = resolve(config)
+    check_values(values)
+    _check_values(values)
+    _check_places(values)
+    checker = ObjectChecker(reader, trust)
+    for key in dict.fromkeys(pattern.split(".")[0] for pattern in PLACES):
+        checker.walk(key, values.get(key))
+    data = values.get("data")
+    for item in checker.objects:
+        check_intervals(item)
+        if isinstance(data, Mapping) and isinstance(data.get("datasets"), Mapping):
+            check_dataset_keys(item, data["datasets"])
+    check_metric_keys(checker.objects, values.get("objective"))
+    return values
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return a config as plain values, with all interpolations resolved.
+
+    Raises:
+        ConfigError: A value is missing (``???``), or an interpolation cannot be resolved.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unresolved(config, error)) from None
+    except RecursionError:
+        raise ConfigError("the config is nested too deep") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    if missing := [key for key in VALUES if key not in values]:
+        raise ConfigError(f"{missing[0]}: it is not there; what has no value is null")
+    for key, annotation in (VALUES | LATER_VALUES).items():
+        problem = mismatch(values[key], annotation) if key in values else None
+        if problem is not None:
+            raise ConfigError(f"{key}: {problem}")
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    for pattern, place in PLACES.items():
+        if not pattern.endswith(".*"):
+            if values.get(pattern) is None and not place.optional:
+                raise ConfigError(f"{pattern}: an object with a _target_ is needed, and there is none")
+            continue
+        parts = pattern.split(".")[:-1]
+        value: Any = values
+        for part in parts:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
+        if dotted := next((key for key in value or () if "." in str(key)), None):
+            raise ConfigError(
+                f"{'.'.join(parts)}: the name '{dotted}' has a dot, which is kept for places of the config"
+            )
+
+
+def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:
+    """Say which value is missing or cannot be resolved, and which key it may have meant."""
+    place = str(error.full_key)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{place}: a value is needed in place of '???'"
+    raw = dict(_flat("", OmegaConf.to_container(config)))
+    reason = str(error).splitlines()[0]
+    name = re.search(r"Interpolation key '(.+)' not found", reason)
+    near = get_close_matches(name[1], [key for key in raw if key != place], 1) if name else []
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{place}: cannot resolve '{raw.get(place)}': {reason}.{hint}"
+
+
+def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield everything in a container by its dotted place."""
+    yield place, value
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{place}.{key}" if place else str(key), item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flat(f"{place}[{index}]", item)

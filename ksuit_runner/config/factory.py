@@ -1,0 +1,297 @@
+"""The one place where configured objects are built: arguments from the config, collaborators from the runner."""
+
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import ksuit_runner
+from ksuit_runner.config.schema import (
+    DATASETS,
+    INJECTED,
+    PLACES,
+    SPECIAL_KEYS,
+    Parameter,
+    Place,
+    bind,
+    check_injected,
+    place_at,
+)
+from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
+from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.system.shipped import INSTALLED
+
+_MOST_LINES = 20
+
+Built = TypeVar("Built")
+
+
+class OnDemand(NamedTuple):
+    """A collaborator that is worked out only for an object that asks for it."""
+
+    get: Callable[[], Any]
+
+
+class Factory:
+    """Builds the objects that a config describes.
+
+    A constructor's parameter that carries the name of a collaborator gets that collaborator, all others come from the
+    config; ``**kwargs`` passed on to a base class asks for what the base asks for. Hydra's keys mean what they mean in
+    Hydra: ``_target_``, ``_args_``, ``_partial_``, ``_recursive_``. Objects nested in the arguments are built as well,
+    and all containers are plain ones, whatever ``_convert_`` says.
+
+    Args:
+        config: The config of the run; one of OmegaConf is resolved first.
+        trust: Limits of a config that was not composed here; None for one that was, or is known to be the user's own.
+    """
+
+    def __init__(self, config: DictConfig | Mapping[str, Any], trust: Trust | None = None) -> None:
+        self._trust = trust
+        # From here on nothing refers to other places, so that what is built is what was checked.
+        self._config: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+
+    def has(self, place: str) -> bool:
+        """Whether the config describes an object at this place."""
+        return self._node(place) is not None
+
+    def build(self, place: str, kind: type[Built], **collaborators: Any) -> Built:
+        """Build the object at a place of the config.
+
+        Args:
+            place: Dotted place of its node.
+            kind: Class that it has to be of.
+            **collaborators: What the runner can provide, by name.
+
+        Raises:
+            ConfigError: The node does not fit the constructor, or builds something else.
+        """
+        target = self._target(place, kind)
+        wanted = self._bind(place, target)
+        try:
+            given = {name: collaborators[name] for name in wanted if name in collaborators}
+            built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
+        except KsuitError as error:
+            raise _at(place, error) from error
+        except SystemExit as error:
+            raise _ends_the_process(place, error) from error
+        if not isinstance(built, kind):
+            raise ConfigError(f"{place}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
+        return built
+
+    def build_all(
+        self,
+        place: str,
+        kind: type[Built],
+        scope: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        **collaborators: Any,
+    ) -> dict[str, Built]:
+        """Build every object below a place, by its key, which is handed to it as ``name``.
+
+        Args:
+            place: Dotted place of the node.
+            kind: Class that they have to be of.
+            scope: Makes the context in which the object of a key is built.
+            **collaborators: What the runner can provide, by name.
+        """
+        built = {}
+        for key in self._node(place) or {}:
+            with scope(key):
+                built[key] = self.build(f"{place}.{key}", kind, name=key, **collaborators)
+        return built
+
+    def delayed(self, place: str, kind: type | None) -> Callable[..., Any]:
+        """Return what builds the object at a place once its collaborators are there, such as an optimizer."""
+        target = self._target(place, kind)
+        self._bind(place, target)
+        return target
+
+    def _node(self, place: str) -> Any:
+        node = self._config
+        for key in place.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    def _target(self, place: str, kind: type | None) -> "partial[Any]":
+        """Return the constructor with its arguments from the config, nested objects built.
+
+        Everything that would be called is checked first, however deep it is nested.
+        """
+        node = self._node(place)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ConfigError(f"{place}: a `_target_` is needed")
+        for below, name in targets_in(place, node):
+            made = _locate(below, name, self._trust)
+            _check(below, name, made, kind if below == place else None, self._trust)
+        target = _build(place, {**node, "_partial_": True})
+        assert isinstance(target, partial)
+        return target
+
+    @staticmethod
+    def _bind(place: str, target: "partial[Any]") -> list[str]:
+        parameters = parameters_of(target.func)
+        names = [parameter.name for parameter in parameters]
+        given = [*names[: len(target.args)], *target.keywords]
+        any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
+        injected = INJECTED[(place_at(place) or Place(None)).injects]
+        wanted = bind(place, parameters, given, injected, any_name)
+        check_injected(place, target.func.__qualname__, isinstance(target.func, type), wanted, injected)
+        return wanted
+
+
+def parameters_of(target: Callable[..., Any]) -> list[Parameter]:
+    """Return all that a class or function can be given, also through ``**kwargs`` by its base classes."""
+    found: dict[str, Parameter] = {}
+    for signature in _signatures(target):
+        for item in signature:
+            if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY):
+                found.setdefault(item.name, Parameter(item.name, required=item.default is item.empty))
+    return list(found.values())
+
+
+def _signatures(target: Callable[..., Any]) -> list[list[inspect.Parameter]]:
+    """Return the signatures that an argument passes through, until one takes no ``**kwargs``."""
+    if not isinstance(target, type):
+        return [list(inspect.signature(target).parameters.values())]
+    found = []
+    for base in target.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        found.append(parameters)
+        if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+            break
+    return found
+
+
+def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    signatures = _signatures(target)
+    return signatures[-1] if signatures else []
+
+
+def _build(place: str, value: Any) -> Any:
+    """Build what a part of a config describes; the targets in it were checked."""
+    if isinstance(value, list):
+        return [_build(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    given = {key: item for key, item in value.items() if "_target_" not in value or key not in SPECIAL_KEYS}
+    positional = value.get("_args_") or []
+    if value.get("_recursive_", True):
+        given = {key: _build(f"{place}.{key}", item) for key, item in given.items()}
+        positional = _build(f"{place}._args_", positional)
+    if "_target_" not in value:
+        return given
+    made = _locate(place, value["_target_"])
+    try:
+        return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
+    except KsuitError as error:
+        raise _at(place, error) from error
+    except SystemExit as error:
+        raise _ends_the_process(place, error) from error
+    except Exception as error:
+        raise ConfigError(f"{place}: {_what_was_raised(error)}") from error
+
+
+def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
+    """Import what a target names and return it; nothing is called."""
+    try:
+        checked = check_name(name)
+        if trust is not None:
+            trust.check_name(place, checked)
+        return _import(checked)
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
+    except HydraException as error:
+        raise ConfigError(f"{place}: {_reason(error)}") from error
+    except SystemExit as error:
+        raise _ends_the_process(place, error) from error
+
+
+@cache
+def _import(name: str) -> Any:
+    """Have Hydra find a target, under its own policy."""
+    return instantiate({"_target_": name, "_partial_": True}).func
+
+
+def _check(place: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:
+    module = str(getattr(made, "__module__", ""))
+    file = getattr(sys.modules.get(module), "__file__", None)
+    try:
+        check_module(name, module)
+        if not isinstance(made, type):
+            is_allowed = (place_at(place) or Place(None)).functions and isinstance(made, FunctionType)
+            check_function(name, is_allowed, module, file)
+        if trust is not None:
+            trust.check_definition(place, name, module, file)
+            if module.startswith("ksuit_runner.") and place_at(place) is None and not _may_be_nested(made):
+                raise ConfigError(f"'{name}' is nothing that a config builds")
+        if kind is not None and isinstance(made, type) and not issubclass(made, kind):
+            raise ConfigError(f"{made.__qualname__} is no {kind.__name__}")
+        if place_at(place) is DATASETS and not _is_dataset(made):
+            raise ConfigError(f"{made.__qualname__} is no dataset: it has no __len__ and __getitem__")
+    except ConfigError as error:
+        raise ConfigError(f"{place}._target_: {error}") from None
+
+
+def _is_dataset(made: type) -> bool:
+    return hasattr(made, "__len__") and (hasattr(made, "__getitem__") or hasattr(made, "__getitems__"))
+
+
+def _may_be_nested(made: Any) -> bool:
+    """Whether a shipped class is of a kind that configs are made of: others open files and the like."""
+    ancestors = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
+    kinds = {place.kind for place in PLACES.values()}
+    return not ancestors.isdisjoint(kinds) or (isinstance(made, type) and _is_dataset(made))
+
+
+def _value(collaborator: Any) -> Any:
+    return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
+
+
+def _at(place: str, error: KsuitError) -> KsuitError:
+    """Name the place in an error that a constructor raised without knowing where it was configured."""
+    text = str(error)
+    known: Mapping[str, Place] = PLACES
+    named = any(text.startswith(key.removesuffix(".*")) for key in known)
+    return error if named else type(error)(f"{place}: {text}")
+
+
+def _ends_the_process(place: str, error: SystemExit) -> ConfigError:
+    return ConfigError(f"{place}: it calls sys.exit({error.code!r}) instead of being built")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _what_was_raised(error: Exception) -> str:
+    """Say what a constructor raised and where in the user's own code, the rest of which is of no use to them."""
+    lines = str(error).splitlines()[:_MOST_LINES]
+    text = f"{type(error).__name__}: " + "\n".join(lines) if lines else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    if not frames:
+        return text
+    path = Path(frames[-1].filename)
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{text}\n(raised in {place}, line {frames[-1].lineno}, in {frames[-1].name})"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's: neither of this package, nor of an installed one, nor of Python."""
+    path = Path(file)
+    if file.startswith("<") or not INSTALLED.isdisjoint(path.parts):
+        return False
+    return not any(
+        path.is_relative_to(other) for other in (Path(ksuit_runner.__file__).parent, sysconfig.get_path("stdlib"))
+    )

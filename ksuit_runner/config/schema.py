@@ -1,0 +1,168 @@
+"""The places of a config that hold objects, what the runner hands to each, and the rule for argument names.
+
+Both the check before a run and the factory that builds the objects go by what stands here.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ksuit_runner.errors import ConfigError, nearest
+
+UNKNOWN: Any = object()
+"""Default of a parameter that has a default which is not a plain value."""
+
+SPECIAL_KEYS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
+"""Keys of an object's node that are no arguments."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that an object is built with.
+
+    Attributes:
+        name: Its name.
+        annotation: Source text of its annotation, or None if it has none.
+        required: Whether it has no default.
+        default: Its default if that is a plain value, else UNKNOWN.
+    """
+
+    name: str
+    annotation: str | None = None
+    required: bool = True
+    default: Any = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Place:
+    """What kind of object a place of the config holds.
+
+    Attributes:
+        kind: Dotted name of the class that it has to derive from, where that class is defined; None for any class.
+        injects: Key of INJECTED.
+        functions: Whether a function may stand for the class.
+        optional: Whether it may be null or left out.
+    """
+
+    kind: str | None
+    injects: str = ""
+    functions: bool = False
+    optional: bool = False
+
+
+_CALLBACK = Place("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
+
+DATASETS = Place(None)
+"""What holds datasets: any class with ``__len__`` and ``__getitem__``."""
+
+PLACES: Mapping[str, Place] = {
+    "data": Place("ksuit_runner.data.container.DataContainer", injects="data"),
+    "data.datasets.*": DATASETS,
+    "model": Place("torch.nn.modules.module.Module", injects="model", functions=True),
+    "loss": Place("torch.nn.modules.module.Module"),
+    "optimizer": Place("torch.optim.optimizer.Optimizer", injects="optimizer"),
+    "schedule": Place(None, injects="schedule", functions=True, optional=True),
+    "trainer": Place("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
+    "tracker": Place("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
+    "checkpoint": Place("ksuit_runner.checkpoint.writer.CheckpointWriter", injects="checkpoint"),
+    "metric_property_provider": Place("ksuit_runner.metric_property.MetricPropertyProvider", optional=True),
+    "launcher": Place("ksuit_runner.launchers.base.Launcher", optional=True),
+    "default_callbacks.*": _CALLBACK,
+    "callbacks.*": _CALLBACK,
+}
+"""Place of the config (``*`` stands for every key) -> what it holds."""
+
+VALUES: dict[str, str] = {
+    "name": "str | None",
+    "seed": "int",
+    "output_dir": "str",
+    "objective": "str | None",
+    "resume_strict": "bool",
+    "parent_run_id": "str | None",
+}
+"""Key at the top of the config that holds a plain value -> what fits there."""
+
+LATER_VALUES: dict[str, str] = {"register_anew": "bool"}
+"""The same of keys that configs may lack, as those that earlier versions have stored do."""
+
+INJECTED: Mapping[str, frozenset[str]] = {
+    "callbacks": frozenset(
+        {
+            "trainer",
+            "model",
+            "data_container",
+            "tracker",
+            "log_writer",
+            "checkpoint_writer",
+            "metric_property_provider",
+            "path_provider",
+            "update_counter",
+            "name",
+        }
+    ),
+    "trainer": frozenset({"model", "data_container", "optimizer", "schedule", "loss", "seed"}),
+    "model": frozenset({"input_shape", "output_shape"}),
+    "data": frozenset({"seed"}),
+    "tracker": frozenset({"output_paths"}),
+    "checkpoint": frozenset({"path_provider", "config_hash", "on_written", "check_owner", "is_urgent"}),
+    "optimizer": frozenset({"params"}),
+    "schedule": frozenset({"optimizer", "total_updates"}),
+    "": frozenset(),
+}
+"""Names of the arguments that the runner provides, for the places that ask for them."""
+
+
+def place_at(place: str) -> Place | None:
+    """Return what a dotted place holds, or None if it is none of the PLACES."""
+    above = place.rpartition(".")[0]
+    return PLACES.get(place) or PLACES.get(f"{above}.*")
+
+
+def bind(
+    place: str,
+    parameters: Sequence[Parameter],
+    given: Collection[str],
+    injected: Collection[str],
+    any_name: bool = False,
+) -> list[str]:
+    """Check the names of an object's arguments and return those that the runner provides.
+
+    Args:
+        place: Dotted place of the object in the config, for messages.
+        parameters: What its constructor asks for.
+        given: Names of the arguments in the config, without the SPECIAL_KEYS.
+        injected: Names that the runner can provide at this place.
+        any_name: Whether the constructor also takes names that are not among the parameters.
+
+    Raises:
+        ConfigError: An argument is unknown, missing, or provided by the runner.
+    """
+    names = {parameter.name for parameter in parameters}
+    for name in given:
+        if name in injected:
+            raise ConfigError(f"{place}.{name}: '{name}' is provided by the runner; remove it")
+        if name not in names and not any_name:
+            hint = nearest(name, names - set(injected), longest=40)
+            raise ConfigError(f"{place}.{name}: there is no such argument. {hint}".rstrip())
+    for parameter in parameters:
+        if parameter.required and parameter.name not in given and parameter.name not in injected:
+            raise ConfigError(f"{place}.{parameter.name}: a value is needed")
+    return [parameter.name for parameter in parameters if parameter.name in injected]
+
+
+def check_injected(place: str, target: str, is_class: bool, wanted: Collection[str], injected: Collection[str]) -> None:
+    """Check that a function asks for something that the runner provides: it is then one that was made for this place.
+
+    Args:
+        place: Dotted place of the object in the config, for messages.
+        target: Name of the function or class.
+        is_class: Whether it is a class, which has a kind instead.
+        wanted: What ``bind`` returned.
+        injected: Names that the runner can provide at this place.
+
+    Raises:
+        ConfigError: It is a function that asks for nothing.
+    """
+    if not is_class and not wanted:
+        names = ", ".join(sorted(injected))
+        raise ConfigError(f"{place}._target_: '{target}' is not made for this place: it takes none of {names}")

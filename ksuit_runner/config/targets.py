@@ -1,0 +1,219 @@
+"""What a ``_target_`` may name, for every config, whether it was just composed or comes back from a tracking server.
+
+Classes of installed packages and of the project's own code. Nothing of Python's standard library and nothing of Hydra,
+which could call anything. A function only where a place allows one, and only one of ksuit_runner or of the project.
+What counts is where the object is defined, and not the name under which it is reached.
+
+The check before a run applies this to what it reads from source; the factory applies it to the objects themselves,
+before any of them is called.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ksuit_runner
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.shipped import INSTALLED, NAME, shipped
+
+_REFUSED = {
+    **dict.fromkeys(sys.stdlib_module_names, "Python's standard library"),
+    **dict.fromkeys(("hydra", "omegaconf"), "Hydra"),
+}
+_LONGEST = 300
+DEEPEST = 50
+"""How many levels of a config may be nested in each other."""
+TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
+"""Where a class may be defined that any config names: to build one of these opens no file and starts no program."""
+_SHIPPED = (Path(ksuit_runner.__file__).resolve().parent, shipped(NAME))
+_WRITTEN = ("runs", "sweeps", ".fetching")
+
+
+def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the target of every object in a part of a config, at any depth.
+
+    Args:
+        place: Dotted place of the part.
+        value: The part as plain, resolved values.
+        depth: How deep it is nested.
+
+    Raises:
+        ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
+    """
+    if depth > DEEPEST:
+        raise ConfigError(f"{_short(place)}: more than {DEEPEST} levels are nested here")
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{place}: {_short(value)} is still to be resolved; a value may not hold '${{'")
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield place, value["_target_"]
+        for key, item in value.items():
+            if "${" in str(key):
+                raise ConfigError(f"{place}: a key may not hold '${{'")
+            yield from targets_in(f"{place}.{key}", item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from targets_in(f"{place}[{index}]", item, depth + 1)
+
+
+def check_values(values: Mapping[Any, Any]) -> None:
+    """Check that a whole config is flat enough, and that no text in it would be resolved once more.
+
+    Raises:
+        ConfigError: It is not so.
+    """
+    for place, value in values.items():
+        if "${" in str(place):
+            raise ConfigError(f"{_short(place)}: a key may not hold '${{'")
+        for _ in targets_in(str(place), value):
+            pass
+
+
+def check_name(target: Any) -> str:
+    """Return a target's dotted name if nothing in it is refused, before anything of it is imported.
+
+    Raises:
+        ConfigError: It is no dotted name, reaches into Python's own attributes, or belongs to the standard library or
+            to Hydra.
+    """
+    if not isinstance(target, str) or len(target) > _LONGEST or not _is_dotted(target):
+        raise ConfigError(f"{_short(target)} is no dotted name like package.module.Class")
+    if hidden := next((part for part in target.split(".") if part.startswith("__")), None):
+        raise ConfigError(f"'{target}' reaches into '{hidden}'; only a class of a module may stand here")
+    check_module(target, target)
+    return target
+
+
+def check_module(target: str, module: str) -> None:
+    """Check the module that a target is defined in.
+
+    Args:
+        target: Its name in the config.
+        module: Name of the module, or of something in it; empty if the object has none.
+
+    Raises:
+        ConfigError: It belongs to the standard library or to Hydra.
+    """
+    owner = _REFUSED.get(module.partition(".")[0])
+    if owner is not None:
+        name = f"'{target}'" if module == target else f"'{target}', defined in '{module}',"
+        raise ConfigError(f"{name} belongs to {owner}; only the project's classes and those of packages may stand here")
+
+
+def check_function(target: str, is_allowed: bool, module: str, file: str | None) -> None:
+    """Check a target that is no class.
+
+    Args:
+        target: Its name in the config.
+        is_allowed: Whether the place takes functions at all.
+        module: Name of the module that it is defined in.
+        file: File of that module.
+
+    Raises:
+        ConfigError: A function may not stand there, or not this one.
+    """
+    if not is_allowed:
+        raise ConfigError(f"'{target}' is a function; only a class may stand here")
+    if module.partition(".")[0] != "ksuit_runner" and not _is_own(file):
+        raise ConfigError(
+            f"'{target}' is a function of a package; only those of ksuit_runner and of the project may stand here"
+        )
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a config may name that was not composed here: what comes back from a run's folder or a server is data.
+
+    Its targets are shipped, the project's own, or of packages that the user trusts, except where the command line has
+    changed it. A config that was composed, or is known to be this user's, has no such limits.
+
+    Attributes:
+        packages: Packages or modules that the user trusts besides TRUSTED.
+        outputs: The output folder, in which no code of the project is, even if it is below the working directory.
+        changes: Dotted places that the command line has changed.
+    """
+
+    packages: tuple[str, ...]
+    outputs: Path
+    changes: tuple[str, ...] = ()
+
+    def check_name(self, place: str, target: str) -> None:
+        """Check the package that a target is reached through, before anything of it is imported.
+
+        Args:
+            place: Dotted place of the object.
+            target: Its target.
+
+        Raises:
+            ConfigError: It is neither shipped nor the project's own, and nobody trusts it.
+        """
+        top = target.partition(".")[0]
+        if self._is_changed(place) or any(top == entry.partition(".")[0] for entry in (*TRUSTED, *self.packages)):
+            return
+        try:
+            spec = find_spec(top)
+        except (ImportError, ValueError):
+            spec = None
+        files = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        if not any(self._is_of_project(file) for file in files):
+            raise self._refusal(target, top)
+
+    def check_definition(self, place: str, target: str, module: str, file: str | None) -> None:
+        """Check where a target is defined.
+
+        Args:
+            place: Dotted place of the object.
+            target: Its name in the config.
+            module: Name of the module that it is defined in.
+            file: File of that module.
+
+        Raises:
+            ConfigError: That is neither shipped nor the project's own, and nobody trusts it.
+        """
+        entries = (*TRUSTED, *self.packages)
+        is_listed = any(module == entry or module.startswith(f"{entry}.") for entry in entries)
+        if not (is_listed or self._is_changed(place) or self._is_of_project(file)):
+            raise self._refusal(target, module)
+
+    def _is_changed(self, place: str) -> bool:
+        return f"{place}._target_" in self.changes or any(
+            place == change or place.startswith((f"{change}.", f"{change}[")) for change in self.changes
+        )
+
+    def _is_of_project(self, file: str | None) -> bool:
+        if file is None:
+            return False
+        path, project, outputs = Path(file).resolve(), Path.cwd().resolve(), self.outputs.resolve()
+        if any(path.is_relative_to(folder) for folder in _SHIPPED):
+            return True
+        # Where the output folder is the project's, or around it, runs are all that is kept apart.
+        apart = [outputs] if not project.is_relative_to(outputs) else [outputs / name for name in _WRITTEN]
+        return _is_own(file) and not any(path.is_relative_to(folder) for folder in apart)
+
+    @staticmethod
+    def _refusal(target: str, module: str) -> ConfigError:
+        package = module.partition(".")[0]
+        return ConfigError(
+            f"'{target}' is of the package '{package}', and this config was not made by you on this machine. "
+            f"If you trust what it says: trust=[{package}]"
+        )
+
+
+def _is_own(file: str | None) -> bool:
+    """Whether a file belongs to the project: it lies below the working directory and was not installed there."""
+    if file is None:
+        return False
+    path, project = Path(file).resolve(), Path.cwd().resolve()
+    return path.is_relative_to(project) and not INSTALLED & set(path.relative_to(project).parts)
+
+
+def _is_dotted(text: str) -> bool:
+    return "." in text and all(part.isidentifier() for part in text.split("."))
+
+
+def _short(value: Any) -> str:
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 70 else f"{text[:60]}…"

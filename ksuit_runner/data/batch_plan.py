@@ -1,0 +1,113 @@
+"""The order in which batches are needed, from any update on: drawn from the seed, so nothing has to be replayed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.data.fetch_batch import EVALUATION, Fetch
+from ksuit_runner.data.permutation import KeyedPermutation
+from ksuit_runner.keyed_random import mix
+
+LONGEST_DRAWN: Final = 1 << 16
+"""Number of samples up to which an epoch's order is drawn as a whole, which takes a millisecond and half a megabyte."""
+
+_BLOCK: Final = 1 << 13  # positions computed at once: in a millisecond, and within the processor's cache
+
+
+class EpochOrder:
+    """The order of a dataset's samples in an epoch of training: any part of it, without what comes before.
+
+    A short order is drawn as a whole. A long one is a keyed permutation, of which a block at a time is computed: to
+    start anywhere costs the same, and memory does not grow with the dataset.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch of training, from 1.
+        length: Number of samples.
+    """
+
+    def __init__(self, seed: int, epoch: int, length: int) -> None:
+        self.epoch = epoch
+        self._length = length
+        self._permutation = None
+        self._start, self._block = 0, np.empty(0, np.int64)
+        if length > LONGEST_DRAWN:
+            self._permutation = KeyedPermutation(seed, "order", epoch, length=length)
+        elif length:
+            self._block = _draw(mix(seed, "order", epoch), length)
+
+    def part(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the samples from one position to before another, int64; what lies beyond the end is left out."""
+        stop = min(stop, self._length)
+        if not self._start <= start <= stop <= self._start + len(self._block):
+            self._compute(start, stop)
+        return self._block[start - self._start : stop - self._start]
+
+    def _compute(self, start: int, stop: int) -> None:
+        assert self._permutation is not None
+        end = min(max(stop, start + _BLOCK), self._length)
+        self._start, self._block = start, self._permutation(np.arange(start, end))
+
+
+def _draw(key: int, length: int) -> NDArray[np.int64]:
+    # Of all generators of numpy, RandomState alone draws the same numbers in every version.
+    generator = np.random.RandomState([key & 0xFFFFFFFF, key >> 32])
+    return generator.permutation(length).astype(np.int64, copy=False)
+
+
+def evaluation_fetches(dataset_key: str, length: int, batch_size: int) -> Iterator[Fetch]:
+    """Yield the batches of an evaluation: all samples in their own order, the last batch may be smaller."""
+    for batch, start in enumerate(range(0, length, batch_size)):
+        yield Fetch(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
+
+
+class Plan:
+    """All fetches of a run from its current update to its end, in the order in which they are consumed.
+
+    After an update come the evaluations that are then due: those that count in updates or samples before those that
+    count in epochs, as the hooks fire, and otherwise in the given order. Of orders, only the current epoch's is kept.
+
+    Args:
+        seed: Seed of the run.
+        lengths: Number of samples by dataset key.
+        train: Key of the training dataset.
+        counter: Position, end and batch size of training; only its current position counts.
+        evaluations: When which dataset is evaluated.
+        eval_batch_size: Samples per batch of an evaluation.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        lengths: Mapping[str, int],
+        train: str,
+        counter: UpdateCounter,
+        evaluations: Sequence[tuple[Interval, str]],
+        eval_batch_size: int,
+    ) -> None:
+        self._seed = seed
+        self._lengths = lengths
+        self._train = train
+        self._counter = counter.at(counter.update)
+        self._evaluations = sorted(evaluations, key=lambda evaluation: evaluation[0].every_n_epochs is not None)
+        self._eval_batch_size = eval_batch_size
+
+    def __iter__(self) -> Iterator[Fetch]:
+        counter, size, length = self._counter, self._counter.batch_size, self._lengths[self._train]
+        order, ahead = EpochOrder(self._seed, 0, 0), counter.at(counter.update)
+        for update in range(counter.update, counter.end_update):
+            completed_epochs, batch = divmod(update, counter.updates_per_epoch)
+            if order.epoch != completed_epochs + 1:
+                order = EpochOrder(self._seed, completed_epochs + 1, length)
+            yield Fetch(self._train, order.epoch, batch, order.part(batch * size, (batch + 1) * size))
+            if self._evaluations:
+                ahead.update = update + 1
+                yield from self._due(ahead)
+
+    def _due(self, counter: UpdateCounter) -> Iterator[Fetch]:
+        for interval, key in self._evaluations:
+            if interval.is_due(counter):
+                yield from evaluation_fetches(key, self._lengths[key], self._eval_batch_size)

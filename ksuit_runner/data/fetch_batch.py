@@ -1,0 +1,95 @@
+"""Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from ksuit_runner.errors import Interrupted
+from ksuit_runner.keyed_random import draws_nothing as draws_nothing  # where datasets look for it
+from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
+
+EVALUATION: Final = 0
+"""The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
+
+
+class Fetch(NamedTuple):
+    """A batch to fetch: its position, which is also the key of its randomness, and its samples.
+
+    Attributes:
+        dataset_key: Key of the dataset.
+        epoch: Epoch of training, from 1, or ``EVALUATION``.
+        batch: Number of the batch within the epoch or the evaluation, from 0.
+        indices: Samples of the batch, int64, shape ``(batch,)``.
+    """
+
+    dataset_key: str
+    epoch: int
+    batch: int
+    indices: NDArray[np.int64]
+
+
+def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
+    """Fetch a batch.
+
+    The dataset's ``__getitems__(indices)`` is used if it has one: a list that it returns is taken for samples to
+    collate, anything else for the finished batch. Otherwise the samples come from ``__getitem__``, one by one. They are
+    collated by the dataset's ``collate_fn`` if it has one, else by torch's ``default_collate``.
+
+    Torch's, numpy's and Python's generators are seeded with the batch's position first. They stay so after a training
+    batch, because a training step seeds its own; after a batch of an evaluation they are given back to the callback
+    that asked for it, whose draws must not depend on where it is fetched. The number of threads is one, as in a worker
+    process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked with
+    ``draws_nothing`` is called as it is.
+
+    Args:
+        datasets: Datasets by key.
+        seed: Seed of the run.
+        request: What to fetch.
+    """
+    dataset_key, epoch, batch, indices = request
+    dataset = datasets[dataset_key]
+    getitems = getattr(dataset, "__getitems__", None)
+    if getitems is not None and not may_draw(getitems):
+        return getitems(indices)
+    try:
+        with one_thread(), undisturbed() if epoch == EVALUATION else nullcontext():
+            seed_all(mix(seed, dataset_key, epoch, batch))
+            return collate(dataset, get_samples(dataset, indices))
+    except SystemExit as error:  # it would end a worker process without a word
+        raise RuntimeError(f"data.datasets.{dataset_key} ends the process: {error!r}") from error
+    except Interrupted:
+        raise
+    except Exception as error:
+        where = f"epoch {epoch}" if epoch != EVALUATION else "an evaluation"
+        error.add_note(f"raised by data.datasets.{dataset_key}, in batch {batch} of {where}")
+        raise
+
+
+def get_samples(dataset: Any, indices: NDArray[np.int64]) -> Any:
+    """Return a list of samples, or what else a dataset's ``__getitems__`` returns: a finished batch."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[index] for index in indices.tolist()]
+
+
+def collate(dataset: Any, samples: Any) -> Any:
+    """Return the batch that a list of samples becomes; a finished one stays as it is."""
+    if not isinstance(samples, list):
+        return samples
+    return (getattr(dataset, "collate_fn", None) or default_collate)(samples)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread while the block runs, as worker processes do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

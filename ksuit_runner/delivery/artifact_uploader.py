@@ -1,0 +1,78 @@
+"""Uploads a run's files and checkpoints behind training."""
+
+import logging
+from collections.abc import Callable
+
+from ksuit_runner.delivery.artifact_mirror import Mirror
+from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.background import Background
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Uploader(Background):
+    """The thread that keeps the store's copy of a run's artifacts up to date; idle if they are where the store looks.
+
+    Args:
+        tracker: Tracker of the run.
+        paths: Paths of the run.
+        are_metrics_sent: Tells whether the tracker has all metrics up to now; it may wait for a while.
+        interval_s: How often it is looked whether something was asked for, in seconds.
+    """
+
+    def __init__(
+        self,
+        tracker: DeferredTracker,
+        paths: PathProvider,
+        are_metrics_sent: Callable[[], bool],
+        interval_s: float = 1.0,
+    ) -> None:
+        super().__init__("artifact-upload", interval_s)
+        self._tracker = tracker
+        self._mirror = Mirror(tracker.store, paths, are_metrics_sent)
+        self._asked = self._done = 0
+        self._is_last = False
+        self._thread.start()
+
+    def request(self) -> None:
+        """Upload what has come since; returns at once."""
+        with self._changed:
+            self._asked += 1
+        self.notify()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Upload everything, the log included, within the given time, and return whether it is there."""
+        self._is_last = True
+        self.request()
+        return self._wait_for(lambda: self._done == self._asked, timeout_s)
+
+    def missing(self) -> int:
+        """Number of files and checkpoints that are on this disk only, as far as is known."""
+        if self._tracker.is_bound and self._tracker.artifacts_are_local:
+            return 0
+        return len(self._mirror.missing())
+
+    def close(self) -> None:
+        """End the thread; what it has begun is left to itself."""
+        self._stop()
+
+    def _work(self) -> None:
+        asked = self._asked
+        if asked == self._done or not self._tracker.is_bound:
+            return
+        if not self._tracker.artifacts_are_local:
+            self._tracker.check_owner()
+            self._mirror.update()
+            if self._is_last:
+                self._mirror.upload_log()
+        self._done = asked
+        self._progressed()
+
+    def _say_failing(self, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, TrackerError | OSError) else repr(error)
+        _LOGGER.warning("Files are on this disk only for now, they cannot be uploaded: %s", reason)
+
+    def _say_recovered(self) -> None:
+        _LOGGER.warning("Files can be uploaded again, all of them have been")

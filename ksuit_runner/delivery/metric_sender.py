@@ -1,0 +1,173 @@
+"""Ships metric points from the journal to the tracker, behind training."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import Point
+from ksuit_runner.system.atomic_files import open_new
+from ksuit_runner.system.background import Background
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
+from ksuit_runner.tracker.base import BaseTracker
+
+_LOGGER = logging.getLogger(__name__)
+_BATCH_SIZE = 1000
+
+
+class Shipment:
+    """The journal's points on their way to the tracker: in order, in batches of at most 1000, and how far they came.
+
+    How far they came is a position in the journal, always between two lines. After a crash the points of the last
+    batch may be sent once more, with the same timestamps, which changes nothing.
+
+    Points are sent only once they are on the disk: had they been recorded and then lost with the power, the resumed
+    run would record them a second time under another timestamp.
+
+    Args:
+        journal: Journal of the run; only this process appends to it.
+        sent_path: File that holds how far the journal has been sent.
+        tracker: Tracker, bound to the run.
+
+    Attributes:
+        offset: Everything before this position has been sent.
+        is_cancelled: Set to end a ``send`` before its next batch.
+    """
+
+    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker) -> None:
+        self._journal = journal
+        self._sent_path = sent_path
+        self._tracker = tracker
+        self.is_cancelled = threading.Event()
+        self._advance(self._load_offset())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been sent."""
+        return self.offset >= self._journal.size
+
+    def pending(self) -> int:
+        """Number of points that are in the journal and not sent yet."""
+        return sum(len(points) for points, _ in self._journal.read(self.offset))
+
+    def send(self) -> int:
+        """Send what is left, and return how many points that were.
+
+        Raises:
+            TrackerError: They could not be sent, or not all of them.
+        """
+        if self.is_complete:
+            return 0
+        self._journal.sync()
+        count, whole = 0, self._journal.size
+        for points, end in self._batches():
+            if self.is_cancelled.is_set():
+                return count
+            self._tracker.log_points(points)
+            self._advance(end)
+            count += len(points)
+        self._advance(max(whole, self.offset))  # over damaged lines at its end
+        return count
+
+    def _batches(self) -> Iterator[tuple[list[Point], int]]:
+        """Yield the unsent points in batches, each with the position that is reached when it is sent."""
+        batch: list[Point] = []
+        start = self.offset
+        for points, end in self._journal.read(start):
+            if batch and len(batch) + len(points) > _BATCH_SIZE:
+                yield batch, start
+                batch = []
+            while len(points) > _BATCH_SIZE:  # a single line with more: its position counts when all of it is sent
+                yield points[:_BATCH_SIZE], start
+                points = points[_BATCH_SIZE:]
+            batch.extend(points)
+            start = end
+        if batch:
+            yield batch, start
+
+    def _load_offset(self) -> int:
+        # The journal may have been cut to its last good line since, and then gone on.
+        offset = min(read_offset(self._sent_path), self._journal.size)
+        return offset if self._journal.is_boundary(offset) else 0
+
+    def _advance(self, offset: int) -> None:
+        temporary = self._sent_path.with_name(self._sent_path.name + ".tmp")
+        with open_new(temporary) as file:
+            file.write(str(offset))
+        os.replace(temporary, self._sent_path)
+        self.offset = offset
+
+
+def read_offset(sent_path: Path) -> int:
+    """Return the position up to which a journal is said to have been sent, whether it has that or not; 0 if none is."""
+    try:
+        return int(read_text(sent_path, sent_path.parent))
+    except (UnsafeFileError, ValueError):
+        return 0  # sending everything again changes nothing
+
+
+class MetricSender(Background):
+    """The thread that tells the tracker about a run: what it was kept back, then the journal's points, at last the end.
+
+    Args:
+        journal: Journal of the run; only this process appends to it.
+        sent_path: File that holds how far the journal has been sent.
+        tracker: Tracker of the run.
+        interval_s: How often the journal is looked at, in seconds.
+
+    Attributes:
+        on_recovered: Called when the tracker can be reached again.
+    """
+
+    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker, interval_s: float = 1.0) -> None:
+        super().__init__("metric-sender", interval_s)
+        self.on_recovered: Callable[[], None] = lambda: None
+        self._journal = journal
+        self._tracker = tracker
+        self._shipment = Shipment(journal, sent_path, tracker)
+        self._has_delivered = False  # once since the thread began
+        self._is_ending = False
+        self._thread.start()
+
+    def pending(self) -> int:
+        """Number of points that are in the journal and not sent yet."""
+        return self._shipment.pending()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything that was recorded up to now is sent; return whether it is."""
+        end = self._journal.size
+        return self._wait_for(lambda: self._has_delivered and self._shipment.offset >= end, timeout_s)
+
+    def finish(self, timeout_s: float) -> bool:
+        """Let the tracker know how the run ended, after everything else; return whether it does."""
+        self._is_ending = True
+        return self._wait_for(lambda: self._shipment.is_complete and not self._tracker.is_behind, timeout_s)
+
+    def close(self) -> int:
+        """End the thread; a batch on its way is left to itself.
+
+        Returns:
+            Number of points that were not sent; they stay in the journal for the next start.
+        """
+        self._shipment.is_cancelled.set()
+        self._stop()
+        return self.pending()
+
+    def _work(self) -> None:
+        self._tracker.deliver()
+        self._has_delivered = True
+        self._shipment.send()
+        if self._is_ending and self._shipment.is_complete:
+            self._tracker.deliver_end()
+        self._progressed()
+
+    def _say_failing(self, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, TrackerError) else repr(error)
+        _LOGGER.warning("Metrics cannot be sent (they are kept in the journal, training goes on): %s", reason)
+
+    def _say_recovered(self) -> None:
+        _LOGGER.warning("The tracker can be reached again, all metrics have been sent")
+        self.on_recovered()

@@ -1,0 +1,237 @@
+"""Putting a run together: its objects from the config, and its state from a checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from threading import Event
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.format import Checkpoint
+from ksuit_runner.checkpoint.writer import CheckpointWriter
+from ksuit_runner.config.factory import Factory, OnDemand
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.engine.hooks import Hooks
+from ksuit_runner.engine.run import Run
+from ksuit_runner.engine.run_record import RunRecord
+from ksuit_runner.errors import CheckpointError, ConfigError, ResumeError
+from ksuit_runner.keyed_random import keyed
+from ksuit_runner.log_writer import LogWriter
+from ksuit_runner.metric_property import MetricPropertyProvider
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.origin import Origin
+from ksuit_runner.schedule import constant, follow_new_length
+from ksuit_runner.security.masking import mask_config
+from ksuit_runner.system.signals import Interruption
+from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.trainer.sgd import SgdTrainer
+
+EVALUATION_PREFIX = "eval/"
+"""What the metrics of a stored run's evaluation begin with, in the record of that run."""
+
+
+def build_trainer(factory: Factory, seed: int) -> SgdTrainer:
+    """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
+
+    Args:
+        factory: Factory over the config of the run.
+        seed: Seed of the run; every object is built under a key of its own.
+
+    Raises:
+        ConfigError: Something in the config does not fit.
+    """
+    with keyed(seed, "data"):
+        data = factory.build("data", DataContainer, seed=seed)
+    shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
+    with keyed(seed, "model"):
+        module = factory.build("model", nn.Module, **shapes)
+    with keyed(seed, "trainer"):
+        return factory.build(
+            "trainer",
+            SgdTrainer,
+            model=module if isinstance(module, ModelBase) else ModelBase(module),
+            data_container=data,
+            optimizer=factory.delayed("optimizer", Optimizer),
+            schedule=factory.delayed("schedule", None) if factory.has("schedule") else constant,
+            loss=factory.build("loss", nn.Module),
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Puts a run together around a trainer and the record of the run.
+
+    Attributes:
+        factory: Factory over the config of the run.
+        config: The config as plain values.
+        trainer: Trainer with model and data.
+        record: Record of the run.
+        interruption: Signals that ask the run to end.
+    """
+
+    factory: Factory
+    config: Mapping[str, Any]
+    trainer: SgdTrainer
+    record: RunRecord
+    interruption: Interruption
+
+    def run(self, checkpoint: Checkpoint | None, origin: Origin | None) -> Run:
+        """Build writers and callbacks, and put everything where the checkpoint says; see ``build_run``."""
+        return build_run(
+            self.trainer,
+            self.record.paths,
+            self._callbacks,
+            seed=int(self.config["seed"]),
+            tracker=self.record.tracker,
+            journal=self.record.journal,
+            checkpoint_writer=self._checkpoint_writer(),
+            metric_property_provider=self._properties(),
+            interruption=self.interruption,
+            taken_over=self.record.taken_over,
+            checkpoint=checkpoint,
+            origin=origin,
+            strict=self.config["resume_strict"],
+        )
+
+    def _properties(self) -> MetricPropertyProvider:
+        if self.factory.has("metric_property_provider"):
+            return self.factory.build("metric_property_provider", MetricPropertyProvider)
+        return MetricPropertyProvider()
+
+    def _checkpoint_writer(self) -> CheckpointWriter:
+        text = json.dumps(mask_config(self.config), default=str)
+        given = {
+            "path_provider": self.record.paths,
+            "config_hash": sha256(text.encode()).hexdigest()[:16],
+            "on_written": self.record.upload,
+            "check_owner": self.record.check_owner,
+            "is_urgent": lambda: self.interruption.signal is not None,
+        }
+        writer = self.factory.build("checkpoint", CheckpointWriter, **given)
+        if writer.check_owner is not given["check_owner"]:
+            raise ConfigError(f"checkpoint._target_: {type(writer).__name__} has to take **kwargs, and pass them on")
+        return writer
+
+    def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:
+        scope = partial(keyed, int(self.config["seed"]), "callback")
+        own = self.factory.build_all("callbacks", CallbackBase, scope, **collaborators)
+        default = self.factory.build_all("default_callbacks", CallbackBase, scope, **collaborators)
+        twice = sorted(own.keys() & default.keys())
+        if twice:
+            raise ConfigError(f"callbacks.{twice[0]}: default_callbacks has one of this name, give it another one")
+        return {**own, **default}
+
+
+def build_run(
+    trainer: SgdTrainer,
+    paths: PathProvider,
+    build_callbacks: Callable[[dict[str, Any]], Mapping[str, CallbackBase]],
+    *,
+    seed: int = 0,
+    tracker: BaseTracker | None = None,
+    journal: Journal | None = None,
+    checkpoint_writer: CheckpointWriter | None = None,
+    metric_property_provider: MetricPropertyProvider | None = None,
+    interruption: Interruption | None = None,
+    taken_over: Event | None = None,
+    checkpoint: Checkpoint | None = None,
+    origin: Origin | None = None,
+    strict: bool = True,
+) -> Run:
+    """Wire a run: what its callbacks are handed, the callbacks, and all that the loop works with.
+
+    Args:
+        trainer: Trainer with model and data.
+        paths: Paths of the run.
+        build_callbacks: Builds the callbacks, by name, from their collaborators by name.
+        seed: Seed of the run.
+        tracker: Where it is recorded; by default nowhere.
+        journal: Its journal; by default that of its folder.
+        checkpoint_writer: Writes its checkpoints; by default one at its end.
+        metric_property_provider: Knows which direction of a metric is better.
+        interruption: Signals that ask it to end; by default none does.
+        taken_over: Set when another process has taken the run over.
+        checkpoint: What it resumes from, or None to start from the beginning.
+        origin: The stored run that the checkpoint belongs to; by default this one.
+        strict: Whether it must have the callbacks whose states the checkpoint holds.
+
+    Raises:
+        ConfigError: A callback does not fit its config.
+        ResumeError: The checkpoint belongs to other callbacks, or another model.
+    """
+    tracker, journal = tracker or NoopTracker(), journal or Journal(paths.journal)
+    properties = metric_property_provider or MetricPropertyProvider()
+    origin = origin or Origin("resume", paths.run_id)
+    update = checkpoint.progress.update if checkpoint else -1
+    known = journal.load_after(update - 1)  # what follows the update itself may be half done
+    log_writer = LogWriter(
+        journal,
+        trainer.counter,
+        properties,
+        tracker.check_key,
+        lambda key, step: key in known.get(step, ()),
+        EVALUATION_PREFIX if origin.mode == "evaluate" else "",
+    )
+    checkpoint_writer = checkpoint_writer or CheckpointWriter(paths)
+    collaborators = {
+        "trainer": trainer,
+        "model": trainer.model,
+        "data_container": trainer.data_container,
+        "tracker": tracker,
+        "log_writer": log_writer,
+        "checkpoint_writer": checkpoint_writer,
+        "metric_property_provider": properties,
+        "path_provider": paths,
+        "update_counter": trainer.counter,
+    }
+    run = Run(
+        trainer=trainer,
+        data=trainer.data_container,
+        hooks=Hooks(build_callbacks(collaborators), trainer.counter),
+        log_writer=log_writer,
+        checkpoint_writer=checkpoint_writer,
+        interruption=interruption or Interruption(),
+        seed=seed,
+        taken_over=taken_over or Event(),
+    )
+    if checkpoint is not None:
+        if origin.mode != "evaluate":
+            log_writer.summarize(point for line, _ in journal.read() for point in line if point.step <= update)
+        _restore(run, checkpoint, origin, strict)
+    return run
+
+
+def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> None:
+    state = dict(checkpoint.state["trainer"])
+    state["arrangements"] = arrangements = dict(state.get("arrangements", {}))
+    if origin.has_other_model:  # its memory layout is its own
+        arrangements.pop("model", None)
+    if origin.has_other_loss:
+        state.pop("loss", None)
+    try:
+        run.trainer.model.load(checkpoint.model, arrangements.get("model"))
+    except RuntimeError as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise ResumeError(f"model: the checkpoint's weights do not fit. {reason}") from error
+    try:
+        run.trainer.load_state_dict(state, origin.has_same_optimizer)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
+    run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == "evaluate")
+    if origin.mode == "resume":
+        run.checkpoint_writer.take_up(str(checkpoint.progress), checkpoint.tags)
+    run.unfinished = checkpoint.state["unfinished"]
+    if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
+        run.trainer.counter.stopped = False
+    if origin.has_new_end:
+        follow_new_length(run.trainer.schedule)

@@ -1,0 +1,119 @@
+"""The states of a run's callbacks by name: what a checkpoint keeps of them, also when one of them has just failed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.format import Checkpoint
+from ksuit_runner.checkpoint.state_types import callback_place, copy_state
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.models.base import ModelBase
+
+BEFORE_STEP = (
+    "before_every_update",
+    "before_every_accumulation_step",
+    "before_every_backward",
+    "track_after_accumulation_step",
+)
+"""Hooks that fire before an update has changed the weights: what they do is taken back if it fails."""
+
+
+class CallbackStates:
+    """Collects and restores the states of callbacks.
+
+    An update that fails must not leave half of itself in a checkpoint. So what its hooks may change is kept from
+    before: the states of all callbacks with hooks before the optimizer's step, and, while a later hook runs, that of
+    its callback. A kept state stands for the present one until it is dropped.
+
+    Args:
+        callbacks: Callbacks by name.
+
+    Attributes:
+        can_take_back: Whether an update that fails before the step can be taken back. Not if a callback with hooks
+            there has state in files, which is too large to be kept at every update.
+        begun: Names of the callbacks whose ``before_training`` was called in this run, before a resume or since: what
+            they log there belongs to the run's beginning, and not to a resume.
+        are_whole: Whether all states can be stored. Not after such a callback has failed in the middle of a hook.
+    """
+
+    def __init__(self, callbacks: Mapping[str, CallbackBase]) -> None:
+        self._callbacks = callbacks
+        # One with state in files cannot be taken back, whatever is kept of the rest.
+        in_files = {item for item in callbacks.values() if overrides(item, "resume_from_checkpoint")}
+        with_state = {name: item for name, item in callbacks.items() if overrides(item, "state_dict")}
+        self._with_state = with_state
+        self._stateful = set(with_state.values()) - in_files
+        early = [item for item in callbacks.values() if any(implements(item, hook) for hook in BEFORE_STEP)]
+        self._early = [item for item in early if item in self._stateful]
+        self._kept: dict[str, Any] = {}
+        self.can_take_back = not any(overrides(item, "resume_from_checkpoint") for item in early)
+        self.begun: set[str] = set()
+        self.are_whole = True
+
+    def keep_all(self) -> None:
+        """Keep what hooks before the optimizer's step may change."""
+        for item in self._early:
+            self.keep(item)
+
+    def keep(self, callback: CallbackBase) -> None:
+        """Keep the state of one callback, whose hook is about to run."""
+        if callback in self._stateful:
+            self._kept[callback.display_name] = copy_state(callback_place(callback.display_name), callback.state_dict())
+
+    def drop(self) -> None:
+        """Let the present states count again: what was kept for has ended well."""
+        if self._kept:
+            self._kept.clear()
+
+    def note_failure(self, callback: CallbackBase) -> None:
+        """Take note that a hook of a callback has failed: the kept state counts, files are not kept."""
+        self.are_whole = not overrides(callback, "resume_from_checkpoint")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all callbacks whose class has one, by name; None of those that have none at present."""
+        kept = self._kept
+        return {name: kept[name] if name in kept else item.state_dict() for name, item in self._with_state.items()}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the callbacks whose class has a state."""
+        return frozenset(self._with_state)
+
+    def resume(
+        self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
+    ) -> None:
+        """Give every callback its state and the files of the checkpoint.
+
+        Args:
+            checkpoint: What the run resumes from.
+            model: Model with its weights loaded.
+            may_lack: Whether a stateful callback may be new, without a state in the checkpoint.
+            may_have_more: Whether the checkpoint may have states of callbacks that are not there.
+
+        Raises:
+            ResumeError: The names do not match.
+        """
+        stored = checkpoint.state["callbacks"]
+        self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
+        missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
+        if (missing and not may_lack) or (unexpected and not may_have_more):
+            raise ResumeError(
+                f"callbacks: the checkpoint has no state for {missing or 'none'}, "
+                f"and one for {unexpected or 'none'} that is not there.\n"
+                "Give the run the same callbacks, or allow the difference with resume_strict=false"
+            )
+        for name, item in self._callbacks.items():
+            if stored.get(name) is not None:
+                item.load_state_dict(stored[name])
+            if name not in missing:
+                item.resume_from_checkpoint(checkpoint.paths, model)
+
+
+def implements(callback: CallbackBase, hook: str) -> bool:
+    """Whether a callback has a hook of its own."""
+    return overrides(callback, f"_{hook}")
+
+
+def overrides(callback: CallbackBase, method: str) -> bool:
+    """Whether a callback's class has its own version of a method of the base class."""
+    return getattr(type(callback), method) is not getattr(CallbackBase, method)

@@ -1,0 +1,227 @@
+"""The callbacks of a run: which of them implement which hook, and firing them in their order."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any, Final
+
+import torch
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.engine.callback_states import CallbackStates, implements
+from ksuit_runner.engine.shared_metrics import check_shared_metrics
+from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
+from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
+from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.trainer.gradients import graphs_built
+
+_LOGGER = logging.getLogger(__name__)
+
+HOOKS = (
+    "before_training",
+    "after_training",
+    "on_exception",
+    "before_every_update",
+    "before_every_accumulation_step",
+    "before_every_backward",
+    "track_after_accumulation_step",
+    "track_after_update_step",
+    "after_update",
+    "after_epoch",
+    "after_log",
+)
+
+BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step")
+"""Hooks after whose draws training itself may draw, in the backward pass and in the optimizer's step."""
+
+Method = Callable[..., None]
+
+
+class Hooks:
+    """Fires the hooks of a run's callbacks, in the order of the config.
+
+    What a callback implements is worked out once; a hook that no callback implements costs a look into a table. Before
+    a hook is called the random generators are seeded for it alone, unless it is marked with ``draws_nothing``.
+
+    Args:
+        callbacks: Callbacks by name.
+        update_counter: Position of the run; a callback that raises StopTraining marks it as stopped.
+
+    Raises:
+        ConfigError: Two callbacks would log different values under one key.
+
+    Attributes:
+        callbacks: Callbacks by name.
+        states: Their states.
+        done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
+        gradient_versions: Returns a number for each gradient of the run that is another one once it has changed.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
+        self.callbacks = dict(callbacks)
+        for name, item in callbacks.items():
+            item.name = item.name or name
+        check_shared_metrics(self.callbacks, update_counter)
+        self.states = CallbackStates(self.callbacks)
+        self.done: list[str] = []
+        self.seed = 0
+        self._counter = update_counter
+        self._table = {
+            hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
+        }
+        self._periodic: dict[Interval, list[Method]] = {}
+        for item in callbacks.values():
+            if isinstance(item, PeriodicCallback):
+                self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
+        self._rounds: dict[tuple[bool, ...], list[Method]] = {}
+        self.gradient_versions: Callable[[], list[int]] = list
+        methods = [*chain(*self._table.values()), *chain(*self._periodic.values())]
+        self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
+
+    def fire(self, hook: str, step: int = 0, **arguments: Any) -> None:
+        """Call a hook of all callbacks that implement it.
+
+        Args:
+            hook: Name of the hook.
+            step: Number of the accumulation step.
+            **arguments: What it is called with.
+        """
+        methods = self._table[hook]
+        if methods:
+            with torch.no_grad(), self._generators_for(hook, methods):
+                for method in methods:
+                    self._call(method, arguments, step)
+
+    def fire_between(self, hook: str, step: int = 0, **arguments: Any) -> None:
+        """Call a hook between the first backward pass of an update and its step, when there are gradients.
+
+        Args:
+            hook: Name of the hook.
+            step: Number of the accumulation step.
+            **arguments: What it is called with.
+
+        Raises:
+            KsuitError: A callback has computed gradients into them; this would change the weights.
+        """
+        methods = self._table[hook]
+        if not methods:
+            return
+        before = self.gradient_versions()
+        with torch.no_grad(), self._generators_for(hook, methods):
+            for method in methods:
+                count = graphs_built()
+                self._call(method, arguments, step)
+                # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
+                is_suspect = hook == "before_every_backward" or graphs_built() != count
+                if is_suspect and self.gradient_versions() != before:
+                    name = method.__self__.name
+                    raise KsuitError(
+                        f"callbacks.{name}: it leaves gradients behind in {hook}, which would change the weights; "
+                        "compute them with torch.autograd.grad, or with a copy of the model"
+                    )
+
+    def fire_round(
+        self, methods: Sequence[Method], skip: Sequence[str] = (), label: str = "", **arguments: Any
+    ) -> None:
+        """Call hooks that follow an update, so that a run which ends between two of them goes on with the next one.
+
+        Args:
+            methods: What to call, in this order.
+            skip: Which of them were called before, as ``done`` named them.
+            label: What ``done`` adds to their names, where the same ones are called several times.
+            **arguments: What they are called with.
+        """
+        if not methods:
+            return
+        states, done = self.states, self.done
+        with torch.no_grad():
+            for method in methods:
+                callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+                name = f"{callback.display_name}.{method.__name__}{label}"
+                if name not in skip:
+                    states.keep(callback)
+                    mark = callback.writer.mark()
+                    try:
+                        self._call(method, arguments, label)
+                    except BaseException as error:
+                        callback.writer.discard(mark)
+                        if not isinstance(error, Interrupted):  # that comes in an evaluation, which changes no state
+                            states.note_failure(callback)
+                        raise
+                    states.drop()
+                done.append(name)
+
+    def methods(self, hook: str) -> list[Method]:
+        """Return the hook's methods of all callbacks that implement it."""
+        return self._table[hook]
+
+    def methods_after_update(self) -> list[Method]:
+        """Return what follows the current update: the hooks, each followed by the periodic callbacks due then.
+
+        In a run without updates these are all periodic callbacks.
+        """
+        counter = self._counter
+        if counter.is_empty:
+            return [item.periodic_callback for item in self.callbacks.values() if isinstance(item, PeriodicCallback)]
+        due = tuple([interval.is_due(counter) for interval in self._periodic] + [counter.is_full_epoch])
+        found = self._rounds.get(due)
+        if found is None:
+            found = self._rounds[due] = self._round()
+        return found
+
+    def _round(self) -> list[Method]:
+        table, counter = self._table, self._counter
+        of_update = [*table["track_after_update_step"], *table["after_update"], *self._due(of_epoch=False)]
+        return [*of_update, *table["after_epoch"], *self._due(of_epoch=True)] if counter.is_full_epoch else of_update
+
+    def _due(self, of_epoch: bool) -> list[Method]:
+        return [
+            method
+            for interval, methods in self._periodic.items()
+            if (interval.every_n_epochs is not None) is of_epoch and interval.is_due(self._counter)
+            for method in methods
+        ]
+
+    def fire_evaluations(self) -> None:
+        """Let every callback that goes through a dataset do so now."""
+        with torch.no_grad():
+            for item in self.callbacks.values():
+                if isinstance(item, DatasetCallback):
+                    self._call(item.periodic_callback, {"update_counter": self._counter}, "")
+
+    def evaluations(self) -> list[tuple[Interval, str]]:
+        """Return which datasets are evaluated when, in the order in which that happens after an update."""
+        callbacks = [item for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
+        intervals = list(self._periodic)
+        order = sorted(callbacks, key=lambda item: intervals.index(item.interval))
+        return [(item.interval, item.dataset_key) for item in order]
+
+    def close(self) -> None:
+        """Let every callback give back what it holds."""
+        for item in self.callbacks.values():
+            item.close()
+
+    def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
+        if method in self._drawing:
+            self._seed(method, part)
+        try:
+            method(**arguments)
+        except StopTraining as stop:
+            callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+            self._counter.stop(str(callback.name))
+            _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
+
+    def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
+        """Keep the generators of training, if the hooks may draw where it goes on with them."""
+        is_apart = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
+        return undisturbed() if is_apart else nullcontext()
+
+    def _seed(self, method: Method, part: int | str) -> None:
+        callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+        hook = method.__name__
+        # What is drawn for the whole run must be the same again after a resume.
+        update = self._counter.update if hook != "before_training" else 0
+        seed_all(mix(self.seed, "callback", str(callback.name), hook, update, part))

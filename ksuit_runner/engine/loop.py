@@ -1,0 +1,193 @@
+"""When everything happens: the order of an update, its hooks, the log flush and the checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksuit_runner.engine.hooks import Method
+from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint, save_last_full_update
+from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
+from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.trainer.sgd import SgdTrainer
+
+_MOST_ROUNDS = 100
+
+
+def train(run: Run) -> None:
+    """Train until the end, StopTraining or a signal, and leave a checkpoint.
+
+    Raises:
+        BaseException: What an update or a callback raised. The state after the last full update is saved before, if it
+            is still there: an optimizer that fails in the middle of a step leaves none.
+    """
+    try:
+        _train(run)
+    except BaseException as error:  # SystemExit and the like are errors, too
+        if isinstance(error, KeyboardInterrupt) and run.interruption.signal is not None:
+            raise  # the second Ctrl-C: it ends at once
+        is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
+        error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
+        if is_half_done:
+            run.log_writer.abandon_update()
+        save_last_full_update(run)
+        _tell(run, error)
+        raise
+
+
+def _tell(run: Run, error: BaseException) -> None:
+    """Tell the callbacks of an error, which one of their own may not hide."""
+    try:
+        run.hooks.fire("on_exception", error=error)
+    except BaseException as another:
+        error.add_note(f"and while callbacks were told of it: {another!r}")
+    if not run.taken_over.is_set():
+        run.log_writer.flush()
+
+
+def _train(run: Run) -> None:
+    counter = run.counter
+    try:
+        _begin(run)
+        if run.unfinished is not None:
+            finish_unfinished(run, run.unfinished)
+        elif counter.is_empty:
+            finish_update(run)  # a run without updates does once what is due at some time
+        first = counter.update + 1  # with which the optimizer gets its state
+        while not counter.is_finished and run.interruption.signal is None:
+            if run.taken_over.is_set():
+                raise TakenOverError(
+                    "another process goes on with this run; it ends here and leaves the record to that one"
+                )
+            batch = run.data.next_training_batch()
+            _seed_batch(run, "to_device")
+            do_update(run, run.trainer.to_device(batch))
+            finish_update(run)
+            if counter.update == first:
+                check_state(run)
+        if counter.is_finished and run.phase is Phase.BETWEEN:
+            finish_training(run)
+    except Interrupted:
+        pass
+    if run.phase is not Phase.START:
+        save_checkpoint(run, wait=True)
+
+
+def _begin(run: Run) -> None:
+    hooks, counter = run.hooks, run.counter
+    run.data.open(counter, hooks.evaluations())
+    run.trainer.modes.start()
+    run.trainer.modes.evaluate()
+    hooks.fire("before_training", update_counter=counter)
+    run.trainer.check_parameters()
+    run.trainer.modes.look()
+    run.log_writer.discard_of(hooks.states.begun)
+    _log(run)
+    hooks.states.begun = set(hooks.callbacks)
+    check_state(run)
+    run.phase = Phase.BETWEEN
+    if run.checkpoint_writer.is_requested and not counter.is_empty:  # for the weights as they are now
+        save_checkpoint(run)
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate what the callbacks evaluate, once, at the position where the run stands.
+
+    Raises:
+        Interrupted: A signal asked the run to end.
+    """
+    run.hooks.fire_evaluations()
+    _log(run)
+
+
+def do_update(run: Run, batch: Any) -> None:
+    """Do one update: all accumulation steps, then the optimizer's step."""
+    trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
+    run.phase = Phase.BEFORE_STEP
+    run.log_writer.is_ahead = True
+    run.hooks.states.keep_all()
+    trainer.keep()
+    trainer.modes.train()
+    fire("before_every_update", update_counter=counter)
+    _seed_batch(run, "split")
+    for step, (part, share) in enumerate(trainer.split(batch)):
+        if step > 0:
+            trainer.modes.train()
+            fire = run.hooks.fire_between
+        fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
+        # From here on every random draw of this step depends on its position only, whatever was drawn before.
+        seed_all(mix(run.seed, "update", counter.update, step, run.rank))
+        losses, outputs = trainer.forward(part)
+        if trainer.loss_check.leaves_out(losses, counter.update):
+            trainer.leave_out_step()
+            break
+        fire("before_every_backward", step, update_counter=counter, losses=losses)
+        if step == 0:
+            trainer.forget_gradients()  # those that callbacks have left behind
+        trainer.backward(losses, share)
+        trainer.modes.evaluate()
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        run.hooks.fire_between(
+            "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
+        )
+    else:
+        run.phase = Phase.STEP
+        trainer.step()
+    counter.update += 1
+    run.log_writer.is_ahead = False
+
+
+def _seed_batch(run: Run, method: str) -> None:
+    """Seed the generators for a trainer's own way to treat a batch; where the batch was fetched does not count."""
+    if getattr(type(run.trainer), method) is not getattr(SgdTrainer, method):
+        seed_all(mix(run.seed, method, run.counter.update, run.rank))
+
+
+def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
+    """Do what follows an update: hooks and what is due, the log, and a checkpoint if one is due."""
+    run.phase = Phase.AFTER_UPDATE
+    _fire_and_log(run, run.hooks.methods_after_update(), skip)
+    if run.counter.is_full_epoch:
+        run.trainer.check_parameters()
+        run.trainer.modes.look()
+    run.phase = Phase.BETWEEN
+    if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
+        save_checkpoint(run)
+
+
+def finish_training(run: Run, skip: Sequence[str] = ()) -> None:
+    """Do what follows the last update of all."""
+    run.phase = Phase.AFTER_TRAINING
+    _fire_and_log(run, run.hooks.methods("after_training"), skip)
+    run.phase = Phase.END
+
+
+def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
+    """Do the rest of what followed the last update when the run ended in the middle of it."""
+    run.unfinished = None
+    run.log_writer.load_state_dict(unfinished["log"])
+    for tag in unfinished["requested"]:
+        run.checkpoint_writer.request(tag)
+    finish = finish_update if unfinished["phase"] == Phase.AFTER_UPDATE.name else finish_training
+    finish(run, unfinished["done"])
+
+
+def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:
+    """Fire hooks, write what was logged at this update, and let callbacks react to it."""
+    run.trainer.modes.evaluate()
+    run.hooks.states.drop()
+    run.hooks.done.clear()
+    run.log_writer.start_rounds()
+    run.hooks.fire_round(methods, skip, update_counter=run.counter)
+    _log(run, skip)
+
+
+def _log(run: Run, skip: Sequence[str] = ()) -> None:
+    """Write what was logged and let callbacks react to it, then to what they log in reaction, until nothing is new."""
+    metrics: Mapping[str, float] = {}
+    for number in range(_MOST_ROUNDS):
+        metrics = run.log_writer.flush()
+        if not metrics:
+            return
+        run.trainer.loss_check.settle()
+        methods, label = run.hooks.methods("after_log"), f" {number}" if number else ""
+        run.hooks.fire_round(methods, skip, label, update_counter=run.counter, metrics=metrics)
+    raise KsuitError(f"callbacks log in reaction to each other without end, at last {', '.join(metrics)[:200]}")

@@ -1,0 +1,268 @@
+"""A whole run: build, restore, train, and close so that the record is true whatever happened."""
+
+import logging
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ksuit_runner.checkpoint.format import Checkpoint, has_traces, read_newest
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.targets import Trust
+from ksuit_runner.engine.assembly import Assembly, build_trainer
+from ksuit_runner.engine.loop import evaluate, train
+from ksuit_runner.engine.run import Run, save_checkpoint
+from ksuit_runner.engine.run_record import RunRecord
+from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_explained
+from ksuit_runner.keyed_random import undisturbed
+from ksuit_runner.metric_property import Summary
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.origin import Origin
+from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.system.untrusted_files import check_folder
+from ksuit_runner.tensors.device import deterministic_kernels
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.build import build_tracker
+from ksuit_runner.trainer.sgd import SgdTrainer
+from ksuit_runner.ui.command_line import resume_command
+from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run_id: Its id.
+        folder: Where its files are.
+        status: FINISHED, FAILED or KILLED; FINISHED only once nothing is left to do.
+        signal: Number of the signal that ended it, if one did.
+        error: What it failed with, if it did; it was reported already.
+        summary: Last and best values of its metrics.
+    """
+
+    run_id: str
+    folder: Path
+    status: EndStatus = "FAILED"
+    signal: int | None = None
+    error: BaseException | None = None
+    summary: dict[str, Summary] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a process that does this run only."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return getattr(self.error, "exit_status", 1) if self.error is not None else 0
+
+
+def run(
+    config: Mapping[str, Any],
+    launch: Launch,
+    origin: Origin | None = None,
+    console: Console | None = None,
+    surroundings: Surroundings | None = None,
+    trust: Trust | None = None,
+) -> Outcome:
+    """Do a run.
+
+    Args:
+        config: Its config as plain values, with everything resolved: what ``check_config`` returns.
+        launch: How it was started, to be stored with it.
+        origin: The stored run that it goes on from, if any.
+        console: Where a person reads along.
+        surroundings: What a new run is stored with; collected for it by default.
+        trust: Limits of a config that was not composed here.
+
+    Returns:
+        How it ended, with an error in training, which is not raised.
+
+    Raises:
+        KsuitError: It could not be started.
+    """
+    console = console or make_console()
+    factory = Factory(config, trust)
+    outputs = OutputPaths(config["output_dir"])
+    with undisturbed(), deterministic_kernels(_is_deterministic(config)), ExitStack() as stack:
+        interruption = stack.enter_context(catch_signals())
+        with files_explained():
+            lock = _lock(outputs, origin, stack)
+            checkpoint = _read_checkpoint(outputs, origin)
+            tracker = build_tracker(factory, outputs)
+        trainer = build_trainer(factory, int(config["seed"]))
+        with files_explained():
+            surroundings = surroundings or Surroundings()
+            record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
+        outcome = Outcome(record.paths.run_id, record.paths.run_dir)
+        stack.enter_context(setup_logging(record.paths.log, console))
+        with _closing(record, trainer, outcome):
+            assembly = Assembly(factory, config, trainer, record, interruption)
+            _do(assembly, launch, origin, checkpoint, outcome, console, surroundings)
+        print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
+    return outcome
+
+
+def _is_deterministic(config: Mapping[str, Any]) -> bool:
+    return bool(config["trainer"].get("deterministic", True))
+
+
+def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
+    """Take the lock of a stored run that is gone on with, before anything of it is read."""
+    if origin is None or origin.mode == "fork":
+        return None
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    check_folder(paths.run_dir)
+    lock = RunLock(paths.lock)
+    lock.acquire()
+    stack.callback(lock.release)
+    return lock
+
+
+def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
+    """Read what the run goes on from; one that was killed before its first checkpoint starts from its beginning."""
+    if origin is None:
+        return None
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    if origin.mode == "resume" and not has_traces(paths):
+        if paths.launch.exists() and read_launch(paths).mode == "fork":
+            raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
+        return None
+    return read_newest(paths, origin.checkpoint)
+
+
+def _open_record(
+    config: Mapping[str, Any],
+    launch: Launch,
+    origin: Origin | None,
+    lock: RunLock | None,
+    tracker: BaseTracker,
+    outputs: OutputPaths,
+    surroundings: Surroundings,
+) -> RunRecord:
+    if origin is None or lock is None:
+        return RunRecord.begin(tracker, outputs, config, launch, surroundings)
+    paths = PathProvider(outputs.output_dir, origin.run_id)
+    is_evaluation, register_anew = origin.mode == "evaluate", bool(config.get("register_anew"))
+    return RunRecord.go_on(tracker, paths, lock, is_evaluation, register_anew)
+
+
+def _do(
+    assembly: Assembly,
+    launch: Launch,
+    origin: Origin | None,
+    checkpoint: Checkpoint | None,
+    outcome: Outcome,
+    console: Console,
+    surroundings: Surroundings,
+) -> None:
+    record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
+        if launch.mode in ("train", "fork"):
+            store(record.paths, config, launch)
+    if launch.mode != "evaluate":
+        assembly.trainer.data_container.check_repeatable()
+    try:
+        with files_explained():
+            if launch.mode != "evaluate":
+                record.describe(config, assembly.trainer.data_container, surroundings)
+            if launch.mode == "fork" and checkpoint is not None:
+                record.carry_history(checkpoint.paths, checkpoint.progress.update)
+        assembled = assembly.run(checkpoint, origin)
+        if launch.mode == "resume" and origin is not None and origin.changes:
+            with files_explained():
+                if checkpoint is not None and _differs(assembled, checkpoint):
+                    save_checkpoint(assembled, wait=True)  # the next resume knows the changed config, and no changes
+                store_changes(record.paths, config, launch)
+    except KsuitError as error:
+        outcome.status, outcome.error = record.status_before, error
+        _LOGGER.error("error: %s", error)
+        return
+    outcome.summary = assembled.log_writer.summary
+    _print_start(console, record, checkpoint)
+    _go(assembled, launch, record)
+    if launch.mode == "evaluate":
+        outcome.status, outcome.signal = record.status_before, interruption.signal
+    elif assembled.is_finished:
+        outcome.status = "FINISHED"
+    else:
+        assert interruption.signal is not None, "training ended early, and nothing says why"
+        outcome.status, outcome.signal = "KILLED", interruption.signal
+
+
+def _differs(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether a resume with changes begins with other callbacks than its checkpoint, or goes on after an early stop."""
+    was_stopped: bool = checkpoint.state["trainer"]["counter"]["stopped"]
+    has_same_callbacks = run.hooks.states.names == checkpoint.state["callbacks"].keys()
+    return not has_same_callbacks or run.counter.stopped != was_stopped
+
+
+def _go(run: Run, launch: Launch, record: RunRecord) -> None:
+    try:
+        if launch.mode == "evaluate":
+            _evaluate(run, record)
+        elif launch.mode == "fork":
+            save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
+            train(run)
+        elif run.is_finished:
+            _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
+        else:
+            train(run)
+    finally:
+        run.checkpoint_writer.close()
+        run.hooks.close()
+
+
+def _evaluate(run: Run, record: RunRecord) -> None:
+    before = record.recorded(run.counter.update)
+    with suppress(Interrupted):
+        evaluate(run)
+    for key, summary in run.log_writer.summary.items():
+        if summary.last != before.get(key, summary.last):
+            _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
+
+
+@contextmanager
+def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterator[None]:
+    """Close a run's record with the status that is true, whatever the block raises."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        outcome.status, outcome.signal = "KILLED", signal.SIGINT
+    except BaseException as error:  # SystemExit as well, which a callback or a library may raise
+        outcome.status, outcome.error = "FAILED", error
+        if isinstance(error, KsuitError):
+            _LOGGER.error("error: %s", error)
+        else:
+            _LOGGER.exception("the run failed: %s", error if isinstance(error, Exception) else repr(error))
+    finally:
+        try:
+            trainer.data_container.close()
+        finally:
+            _close(record, outcome.status)
+
+
+def _close(record: RunRecord, status: EndStatus) -> None:
+    try:
+        record.close(status)
+    except OSError as error:  # how the run ended does not change by it
+        _LOGGER.error("what the tracker does not know yet cannot be read; it is sent by sync=: %s", error)
+
+
+def _next_command(launch: Launch, record: RunRecord) -> str | None:
+    return None if launch.mode == "evaluate" else resume_command(record.paths.run_id, record.paths.output_dir)
+
+
+def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | None) -> None:
+    info, paths = record.tracker.run, record.paths
+    print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
+    if checkpoint is not None:
+        _LOGGER.info("goes on from checkpoint %s", checkpoint.progress)

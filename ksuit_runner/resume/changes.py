@@ -1,0 +1,107 @@
+"""The config of a stored run with the changes that are allowed, before torch is imported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.compose import without_sweep
+from ksuit_runner.config.differences import REMOVED, differences
+from ksuit_runner.config.overrides import bare_name, shell_word
+from ksuit_runner.config.targets import Trust
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.origin import Mode
+from ksuit_runner.record.stored_run import read_config_and_text, read_launch
+from ksuit_runner.resume.recompose import with_overrides
+from ksuit_runner.resume.request import MODES, refuse_sweep_settings
+from ksuit_runner.security.masking import mask_value
+from ksuit_runner.security.reveal import reveal
+from ksuit_runner.security.trust import trust_in
+from ksuit_runner.ui.command_line import program
+
+# What may change while a run stays the same run: its length, what is watched and recorded, and how data is fetched.
+MAY_CHANGE = (
+    "trainer.max_*",
+    "trainer.nan_loss",
+    "callbacks*",
+    "default_callbacks*",
+    "checkpoint*",
+    *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require", "tracker.close_timeout_s"),
+    "tracker.artifact_root",
+    *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
+    "metric_property_provider*",
+    *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
+    *("leaderboard", "register_anew"),
+)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The config of a run that goes on from a stored one.
+
+    Attributes:
+        config: The stored config with the changes applied.
+        changes: Places that changed.
+        overrides: All overrides that make it, the stored ones and the new ones.
+        trust: Limits of the config, None if this user has made it on this machine.
+    """
+
+    config: DictConfig
+    changes: list[str]
+    overrides: list[str]
+    trust: Trust | None
+
+
+def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) -> Composed:
+    """Return the config of a stored run with the given overrides applied.
+
+    Raises:
+        ResumeError: With ``resume``, a change would rewrite the run's past.
+        ConfigError: An override names nothing that exists.
+    """
+    stored, text = read_config_and_text(paths)
+    stored = without_sweep(stored)
+    extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
+    refuse_sweep_settings(extra)
+    before = resolve(stored)
+    config = OmegaConf.create(resolve(with_overrides(stored, extra)))
+    changes = dict(differences(before, resolve(config)))
+    if mode == "resume":
+        _refuse_rewriting(changes, before, paths.run_id, extra)
+    trust = trust_in(paths.signature, [text], paths, config.get("tracker") or {}, overrides, changes)
+    values = resolve(config)
+    if (revealed := reveal(values, overrides)) is not values:
+        config = OmegaConf.create(dict(revealed))
+    return Composed(config, list(changes), [*read_launch(paths).overrides, *extra], trust)
+
+
+def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
+    # A password that is said again is no change.
+    new = [place for place, value in changes.items() if mask_value(place, value) != _value_at(before, place)]
+    refused = [place for place in new if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE)]
+    if not refused:
+        return
+    lines = [f"  {place}: {_short(_value_at(before, place))} -> {_short(changes[place])}" for place in refused]
+    if len(lines) > _LISTED:
+        lines = [*lines[: _LISTED - 1], f"  and {len(lines) - _LISTED + 1} more"]
+    fork = " ".join([program(), *(shell_word(item) for item in (f"fork={run_id}", *extra))])
+    raise ResumeError("\n".join([f"this would rewrite the past of run {run_id[:8]}:", *lines, f"As a new run: {fork}"]))
+
+
+_LISTED = 4
+
+
+def _value_at(config: Mapping[str, Any], place: str) -> Any:
+    value: Any = config
+    for key in place.split("."):
+        value = value.get(key, REMOVED) if isinstance(value, Mapping) else REMOVED
+    return value
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is REMOVED else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,84 @@
+"""Overrides on a config that is stored: what is chosen anew comes from today's YAML files, and nothing else does."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.config.compose import (
+    MISTAKES,
+    NO_PART_OF_A_RUN,
+    chooses_group,
+    compose_config,
+    explain,
+    refuse_long_overrides,
+    set_values,
+)
+from ksuit_runner.config.differences import REMOVED, put_differences
+from ksuit_runner.config.overrides import parse
+from ksuit_runner.errors import ConfigError
+
+
+def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a stored config with overrides applied to it; what they refer to (``${...}``) is looked up there.
+
+    A value is set, added or removed as Hydra does it. A group that is chosen (``callbacks=[ema]``) is replaced by what
+    its YAML file says today; what that file chooses of other groups, and a file for the whole config
+    (``experiment=NAME``), change what they would change in the default config.
+
+    Args:
+        config: The stored config.
+        overrides: Overrides of the command line.
+
+    Raises:
+        ConfigError: One of them names nothing that exists, has no meaning, or asks what Hydra has composed once.
+    """
+    refuse_long_overrides(overrides)
+    parsed = [parse(item) for item in overrides]
+    for item in parsed:
+        if item.is_sweep_override():
+            raise ConfigError(f"{item.input_line}: a run that is stored has one value of it")
+        if re.search(r"\$\{\s*hydra:", str(item.input_line)):
+            raise ConfigError(f"{item.input_line}: a stored run is not composed by Hydra again; write the value itself")
+    chosen = [item for item in parsed if not item.is_hydra_override() and chooses_group(item)]
+    for_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
+    values = [item for item in parsed if not item.is_hydra_override() and item not in chosen]
+    tree = _plain(config)
+    if chosen:
+        _choose(tree, chosen, for_hydra)
+    changed = OmegaConf.create(tree, flags={"struct": True})
+    try:
+        return set_values(changed, values)
+    except MISTAKES as error:
+        raise explain(error, overrides, changed) from None
+
+
+def _choose(tree: dict[Any, Any], chosen: Sequence[Override], for_hydra: Sequence[str]) -> None:
+    """Put groups that are chosen anew into a config; what is chosen itself counts more than what a file brings."""
+    default = _plain(compose_config(for_hydra))
+    composed = []
+    for item in chosen:
+        line = str(item.input_line)
+        today = _plain(compose_config([*for_hydra, line if item.package else line.lstrip("+")]))
+        composed.append((item, today.get(item.key_or_group, REMOVED)))
+        named = () if item.package else (item.key_or_group,)
+        put_differences(
+            tree, *({key: node for key, node in values.items() if key not in named} for values in (default, today))
+        )
+    for item, node in composed:
+        group = item.key_or_group
+        if node is REMOVED or item.package:
+            if item.is_delete():
+                tree.pop(group, None)
+        elif item.is_add():
+            tree[group] = {**(tree.get(group) or {}), **node}
+        else:
+            tree[group] = node
+
+
+def _plain(config: DictConfig) -> dict[Any, Any]:
+    values = OmegaConf.to_container(config)
+    assert isinstance(values, dict)
+    return {key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN}

@@ -1,0 +1,60 @@
+"""How far a stored config is trusted: wholly if this user has made it on this machine, else within limits."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import ListConfig
+
+from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.compose import compose_places
+from ksuit_runner.config.targets import Trust
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.security.authorship import is_signed
+from ksuit_runner.security.masking import mask_addresses
+from ksuit_runner.security.reveal import URI_VARIABLE
+
+
+def trust_in(
+    signature: Path,
+    texts: Sequence[str],
+    paths: OutputPaths,
+    tracker: Mapping[str, Any],
+    overrides: Sequence[str],
+    changes: Collection[str] = (),
+) -> Trust | None:
+    """Return the limits of what stands in stored texts, None if this user has made all of them on this machine.
+
+    Args:
+        signature: Their signature.
+        texts: The texts, as they were read: what is read again could be another one.
+        paths: The output folder.
+        tracker: The tracker's node, with what the command line says about it.
+        overrides: Overrides of the command line.
+        changes: Places of the config that the command line has changed: what stands there is the user's own.
+
+    Raises:
+        ConfigError: The texts are not the user's and name a place for records that the user does not.
+    """
+    return None if is_signed(signature, texts) else limits(paths, tracker, overrides, changes)
+
+
+def limits(
+    paths: OutputPaths, tracker: Mapping[str, Any], overrides: Sequence[str], changes: Collection[str] = ()
+) -> Trust:
+    """Return the limits of a config that somebody else may have made; see ``trust_in``."""
+    own = compose_places(overrides)
+    packages: Any = own.get("trust") or []
+    packages = list(packages) if isinstance(packages, ListConfig) else packages
+    if problem := mismatch(packages, "list[str]"):
+        raise ConfigError(f"trust: {problem}")
+    for key in ("uri", "artifact_root"):  # what is recorded, and the user's password, would go there
+        known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))
+        if tracker.get(key) not in (None, *known, *map(mask_addresses, filter(None, known))):
+            raise ConfigError(
+                f"tracker.{key}: the stored config was not made by you on this machine, and names {tracker[key]}. "
+                f"If you trust that: tracker.{key}={tracker[key]}"
+            )
+    return Trust(tuple(map(str, packages)), paths.output_dir, tuple(changes))

@@ -1,0 +1,134 @@
+"""From a command line to a plan: what varies, what is fixed, and every job checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.compose import NO_PART_OF_A_RUN, SWEEP_NODES, compose_config, project_conf, shipped_conf
+from ksuit_runner.config.overrides import bare_name, full_name, parse, root
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.sweep.job_config import JobComposer, as_job
+from ksuit_runner.sweep.plan import Job, Plan
+from ksuit_runner.sweep.settings import Settings, read_settings
+from ksuit_runner.sweep.space import SEED, Parameter, draw, grid, read_parameters
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan that has not been stored yet.
+
+    Attributes:
+        plan: The plan.
+        jobs: Its jobs; none for a search, which comes up with them one by one.
+        parameters: What varies.
+        config: The config that all jobs have in common, resolved.
+    """
+
+    plan: Plan
+    jobs: list[Job]
+    parameters: list[Parameter]
+    config: DictConfig
+
+
+def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
+    """Plan a sweep and check every combination; nothing is created.
+
+    Args:
+        overrides: Overrides of the command line; those with several values vary, like the YAML's ``sweep.params``.
+        command: The command line.
+
+    Raises:
+        ConfigError: A combination does not compose or pass the check, or nothing varies.
+    """
+    swept = [item for item in overrides if root(item) not in SWEEP_NODES and parse(item).is_sweep_override()]
+    fixed = [item for item in overrides if item not in swept]
+    values = _resolve_base(compose_config([*fixed, *as_job(0)]))
+    settings = read_settings(values["sweep"], values["objective"])
+    ObjectChecker().walk("launcher", values["launcher"])
+    settings = replace(settings, params=_params(settings, swept, fixed))
+    parameters = read_parameters(settings.params, settings.seed)
+    fixed = [item for item in fixed if not _is_about_the_sweep(item)]
+    jobs = _jobs(fixed, settings, parameters)
+    choice = next((item.partition("=")[2] for item in fixed if item.startswith("sweep=")), None)
+    plan = Plan(
+        name=values["name"] or choice or "sweep",
+        command=command,
+        fixed=fixed,
+        settings=settings,
+        launcher=values["launcher"],
+        base={key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN},
+        objective=values["objective"],
+        yaml=read_yaml(choice),
+        job_count=None if settings.method == "tpe" else len(jobs),
+    )
+    return Planned(plan, jobs, parameters, OmegaConf.create(plan.base))
+
+
+def read_yaml(choice: str | None) -> dict[str, Any] | None:
+    """Return the content of a sweep's YAML file, None if there is none."""
+    for folder in (project_conf(), shipped_conf()):
+        path = folder / "sweep" / f"{choice}.yaml" if folder is not None else None
+        if path is not None and path.is_file():
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(content, dict)
+            return {str(key): value for key, value in content.items()}
+    return None
+
+
+def _resolve_base(config: DictConfig) -> dict[str, Any]:
+    """Return the config resolved, but for the values in the lists of ``sweep.params``: each job resolves its own."""
+    params = OmegaConf.select(config, "sweep.params")
+    raw = OmegaConf.to_container(params) if isinstance(params, DictConfig) else None
+    lists = {key: value for key, value in raw.items() if isinstance(value, list)} if isinstance(raw, dict) else {}
+    with open_dict(config):
+        for key in lists:
+            params[key] = None
+    values = resolve(config)
+    if lists:
+        values["sweep"]["params"] |= lists
+    return values
+
+
+def _is_about_the_sweep(override: str) -> bool:
+    return root(override) in SWEEP_NODES and not override.startswith("sweep=")
+
+
+def _params(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
+    """Return what varies: the YAML's parameters, where the command line does not say otherwise, and its own."""
+    said = {bare_name(item) for item in [*swept, *fixed]}
+    params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in said}
+    params |= {full_name(item): item.partition("=")[2] for item in swept}
+    # One run that is handed to a launcher is a sweep of one.
+    is_launched = settings.method == "grid" and any(bare_name(item) == "launcher" for item in fixed)
+    if not params and not is_launched:
+        raise ConfigError("sweep.params: nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1")
+    if settings.method == "tpe" and SEED in params:
+        raise ConfigError(
+            "sweep.params.seed: an Optuna search has one seed; take the best ones into a sweep over seeds"
+        )
+    return params
+
+
+def _jobs(fixed: Sequence[str], settings: Settings, parameters: Sequence[Parameter]) -> list[Job]:
+    composer = JobComposer(fixed)
+    if settings.method == "tpe":
+        _check_extremes(composer, parameters)
+        return []
+    if settings.method == "random":
+        assert settings.samples is not None
+        combinations = draw(parameters, settings.samples, settings.seed)
+    else:
+        combinations = grid(parameters)
+    return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]
+
+
+def _check_extremes(composer: JobComposer, parameters: Sequence[Parameter]) -> None:
+    """Compose with every value that a search can come up with, one parameter after the other."""
+    first = {item.key: item.extremes()[0] for item in parameters}
+    for parameter in parameters:
+        for value in parameter.extremes():
+            composer.compose(first | {parameter.key: value})

@@ -1,0 +1,1 @@
+"""Files, signals, threads and locks of the operating system."""

@@ -1,0 +1,1 @@
+"""Tensors and modules: their device, memory layout and names."""

@@ -1,0 +1,125 @@
+"""MLflow's store inside the output folder: an SQLite database beside the files of the runs. No server is needed."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.system.atomic_files import make_folder, sync
+from ksuit_runner.system.run_lock import try_lock
+from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, open_stored
+from ksuit_runner.tracker.mlflow_client import import_quietly
+
+OWN_TAG = "ksuit.embedded"
+"""Tag of the experiments whose artifact location is ``runs_dir``: a run's artifacts lie where the run writes them."""
+
+_LONGEST_CREATION_S = 20.0
+
+
+def exists(paths: OutputPaths) -> bool:
+    """Whether the output folder has a database; looking creates nothing."""
+    return paths.database.exists()
+
+
+def uri(paths: OutputPaths) -> str:
+    """Return the tracking URI of the store, whether it exists or not.
+
+    Raises:
+        TrackerError: The output folder's path has characters that MLflow would misread in a URI.
+    """
+    if unfit := set(str(paths.database)) & set("?%"):
+        raise TrackerError(f"{paths.output_dir}: MLflow cannot store runs below a path with '{''.join(sorted(unfit))}'")
+    return f"sqlite:///{paths.database}"
+
+
+def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
+    """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
+
+    The schema takes about 1 s to create. Processes that do so at once would corrupt it, so one does and the others
+    wait; it appears under its name only when it is complete.
+
+    Args:
+        paths: The output folder.
+        timeout_s: How long to wait for a database that another process has locked, in seconds.
+
+    Raises:
+        TrackerError: The output folder cannot be written to, or the database stays locked.
+    """
+    store_uri = uri(paths)
+    try:
+        make_folder(paths.output_dir)
+        with _locked(paths, _LONGEST_CREATION_S + timeout_s):
+            if not exists(paths):
+                _create(paths)
+            check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
+            _adopt(paths, timeout_s)
+    except UnsafeFileError as error:
+        raise TrackerError(f"{paths.database} {error}") from None
+    except (OSError, sqlite3.Error) as error:
+        raise TrackerError(f"{paths.database}: {error}") from error
+    return store_uri
+
+
+@contextmanager
+def _locked(paths: OutputPaths, timeout_s: float) -> Iterator[None]:
+    deadline = time.monotonic() + timeout_s
+    with os.fdopen(open_stored(paths.database_lock, os.O_RDWR | os.O_CREAT), "r+") as file:
+        while not try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise sqlite3.OperationalError("another process has been opening it for too long")
+            time.sleep(0.02)
+        yield
+
+
+def _create(paths: OutputPaths) -> None:
+    unfinished = paths.database.with_name(paths.database.name + ".tmp")
+    unfinished.unlink(missing_ok=True)  # left by a process that was killed here
+    module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
+    with _unsafe_and_quick(unfinished):
+        # MLflow writes the folder of its default experiment into the text of a statement, where not every name fits.
+        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", "/")
+        store.engine.dispose()
+        with closing(sqlite3.connect(unfinished)) as database, database:
+            database.execute("UPDATE experiments SET artifact_location = ?", (str(paths.runs_dir / "0"),))
+    sync(unfinished)
+    os.replace(unfinished, paths.database)
+    sync(paths.output_dir)
+
+
+@contextmanager
+def _unsafe_and_quick(database: Path) -> Iterator[None]:
+    """Let SQLite write a file without waiting for the disk a thousand times: what counts is the file in the end."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def connected(connection: object, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):  # there may be other databases in this process
+            _, _, file = connection.execute("PRAGMA database_list").fetchone()
+            if file and database.samefile(file):
+                connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", connected)
+
+
+def _adopt(paths: OutputPaths, timeout_s: float) -> None:
+    """Point the stored artifact locations at this output folder, after it was moved or copied from elsewhere."""
+    here = str(paths.runs_dir)
+    query = "FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM experiment_tags WHERE key = ?)"
+    with closing(sqlite3.connect(paths.database, timeout=timeout_s)) as database, database:
+        database.execute("BEGIN IMMEDIATE")  # one that cannot be written to is found out here
+        for (there,) in database.execute(f"SELECT DISTINCT artifact_location {query}", (OWN_TAG,)).fetchall():
+            if there == here:
+                continue
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+                (here, len(there) + 1, len(there) + 1, f"{there}/"),
+            )
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, there))

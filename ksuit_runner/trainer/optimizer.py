@@ -1,0 +1,294 @@
+"""Optimizers: built over parameter groups by name, with fused kernels where there are any, and a state kept by name."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
+
+from ksuit_runner.errors import CheckpointError, ConfigError, suggest
+from ksuit_runner.trainer.parameter_rules import LOSS, SELECTORS, ParameterRules, named_parameters, parameter_groups
+
+FUSED_DEVICES = ("cpu", "cuda", "mps")
+# How a step is computed, not what: a checkpoint may go on with other kernels on another device.
+KERNEL_OPTIONS = ("params", "param_names", "name", "fused", "foreach", "capturable", "differentiable")
+_TAKE_SPARSE = (SGD, Adagrad, SparseAdam)
+
+
+def build_optimizer(
+    factory: Callable[..., Optimizer],
+    model: nn.Module,
+    rules: ParameterRules,
+    device: torch.device,
+    loss: nn.Module | None = None,
+    trains: bool = True,
+) -> Optimizer:
+    """Build the optimizer over all parameters, in groups of those that share all options.
+
+    What is frozen belongs to it as well: without a gradient a parameter costs nothing, and once it thaws it is trained.
+
+    Args:
+        factory: The optimizer's class with its arguments, but without parameters.
+        model: The module to train.
+        rules: By name of the rule: what it holds for, ``match``, patterns of parameter names, and ``max_ndim``, the
+            most dimensions of a parameter; and what holds for these: ``lr_factor``, a factor on the learning rate,
+            and any option of the optimizer. Of several rules the last one wins. One that holds for nothing is an error
+            unless it is ``optional``.
+        device: Device of the parameters; fused kernels are used where the optimizer has them for it.
+        loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
+        trains: Whether there are updates, for which something has to be trainable.
+
+    Raises:
+        ConfigError: A rule does not say what it holds for, holds for nothing or has an option that the optimizer does
+            not know; the model has nothing to train; or the optimizer needs what the trainer does not do.
+    """
+    _keep_compiler_out()
+    named = named_parameters(model, loss)
+    if trains and not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError("model: it has no parameter to train")
+    groups = parameter_groups(named, rules)
+    factors = [group.pop("lr_factor", 1.0) for group in groups]
+    sparse = _sparse_names(model)
+    optimizer = _construct(factory, groups, device, may_fuse=not sparse)
+    _check_options(optimizer, rules)
+    _check_step(optimizer, sparse)
+    _rehearse(factory, optimizer)
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group["lr"] *= factor
+    return optimizer
+
+
+def _keep_compiler_out() -> None:
+    """Call an optimizer's methods without the import of torch's compiler, which takes over a second.
+
+    These methods are wrapped so that the compiler leaves them alone, and the wrapper imports it to say so. No compiled
+    code calls them here.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        inner = getattr(method, "__wrapped__", None)
+        if inner is not None:
+            inner.__dynamo_disable = inner  # where the wrapper keeps what it calls
+
+
+def _construct(
+    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, may_fuse: bool
+) -> Optimizer:
+    given = getattr(factory, "keywords", {})
+    offered = inspect.signature(getattr(factory, "func", factory)).parameters
+    is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
+    # Newer versions of torch find out about other types of numbers in the first step only.
+    if is_open and device.type in FUSED_DEVICES and all(_fits_kernels(group) for group in groups):
+        try:
+            return factory([dict(group) for group in groups], fused=True)  # it writes its options into them
+        except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
+            pass
+    try:
+        return factory(groups)
+    except ValueError as error:  # such as a negative learning rate
+        raise ConfigError(f"optimizer: {error}") from error
+
+
+def _fits_kernels(group: Mapping[str, Any]) -> bool:
+    """Whether fused kernels, which go through memory from end to end, can work on the parameters."""
+    parameters = [parameter for _, parameter in group["params"]]
+    return all(parameter.is_floating_point() and _lie_alike(parameter, parameter) for parameter in parameters)
+
+
+def _sparse_names(model: nn.Module) -> list[str]:
+    """Return the modules that say that their gradients are sparse, such as an embedding."""
+    return [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
+
+
+def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
+    valid = {*SELECTORS, "lr_factor", *optimizer.defaults}
+    for rule, spec in rules.items():
+        for option in spec.keys() - valid:
+            name = type(optimizer).__name__
+            raise ConfigError(f"trainer.parameter_rules.{rule}.{option}: {name} has none. {suggest(option, valid)}")
+
+
+def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
+    """Refuse before training what would fail in the first step."""
+    kind, name = type(optimizer), type(optimizer).__name__
+    _, *arguments = inspect.signature(kind.step).parameters.values()
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [item.name for item in arguments if item.default is item.empty and item.kind not in any_number]
+    if needed:
+        raise ConfigError(
+            f"optimizer: {name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once"
+        )
+    if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
+        takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
+        raise ConfigError(f"optimizer: {name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do")
+
+
+def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
+    """Refuse an optimizer that says only in its first step that it needs a closure; torch's own say it before."""
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    try:
+        other = factory([{"params": [("parameter", parameter)], "name": "default"}])
+        if switches_weights(other):
+            other.train()  # type: ignore[attr-defined]
+        other.step()
+    except Exception as error:
+        # What else it does not like about a small matrix is no reason to refuse it.
+        if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
+            raise ConfigError(
+                f"optimizer: {type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}"
+            ) from error
+
+
+def switches_weights(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has other weights for evaluation than for training, as schedule-free ones have."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+# State
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what ``optimizer.state_dict()`` holds, by names of parameters and groups instead of numbers.
+
+    Returns:
+        ``parameters`` and ``groups``. What an optimizer adds of its own is in ``own``, with the names of the parameters
+        in their ``order``, as it may count them.
+    """
+    state, names = optimizer.state_dict(), _names(optimizer)
+    if not _is_torchs(optimizer, state):
+        return {"parameters": {}, "groups": {}, "own": dict(state), "order": names}
+    values = {names[key] if isinstance(key, int) else key: value for key, value in state["state"].items()}
+    stored: dict[str, Any] = {
+        "parameters": {name: dict(values[name]) for name in names if name in values},
+        "groups": {
+            group["name"]: {key: value for key, value in stored.items() if key not in KERNEL_OPTIONS}
+            for group, stored in zip(optimizer.param_groups, state["param_groups"], strict=True)
+        },
+    }
+    own = {key: value for key, value in state.items() if key not in ("state", "param_groups")}
+    if shared := {key: value for key, value in values.items() if key not in stored["parameters"]}:
+        own["state"] = shared
+    return {**stored, "own": own, "order": names} if own else stored
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_options: bool = True) -> None:
+    """Take up a stored state by parameter name, with ``optimizer.load_state_dict()``.
+
+    Args:
+        optimizer: Optimizer over the same parameters, in any order and grouping.
+        state: What ``optimizer_state`` returned.
+        with_options: Also take up the groups' options, such as the learning rate; not for a run with others. What is
+            no option, such as a count that the optimizer keeps in its groups, is taken up always.
+
+    Raises:
+        CheckpointError: The state belongs to other parameters, or to other groups where the optimizer counts by group.
+    """
+    names = _names(optimizer)
+    unknown = sorted(set(state["parameters"]) - set(names))
+    if unknown:
+        raise CheckpointError(
+            f"optimizer: stored for the parameter '{unknown[0]}', which is not there. " + suggest(unknown[0], names)
+        )
+    options = _options(optimizer)
+    counted = optimizer.defaults.keys() - options
+    has_counted = any(counted & group.keys() for group in state["groups"].values())
+    has_other_groups = state["groups"].keys() != {group["name"] for group in optimizer.param_groups}
+    if state.get("order", names) != names or (has_counted and has_other_groups):
+        name = type(optimizer).__name__
+        raise CheckpointError(
+            f"optimizer: {name} counts by group, and the groups are others now: trainer.parameter_rules must stay"
+        )
+    kept = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
+    _load(optimizer, state, names)
+    lay_out_for_fused_kernels(optimizer)
+    if not with_options:
+        for group, mine in zip(optimizer.param_groups, kept, strict=True):
+            group.update(mine)
+
+
+def without_loss(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored state without what belongs to the parameters of the loss."""
+    parameters = {name: values for name, values in state["parameters"].items() if not name.startswith(LOSS)}
+    return {**state, "parameters": parameters}
+
+
+def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> None:
+    template, own = optimizer.state_dict(), dict(state.get("own", {}))
+    if not _is_torchs(optimizer, template):
+        optimizer.load_state_dict(own)
+        return
+    for group in template["param_groups"]:
+        group.update(state["groups"].get(group["name"], {}))
+    values, others = state["parameters"], own.pop("state", {})
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
+        index = {name: i for i, name in enumerate(names)}
+        numbered = {index[name]: dict(values) for name, values in values.items()}
+        optimizer.load_state_dict({**template, **own, "state": numbered | others})
+        return
+    # Torch would change the types of values on the way: tensors to the parameter's, text and arrays to nonsense.
+    optimizer.load_state_dict({**template, **own, "state": others})
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if name in values:
+                optimizer.state[parameter] = {
+                    key: _placed(value, parameter, group, key) for key, value in values[name].items()
+                }
+
+
+def lay_out_for_fused_kernels(optimizer: Optimizer) -> None:
+    """Give state the memory layout of its parameter where fused kernels pair the two by their place in memory.
+
+    They differ if the parameter's layout was changed, or if the state was stored before layouts were kept.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and not _lie_alike(value, parameter):
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    return one.layout != torch.strided or one.stride() == torch.empty_like(other).stride()
+
+
+def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:
+    """Move the tensors of a parameter's state to where it is; numbers of steps only if the kernels read them there."""
+    if isinstance(value, Tensor):
+        stays = key == "step" and not (group.get("fused") or group.get("capturable"))
+        return value if stays else value.to(parameter.device)
+    if type(value) is dict:
+        return {name: _placed(item, parameter, group) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_placed(item, parameter, group) for item in value)
+    return value
+
+
+def _is_torchs(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether a state is laid out as that of torch's optimizers is, whatever else is in it."""
+    groups = state.get("param_groups")
+    return (
+        isinstance(state.get("state"), Mapping)
+        and isinstance(groups, list)
+        and len(groups) == len(optimizer.param_groups)
+    )
+
+
+def _names(optimizer: Optimizer) -> list[str]:
+    """Return the names of all parameters in the order in which torch numbers them."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def _options(optimizer: Optimizer) -> set[str]:
+    """Return what is said about a group and not counted in it: what the constructor takes, what a schedule sets."""
+    bases = [vars(base)["__init__"] for base in type(optimizer).__mro__ if "__init__" in vars(base)]
+    taken = {name for base in bases if base is not object.__init__ for name in inspect.signature(base).parameters}
+    of_schedules = {key for group in optimizer.param_groups for key in group} - optimizer.defaults.keys()
+    return taken | of_schedules

@@ -1,0 +1,462 @@
+"""One update of training: forward, loss, backward, step, and the state that it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ksuit_runner.checkpoint.state_types import copy_state
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, suggest
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.schedule import build_schedule
+from ksuit_runner.tensors.device import choose_device, to_device
+from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
+from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.gradients import clip_gradients, forget_gradients, versions
+from ksuit_runner.trainer.kept_buffers import KeptBuffers
+from ksuit_runner.trainer.lazy_layers import give_sizes
+from ksuit_runner.trainer.loss_check import LossCheck, check_losses
+from ksuit_runner.trainer.loss_weights import LossWeights
+from ksuit_runner.trainer.modes import Modes
+from ksuit_runner.trainer.optimizer import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    switches_weights,
+    without_loss,
+)
+from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
+
+_LOGGER = logging.getLogger(__name__)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class SgdTrainer:
+    """Trains a model by gradient descent on ``(inputs, targets)`` batches; other tasks override ``training_step``.
+
+    Args:
+        model: Model of the run; it is moved to the device.
+        data_container: Datasets of the run.
+        optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
+        schedule: Makes the learning-rate schedule for an optimizer and a number of updates, or is a class of
+            ``torch.optim.lr_scheduler`` with its arguments, in updates.
+        loss: Module that maps (outputs, targets) to the mean loss over the samples, or over what its method
+            ``count(targets)`` returns; the losses of torch are known. Its parameters are trained, under
+            names that begin with ``loss.``, and its state is part of the trainer's.
+        max_epochs: End after this many epochs; with 0 nothing is trained, and every periodic callback acts once.
+        max_updates: End after this many updates.
+        max_samples: End with the update that reaches this many samples. The first end that is reached counts.
+        accumulation_steps: Parts that a batch is computed in; the gradients are those of the whole batch.
+        clip_norm: Largest norm of all gradients together, or None for no clipping.
+        precision: What forward and loss are computed in; weights stay in float32.
+        compile: Compile the model's forward pass.
+        device: ``auto``, or a device of torch.
+        deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
+        parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
+        nan_loss: What happens at a loss that is no finite number: ``fail`` ends the run, ``skip`` leaves the update
+            out, ``warn`` goes on.
+        max_skips: Most updates in a row that ``skip`` leaves out; one more ends the run.
+
+    Attributes:
+        counter: Position and end of the run.
+        evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
+        callback_states: Returns the states of the run's callbacks by name.
+        sums_up: Whether the total loss is a sum over the samples, and not a mean.
+        modes: Sees to it that only updates compute in training mode.
+        grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
+        loss_check: Sees to losses that are no finite numbers.
+
+    Raises:
+        ConfigError: Something cannot be had: the device, the precision, a negative or missing number.
+    """
+
+    def __init__(
+        self,
+        model: ModelBase,
+        data_container: DataContainer,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        loss: nn.Module,
+        max_epochs: int | None = None,
+        max_updates: int | None = None,
+        max_samples: int | None = None,
+        accumulation_steps: int = 1,
+        clip_norm: float | None = None,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        compile: bool = False,
+        device: str = "auto",
+        deterministic: bool = True,
+        parameter_rules: ParameterRules | None = None,
+        nan_loss: Literal["fail", "skip", "warn"] = "fail",
+        max_skips: int = 10,
+    ) -> None:
+        _check_arguments(precision, accumulation_steps, clip_norm, max_skips)
+        self.device = choose_device(device)
+        self.model = model.to(self.device)
+        self.data_container = data_container
+        give_sizes(self.model, self._first_inputs, data_container.seed)
+        if compile:
+            self.model.module.compile()
+        self.loss = loss.to(self.device)
+        self._loss = ModelBase(self.loss)
+        self.modes = Modes(self.model, self.loss)
+        self._weights = LossWeights(self.loss)
+        self.sums_up = self._weights.are_sums and type(self).training_step is SgdTrainer.training_step
+        self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
+        self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
+        self.deterministic = deterministic
+        self.optimizer = build_optimizer(
+            optimizer, model.module, parameter_rules or {}, self.device, self.loss, trains=self.counter.end_update > 0
+        )
+        if switches_weights(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
+        self.schedule = build_schedule(schedule, self.optimizer, max(1, self.counter.end_update))
+        # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.evaluation_models: dict[str, nn.Module] = {"": self.model}
+        self.callback_states: Callable[[], Mapping[str, Any]] = dict
+        self.grad_norm: Tensor | None = None
+        # A run that leaves every update out has trained nothing, however short it is.
+        self.loss_check = LossCheck(
+            nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
+        )
+        self._moved: tuple[Any, int | None] = (None, None)
+        self._parts: list[tuple[Any, int]] = []
+        self._weighed: list[tuple[Any, float]] = []
+        self._has_split = self._has_checked_losses = False
+        self._dtype = PRECISIONS[precision]
+        self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        self._fused_step = FusedStep(self.optimizer)
+        self._kept_buffers = [KeptBuffers(module) for module in (self.model.module, self.loss)]
+        self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
+        self._kept_state: Mapping[str, Any] = {}
+        self._base_state: dict[str, Any] = {}
+        self._stand_in: dict[str, Any] | None = None  # for this class's part of the state while that does not matter
+
+    # What other tasks override
+
+    def training_step(self, batch: Any, model: nn.Module) -> tuple[dict[str, Tensor], Any]:
+        """Compute the losses of a batch.
+
+        Args:
+            batch: ``(inputs, targets)``, on the device.
+            model: The model to use: the live one in training, others in evaluation.
+
+        Returns:
+            The losses by name, means over the samples, of which ``total`` is minimized; and the model's outputs.
+        """
+        inputs, targets = self.inputs_and_targets(batch)
+        outputs = model(inputs)
+        if outputs.ndim > 2 and outputs.shape[:-1] == targets.shape:  # classes last: one prediction per token
+            return {"total": self.loss(outputs.flatten(0, -2), targets.flatten())}, outputs
+        return {"total": self.loss(outputs, targets)}, outputs
+
+    def inputs_and_targets(self, batch: Any) -> tuple[Any, Any]:
+        """Return what a model takes and what its outputs are compared with.
+
+        Raises:
+            KsuitError: The batch is not a pair.
+        """
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            kind = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+            raise KsuitError(
+                f"data: a batch is a {kind} and not a pair of inputs and targets. Override `inputs_and_targets` of the "
+                "trainer, or `training_step`"
+            )
+        return batch[0], batch[1]
+
+    def batch_size(self, batch: Any) -> int:
+        """Return the number of samples in a batch, or in a part of it: its weight in a mean over samples.
+
+        What the data container has fetched, it has counted; else the tensors are asked, see ``batch.batch_size``.
+        """
+        return batch_size(batch, self._samples(batch))
+
+    def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
+        """Cut a batch into its accumulation steps, see ``batch.split_batch``."""
+        samples, steps = self._samples(batch), steps or self.accumulation_steps
+        parts = split_batch(batch, steps, samples)
+        if samples is not None:
+            size = samples if len(parts) == 1 else batch_size(batch, samples)
+            self._parts = [(part, round(share * size)) for part, share in parts]
+            if len(parts) > 1 and not self._has_split:
+                self._has_split = True
+                report_shared(batch, size)
+        self._weighed = []
+        if len(parts) > 1:
+            parts, size = self._weigh(parts), self.batch_size(batch)
+            self._weighed = [(part, self.batch_size(part) if self.sums_up else share * size) for part, share in parts]
+        return parts
+
+    def _weigh(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts with their shares of what the loss of the whole batch is a mean over."""
+        if self.sums_up:
+            return [Part(part.batch, 1.0) for part in parts]
+        weights = [self.weight(part.batch) for part in parts]
+        if not any(isinstance(weight, Tensor) for weight in weights):
+            counts = [float(weight) for weight in weights]
+        else:
+            counts = torch.stack([torch.as_tensor(weight, device=self.device) for weight in weights]).tolist()
+        total = sum(counts)
+        if not total > 0:
+            return parts
+        # The mean over nothing is NaN: what has nothing to learn from is left out.
+        return [Part(part.batch, count / total) for part, count in zip(parts, counts, strict=True) if count > 0]
+
+    def weight(self, batch: Any) -> float | Tensor:
+        """Return how much the total loss of a batch counts beside those of others: what it is a mean over.
+
+        These are the targets that the loss counts, see ``LossWeights``, or else the samples. A ``training_step`` that
+        takes the mean over something else, such as tokens, overrides this as well.
+        """
+        samples = self.batch_size(batch)
+        if self.sums_up:
+            return samples
+        try:
+            _, targets = self.inputs_and_targets(batch)
+        except KsuitError:  # only the training step knows them
+            targets = None
+        return self._weights.of(targets, samples)
+
+    def part_weight(self, batch: Any) -> float:
+        """Return for how many samples the loss of a part of the training batch stands: its share of them."""
+        for part, weight in self._weighed:
+            if part is batch:
+                return weight
+        return self.batch_size(batch)
+
+    # The pieces of an update, in the order of the loop
+
+    def keep(self) -> None:
+        """Keep what an update changes before its step: buffers, and the state that another task adds to this one."""
+        for kept in self._kept_buffers:
+            kept.keep()
+        if self._has_added_state:
+            self._kept_state = copy_state("trainer", self._added_state())
+
+    def take_back(self) -> Mapping[str, Any]:
+        """Give the buffers back what was kept, and return the added state that was kept."""
+        for kept in self._kept_buffers:
+            kept.give_back()
+        return self._kept_state
+
+    def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
+        """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
+        with self._autocast():
+            result = self.training_step(batch, model or self.model)
+        if not self._has_checked_losses:
+            check_losses(type(self).__name__, result)
+            if self._weights.are_sums and not self.sums_up:
+                _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
+            self._has_checked_losses = True
+        return result
+
+    def backward(self, losses: Mapping[str, Tensor], share: float) -> None:
+        """Add the gradients of a part of the batch, weighted by its share of the samples."""
+        loss = losses["total"] if share == 1.0 else losses["total"] * share
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Change the weights by the gradients, forget them, and move the learning rate on."""
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._fused_step()
+        self.forget_gradients()
+        self.loss_check.skips = 0
+        self.schedule.step()
+
+    def leave_out_step(self) -> None:
+        """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
+        for kept in self._kept_buffers:
+            kept.give_back()
+        self.forget_gradients()
+        self.loss_check.skips += 1
+        self.schedule.step()
+
+    def forget_gradients(self) -> None:
+        """Let no parameter have a gradient."""
+        forget_gradients(self._parameters)
+
+    def gradient_versions(self) -> list[int]:
+        """Return a number for each gradient that is another one once something was added to it."""
+        return versions(self._parameters)
+
+    # What callbacks use
+
+    def predict(self, inputs: Any, model: nn.Module | None = None) -> Any:
+        """Compute a model's outputs in the run's precision; in a hook, the live one's in evaluation mode."""
+        model = model or self.model
+        is_watched = model is self.model and model.training and not torch.is_grad_enabled()
+        with self.evaluation() if is_watched else nullcontext(), self._autocast():
+            return model(inputs)
+
+    def to_device(self, batch: Any) -> Any:
+        """Move a batch to the device of the run."""
+        moved = to_device(batch, self.device)
+        self._moved = moved, self.data_container.samples_in(batch)
+        return moved
+
+    def add_evaluation_model(self, name: str, model: nn.Module) -> None:
+        """Offer other weights for evaluation; their metrics end in ``/name``."""
+        if name in self.evaluation_models:
+            raise KsuitError(f"callbacks: two of them offer weights named '{name}' for evaluation")
+        self.evaluation_models[name] = model
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Put model, loss and optimizer into evaluation mode while the block runs, then everything back as it was.
+
+        Optimizers that evaluate other weights than they train (schedule-free ones) and modules that merge weights for
+        evaluation (adapters) change the weights, which come back to the bit.
+        """
+        modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
+        switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
+        has_other_weights = bool(switches) or switches_weights(self.optimizer)
+        kept = [item.detach().clone() for item in self._parameters] if has_other_weights else []
+        if switches_weights(self.optimizer):
+            self.optimizer.eval()  # type: ignore[attr-defined]
+        self.model.eval()
+        self.loss.eval()
+        try:
+            yield
+        finally:
+            for module in switches:
+                module.train()
+            for module, mode in modes:
+                module.training = mode
+            if switches_weights(self.optimizer):
+                self.optimizer.train()  # type: ignore[attr-defined]
+            with torch.no_grad():
+                for parameter, values in zip(self._parameters, kept, strict=has_other_weights):
+                    parameter.copy_(values)
+
+    def check_parameters(self) -> None:
+        """Check that everything that is to be trained belongs to the optimizer.
+
+        Raises:
+            KsuitError: A parameter was replaced or added since the trainer was built, and would never be trained.
+        """
+        held = {id(item) for group in self.optimizer.param_groups for item in group["params"]}
+        named = named_parameters(self.model.module, self.loss)
+        lost = [name for name, item in named.items() if item.requires_grad and id(item) not in held]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise KsuitError(
+                f"model: the optimizer does not have '{lost[0]}'{more}, replaced or added since training began: "
+                "it would never be trained. Change a parameter's values in place, or build the model that way"
+            )
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the current learning rate of every parameter group by the group's name."""
+        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimizer (by parameter name), schedule, loss, scaler, position, and the callbacks' states by name.
+
+        The weights have a file of their own; ``arrangements`` is what that does not say of them.
+        """
+        if self._stand_in is not None:
+            return dict(self._stand_in)
+        return {
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "loss": self._loss.tensors(),
+            "skips": self.loss_check.skips,
+            "scaler": self.scaler.state_dict(),
+            "counter": self.counter.state_dict(),
+            "callbacks": self.callback_states(),
+            "arrangements": {"model": self.model.arrangement(), "loss": self._loss.arrangement()},
+        }
+
+    def _added_state(self) -> dict[str, Any]:
+        """Return what a subclass adds to the state, without collecting the rest anew, which takes long."""
+        base = self._base_state = self._base_state or SgdTrainer.state_dict(self)
+        self._stand_in = base
+        try:
+            return {key: value for key, value in self.state_dict().items() if key not in base}
+        finally:
+            self._stand_in = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
+        """Take up a stored state.
+
+        Args:
+            state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these. Without
+                ``loss`` the loss keeps its own state, and its parameters start anew.
+            same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
+                keeps its own and moves its own schedule to the stored position.
+
+        Raises:
+            CheckpointError: The stored state belongs to another optimizer or loss.
+        """
+        self.counter.load_state_dict(state_dict["counter"])
+        self.loss_check.skips = state_dict.get("skips", 0)
+        arrangements = state_dict.get("arrangements", {})
+        if "model" in arrangements:
+            self.model.arrange(arrangements["model"])
+        optimizer = state_dict["optimizer"]
+        if "loss" in state_dict:
+            self._load_loss(state_dict["loss"], arrangements.get("loss"))
+        else:
+            optimizer = without_loss(optimizer)
+        load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
+        if self.scaler.is_enabled() and state_dict["scaler"]:
+            self.scaler.load_state_dict(state_dict["scaler"])
+        if same_settings:
+            self.schedule.load_state_dict(state_dict["schedule"])
+            return
+        for _ in range(self.counter.update):
+            self.schedule.step()
+
+    def _load_loss(self, tensors: Mapping[str, Any], arrangement: Mapping[str, Any] | None) -> None:
+        try:
+            self._loss.load(tensors, arrangement)
+        except RuntimeError:
+            held = list(tensors) or "nothing"
+            raise CheckpointError(f"loss: the state of another one was stored, with {held}") from None
+        if arrangement is not None:
+            self._loss.arrange(arrangement)
+
+    def _first_inputs(self) -> Any:
+        return self.inputs_and_targets(to_device(self.data_container.first_samples(), self.device))[0]
+
+    def _samples(self, batch: Any) -> int | None:
+        """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""
+        if batch is self._moved[0]:
+            return self._moved[1]
+        for part, samples in self._parts:
+            if part is batch:
+                return samples
+        return self.data_container.samples_in(batch)
+
+    def _autocast(self) -> Any:
+        if self._dtype is torch.float32:  # a context that changes nothing takes as long as a small layer
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None, max_skips: int) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
+    if accumulation_steps < 1:
+        raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
+    if max_skips < 0:
+        raise ConfigError(f"trainer.max_skips: it must not be negative, and is {max_skips}")

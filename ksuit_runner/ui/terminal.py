@@ -1,0 +1,227 @@
+"""What a person sees of a run, besides its progress bar: its start, its end, its log and its errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.metric_property import Summary
+from ksuit_runner.security.masking import mask_text
+from ksuit_runner.system.untrusted_files import open_stored
+from ksuit_runner.ui.lasting_output import LastingStream
+
+_FILE_WIDTH = 1000
+_ERROR_LINES = 6
+_STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
+_LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+
+
+def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is no terminal.
+
+    A file has no width, so there no line is broken or cut. What cannot be written is left out, see ``LastingStream``.
+    """
+    stream: Any = file or (sys.stderr if stderr else sys.stdout)
+    if stream is not None and not isinstance(stream, LastingStream):
+        stream = LastingStream(stream)
+    console = Console(stderr=stderr, file=stream, highlight=False, force_jupyter=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+def run_console() -> Console:
+    """Return the console that the run's log goes to: a progress bar drawn on it gets on with the log's lines."""
+    handlers = logging.getLogger("ksuit_runner").handlers
+    return next((handler.console for handler in handlers if isinstance(handler, _ConsoleHandler)), make_console())
+
+
+@contextmanager
+def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.Logger]:
+    """Send what the logger ``ksuit_runner`` gets to the console and to a file, and undo that at the end of the block.
+
+    Args:
+        log_path: File to append to, each line with its time; None for no file.
+        console: Where a person reads along; lines come out above a progress bar that this console shows.
+
+    Yields:
+        The logger.
+    """
+    logger = logging.getLogger("ksuit_runner")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    handlers: list[logging.Handler] = [_ConsoleHandler(console)]
+    if log_path is not None:
+        handlers.append(_file_handler(log_path))
+    logger.handlers, logger.propagate = handlers, False
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
+        for handler in handlers:
+            handler.close()
+
+
+def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
+    """Print which run begins, where it is tracked and where its files are."""
+    print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
+
+
+def print_end(
+    console: Console, summary: Mapping[str, Summary], run_dir: Path, resume_command: str | None, status: str
+) -> None:
+    """Print how a run ended: its metrics as a table, its folder, and the command that goes on with it.
+
+    Args:
+        console: Where to print.
+        summary: Metrics by key, in the order of the table's rows.
+        run_dir: Folder of the run.
+        resume_command: Command that goes on with the run, if one can.
+        status: FINISHED, FAILED or KILLED.
+    """
+    if summary:
+        table = _table(console, "metric", "last", "best", "at update", "better", numeric=(1, 2, 3))
+        for key, metric in summary.items():
+            table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
+        console.print(table)
+    pairs = {"status": status.lower(), "folder": _short(run_dir)}
+    print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
+
+
+def print_table(
+    console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], status_column: int | None = None
+) -> None:
+    """Print a table of text; columns of numbers are set to the right.
+
+    Args:
+        console: Where to print.
+        heads: Heads of the columns.
+        rows: Cells, row by row.
+        status_column: Column whose cells have a colour of their own.
+    """
+    numeric = [index for index in range(len(heads)) if rows and all(_is_number(row[index]) for row in rows)]
+    table = _table(console, *heads, numeric=numeric)
+    for row in rows:
+        cells = [Text(cell) for cell in row]
+        if status_column is not None:
+            cells[status_column].stylize(_STATUS_STYLES.get(row[status_column].upper(), ""))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _is_number(text: str) -> bool:
+    return not text or text.strip("-+").replace(".", "", 1)[:1].isdigit()
+
+
+def print_error(console: Console, error: KsuitError) -> None:
+    """Print an error that the user can mend: a red ``error:`` and its message, 6 lines at most."""
+    lines = mask_text(str(error)).splitlines() or [type(error).__name__]
+    if len(lines) > _ERROR_LINES:
+        lines = [*lines[: _ERROR_LINES - 1], f"({len(lines) - _ERROR_LINES + 1} more lines)"]
+    console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody has explained as Python does, with passwords masked; for ``sys.excepthook``."""
+    sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))
+
+
+def format_number(value: float) -> str:
+    """Write a number with about four significant digits; whole numbers, such as counts, in full."""
+    if isfinite(value) and value == int(value) and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str]:
+    last = format_number(metric.last)
+    if metric.direction == "neutral" or metric.best is None:
+        return last, "", "", ""
+    arrows = {"higher": "higher", "lower": "lower"} if ascii_only else {"higher": "↑", "lower": "↓"}
+    return last, format_number(metric.best), str(metric.best_step), arrows[metric.direction]
+
+
+def _table(console: Console, *columns: str, numeric: Sequence[int]) -> Table:
+    # In a narrow terminal a cell is broken over several lines: a run id that is cut is of no use.
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index in numeric else "left", overflow="fold")
+    return table
+
+
+def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") -> None:
+    """Print labels with their values, a line each; the value of ``status`` has the status's colour."""
+    width = max(map(len, pairs)) + 2
+    for label, value in pairs.items():
+        style = _STATUS_STYLES.get(status, "") if label == "status" else ""
+        console.print(Text.assemble((label.ljust(width), "dim"), (mask_text(value), style)), soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _file_handler(path: Path) -> logging.FileHandler:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    return handler
+
+
+class _Formatter(logging.Formatter):
+    """Leaves passwords out, those in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
+class _FileHandler(logging.FileHandler):
+    """Leaves out what a full disk does not take: the terminal has it, and the run goes on."""
+
+    def _open(self) -> Any:
+        descriptor = open_stored(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, KsuitError):  # of opening the file
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints records through a rich console, so that they do not tear its progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.setFormatter(_Formatter())
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text: Any = Text(self.format(record), _LEVEL_STYLES.get(record.levelname, ""))
+            self.console.print(text, soft_wrap=True)
+        except Exception:
+            self.handleError(record)

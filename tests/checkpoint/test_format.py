@@ -1,0 +1,312 @@
+import errno
+import json
+import os
+import shutil
+from functools import partial
+
+import pytest
+import safetensors.torch
+import torch
+
+from ksuit_runner.checkpoint import format as checkpoint_format
+from ksuit_runner.checkpoint.format import (
+    MODEL,
+    STATE,
+    damage,
+    fits_file,
+    has_traces,
+    holds,
+    names,
+    pack_state,
+    read_newest,
+    resume_problem,
+    write_folder,
+)
+from ksuit_runner.checkpoint.manifest import MANIFEST, write_manifest
+from ksuit_runner.errors import CheckpointError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.atomic_files import write_text
+
+WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return PathProvider(tmp_path, "run00000")
+
+
+def write(paths, name, value=1.0):
+    files = {"model": WEIGHTS, "ema": {"layer.weight": torch.full((2,), value)}}
+    state = {"trainer": {"x": [1, None, torch.ones(2)]}, "callbacks": {"a": {"best": value}}}
+    write_folder(paths.checkpoints_dir / name, files, state, "hash")
+    return paths.checkpoints_dir / name
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size * 9 // 10)
+
+
+def test_what_was_written_is_read_back(paths, bits):
+    folder = write(paths, "E1_U3_S9")
+    assert {path.name for path in folder.iterdir()} == {MODEL, "ema.safetensors", STATE, MANIFEST}
+    found = read_newest(paths)
+    assert bits(found.model) == bits(WEIGHTS)
+    assert bits(found.state["trainer"]) == bits({"x": [1, None, torch.ones(2)]})
+    assert (str(found.progress), found.config_hash, found.paths.checkpoint_dir) == ("E1_U3_S9", "hash", folder)
+
+
+def test_the_manifest_names_every_file_with_its_size_and_the_versions(paths):
+    folder = write(paths, "E1_U3_S9")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert {name: entry["size"] for name, entry in manifest["files"].items()} == {
+        path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST
+    }
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["unfinished"] is False
+
+
+def test_nothing_else_is_left_in_the_folder(paths):
+    write(paths, "E1_U3_S9")
+    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E1_U3_S9"]
+
+
+def test_names_are_in_the_order_of_updates_newest_first(paths):
+    assert names(paths) == []
+    for name in ("E0_U9_S9", "E1_U10_S10", "E0_U2_S2"):
+        write(paths, name)
+    (paths.checkpoints_dir / ".E2_U20_S20.tmp").mkdir()
+    write_text(paths.latest, "E1_U10_S10\n")
+    assert names(paths) == ["E1_U10_S10", "E0_U9_S9", "E0_U2_S2"]
+
+
+@pytest.mark.parametrize("change", [flip_a_bit, cut, os.unlink], ids=["bit flipped", "truncated", "missing"])
+@pytest.mark.parametrize("name", [MODEL, STATE, "ema.safetensors", MANIFEST])
+def test_damage_is_found_and_the_newest_whole_checkpoint_read(paths, caplog, name, change):
+    write(paths, "E0_U1_S1")
+    write(paths, "E0_U2_S2")
+    newest = write(paths, "E0_U3_S3")
+    change(newest / name)
+    problem = damage(newest)
+    assert problem is not None
+    assert name in problem or (name, change) == (
+        MANIFEST,
+        flip_a_bit,
+    )  # it says which checksum differs, not which is right
+    assert str(read_newest(paths).progress) == "E0_U2_S2"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(newest) in record.message and problem in record.message
+
+
+def test_every_byte_of_a_file_is_checked(paths):
+    folder = write(paths, "E0_U1_S1")
+    whole = (folder / STATE).read_bytes()
+    for position in range(0, len(whole), 97):
+        content = bytearray(whole)
+        content[position] ^= 1
+        (folder / STATE).write_bytes(content)
+        assert damage(folder) is not None, position
+    (folder / STATE).write_bytes(whole)
+    assert damage(folder) is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": []}'])
+def test_a_manifest_that_makes_no_sense_is_damage(paths, text):
+    folder = write(paths, "E0_U1_S1")
+    (folder / MANIFEST).write_text(text)
+    assert MANIFEST in damage(folder)
+
+
+def test_without_a_whole_checkpoint_there_is_an_error(paths):
+    with pytest.raises(CheckpointError, match="run00000 has no checkpoint"):
+        read_newest(paths)
+    (write(paths, "E0_U1_S1") / STATE).unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        read_newest(paths)
+
+
+def test_a_named_checkpoint_is_read_and_no_other(paths):
+    write(paths, "E0_U1_S1")
+    write(paths, "E0_U2_S2")
+    assert read_newest(paths, "E0_U1_S1").progress.update == 1
+    cut(paths.checkpoints_dir / "E0_U1_S1" / MODEL)
+    with pytest.raises(CheckpointError):
+        read_newest(paths, "E0_U1_S1")
+
+
+def test_a_damaged_folder_and_a_left_over_are_replaced(paths):
+    folder = write(paths, "E0_U1_S1")
+    cut(folder / MODEL)
+    temporary = folder.with_name(".E0_U1_S1.tmp")
+    temporary.mkdir()
+    (temporary / "left_over").write_text("of a process that was killed")
+    write(paths, "E0_U1_S1", value=2.0)
+    assert read_newest(paths).state["callbacks"] == {"a": {"best": 2.0}}
+    assert not (folder / "left_over").exists()
+    assert not temporary.exists()
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["beside the new one", "alone"])
+def test_what_was_replaced_when_the_process_was_killed_is_there_as_long_as_nothing_else_is(paths, is_whole):
+    folder = write(paths, "E0_U1_S1")
+    replaced = folder.with_name(".E0_U1_S1.old")
+    (shutil.copytree if is_whole else os.rename)(folder, replaced)
+    assert names(paths) == ["E0_U1_S1"]
+    assert damage(folder) is None and replaced.exists() == is_whole
+    write(paths, "E0_U1_S1", value=2.0)
+    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E0_U1_S1"]
+    assert read_newest(paths).state["callbacks"] == {"a": {"best": 2.0}}
+
+
+def test_a_folder_behind_a_link_has_no_checkpoints(paths, tmp_path):
+    write(paths, "E0_U1_S1")
+    paths.checkpoints_dir.rename(tmp_path / "elsewhere")
+    paths.checkpoints_dir.symlink_to(tmp_path / "elsewhere")
+    assert names(paths) == []
+
+
+def test_runs_may_lie_behind_a_link_and_one_of_them_not(paths, tmp_path):
+    folder = write(paths, "E0_U1_S1")
+    for linked, is_whole in ((paths.runs_dir, True), (paths.run_dir, False)):
+        linked.rename(tmp_path / "elsewhere")
+        linked.symlink_to(tmp_path / "elsewhere")
+        assert (damage(folder) is None) == is_whole
+        linked.unlink()
+        (tmp_path / "elsewhere").rename(linked)
+
+
+def test_a_disk_that_cannot_be_read_is_damage(paths, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder = write(paths, "E0_U1_S1")
+    monkeypatch.setattr(checkpoint_format, "verify", fail)
+    assert damage(folder) == resume_problem(folder) == "it cannot be read (Input/output error)"
+    assert holds(folder, {}, "hash") is False
+    with pytest.raises(CheckpointError, match=r"can be read\n  E0_U1_S1: it cannot be read \(Input/output error\)"):
+        read_newest(paths)
+
+
+def test_a_checkpoint_holds_a_state_of_the_same_config_that_is_as_finished(paths):
+    folder = write(paths, "E0_U1_S1")
+    assert holds(folder, {"trainer": {}}, "hash")
+    assert not holds(folder, {"trainer": {}}, "other")
+    assert not holds(folder, {"trainer": {}, "unfinished": []}, "hash")
+    cut(folder / STATE)
+    assert holds(folder, {"trainer": {}}, "hash") is False
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "problem"),
+    [
+        ({"ema": WEIGHTS}, {"trainer": {}, "callbacks": {}}, f"{MODEL} is missing"),
+        ({"model": WEIGHTS}, {"trainer": {}}, "it is not the state of a trainer and its callbacks"),
+        ({"model": WEIGHTS}, {"trainer": {}, "callbacks": {}, "model": []}, "it is not the state of a trainer"),
+        ({"model": WEIGHTS}, {"trainer": {}, "callbacks": {1: {}}}, "the name of a callback is not text"),
+    ],
+)
+def test_what_no_resume_could_use_is_a_problem(paths, files, state, problem):
+    folder = paths.checkpoints_dir / "E0_U1_S1"
+    write_folder(folder, files, state, "hash")
+    assert damage(folder) is None and problem in resume_problem(folder)
+
+
+def test_files_of_callbacks_are_opened_as_well(paths):
+    folder = write(paths, "E0_U1_S1")
+    (folder / "ema.safetensors").write_text("something else")
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, folder.name, "hash", False, {})
+    assert damage(folder) is None
+    assert resume_problem(folder).startswith("ema.safetensors cannot be loaded (")
+
+
+@pytest.mark.parametrize(("count", "listed"), [(0, "none"), (5, "U5_S5, .*, E0_U1_S1"), (6, "U6_S6, .*, E0_U2_S2 …")])
+def test_a_name_that_there_is_not_is_refused_with_the_first_of_those_there_are(paths, count, listed):
+    for update in range(1, count + 1):
+        (paths.checkpoints_dir / f"E0_U{update}_S{update}").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"has no checkpoint 'best'. There are: .*{listed}$"):
+        read_newest(paths, "best")
+
+
+SPARSE = torch.eye(2).to_sparse()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(
+    ("fits", "make"),
+    [
+        *((True, partial(torch.ones, 2, dtype=dtype)) for dtype in (torch.float32, torch.bool, torch.bfloat16)),
+        (True, partial(torch.nn.Parameter, torch.ones(2))),
+        (False, partial(torch.ones, 2, dtype=torch.complex128)),
+        (False, lambda: SPARSE),
+        (False, lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])),
+        (False, lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)),
+        (False, partial(torch.ones, 2, device="meta")),
+        (False, lambda: 1.0),
+    ],
+    ids=["float32", "bool", "bfloat16", "parameter", "complex", "sparse", "nested", "quantized", "meta", "number"],
+)
+def test_dense_tensors_fit_into_a_file(fits, make):
+    assert fits_file(make()) is fits
+
+
+def test_whether_a_type_fits_is_tried_once(monkeypatch):
+    assert fits_file(torch.ones(2))
+    monkeypatch.delattr(safetensors.torch, "save")
+    assert fits_file(torch.ones(3))
+
+
+def test_what_of_the_model_fits_no_file_goes_into_the_state_and_of_callbacks_it_is_refused():
+    tensors, state = pack_state({"model": {"w": WEIGHTS["steps"], "sparse": SPARSE}, "ema": WEIGHTS}, {})
+    assert tensors == {"model": {"w": WEIGHTS["steps"]}, "ema": WEIGHTS}
+    assert state.keys() == {"trainer", "callbacks", "model"} and state["model"].keys() == {"sparse"}
+    assert pack_state({"model": WEIGHTS}, {})[1] == {"trainer": {}, "callbacks": {}}
+    with pytest.raises(CheckpointError, match="^ema.safetensors: 'sparse' is not a dense tensor"):
+        pack_state({"model": {}, "ema": {"sparse": SPARSE}}, {})
+
+
+def test_an_error_that_is_not_the_disks_is_raised_and_leaves_nothing(paths, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        write(paths, "E0_U1_S1")
+    assert not list(paths.checkpoints_dir.iterdir())
+
+
+class Unsafe:
+    pass
+
+
+def test_objects_are_not_unpickled(paths):
+    write_folder(paths.checkpoints_dir / "E0_U1_S1", {"model": WEIGHTS}, {"trainer": Unsafe()}, "hash")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        read_newest(paths)
+
+
+def test_a_small_file_is_replaced(tmp_path):
+    write_text(tmp_path / "latest", "a")
+    write_text(tmp_path / "latest", "b")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("latest", "b")]
+
+
+def test_a_run_has_traces_of_checkpoints_unless_it_never_had_one(paths, tmp_path):
+    folder = paths.checkpoints_dir
+    assert has_traces(paths) is False
+    (folder / ".E0_U1_S1.tmp").mkdir(parents=True)
+    assert has_traces(paths) is False
+    (folder / "E0_U1_S1").mkdir()
+    assert has_traces(paths) is True
+    shutil.rmtree(folder)
+    folder.write_text("a file in its place")
+    assert has_traces(paths) is True
+    folder.unlink()
+    folder.symlink_to(tmp_path / "nowhere")
+    assert has_traces(paths) is True

@@ -1,0 +1,127 @@
+"""The manifest vouches for every file of a checkpoint and for itself."""
+
+import errno
+import json
+
+import pytest
+
+from ksuit_runner.checkpoint import manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, read_manifest, verify, write_manifest
+from ksuit_runner.system.untrusted_files import UnsafeFileError
+
+NAME = "E1_U2_S4"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / NAME
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "trainer.pt").write_bytes(b"")
+    write_manifest(folder, NAME, "hash", False, {"torch": "2"}, ["best"])
+    return folder
+
+
+def problem(folder):
+    try:
+        verify(folder, folder.parent)
+    except UnsafeFileError as error:
+        return str(error)
+    return None
+
+
+def sealed(folder, **changes):
+    """Write a manifest with other values that vouches for itself: as a careful forger would, or another version."""
+    body = {**read_manifest(folder, folder.parent), **changes}
+    del body["crc32"]
+    (folder / MANIFEST).write_text(_seal(body))
+
+
+def test_it_says_what_was_written(folder):
+    found = verify(folder, folder.parent)
+    assert found["files"]["trainer.pt"] == {"size": 0, "crc32": 0}
+    assert found["files"]["a.safetensors"]["size"] == 7000
+    assert (found["name"], found["config_hash"], found["unfinished"]) == (NAME, "hash", False)
+    assert (found["tags"], found["versions"]) == (["best"], {"torch": "2"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *[("false", "true"), ('"hash"', '"hasi"'), ('"best"', '"rest"'), ('"torch": "2"', '"torch": "3"')],
+        *[('"best"', '"best", "worst"'), ("\n", "\n "), ('"size": 0', '"size": 0.0')],
+    ],
+)
+def test_a_change_of_its_own_text_is_seen(folder, old, new):
+    text = (folder / MANIFEST).read_text()
+    assert text.count(old) >= 1
+    (folder / MANIFEST).write_text(text.replace(old, new, 1))
+    assert problem(folder).startswith(f"{MANIFEST} ")
+
+
+def test_a_change_of_a_file_is_seen_whatever_its_size(folder):
+    for content in (b"weights" * 999, b"Weights" * 1000, b""):
+        (folder / "a.safetensors").write_bytes(content)
+        assert problem(folder) == "a.safetensors is not what was written"
+
+
+def test_files_that_are_missing_or_came_later_are_seen(folder):
+    (folder / ".nfs1234").write_text("left by a network file system")
+    assert problem(folder) is None
+    (folder / "more").write_text("")
+    assert problem(folder) == "more is not among the files that were written"
+    (folder / "more").unlink()
+    (folder / "trainer.pt").unlink()
+    assert problem(folder) == "trainer.pt is missing"
+
+
+def test_a_disk_that_cannot_be_read_is_named_with_the_file(folder, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifest, "_fingerprint", fail)
+    assert problem(folder) == "a.safetensors cannot be read (Input/output error)"
+
+
+ENTRY = {"size": 0, "crc32": 0}
+
+
+@pytest.mark.parametrize(
+    "file", ["../trainer.pt", "..", ".hidden", "", "a/b", "a\\b", "c:b", "a\nb", "n" * 201, "/etc/passwd"]
+)
+def test_it_names_files_of_its_folder_only(folder, file):
+    sealed(folder, files={file: ENTRY})
+    assert problem(folder) == f"{MANIFEST} names a file outside of its folder"
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_name_may_have_200_characters(folder, length):
+    (folder / ("n" * length)).write_text("")
+    sealed(folder, files={**read_manifest(folder, folder.parent)["files"], "n" * length: ENTRY})
+    assert problem(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"name": "E1_U3_S6"}, "belongs to another checkpoint"),
+        ({"tags": ["best", 1]}, "has no sensible 'tags': 1 (int) does not fit"),
+        ({"tags": {}}, "has no sensible 'tags': {} (dict) does not fit"),
+        ({"unfinished": 1}, "has no sensible 'unfinished': 1 (int) does not fit"),
+        ({"more": 1}, "has the unknown key 'more'"),
+        *(
+            ({"files": {"trainer.pt": entry}}, "has no size and checksum of trainer.pt")
+            for entry in ([], {"size": 0}, {**ENTRY, "more": 1}, {"size": "0", "crc32": 0}, {"size": True, "crc32": 0})
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_also_if_it_vouches_for_itself(folder, changes, message):
+    sealed(folder, **changes)
+    assert problem(folder) == f"{MANIFEST} {message}"
+
+
+def test_a_text_that_is_no_object_is_refused(folder):
+    for text in ("", "[]", "null", "{", json.dumps("x")):
+        (folder / MANIFEST).write_text(text)
+        assert problem(folder).startswith(MANIFEST)

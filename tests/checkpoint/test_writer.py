@@ -1,0 +1,395 @@
+import json
+import resource
+import threading
+from functools import partial
+from itertools import chain
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint import writer as checkpoint
+from ksuit_runner.checkpoint.format import damage, names, read_newest
+from ksuit_runner.checkpoint.host_buffers import HostBuffers
+from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.engine.loop import train
+from ksuit_runner.errors import CheckpointError, ConfigError, TakenOverError
+from ksuit_runner.paths import PathProvider
+
+
+class Saves:
+    """A writer that is asked to save after every update at which something is due."""
+
+    def __init__(self, folder, **options):
+        self.paths = PathProvider(folder, "run00000")
+        self.counter = UpdateCounter(6, 2, max_epochs=100)
+        self.writer = CheckpointWriter(self.paths, **options)
+
+    def save(self, wait=False, before=lambda: None, size=4):
+        state = {"trainer": {"update": self.counter.update}, "callbacks": {}}
+        self.writer.save(self.counter, {"w": torch.full((size,), float(self.counter.update))}, state, before, wait)
+
+    def save_at(self, update, **options):
+        self.counter.update = update
+        self.save(**options)
+
+    def go_on(self, updates, tags=None):
+        """Do updates; ``tags`` are what a callback asks for after an update."""
+        for _ in range(updates):
+            self.counter.update += 1
+            for tag in (tags or {}).get(self.counter.update, ()):
+                self.writer.request(tag)
+            if self.writer.is_due(self.counter):
+                self.save()
+        self.writer.wait(is_last=True)
+
+    def kept(self):
+        return [name.split("_")[1] for name in reversed(names(self.paths))]
+
+
+@pytest.fixture
+def saves(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Saves(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"every_n_updates": 2, "keep_last": 1}, ["U12"]),
+        ({"every_n_updates": 2, "keep_last": 3}, ["U8", "U10", "U12"]),
+        ({"every_n_epochs": 1}, ["U9", "U12"]),
+        ({"every_n_samples": 5, "keep_last": 99}, ["U3", "U5", "U8", "U10"]),
+        ({"every_n_updates": 1, "keep_last": 2, "keep_every": 5}, ["U5", "U10", "U11", "U12"]),
+        ({"every_n_updates": 4, "keep_last": 1, "keep_every": 1}, ["U4", "U8", "U12"]),
+        ({}, []),
+    ],
+)
+def test_what_is_kept(saves, options, kept):
+    item = saves(**options)
+    item.go_on(12)
+    assert item.kept() == kept
+    assert all(damage(item.paths.checkpoints_dir / name) is None for name in names(item.paths))
+
+
+def test_a_tagged_checkpoint_is_kept_until_the_tag_moves_on(saves):
+    item = saves(every_n_updates=2, keep_last=1)
+    item.go_on(6, tags={3: ["best"]})
+    assert item.kept() == ["U3", "U6"]
+    assert read_tags(item.paths) == {"best": "E1_U3_S6"}
+    item.go_on(2, tags={7: ["best", "other"]})
+    assert item.kept() == ["U7", "U8"]
+    assert set(read_tags(item.paths).values()) == {"E2_U7_S14"}
+
+
+def test_a_kill_between_the_commit_and_the_tags_is_made_good(saves):
+    item = saves(every_n_updates=1)
+    item.go_on(3, tags={2: ["old"], 3: ["best"]})
+    item.paths.tags.write_text('{"old": "E0_U2_S4"}')
+    found = read_newest(item.paths)
+    item.writer.take_up(str(found.progress), found.tags)
+    assert read_tags(item.paths) == {"old": "E0_U2_S4", "best": "E1_U3_S6"}
+    before = item.paths.tags.stat()
+    item.writer.take_up(str(found.progress), found.tags)
+    assert item.paths.tags.stat().st_ino == before.st_ino  # nothing to write
+
+
+def test_a_request_holds_for_one_update(saves):
+    item = saves()
+    item.go_on(4, tags={2: ["best"]})
+    assert item.kept() == ["U2"]
+
+
+def test_latest_names_the_newest(saves):
+    item = saves(every_n_updates=1)
+    item.go_on(5)
+    assert item.paths.latest.read_text() == "E1_U5_S10\n"
+    assert read_newest(item.paths).model["w"].tolist() == [5.0] * 4
+
+
+def test_training_may_change_the_weights_while_they_are_written(saves):
+    item, weights, gate = saves(), torch.zeros(300_000), threading.Event()
+    item.writer.save(item.counter, {"w": weights}, {"trainer": {}, "callbacks": {}}, partial(gate.wait, 10))
+    weights.fill_(1)
+    assert item.kept() == []
+    gate.set()
+    item.writer.wait(is_last=True)
+    assert not read_newest(item.paths).model["w"].any()
+
+
+@pytest.mark.parametrize(
+    ("took_s", "tiny", "at_once"),
+    [
+        ([0.009] * 4, 16, [True] * 4),
+        ([0.009] * 4, 15, [False] * 4),
+        ([0.01] * 4, 16, [True, True, False, False]),
+        ([1, 0.009, 1, 1], 16, [True] * 4),
+    ],
+    ids=["quick", "not tiny", "slow twice", "slow at first"],
+)
+def test_a_tiny_state_is_written_at_once_as_long_as_the_disk_is_quick(saves, monkeypatch, took_s, tiny, at_once):
+    monkeypatch.setattr(checkpoint, "TINY", tiny)
+    monkeypatch.setattr(
+        checkpoint, "perf_counter", partial(next, chain.from_iterable((100, 100 + end) for end in took_s))
+    )
+    item, found = saves(), []
+    for update in range(1, 5):
+        item.save_at(update, before=lambda: found.append(threading.current_thread() is threading.main_thread()))
+        assert not at_once[update - 1] or item.kept()[-1] == f"U{update}"
+    item.writer.wait(is_last=True)
+    assert found == at_once
+
+
+@pytest.fixture
+def behind(saves, monkeypatch):
+    """A writer of which 16 bytes are small, and none tiny: everything is written behind training."""
+    monkeypatch.setattr(checkpoint, "TINY", 0)
+    monkeypatch.setattr(checkpoint, "_SMALL", 16)
+    return saves(keep_last=9)
+
+
+def test_four_small_states_queue_up_while_training_goes_on(behind):
+    gate = threading.Event()
+    behind.save_at(1, before=partial(gate.wait, 10))
+    for update in range(2, 5):
+        behind.save_at(update)
+    fifth = threading.Thread(target=partial(behind.save_at, 5))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive() and behind.kept() == []
+    gate.set()
+    fifth.join(60)
+    behind.writer.wait(is_last=True)
+    assert behind.kept() == ["U1", "U2", "U3", "U4", "U5"]
+    found = [read_newest(behind.paths, name).model["w"][0].item() for name in reversed(names(behind.paths))]
+    assert found == [1, 2, 3, 4, 5]
+
+
+def test_what_follows_a_large_state_waits_until_that_is_written(behind):
+    small, large = threading.Event(), threading.Event()
+    behind.save_at(1, before=partial(small.wait, 10))
+    behind.save_at(2, before=partial(large.wait, 10), size=5)
+    third = threading.Thread(target=partial(behind.save_at, 3))
+    third.start()
+    for gate in (small, large):
+        third.join(0.1)
+        assert third.is_alive()
+        gate.set()
+    third.join(60)
+    assert not third.is_alive()
+
+
+def test_memory_is_used_again(saves, monkeypatch):
+    made = []
+    monkeypatch.setattr(checkpoint, "HostBuffers", lambda: made.append(HostBuffers()) or made[-1])
+    item = saves()
+    for update in range(1, 5):
+        item.save_at(update, wait=True)
+    assert len(made) == 1
+
+
+def test_only_a_failure_of_the_last_one_is_an_error(behind, caplog):
+    def fail():
+        raise OSError("no disk")
+
+    behind.save(before=fail)
+    behind.save(before=fail)
+    with pytest.raises(CheckpointError, match="no disk"):
+        behind.writer.wait(is_last=True)
+    behind.save(before=fail)
+    behind.writer.wait()
+    behind.save(before=fail)
+    behind.writer.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+
+def test_the_writer_ends_its_thread_when_what_waits_is_written(behind):
+    before = set(threading.enumerate())
+    behind.save()
+    (thread,) = set(threading.enumerate()) - before
+    behind.writer.close()
+    assert not thread.is_alive() and behind.kept() == ["U0"]
+
+
+@pytest.mark.parametrize("checks", [0, 1], ids=["before it writes", "while it writes"])
+def test_whoever_is_taken_over_names_nothing_any_more(saves, checks):
+    item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (2 + checks), []
+
+    def check():
+        if not left:
+            raise TakenOverError("somebody else")
+        left.pop()
+
+    item.writer.check_owner = check
+    item.go_on(1)
+    with pytest.raises(TakenOverError):
+        item.save_at(2, wait=True, before=lambda: synced.append(True))
+    assert len(synced) == checks
+    assert item.paths.latest.read_text() == "E0_U1_S2\n" and "U1" in item.kept()
+
+
+def test_what_is_on_the_disk_is_announced(saves):
+    item, found = saves(every_n_updates=1, keep_last=2), []
+    item.writer.on_written = lambda: found.append((item.paths.latest.read_text().strip(), item.kept()))
+    item.go_on(3)
+    assert found == [("E0_U1_S2", ["U1"]), ("E0_U2_S4", ["U1", "U2"]), ("E1_U3_S6", ["U2", "U3"])]
+
+
+def test_all_is_read_back_when_its_kinds_change_and_else_its_checksums(saves, monkeypatch):
+    item, found = saves(), []
+    monkeypatch.setattr(checkpoint, "resume_problem", lambda folder: found.append(folder.name))
+    for update, value in enumerate([1, 2, 3, "text", 4]):
+        item.counter.update = update
+        item.writer.save(item.counter, {"w": torch.ones(2)}, {"trainer": {"value": value}}, wait=True)
+    assert found == ["E0_U0_S0", "E1_U3_S6", "E1_U4_S8"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(saves):
+    item = saves(every_n_updates=1)
+    folder = item.paths.checkpoints_dir
+    (folder / ".E0_U1_S2.tmp").mkdir(parents=True)
+    (folder / ".E9_U9_S9.tmp").mkdir()
+    (folder / ".latest.tmp").write_text("half")
+    item.go_on(1)
+    assert not list(folder.glob(".*"))
+
+
+def test_what_cannot_be_removed_is_left(saves):
+    item = saves(every_n_updates=1, keep_last=1)
+    item.go_on(1)
+    (item.paths.checkpoints_dir / "E0_U0_S0").write_text("a file")
+    item.go_on(2)
+    assert item.kept() == ["U0", "U3"]
+
+
+def test_tags_that_make_no_sense_do_not_count(saves):
+    item = saves(every_n_updates=1)
+    item.go_on(1)
+    for text in ("", "[]", "null", json.dumps({"number": 1, "list": [], "gone": "E9_U9_S9"})):
+        item.paths.tags.write_text(text)
+        assert read_tags(item.paths) == {}
+    item.paths.tags.write_text(json.dumps({"number": 1, "best": "E0_U1_S2"}))
+    assert read_tags(item.paths) == {"best": "E0_U1_S2"}
+
+
+def test_tensors_of_callbacks_get_files_of_their_own(saves, bits):
+    item, average = saves(), torch.zeros(3)
+    item.writer.add_tensors("ema", lambda: {"w": average})
+    average.fill_(2)
+    item.save(wait=True)
+    folder = read_newest(item.paths).paths.checkpoint_dir
+    assert bits(load_file(folder / "ema.safetensors")) == bits({"w": torch.full((3,), 2.0)})
+    assert list(load_file(folder / "model.safetensors")) == ["w"]
+
+
+@pytest.mark.parametrize("name", ["ema", "model"])
+def test_a_file_has_one_owner(saves, name):
+    item = saves()
+    item.writer.add_tensors("ema", dict)
+    with pytest.raises(ConfigError, match=f"'{name}.safetensors'"):
+        item.writer.add_tensors(name, dict)
+
+
+def test_tied_weights_are_written(saves):
+    item, weight = saves(), torch.arange(4.0)
+    item.writer.save(item.counter, {"a": weight, "b": weight}, {"trainer": {}, "callbacks": {}}, wait=True)
+    assert read_newest(item.paths).model["b"].tolist() == [0, 1, 2, 3]
+
+
+def test_weights_alone_can_be_saved_and_read(saves):
+    saver = saves(every_n_updates=1)
+    saver.writer.save(saver.counter, {"w": torch.ones(2)}, {}, wait=True)
+    found = read_newest(saver.paths)
+    assert torch.equal(found.model["w"], torch.ones(2))
+    assert (found.state["trainer"], found.state["callbacks"]) == ({}, {})
+
+
+def test_a_position_that_was_found_damaged_is_written_again(saves):
+    item = saves(every_n_updates=1, keep_last=2)
+    item.go_on(3)
+    (item.paths.checkpoints_dir / "E1_U3_S6" / "model.safetensors").write_bytes(b"")
+    item.counter.update = 2
+    item.go_on(1)
+    assert str(read_newest(item.paths).progress) == "E1_U3_S6"
+    assert item.kept() == ["U2", "U3"]
+
+
+def test_a_later_damaged_checkpoint_does_not_push_out_a_good_one(saves):
+    item = saves(every_n_updates=1, keep_last=2)
+    item.go_on(3)
+    for name in ("E1_U3_S6", "E0_U2_S4"):
+        (item.paths.checkpoints_dir / name / "trainer.pt").unlink()
+    item.counter.update = 1
+    item.go_on(1)
+    assert str(read_newest(item.paths).progress) == "E0_U2_S4"
+
+
+@pytest.mark.parametrize("option", [{"keep_last": 0}, {"keep_every": 0}, {"every_n_updates": 0}])
+def test_numbers_are_positive(tmp_path, option):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}.* 0"):
+        CheckpointWriter(PathProvider(tmp_path, "run00000"), **option)
+
+
+class Disk(CallbackBase):
+    """Has room for files up to a size, by update: the system's limit on that stands for a full disk, and is real."""
+
+    def __init__(self, room, **kwargs):
+        super().__init__(**kwargs)
+        self.room = room
+
+    def _before_every_update(self, update_counter):
+        self.checkpoint_writer.wait()
+        if update_counter.update in self.room:
+            limit_files(self.room[update_counter.update])
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def on_a_full_disk(maker):
+    """Train for 8 updates with a checkpoint after every second one, with room as {update: largest file}."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+
+    def train_there(room):
+        model = nn.Sequential(nn.Linear(4, 5000), nn.Linear(5000, 3))
+        run = maker.run(
+            {"disk": (Disk, {"room": room})}, checkpoint={"every_n_updates": 2, "keep_last": 9}, model=model
+        )
+        try:
+            train(run)
+        finally:
+            limit_files(before)
+            assert run.counter.update == 8
+
+    return train_there
+
+
+@pytest.mark.parametrize("largest", [20_000, 300_000], ids=["weights do not fit", "optimizer state does not fit"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(on_a_full_disk, maker, caplog, largest):
+    on_a_full_disk({2: largest, 4: -1})
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "tries again at the next interval" in error.message
+    assert sorted(path.name for path in maker.paths().checkpoints_dir.iterdir()) == [
+        "E0_U2_S12", "E2_U6_S36", "E2_U8_S48", "latest", "tags.json",
+    ]  # fmt: skip
+    assert read_newest(maker.paths()).progress.update == 8
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(on_a_full_disk, maker):
+    folder = maker.paths().checkpoints_dir
+    with pytest.raises(CheckpointError, match=f"^the checkpoint could not be written to {folder}"):
+        on_a_full_disk({6: 300_000})
+    assert read_newest(maker.paths()).progress.update == 6
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

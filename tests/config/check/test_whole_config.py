@@ -1,0 +1,273 @@
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from ksuit_runner.config.check.whole_config import check_config, resolve
+from ksuit_runner.config.compose import choices, compose_config
+from ksuit_runner.errors import ConfigError
+
+CONFIG = """
+name: null
+seed: 0
+output_dir: outputs
+objective: null
+resume_strict: true
+parent_run_id: null
+data:
+  _target_: ksuit_runner.data.container.DataContainer
+  batch_size: 32
+  datasets:
+    train: {_target_: lab.parts.Points, size: 100}
+    test: {_target_: lab.parts.Points, size: 10}
+model: {_target_: lab.parts.Net, width: 8}
+loss: {_target_: torch.nn.CrossEntropyLoss}
+optimizer: {_target_: torch.optim.AdamW, lr: 1.0e-3}
+schedule: {_target_: ksuit_runner.schedule.cosine, warmup: 0.1}
+trainer: {_target_: ksuit_runner.trainer.sgd.SgdTrainer, max_epochs: 3}
+tracker: {_target_: ksuit_runner.tracker.noop.NoopTracker}
+checkpoint: {_target_: ksuit_runner.checkpoint.writer.CheckpointWriter}
+metric_property_provider: {_target_: ksuit_runner.metric_property.MetricPropertyProvider}
+callbacks:
+  score: {_target_: lab.callbacks.Score, dataset_key: test, every_n_epochs: 1}
+  watch: {_target_: lab.callbacks.Watch, metric_key: score/test}
+default_callbacks:
+  rate: {_target_: lab.callbacks.Rate}
+"""
+
+PARTS = """
+from torch import nn
+
+class Points:
+    def __init__(self, size: int, noise: float = 0.0): ...
+
+class Net(nn.Module):
+    def __init__(self, width: int, input_shape: tuple[int, ...], output_shape, head=None, layers: list | None = None):
+        super().__init__()
+
+class Head(nn.Module):
+    def __init__(self, depth: int = 1, target: str = "x"): ...
+
+def make(width): ...
+"""
+
+CALLBACKS = """
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.config.types import DatasetKey, MetricKey
+
+class Score(DatasetCallback):
+    logs = ("score/{dataset_key}", "score_top{topk}/{dataset_key}", "score/{dataset_key}/*")
+    def __init__(self, topk: Sequence[int] = (1, 5), smoothing: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+
+class Watch(CallbackBase):
+    logs = ()
+    def __init__(self, metric_key: MetricKey, others: Sequence[MetricKey] = (), on: DatasetKey = "test", **kwargs):
+        super().__init__(**kwargs)
+
+class Rate(PeriodicCallback):
+    logs = ("rate/{name}",)
+    def __init__(self, every_n_updates: int | None = 50, **kwargs):
+        super().__init__(every_n_updates=every_n_updates, **kwargs)
+
+class Silent(CallbackBase): ...
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Offer a project's own package; importing a part of it would fail."""
+    for name, text in {"parts": PARTS, "callbacks": CALLBACKS}.items():
+        file = tmp_path / "lab" / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(dedent(text) + "\nraise ImportError('this is only read')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.fixture
+def check(lab):
+    """Check the config above with some values changed; return the message of the error, or None."""
+
+    def check_changed(*dotlist):
+        config = OmegaConf.create(CONFIG)
+        for item in dotlist:
+            key, _, value = item.partition("=")
+            OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
+        try:
+            check_config(config)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    return check_changed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["callbacks={}", "default_callbacks={}"],
+        ["callbacks.watch.metric_key=score_top5/test"],
+        ["callbacks.watch.metric_key=score/test/ema"],
+        ["callbacks.watch.metric_key=rate/rate"],
+        ["callbacks.watch.others=[score/test, rate/rate]"],
+        ["callbacks.score.topk=[3]", "objective=score_top3/test"],
+        ["callbacks.score.every_n_epochs=null", "callbacks.score.every_n_samples=10"],
+        ["checkpoint.every_n_updates=10"],
+        ["model.head={_target_: lab.parts.Head, target: some.text}"],
+        ["model.layers=[{_target_: torch.nn.ReLU}, {_target_: torch.nn.Linear, _args_: [3, 2]}]"],
+        ["model.layers=[{_target_: torch.nn.Linear, _partial_: true, in_features: 3}]"],
+        ["model.width=${data.batch_size}"],
+        ["schedule=null"],
+        ["schedule={_target_: torch.optim.lr_scheduler.StepLR, step_size: 3}"],
+        ["metric_property_provider=null"],
+        ["optimizer.lr=1"],
+        ["optimizer.betas=[0.9, 0.99]"],
+        ["notes={target: 'some.text'}"],
+    ],
+    ids=str,
+)
+def test_what_is_right_passes(check, changes):
+    assert check(*changes) is None
+
+
+OF_PYTHON = "belongs to Python's standard library; only the project's classes and those of packages may stand here"
+MISTAKES = {
+    # interpolations and missing values
+    "model.width=${data.batch_sise}": "model.width: cannot resolve '${data.batch_sise}': Interpolation key "
+    "'data.batch_sise' not found. Did you mean 'data.batch_size'?",
+    "model.layers=[1, '${zzz}']": "model.layers[1]: cannot resolve '${zzz}': Interpolation key 'zzz' not found.",
+    "model.width=???": "model.width: a value is needed in place of '???'",
+    # plain values
+    "seed=abc": "seed: expects int, got 'abc' (str)",
+    # places
+    "model=null": "model: an object with a _target_ is needed, and there is none",
+    "model=3": "model: an object with a _target_ is needed, not 3",
+    "callbacks=[ema]": "callbacks: a mapping from names to objects is needed, not ['ema']",
+    "callbacks.score=null": "callbacks.score: an object with a _target_ is needed, not None",
+    "data.datasets.test=abc": "data.datasets.test: an object with a _target_ is needed, not 'abc'",
+    "data.datasets=[abc]": "data.datasets: a mapping from names to objects is needed, not ['abc']",
+    "loss={}": "loss: it has no _target_, which names the class of the object",
+    "loss={_target: torch.nn.MSELoss}": "loss._target: there is no such key here. Did you mean '_target_'?",
+    "loss={target: torch.nn.MSELoss}": "loss.target: there is no such key here. Did you mean '_target_'?",
+    "model.head={_target__: a.B}": "model.head._target__: there is no such key here. Did you mean '_target_'?",
+    "model.layers=[{_traget_: a.B}]": "model.layers[0]._traget_: there is no such key here. Did you mean '_target_'?",
+    # targets
+    "loss._target_=Net": "loss._target_: 'Net' is no dotted name like package.module.Class",
+    "loss._target_=3": "loss._target_: 3 is no dotted name like package.module.Class",
+    "loss._target_=torch.nn.CrossEntropyLos": "loss._target_: there is no 'CrossEntropyLos' in 'torch.nn'. "
+    "Did you mean 'CrossEntropyLoss'?",
+    "callbacks.score._target_=lab.calbacks.Score": "callbacks.score._target_: there is no 'calbacks' in 'lab'. "
+    "Did you mean 'callbacks'?",
+    "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
+    "loss._target_=lab.parts.make": "loss._target_: 'lab.parts.make' is a function; only a class may stand here",
+    "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function of a package; only those of "
+    "ksuit_runner and of the project may stand here",
+    "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
+    "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' " + OF_PYTHON,
+    # kinds
+    "callbacks.score={_target_: lab.parts.Points, size: 1}": "callbacks.score._target_: 'lab.parts.Points' is no "
+    "CallbackBase",
+    "model={_target_: lab.parts.Points, size: 1}": "model._target_: 'lab.parts.Points' is no Module",
+    "optimizer={_target_: torch.nn.ReLU}": "optimizer._target_: 'torch.nn.ReLU' is no Optimizer",
+    # names of arguments
+    "callbacks.score.smothing=0.1": "callbacks.score.smothing: there is no such argument. Did you mean 'smoothing'?",
+    "data.datasets.test.sizze=1": "data.datasets.test.sizze: there is no such argument. Did you mean 'size'?",
+    "data.datasets.test={_target_: lab.parts.Points}": "data.datasets.test.size: a value is needed",
+    "schedule.warm_up=0.1": "schedule.warm_up: there is no such argument. Did you mean 'warmup'?",
+    "model.head={_target_: lab.parts.Head, dept: 1}": "model.head.dept: there is no such argument. "
+    "Did you mean 'depth'?",
+    # what the runner provides
+    "callbacks.score.trainer=1": "callbacks.score.trainer: 'trainer' is provided by the runner; remove it",
+    "callbacks.score.name=a": "callbacks.score.name: 'name' is provided by the runner; remove it",
+    "optimizer.params=[]": "optimizer.params: 'params' is provided by the runner; remove it",
+    "model.input_shape=[3]": "model.input_shape: 'input_shape' is provided by the runner; remove it",
+    # types
+    "model.width=wide": "model.width: expects int, got 'wide' (str)",
+    "optimizer.lr=abc": "optimizer.lr: expects float | Tensor, got 'abc' (str)",
+    "trainer.max_epochs=1.5": "trainer.max_epochs: expects int | None, got 1.5 (float)",
+    "trainer.precision=half": "trainer.precision: expects Literal['float32', 'bfloat16', 'float16'], got 'half' (str)",
+    "callbacks.score.topk=1": "callbacks.score.topk: expects Sequence[int], got 1 (int)",
+    # intervals
+    "callbacks.score.every_n_epochs=null": "callbacks.score: one of every_n_epochs, every_n_updates, every_n_samples "
+    "is needed, not none",
+    "callbacks.score.every_n_updates=2": "callbacks.score: one of every_n_epochs, every_n_updates, every_n_samples is "
+    "needed, not every_n_epochs and every_n_updates",
+    "callbacks.score.every_n_epochs=0": "callbacks.score: every_n_epochs must be a whole number of at least 1, not 0",
+    "checkpoint.every_n_samples=-1": "checkpoint: every_n_samples must be a whole number of at least 1, not -1",
+    # keys of datasets and metrics
+    "callbacks.score.dataset_key=tset": "callbacks.score.dataset_key: there is no dataset 'tset'. Did you mean 'test'? "
+    "(test, train)",
+    "callbacks.watch.on=xyz": "callbacks.watch.on: there is no dataset 'xyz'. Valid: test, train.",
+    "callbacks.watch.metric_key=scroe/test": "callbacks.watch.metric_key: no callback logs 'scroe/test'. "
+    "Did you mean 'score/test'?\nLogged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+    "callbacks.watch.others=[score/test, zzz]": "callbacks.watch.others[1]: no callback logs 'zzz'.\n"
+    "Logged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+    "objective=rate/rat": "objective: no callback logs 'rate/rat'. Did you mean 'rate/rate'?\n"
+    "Logged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+}
+
+
+@pytest.mark.parametrize("change", MISTAKES)
+def test_a_mistake_is_named_with_its_place(check, change):
+    assert check(change) == MISTAKES[change]
+
+
+def test_a_default_counts_as_an_interval_and_gives_way_to_null(check):
+    rate = "default_callbacks.rate: one of every_n_epochs, every_n_updates, every_n_samples is needed, not "
+    assert check("default_callbacks.rate.every_n_epochs=1") == f"{rate}every_n_epochs and every_n_updates"
+    assert check("default_callbacks.rate.every_n_updates=null") == f"{rate}none"
+    assert check("default_callbacks.rate.every_n_updates=null", "default_callbacks.rate.every_n_epochs=1") is None
+
+
+def test_a_default_that_names_no_dataset_is_found(check):
+    message = check("data.datasets={train: {_target_: lab.parts.Points, size: 3}}", "callbacks.score.dataset_key=train")
+    assert message == "callbacks.watch.on: there is no dataset 'test'. Valid: train."
+
+
+def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs(check):
+    assert check("callbacks.silent={_target_: lab.callbacks.Silent}", "objective=anything") is None
+
+
+def test_a_metric_to_watch_where_nothing_is_logged(check):
+    message = check("callbacks={}", "default_callbacks={}", "objective=score/test")
+    assert message == "objective: no callback logs 'score/test'. None of them logs anything."
+
+
+def test_a_class_that_cannot_be_read_passes_with_any_argument_but_those_of_the_runner(check):
+    assert check("model={_target_: torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX, a: 1}") is None
+    message = check("model={_target_: torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX, input_shape: 1}")
+    assert message == "model.input_shape: 'input_shape' is provided by the runner; remove it"
+
+
+def test_resolve_returns_plain_values():
+    config = OmegaConf.create({"a": {"b": "${c}"}, "c": [1, 2]})
+    assert resolve(config) == {"a": {"b": [1, 2]}, "c": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "override", [f"{group}={name}" for group in ("model", "loss", "optimizer", "schedule") for name in choices(group)]
+)
+def test_the_configs_that_ship_pass(override):
+    check_config(compose_config([override]))
+
+
+def test_a_check_imports_nothing_heavy():
+    script = """
+import sys
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
+config = compose_config([])
+check_config(config)
+config.optimizer.lr = "abc"
+try:
+    check_config(config)
+except Exception as error:
+    print(type(error).__name__, *sorted({"torch", "mlflow", "numpy", "sklearn", "callbacks"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ConfigError"]

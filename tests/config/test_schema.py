@@ -1,0 +1,57 @@
+import pytest
+
+from ksuit_runner.config.schema import INJECTED, PLACES, Parameter, bind, place_at
+from ksuit_runner.errors import ConfigError, nearest
+
+PARAMETERS = [Parameter("model"), Parameter("decay", "float"), Parameter("every", "int", required=False, default=1)]
+
+
+def test_bind_returns_what_the_runner_provides_and_is_asked_for():
+    assert bind("callbacks.ema", PARAMETERS, ["decay"], {"model", "tracker"}) == ["model"]
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ConfigError) as error:
+        bind("callbacks.ema", PARAMETERS, ["decya"], {"model"})
+    assert str(error.value) == "callbacks.ema.decya: there is no such argument. Did you mean 'decay'?"
+
+
+def test_an_unknown_name_is_not_pointed_to_one_that_the_runner_provides():
+    with pytest.raises(ConfigError) as error:
+        bind("callbacks.ema", PARAMETERS, ["modell"], {"model"})
+    assert str(error.value) == "callbacks.ema.modell: there is no such argument. Valid: decay, every."
+
+
+def test_any_name_passes_where_the_constructor_takes_any():
+    assert bind("x", PARAMETERS, ["decay", "whatever"], {"model"}, any_name=True) == ["model"]
+
+
+def test_a_missing_name():
+    with pytest.raises(ConfigError) as error:
+        bind("callbacks.ema", PARAMETERS, [], {"model"})
+    assert str(error.value) == "callbacks.ema.decay: a value is needed"
+
+
+@pytest.mark.parametrize("name", ["model", "tracker"])
+def test_a_name_that_the_runner_provides_may_not_be_given(name):
+    with pytest.raises(ConfigError) as error:
+        bind("callbacks.ema", PARAMETERS, ["decay", name], {"model", "tracker"}, any_name=True)
+    assert str(error.value) == f"callbacks.ema.{name}: '{name}' is provided by the runner; remove it"
+
+
+def test_every_place_says_what_is_injected():
+    assert {place.injects for place in PLACES.values()} <= set(INJECTED)
+
+
+def test_place_at():
+    assert place_at("model") is PLACES["model"]
+    assert place_at("callbacks.ema") is PLACES["callbacks.*"]
+    assert place_at("data.datasets.train") is PLACES["data.datasets.*"]
+    assert place_at("data.datasets") is None
+    assert place_at("callbacks.ema.decay") is None
+
+
+def test_nearest_is_silent_where_a_list_would_not_help():
+    assert nearest("decya", ["decay", "every"]) == "Did you mean 'decay'?"
+    assert nearest("xyz", ["decay", "every"]) == "Valid: decay, every."
+    assert nearest("xyz", [f"a{i}" for i in range(50)]) == ""

@@ -1,0 +1,39 @@
+import pytest
+
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.engine.run_record import RunRecord, flat
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.stored_run import Launch, store
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.noop import NoopTracker
+
+CONFIG = {"name": None, "parent_run_id": None, "trainer": {"recall@5 (macro)": 1}}
+
+
+def test_a_run_that_ended_before_it_was_described_is_described_when_it_goes_on(maker, monkeypatch):
+    data, surroundings = maker.trainer().data_container, Surroundings()
+    launch = Launch("ksuit", [])
+    first = RunRecord.begin(NoopTracker(), maker.paths(), CONFIG, launch, surroundings)
+    store(first.paths, CONFIG, launch)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stale"):
+        patch.setattr(type(data), "describe", lambda self: (_ for _ in ()).throw(OSError("stale file handle")))
+        first.describe(CONFIG, data, surroundings)
+    first.close("FAILED")
+    paths = PathProvider(maker.folder, first.paths.run_id)
+    paths.environment.unlink()  # as a kill a moment earlier leaves it
+    for value in (1, 2):  # what was recorded once stays
+        lock = RunLock(paths.lock)
+        lock.acquire()
+        record = RunRecord.go_on(NoopTracker(), paths, lock)
+        record.describe({**CONFIG, "seed": value}, data, surroundings)
+        record.close("FINISHED")
+        box = Outbox.load(paths)
+        assert box.params == {"name": "None", "parent_run_id": "None", "trainer.recall@5 (macro)": "1", "seed": "1"}
+        assert [info.name for info in box.inputs] == ["train", "test"]
+    assert '"torch"' in paths.environment.read_text()
+
+
+def test_names_with_dots_do_not_collide_in_a_flat_config():
+    config = {"a.b": 1, "a": {"b": 2, "c": {}}, "a\\": {"b": [3]}}
+    assert flat(config) == {"a\\.b": 1, "a.b": 2, "a.c": {}, "a\\\\.b": [3]}

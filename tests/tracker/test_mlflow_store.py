@@ -1,0 +1,149 @@
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.point import Point
+from ksuit_runner.tracker import mlflow_store as embedded
+from ksuit_runner.tracker.mlflow import MlflowTracker
+
+_LOG = """
+import sys
+from pathlib import Path
+from ksuit_runner.record.point import Point
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker.mlflow import MlflowTracker
+tracker = MlflowTracker(OutputPaths(sys.argv[1]))
+tracker.start_run(sys.argv[2], {})
+for step in range(10):
+    tracker.log_points([Point(f"k{i}", i, step, 1) for i in range(100)])
+tracker.end_run("FINISHED")
+"""
+
+
+def _start(output_dir: Path, name: str) -> "subprocess.Popen[bytes]":
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    return subprocess.Popen(
+        [sys.executable, "-c", _LOG, str(output_dir), name], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def test_processes_that_create_the_store_at_once_share_it(tmp_path: Path) -> None:
+    processes = [_start(tmp_path / "outputs", name) for name in "abc"]
+    errors = [process.communicate()[1] for process in processes]
+    assert errors == [b""] * 3  # neither errors nor MLflow's chatter
+    paths = OutputPaths(tmp_path / "outputs")
+    assert sorted(path.name for path in paths.output_dir.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    tracker = MlflowTracker(paths)
+    for name in "abc":
+        (run,) = tracker.find(name)
+        assert run.status == "FINISHED"
+        assert tracker.last_steps(run.run_id) == {f"k{i}": 9 for i in range(100)}
+
+
+def test_looking_creates_nothing(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path / "outputs")
+    assert not embedded.exists(paths)
+    assert MlflowTracker(paths).find("last") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_creation_left_is_no_store(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path)
+    (tmp_path / "mlflow.db.tmp").write_bytes(b"half a database")
+    assert not embedded.exists(paths)
+    tracker = MlflowTracker(paths)
+    tracker.start_run("after", {})
+    assert [run.name for run in tracker.find("last")] == ["after"]
+
+
+def test_only_the_creation_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, text
+
+    found = []
+    with embedded._unsafe_and_quick(tmp_path / "a.db"):
+        for name in ("a.db", "b.db"):
+            (tmp_path / name).touch()
+            with create_engine(f"sqlite:///{tmp_path / name}").connect() as connection:
+                found.append(connection.execute(text("PRAGMA synchronous")).scalar())
+    with create_engine(f"sqlite:///{tmp_path / 'a.db'}").connect() as connection:
+        found.append(connection.execute(text("PRAGMA synchronous")).scalar())
+    assert found == [0, 2, 2]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_moved_folder_keeps_its_runs_and_their_files(tmp_path: Path, copied: bool) -> None:
+    old, new = OutputPaths(tmp_path / "old"), OutputPaths(tmp_path / "some where" / "else")
+    tracker = MlflowTracker(old, experiment="mine")
+    run_id = tracker.start_run("moved", {}).run_id
+    config = PathProvider(old.output_dir, run_id).config
+    config.parent.mkdir(parents=True)
+    config.write_text("seed: 1")
+    tracker.end_run("FINISHED")
+    shutil.copytree(old.output_dir, new.output_dir)
+    if not copied:
+        shutil.rmtree(old.output_dir)
+
+    moved = MlflowTracker(new, experiment="mine")
+    assert moved.list_artifacts(run_id=run_id) == ["config.yaml"]
+    moved.resume_run(run_id)
+    assert moved.artifacts_are_local
+    assert moved.start_run("next", {}).run_id != run_id
+    assert moved.artifacts_are_local
+    assert old.output_dir.exists() == copied
+    if copied:
+        assert [run.name for run in MlflowTracker(old).find("last")] == ["moved"]
+
+
+def test_other_experiments_keep_their_place(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path / "outputs")
+    MlflowTracker(paths).start_run(None, {})
+    with closing(sqlite3.connect(paths.database)) as database, database:
+        database.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
+            "VALUES (77, 'theirs', '/theirs/runs', 'active')"
+        )
+    moved = OutputPaths(tmp_path / "moved")
+    shutil.move(paths.output_dir, moved.output_dir)
+    embedded.open_store(moved)
+    with closing(sqlite3.connect(moved.database)) as database:
+        places = dict(database.execute("SELECT name, artifact_location FROM experiments"))
+    assert places["theirs"] == "/theirs/runs"
+    assert places["ksuit_runner"] == str(moved.runs_dir)
+
+
+def test_a_path_that_a_uri_cannot_hold_is_refused(tmp_path: Path) -> None:
+    tracker = MlflowTracker(OutputPaths(tmp_path / "50%?"))
+    with pytest.raises(TrackerError, match=r"path with '%\?'"):
+        tracker.start_run(None, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "outputs").touch()
+    with pytest.raises(TrackerError, match="File exists") as caught:
+        MlflowTracker(OutputPaths(tmp_path / "outputs")).start_run(None, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path)
+    paths.database.write_bytes(b"no database" * 100)
+    with pytest.raises(TrackerError, match="not a database") as caught:
+        MlflowTracker(paths).find("last")
+    assert "\n" not in str(caught.value)
+
+
+def test_points_can_be_logged_from_the_moment_it_is_open(tmp_path: Path) -> None:
+    tracker = MlflowTracker(OutputPaths(tmp_path))
+    tracker.start_run(None, {})
+    tracker.log_points([Point("a", 1.0, 1, 1)])
+    assert tracker.history("a") == [Point("a", 1.0, 1, 1)]

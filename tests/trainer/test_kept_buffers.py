@@ -1,0 +1,135 @@
+"""Whatever a forward pass does to buffers can be taken back."""
+
+import pytest
+import torch
+from torch import nn
+
+from ksuit_runner.errors import CheckpointError
+from ksuit_runner.trainer import kept_buffers
+from ksuit_runner.trainer.kept_buffers import KeptBuffers
+
+
+class Holder(nn.Module):
+    """Has buffers of all kinds, below the top as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+        self.register_buffer("value", torch.arange(3.0))
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+        self.register_buffer("none", None)
+        self.register_buffer("wide", torch.zeros(1).expand(4))
+        self.register_buffer("sparse", torch.eye(2).to_sparse())
+
+
+def assign(module):
+    module.value = module.value + 1
+
+
+def write_behind(module):
+    module.value.data += 1
+
+
+def point_elsewhere(module):
+    module.value.data = torch.zeros(3)
+
+
+def change_shape(module):
+    module.value = torch.zeros(5)
+
+
+def change_shape_in_place(module):
+    module.value.resize_(5).zero_()
+
+
+def fill_none(module):
+    module.none = torch.ones(1)
+
+
+def empty(module):
+    module.value = None
+
+
+def add(module):
+    module.register_buffer("late", torch.ones(1))
+
+
+def remove(module):
+    del module.value
+
+
+def attach_a_graph(module):
+    module.value = module.value * module.below[1].weight.sum()
+
+
+def normalize(module):
+    module.below[0](torch.rand(4, 2))
+
+
+def change_the_rest(module):
+    module.passing.add_(1)
+    module.wide = module.wide + 1
+    module.sparse.mul_(2)
+
+
+CHANGES = [
+    *(assign, write_behind, point_elsewhere, change_shape, change_shape_in_place, fill_none, empty, add, remove),
+    *(attach_a_graph, normalize, change_the_rest),
+]
+
+
+def found(module):
+    return {
+        name: None if value is None else value.detach().to_dense().clone()
+        for below, item in module.named_modules()
+        for name, value in ((f"{below}.{key}", value) for key, value in item._buffers.items())
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("large", [kept_buffers.LARGE, 0], ids=["small", "large"])
+def test_a_change_is_taken_back_and_a_change_that_was_kept_is_not(bits, change, large, monkeypatch):
+    monkeypatch.setattr(kept_buffers, "LARGE", large)
+    module = Holder()
+    kept = KeptBuffers(module)
+    for _ in range(3):
+        kept.keep()
+        before = found(module)
+        change(module)
+        if change is write_behind and not large:
+            with pytest.raises(CheckpointError, match="the buffer 'value' is changed through .data"):
+                kept.give_back()
+            return
+        kept.give_back()
+        assert bits(found(module)) == bits(before)
+        assign(module)
+        normalize(module)
+
+
+def test_a_module_that_was_replaced_is_kept(bits):
+    module = Holder()
+    kept = KeptBuffers(module)
+    kept.keep()
+    module.below[0] = nn.BatchNorm1d(2, momentum=0.5)
+    normalize(module)
+    kept.keep()
+    before = found(module)
+    normalize(module)
+    kept.give_back()
+    assert bits(found(module)) == bits(before)
+
+
+def test_a_large_buffer_is_copied_when_it_changes_only(monkeypatch):
+    monkeypatch.setattr(kept_buffers, "LARGE", 8)
+    module = nn.Module()
+    module.register_buffer("mask", torch.full((4,), float("nan")))
+    kept = KeptBuffers(module)
+    copies = []
+    for _ in range(3):
+        kept.keep()
+        copies.append(kept._kept[0].copy)
+    assert copies[0] is copies[2]
+    kept.give_back()
+    module.mask.zero_()
+    kept.keep()
+    assert kept._kept[0].copy.tolist() == [0] * 4

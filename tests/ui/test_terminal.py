@@ -1,0 +1,228 @@
+import io
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.ui import command_line, terminal
+
+RUN_ID = "3f2a9c51e0d84b7aa1b2c3d4e5f60718"
+LONG_KEY = "a_callback_with_a_long_name/a_dataset_with_a_long_name/" + "x" * 100
+
+
+@dataclass
+class Metric:
+    last: float
+    last_step: int
+    best: float | None
+    best_step: int | None
+    direction: str
+
+
+SUMMARY = {
+    "accuracy/test": Metric(0.91, 200, 0.97534, 150, "higher"),
+    "loss/train": Metric(0.5, 200, 0.25, 190, "lower"),
+    "lr": Metric(1e-5, 200, 0.125, 7, "neutral"),
+    LONG_KEY: Metric(12345.678, 200, float("nan"), 3, "lower"),
+}
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Console:
+    """The console of a process whose output goes into a file."""
+    for variable in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(variable, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.StringIO())
+        console = terminal.make_console()
+    console.file = io.StringIO()
+    return console
+
+
+def colored(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=width, highlight=False)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_start_is_aligned_and_paths_below_the_current_folder_are_short(console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    terminal.print_start(console, RUN_ID, "cnn [digits]", "sqlite:///outputs/mlflow.db", tmp_path / "outputs" / "runs")
+    assert text_of(console).splitlines() == [
+        "run      cnn [digits]",
+        f"id       {RUN_ID}",
+        "tracked  sqlite:///outputs/mlflow.db",
+        "folder   outputs/runs",
+    ]
+
+
+def test_the_end_in_a_file_is_plain_and_complete(console, tmp_path):
+    command = command_line.resume_command(RUN_ID)
+    terminal.print_end(console, SUMMARY, tmp_path, command, "KILLED")
+    text = text_of(console)
+    assert "\x1b" not in text
+    rows = [line.split() for line in text.splitlines()]
+    assert rows == [
+        ["metric", "last", "best", "at", "update", "better"],
+        ["accuracy/test", "0.91", "0.9753", "150", "↑"],
+        ["loss/train", "0.5", "0.25", "190", "↓"],
+        ["lr", "1e-05"],
+        [LONG_KEY, "12345.7", "nan", "3", "↓"],
+        ["status", "killed"],
+        ["folder", str(tmp_path)],
+        ["resume", *command.split()],
+    ]
+
+
+def test_the_end_without_metrics_has_no_table(console, tmp_path):
+    terminal.print_end(console, {}, tmp_path, "again", "FAILED")
+    assert [line.split()[0] for line in text_of(console).splitlines()] == ["status", "folder", "resume"]
+
+
+def test_a_narrow_terminal_loses_no_character():
+    console = colored(width=40)
+    terminal.print_end(console, {LONG_KEY: SUMMARY[LONG_KEY]}, Path("/data"), f"resume={RUN_ID}", "FINISHED")
+    terminal.print_table(console, ["optimizer.lr", "status", "run"], [["0.1", "finished", RUN_ID]], status_column=1)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console))
+    assert "…" not in text
+    assert text.count("x") >= 100
+    assert f"resume={RUN_ID}" in text
+
+
+def test_an_encoding_without_arrows_gets_words(tmp_path):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=file, width=200)
+    terminal.print_end(console, {"loss": SUMMARY["loss/train"]}, tmp_path, "again", "FINISHED")
+    file.flush()
+    assert isinstance(file.buffer, io.BytesIO)
+    assert b"lower" in file.buffer.getvalue()
+
+
+def test_columns_of_numbers_are_set_to_the_right(console):
+    rows = [["0.1", "[1,2]", "98.7", "finished"], ["10", "x", "", "failed"]]
+    terminal.print_table(console, ["lr", "dims", "accuracy", "status"], rows, status_column=3)
+    assert text_of(console).splitlines() == [
+        " lr  dims   accuracy  status  ",
+        "0.1  [1,2]      98.7  finished",
+        " 10  x                failed  ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.97531, "0.9753"),
+        (1e-5, "1e-05"),
+        (3.0, "3"),
+        (60000, "60000"),
+        (-1234.56, "-1234.6"),
+        (0.0, "0"),
+        (2.5e12, "2.5e+12"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_numbers_are_compact(value, text):
+    assert terminal.format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/env/bin/ksuit-runner", "ksuit-runner resume=abc"),
+        ("/env/ksuit_runner/__main__.py", "python -m ksuit_runner resume=abc"),
+        ("-c", "python -m ksuit_runner resume=abc"),
+    ],
+)
+def test_the_resume_command_has_the_form_of_the_start(monkeypatch, program, command):
+    monkeypatch.setattr(sys, "argv", [program])
+    assert command_line.resume_command("abc") == command
+    assert command_line.resume_command("abc", Path.cwd() / "outputs") == command
+    assert command_line.resume_command("abc", Path("/a b")) == command.replace("resume", "\"output_dir='/a b'\" resume")
+
+
+def test_no_color_is_respected_in_a_terminal(console, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal.print_error(terminal.make_console(), ConfigError("wrong"))
+    assert "31m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.print_error(terminal.make_console(), ConfigError("wrong"))
+    assert re.sub(r"\x1b\[[01]m", "", capsys.readouterr().out) == "error: wrong\n"
+
+
+def test_a_console_on_stderr(monkeypatch, capsys):
+    terminal.print_error(terminal.make_console(stderr=True), ConfigError("wrong"))
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+def test_an_error_is_red_and_at_most_six_lines_long():
+    console = colored()
+    terminal.print_error(console, ConfigError("callbacks.ema: unknown key [decay]\nDid you mean 'rate'?"))
+    assert text_of(console).startswith("\x1b[1;31merror:\x1b[0m callbacks.ema: unknown key [decay]\nDid you mean")
+    console = colored()
+    terminal.print_error(console, ConfigError("\n".join(f"line {n}" for n in range(1, 10))))
+    lines = text_of(console).splitlines()
+    assert len(lines) == 6
+    assert lines[4:] == ["line 5", "(4 more lines)"]
+    console = colored()
+    terminal.print_error(console, ConfigError())
+    assert "ConfigError" in text_of(console)
+
+
+def test_the_log_goes_to_console_and_file_and_is_undone_at_the_end(console, tmp_path):
+    logger, child = logging.getLogger("ksuit_runner"), logging.getLogger("ksuit_runner.callbacks.ema")
+    root_before = logging.getLogger().handlers[:]
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    path = tmp_path / "run" / "run.log"
+    for number in range(2):
+        with terminal.setup_logging(path, console) as inner:
+            assert inner is logger
+            assert not logger.propagate
+            child.info("[bold]update %d[/bold] %s", number, "y" * 200)
+            child.debug("not shown")
+        assert (logger.handlers, logger.level, logger.propagate) == before
+    assert logging.getLogger().handlers == root_before
+    assert text_of(console).splitlines() == [f"[bold]update {n}[/bold] {'y' * 200}" for n in range(2)]
+    pattern = (
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    ksuit_runner\.callbacks\.ema: \[bold\]update \d\[/bold\] y+"
+    )
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(pattern, line) for line in lines)
+
+
+def test_the_log_is_undone_after_an_error_too_and_needs_no_file(console):
+    logger = logging.getLogger("ksuit_runner")
+    before = logger.handlers[:]
+    with pytest.raises(ZeroDivisionError), terminal.setup_logging(None, console):
+        logger.warning("careful")
+        raise ZeroDivisionError
+    assert logger.handlers == before
+    assert text_of(console) == "careful\n"
+
+
+def test_a_traceback_reaches_console_and_file(console, tmp_path):
+    with terminal.setup_logging(tmp_path / "run.log", console) as logger:
+        try:
+            raise ValueError("too deep")
+        except ValueError:
+            logger.exception("it broke")
+    for text in (text_of(console), (tmp_path / "run.log").read_text()):
+        assert "it broke" in text
+        assert "ValueError: too deep" in text
+
+
+def test_a_progress_bar_finds_the_console_of_the_log(console):
+    assert terminal.run_console() is not console
+    with terminal.setup_logging(None, console):
+        assert terminal.run_console() is console
+    assert terminal.run_console() is not console
