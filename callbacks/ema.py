@@ -13,7 +13,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import fits_file
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.tensors.layout import Strides, overlaps, write
@@ -62,7 +62,7 @@ class Ema(CallbackBase):
                 average.module = self._copy().module
             self._pair()
 
-    @draws_nothing
+    @uses_no_rng
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         self.updates += 1
         has_changed = self._live.tree.has_changed()

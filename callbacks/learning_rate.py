@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 
 
@@ -22,7 +22,7 @@ class LearningRate(PeriodicCallback):
         # Decided once: groups that differ may meet later, such as at 0 when a schedule ends.
         self._is_shared = len(set(self.trainer.learning_rates().values())) == 1
 
-    @draws_nothing
+    @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for group, rate in self.trainer.learning_rates().items():
             if self._is_shared:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.device import peak_memory_bytes
 
@@ -15,6 +15,6 @@ class PeakMemory(PeriodicCallback):
     logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)
     is_repeatable: ClassVar[bool] = False
 
-    @draws_nothing
+    @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("peak_memory_gb", peak_memory_bytes(self.trainer.device) / 1e9)

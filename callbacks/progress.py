@@ -15,7 +15,7 @@ from rich.text import Text
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.ui.terminal import format_number, run_console
 
 
@@ -53,12 +53,12 @@ class Progress(CallbackBase):
             self._live.start()
             self._show(update_counter)
 
-    @draws_nothing
+    @uses_no_rng
     def _after_update(self, update_counter: UpdateCounter) -> None:
         if monotonic() >= self._next:
             self._show(update_counter)
 
-    @draws_nothing
+    @uses_no_rng
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
         directed = {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
         self._shown.update(directed)

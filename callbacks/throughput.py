@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 
 
@@ -31,7 +31,7 @@ class Throughput(PeriodicCallback):
         self.data_container.take_wait_seconds()
         self._restart(update_counter)
 
-    @draws_nothing
+    @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         seconds = perf_counter() - self._start
         self.writer.add_scalar("samples_per_second", (update_counter.sample - self._sample) / seconds)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 
 
@@ -28,7 +28,7 @@ class TrainLoss(PeriodicCallback):
         self._sums: dict[str, Tensor] = {}
         self._count = 0.0
 
-    @draws_nothing
+    @uses_no_rng
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, Tensor], outputs: Any
     ) -> None:
@@ -41,7 +41,7 @@ class TrainLoss(PeriodicCallback):
             else:
                 self._sums[name] = loss.float() * factor
 
-    @draws_nothing
+    @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for name, value in self._sums.items():
             self.writer.add_scalar("loss/train" if name == "total" else f"loss_{name}/train", value / self._count)

@@ -72,7 +72,7 @@ class CallbackBase:
     ``checkpoint_writer.add_tensors`` and reads back in ``resume_from_checkpoint``.
 
     What a hook draws at random depends on the seed, the callback's name, the hook and the update only: the generators
-    are seeded before it, unless it is marked with ``keyed_random.draws_nothing``. That takes some 9 us, and 100 us for
+    are seeded before it, unless it is marked with ``keyed_random.uses_no_rng``. That takes some 9 us, and 100 us for
     the hooks between forward pass and step, after which training gets its own generators back.
 
     Metrics go through ``self.writer``; the step is the current update::

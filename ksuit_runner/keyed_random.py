@@ -41,19 +41,19 @@ def seed_host(key: int) -> None:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def draws_nothing(function: Function) -> Function:
-    """Mark a function that draws no random number, before whose call no generator has to be seeded.
+def uses_no_rng(function: Function) -> Function:
+    """Mark a function that draws no random numbers: the generators are not seeded before it is called.
 
     It is for what is called at every update: a callback's hook, or a dataset's ``__getitems__`` that returns a finished
     batch by indexing alone. A subclass that overrides the function has to mark its own.
     """
-    function.draws_nothing = True  # type: ignore[attr-defined]
+    function.uses_no_rng = True  # type: ignore[attr-defined]
     return function
 
 
 def may_draw(function: Any) -> bool:
-    """Whether a function is not marked with ``draws_nothing``."""
-    return not getattr(function, "draws_nothing", False)
+    """Whether a function is not marked with ``uses_no_rng``."""
+    return not getattr(function, "uses_no_rng", False)
 
 
 @contextmanager

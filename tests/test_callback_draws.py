@@ -12,7 +12,7 @@ from ksuit_runner.config.factory import Factory
 from ksuit_runner.engine.assembly import Assembly
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
-from ksuit_runner.keyed_random import draws_nothing, mix, seed_all
+from ksuit_runner.keyed_random import mix, seed_all, uses_no_rng
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -222,12 +222,12 @@ def test_training_that_draws_late_or_early_is_undisturbed(maker, monkeypatch, tr
 
 
 class Silent(CallbackBase):
-    @draws_nothing
+    @uses_no_rng
     def _after_update(self, update_counter):
         self.before = draw()
 
 
-def test_a_hook_that_says_it_draws_nothing_is_not_keyed_and_one_that_overrides_it_is(maker):
+def test_a_hook_that_says_it_uses_no_rng_is_not_keyed_and_one_that_overrides_it_is(maker):
     class Loud(Silent):
         def _after_update(self, update_counter):
             super()._after_update(update_counter)

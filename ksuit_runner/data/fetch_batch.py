@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from ksuit_runner.errors import Interrupted
-from ksuit_runner.keyed_random import draws_nothing as draws_nothing  # where datasets look for it
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
+from ksuit_runner.keyed_random import uses_no_rng as uses_no_rng  # where datasets look for it
 
 EVALUATION: Final = 0
 """The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
@@ -44,7 +44,7 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
     batch, because a training step seeds its own; after a batch of an evaluation they are given back to the callback
     that asked for it, whose draws must not depend on where it is fetched. The number of threads is one, as in a worker
     process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked with
-    ``draws_nothing`` is called as it is.
+    ``uses_no_rng`` is called as it is.
 
     Args:
         datasets: Datasets by key.

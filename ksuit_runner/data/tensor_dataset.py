@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 
 Split = Literal["train", "test"]
 
@@ -52,7 +52,7 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return one sample: input ``(*input_shape)`` and its target."""
         return self.inputs[index], self.targets[index]
 
-    @draws_nothing
+    @uses_no_rng
     def __getitems__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         """Return the finished batch: inputs ``(batch, *input_shape)`` and targets ``(batch, *target_shape)``."""
         rows = torch.as_tensor(indices, dtype=torch.int64)

@@ -43,7 +43,7 @@ class Hooks:
     """Fires the hooks of a run's callbacks, in the order of the config.
 
     What a callback implements is worked out once; a hook that no callback implements costs a look into a table. Before
-    a hook is called the random generators are seeded for it alone, unless it is marked with ``draws_nothing``.
+    a hook is called the random generators are seeded for it alone, unless it is marked with ``uses_no_rng``.
 
     Args:
         callbacks: Callbacks by name.

@@ -6,7 +6,7 @@ from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import draws_nothing
+from ksuit_runner.keyed_random import uses_no_rng
 
 from .driver import NO_CALLBACKS, drive
 from .measure import Scale, compete
@@ -22,7 +22,7 @@ class Idle(CallbackBase):
 class Busy(CallbackBase):
     """Implements one that does nothing."""
 
-    @draws_nothing
+    @uses_no_rng
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None: ...
 
 
