@@ -20,7 +20,7 @@ from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.periodic_callback import DatasetCallback
-from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.space import read_parameters
 from ksuit_runner.system.signals import Interruption
@@ -61,7 +61,7 @@ def built(overrides, tmp_path):
     outputs = OutputPaths(config["output_dir"])
     trainer = build_trainer(factory, config["seed"])
     record = RunRecord.begin(
-        build_tracker(factory, outputs), outputs, config, Launch("", list(overrides)), Surroundings()
+        build_tracker(factory, outputs), outputs, config, Launch("", list(overrides)), Provenance()
     )
     try:
         run = Assembly(factory, config, trainer, record, Interruption()).run(None, None)

@@ -18,7 +18,7 @@ from ksuit_runner.delivery.tracked_points import copy_history, open_journal
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
-from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.system.atomic_files import renew, write_text
 from ksuit_runner.system.run_lock import RunLock
@@ -68,7 +68,7 @@ class RunRecord:
         outputs: OutputPaths,
         config: Mapping[str, Any],
         launch: Launch,
-        surroundings: Surroundings,
+        provenance: Provenance,
     ) -> "RunRecord":
         """Start the record of a new run.
 
@@ -76,7 +76,7 @@ class RunRecord:
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
         tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
-        tags |= {"ksuit.command": launch.command, **surroundings.tags}
+        tags |= {"ksuit.command": launch.command, **provenance.tags}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
@@ -123,12 +123,12 @@ class RunRecord:
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
-    def describe(self, config: Mapping[str, Any], data: DataContainer, surroundings: Surroundings) -> None:
-        """Record parameters, datasets and surroundings, as far as an earlier start has not come to it."""
+    def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
+        """Record parameters, datasets and provenance, unless an earlier start has done so."""
         if not self.paths.environment.exists():
-            if surroundings.diff:
-                write_text(self.paths.diff, surroundings.diff)
-            write_text(self.paths.environment, json.dumps(surroundings.environment, indent=2) + "\n")
+            if provenance.diff:
+                write_text(self.paths.diff, provenance.diff)
+            write_text(self.paths.environment, json.dumps(provenance.environment, indent=2) + "\n")
         if not self.tracker.is_described:
             datasets = _dataset_infos(data)
             with self.tracker.together():

@@ -22,7 +22,7 @@ from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.origin import Origin
-from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
@@ -70,7 +70,7 @@ def run(
     launch: Launch,
     origin: Origin | None = None,
     console: Console | None = None,
-    surroundings: Surroundings | None = None,
+    provenance: Provenance | None = None,
     trust: Trust | None = None,
 ) -> Outcome:
     """Do a run.
@@ -80,7 +80,7 @@ def run(
         launch: How it was started, to be stored with it.
         origin: The stored run that it goes on from, if any.
         console: Where a person reads along.
-        surroundings: What a new run is stored with; collected for it by default.
+        provenance: Provenance of a new run; collected by default.
         trust: Limits of a config that was not composed here.
 
     Returns:
@@ -100,13 +100,13 @@ def run(
             tracker = build_tracker(factory, outputs)
         trainer = build_trainer(factory, int(config["seed"]))
         with files_explained():
-            surroundings = surroundings or Surroundings()
-            record = _open_record(config, launch, origin, lock, tracker, outputs, surroundings)
+            provenance = provenance or Provenance()
+            record = _open_record(config, launch, origin, lock, tracker, outputs, provenance)
         outcome = Outcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
             assembly = Assembly(factory, config, trainer, record, interruption)
-            _do(assembly, launch, origin, checkpoint, outcome, console, surroundings)
+            _do(assembly, launch, origin, checkpoint, outcome, console, provenance)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
 
@@ -146,10 +146,10 @@ def _open_record(
     lock: RunLock | None,
     tracker: BaseTracker,
     outputs: OutputPaths,
-    surroundings: Surroundings,
+    provenance: Provenance,
 ) -> RunRecord:
     if origin is None or lock is None:
-        return RunRecord.begin(tracker, outputs, config, launch, surroundings)
+        return RunRecord.begin(tracker, outputs, config, launch, provenance)
     paths = PathProvider(outputs.output_dir, origin.run_id)
     is_evaluation, register_anew = origin.mode == "evaluate", bool(config.get("register_anew"))
     return RunRecord.go_on(tracker, paths, lock, is_evaluation, register_anew)
@@ -162,7 +162,7 @@ def _do(
     checkpoint: Checkpoint | None,
     outcome: Outcome,
     console: Console,
-    surroundings: Surroundings,
+    provenance: Provenance,
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
@@ -173,7 +173,7 @@ def _do(
     try:
         with files_explained():
             if launch.mode != "evaluate":
-                record.describe(config, assembly.trainer.data_container, surroundings)
+                record.describe(config, assembly.trainer.data_container, provenance)
             if launch.mode == "fork" and checkpoint is not None:
                 record.carry_history(checkpoint.paths, checkpoint.progress.update)
         assembled = assembly.run(checkpoint, origin)

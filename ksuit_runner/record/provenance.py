@@ -1,6 +1,6 @@
-"""What a run was started with: command, code, packages and hardware, as a record that is stored with the run.
+"""The provenance of a run: command, code, packages and hardware, as they are stored with it.
 
-Environment variables are left out on purpose: they hold passwords and tokens.
+Environment variables are omitted on purpose: they hold passwords and tokens.
 """
 
 import platform
@@ -25,8 +25,8 @@ _GIT_TIMEOUT_S = 10.0
 _NAMED = ("torch", "hydra-core", "omegaconf", "mlflow", "safetensors", "numpy")
 
 
-class Surroundings:
-    """What a run is stored with, collected when it is first asked for.
+class Provenance:
+    """The provenance of a run, collected on first access.
 
     The runs of a sweep in one process share it: collecting takes longer than a tiny run.
     """

@@ -17,7 +17,7 @@ from ksuit_runner.errors import AliveError, ConfigError, TrackerError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import add_to_index, entries
 from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
 from ksuit_runner.sweep.fetch_sweep import fetch_runs
@@ -135,7 +135,7 @@ class Session:
         self._entered: set[str] = set()
         self._results: dict[int, JobResult] = {}
         self._skipped: dict[int, str] = {}
-        self._surroundings = Surroundings() if launcher.runs_here else None
+        self._provenance = Provenance() if launcher.runs_here else None
         self._total = 0
         self._lock = lock
         self._trust = trust
@@ -264,7 +264,7 @@ class Session:
             run_id=record.run_id if record else None,
             devices=tuple(self._launcher.devices),
             is_shown=self._launcher.runs_here,
-            surroundings=self._surroundings,
+            provenance=self._provenance,
             trust=self._trust,
         )
 

@@ -25,7 +25,7 @@ from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console
 
 if TYPE_CHECKING:
-    from ksuit_runner.record.provenance import Surroundings
+    from ksuit_runner.record.provenance import Provenance
 
 _POLL_S = 0.2
 
@@ -44,7 +44,7 @@ class Task:
         run_id: Run to go on with; None starts a new one.
         devices: Devices that the jobs share out among themselves.
         is_shown: Whether to print what a run prints.
-        surroundings: What the run is stored with, shared with other jobs of this process.
+        provenance: Provenance of the run, shared with the other jobs of this process; collected by default.
         trust: Limits of a config that is not this user's own.
     """
 
@@ -57,7 +57,7 @@ class Task:
     run_id: str | None = None
     devices: tuple[str, ...] = ()
     is_shown: bool = True
-    surroundings: "Surroundings | None" = None
+    provenance: "Provenance | None" = None
     trust: Trust | None = None
 
 
@@ -142,10 +142,10 @@ def _run(task: Task, start: float) -> JobResult:
     if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
         launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else nothing but its id is known
     if task.is_shown:
-        outcome = run(config, launch, origin, surroundings=task.surroundings, trust=task.trust)
+        outcome = run(config, launch, origin, provenance=task.provenance, trust=task.trust)
     else:
         with open(os.devnull, "w") as nowhere:
-            outcome = run(config, launch, origin, make_console(file=nowhere), task.surroundings, task.trust)
+            outcome = run(config, launch, origin, make_console(file=nowhere), task.provenance, task.trust)
     if outcome.error is not None:
         return _failed(task, outcome.error, outcome.run_id, start)
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)

@@ -3,7 +3,7 @@ import pytest
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.engine.run_record import RunRecord, flat
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.record.provenance import Surroundings
+from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, store
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.noop import NoopTracker
@@ -12,13 +12,13 @@ CONFIG = {"name": None, "parent_run_id": None, "trainer": {"recall@5 (macro)": 1
 
 
 def test_a_run_that_ended_before_it_was_described_is_described_when_it_goes_on(maker, monkeypatch):
-    data, surroundings = maker.trainer().data_container, Surroundings()
+    data, provenance = maker.trainer().data_container, Provenance()
     launch = Launch("ksuit", [])
-    first = RunRecord.begin(NoopTracker(), maker.paths(), CONFIG, launch, surroundings)
+    first = RunRecord.begin(NoopTracker(), maker.paths(), CONFIG, launch, provenance)
     store(first.paths, CONFIG, launch)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="stale"):
         patch.setattr(type(data), "describe", lambda self: (_ for _ in ()).throw(OSError("stale file handle")))
-        first.describe(CONFIG, data, surroundings)
+        first.describe(CONFIG, data, provenance)
     first.close("FAILED")
     paths = PathProvider(maker.folder, first.paths.run_id)
     paths.environment.unlink()  # as a kill a moment earlier leaves it
@@ -26,7 +26,7 @@ def test_a_run_that_ended_before_it_was_described_is_described_when_it_goes_on(m
         lock = RunLock(paths.lock)
         lock.acquire()
         record = RunRecord.go_on(NoopTracker(), paths, lock)
-        record.describe({**CONFIG, "seed": value}, data, surroundings)
+        record.describe({**CONFIG, "seed": value}, data, provenance)
         record.close("FINISHED")
         box = Outbox.load(paths)
         assert box.params == {"name": "None", "parent_run_id": "None", "trainer.recall@5 (macro)": "1", "seed": "1"}
