@@ -137,7 +137,7 @@ class _Tensors:
             torch._foreach_lerp_(self.averaged, live.averaged, 1 - decay)
         for parameter, other in zip(self.others, live.others, strict=True):
             parameter.data = _copied(other.detach(), parameter.detach())
-        if has_changed or self._buffers is None or (self.tree.places and self.tree.has_changed()):
+        if has_changed or self._buffers is None or (self.tree.buffer_slots and self.tree.has_changed()):
             self._take_buffers(live.tree.buffers())
         elif self._buffers[0]:
             torch._foreach_copy_(*self._buffers)
@@ -146,7 +146,7 @@ class _Tensors:
 
     def _take_buffers(self, buffers: list[Any]) -> None:
         pairs = []
-        for (holder, name), other in zip(self.tree.places, buffers, strict=True):
+        for (holder, name), other in zip(self.tree.buffer_slots, buffers, strict=True):
             copied = holder[name] = _copied(other, holder[name])
             pairs += [] if copied is None else [(copied, other)]
         are_plain = all(own.layout == torch.strided and not overlaps(own) for own, _ in pairs)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.checkpoint.manifest import verify, write_manifest
-from ksuit_runner.checkpoint.state_types import callback_place, pack, unpack
+from ksuit_runner.checkpoint.state_types import callback_location, pack, unpack
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
@@ -75,7 +75,7 @@ def pack_state(
             else:
                 raise CheckpointError(f"{name}.safetensors: {key!r} is not a dense tensor, which the file could hold")
     packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
-    callbacks = {name: pack(callback_place(name), value) for name, value in state.get("callbacks", {}).items()}
+    callbacks = {name: pack(callback_location(name), value) for name, value in state.get("callbacks", {}).items()}
     return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
 
 

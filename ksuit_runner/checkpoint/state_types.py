@@ -33,7 +33,7 @@ class _Refused(Exception):
         self.path = ""
 
 
-def callback_place(name: str) -> str:
+def callback_location(name: str) -> str:
     """Return how a message names the state of a callback."""
     return f"callbacks.{name}: state_dict()"
 

@@ -109,7 +109,7 @@ class CheckpointWriter:
         """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
         self._requested.add(tag)
 
-    def take_up(self, name: str, tags: Sequence[str]) -> None:
+    def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Give the checkpoint that is gone on from its tags, which a kill after its commit may have kept from it."""
         paths, before = self.path_provider, read_tags(self.path_provider)
         if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:

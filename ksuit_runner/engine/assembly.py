@@ -229,7 +229,7 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
         raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
     run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == "evaluate")
     if origin.mode == "resume":
-        run.checkpoint_writer.take_up(str(checkpoint.progress), checkpoint.tags)
+        run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)
     run.unfinished = checkpoint.state["unfinished"]
     if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
         run.trainer.counter.stopped = False

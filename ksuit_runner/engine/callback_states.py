@@ -5,7 +5,7 @@ from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import Checkpoint
-from ksuit_runner.checkpoint.state_types import callback_place, copy_state
+from ksuit_runner.checkpoint.state_types import callback_location, copy_state
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
@@ -58,7 +58,9 @@ class CallbackStates:
     def keep(self, callback: CallbackBase) -> None:
         """Keep the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            self._kept[callback.display_name] = copy_state(callback_place(callback.display_name), callback.state_dict())
+            self._kept[callback.display_name] = copy_state(
+                callback_location(callback.display_name), callback.state_dict()
+            )
 
     def drop(self) -> None:
         """Let the present states count again: what was kept for has ended well."""

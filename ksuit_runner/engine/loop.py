@@ -104,7 +104,7 @@ def do_update(run: Run, batch: Any) -> None:
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
     run.hooks.states.keep_all()
-    trainer.keep()
+    trainer.take_snapshot()
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")
@@ -116,8 +116,8 @@ def do_update(run: Run, batch: Any) -> None:
         # From here on every random draw of this step depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
         losses, outputs = trainer.forward(part)
-        if trainer.loss_check.leaves_out(losses, counter.update):
-            trainer.leave_out_step()
+        if trainer.loss_check.must_skip(losses, counter.update):
+            trainer.skip_step()
             break
         fire("before_every_backward", step, update_counter=counter, losses=losses)
         if step == 0:

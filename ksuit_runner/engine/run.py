@@ -125,7 +125,7 @@ def save_last_full_update(run: Run) -> None:
 
 def _take_back_update(run: Run) -> None:
     """Undo what an update has changed before its step; of the callbacks, what was kept counts."""
-    run.taken_back = run.trainer.take_back()
+    run.taken_back = run.trainer.roll_back()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

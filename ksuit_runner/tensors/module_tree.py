@@ -1,4 +1,4 @@
-"""Where the parameters and buffers of a module are now, looked up anew at every update at almost no cost."""
+"""The current parameters and buffers of a module, looked up at every update at almost no cost."""
 
 from collections.abc import Sequence, ValuesView
 from itertools import chain
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class ModuleTree:
-    """Finds the parameters and buffers of a module, whatever was assigned anew since.
+    """Finds the current parameters and buffers of a module, whatever was replaced since.
 
     A model may replace a buffer in its forward pass, and a callback a whole module. Walking the tree at every update
-    would take as long as a small layer; so views of what holds them are kept, and read without leaving C.
+    would take as long as a small layer; so it holds views of the modules' dicts, which are read without leaving C.
 
     Args:
         module: The module at the top.
 
     Attributes:
-        places: The dict and the name under which a module had each of its buffers at the last survey.
+        buffer_slots: The dict of a module and the name in it of each buffer, as of the last survey.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,29 +35,29 @@ class ModuleTree:
         self._all = [*self._children, *self._parameters, *self._buffers]
         self._seen = _values(self._all)
         self._structure = self._structure_now()
-        self.places = self.places_now()
+        self.buffer_slots = self.buffer_slots_now()
 
     def has_changed(self) -> bool:
-        """Whether any module, parameter or buffer is another one than at the last look."""
+        """Whether any module, parameter or buffer was replaced, added or removed since the last call."""
         before = self._seen
         self._seen = _values(self._all)
         return not are_same(self._seen, before)
 
     def has_other_structure(self) -> bool:
-        """Whether modules or parameters were replaced, or buffers have come or gone, since the last survey."""
+        """Whether modules or parameters were replaced, or buffers added or removed, since the last survey."""
         (objects, names), (before, names_before) = self._structure_now(), self._structure
         return names != names_before or not are_same(objects, before)
 
     def parameters(self) -> list[Any]:
-        """Return all parameters, and None where there is none, in the order of the tree."""
+        """Return all parameters in the order of the tree, with None for those that are registered as None."""
         return _values(self._parameters)
 
     def buffers(self) -> list[Any]:
-        """Return all buffers, and None where there is none, in the order of the tree."""
+        """Return all buffers in the order of the tree, with None for those that are registered as None."""
         return _values(self._buffers)
 
-    def places_now(self) -> list[tuple[dict[str, Tensor | None], str]]:
-        """Return the dict and the name under which a module has each of its buffers."""
+    def buffer_slots_now(self) -> list[tuple[dict[str, Tensor | None], str]]:
+        """Return the dict of a module and the name in it of each buffer."""
         return [(holder, name) for holder in self._holders for name in holder]
 
     def _structure_now(self) -> tuple[list[Any], list[str]]:

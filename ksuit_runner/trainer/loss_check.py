@@ -71,7 +71,7 @@ class LossCheck:
         self._losses: Tensor | None = None
         self._updates: list[int] = []
 
-    def leaves_out(self, losses: Mapping[str, Tensor], update: int) -> bool:
+    def must_skip(self, losses: Mapping[str, Tensor], update: int) -> bool:
         """Look at the losses of a forward pass, and return whether the update is left out.
 
         Args:

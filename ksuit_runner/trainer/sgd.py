@@ -19,9 +19,9 @@ from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import build_schedule
 from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
+from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradients import clip_gradients, forget_gradients, versions
-from ksuit_runner.trainer.kept_buffers import KeptBuffers
 from ksuit_runner.trainer.lazy_layers import give_sizes
 from ksuit_runner.trainer.loss_check import LossCheck, check_losses
 from ksuit_runner.trainer.loss_weights import LossWeights
@@ -136,9 +136,9 @@ class SgdTrainer:
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self._fused_step = FusedStep(self.optimizer)
-        self._kept_buffers = [KeptBuffers(module) for module in (self.model.module, self.loss)]
+        self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
-        self._kept_state: Mapping[str, Any] = {}
+        self._added_snapshot: Mapping[str, Any] = {}
         self._base_state: dict[str, Any] = {}
         self._stand_in: dict[str, Any] | None = None  # for this class's part of the state while that does not matter
 
@@ -236,18 +236,18 @@ class SgdTrainer:
 
     # The pieces of an update, in the order of the loop
 
-    def keep(self) -> None:
-        """Keep what an update changes before its step: buffers, and the state that another task adds to this one."""
-        for kept in self._kept_buffers:
-            kept.keep()
+    def take_snapshot(self) -> None:
+        """Copy what an update changes before its step: the buffers, and the state that a subclass adds to this one."""
+        for snapshot in self._buffer_snapshots:
+            snapshot.take()
         if self._has_added_state:
-            self._kept_state = copy_state("trainer", self._added_state())
+            self._added_snapshot = copy_state("trainer", self._added_state())
 
-    def take_back(self) -> Mapping[str, Any]:
-        """Give the buffers back what was kept, and return the added state that was kept."""
-        for kept in self._kept_buffers:
-            kept.give_back()
-        return self._kept_state
+    def roll_back(self) -> Mapping[str, Any]:
+        """Restore the buffers from the snapshot, and return the added state that it holds."""
+        for snapshot in self._buffer_snapshots:
+            snapshot.restore()
+        return self._added_snapshot
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
@@ -279,10 +279,10 @@ class SgdTrainer:
         self.loss_check.skips = 0
         self.schedule.step()
 
-    def leave_out_step(self) -> None:
-        """Forget the gradients and what the forward pass has left in buffers; only the learning rate moves on."""
-        for kept in self._kept_buffers:
-            kept.give_back()
+    def skip_step(self) -> None:
+        """Forget the gradients and restore the buffers; only the learning rate moves on."""
+        for snapshot in self._buffer_snapshots:
+            snapshot.restore()
         self.forget_gradients()
         self.loss_check.skips += 1
         self.schedule.step()

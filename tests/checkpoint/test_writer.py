@@ -97,10 +97,10 @@ def test_a_kill_between_the_commit_and_the_tags_is_made_good(saves):
     item.go_on(3, tags={2: ["old"], 3: ["best"]})
     item.paths.tags.write_text('{"old": "E0_U2_S4"}')
     found = read_newest(item.paths)
-    item.writer.take_up(str(found.progress), found.tags)
+    item.writer.restore_tags(str(found.progress), found.tags)
     assert read_tags(item.paths) == {"old": "E0_U2_S4", "best": "E1_U3_S6"}
     before = item.paths.tags.stat()
-    item.writer.take_up(str(found.progress), found.tags)
+    item.writer.restore_tags(str(found.progress), found.tags)
     assert item.paths.tags.stat().st_ino == before.st_ino  # nothing to write
 
 

@@ -349,7 +349,7 @@ def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, objec
     run = maker.run(callbacks, checkpoint={"every_n_updates": 2}, resume=is_resumed, max_updates=7)
     if is_resumed:
         newest = read_newest(paths)
-        run.checkpoint_writer.take_up(str(newest.progress), newest.tags)
+        run.checkpoint_writer.restore_tags(str(newest.progress), newest.tags)
     journal = run.log_writer._journal
     shipment = Shipment(journal, paths.journal_sent, received)
     run.checkpoint_writer.on_written = shipment.send

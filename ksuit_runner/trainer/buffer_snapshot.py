@@ -1,4 +1,4 @@
-"""The buffers of a module as they were before an update, to be given back if it fails or is left out."""
+"""Snapshots of a module's buffers, taken before every update and restored if it fails or is skipped."""
 
 from typing import Any
 
@@ -13,61 +13,61 @@ LARGE = 1 << 18
 """Size in bytes from which on a buffer is copied only when torch counts a change of it."""
 
 
-class KeptBuffers:
-    """Keeps the buffers of a module, such as running statistics, at every update.
+class BufferSnapshot:
+    """Holds a copy of the buffers of a module, such as running statistics; taken again at every update.
 
     Args:
-        module: The module; its forward pass may change buffers, assign them anew, or add some.
+        module: The module; its forward pass may change buffers, replace them, or add some.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._tree = ModuleTree(module)
-        self._kept: list[_KeptBuffer] = []
-        self._take()
+        self._copies: list[_BufferCopy] = []
+        self._find_buffers()
 
-    def keep(self) -> None:
-        """Keep the buffers as they are."""
+    def take(self) -> None:
+        """Take the snapshot anew."""
         if self._tree.has_changed():
-            self._take()
+            self._find_buffers()
         try:
             if self._small[0]:
                 torch._foreach_copy_(*self._small)
         except RuntimeError:  # one has another shape by now
-            self._kept = []
-            self._take()
-        for kept in self._others:
-            kept.keep()
+            self._copies = []
+            self._find_buffers()
+        for item in self._others:
+            item.update()
 
-    def give_back(self) -> None:
-        """Give the module the buffers back that were kept, with the values that they had.
+    def restore(self) -> None:
+        """Put the module's buffers back in place, with the values of the snapshot.
 
         Raises:
             CheckpointError: A large one was changed where torch does not count it.
         """
-        known = {(id(holder), name) for holder, name in self._tree.places}
-        for holder, name in self._tree.places_now():
+        known = {(id(holder), name) for holder, name in self._tree.buffer_slots}
+        for holder, name in self._tree.buffer_slots_now():
             if (id(holder), name) not in known:
                 del holder[name]
         with torch.no_grad():
-            for (holder, name), kept in zip(self._tree.places, self._kept, strict=True):
-                holder[name] = kept.given_back(name)
+            for (holder, name), item in zip(self._tree.buffer_slots, self._copies, strict=True):
+                holder[name] = item.restored(name)
 
-    def _take(self) -> None:
+    def _find_buffers(self) -> None:
         if self._tree.has_other_structure():
             self._tree.survey()
-            self._kept = []
+            self._copies = []
         buffers = self._tree.buffers()
-        before: list[Any] = self._kept or [None] * len(buffers)
-        self._kept = [
-            old if old and old.buffer is buffer else _KeptBuffer(buffer, name)
-            for old, buffer, (_, name) in zip(before, buffers, self._tree.places, strict=True)
+        before: list[Any] = self._copies or [None] * len(buffers)
+        self._copies = [
+            old if old and old.buffer is buffer else _BufferCopy(buffer, name)
+            for old, buffer, (_, name) in zip(before, buffers, self._tree.buffer_slots, strict=True)
         ]
-        small = [kept for kept in self._kept if kept.is_small]
-        self._small = [kept.copy for kept in small], [kept.buffer for kept in small]
-        self._others = [kept for kept in self._kept if not kept.is_small and kept.buffer is not None]
+        small = [item for item in self._copies if item.is_small]
+        self._small = [item.copy for item in small], [item.buffer for item in small]
+        self._others = [item for item in self._copies if not item.is_small and item.buffer is not None]
 
 
-class _KeptBuffer:
+class _BufferCopy:
     def __init__(self, buffer: Any, name: str) -> None:
         self.buffer = buffer
         # The kernels of normalization layers change their statistics without counting that.
@@ -76,18 +76,18 @@ class _KeptBuffer:
         self.copy: Any = None if buffer is None else buffer.detach().clone()
         self._state = self._state_now()
 
-    def keep(self) -> None:
+    def update(self) -> None:
         if self._state_now() != self._state:
             self.copy = self.buffer.detach().clone()
             self._state = self._state_now()
 
-    def given_back(self, name: str) -> Any:
+    def restored(self, name: str) -> Any:
         buffer, copy = self.buffer, self.copy
         if buffer is None or (not self.is_small and self._state_now() == self._state):
             if buffer is not None and _is_dense(buffer) and not _is_equal(buffer, copy):
                 raise CheckpointError(
                     f"model: the buffer '{name}' is changed through .data, where that cannot be seen, and is too large "
-                    "to be copied at every update: an update cannot be taken back. Change it in place"
+                    "to be copied at every update, so the update cannot be rolled back. Change it in place"
                 )
             return buffer
         if not _is_dense(buffer) or (buffer.shape, buffer.dtype) != (copy.shape, copy.dtype):

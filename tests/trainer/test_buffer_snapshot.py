@@ -1,12 +1,12 @@
-"""Whatever a forward pass does to buffers can be taken back."""
+"""Whatever a forward pass does to buffers can be rolled back."""
 
 import pytest
 import torch
 from torch import nn
 
 from ksuit_runner.errors import CheckpointError
-from ksuit_runner.trainer import kept_buffers
-from ksuit_runner.trainer.kept_buffers import KeptBuffers
+from ksuit_runner.trainer import buffer_snapshot
+from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 
 
 class Holder(nn.Module):
@@ -87,49 +87,49 @@ def found(module):
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("large", [kept_buffers.LARGE, 0], ids=["small", "large"])
-def test_a_change_is_taken_back_and_a_change_that_was_kept_is_not(bits, change, large, monkeypatch):
-    monkeypatch.setattr(kept_buffers, "LARGE", large)
+@pytest.mark.parametrize("large", [buffer_snapshot.LARGE, 0], ids=["small", "large"])
+def test_a_change_since_the_snapshot_is_rolled_back_and_one_before_it_is_not(bits, change, large, monkeypatch):
+    monkeypatch.setattr(buffer_snapshot, "LARGE", large)
     module = Holder()
-    kept = KeptBuffers(module)
+    snapshot = BufferSnapshot(module)
     for _ in range(3):
-        kept.keep()
+        snapshot.take()
         before = found(module)
         change(module)
         if change is write_behind and not large:
             with pytest.raises(CheckpointError, match="the buffer 'value' is changed through .data"):
-                kept.give_back()
+                snapshot.restore()
             return
-        kept.give_back()
+        snapshot.restore()
         assert bits(found(module)) == bits(before)
         assign(module)
         normalize(module)
 
 
-def test_a_module_that_was_replaced_is_kept(bits):
+def test_a_module_that_was_replaced_is_in_the_next_snapshot(bits):
     module = Holder()
-    kept = KeptBuffers(module)
-    kept.keep()
+    snapshot = BufferSnapshot(module)
+    snapshot.take()
     module.below[0] = nn.BatchNorm1d(2, momentum=0.5)
     normalize(module)
-    kept.keep()
+    snapshot.take()
     before = found(module)
     normalize(module)
-    kept.give_back()
+    snapshot.restore()
     assert bits(found(module)) == bits(before)
 
 
 def test_a_large_buffer_is_copied_when_it_changes_only(monkeypatch):
-    monkeypatch.setattr(kept_buffers, "LARGE", 8)
+    monkeypatch.setattr(buffer_snapshot, "LARGE", 8)
     module = nn.Module()
     module.register_buffer("mask", torch.full((4,), float("nan")))
-    kept = KeptBuffers(module)
+    snapshot = BufferSnapshot(module)
     copies = []
     for _ in range(3):
-        kept.keep()
-        copies.append(kept._kept[0].copy)
+        snapshot.take()
+        copies.append(snapshot._copies[0].copy)
     assert copies[0] is copies[2]
-    kept.give_back()
+    snapshot.restore()
     module.mask.zero_()
-    kept.keep()
-    assert kept._kept[0].copy.tolist() == [0] * 4
+    snapshot.take()
+    assert snapshot._copies[0].copy.tolist() == [0] * 4
