@@ -28,9 +28,9 @@ from ksuit_runner.cli.start import (
     start_sweep,
 )
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_places, without_sweep
+from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_locations, without_sweep
 from ksuit_runner.config.overrides import value_of
-from ksuit_runner.config.schema import PLACES
+from ksuit_runner.config.schema import OBJECT_SPECS
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
@@ -81,7 +81,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     check_overrides(_texts(overrides))
     config = compose_config(overrides)
     _look_up_hydra(config, OmegaConf.to_container(config))
-    for names in (pattern.removesuffix(".*") for pattern in PLACES if pattern.endswith(".*")):
+    for names in (pattern.removesuffix(".*") for pattern in OBJECT_SPECS if pattern.endswith(".*")):
         if isinstance(node := OmegaConf.select(config, names), DictConfig):
             OmegaConf.set_struct(node, False)
     return config
@@ -171,7 +171,7 @@ def _look_up_hydra(node: Any, raw: Any) -> None:
 def _guest() -> Iterator[None]:
     """Find the code of the working directory, as ``python -m`` does, read anew what has changed, and leave no trace."""
     importlib.invalidate_caches()
-    forget_places()
+    forget_locations()
     path, known, drawn = sys.path[:], HydraConfig.instance().cfg, random.getstate()
     if not {"", os.getcwd()} & {*path}:
         sys.path.insert(0, os.getcwd())

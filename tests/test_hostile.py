@@ -159,7 +159,7 @@ def hostile_configs(canary):
         for place in ("data.datasets.extra", "loss.weight"):
             yield in_config(place, program[0], **program[1]), (place, "trust=[")
     writes = "ksuit_runner.system.atomic_files.write_text"
-    yield in_config("schedule", writes, path=str(canary), text="x"), ("schedule._target_", "not made for this place")
+    yield in_config("schedule", writes, path=str(canary), text="x"), ("schedule._target_", "cannot be used here")
     for target_value in (["os.system"], 3, "a." * 50_000 + "b", "os", "..os.system", "os.system\n"):
         yield in_config("model", target_value), ("model._target_", "no dotted name")
     for value in ("${oc.env:PATH}", "${now:%Y}", "${seed}"):

@@ -1,4 +1,4 @@
-"""Each mistake ends with exit status 2 and a few lines that name the place and the nearest valid name."""
+"""Each mistake ends with exit status 2 and a few lines that name the config path and the nearest valid name."""
 
 import subprocess
 import sys

@@ -27,7 +27,7 @@ from ksuit_runner.system.untrusted_files import SIZE_LIMIT
 CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
-_PLACES = ("output_dir", "tracker", "trust")
+_LOCATIONS = ("output_dir", "tracker", "trust")
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
@@ -138,24 +138,24 @@ def chooses_group(override: Override) -> bool:
     return bool(override.package) or "/" in key or key in groups()
 
 
-def compose_places(overrides: Sequence[str]) -> DictConfig:
+def compose_locations(overrides: Sequence[str]) -> DictConfig:
     """Compose only what says where runs are, their folder and their tracker, by the overrides that are about that.
 
     Raises:
         ConfigError: One of them has no meaning.
     """
-    chosen = (item for item in overrides if root(item) in _PLACES)
-    return _compose_places(Path.cwd(), tuple(chosen))
+    chosen = (item for item in overrides if root(item) in _LOCATIONS)
+    return _compose_locations(Path.cwd(), tuple(chosen))
 
 
 @cache
-def _compose_places(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
+def _compose_locations(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
     return compose_config(overrides)
 
 
-def forget_places() -> None:
-    """Have ``compose_places`` read the YAML files anew: in a long process they may have changed."""
-    _compose_places.cache_clear()
+def forget_locations() -> None:
+    """Have ``compose_locations`` read the YAML files anew: in a long process they may have changed."""
+    _compose_locations.cache_clear()
 
 
 def output_dir_of(overrides: Sequence[str]) -> str:
@@ -166,7 +166,7 @@ def output_dir_of(overrides: Sequence[str]) -> str:
     """
     named = [item for item in overrides if item.startswith("output_dir=")]
     found = with_values(OmegaConf.create({"output_dir": "???"}), named[-1:]) if named else None
-    return str((found or compose_places(overrides)).output_dir)
+    return str((found or compose_locations(overrides)).output_dir)
 
 
 def refuse_long_overrides(overrides: Sequence[str]) -> None:
@@ -255,10 +255,10 @@ def _unknown_choice(path: str) -> ConfigError:
 
 def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
     full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
-    place = full[1].strip() if full else ""
-    about = [item for item in overrides if f"{place}.".startswith(f"{bare_name(item)}.")]
-    given = max(about, key=lambda item: len(bare_name(item)), default=place)
-    parent, _, name = place.rpartition(".")
+    path = full[1].strip() if full else ""
+    about = [item for item in overrides if f"{path}.".startswith(f"{bare_name(item)}.")]
+    given = max(about, key=lambda item: len(bare_name(item)), default=path)
+    parent, _, name = path.rpartition(".")
     if config is None:
         config = _groups_chosen([item for item in overrides if item != given])
     node = OmegaConf.select(config, parent) if parent else config

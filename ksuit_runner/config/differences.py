@@ -17,7 +17,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def differences(old: Mapping[Any, Any], new: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted places where two configs differ with their new values, as deep as both are mappings."""
+    """Yield the config paths where two configs differ with their new values, as deep as both are mappings."""
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key, REMOVED), new.get(key, REMOVED)
         if isinstance(before, dict) and isinstance(after, dict) and before and after:

@@ -1,4 +1,4 @@
-"""The one place where configured objects are built: arguments from the config, collaborators from the runner."""
+"""Builds the objects that a config describes: arguments from the config, collaborators from the runner."""
 
 import inspect
 import sys
@@ -19,13 +19,13 @@ import ksuit_runner
 from ksuit_runner.config.schema import (
     DATASETS,
     INJECTED,
-    PLACES,
+    OBJECT_SPECS,
     SPECIAL_KEYS,
-    Parameter,
-    Place,
+    ObjectSpec,
+    TargetParameter,
     bind,
     check_injected,
-    place_at,
+    spec_at,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.errors import ConfigError, KsuitError
@@ -57,104 +57,104 @@ class Factory:
 
     def __init__(self, config: DictConfig | Mapping[str, Any], trust: Trust | None = None) -> None:
         self._trust = trust
-        # From here on nothing refers to other places, so that what is built is what was checked.
+        # From here on nothing refers to another config path, so that what is built is what was checked.
         self._config: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
 
-    def has(self, place: str) -> bool:
-        """Whether the config describes an object at this place."""
-        return self._node(place) is not None
+    def has(self, path: str) -> bool:
+        """Whether the config describes an object at this config path."""
+        return self._node(path) is not None
 
-    def build(self, place: str, kind: type[Built], **collaborators: Any) -> Built:
-        """Build the object at a place of the config.
+    def build(self, path: str, kind: type[Built], **collaborators: Any) -> Built:
+        """Build the object at a config path.
 
         Args:
-            place: Dotted place of its node.
+            path: Config path of its node.
             kind: Class that it has to be of.
             **collaborators: What the runner can provide, by name.
 
         Raises:
             ConfigError: The node does not fit the constructor, or builds something else.
         """
-        target = self._target(place, kind)
-        wanted = self._bind(place, target)
+        target = self._target(path, kind)
+        wanted = self._bind(path, target)
         try:
             given = {name: collaborators[name] for name in wanted if name in collaborators}
             built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
         except KsuitError as error:
-            raise _at(place, error) from error
+            raise _at(path, error) from error
         except SystemExit as error:
-            raise _ends_the_process(place, error) from error
+            raise _ends_the_process(path, error) from error
         if not isinstance(built, kind):
-            raise ConfigError(f"{place}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
+            raise ConfigError(f"{path}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
         return built
 
     def build_all(
         self,
-        place: str,
+        path: str,
         kind: type[Built],
         scope: Callable[[str], AbstractContextManager[Any]] = nullcontext,
         **collaborators: Any,
     ) -> dict[str, Built]:
-        """Build every object below a place, by its key, which is handed to it as ``name``.
+        """Build every object below a config path, by its key, which is handed to it as ``name``.
 
         Args:
-            place: Dotted place of the node.
+            path: Config path of the node.
             kind: Class that they have to be of.
             scope: Makes the context in which the object of a key is built.
             **collaborators: What the runner can provide, by name.
         """
         built = {}
-        for key in self._node(place) or {}:
+        for key in self._node(path) or {}:
             with scope(key):
-                built[key] = self.build(f"{place}.{key}", kind, name=key, **collaborators)
+                built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
         return built
 
-    def delayed(self, place: str, kind: type | None) -> Callable[..., Any]:
-        """Return what builds the object at a place once its collaborators are there, such as an optimizer."""
-        target = self._target(place, kind)
-        self._bind(place, target)
+    def delayed(self, path: str, kind: type | None) -> Callable[..., Any]:
+        """Return what builds the object at a config path once its collaborators are there, such as an optimizer."""
+        target = self._target(path, kind)
+        self._bind(path, target)
         return target
 
-    def _node(self, place: str) -> Any:
+    def _node(self, path: str) -> Any:
         node = self._config
-        for key in place.split("."):
+        for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
         return node
 
-    def _target(self, place: str, kind: type | None) -> "partial[Any]":
+    def _target(self, path: str, kind: type | None) -> "partial[Any]":
         """Return the constructor with its arguments from the config, nested objects built.
 
         Everything that would be called is checked first, however deep it is nested.
         """
-        node = self._node(place)
+        node = self._node(path)
         if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError(f"{place}: a `_target_` is needed")
-        for below, name in targets_in(place, node):
+            raise ConfigError(f"{path}: a `_target_` is needed")
+        for below, name in targets_in(path, node):
             made = _locate(below, name, self._trust)
-            _check(below, name, made, kind if below == place else None, self._trust)
-        target = _build(place, {**node, "_partial_": True})
+            _check(below, name, made, kind if below == path else None, self._trust)
+        target = _build(path, {**node, "_partial_": True})
         assert isinstance(target, partial)
         return target
 
     @staticmethod
-    def _bind(place: str, target: "partial[Any]") -> list[str]:
+    def _bind(path: str, target: "partial[Any]") -> list[str]:
         parameters = parameters_of(target.func)
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
         any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
-        injected = INJECTED[(place_at(place) or Place(None)).injects]
-        wanted = bind(place, parameters, given, injected, any_name)
-        check_injected(place, target.func.__qualname__, isinstance(target.func, type), wanted, injected)
+        injected = INJECTED[(spec_at(path) or ObjectSpec(None)).injects]
+        wanted = bind(path, parameters, given, injected, any_name)
+        check_injected(path, target.func.__qualname__, isinstance(target.func, type), wanted, injected)
         return wanted
 
 
-def parameters_of(target: Callable[..., Any]) -> list[Parameter]:
+def parameters_of(target: Callable[..., Any]) -> list[TargetParameter]:
     """Return all that a class or function can be given, also through ``**kwargs`` by its base classes."""
-    found: dict[str, Parameter] = {}
+    found: dict[str, TargetParameter] = {}
     for signature in _signatures(target):
         for item in signature:
             if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY):
-                found.setdefault(item.name, Parameter(item.name, required=item.default is item.empty))
+                found.setdefault(item.name, TargetParameter(item.name, required=item.default is item.empty))
     return list(found.values())
 
 
@@ -178,43 +178,43 @@ def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
     return signatures[-1] if signatures else []
 
 
-def _build(place: str, value: Any) -> Any:
+def _build(path: str, value: Any) -> Any:
     """Build what a part of a config describes; the targets in it were checked."""
     if isinstance(value, list):
-        return [_build(f"{place}[{index}]", item) for index, item in enumerate(value)]
+        return [_build(f"{path}[{index}]", item) for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     given = {key: item for key, item in value.items() if "_target_" not in value or key not in SPECIAL_KEYS}
     positional = value.get("_args_") or []
     if value.get("_recursive_", True):
-        given = {key: _build(f"{place}.{key}", item) for key, item in given.items()}
-        positional = _build(f"{place}._args_", positional)
+        given = {key: _build(f"{path}.{key}", item) for key, item in given.items()}
+        positional = _build(f"{path}._args_", positional)
     if "_target_" not in value:
         return given
-    made = _locate(place, value["_target_"])
+    made = _locate(path, value["_target_"])
     try:
         return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
     except KsuitError as error:
-        raise _at(place, error) from error
+        raise _at(path, error) from error
     except SystemExit as error:
-        raise _ends_the_process(place, error) from error
+        raise _ends_the_process(path, error) from error
     except Exception as error:
-        raise ConfigError(f"{place}: {_what_was_raised(error)}") from error
+        raise ConfigError(f"{path}: {_what_was_raised(error)}") from error
 
 
-def _locate(place: str, name: Any, trust: Trust | None = None) -> Any:
+def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
     """Import what a target names and return it; nothing is called."""
     try:
         checked = check_name(name)
         if trust is not None:
-            trust.check_name(place, checked)
+            trust.check_name(path, checked)
         return _import(checked)
     except ConfigError as error:
-        raise ConfigError(f"{place}._target_: {error}") from None
+        raise ConfigError(f"{path}._target_: {error}") from None
     except HydraException as error:
-        raise ConfigError(f"{place}: {_reason(error)}") from error
+        raise ConfigError(f"{path}: {_reason(error)}") from error
     except SystemExit as error:
-        raise _ends_the_process(place, error) from error
+        raise _ends_the_process(path, error) from error
 
 
 @cache
@@ -223,24 +223,24 @@ def _import(name: str) -> Any:
     return instantiate({"_target_": name, "_partial_": True}).func
 
 
-def _check(place: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:
+def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:
     module = str(getattr(made, "__module__", ""))
     file = getattr(sys.modules.get(module), "__file__", None)
     try:
         check_module(name, module)
         if not isinstance(made, type):
-            is_allowed = (place_at(place) or Place(None)).functions and isinstance(made, FunctionType)
+            is_allowed = (spec_at(path) or ObjectSpec(None)).functions and isinstance(made, FunctionType)
             check_function(name, is_allowed, module, file)
         if trust is not None:
-            trust.check_definition(place, name, module, file)
-            if module.startswith("ksuit_runner.") and place_at(place) is None and not _may_be_nested(made):
+            trust.check_definition(path, name, module, file)
+            if module.startswith("ksuit_runner.") and spec_at(path) is None and not _may_be_nested(made):
                 raise ConfigError(f"'{name}' is nothing that a config builds")
         if kind is not None and isinstance(made, type) and not issubclass(made, kind):
             raise ConfigError(f"{made.__qualname__} is no {kind.__name__}")
-        if place_at(place) is DATASETS and not _is_dataset(made):
+        if spec_at(path) is DATASETS and not _is_dataset(made):
             raise ConfigError(f"{made.__qualname__} is no dataset: it has no __len__ and __getitem__")
     except ConfigError as error:
-        raise ConfigError(f"{place}._target_: {error}") from None
+        raise ConfigError(f"{path}._target_: {error}") from None
 
 
 def _is_dataset(made: type) -> bool:
@@ -250,7 +250,7 @@ def _is_dataset(made: type) -> bool:
 def _may_be_nested(made: Any) -> bool:
     """Whether a shipped class is of a kind that configs are made of: others open files and the like."""
     ancestors = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
-    kinds = {place.kind for place in PLACES.values()}
+    kinds = {spec.kind for spec in OBJECT_SPECS.values()}
     return not ancestors.isdisjoint(kinds) or (isinstance(made, type) and _is_dataset(made))
 
 
@@ -258,16 +258,16 @@ def _value(collaborator: Any) -> Any:
     return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
 
 
-def _at(place: str, error: KsuitError) -> KsuitError:
-    """Name the place in an error that a constructor raised without knowing where it was configured."""
+def _at(path: str, error: KsuitError) -> KsuitError:
+    """Name the config path in an error of a constructor that does not know it."""
     text = str(error)
-    known: Mapping[str, Place] = PLACES
+    known: Mapping[str, ObjectSpec] = OBJECT_SPECS
     named = any(text.startswith(key.removesuffix(".*")) for key in known)
-    return error if named else type(error)(f"{place}: {text}")
+    return error if named else type(error)(f"{path}: {text}")
 
 
-def _ends_the_process(place: str, error: SystemExit) -> ConfigError:
-    return ConfigError(f"{place}: it calls sys.exit({error.code!r}) instead of being built")
+def _ends_the_process(path: str, error: SystemExit) -> ConfigError:
+    return ConfigError(f"{path}: it calls sys.exit({error.code!r}) instead of being built")
 
 
 def _reason(error: Exception) -> str:
@@ -283,8 +283,8 @@ def _what_was_raised(error: Exception) -> str:
     if not frames:
         return text
     path = Path(frames[-1].filename)
-    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{text}\n(raised in {place}, line {frames[-1].lineno}, in {frames[-1].name})"
+    where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{text}\n(raised in {where}, line {frames[-1].lineno}, in {frames[-1].name})"
 
 
 def _is_own(file: str) -> bool:

@@ -85,12 +85,12 @@ def full_name(override: str) -> str:
 
 
 def bare_name(override: str) -> str:
-    """Return what an override is about: its place in the config, or its group."""
+    """Return what an override is about: its config path, or its group."""
     return full_name(override).lstrip("+~").partition("@")[0]
 
 
 def root(override: str) -> str:
-    """Return the first part of an override's place in the config."""
+    """Return the first part of the config path of an override."""
     return bare_name(override).partition(".")[0]
 
 

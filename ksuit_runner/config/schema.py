@@ -1,4 +1,4 @@
-"""The places of a config that hold objects, what the runner hands to each, and the rule for argument names.
+"""The config paths that hold objects, what the runner injects at each, and the rule for argument names.
 
 Both the check before a run and the factory that builds the objects go by what stands here.
 """
@@ -17,7 +17,7 @@ SPECIAL_KEYS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_co
 
 
 @dataclass(frozen=True)
-class Parameter:
+class TargetParameter:
     """A parameter that an object is built with.
 
     Attributes:
@@ -34,8 +34,8 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What kind of object a place of the config holds.
+class ObjectSpec:
+    """What kind of object a config path holds.
 
     Attributes:
         kind: Dotted name of the class that it has to derive from, where that class is defined; None for any class.
@@ -50,27 +50,27 @@ class Place:
     optional: bool = False
 
 
-_CALLBACK = Place("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
+_CALLBACK = ObjectSpec("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
 
-DATASETS = Place(None)
+DATASETS = ObjectSpec(None)
 """What holds datasets: any class with ``__len__`` and ``__getitem__``."""
 
-PLACES: Mapping[str, Place] = {
-    "data": Place("ksuit_runner.data.container.DataContainer", injects="data"),
+OBJECT_SPECS: Mapping[str, ObjectSpec] = {
+    "data": ObjectSpec("ksuit_runner.data.container.DataContainer", injects="data"),
     "data.datasets.*": DATASETS,
-    "model": Place("torch.nn.modules.module.Module", injects="model", functions=True),
-    "loss": Place("torch.nn.modules.module.Module"),
-    "optimizer": Place("torch.optim.optimizer.Optimizer", injects="optimizer"),
-    "schedule": Place(None, injects="schedule", functions=True, optional=True),
-    "trainer": Place("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
-    "tracker": Place("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
-    "checkpoint": Place("ksuit_runner.checkpoint.writer.CheckpointWriter", injects="checkpoint"),
-    "metric_property_provider": Place("ksuit_runner.metric_property.MetricPropertyProvider", optional=True),
-    "launcher": Place("ksuit_runner.launchers.base.Launcher", optional=True),
+    "model": ObjectSpec("torch.nn.modules.module.Module", injects="model", functions=True),
+    "loss": ObjectSpec("torch.nn.modules.module.Module"),
+    "optimizer": ObjectSpec("torch.optim.optimizer.Optimizer", injects="optimizer"),
+    "schedule": ObjectSpec(None, injects="schedule", functions=True, optional=True),
+    "trainer": ObjectSpec("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
+    "tracker": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
+    "checkpoint": ObjectSpec("ksuit_runner.checkpoint.writer.CheckpointWriter", injects="checkpoint"),
+    "metric_property_provider": ObjectSpec("ksuit_runner.metric_property.MetricPropertyProvider", optional=True),
+    "launcher": ObjectSpec("ksuit_runner.launchers.base.Launcher", optional=True),
     "default_callbacks.*": _CALLBACK,
     "callbacks.*": _CALLBACK,
 }
-"""Place of the config (``*`` stands for every key) -> what it holds."""
+"""ObjectSpec of the config (``*`` stands for every key) -> what it holds."""
 
 VALUES: dict[str, str] = {
     "name": "str | None",
@@ -109,18 +109,18 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "schedule": frozenset({"optimizer", "total_updates"}),
     "": frozenset(),
 }
-"""Names of the arguments that the runner provides, for the places that ask for them."""
+"""Names of the arguments that the runner provides, for the config paths that ask for them."""
 
 
-def place_at(place: str) -> Place | None:
-    """Return what a dotted place holds, or None if it is none of the PLACES."""
-    above = place.rpartition(".")[0]
-    return PLACES.get(place) or PLACES.get(f"{above}.*")
+def spec_at(path: str) -> ObjectSpec | None:
+    """Return what a config path holds, or None if it holds no object of OBJECT_SPECS."""
+    above = path.rpartition(".")[0]
+    return OBJECT_SPECS.get(path) or OBJECT_SPECS.get(f"{above}.*")
 
 
 def bind(
-    place: str,
-    parameters: Sequence[Parameter],
+    path: str,
+    parameters: Sequence[TargetParameter],
     given: Collection[str],
     injected: Collection[str],
     any_name: bool = False,
@@ -128,10 +128,10 @@ def bind(
     """Check the names of an object's arguments and return those that the runner provides.
 
     Args:
-        place: Dotted place of the object in the config, for messages.
+        path: Config path of the object, for messages.
         parameters: What its constructor asks for.
         given: Names of the arguments in the config, without the SPECIAL_KEYS.
-        injected: Names that the runner can provide at this place.
+        injected: Names that the runner can provide at this config path.
         any_name: Whether the constructor also takes names that are not among the parameters.
 
     Raises:
@@ -140,29 +140,29 @@ def bind(
     names = {parameter.name for parameter in parameters}
     for name in given:
         if name in injected:
-            raise ConfigError(f"{place}.{name}: '{name}' is provided by the runner; remove it")
+            raise ConfigError(f"{path}.{name}: '{name}' is provided by the runner; remove it")
         if name not in names and not any_name:
             hint = nearest(name, names - set(injected), longest=40)
-            raise ConfigError(f"{place}.{name}: there is no such argument. {hint}".rstrip())
+            raise ConfigError(f"{path}.{name}: there is no such argument. {hint}".rstrip())
     for parameter in parameters:
         if parameter.required and parameter.name not in given and parameter.name not in injected:
-            raise ConfigError(f"{place}.{parameter.name}: a value is needed")
+            raise ConfigError(f"{path}.{parameter.name}: a value is needed")
     return [parameter.name for parameter in parameters if parameter.name in injected]
 
 
-def check_injected(place: str, target: str, is_class: bool, wanted: Collection[str], injected: Collection[str]) -> None:
-    """Check that a function asks for something that the runner provides: it is then one that was made for this place.
+def check_injected(path: str, target: str, is_class: bool, wanted: Collection[str], injected: Collection[str]) -> None:
+    """Check that a function takes something that the runner provides, so that it was made for this config path.
 
     Args:
-        place: Dotted place of the object in the config, for messages.
+        path: Config path of the object, for messages.
         target: Name of the function or class.
         is_class: Whether it is a class, which has a kind instead.
         wanted: What ``bind`` returned.
-        injected: Names that the runner can provide at this place.
+        injected: Names that the runner can provide at this config path.
 
     Raises:
         ConfigError: It is a function that asks for nothing.
     """
     if not is_class and not wanted:
         names = ", ".join(sorted(injected))
-        raise ConfigError(f"{place}._target_: '{target}' is not made for this place: it takes none of {names}")
+        raise ConfigError(f"{path}._target_: '{target}' cannot be used here: it takes none of {names}")

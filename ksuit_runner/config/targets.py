@@ -1,8 +1,8 @@
 """What a ``_target_`` may name, for every config, whether it was just composed or comes back from a tracking server.
 
 Classes of installed packages and of the project's own code. Nothing of Python's standard library and nothing of Hydra,
-which could call anything. A function only where a place allows one, and only one of ksuit_runner or of the project.
-What counts is where the object is defined, and not the name under which it is reached.
+which could call anything. A function only where a config path allows one, and only one of ksuit_runner or of the
+project. What counts is where the object is defined, and not the name under which it is reached.
 
 The check before a run applies this to what it reads from source; the factory applies it to the objects themselves,
 before any of them is called.
@@ -32,11 +32,11 @@ _SHIPPED = (Path(ksuit_runner.__file__).resolve().parent, shipped(NAME))
 _WRITTEN = ("runs", "sweeps", ".fetching")
 
 
-def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the target of every object in a part of a config, at any depth.
+def targets_in(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the config path and the target of every object in a part of a config, at any depth.
 
     Args:
-        place: Dotted place of the part.
+        path: Config path of the part.
         value: The part as plain, resolved values.
         depth: How deep it is nested.
 
@@ -44,19 +44,19 @@ def targets_in(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, An
         ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
     """
     if depth > DEEPEST:
-        raise ConfigError(f"{_short(place)}: more than {DEEPEST} levels are nested here")
+        raise ConfigError(f"{_short(path)}: more than {DEEPEST} levels are nested here")
     if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{place}: {_short(value)} is still to be resolved; a value may not hold '${{'")
+        raise ConfigError(f"{path}: {_short(value)} is still to be resolved; a value may not hold '${{'")
     if isinstance(value, Mapping):
         if "_target_" in value:
-            yield place, value["_target_"]
+            yield path, value["_target_"]
         for key, item in value.items():
             if "${" in str(key):
-                raise ConfigError(f"{place}: a key may not hold '${{'")
-            yield from targets_in(f"{place}.{key}", item, depth + 1)
+                raise ConfigError(f"{path}: a key may not hold '${{'")
+            yield from targets_in(f"{path}.{key}", item, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from targets_in(f"{place}[{index}]", item, depth + 1)
+            yield from targets_in(f"{path}[{index}]", item, depth + 1)
 
 
 def check_values(values: Mapping[Any, Any]) -> None:
@@ -65,10 +65,10 @@ def check_values(values: Mapping[Any, Any]) -> None:
     Raises:
         ConfigError: It is not so.
     """
-    for place, value in values.items():
-        if "${" in str(place):
-            raise ConfigError(f"{_short(place)}: a key may not hold '${{'")
-        for _ in targets_in(str(place), value):
+    for path, value in values.items():
+        if "${" in str(path):
+            raise ConfigError(f"{_short(path)}: a key may not hold '${{'")
+        for _ in targets_in(str(path), value):
             pass
 
 
@@ -108,7 +108,7 @@ def check_function(target: str, is_allowed: bool, module: str, file: str | None)
 
     Args:
         target: Its name in the config.
-        is_allowed: Whether the place takes functions at all.
+        is_allowed: Whether the config path takes functions at all.
         module: Name of the module that it is defined in.
         file: File of that module.
 
@@ -133,25 +133,25 @@ class Trust:
     Attributes:
         packages: Packages or modules that the user trusts besides TRUSTED.
         outputs: The output folder, in which no code of the project is, even if it is below the working directory.
-        changes: Dotted places that the command line has changed.
+        changes: config paths that the command line has changed.
     """
 
     packages: tuple[str, ...]
     outputs: Path
     changes: tuple[str, ...] = ()
 
-    def check_name(self, place: str, target: str) -> None:
+    def check_name(self, path: str, target: str) -> None:
         """Check the package that a target is reached through, before anything of it is imported.
 
         Args:
-            place: Dotted place of the object.
+            path: Config path of the object.
             target: Its target.
 
         Raises:
             ConfigError: It is neither shipped nor the project's own, and nobody trusts it.
         """
         top = target.partition(".")[0]
-        if self._is_changed(place) or any(top == entry.partition(".")[0] for entry in (*TRUSTED, *self.packages)):
+        if self._is_changed(path) or any(top == entry.partition(".")[0] for entry in (*TRUSTED, *self.packages)):
             return
         try:
             spec = find_spec(top)
@@ -161,11 +161,11 @@ class Trust:
         if not any(self._is_of_project(file) for file in files):
             raise self._refusal(target, top)
 
-    def check_definition(self, place: str, target: str, module: str, file: str | None) -> None:
+    def check_definition(self, path: str, target: str, module: str, file: str | None) -> None:
         """Check where a target is defined.
 
         Args:
-            place: Dotted place of the object.
+            path: Config path of the object.
             target: Its name in the config.
             module: Name of the module that it is defined in.
             file: File of that module.
@@ -175,12 +175,12 @@ class Trust:
         """
         entries = (*TRUSTED, *self.packages)
         is_listed = any(module == entry or module.startswith(f"{entry}.") for entry in entries)
-        if not (is_listed or self._is_changed(place) or self._is_of_project(file)):
+        if not (is_listed or self._is_changed(path) or self._is_of_project(file)):
             raise self._refusal(target, module)
 
-    def _is_changed(self, place: str) -> bool:
-        return f"{place}._target_" in self.changes or any(
-            place == change or place.startswith((f"{change}.", f"{change}[")) for change in self.changes
+    def _is_changed(self, path: str) -> bool:
+        return f"{path}._target_" in self.changes or any(
+            path == change or path.startswith((f"{change}.", f"{change}[")) for change in self.changes
         )
 
     def _is_of_project(self, file: str | None) -> bool:

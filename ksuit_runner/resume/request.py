@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ksuit_runner.config.compose import SWEEP_NODES, compose_places, output_dir_of
+from ksuit_runner.config.compose import SWEEP_NODES, compose_locations, output_dir_of
 from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
@@ -54,7 +54,7 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
     query = request.query
     paths = OutputPaths(output_dir_of(overrides))
     run_id = find_local(paths, query)
-    if run_id is None and (config := compose_places(overrides)).tracker.get("uri"):
+    if run_id is None and (config := compose_locations(overrides)).tracker.get("uri"):
         from ksuit_runner.config.factory import Factory
         from ksuit_runner.resume.fetch_run import fetch
         from ksuit_runner.tracker.build import build_tracker

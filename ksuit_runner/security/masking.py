@@ -1,6 +1,6 @@
 """Passwords and tokens in addresses, overrides and settings: never printed, stored or recorded, and asked for again.
 
-What is stored has ``***`` in their place. A run that goes on gets the real ones from where the user keeps them.
+What is stored has ``***`` instead. A run that goes on gets the real ones from where the user keeps them.
 """
 
 import re
@@ -57,33 +57,33 @@ def fill_in(config: Mapping[str, Any], find: Callable[[str, str], str | None]) -
 
     Args:
         config: The config as plain values.
-        find: Returns the real value for a dotted place and the masked value that is there, or None.
+        find: Returns the real value for a config path and the masked value that is there, or None.
     """
     return {key: _filled(key, value, find) for key, value in config.items()}
 
 
-def _filled(place: str, value: Any, find: Callable[[str, str], str | None]) -> Any:
+def _filled(path: str, value: Any, find: Callable[[str, str], str | None]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _filled(f"{place}.{key}", item, find) for key, item in value.items()}
+        return {key: _filled(f"{path}.{key}", item, find) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_filled(f"{place}[{index}]", item, find) for index, item in enumerate(value)]
-    found = find(place, value) if isinstance(value, str) and is_masked(place, value) else None
+        return [_filled(f"{path}[{index}]", item, find) for index, item in enumerate(value)]
+    found = find(path, value) if isinstance(value, str) and is_masked(path, value) else None
     return value if found is None else found
 
 
-def masked_places(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the dotted place and the value of everything in a config that is still masked."""
+def masked_values(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the config path and the value of everything in a config that is still masked."""
     found: list[tuple[str, str]] = []
 
-    def note(place: str, value: str) -> None:
-        found.append((place, value))
+    def note(path: str, value: str) -> None:
+        found.append((path, value))
 
     fill_in(config, note)
     yield from found
 
 
-def is_masked(place: str, value: str) -> bool:
+def is_masked(path: str, value: str) -> bool:
     """Whether a value of a stored config has a mask in place of a password or token."""
     if MASK not in value:
         return False
-    return bool(mask_value(place.partition("[")[0], value.replace(MASK, "x")) == value)
+    return bool(mask_value(path.partition("[")[0], value.replace(MASK, "x")) == value)

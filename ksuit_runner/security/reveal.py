@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from ksuit_runner.config.compose import compose_places
+from ksuit_runner.config.compose import compose_locations
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.security.masking import MASK, fill_in, mask_addresses, masked_places
+from ksuit_runner.security.masking import MASK, fill_in, mask_addresses, masked_values
 
 URI_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD"
 """Variables of the environment that the tracking URI, or the password in it, is taken from."""
@@ -26,12 +26,12 @@ def reveal(config: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, 
     Raises:
         ConfigError: One is known nowhere; says how to give it.
     """
-    if not any(masked_places(config)):
+    if not any(masked_values(config)):
         return config
-    own = compose_places(overrides).tracker.get("uri")
+    own = compose_locations(overrides).tracker.get("uri")
 
-    def find(place: str, value: str) -> str | None:
-        if place != "tracker.uri":
+    def find(path: str, value: str) -> str | None:
+        if path != "tracker.uri":
             return None
         for known in (own, os.environ.get(URI_VARIABLE)):
             if known and mask_addresses(known) == value:
@@ -40,7 +40,7 @@ def reveal(config: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, 
         return value.replace(MASK, quote(password, safe=""), 1) if password and f"{MASK}@" in value else None
 
     found = fill_in(config, find)
-    for place, value in masked_places(found):
-        known = f"Set {URI_VARIABLE} or {PASSWORD_VARIABLE}, or give" if place == "tracker.uri" else "Give"
-        raise ConfigError(f"{place}: the password in {value!r} is not stored with the run. {known} {place}= again")
+    for path, value in masked_values(found):
+        known = f"Set {URI_VARIABLE} or {PASSWORD_VARIABLE}, or give" if path == "tracker.uri" else "Give"
+        raise ConfigError(f"{path}: the password in {value!r} is not stored with the run. {known} {path}= again")
     return found

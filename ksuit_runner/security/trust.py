@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import ListConfig
 
 from ksuit_runner.config.check.annotation import mismatch
-from ksuit_runner.config.compose import compose_places
+from ksuit_runner.config.compose import compose_locations
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import OutputPaths
@@ -45,7 +45,7 @@ def limits(
     paths: OutputPaths, tracker: Mapping[str, Any], overrides: Sequence[str], changes: Collection[str] = ()
 ) -> Trust:
     """Return the limits of a config that somebody else may have made; see ``trust_in``."""
-    own = compose_places(overrides)
+    own = compose_locations(overrides)
     packages: Any = own.get("trust") or []
     packages = list(packages) if isinstance(packages, ListConfig) else packages
     if problem := mismatch(packages, "list[str]"):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ksuit_runner.config.compose import compose_places, output_dir_of
+from ksuit_runner.config.compose import compose_locations, output_dir_of
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, SweepPaths, is_run_id
 from ksuit_runner.record.stored_run import find_local
@@ -38,7 +38,7 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
         raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
         return known[found.pop()]
-    if find_local(outputs, query) is not None or not (config := compose_places(overrides)).tracker.get("uri"):
+    if find_local(outputs, query) is not None or not (config := compose_locations(overrides)).tracker.get("uri"):
         return None
     from ksuit_runner.config.factory import Factory
     from ksuit_runner.sweep.fetch_sweep import fetch_plan
@@ -49,7 +49,7 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     """Return the error for a sweep that is not there, with the nearest one."""
-    config = compose_places(overrides)
+    config = compose_locations(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
     names = {plan.name for plan in _readable(known).values()} | known.keys()
     return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")

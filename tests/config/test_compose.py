@@ -50,5 +50,5 @@ def test_a_nested_file_is_composed(project):
 
 
 def test_a_name_with_a_dot_is_refused_for_its_dot(project):
-    with pytest.raises(ConfigError, match=r"^callbacks: the name 'acc.v1' has a dot, which is kept for places of the"):
+    with pytest.raises(ConfigError, match=r"^callbacks: the name 'acc.v1' has a dot, which separates the parts of a"):
         check_config(without_sweep(compose_config(["callbacks=[dotted]"])))

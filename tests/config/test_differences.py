@@ -13,7 +13,7 @@ def test_nan_is_equal_to_itself_at_any_depth_and_to_nothing_else():
     assert not is_same([1], {"a": 1})
 
 
-def test_differences_are_places_with_their_new_values():
+def test_differences_are_config_paths_with_their_new_values():
     old = {"a": {"b": 1, "c": nan, "d": 2}, "e": {"f": 1}, "g": [1, 2]}
     new = {"a": {"b": 3, "c": float("nan")}, "e": {}, "g": [1, 2], "h": None}
     assert dict(differences(old, new)) == {"a.b": 3, "a.d": REMOVED, "e": {}, "h": None}

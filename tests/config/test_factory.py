@@ -59,14 +59,14 @@ HERE = __name__
 
 
 @pytest.mark.parametrize("node", [{}, {"inner": {"_target_": f"{HERE}.Quits"}}])
-def test_a_class_that_ends_the_process_is_an_error_at_its_place(node):
-    place = "model.inner" if node else "model"
-    with pytest.raises(ConfigError, match=rf"^{place}: it calls sys.exit\(0\) instead of being built"):
+def test_a_class_that_ends_the_process_is_an_error_at_its_config_path(node):
+    path = "model.inner" if node else "model"
+    with pytest.raises(ConfigError, match=rf"^{path}: it calls sys.exit\(0\) instead of being built"):
         factory(model={"_target_": f"{HERE}.Quits", **node}).build("model", torch.nn.Module)
 
 
-def factory(**places):
-    return Factory(OmegaConf.create(places))
+def factory(**nodes):
+    return Factory(OmegaConf.create(nodes))
 
 
 def callbacks(cls, **arguments):
@@ -153,7 +153,7 @@ def test_delayed_objects_are_built_when_the_rest_is_there():
     assert schedule.get_last_lr() == [pytest.approx(0.5 / 3)]
 
 
-def test_whether_a_place_describes_an_object():
+def test_whether_a_config_path_describes_an_object():
     made = factory(schedule=None, data={"_target_": "x"})
     assert made.has("data") and not made.has("schedule") and not made.has("loss")
 
@@ -191,7 +191,7 @@ def test_parameters_through_the_bases(target, required, optional):
         ("Mien", {}, "callbacks.mine: .*Mien"),
     ],
 )
-def test_mistakes_name_their_place(collaborators, cls, arguments, message):
+def test_mistakes_name_their_config_path(collaborators, cls, arguments, message):
     with pytest.raises(ConfigError, match=message):
         callbacks(cls, **arguments).build_all("callbacks", CallbackBase, **collaborators)
 
@@ -203,14 +203,14 @@ def test_a_target_is_needed(node):
 
 
 @pytest.mark.parametrize("target", ["os.system", "subprocess.run", "builtins.eval", "builtins.exec", "pickle.loads"])
-@pytest.mark.parametrize("place", ["callbacks.mine", "schedule", "model"])
-def test_a_config_cannot_call_bare_functions(tmp_path, target, place):
+@pytest.mark.parametrize("path", ["callbacks.mine", "schedule", "model"])
+def test_a_config_cannot_call_bare_functions(tmp_path, target, path):
     proof = tmp_path / "called"
     node = {"_target_": target, "_args_": [f"touch {proof}"]}
     config = OmegaConf.create({})
-    OmegaConf.update(config, place, node, force_add=True)
-    with pytest.raises(KsuitError, match=f"^{place}"):
-        Factory(config).build(place, torch.nn.Module)
+    OmegaConf.update(config, path, node, force_add=True)
+    with pytest.raises(KsuitError, match=f"^{path}"):
+        Factory(config).build(path, torch.nn.Module)
     assert not proof.exists()
 
 
@@ -244,11 +244,11 @@ class Broken:
 
 
 @pytest.mark.parametrize(("lines", "message"), [([], "KeyError: 'columns'"), (["one", "two"], "ValueError: one\ntwo")])
-def test_what_a_nested_constructor_raises_is_said_with_its_type_and_place(lines, message):
+def test_what_a_nested_constructor_raises_is_said_with_its_type_and_config_path(lines, message):
     datasets = {"train": {"_target_": f"{HERE}.Broken", "lines": lines}}
     data = {"_target_": "ksuit_runner.data.container.DataContainer", "datasets": datasets, "batch_size": 1}
-    place = r"\(raised in .*test_factory.py, line \d+, in _read\)"
-    with pytest.raises(ConfigError, match=rf"^data.datasets.train: {message}\n{place}$") as raised:
+    path = r"\(raised in .*test_factory.py, line \d+, in _read\)"
+    with pytest.raises(ConfigError, match=rf"^data.datasets.train: {message}\n{path}$") as raised:
         factory(data=data).build("data", DataContainer, seed=7)
     assert isinstance(raised.value.__cause__, (KeyError, ValueError))
 
@@ -276,7 +276,7 @@ def test_a_function_of_the_project_may_build_the_model():
     shapes = {"input_shape": (2,), "output_shape": (1,)}
     factory = Factory({"model": {"_target_": f"{__name__}.make_model", "width": 4}})
     assert factory.build("model", torch.nn.Module, **shapes).weight.shape == (4, 2)
-    for name, message in (("make_number", "builds a tuple"), ("make_anything", "not made for this place")):
+    for name, message in (("make_number", "builds a tuple"), ("make_anything", "cannot be used here")):
         factory = Factory({"model": {"_target_": f"{__name__}.{name}"}})
         with pytest.raises(ConfigError, match=f"model._target_: .*{message}"):
             factory.build("model", torch.nn.Module, **shapes)

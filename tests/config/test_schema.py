@@ -1,9 +1,13 @@
 import pytest
 
-from ksuit_runner.config.schema import INJECTED, PLACES, Parameter, bind, place_at
+from ksuit_runner.config.schema import INJECTED, OBJECT_SPECS, TargetParameter, bind, spec_at
 from ksuit_runner.errors import ConfigError, nearest
 
-PARAMETERS = [Parameter("model"), Parameter("decay", "float"), Parameter("every", "int", required=False, default=1)]
+PARAMETERS = [
+    TargetParameter("model"),
+    TargetParameter("decay", "float"),
+    TargetParameter("every", "int", required=False, default=1),
+]
 
 
 def test_bind_returns_what_the_runner_provides_and_is_asked_for():
@@ -39,16 +43,16 @@ def test_a_name_that_the_runner_provides_may_not_be_given(name):
     assert str(error.value) == f"callbacks.ema.{name}: '{name}' is provided by the runner; remove it"
 
 
-def test_every_place_says_what_is_injected():
-    assert {place.injects for place in PLACES.values()} <= set(INJECTED)
+def test_every_spec_says_what_is_injected():
+    assert {spec.injects for spec in OBJECT_SPECS.values()} <= set(INJECTED)
 
 
-def test_place_at():
-    assert place_at("model") is PLACES["model"]
-    assert place_at("callbacks.ema") is PLACES["callbacks.*"]
-    assert place_at("data.datasets.train") is PLACES["data.datasets.*"]
-    assert place_at("data.datasets") is None
-    assert place_at("callbacks.ema.decay") is None
+def test_spec_at():
+    assert spec_at("model") is OBJECT_SPECS["model"]
+    assert spec_at("callbacks.ema") is OBJECT_SPECS["callbacks.*"]
+    assert spec_at("data.datasets.train") is OBJECT_SPECS["data.datasets.*"]
+    assert spec_at("data.datasets") is None
+    assert spec_at("callbacks.ema.decay") is None
 
 
 def test_nearest_is_silent_where_a_list_would_not_help():

@@ -96,8 +96,8 @@ ALIASES = [
 
 @pytest.mark.filterwarnings("ignore:Using '_target_. functools.partial")  # Hydra says so before it is refused
 @pytest.mark.parametrize("target", ALIASES)
-@pytest.mark.parametrize("place", ["model", "schedule", "nested", "in a list", "not recursive"])
-def test_the_factory_looks_at_the_object_itself(tmp_path, place, target):
+@pytest.mark.parametrize("path", ["model", "schedule", "nested", "in a list", "not recursive"])
+def test_the_factory_looks_at_the_object_itself(tmp_path, path, target):
     canary = tmp_path / "canary"
     node = {"_target_": target, "_args_": [f"touch {canary}"]}
     around = {"_target_": "torch.nn.Sequential"}
@@ -105,8 +105,8 @@ def test_the_factory_looks_at_the_object_itself(tmp_path, place, target):
         "nested": {**around, "_args_": [{**around, "_args_": [node]}]},
         "in a list": {**around, "x": [[{"y": node}]]},
         "not recursive": {**around, "_recursive_": False, "x": node},
-    }.get(place, node)
-    where = "schedule" if place == "schedule" else "model"
+    }.get(path, node)
+    where = "schedule" if path == "schedule" else "model"
     factory = Factory(OmegaConf.create({where: model}))
     with pytest.raises(ConfigError, match=f"^{where}.*(belongs to|function|Reference|Target)"):
         factory.delayed(where, None)
@@ -133,5 +133,5 @@ def test_a_function_of_the_project_may_be_a_schedule():
     config = {"schedule": {"_target_": f"{__name__}.shell"}}
     assert Factory(OmegaConf.create(config)).delayed("schedule", None).func is sys.modules[__name__].shell
     writes = {"schedule": {"_target_": "ksuit_runner.system.atomic_files.write_text", "path": "x", "text": "y"}}
-    with pytest.raises(ConfigError, match="not made for this place"):
+    with pytest.raises(ConfigError, match="cannot be used here"):
         Factory(OmegaConf.create(writes)).delayed("schedule", None)

@@ -12,7 +12,7 @@ from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.stored_run import Launch, store
 from ksuit_runner.resume.changes import compose_stored
-from ksuit_runner.security.masking import mask_config, mask_text, masked_places
+from ksuit_runner.security.masking import mask_config, mask_text, masked_values
 from ksuit_runner.security.reveal import PASSWORD_VARIABLE, URI_VARIABLE, reveal
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.ui.command_line import command_line
@@ -72,8 +72,8 @@ def test_a_config_is_masked_by_names_and_addresses_and_its_masks_are_found():
     masked = mask_config(config)
     assert masked["tracker"] == {"uri": "http://me:***@host", "timeout_s": 5, "api_key": "***", "password": None}
     assert masked["data"] == {"urls": ["https://***@host/a", "https://host/b"], "token": "<pad>", "note": "*** of x"}
-    assert [place for place, _ in masked_places(masked)] == ["tracker.uri", "tracker.api_key", "data.urls[0]"]
-    assert not list(masked_places(config))
+    assert [path for path, _ in masked_values(masked)] == ["tracker.uri", "tracker.api_key", "data.urls[0]"]
+    assert not list(masked_values(config))
 
 
 STORED = {"tracker": {"uri": "http://me:***@host"}}

@@ -67,18 +67,18 @@ def trust(project, *packages, changes=()):
     return Trust(packages, project / "outputs", changes)
 
 
-def both(place, node, given):
+def both(path, node, given):
     """Check a part of a config from source, and again when it would be built."""
     config: dict = {}
-    parts = place.split(".")
+    parts = path.split(".")
     part = config
     for key in parts[:-1]:
         part = part.setdefault(key, {})
     part[parts[-1]] = node
     complaints = []
     for check in (
-        lambda: ObjectChecker(trust=given).walk(place, node),
-        lambda: Factory(config, given).delayed(place, None),
+        lambda: ObjectChecker(trust=given).walk(path, node),
+        lambda: Factory(config, given).delayed(path, None),
     ):
         try:
             check()
@@ -110,11 +110,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("place", "node", "package"), REFUSED)
-def test_what_is_of_another_package_is_refused_before_anything_of_it_is_called(project, place, node, package):
-    from_source, built = both(place, node, trust(project))
+@pytest.mark.parametrize(("path", "node", "package"), REFUSED)
+def test_what_is_of_another_package_is_refused_before_anything_of_it_is_called(project, path, node, package):
+    from_source, built = both(path, node, trust(project))
     for complaint in (built, from_source or built):  # the source of a compiled class does not tell
-        assert complaint.startswith(place), complaint
+        assert complaint.startswith(path), complaint
         assert f"trust=[{package}]" in complaint
     assert not (project / "x").exists()
 
@@ -132,9 +132,9 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize(("place", "node"), ALLOWED)
-def test_what_ships_is_the_projects_own_or_torchs_building_blocks_may_stand_there(project, place, node):
-    assert both(place, node, trust(project)) == ["", ""]
+@pytest.mark.parametrize(("path", "node"), ALLOWED)
+def test_what_ships_is_the_projects_own_or_torchs_building_blocks_may_stand_there(project, path, node):
+    assert both(path, node, trust(project)) == ["", ""]
 
 
 def test_the_user_says_which_packages_are_trusted_and_what_the_command_line_brings_is(project):

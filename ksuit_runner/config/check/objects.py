@@ -9,11 +9,19 @@ from typing import Any
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.signature import Signature, SignatureReader
-from ksuit_runner.config.schema import INJECTED, SPECIAL_KEYS, Parameter, Place, bind, check_injected, place_at
+from ksuit_runner.config.schema import (
+    INJECTED,
+    SPECIAL_KEYS,
+    ObjectSpec,
+    TargetParameter,
+    bind,
+    check_injected,
+    spec_at,
+)
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
 from ksuit_runner.errors import ConfigError
 
-_NESTED = Place(kind=None)
+_NESTED = ObjectSpec(kind=None)
 
 
 @dataclass(frozen=True)
@@ -21,19 +29,19 @@ class CheckedObject:
     """An object of the config whose own arguments are in order.
 
     Attributes:
-        place: Its dotted place.
+        path: Its config path.
         target: Its ``_target_``.
         signature: What its target asks for; None if that cannot be told from source.
         given: Its arguments from the config.
     """
 
-    place: str
+    path: str
     target: str
     signature: Signature | None
     given: Mapping[str, Any]
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[TargetParameter, ...]:
         """The parameters of its target, as far as they are known."""
         return self.signature.parameters if self.signature else ()
 
@@ -59,83 +67,83 @@ class ObjectChecker:
         self._reader = reader or SignatureReader()
         self._trust = trust
 
-    def walk(self, place: str, value: Any) -> None:
-        """Check the value at a dotted place, and everything below it.
+    def walk(self, path: str, value: Any) -> None:
+        """Check the value at a config path, and everything below it.
 
         Raises:
-            ConfigError: Something is wrong with an object; begins with its place.
+            ConfigError: Something is wrong with an object; carries its config path.
         """
-        expected = place_at(place)
+        expected = spec_at(path)
         if expected and not (value is None and expected.optional):
-            self._check(place, value, expected)
+            self._check(path, value, expected)
         elif isinstance(value, Mapping) and "_target_" in value:
-            self._check(place, value, _NESTED)
+            self._check(path, value, _NESTED)
         elif isinstance(value, Mapping):
             typo = _near_target(key for key, item in value.items() if isinstance(item, str) and "." in item)
             if typo:
-                raise ConfigError(f"{place}.{typo}: there is no such key here. Did you mean '_target_'?")
-            self._walk_all((f"{place}.{key}", item) for key, item in value.items())
+                raise ConfigError(f"{path}.{typo}: there is no such key here. Did you mean '_target_'?")
+            self._walk_all((f"{path}.{key}", item) for key, item in value.items())
         elif isinstance(value, list):
-            self._walk_all((f"{place}[{index}]", item) for index, item in enumerate(value))
+            self._walk_all((f"{path}[{index}]", item) for index, item in enumerate(value))
 
     def _walk_all(self, items: Iterable[tuple[str, Any]]) -> None:
-        for place, value in items:
-            self.walk(place, value)
+        for path, value in items:
+            self.walk(path, value)
 
-    def _check(self, place: str, node: Any, expected: Place) -> None:
-        target = _target(place, node)
+    def _check(self, path: str, node: Any, expected: ObjectSpec) -> None:
+        target = _target(path, node)
         try:
             if self._trust is not None:
-                self._trust.check_name(place, target)
+                self._trust.check_name(path, target)
             signature = self._reader.read(target)
         except ConfigError as error:
-            raise ConfigError(f"{place}._target_: {error}") from None
+            raise ConfigError(f"{path}._target_: {error}") from None
         given = {str(key): value for key, value in node.items() if key not in SPECIAL_KEYS}
         injected = INJECTED[expected.injects]
         if signature is None:
-            bind(place, (), given, injected, any_name=True)
+            bind(path, (), given, injected, any_name=True)
         else:
-            _check_kind(place, signature, expected, self._trust)
+            _check_kind(path, signature, expected, self._trust)
             parameters = _to_bind(signature, node)
-            wanted = bind(place, parameters, given, injected, signature.any_name)
-            check_injected(place, signature.target, signature.is_class, wanted, injected)
-            _check_types(place, parameters, given)
-        self.objects.append(CheckedObject(place, target, signature, given))
-        self.walk(f"{place}._args_", node.get("_args_"))
-        self._walk_all((f"{place}.{name}", value) for name, value in given.items())
+            wanted = bind(path, parameters, given, injected, signature.any_name)
+            check_injected(path, signature.target, signature.is_class, wanted, injected)
+            _check_types(path, parameters, given)
+        self.objects.append(CheckedObject(path, target, signature, given))
+        self.walk(f"{path}._args_", node.get("_args_"))
+        self._walk_all((f"{path}.{name}", value) for name, value in given.items())
 
 
 def _near_target(keys: Iterable[Any]) -> str | None:
     return next(iter(get_close_matches("_target_", [key for key in keys if isinstance(key, str)], 1, 0.8)), None)
 
 
-def _target(place: str, node: Any) -> str:
+def _target(path: str, node: Any) -> str:
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{place}: an object with a _target_ is needed, not {node!r}")
+        raise ConfigError(f"{path}: an object with a _target_ is needed, not {node!r}")
     if "_target_" not in node:
         if typo := _near_target(node):
-            raise ConfigError(f"{place}.{typo}: there is no such key here. Did you mean '_target_'?")
-        raise ConfigError(f"{place}: it has no _target_, which names the class of the object")
+            raise ConfigError(f"{path}.{typo}: there is no such key here. Did you mean '_target_'?")
+        raise ConfigError(f"{path}: it has no _target_, which names the class of the object")
     try:
         return check_name(node["_target_"])
     except ConfigError as error:
-        raise ConfigError(f"{place}._target_: {error}") from None
+        raise ConfigError(f"{path}._target_: {error}") from None
 
 
-def _check_kind(place: str, signature: Signature, expected: Place, trust: Trust | None) -> None:
+def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Trust | None) -> None:
     try:
         check_module(signature.target, signature.module)
         if not signature.is_class:
             check_function(signature.target, expected.functions, signature.module, signature.file)
         if trust is not None:
-            trust.check_definition(place, signature.target, signature.module, signature.file)
+            trust.check_definition(path, signature.target, signature.module, signature.file)
     except ConfigError as error:
-        raise ConfigError(f"{place}._target_: {error}") from None
+        raise ConfigError(f"{path}._target_: {error}") from None
     if expected.kind and signature.is_class and signature.knows_bases and expected.kind not in signature.bases:
-        raise ConfigError(f"{place}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
+        raise ConfigError(f"{path}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
 
 
-def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[Parameter]:
+def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[TargetParameter]:
     """Return the parameters that are left to be given by name."""
     parameters = list(signature.parameters[len(node.get("_args_") or ()) :])
     if node.get("_partial_"):
@@ -143,7 +151,7 @@ def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[Parameter]:
     return parameters
 
 
-def _check_types(place: str, parameters: Iterable[Parameter], given: Mapping[str, Any]) -> None:
+def _check_types(path: str, parameters: Iterable[TargetParameter], given: Mapping[str, Any]) -> None:
     for parameter in parameters:
         if parameter.name not in given or parameter.annotation is None:
             continue
@@ -151,4 +159,4 @@ def _check_types(place: str, parameters: Iterable[Parameter], given: Mapping[str
         if value is None and parameter.default is None:
             continue
         if problem := mismatch(value, parameter.annotation):
-            raise ConfigError(f"{place}.{parameter.name}: {problem}")
+            raise ConfigError(f"{path}.{parameter.name}: {problem}")

@@ -24,15 +24,15 @@ def check_intervals(item: CheckedObject) -> None:
         ConfigError: It is not so, or the interval is no positive whole number.
     """
     asked = {parameter.name for parameter in item.parameters}
-    if not asked.issuperset(_INTERVALS) or not (item.place == "checkpoint" or is_callback(item)):
+    if not asked.issuperset(_INTERVALS) or not (item.path == "checkpoint" or is_callback(item)):
         return
     values = [item.arguments[name] for name in _INTERVALS]
-    if UNKNOWN in values or (item.place == "checkpoint" and values == [None] * 3):
+    if UNKNOWN in values or (item.path == "checkpoint" and values == [None] * 3):
         return
     try:
         Interval(*values)
     except ConfigError as error:
-        raise ConfigError(f"{item.place}: {error}") from None
+        raise ConfigError(f"{item.path}: {error}") from None
 
 
 def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
@@ -41,11 +41,11 @@ def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
     Raises:
         ConfigError: There is no such dataset.
     """
-    for place, key in _keys(item, "DatasetKey"):
+    for path, key in _keys(item, "DatasetKey"):
         if key not in datasets:
             hint = suggest(key, datasets)
             listed = f" ({', '.join(sorted(datasets))})" if hint.startswith("Did") else ""
-            raise ConfigError(f"{place}: there is no dataset '{key}'. {hint}{listed}")
+            raise ConfigError(f"{path}: there is no dataset '{key}'. {hint}{listed}")
 
 
 def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
@@ -62,23 +62,23 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
             return
         logged.update(key for pattern in item.signature.logs for key in expand(pattern, item))
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
-    for place, key in [*watched, *_strings("objective", objective)]:
+    for path, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):
             hint = nearest(key, logged, longest=0) if logged else "None of them logs anything."
             listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
-            raise ConfigError(f"{place}: no callback logs '{key}'. {hint}".rstrip() + listed)
+            raise ConfigError(f"{path}: no callback logs '{key}'. {hint}".rstrip() + listed)
 
 
 def is_callback(item: CheckedObject) -> bool:
     """Whether an object is one of the run's callbacks, and not an argument of one."""
-    return item.place.startswith(_CALLBACKS) and item.place.count(".") == 1
+    return item.path.startswith(_CALLBACKS) and item.path.count(".") == 1
 
 
 def expand(pattern: str, item: CheckedObject) -> Iterator[str]:
     """Put a callback's arguments into a pattern of metric keys; a list gives one key for each of its elements."""
-    arguments = item.arguments | {"name": item.place.rpartition(".")[2]}
-    parts = re.split(r"\{(\w+)\}", pattern)  # texts at even places, names of arguments at odd ones
-    choices = [_texts(arguments.get(part)) if place % 2 else [part] for place, part in enumerate(parts)]
+    arguments = item.arguments | {"name": item.path.rpartition(".")[2]}
+    parts = re.split(r"\{(\w+)\}", pattern)  # texts at even positions, names of arguments at odd ones
+    choices = [_texts(arguments.get(part)) if index % 2 else [part] for index, part in enumerate(parts)]
     yield from map("".join, product(*choices))
 
 
@@ -95,12 +95,12 @@ def _matches(key: str, pattern: str) -> bool:
 def _keys(item: CheckedObject, kind: str) -> Iterator[tuple[str, str]]:
     for parameter in item.parameters:
         if mentions(parameter.annotation, kind):
-            yield from _strings(f"{item.place}.{parameter.name}", item.arguments[parameter.name])
+            yield from _strings(f"{item.path}.{parameter.name}", item.arguments[parameter.name])
 
 
-def _strings(place: str, value: Any) -> Iterator[tuple[str, str]]:
+def _strings(path: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield place, value
+        yield path, value
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
-            yield from _strings(f"{place}[{index}]", part)
+            yield from _strings(f"{path}[{index}]", part)

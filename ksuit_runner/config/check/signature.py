@@ -8,7 +8,7 @@ from typing import Any
 
 from ksuit_runner.config.check.signature_lookup import Definition, MissingName, Sources
 from ksuit_runner.config.check.signature_source import Function, dotted, flatten
-from ksuit_runner.config.schema import UNKNOWN, Parameter
+from ksuit_runner.config.schema import UNKNOWN, TargetParameter
 
 _ROOTS = frozenset({"object", "Generic", "Protocol", "ABC"})
 
@@ -31,7 +31,7 @@ class Signature:
 
     target: str
     is_class: bool
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[TargetParameter, ...]
     any_name: bool
     bases: frozenset[str] = frozenset()
     knows_bases: bool = True
@@ -101,8 +101,8 @@ class SignatureReader:
             base = self._base(definition, name)
             readable = base and isinstance(base.node, ast.ClassDef) and base.dotted not in seen
             found.extend(self._lineage(base, seen | {definition.dotted}) if base and readable else [None])
-        last = {item.dotted if item else None: place for place, item in enumerate(found)}
-        return [item for place, item in enumerate(found) if last[item.dotted if item else None] == place]
+        last = {item.dotted if item else None: index for index, item in enumerate(found)}
+        return [item for index, item in enumerate(found) if last[item.dotted if item else None] == index]
 
     def _base(self, definition: Definition, name: list[str] | None) -> Definition | None:
         try:
@@ -111,24 +111,24 @@ class SignatureReader:
             return None
 
 
-def _constructor(lineage: list[Definition | None]) -> tuple[list[Parameter], bool]:
+def _constructor(lineage: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
     """Return the parameters of the first constructor in a lineage, and whether there may be more."""
-    for place, definition in enumerate(lineage):
+    for index, definition in enumerate(lineage):
         if definition is None:
             return [], True
         assert isinstance(definition.node, ast.ClassDef)
         method = _method(definition.node, "__init__") or _method(definition.node, "__new__")
         if method:
-            return _with_base(method, lineage[place + 1 :])
+            return _with_base(method, lineage[index + 1 :])
         decorators = [dotted(getattr(node, "func", node)) or [""] for node in definition.node.decorator_list]
         if any(name[-1] == "dataclass" for name in decorators):
-            return _fields(lineage[place:])
+            return _fields(lineage[index:])
         if decorators:  # it may add a constructor
             return [], True
     return [], False
 
 
-def _with_base(method: Function, ancestors: list[Definition | None]) -> tuple[list[Parameter], bool]:
+def _with_base(method: Function, ancestors: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
     own, rest = _parameters(method, skip=1)
     if rest is None:
         return own, False
@@ -155,7 +155,7 @@ def _is_super(call: ast.Call) -> bool:
     return isinstance(owner, ast.Call) and dotted(owner.func) == ["super"]
 
 
-def _parameters(function: Function, skip: int = 0) -> tuple[list[Parameter], str | None]:
+def _parameters(function: Function, skip: int = 0) -> tuple[list[TargetParameter], str | None]:
     """Return a function's parameters and the name of its ``**kwargs``, if it has them."""
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -165,13 +165,13 @@ def _parameters(function: Function, skip: int = 0) -> tuple[list[Parameter], str
     return found, arguments.kwarg.arg if arguments.kwarg else None
 
 
-def _parameter(argument: ast.arg, default: ast.expr | None) -> Parameter:
-    return Parameter(argument.arg, _text(argument.annotation), default is None, _literal(default))
+def _parameter(argument: ast.arg, default: ast.expr | None) -> TargetParameter:
+    return TargetParameter(argument.arg, _text(argument.annotation), default is None, _literal(default))
 
 
-def _fields(lineage: list[Definition | None]) -> tuple[list[Parameter], bool]:
+def _fields(lineage: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
     """Return the fields of a dataclass, those of its ancestors first."""
-    found: dict[str, Parameter] = {}
+    found: dict[str, TargetParameter] = {}
     for definition in reversed(lineage):
         for item in definition.node.body if definition and isinstance(definition.node, ast.ClassDef) else []:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
@@ -183,7 +183,7 @@ def _fields(lineage: list[Definition | None]) -> tuple[list[Parameter], bool]:
             is_field = isinstance(item.value, ast.Call) and (dotted(item.value.func) or [""])[-1] == "field"
             required = item.value is None or (is_field and not {"default", "default_factory"} & options.keys())
             default = options.get("default") if is_field else item.value
-            found[item.target.id] = Parameter(item.target.id, annotation, required, _literal(default))
+            found[item.target.id] = TargetParameter(item.target.id, annotation, required, _literal(default))
     return list(found.values()), None in lineage
 
 

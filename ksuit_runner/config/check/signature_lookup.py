@@ -153,15 +153,15 @@ def _member(definition: Definition, names: list[str]) -> Definition | None:
 
 def _modules_in(folders: Iterable[str]) -> set[str]:
     """Return the names of modules and packages in some folders; namespace packages are any folders."""
-    places = [Path(folder or os.getcwd()) for folder in folders]
+    paths = [Path(folder or os.getcwd()) for folder in folders]
     below = {
         item.name
-        for place in places
-        if os.access(place, os.R_OK) and place.is_dir()
-        for item in place.iterdir()
+        for path in paths
+        if os.access(path, os.R_OK) and path.is_dir()
+        for item in path.iterdir()
         if item.is_dir()
     }
-    names = below | {item.name for item in pkgutil.iter_modules(map(str, places))}
+    names = below | {item.name for item in pkgutil.iter_modules(map(str, paths))}
     return {name for name in names if name.isidentifier()}
 
 

@@ -18,7 +18,7 @@ from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.config.check.signature import SignatureReader
-from ksuit_runner.config.schema import LATER_VALUES, PLACES, VALUES
+from ksuit_runner.config.schema import LATER_VALUES, OBJECT_SPECS, VALUES
 from ksuit_runner.config.targets import Trust, check_values
 from ksuit_runner.errors import ConfigError
 
@@ -42,9 +42,9 @@ def check_config(
     values = resolve(config)
     check_values(values)
     _check_values(values)
-    _check_places(values)
+    _check_objects(values)
     checker = ObjectChecker(reader, trust)
-    for key in dict.fromkeys(pattern.split(".")[0] for pattern in PLACES):
+    for key in dict.fromkeys(pattern.split(".")[0] for pattern in OBJECT_SPECS):
         checker.walk(key, values.get(key))
     data = values.get("data")
     for item in checker.objects:
@@ -80,10 +80,10 @@ def _check_values(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: {problem}")
 
 
-def _check_places(values: Mapping[str, Any]) -> None:
-    for pattern, place in PLACES.items():
+def _check_objects(values: Mapping[str, Any]) -> None:
+    for pattern, spec in OBJECT_SPECS.items():
         if not pattern.endswith(".*"):
-            if values.get(pattern) is None and not place.optional:
+            if values.get(pattern) is None and not spec.optional:
                 raise ConfigError(f"{pattern}: an object with a _target_ is needed, and there is none")
             continue
         parts = pattern.split(".")[:-1]
@@ -94,29 +94,29 @@ def _check_places(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
         if dotted := next((key for key in value or () if "." in str(key)), None):
             raise ConfigError(
-                f"{'.'.join(parts)}: the name '{dotted}' has a dot, which is kept for places of the config"
+                f"{'.'.join(parts)}: the name '{dotted}' has a dot, which separates the parts of a config path"
             )
 
 
 def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:
     """Say which value is missing or cannot be resolved, and which key it may have meant."""
-    place = str(error.full_key)
+    path = str(error.full_key)
     if isinstance(error, MissingMandatoryValue):
-        return f"{place}: a value is needed in place of '???'"
+        return f"{path}: a value is needed instead of '???'"
     raw = dict(_flat("", OmegaConf.to_container(config)))
     reason = str(error).splitlines()[0]
     name = re.search(r"Interpolation key '(.+)' not found", reason)
-    near = get_close_matches(name[1], [key for key in raw if key != place], 1) if name else []
+    near = get_close_matches(name[1], [key for key in raw if key != path], 1) if name else []
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{place}: cannot resolve '{raw.get(place)}': {reason}.{hint}"
+    return f"{path}: cannot resolve '{raw.get(path)}': {reason}.{hint}"
 
 
-def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield everything in a container by its dotted place."""
-    yield place, value
+def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield everything in a container by its config path."""
+    yield path, value
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(f"{place}.{key}" if place else str(key), item)
+            yield from _flat(f"{path}.{key}" if path else str(key), item)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _flat(f"{place}[{index}]", item)
+            yield from _flat(f"{path}[{index}]", item)

@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 
 from ksuit_runner.config.check.signature import Signature, SignatureReader, read_signature
-from ksuit_runner.config.schema import UNKNOWN, Parameter
+from ksuit_runner.config.schema import UNKNOWN, TargetParameter
 from ksuit_runner.errors import ConfigError
 
 
@@ -48,11 +48,11 @@ def test_parameters_of_a_class(write):
     signature = read("lab.a.A")
     assert signature.is_class and not signature.any_name and signature.bases == {"lab.a.A"}
     assert signature.parameters == (
-        Parameter("x", "int"),
-        Parameter("y", "str | None", required=False, default=None),
-        Parameter("z", "float", required=False, default=1e-3),
-        Parameter("w", None, required=False, default=UNKNOWN),
-        Parameter("v", None),
+        TargetParameter("x", "int"),
+        TargetParameter("y", "str | None", required=False, default=None),
+        TargetParameter("z", "float", required=False, default=1e-3),
+        TargetParameter("w", None, required=False, default=UNKNOWN),
+        TargetParameter("v", None),
     )
 
 
@@ -60,7 +60,7 @@ def test_parameters_of_a_function(write):
     write("lab/a.py", "def make(x, y=-1, **more): ...")
     signature = read("lab.a.make")
     assert not signature.is_class and signature.any_name
-    assert signature.parameters == (Parameter("x"), Parameter("y", required=False, default=-1))
+    assert signature.parameters == (TargetParameter("x"), TargetParameter("y", required=False, default=-1))
 
 
 def test_a_class_without_constructor_takes_that_of_its_base(write):
@@ -212,10 +212,10 @@ def test_dataclasses(write):
         """,
     )
     assert read("lab.a.B").parameters == (
-        Parameter("x", "int"),
-        Parameter("y", "list[int]", required=False),
-        Parameter("z", "str", required=False, default="z"),
-        Parameter("needed", "int"),
+        TargetParameter("x", "int"),
+        TargetParameter("y", "list[int]", required=False),
+        TargetParameter("z", "str", required=False, default="z"),
+        TargetParameter("needed", "int"),
     )
 
 
@@ -256,7 +256,7 @@ LAZY = """
 def test_a_package_with_a_literal_all_makes_up_no_other_names(write):
     write("lab/net.py", "class Net:\n    def __init__(self, x: int): ...")
     write("lab/__init__.py", LAZY.format(exported="__all__ = ['Net', 'Made']"))
-    assert read("lab.Net").parameters == (Parameter("x", "int"),)
+    assert read("lab.Net").parameters == (TargetParameter("x", "int"),)
     assert read("lab.Net").bases == {"lab.net.Net"}
     assert read_signature("lab.Made") is None
     with pytest.raises(ConfigError, match="there is no 'Mde' in 'lab'. Did you mean 'Made'?"):

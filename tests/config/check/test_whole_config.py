@@ -141,10 +141,10 @@ MISTAKES = {
     "model.width=${data.batch_sise}": "model.width: cannot resolve '${data.batch_sise}': Interpolation key "
     "'data.batch_sise' not found. Did you mean 'data.batch_size'?",
     "model.layers=[1, '${zzz}']": "model.layers[1]: cannot resolve '${zzz}': Interpolation key 'zzz' not found.",
-    "model.width=???": "model.width: a value is needed in place of '???'",
+    "model.width=???": "model.width: a value is needed instead of '???'",
     # plain values
     "seed=abc": "seed: expects int, got 'abc' (str)",
-    # places
+    # config paths
     "model=null": "model: an object with a _target_ is needed, and there is none",
     "model=3": "model: an object with a _target_ is needed, not 3",
     "callbacks=[ema]": "callbacks: a mapping from names to objects is needed, not ['ema']",
@@ -213,7 +213,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("change", MISTAKES)
-def test_a_mistake_is_named_with_its_place(check, change):
+def test_a_mistake_is_named_with_its_config_path(check, change):
     assert check(change) == MISTAKES[change]
 
 
