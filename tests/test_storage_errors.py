@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_made_is_a_line_and_not_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["data", "record"])
-def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog):
+def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog, tmp_path):
     closed = []
 
     class Data:
@@ -53,7 +53,7 @@ def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog):
             closed.append(status)
             raise OSError(errno.ESTALE, "stale")
 
-    outcome = Outcome("run00000", "FINISHED")
+    outcome = Outcome("run00000", tmp_path, "FINISHED")
     if broken == "data":
         with pytest.raises(ZeroDivisionError), _closing(Record(), Trainer(), outcome):
             pass
