@@ -36,7 +36,7 @@ from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 
 if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import Outcome
+    from ksuit_runner.engine.runner import RunOutcome
     from ksuit_runner.metric_property import Summary
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.session import SweepOutcome
@@ -118,7 +118,7 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
     return _result(outcome)
 
 
-def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> Outcome | SweepOutcome:
+def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome | SweepOutcome:
     if isinstance(what, Mapping | DictConfig):
         config = copy.deepcopy(what) if isinstance(what, DictConfig) else OmegaConf.create(dict(what))
         _refuse_requests(config)
@@ -183,10 +183,10 @@ def _guest() -> Iterator[None]:
         random.setstate(drawn)  # some packages draw from it when they are imported
 
 
-def _result(outcome: Outcome | SweepOutcome) -> RunResult:
-    from ksuit_runner.engine.runner import Outcome
+def _result(outcome: RunOutcome | SweepOutcome) -> RunResult:
+    from ksuit_runner.engine.runner import RunOutcome
 
-    if not isinstance(outcome, Outcome):
+    if not isinstance(outcome, RunOutcome):
         return RunResult(outcome.run_id, outcome.status, outcome.folder, jobs=tuple(outcome.jobs))
     if isinstance(outcome.error, SystemExit):  # which would end the caller, and with status 0 perhaps
         raise KsuitError(f"the run called sys.exit({outcome.error.code!r}) and has failed") from outcome.error

@@ -6,7 +6,7 @@ import os
 import pytest
 from command import ksuit
 
-from ksuit_runner.engine.runner import Outcome, _closing
+from ksuit_runner.engine.runner import RunOutcome, _closing
 from ksuit_runner.errors import StorageError, files_explained
 from ksuit_runner.system.run_lock import RunLock
 
@@ -53,7 +53,7 @@ def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog, 
             closed.append(status)
             raise OSError(errno.ESTALE, "stale")
 
-    outcome = Outcome("run00000", tmp_path, "FINISHED")
+    outcome = RunOutcome("run00000", tmp_path, "FINISHED")
     if broken == "data":
         with pytest.raises(ZeroDivisionError), _closing(Record(), Trainer(), outcome):
             pass

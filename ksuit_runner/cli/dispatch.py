@@ -20,7 +20,7 @@ from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
 
 if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import Outcome
+    from ksuit_runner.engine.runner import RunOutcome
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _run_composed(overrides: Sequence[str]) -> int:
     """Let Hydra compose the config, or answer --help and the like."""
-    results: list[Outcome | KsuitError] = []
+    results: list[RunOutcome | KsuitError] = []
     has_begun = False
 
     def task(config: DictConfig) -> None:

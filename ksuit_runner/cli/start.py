@@ -20,7 +20,7 @@ from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.sweep.find_sweep import find_sweep
 
 if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import Outcome
+    from ksuit_runner.engine.runner import RunOutcome
     from ksuit_runner.sweep.session import SweepOutcome
 
 
@@ -37,7 +37,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     refuse_lost_overrides(overrides)
 
 
-def start_composed(config: DictConfig, command: str) -> Outcome:
+def start_composed(config: DictConfig, command: str) -> RunOutcome:
     """Do the run that Hydra has just composed the config of.
 
     Args:
@@ -54,7 +54,7 @@ def start_composed(config: DictConfig, command: str) -> Outcome:
     return start_new(check_config(without_sweep(config)), list(hydra.overrides.task), command)
 
 
-def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> Outcome:
+def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
     """Do a new run with a config that was checked; see ``start_composed``."""
     from ksuit_runner.engine.runner import run
 
@@ -79,7 +79,7 @@ def refuse_launcher(config: DictConfig, name: str | None) -> None:
         )
 
 
-def start_stored(request: Request, overrides: Sequence[str], command: str) -> Outcome | SweepOutcome:
+def start_stored(request: Request, overrides: Sequence[str], command: str) -> RunOutcome | SweepOutcome:
     """Resume, fork or evaluate a stored run; resume a sweep.
 
     Raises:

@@ -38,8 +38,8 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
-class Outcome:
-    """How a run ended.
+class RunOutcome:
+    """How a run ended, for those who report it: the command line, a sweep, ``api.run``.
 
     Attributes:
         run_id: Its id.
@@ -72,7 +72,7 @@ def run(
     console: Console | None = None,
     provenance: Provenance | None = None,
     trust: Trust | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Do a run.
 
     Args:
@@ -102,7 +102,7 @@ def run(
         with files_explained():
             provenance = provenance or Provenance()
             record = _open_record(config, launch, origin, lock, tracker, outputs, provenance)
-        outcome = Outcome(record.paths.run_id, record.paths.run_dir)
+        outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
             assembly = Assembly(factory, config, trainer, record, interruption)
@@ -160,7 +160,7 @@ def _do(
     launch: Launch,
     origin: Origin | None,
     checkpoint: Checkpoint | None,
-    outcome: Outcome,
+    outcome: RunOutcome,
     console: Console,
     provenance: Provenance,
 ) -> None:
@@ -231,7 +231,7 @@ def _evaluate(run: Run, record: RunRecord) -> None:
 
 
 @contextmanager
-def _closing(record: RunRecord, trainer: SgdTrainer, outcome: Outcome) -> Iterator[None]:
+def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Iterator[None]:
     """Close a run's record with the status that is true, whatever the block raises."""
     try:
         yield
