@@ -7,7 +7,7 @@ import of the package itself costs nothing: neither torch nor MLflow.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.system.shipped import install as _install
+from ksuit_runner.system.shipped_folders import install as _install
 
 if TYPE_CHECKING:
     from ksuit_runner.api import RunResult, compose, run

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.config.overrides import bare_name, parse, root
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.system.shipped import shipped
+from ksuit_runner.system.shipped_folders import shipped
 from ksuit_runner.system.untrusted_files import SIZE_LIMIT
 
 CONFIG_NAME = "config"

@@ -29,7 +29,7 @@ from ksuit_runner.config.schema import (
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.system.shipped import INSTALLED
+from ksuit_runner.system.shipped_folders import INSTALLED
 
 _MOST_LINES = 20
 

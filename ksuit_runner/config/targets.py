@@ -17,7 +17,7 @@ from typing import Any
 
 import ksuit_runner
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.system.shipped import INSTALLED, NAME, shipped
+from ksuit_runner.system.shipped_folders import INSTALLED, NAME, shipped
 
 _REFUSED = {
     **dict.fromkeys(sys.stdlib_module_names, "Python's standard library"),

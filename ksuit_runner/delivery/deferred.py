@@ -106,7 +106,7 @@ class DeferredTracker(LocalIdTracker):
         """Go on with a run of the output folder; one that is not registered yet is, if the store can be reached."""
         box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
-        box.status, box.is_end_told = None, False
+        box.status, box.is_end_delivered = None, False
         self._box = box
         self.reach()
         return self._take(box)
@@ -130,7 +130,7 @@ class DeferredTracker(LocalIdTracker):
         """Keep how the run ended; ``deliver_end`` passes it on."""
         with self._lock:
             self._outbox.status, self._outbox.end_time = status, end_time or _now()
-            self._outbox.is_end_told = False
+            self._outbox.is_end_delivered = False
             self._store()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -169,9 +169,9 @@ class DeferredTracker(LocalIdTracker):
             return
         with self._lock:
             messages = box.messages()
-        messages.tell(self._tracker, self._known)
+        messages.deliver(self._tracker, self._known)
         with self._lock:
-            box.told_version = messages.version
+            box.delivered_version = messages.version
             self._store()
 
     def deliver_end(self) -> None:
@@ -182,7 +182,7 @@ class DeferredTracker(LocalIdTracker):
             self._bind()
             self._tracker.end_run(box.status, box.end_time)
             with self._lock:
-                box.is_end_told = True
+                box.is_end_delivered = True
                 self._store()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
 from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.system.atomic_files import make_folder, write_text
-from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
+from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json, to_json
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Messages:
     inputs: list[DatasetInfo]
     other_tags: dict[str, dict[str, str]]
 
-    def tell(self, tracker: BaseTracker, known: Callable[[str], str | None]) -> None:
+    def deliver(self, tracker: BaseTracker, known: Callable[[str], str | None]) -> None:
         """Tell a tracker that is bound to the run.
 
         Args:
@@ -68,10 +68,10 @@ class Outbox:
         inputs: Datasets that it uses.
         other_tags: Tags that other runs got from it, by their ids in the output folder.
         version: Number of times that something was added to these.
-        told_version: Up to which of them the tracker was told.
+        delivered_version: Up to which of them the tracker was told.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
-        is_end_told: Whether the tracker knows how it ended.
+        is_end_delivered: Whether the tracker knows how it ended.
     """
 
     run_id: _RunId
@@ -85,10 +85,10 @@ class Outbox:
     inputs: list[DatasetInfo] = field(default_factory=list)
     other_tags: dict[_RunId, dict[str, str]] = field(default_factory=dict)
     version: _Count = 0
-    told_version: _Count = 0
+    delivered_version: _Count = field(default=0, metadata={"key": "told_version"})
     status: EndStatus | None = None
     end_time: _Count | None = None
-    is_end_told: bool = False
+    is_end_delivered: bool = field(default=False, metadata={"key": "is_end_told"})
 
     @classmethod
     def load(cls, paths: PathProvider) -> Outbox | None:
@@ -115,7 +115,7 @@ class Outbox:
         """
         try:
             make_folder(paths.run_dir)
-            write_text(paths.outbox, json.dumps(asdict(self), indent=2) + "\n")
+            write_text(paths.outbox, json.dumps(to_json(self), indent=2) + "\n")
         except OSError as error:
             _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)
 
@@ -137,7 +137,7 @@ class Outbox:
     @property
     def has_messages(self) -> bool:
         """Whether the tracker is to be told something, the end of the run aside."""
-        return self.tracker_id is None or self.told_version != self.version
+        return self.tracker_id is None or self.delivered_version != self.version
 
     def messages(self) -> Messages:
         """Return what the tracker is to be told now."""
@@ -146,13 +146,13 @@ class Outbox:
 
     def forget_registration(self) -> None:
         """Have the run registered anew, with everything that was ever told."""
-        self.tracker_id, self.told_version, self.is_end_told = None, 0, False
+        self.tracker_id, self.delivered_version, self.is_end_delivered = None, 0, False
         self.start_tags = {START_TAG: uuid4().hex, **self.start_tags, RUN_ID_TAG: self.run_id}
 
     @property
     def has_end(self) -> bool:
         """Whether the run has ended and the tracker does not know it."""
-        return self.status is not None and not self.is_end_told
+        return self.status is not None and not self.is_end_delivered
 
 
 def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
@@ -168,7 +168,7 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
     for info in tracker.find(paths.run_id):
         box.name, box.start_time, box.tracker_id = info.name, info.start_time, info.run_id
         if info.status in ("FINISHED", "FAILED", "KILLED"):
-            box.status, box.is_end_told = cast(EndStatus, info.status), True
+            box.status, box.is_end_delivered = cast(EndStatus, info.status), True
     return box
 
 

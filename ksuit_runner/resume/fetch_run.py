@@ -67,6 +67,6 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     tags = {key: value for key, value in info.tags.items() if not key.startswith("mlflow.")}
     box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id, tags)
     if info.status in ("FINISHED", "FAILED", "KILLED"):
-        box.status, box.is_end_told = cast(EndStatus, info.status), True
+        box.status, box.is_end_delivered = cast(EndStatus, info.status), True
     box.store(run)
     Mirror(tracker, run, lambda: True).adopt()

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import UnionType
@@ -229,6 +229,12 @@ def conform(kind: type[Stored], value: Any) -> Stored:
     return built
 
 
+def to_json(record: Any) -> dict[str, Any]:
+    """Return a dataclass as the JSON object that ``conform`` makes it from."""
+    values = asdict(record)
+    return {_key(item): values[item.name] for item in fields(record)}
+
+
 class _UnfitError(Exception):
     """A value is not of its type; the message says of which key."""
 
@@ -261,19 +267,25 @@ def _conform(kind: Any, value: Any) -> Any:
 def _conform_record(kind: Any, value: Any) -> Any:
     if type(value) is not dict:
         raise _UnfitError(f"is not the {kind.__name__} that it should be")
-    types, known = _types(kind), {item.name: item for item in fields(kind)}
+    types, known = _types(kind), {_key(item): item for item in fields(kind)}
     if unknown := [key for key in value if key not in known]:
         raise _UnfitError(f"has the unknown key '{unknown[0][:60]}'")
-    needed = (name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING)
-    if missing := [name for name in needed if name not in value]:
+    needed = (key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING)
+    if missing := [key for key in needed if key not in value]:
         raise _UnfitError(f"lacks the key '{missing[0]}'")
     built = {}
-    for name, item in value.items():
+    for key, item in value.items():
+        name = known[key].name
         try:
             built[name] = _conform(types[name], item)
         except _UnfitError as error:
-            raise _UnfitError(f"has no sensible '{name}': {error}") from None
+            raise _UnfitError(f"has no sensible '{key}': {error}") from None
     return kind(**built)
+
+
+def _key(item: Field[Any]) -> str:
+    """Return the key of a field in JSON: another one than its name where that has changed since the first version."""
+    return str(item.metadata.get("key", item.name))
 
 
 @cache

@@ -13,7 +13,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import Point
 from ksuit_runner.security.masking import mask_addresses
 from ksuit_runner.system.untrusted_files import check_folder
-from ksuit_runner.tracker import artifact_place
+from ksuit_runner.tracker import artifact_location
 from ksuit_runner.tracker import mlflow_store as embedded
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.mlflow_client import (
@@ -82,7 +82,7 @@ class MlflowTracker(BaseTracker):
     def artifacts_are_local(self) -> bool:
         """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
         assert self._bound is not None, "no run was started"
-        return artifact_place.folder(self._bound.info.artifact_uri) == self._artifacts_dir
+        return artifact_location.folder(self._bound.info.artifact_uri) == self._artifacts_dir
 
     @property
     def _artifacts_dir(self) -> Path:
@@ -186,7 +186,7 @@ class MlflowTracker(BaseTracker):
     @explained
     def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
         """Copy a file or folder from the run's artifacts into a folder, under its own name, and return its new path."""
-        root = artifact_place.folder(self._client.get_run(run_id or self.run_id).info.artifact_uri)
+        root = artifact_location.folder(self._client.get_run(run_id or self.run_id).info.artifact_uri)
         if root is not None:
             check_folder(root)
         destination.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ class MlflowTracker(BaseTracker):
         chosen, wanted = (PathProvider(self._paths.output_dir, id).artifacts_dir for id in (info.run_id, info.local_id))
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
             run = move_artifacts(self._client, run, wanted)
-        artifact_place.check(run.info.artifact_uri, (wanted, chosen), self._artifact_root, self._uri is not None)
+        artifact_location.check(run.info.artifact_uri, (wanted, chosen), self._artifact_root, self._uri is not None)
         self._bound, self._run, self._known_params = run, info, set(run.data.params)
         return info
 

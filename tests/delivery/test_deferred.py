@@ -372,7 +372,7 @@ def test_an_outbox_of_wrong_types_is_refused(tmp_path: Path, key: str, value: ob
         DeferredTracker(NoopTracker(), paths).resume_run(run.run_id)
 
 
-def test_what_an_earlier_version_had_not_told_is_told(paths: OutputPaths) -> None:
+def test_what_an_earlier_version_had_not_delivered_is_delivered(paths: OutputPaths) -> None:
     run_id = DeferredTracker(_mlflow(paths), paths).start_run("digits", {}).run_id
     run = PathProvider(paths.output_dir, run_id)
     stored = json.loads(run.outbox.read_text())

@@ -1,4 +1,4 @@
-"""What a tracker has to be told: what it is told of it, and what stays for the next time."""
+"""What is delivered to a tracker, and what stays for the next time."""
 
 import json
 
@@ -14,21 +14,21 @@ from ksuit_runner.tracker.noop import NoopTracker
 DIGITS, MORE = (DatasetInfo(name, "training", "c0ffee", "here") for name in ("digits", "more"))
 
 
-class Told(NoopTracker):
-    """Keeps what it is told, in its order."""
+class Recorder(NoopTracker):
+    """Keeps what is delivered to it, in its order."""
 
     def __init__(self, known=()):
         super().__init__()
-        self.told, self.known = [], list(known)
+        self.delivered, self.known = [], list(known)
 
     def log_params(self, params):
-        self.told.append(("params", params))
+        self.delivered.append(("params", params))
 
     def log_inputs(self, inputs):
-        self.told.append(("inputs", inputs))
+        self.delivered.append(("inputs", inputs))
 
     def set_tags(self, tags, run_id=None):
-        self.told.append(("tags", tags, run_id))
+        self.delivered.append(("tags", tags, run_id))
 
     def find(self, query):
         return self.known
@@ -46,62 +46,64 @@ def full_box(**changes):
         **{
             **{"tracker_id": "t1", "start_time": 7, "parent_run_id": "parent00", "start_tags": {"author": "me"}},
             **{"params": {"lr": "1"}, "tags": {"a": "1"}, "inputs": [DIGITS], "other_tags": {"other000": {"b": "2"}}},
-            **{"status": "FAILED", "end_time": 9, "is_end_told": True, **changes},
+            **{"status": "FAILED", "end_time": 9, "is_end_delivered": True, **changes},
         },
     )
 
 
-def test_everything_comes_back_as_it_was_stored(paths):
+def test_everything_is_read_as_it_was_stored_under_the_keys_of_the_first_version(paths):
     assert Outbox.load(paths) is None
     for box in (full_box(), full_box(version=(1 << 53) - 1)):
         box.store(paths)
         assert Outbox.load(paths) == box
+    stored = json.loads(paths.outbox.read_text())
+    assert (stored["told_version"], stored["is_end_told"]) == (0, True)
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"inputs": [1]}', '{"inputs": [], "run_id": "a", "name": "b", "more": 1}', "\udcff"]
 )
-def test_a_damaged_file_is_said_to_be(paths, text):
+def test_a_damaged_file_is_an_error_that_says_so(paths, text):
     full_box().store(paths)
     paths.outbox.write_text(text, errors="surrogateescape")
     with pytest.raises(TrackerError, match=r"tracker\.json is damaged"):
         Outbox.load(paths)
 
 
-def test_a_disk_that_takes_nothing_ends_no_run(paths, caplog):
+def test_a_full_disk_ends_no_run(paths, caplog):
     paths.runs_dir.mkdir(parents=True)
     paths.run_dir.write_text("a file where the folder should be")
     full_box().store(paths)
     assert "run run00000 could not be written" in caplog.text
 
 
-def test_it_is_told_all_there_is_and_nothing_else():
-    box, tracker = full_box(other_tags={"other000": {"b": "2"}, "unknown0": {"c": "3"}}), Told()
-    box.messages().tell(tracker, {"other000": "t2"}.get)
-    assert tracker.told == [
+def test_all_messages_are_delivered_and_nothing_else():
+    box, tracker = full_box(other_tags={"other000": {"b": "2"}, "unknown0": {"c": "3"}}), Recorder()
+    box.messages().deliver(tracker, {"other000": "t2"}.get)
+    assert tracker.delivered == [
         *[("params", {"lr": "1"}), ("inputs", [DIGITS]), ("tags", {"a": "1"}, None)],
         ("tags", {"b": "2"}, "t2"),
     ]
-    tracker = Told()
-    Messages(0, {}, {}, [], {}).tell(tracker, lambda run_id: run_id)
-    assert tracker.told == []
+    tracker = Recorder()
+    Messages(0, {}, {}, [], {}).deliver(tracker, lambda run_id: run_id)
+    assert tracker.delivered == []
 
 
-def test_what_changes_while_it_is_told_is_told_the_next_time():
+def test_what_changes_during_a_delivery_is_delivered_by_the_next_one():
     box = full_box()
-    told = box.messages()
+    messages = box.messages()
     box.add_params({"lr": "other", "decay": "2"})
     box.add_tags({"a": "other", "c": "3"}, "run00000")
     box.add_tags({"b": "other"}, "other000")
     box.add_inputs([DIGITS, MORE])
-    assert box.version == told.version + 4
-    assert (told.params, told.tags, told.inputs) == ({"lr": "1"}, {"a": "1"}, [DIGITS])
-    assert told.other_tags == {"other000": {"b": "2"}}
+    assert box.version == messages.version + 4
+    assert (messages.params, messages.tags, messages.inputs) == ({"lr": "1"}, {"a": "1"}, [DIGITS])
+    assert messages.other_tags == {"other000": {"b": "2"}}
     assert (box.params, box.tags) == ({"lr": "1", "decay": "2"}, {"a": "other", "c": "3"})
     assert (box.inputs, box.other_tags) == ([DIGITS, MORE], {"other000": {"b": "other"}})
-    box.told_version = told.version
+    box.delivered_version = messages.version
     assert box.has_messages
-    box.told_version = box.messages().version
+    box.delivered_version = box.messages().version
     assert not box.has_messages
 
 
@@ -119,36 +121,40 @@ def test_whatever_is_added_is_a_message(add):
     assert box.has_messages
 
 
-def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_told():
-    box = full_box(version=3, told_version=3)
+def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_delivered():
+    box = full_box(version=3, delivered_version=3)
     box.forget_registration()
-    assert box.has_messages and (box.tracker_id, box.told_version, box.is_end_told) == (None, 0, False)
+    assert box.has_messages and (box.tracker_id, box.delivered_version, box.is_end_delivered) == (None, 0, False)
     assert box.start_tags["author"] == "me" and box.start_tags[RUN_ID_TAG] == "run00000"
-    box.told_version = box.version
+    box.delivered_version = box.version
     assert box.has_messages and box.has_end
     start = box.start_tags[START_TAG]
     box.forget_registration()
     assert box.start_tags[START_TAG] == start
 
 
-def test_an_end_is_left_until_it_was_told():
-    ends = [full_box(status=status, is_end_told=told).has_end for status in (None, "FINISHED") for told in (0, 1)]
+def test_an_end_is_due_until_it_is_delivered():
+    ends = [
+        full_box(status=status, is_end_delivered=is_delivered).has_end
+        for status in (None, "FINISHED")
+        for is_delivered in (0, 1)
+    ]
     assert ends == [False, False, True, False]
     assert Outbox("run00000", "mine", status="FINISHED").has_end
 
 
-def test_the_tracker_is_asked_for_a_run_of_which_nothing_was_stored(paths):
+def test_the_tracker_is_asked_about_a_run_without_a_file(paths):
     def info(status):
         return RunInfo("t1", "theirs", status, start_time=7)
 
     long = PathProvider(paths.output_dir, "run00000111")
-    assert load_or_ask(long, Told()) == Outbox("run00000111", "run00000", "run00000111")
+    assert load_or_ask(long, Recorder()) == Outbox("run00000111", "run00000", "run00000111")
     for status in ("FINISHED", "FAILED", "KILLED"):
-        box = load_or_ask(paths, Told([info(status)]))
-        assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_told=True)
-    assert load_or_ask(paths, Told([info("RUNNING")])) == Outbox("run00000", "theirs", "t1", 7)
+        box = load_or_ask(paths, Recorder([info(status)]))
+        assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_delivered=True)
+    assert load_or_ask(paths, Recorder([info("RUNNING")])) == Outbox("run00000", "theirs", "t1", 7)
     full_box().store(paths)
-    assert load_or_ask(paths, Told([info("RUNNING")])) == full_box()
+    assert load_or_ask(paths, Recorder([info("RUNNING")])) == full_box()
 
 
 def test_a_run_that_was_registered_later_is_found_by_its_new_id(paths):
@@ -186,7 +192,7 @@ def test_every_value_is_checked(paths, key):
         Outbox.load(paths)
 
 
-def test_what_an_earlier_version_left_is_still_to_be_told(paths):
+def test_what_an_earlier_version_left_is_still_delivered(paths):
     full_box().store(paths)
     stored = json.loads(paths.outbox.read_text())
     kept = {key: value for key, value in stored.items() if key not in ("version", "told_version")}

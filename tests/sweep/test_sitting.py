@@ -52,7 +52,7 @@ def add_run(folder, run_id, status):
     """Leave what a run of the first job leaves that has ended."""
     run = PathProvider(folder, run_id)
     run.run_dir.mkdir(parents=True)
-    Outbox(run_id, "name", run_id, status=status, is_end_told=True).store(run)
+    Outbox(run_id, "name", run_id, status=status, is_end_delivered=True).store(run)
     add_to_index(run, run_id, "name", "train", tags=task_in(folder).launch.tags)
 
 

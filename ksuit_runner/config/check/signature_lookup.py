@@ -14,7 +14,7 @@ from typing import Any
 
 from ksuit_runner.config.check.signature_source import Function, Module, dotted, flatten
 from ksuit_runner.errors import ConfigError, nearest
-from ksuit_runner.system.shipped import NAME, CallbacksFinder
+from ksuit_runner.system.shipped_folders import NAME, CallbacksFinder
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
 _Steps = frozenset[tuple[str, ...]]

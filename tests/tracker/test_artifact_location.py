@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.tracker.artifact_place import check, folder
+from ksuit_runner.tracker.artifact_location import check, folder
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 OWN = Path("/outputs/runs/1/artifacts")
