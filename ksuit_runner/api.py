@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ksuit_runner.engine.runner import RunOutcome
     from ksuit_runner.metric_property import Summary
     from ksuit_runner.sweep.leaderboard import Row
-    from ksuit_runner.sweep.session import SweepOutcome
+    from ksuit_runner.sweep.runner import SweepOutcome
 
 _OTHER_COMMANDS = ("sync", "list", "leaderboard")
 _MULTIRUN = ("-m", "--multirun")

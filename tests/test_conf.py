@@ -22,7 +22,7 @@ from ksuit_runner.paths import OutputPaths
 from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch
-from ksuit_runner.sweep.space import read_parameters
+from ksuit_runner.sweep.parameters import read_parameters
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.build import build_tracker

@@ -56,7 +56,7 @@ def _main(arguments: Sequence[str]) -> int:
         with files_explained():
             return list_runs(to_list, overrides)
     if board := value_of("leaderboard", overrides):
-        from ksuit_runner.sweep.command import show_leaderboard
+        from ksuit_runner.sweep.commands import show_leaderboard
 
         with files_explained():
             return show_leaderboard(board, overrides)

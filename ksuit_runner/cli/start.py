@@ -17,11 +17,11 @@ from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
-from ksuit_runner.sweep.find_sweep import find_sweep
+from ksuit_runner.sweep.stored_sweep import find_sweep
 
 if TYPE_CHECKING:
     from ksuit_runner.engine.runner import RunOutcome
-    from ksuit_runner.sweep.session import SweepOutcome
+    from ksuit_runner.sweep.runner import SweepOutcome
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     mode = request.mode
     with files_explained():
         if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
-            from ksuit_runner.sweep.command import resume_sweep
+            from ksuit_runner.sweep.commands import resume_sweep
 
             return resume_sweep(sweep, overrides)
         outputs, run_id = locate(request, overrides)
@@ -111,7 +111,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     Raises:
         KsuitError: It could not be started; then nothing was trained.
     """
-    from ksuit_runner.sweep import command as sweep
+    from ksuit_runner.sweep import commands as sweep
 
     with files_explained():
         return sweep.start_sweep(overrides, command)

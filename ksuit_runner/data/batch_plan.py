@@ -64,7 +64,7 @@ def evaluation_fetches(dataset_key: str, length: int, batch_size: int) -> Iterat
         yield Fetch(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
 
 
-class Plan:
+class BatchPlan:
     """All fetches of a run from its current update to its end, in the order in which they are consumed.
 
     After an update come the evaluations that are then due: those that count in updates or samples before those that

@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.batch_plan import Plan, evaluation_fetches
-from ksuit_runner.data.digest import Look, first_samples, first_shape, is_repeatable, look_at
+from ksuit_runner.data.batch_plan import BatchPlan, evaluation_fetches
+from ksuit_runner.data.digest import Probe, first_samples, first_shape, is_repeatable, look_at
 from ksuit_runner.data.fetch_batch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, suggest
@@ -75,7 +75,7 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = Interruption()
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, Probe] = {}
         self._stream: Stream | None = None
         self._handed_out: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
@@ -145,7 +145,7 @@ class DataContainer:
                     *(key, type(dataset).__name__),
                 )
 
-    def _look(self, key: str) -> Look:
+    def _look(self, key: str) -> Probe:
         if key not in self._looks:
             self._looks[key] = look_at(self.datasets[key], self._whole_batch(key))
         return self._looks[key]
@@ -182,7 +182,7 @@ class DataContainer:
             self._check_key(key, "data.datasets")
         self.close()
         lengths = {key: len(dataset) for key, dataset in self.datasets.items()}
-        plan = Plan(self.seed, lengths, self.train, counter, evaluations, self.eval_batch_size)
+        plan = BatchPlan(self.seed, lengths, self.train, counter, evaluations, self.eval_batch_size)
         self._stream = self._new_stream(plan)
 
     def next_training_batch(self) -> Any:

@@ -13,7 +13,7 @@ from ksuit_runner.keyed_random import keyed, may_draw
 _SAMPLES = 8
 
 
-class Look(NamedTuple):
+class Probe(NamedTuple):
     """What a look at a few samples of a dataset has shown.
 
     Attributes:
@@ -25,7 +25,7 @@ class Look(NamedTuple):
     batch: str | None
 
 
-def look_at(dataset: Any, batch_size: int) -> Look:
+def look_at(dataset: Any, batch_size: int) -> Probe:
     """Read a few samples of a dataset, spread from the first to the last, with the same seeds whenever it is called.
 
     Not every dataset can be asked for these samples, or can collate as many. What fails here is left out; if that is
@@ -44,7 +44,7 @@ def look_at(dataset: Any, batch_size: int) -> Look:
             batch = _hash(lambda: collate(dataset, get_samples(dataset, spread)))
             batch = batch or _hash(lambda: _first_batch(dataset, batch_size))
     about = (type(dataset).__module__, type(dataset).__qualname__, len(dataset), samples)
-    return Look(blake2b(repr(about).encode(), digest_size=8).hexdigest(), batch)
+    return Probe(blake2b(repr(about).encode(), digest_size=8).hexdigest(), batch)
 
 
 def _hash(read: Callable[[], Any]) -> str | None:
@@ -56,7 +56,7 @@ def _hash(read: Callable[[], Any]) -> str | None:
     return digest.hexdigest()
 
 
-def is_repeatable(dataset: Any, batch_size: int, first: Look) -> bool:
+def is_repeatable(dataset: Any, batch_size: int, first: Probe) -> bool:
     """Whether a dataset returns the same for the same seeds as at the first look."""
     return not may_draw(getattr(dataset, "__getitems__", None)) or look_at(dataset, batch_size) == first
 

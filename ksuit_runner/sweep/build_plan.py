@@ -12,13 +12,13 @@ from ksuit_runner.config.compose import NO_PART_OF_A_RUN, SWEEP_NODES, compose_c
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.job_config import JobComposer, as_job
-from ksuit_runner.sweep.plan import Job, Plan
-from ksuit_runner.sweep.settings import Settings, read_settings
-from ksuit_runner.sweep.space import SEED, Parameter, draw, grid, read_parameters
+from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
+from ksuit_runner.sweep.plan import Job, SweepPlan
+from ksuit_runner.sweep.sweep_settings import SweepSettings, read_settings
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSweep:
     """A plan that has not been stored yet.
 
     Attributes:
@@ -28,13 +28,13 @@ class Planned:
         config: The config that all jobs have in common, resolved.
     """
 
-    plan: Plan
+    plan: SweepPlan
     jobs: list[Job]
-    parameters: list[Parameter]
+    parameters: list[SweepParameter]
     config: DictConfig
 
 
-def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
+def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     """Plan a sweep and check every combination; nothing is created.
 
     Args:
@@ -54,7 +54,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
     fixed = [item for item in fixed if not _is_about_the_sweep(item)]
     jobs = _jobs(fixed, settings, parameters)
     choice = next((item.partition("=")[2] for item in fixed if item.startswith("sweep=")), None)
-    plan = Plan(
+    plan = SweepPlan(
         name=values["name"] or choice or "sweep",
         command=command,
         fixed=fixed,
@@ -65,7 +65,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> Planned:
         yaml=read_yaml(choice),
         job_count=None if settings.method == "tpe" else len(jobs),
     )
-    return Planned(plan, jobs, parameters, OmegaConf.create(plan.base))
+    return PlannedSweep(plan, jobs, parameters, OmegaConf.create(plan.base))
 
 
 def read_yaml(choice: str | None) -> dict[str, Any] | None:
@@ -97,7 +97,7 @@ def _is_about_the_sweep(override: str) -> bool:
     return root(override) in SWEEP_NODES and not override.startswith("sweep=")
 
 
-def _params(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
+def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
     """Return what varies: the YAML's parameters, where the command line does not say otherwise, and its own."""
     said = {bare_name(item) for item in [*swept, *fixed]}
     params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in said}
@@ -113,7 +113,7 @@ def _params(settings: Settings, swept: Sequence[str], fixed: Sequence[str]) -> d
     return params
 
 
-def _jobs(fixed: Sequence[str], settings: Settings, parameters: Sequence[Parameter]) -> list[Job]:
+def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[SweepParameter]) -> list[Job]:
     composer = JobComposer(fixed)
     if settings.method == "tpe":
         _check_extremes(composer, parameters)
@@ -126,7 +126,7 @@ def _jobs(fixed: Sequence[str], settings: Settings, parameters: Sequence[Paramet
     return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]
 
 
-def _check_extremes(composer: JobComposer, parameters: Sequence[Parameter]) -> None:
+def _check_extremes(composer: JobComposer, parameters: Sequence[SweepParameter]) -> None:
     """Compose with every value that a search can come up with, one parameter after the other."""
     first = {item.key: item.extremes()[0] for item in parameters}
     for parameter in parameters:

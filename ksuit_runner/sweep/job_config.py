@@ -12,7 +12,7 @@ from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, groups, with
 from ksuit_runner.config.differences import is_same
 from ksuit_runner.config.overrides import bare_name, full_name
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.space import Combination
+from ksuit_runner.sweep.parameters import Combination
 
 
 def overrides_of(combination: Combination) -> list[str]:

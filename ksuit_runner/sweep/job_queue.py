@@ -5,19 +5,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ksuit_runner.launchers.base import Handle, Launcher
-from ksuit_runner.sweep.requeue import begin_or_resume
-from ksuit_runner.sweep.task import JobResult, Task
+from ksuit_runner.sweep.run_job import JobResult, JobTask, run_job
 from ksuit_runner.system.signals import Interruption
 
 _POLL_S = 0.02
 
 
-def drive(
-    tasks: Iterator[Task],
+def run_jobs(
+    tasks: Iterator[JobTask],
     launcher: Launcher,
     interruption: Interruption,
-    on_start: Callable[[Task], None],
-    on_end: Callable[[Task, JobResult], None],
+    on_start: Callable[[JobTask], None],
+    on_end: Callable[[JobTask, JobResult], None],
     fail_fast: bool = False,
 ) -> None:
     """Do all jobs. After a signal, or a failure with ``fail_fast``, running ones are asked to end and no more start.
@@ -30,7 +29,7 @@ def drive(
         on_end: Called when a job has ended.
         fail_fast: Whether the first failure ends the sweep.
     """
-    running: dict[int, tuple[Handle, Task]] = {}
+    running: dict[int, tuple[Handle, JobTask]] = {}
     is_ending = is_told = False
     while True:
         while not (is_ending or interruption.signal) and len(running) < launcher.max_jobs:
@@ -38,7 +37,7 @@ def drive(
             if task is None:
                 break
             on_start(task)
-            running[task.index] = launcher.submit(begin_or_resume, task), task
+            running[task.index] = launcher.submit(run_job, task), task
         ended = [index for index, (handle, _) in running.items() if handle.done()]
         for index in ended:
             handle, task = running.pop(index)
@@ -54,7 +53,7 @@ def drive(
             time.sleep(_POLL_S)
 
 
-def _result(handle: Handle, task: Task) -> JobResult:
+def _result(handle: Handle, task: JobTask) -> JobResult:
     """Return how a job ended, also if its process did not live to tell."""
     try:
         result: Any = handle.result()

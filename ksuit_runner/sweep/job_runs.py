@@ -1,16 +1,22 @@
-"""The runs of a sweep's jobs in the output folder, found by the tags that they were launched with."""
+"""The runs of a sweep's jobs: the tags that they are launched with, and finding them by these tags."""
 
 from dataclasses import dataclass
 
+from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.record.stored_run import tags_of_runs
+from ksuit_runner.record.stored_run import Launch, tags_of_runs
+from ksuit_runner.sweep.job_config import overrides_of
+from ksuit_runner.sweep.plan import Job, SweepPlan
+from ksuit_runner.tracker.base import BaseTracker
 
 SWEEP_TAG = "ksuit.sweep"
 """Tag with the id of the sweep that a run is a job of."""
 JOB_TAG = "ksuit.job"
 """Tag with the number of the job."""
+OVERRIDES_TAG = "ksuit.overrides"
+"""Tag with the overrides that vary in the sweep."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class JobRecord:
         status: FINISHED, FAILED, KILLED, or RUNNING, which a killed process leaves behind; empty if no tracker knows.
         name: Its name.
         tracker_id: Id that the tracker knows it by.
-        is_delivered: Whether the tracker knows how it ended, and with that everything that came before.
+        is_delivered: Whether the tracker has everything, up to how it ended.
     """
 
     run_id: str
@@ -42,7 +48,7 @@ def runs_of_jobs(paths: SweepPaths) -> dict[int, str]:
 
 
 def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
-    """Return what is known of a run in the output folder; of one whose notes are damaged, only that it is there."""
+    """Return what the output folder knows of a run; of one whose outbox is damaged, only that it exists."""
     try:
         box = Outbox.load(PathProvider(paths.output_dir, run_id))
     except TrackerError:
@@ -51,3 +57,31 @@ def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
         return JobRecord(run_id, "", run_id[:8], run_id)
     is_delivered = not (box.has_messages or box.has_end)
     return JobRecord(run_id, box.status or "", box.name, box.tracker_id or run_id, is_delivered)
+
+
+def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord]:
+    """Return the run of each job that has one, by the job's number: from the output folder and from the tracker.
+
+    The tracker knows runs that were killed before they stored anything, the output folder those it was not told of.
+    """
+    found = {index: local_record(paths, run_id) for index, run_id in runs_of_jobs(paths).items()}
+    for info in tracker.children(paths.sweep_id):
+        index = info.tags.get(JOB_TAG, "")
+        if info.tags.get(SWEEP_TAG) == paths.sweep_id and index.isdecimal() and int(index) not in found:
+            found[int(index)] = JobRecord(info.local_id, info.status, info.name, info.run_id)
+    return found
+
+
+def launch_of(job: Job, plan: SweepPlan, paths: SweepPaths) -> Launch:
+    """Return how the run of a job is started: its overrides and its tags."""
+    return Launch(plan.command, [*plan.fixed, *overrides_of(job.combination)], tags=tags_of(job, paths))
+
+
+def tags_of(job: Job, paths: SweepPaths) -> dict[str, str]:
+    """Return the tags of a job's run: the sweep, its number, and all that varies, together and one by one."""
+    varied = {f"sweep.{bare_name(key)}": value for key, value in job.combination.items()}
+    return varied | {
+        SWEEP_TAG: paths.sweep_id,
+        JOB_TAG: str(job.index),
+        OVERRIDES_TAG: " ".join(overrides_of(job.combination)),
+    }

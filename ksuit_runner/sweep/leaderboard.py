@@ -8,9 +8,10 @@ from statistics import fmean, stdev
 from ksuit_runner.config.overrides import to_text
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider, Summary
 from ksuit_runner.paths import SweepPaths
-from ksuit_runner.sweep.job_status import find_records, read_ends, read_metrics, status_of
-from ksuit_runner.sweep.plan import Job, Plan, varied
-from ksuit_runner.sweep.space import SEED
+from ksuit_runner.sweep.job_runs import find_records
+from ksuit_runner.sweep.job_status import read_ends, read_metrics, status_of
+from ksuit_runner.sweep.parameters import SEED
+from ksuit_runner.sweep.plan import Job, SweepPlan, varied
 from ksuit_runner.tracker.base import BaseTracker
 
 
@@ -82,7 +83,7 @@ class Leaderboard:
 
 def make_leaderboard(
     paths: SweepPaths,
-    plan: Plan,
+    plan: SweepPlan,
     jobs: Sequence[Job],
     tracker: BaseTracker,
     properties: MetricPropertyProvider,
@@ -147,7 +148,7 @@ def _ranked(rows: list[Row], objective: str | None, direction: Direction) -> lis
     return sorted(rows, key=lambda row: (row.status != "finished", _order(row.metrics.get(objective), direction)))
 
 
-def _with_published(group: Group, plan: Plan) -> Group:
+def _with_published(group: Group, plan: SweepPlan) -> Group:
     published = {to_text(value): figure for value, figure in plan.settings.published.items()} | plan.settings.published
     figures = [published[value] for value in group.values.values() if value in published]
     return replace(group, published=figures[0]) if figures else group

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.config.differences import is_same
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.security.authorship import sign
 from ksuit_runner.security.masking import mask_config, mask_text
-from ksuit_runner.sweep.settings import Settings, read_settings
-from ksuit_runner.sweep.space import Combination
+from ksuit_runner.sweep.parameters import Combination
+from ksuit_runner.sweep.sweep_settings import SweepSettings, read_settings
 from ksuit_runner.system.atomic_files import append_line, make_folder, write_text
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, parse_json, read_text
 
@@ -39,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep.
 
     Attributes:
@@ -59,7 +58,7 @@ class Plan:
     name: str
     command: str
     fixed: list[str]
-    settings: Settings
+    settings: SweepSettings
     launcher: dict[str, Any]
     base: dict[str, Any]
     objective: str | None = None
@@ -73,7 +72,7 @@ class Plan:
         return {**config, "tracker": {**config.get("tracker", {}), **self.tracker}}
 
 
-def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
+def store_plan(paths: SweepPaths, plan: SweepPlan, jobs: Sequence[Job]) -> None:
     """Store a plan and all jobs that are known; the plan itself comes last, with it the sweep exists."""
     make_folder(paths.sweep_dir)
     text, lines = _text(plan), [_line(job) for job in jobs]
@@ -82,7 +81,7 @@ def store_plan(paths: SweepPaths, plan: Plan, jobs: Sequence[Job]) -> None:
     write_text(paths.plan, text)
 
 
-def update_plan(paths: SweepPaths, plan: Plan) -> None:
+def update_plan(paths: SweepPaths, plan: SweepPlan) -> None:
     """Store a plan whose settings or launcher a resume has changed."""
     text = _text(plan)
     sign(paths.signature, text)
@@ -106,14 +105,14 @@ def stored_texts(paths: SweepPaths) -> list[str]:
     return [plan, *(line for line in jobs.split("\n") if _read_job(line) is not None)]
 
 
-def read_plan(paths: SweepPaths) -> Plan:
+def read_plan(paths: SweepPaths) -> SweepPlan:
     """Return the plan of a sweep.
 
     Raises:
         ResumeError: It is damaged, or something that the runner would not have stored.
     """
     try:
-        plan = conform(Plan, parse_json(_read(paths, paths.plan)))
+        plan = conform(SweepPlan, parse_json(_read(paths, paths.plan)))
         read_settings(asdict(plan.settings), plan.objective)
         return plan
     except (UnsafeFileError, ConfigError) as error:
@@ -168,24 +167,7 @@ def varied(jobs: Sequence[Job]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def differences(stored: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """Say where two YAML files differ, a line each: the place with its value then and now."""
-    before, after = _flat(stored or {}), _flat(now or {})
-    return [
-        f"{place}: was {before.get(place, 'not there')}, is {after.get(place, 'not there')}"
-        for place in dict.fromkeys([*before, *after])
-        if not is_same(before.get(place), after.get(place))
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def _text(plan: Plan) -> str:
+def _text(plan: SweepPlan) -> str:
     shown = mask_config(asdict(plan)) | {"fixed": list(map(mask_text, plan.fixed))}
     return json.dumps(shown, indent=2) + "\n"
 

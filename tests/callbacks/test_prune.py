@@ -9,7 +9,7 @@ from speaks import Speaks
 from callbacks.prune import Prune
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.sweep.study import PRUNED_AT, open_study
+from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
 
 pytestmark = pytest.mark.skipif(
     find_spec("optuna") is None, reason="optuna is not installed: pip install 'ksuit_runner[optuna]'"

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data import batch_plan as order_module
-from ksuit_runner.data.batch_plan import LONGEST_DRAWN, EpochOrder, Plan, evaluation_fetches
+from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, evaluation_fetches
 from ksuit_runner.data.fetch_batch import EVALUATION
 
 LENGTHS = {"train": 10, "test": 5, "other": 2}
 
 
 def make_plan(counter, evaluations=(), seed=0):
-    return Plan(seed, LENGTHS, "train", counter, evaluations, eval_batch_size=2)
+    return BatchPlan(seed, LENGTHS, "train", counter, evaluations, eval_batch_size=2)
 
 
 def epoch_order(seed, epoch, length):

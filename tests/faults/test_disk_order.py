@@ -27,10 +27,10 @@ from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.record.stored_run import Launch, add_to_index, entries, read_config, read_launch, store
-from ksuit_runner.sweep.job_status import note_end, read_ends
-from ksuit_runner.sweep.plan import Job, Plan, add_job, read_jobs, read_plan, store_plan
-from ksuit_runner.sweep.settings import Settings
-from ksuit_runner.sweep.task import JobResult
+from ksuit_runner.sweep.job_status import read_ends, record_end
+from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs, read_plan, store_plan
+from ksuit_runner.sweep.run_job import JobResult
+from ksuit_runner.sweep.sweep_settings import SweepSettings
 from ksuit_runner.system.atomic_files import commit_folder, make_folder, sync, write_text
 from ksuit_runner.tracker.noop import NoopTracker
 
@@ -157,10 +157,10 @@ def read_index(folder: Path) -> set[int]:
 def plan_sweep(folder: Path, version: int) -> None:
     paths = SweepPaths(folder, "sweep000")
     if version == 1:
-        store_plan(paths, Plan("plan", "ksuit", [], Settings(), {}, {}), [Job(0, {"lr": "1"}, {"lr": 1})])
+        store_plan(paths, SweepPlan("plan", "ksuit", [], SweepSettings(), {}, {}), [Job(0, {"lr": "1"}, {"lr": 1})])
     else:
         add_job(paths, Job(version - 1, {"lr": "2"}, {"lr": 2}))
-    note_end(paths, JobResult(version - 1, "", "FINISHED", 1.0))
+    record_end(paths, JobResult(version - 1, "", "FINISHED", 1.0))
 
 
 def read_sweep(folder: Path) -> set[int]:

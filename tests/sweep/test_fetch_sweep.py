@@ -10,12 +10,12 @@ from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.sweep.build_plan import plan_sweep
-from ksuit_runner.sweep.command import show_leaderboard
+from ksuit_runner.sweep.commands import show_leaderboard
 from ksuit_runner.sweep.fetch_sweep import fetch_plan, fetch_runs
-from ksuit_runner.sweep.find_sweep import find_sweep
 from ksuit_runner.sweep.job_runs import JobRecord
-from ksuit_runner.sweep.plan import Job, Plan, read_jobs, read_plan, store_plan
-from ksuit_runner.sweep.settings import Settings
+from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_plan
+from ksuit_runner.sweep.stored_sweep import find_sweep
+from ksuit_runner.sweep.sweep_settings import SweepSettings
 from ksuit_runner.tracker.base import KIND_TAG, RunInfo
 from ksuit_runner.tracker.noop import NoopTracker
 
@@ -39,8 +39,8 @@ class Store(NoopTracker):
 
     def add_plan(self, run_id=ID, method="grid", base=None, config=None, **tags):
         folder, made = self.add(run_id, tags=tags), SweepPaths(self.folder / "made", run_id)
-        settings = Settings(method=method, samples=None if method == "grid" else 3)
-        plan = Plan("mine", "command", [], settings, {"_target_": "a.B"}, base or {}, "accuracy/test", job_count=1)
+        settings = SweepSettings(method=method, samples=None if method == "grid" else 3)
+        plan = SweepPlan("mine", "command", [], settings, {"_target_": "a.B"}, base or {}, "accuracy/test", job_count=1)
         store_plan(made, plan, [Job(0, {"seed": "0"}, config or {"seed": 0})])
         for path in (made.plan, made.jobs):
             shutil.copy(path, folder)

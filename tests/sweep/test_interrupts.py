@@ -9,7 +9,7 @@ from pausing import make_project
 
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.sweep.command import start_sweep
+from ksuit_runner.sweep.commands import start_sweep
 
 SWEEP = (
     *("-m", "model=pauses", "model.pauses_at=60,2000", "trainer.max_epochs=3"),

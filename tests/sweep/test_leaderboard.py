@@ -10,12 +10,13 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.stored_run import Launch, add_to_index, store
-from ksuit_runner.sweep.job_status import JOB_TAG, SWEEP_TAG, note_end
+from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG
+from ksuit_runner.sweep.job_status import record_end
 from ksuit_runner.sweep.leaderboard import make_leaderboard
-from ksuit_runner.sweep.plan import Job, Plan
-from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
-from ksuit_runner.sweep.settings import Settings
-from ksuit_runner.sweep.task import JobResult
+from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leaderboard
+from ksuit_runner.sweep.plan import Job, SweepPlan
+from ksuit_runner.sweep.run_job import JobResult
+from ksuit_runner.sweep.sweep_settings import SweepSettings
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.ui.terminal import make_console
 
@@ -48,10 +49,10 @@ class Sweep:
                 journal.append(step, {f"{key}/test": value})
         journal.close()
         if status != "RUNNING":
-            note_end(self.paths, JobResult(index, status, run.run_id, seconds))
+            record_end(self.paths, JobResult(index, status, run.run_id, seconds))
 
     def board(self, objective=ACCURACY, pruned=(), **settings):
-        plan = Plan("mine", "command", [], Settings(**settings), {}, {}, objective, created=0.0)
+        plan = SweepPlan("mine", "command", [], SweepSettings(**settings), {}, {}, objective, created=0.0)
         properties = MetricPropertyProvider()
         return make_leaderboard(self.paths, plan, self.jobs, NoopTracker(), properties, frozenset(pruned))
 
@@ -132,14 +133,14 @@ def test_what_has_not_finished_keeps_its_status_and_ranks_below_all_that_has(swe
 
 def test_a_job_that_failed_before_it_had_a_run_has_failed(sweep):
     sweep.job({"lr": "1"}, "")
-    note_end(sweep.paths, JobResult(0, "FAILED", None, 1.0, error="no such model"))
+    record_end(sweep.paths, JobResult(0, "FAILED", None, 1.0, error="no such model"))
     (row,) = sweep.board().rows
     assert (row.status, row.run_id, row.seconds) == ("failed", None, 1.0)
 
 
 def test_the_time_of_a_job_is_that_of_all_its_sittings(sweep):
     sweep.job({"lr": "1"}, seconds=2.0)
-    note_end(sweep.paths, JobResult(0, "FINISHED", "run0", 3.5))
+    record_end(sweep.paths, JobResult(0, "FINISHED", "run0", 3.5))
     with sweep.paths.ended.open("a") as file:
         file.write('{"index": 0, "sec')  # torn by a crash
     assert sweep.board().rows[0].seconds == 5.5

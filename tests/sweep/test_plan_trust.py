@@ -10,7 +10,7 @@ from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.security.reveal import PASSWORD_VARIABLE
 from ksuit_runner.sweep.build_plan import plan_sweep
-from ksuit_runner.sweep.command import _revealed, _trust_in, resume_sweep
+from ksuit_runner.sweep.commands import _trust_in, _with_password, resume_sweep
 from ksuit_runner.sweep.plan import add_job, read_jobs, read_plan, store_plan, stored_texts, update_plan
 
 URI = "http://me:hunter2@127.0.0.1:9"
@@ -76,7 +76,7 @@ def test_a_job_of_others_that_names_more_is_refused_before_anything_starts(paths
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"fixed": ["name=${oc.env:HOME}"]}, "refer to other places"),
+        ({"fixed": ["name=${oc.env:HOME}"]}, "refer to other config paths"),
         ({"tracker": {"uri": "http://elsewhere"}}, r"tracker\.uri=http://elsewhere"),
         ({"launcher": {"_target_": "psutil.Popen"}}, "psutil|no Launcher"),
         ({"base": {"model": {"_target_": "psutil.Popen"}}}, "."),
@@ -96,9 +96,9 @@ def test_a_password_is_not_stored_and_comes_from_the_environment(paths, monkeypa
     assert all("hunter2" not in path.read_text() for path in (paths.plan, paths.jobs, paths.signature))
     plan = read_plan(paths)
     with pytest.raises(KsuitError, match=PASSWORD_VARIABLE):
-        _revealed(plan, [])
+        _with_password(plan, [])
     monkeypatch.setenv(PASSWORD_VARIABLE, "hunter2")
-    plan = _revealed(plan, [])
+    plan = _with_password(plan, [])
     assert [plan.with_tracker(job.config)["tracker"]["uri"] for job in read_jobs(paths)] == [URI, URI]
     update_plan(paths, plan)
     assert "hunter2" not in paths.plan.read_text()

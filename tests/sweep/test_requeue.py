@@ -9,7 +9,7 @@ import pytest
 from command import journal, mlflow_points, query, run_dirs, start, wait_until
 from pausing import make_project
 
-from ksuit_runner.sweep.command import start_sweep
+from ksuit_runner.sweep.commands import start_sweep
 
 PREEMPTS = """
 import os

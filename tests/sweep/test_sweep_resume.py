@@ -130,7 +130,7 @@ def test_a_changed_yaml_is_noticed_and_explained(project, tmp_path):
     finally:
         yaml.write_text(SWEEP)
     refused = ksuit(tmp_path, "resume=changing", "optimizer.lr=1", status=2, cwd=project)
-    assert "optimizer.lr=1: a sweep goes on with the jobs that were planned" in refused
+    assert "optimizer.lr=1: a sweep is resumed with the jobs that were planned" in refused
 
 
 def test_a_sweep_that_is_alive_is_not_resumed(project, tmp_path):

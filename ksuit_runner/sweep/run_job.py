@@ -1,26 +1,28 @@
-"""One job of a sweep, done in whatever process it was handed to."""
+"""Run one job of a sweep, in the process that the launcher chose: start its run, or resume it."""
 
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
+from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import AliveError, KsuitError
-from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.sweep.gpu_lock import claim_device
-from ksuit_runner.sweep.job_runs import local_record
+from ksuit_runner.sweep.job_runs import find_records, local_record
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console
 
@@ -31,8 +33,8 @@ _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a process needs to know to do a job.
+class JobTask:
+    """What a process needs to know to run a job.
 
     Attributes:
         index: Number of the job.
@@ -41,9 +43,9 @@ class Task:
         folder: Working directory of the sweep: configs, callbacks and git are looked for there.
         config: Resolved config of the job, as plain values.
         launch: How the run was started, to be stored with it.
-        run_id: Run to go on with; None starts a new one.
-        devices: Devices that the jobs share out among themselves.
-        is_shown: Whether to print what a run prints.
+        run_id: Run to resume; None starts a new one.
+        devices: GPUs that the jobs of this machine share, one each.
+        is_shown: Whether the run prints its progress.
         provenance: Provenance of the run, shared with the other jobs of this process; collected by default.
         trust: Limits of a config that is not this user's own.
     """
@@ -69,7 +71,7 @@ class JobResult:
         index: Number of the job.
         status: FINISHED, FAILED or KILLED.
         run_id: Its run, None if it did not get as far.
-        seconds: How long it took, this time.
+        seconds: How long it took this time, in seconds.
         signal: Number of the signal that ended it.
         error: What it failed with, in a few lines.
         trace: The traceback, empty for an error that is explained without one.
@@ -84,39 +86,58 @@ class JobResult:
     trace: str = ""
 
 
-def do_job(task: Task, find_run: Callable[[Task], Task] = lambda task: task) -> JobResult:
-    """Do a job: start its run, or resume it; whatever happens is in the result and not raised.
+def run_job(task: JobTask) -> JobResult:
+    """Start the run of a job, or resume it. Whatever happens is in the result; nothing is raised.
 
-    Args:
-        task: The job.
-        find_run: Returns the task with the run that it has by now; called in the sweep's working directory, when
-            no other process does the job.
+    A scheduler may start a job again, after a preemption or on another machine, with the task that was made before the
+    job had a run. Such a job looks for the run that it has by now, and resumes it.
     """
     start = time.monotonic()
     secure_output()  # a process of a pool prints where the sweep does
     try:
-        return _do(task, start, find_run)
+        return _run_alone(task, start)
     except KeyboardInterrupt:
         return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, signal.SIGINT)
     except BaseException as error:
         return _failed(task, error, task.run_id, start)
 
 
-def _do(task: Task, start: float, find_run: Callable[[Task], Task]) -> JobResult:
-    _go_to(task.folder)
+def _run_alone(task: JobTask, start: float) -> JobResult:
+    """Run a job once no other process does; a run that has finished by then is not run again."""
     paths = SweepPaths(task.output_dir, task.sweep_id)
+    is_requeued = task.run_id is None and not _is_first_start(paths, task.index)
+    _enter_folder(task.folder)
     with ExitStack() as stack:
         if number := _claim(paths, task.index, stack):
             return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, number)
-        task = find_run(task)
+        if is_requeued:
+            task = _with_its_run(task, paths)
         if task.run_id is not None and local_record(paths, task.run_id).status == "FINISHED":
             return JobResult(task.index, "FINISHED", task.run_id, time.monotonic() - start)
         claim_device([(device, paths.device_lock(device)) for device in task.devices])
         return _run(task, start)
 
 
+def _is_first_start(paths: SweepPaths, index: int) -> bool:
+    """Record that a job is started; return whether it never was before."""
+    mark = paths.begun(index)
+    mark.parent.mkdir(exist_ok=True)
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _with_its_run(task: JobTask, paths: SweepPaths) -> JobTask:
+    """Return the task with the run that its job has by now, if it has one."""
+    tracker = DeferredTracker(build_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
+    record = find_records(paths, tracker).get(task.index)
+    return task if record is None else replace(task, run_id=record.run_id)
+
+
 def _claim(paths: SweepPaths, index: int, stack: ExitStack) -> int | None:
-    """Keep all other processes from doing a job; wait for one that does it, and return the signal that ends the wait.
+    """Lock a job for this process, waiting for another one that runs it; return the signal that ended the wait.
 
     A sweep that was killed leaves its jobs running, or waiting in the queue of a cluster.
     """
@@ -133,14 +154,14 @@ def _claim(paths: SweepPaths, index: int, stack: ExitStack) -> int | None:
     return interruption.signal
 
 
-def _run(task: Task, start: float) -> JobResult:
+def _run(task: JobTask, start: float) -> JobResult:
     from ksuit_runner.engine.runner import run
 
     config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
     origin = Origin("resume", task.run_id) if task.run_id else None
     launch = task.launch
     if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
-        launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else nothing but its id is known
+        launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else only its id is known
     if task.is_shown:
         outcome = run(config, launch, origin, provenance=task.provenance, trust=task.trust)
     else:
@@ -151,14 +172,14 @@ def _run(task: Task, start: float) -> JobResult:
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)
 
 
-def _failed(task: Task, error: BaseException, run_id: str | None, start: float) -> JobResult:
+def _failed(task: JobTask, error: BaseException, run_id: str | None, start: float) -> JobResult:
     trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
     text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
     return JobResult(task.index, "FAILED", run_id, time.monotonic() - start, None, mask_text(text), mask_text(trace))
 
 
-def _go_to(folder: Path) -> None:
-    """Make the sweep's working directory this process's, as a worker of a cluster begins elsewhere."""
+def _enter_folder(folder: Path) -> None:
+    """Work in the sweep's working directory and import from it; a worker of a cluster starts elsewhere."""
     if folder != Path.cwd():
         os.chdir(folder)
     if str(folder) not in sys.path:

@@ -19,12 +19,11 @@ from ksuit_runner.launchers.joblib import JoblibLauncher
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.sweep.build_plan import plan_sweep
-from ksuit_runner.sweep.command import resume_sweep, show_leaderboard, start_sweep
-from ksuit_runner.sweep.find_sweep import find_sweep
+from ksuit_runner.sweep.commands import resume_sweep, show_leaderboard, start_sweep
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, runs_of_jobs
 from ksuit_runner.sweep.plan import read_plan, store_plan
-from ksuit_runner.sweep.requeue import begin_or_resume
-from ksuit_runner.sweep.task import Task, do_job
+from ksuit_runner.sweep.run_job import JobTask, run_job
+from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.system.run_lock import RunLock
 
 TINY = ("model=linear", "trainer.max_epochs=1", "callbacks=[loss]", "default_callbacks=none")
@@ -45,7 +44,7 @@ def bytes_in(folder):
 def task_in(folder, index=0):
     launch = Launch("command", [], tags={SWEEP_TAG: SWEEP_ID, JOB_TAG: str(index)})
     config = {"tracker": {"_target_": "ksuit_runner.tracker.noop.NoopTracker"}}
-    return Task(index, folder, SWEEP_ID, Path.cwd(), config, launch)
+    return JobTask(index, folder, SWEEP_ID, Path.cwd(), config, launch)
 
 
 def add_run(folder, run_id, status):
@@ -69,7 +68,7 @@ def test_a_job_that_another_process_does_is_waited_for_and_not_done_again(tmp_pa
 
     timer = threading.Timer(0.3, finish)
     timer.start()
-    result = begin_or_resume(task_in(tmp_path))
+    result = run_job(task_in(tmp_path))
     timer.join()
     assert (result.status, result.run_id) == ("FINISHED", "of-the-other")
     assert result.seconds >= 0.3
@@ -81,7 +80,7 @@ def test_a_signal_ends_the_wait_for_another_process(tmp_path):
     with RunLock(SweepPaths(tmp_path, SWEEP_ID).job_lock(0)):
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
-        result = do_job(task_in(tmp_path))
+        result = run_job(task_in(tmp_path))
         timer.join()
     assert (result.status, result.signal, result.run_id) == ("KILLED", signal.SIGTERM, None)
 
@@ -109,7 +108,7 @@ def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, mon
     runs = "from runs join tags on runs.run_uuid = tags.run_uuid and key = 'ksuit.job'"
     assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     said = capsys.readouterr().out
-    assert said.count("had ended; what the tracker did not know of it is sent") == 2 and "error" not in said
+    assert said.count("had ended; what the tracker lacked of it is sent") == 2 and "error" not in said
     assert query(tmp_path, f"select distinct status {runs}") == [("FINISHED",)]
     counts = [
         len(query(tmp_path, f"select key from {table} where run_uuid = '{run_id}'"))
@@ -129,7 +128,7 @@ def test_a_refused_resume_changes_nothing(tmp_path, monkeypatch):
         resume_sweep(paths, [*changes, "launcher=joblib"])
     with pytest.raises(ConfigError, match="launcher: there is no 'joblb'"):
         resume_sweep(paths, [*changes, "launcher=joblb"])
-    with pytest.raises(ResumeError, match="a sweep goes on with the jobs that were planned"):
+    with pytest.raises(ResumeError, match="a sweep is resumed with the jobs that were planned"):
         resume_sweep(paths, [*changes, "optimizer.lr=1"])
 
     def open_none(launcher, sweep_paths):

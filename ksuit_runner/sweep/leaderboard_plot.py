@@ -7,7 +7,7 @@ from typing import Any
 
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
-from ksuit_runner.sweep.space import SEED
+from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.ui.terminal import format_number
 
 _LOG_RATIO = 30.0  # positive values that are farther apart are spread by their logarithm

@@ -1,10 +1,9 @@
-"""A sweep while it runs: its parent run, its jobs one after the other or at once, and the leaderboard at the end."""
+"""The life of a sweep in one process: its parent run, its jobs on the launcher, and the leaderboard at the end."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -19,17 +18,17 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import add_to_index, entries
-from ksuit_runner.sweep.announce import print_end, print_failure, print_sweep
 from ksuit_runner.sweep.fetch_sweep import fetch_runs
-from ksuit_runner.sweep.job_launch import launch_of
-from ksuit_runner.sweep.job_queue import drive
-from ksuit_runner.sweep.job_runs import JobRecord
-from ksuit_runner.sweep.job_status import find_records, note_end, read_ends, status_of
+from ksuit_runner.sweep.job_queue import run_jobs
+from ksuit_runner.sweep.job_runs import JobRecord, find_records, launch_of
+from ksuit_runner.sweep.job_source import JobSource
+from ksuit_runner.sweep.job_status import read_ends, record_end, status_of
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, make_leaderboard
-from ksuit_runner.sweep.plan import Job, Plan, read_jobs
-from ksuit_runner.sweep.plot import draw_leaderboard
-from ksuit_runner.sweep.report import print_leaderboard, write_leaderboard
-from ksuit_runner.sweep.task import JobResult, Task
+from ksuit_runner.sweep.leaderboard_plot import draw_leaderboard
+from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leaderboard
+from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs
+from ksuit_runner.sweep.progress_lines import print_failure, print_job, print_sweep
+from ksuit_runner.sweep.run_job import JobResult, JobTask
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
@@ -44,7 +43,7 @@ class SweepOutcome:
 
     Attributes:
         run_id: Its id, which is that of the parent of its runs.
-        folder: Where its files are.
+        folder: Folder of its files.
         status: FINISHED, FAILED if one of its runs has, or KILLED.
         signal: Number of the signal that ended it, if one did.
         jobs: Its jobs, ranked; empty if the tracker could not be asked.
@@ -58,50 +57,12 @@ class SweepOutcome:
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a process that does this sweep only."""
+        """Exit status of a process that runs this sweep only."""
         return 128 + self.signal if self.signal is not None else int(self.status == "FAILED")
 
 
-class JobSource(Protocol):
-    """Where jobs come from: a list, or a search that learns from how they end."""
-
-    def jobs(self) -> Iterator[Job]:
-        """Yield the jobs in their order, those of an earlier session included; each when there is room for it."""
-        ...
-
-    def told(self, job: Job, status: str, run_id: str | None) -> None:
-        """Learn that a job has ended, or had ended before."""
-        ...
-
-    def pruned(self) -> frozenset[int]:
-        """Return the numbers of the jobs that were ended early."""
-        ...
-
-
-class Listed:
-    """Jobs that are all known from the start.
-
-    Args:
-        jobs: The jobs.
-    """
-
-    def __init__(self, jobs: list[Job]) -> None:
-        self._jobs = jobs
-
-    def jobs(self) -> Iterator[Job]:
-        """Yield the jobs in their order."""
-        yield from self._jobs
-
-    def told(self, job: Job, status: str, run_id: str | None) -> None:
-        """Learn nothing."""
-
-    def pruned(self) -> frozenset[int]:
-        """Return no numbers."""
-        return frozenset()
-
-
-class Session:
-    """One sitting of a sweep, from its start or a resume to its end or an interruption.
+class SweepRunner:
+    """Runs a sweep in this process, from its start or a resume to its end or an interruption.
 
     Args:
         paths: Files of the sweep; its plan is stored there.
@@ -109,15 +70,15 @@ class Session:
         config: A config with the tracker of the sweep.
         tracker: Tracker of the parent run.
         launcher: Where the jobs run.
-        console: Where a person reads along.
+        console: Where progress and the leaderboard are printed.
         lock: The sweep's lock, held by this process.
-        trust: Limits of configs that are not this user's own.
+        trust: Limits of configs that this user did not write.
     """
 
     def __init__(
         self,
         paths: SweepPaths,
-        plan: Plan,
+        plan: SweepPlan,
         config: DictConfig,
         tracker: DeferredTracker,
         launcher: Launcher,
@@ -132,7 +93,7 @@ class Session:
         self._console = console
         self._properties = build_properties(config, plan.objective, trust)
         self._records: Mapping[int, JobRecord] = {}
-        self._entered: set[str] = set()
+        self._indexed: set[str] = set()
         self._results: dict[int, JobResult] = {}
         self._skipped: dict[int, str] = {}
         self._provenance = Provenance() if launcher.runs_here else None
@@ -142,50 +103,51 @@ class Session:
         self._is_resumed = False
 
     def run(self, source: JobSource, total: int, resume: Callable[[], None] | None = None) -> SweepOutcome:
-        """Do the jobs that are not done, and return how that ended.
+        """Run the jobs that are not done, and return how the sweep ended.
 
         Args:
             source: Where the jobs come from.
-            total: How many there are to be.
-            resume: For a sweep that was run before: called when all else is ready, and before anything is changed.
+            total: How many jobs there will be.
+            resume: Of a sweep that has run before: called when all else is ready, before anything is changed.
 
         Raises:
-            KsuitError: It cannot start, or cannot be resumed; that has changed nothing.
+            KsuitError: It cannot be started or resumed; nothing was changed.
         """
         self._total, self._is_resumed = total, resume is not None
-        is_begun = resume is None
+        is_started = resume is None
         outcome = SweepOutcome(self.paths.sweep_id, self.paths.sweep_dir)
         with catch_signals() as interruption:
             try:
                 self._launcher.open(self.paths)
                 if resume is not None:
                     resume()
-                    is_begun = True
+                    is_started = True
                     self._records = find_records(self.paths, self._tracker)
                     fetch_runs(self._tracker, self.paths, self._records)
-                    self._entered = {entry.run_id for entry in entries(self.paths)}
+                    self._indexed = {entry.run_id for entry in entries(self.paths)}
                 print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
                 self._share_plan()
-                outcome.signal = self._drive(source, interruption)
+                outcome.signal = self._run_jobs(source, interruption)
                 has_failed = "FAILED" in self._statuses()
                 outcome.status = "KILLED" if outcome.signal else "FAILED" if has_failed else "FINISHED"
             except KeyboardInterrupt:
                 outcome.signal, outcome.status = signal.SIGINT, "KILLED"
             finally:
                 self._launcher.close()
-                if is_begun and not self._lock.lost.is_set():
+                if is_started and not self._lock.lost.is_set():
                     outcome.jobs = self._finish(source, outcome.status)
         return outcome
 
     def _share_plan(self) -> None:
-        """Store what the sweep is going to do with the tracker, at once: another machine can go on by it."""
+        """Upload plan and jobs at once, so that the sweep can be resumed on another machine."""
         for path in filter(Path.exists, (self.paths.signature, self.paths.plan, self.paths.jobs)):
             self._tracker.upload(path, path.name)
         if not self._tracker.artifacts_are_local:
             try:
                 self._send()
             except TrackerError as error:
-                print_error(self._console, TrackerError(f"{error}\nThe sweep goes on; only here, until that is mended"))
+                message = f"{error}\nThe sweep continues, but as long as this fails only this machine can resume it"
+                print_error(self._console, TrackerError(message))
 
     def _send(self) -> None:
         send_all(self._tracker, PathProvider(self.paths.output_dir, self.paths.sweep_id))
@@ -193,29 +155,29 @@ class Session:
     def _statuses(self) -> set[str]:
         return {result.status for result in self._results.values()} | set(self._skipped.values())
 
-    def _drive(self, source: JobSource, interruption: Interruption) -> int | None:
+    def _run_jobs(self, source: JobSource, interruption: Interruption) -> int | None:
         jobs: dict[int, Job] = {}
 
-        def on_start(task: Task) -> None:
+        def on_start(task: JobTask) -> None:
             if self._launcher.runs_here:
-                print_end(self._console, jobs[task.index], self._total, "starts")
+                print_job(self._console, jobs[task.index], self._total, "starts")
 
-        def on_end(task: Task, result: JobResult) -> None:
+        def on_end(task: JobTask, result: JobResult) -> None:
             job = jobs[task.index]
             self._lock.check()
-            note_end(self.paths, result)
+            record_end(self.paths, result)
             self._results[task.index] = result
-            source.told(job, result.status, result.run_id)
-            print_end(self._console, job, self._total, result.status.lower(), result.seconds)
+            source.job_ended(job, result.status, result.run_id)
+            print_job(self._console, job, self._total, result.status.lower(), result.seconds)
             if result.status == "FAILED":
                 print_failure(self._console, job, result, self.paths, has_trace=not self._launcher.runs_here)
 
         tasks = self._tasks(source, jobs)
-        drive(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
+        run_jobs(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
         signals = [result.signal for result in self._results.values() if result.signal is not None]
         return interruption.signal or next(iter(signals), None)
 
-    def _tasks(self, source: JobSource, jobs: dict[int, Job]) -> Iterator[Task]:
+    def _tasks(self, source: JobSource, jobs: dict[int, Job]) -> Iterator[JobTask]:
         ends = read_ends(self.paths)
         for job in source.jobs():
             record, end = self._records.get(job.index), ends.get(job.index)
@@ -224,14 +186,14 @@ class Session:
                 self._skipped[job.index] = status
                 if record is not None and not record.is_delivered:
                     self._deliver(job, record)
-                source.told(job, status, record.run_id if record else None)
+                source.job_ended(job, status, record.run_id if record else None)
                 continue
             jobs[job.index] = job
             self._lock.check()
             yield self._task(job, record)
 
     def _deliver(self, job: Job, record: JobRecord) -> None:
-        """Send what the tracker does not know of a run that has ended: it was killed, or the tracker away, before."""
+        """Send what the tracker lacks of a run that has ended: the run was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
         tracker = build_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
         deferred = DeferredTracker(tracker, self.paths)
@@ -239,22 +201,22 @@ class Session:
             with RunLock(run.lock):
                 deferred.attach_run(run.run_id)
                 send_all(deferred, run)
-        except AliveError:  # it is sending that itself
+        except AliveError:  # it is still sending it itself
             return
         except (TrackerError, OSError) as error:
             again = sync_command(run.run_id, run.output_dir)
-            message = f"job {job.index + 1}: {error}\nTo send what is left of it: {again}"
+            message = f"job {job.index + 1}: {error}\nTo send the rest: {again}"
             print_error(self._console, TrackerError(message))
         else:
-            print_end(self._console, job, self._total, "had ended; what the tracker did not know of it is sent")
+            print_job(self._console, job, self._total, "had ended; what the tracker lacked of it is sent")
 
-    def _task(self, job: Job, record: JobRecord | None) -> Task:
+    def _task(self, job: Job, record: JobRecord | None) -> JobTask:
         if self._is_resumed:
-            self._tell_of_other(job)
+            self._print_wait(job)
         launch = launch_of(job, self._plan, self.paths)
-        if record is not None and record.run_id not in self._entered:  # killed before it was entered
+        if record is not None and record.run_id not in self._indexed:  # killed before it was added to the index
             add_to_index(self.paths, record.run_id, record.name, launch.mode, tags=launch.tags)
-        return Task(
+        return JobTask(
             index=job.index,
             output_dir=self.paths.output_dir,
             sweep_id=self.paths.sweep_id,
@@ -268,17 +230,17 @@ class Session:
             trust=self._trust,
         )
 
-    def _tell_of_other(self, job: Job) -> None:
-        """Say that a process of an earlier sitting is still at a job, which is waited for and then left or resumed."""
+    def _print_wait(self, job: Job) -> None:
+        """Print that another process still runs a job: the sweep waits for it, and then resumes the job if need be."""
         lock = RunLock(self.paths.job_lock(job.index))
         try:
             lock.acquire(wait=False)
             lock.release()
         except AliveError as error:
-            print_end(self._console, job, self._total, f"waits for another process that does it: {error}")
+            print_job(self._console, job, self._total, f"waits for another process that runs it: {error}")
 
     def _finish(self, source: JobSource, status: EndStatus) -> list[Row]:
-        """Show, store and return the leaderboard, and close the parent run, as far as the tracker can be reached."""
+        """Print, store and return the leaderboard, and end the parent run, as far as the tracker can be reached."""
         rows: list[Row] = []
         try:
             board = make_leaderboard(
@@ -295,12 +257,12 @@ class Session:
             self._send()
         except TrackerError as error:
             again = sync_command(run.run_id, run.output_dir)
-            print_error(self._console, TrackerError(f"{error}\nTo tell the tracker how the sweep has ended: {again}"))
+            print_error(self._console, TrackerError(f"{error}\nTo send how the sweep ended: {again}"))
         return rows
 
 
 def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracker) -> None:
-    """Write table and plot, and store them with the parent run; so are the jobs, of which a search has more by now."""
+    """Write tables and plot, and upload them to the parent run; the jobs, too, of which a search has more by now."""
     write_leaderboard(paths, board)
     files = [paths.jobs, paths.table, paths.csv]
     if draw_leaderboard(paths.plot, board):
@@ -310,15 +272,17 @@ def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracke
 
 
 def build_properties(config: DictConfig, objective: str | None, trust: Trust | None = None) -> MetricPropertyProvider:
-    """Build what knows the better direction of metrics.
+    """Build the provider that knows which direction of a metric is better.
 
     Raises:
-        ConfigError: It knows none of the objective.
+        ConfigError: It knows no direction of the objective.
     """
     factory = Factory(config, trust)
     properties = MetricPropertyProvider()
     if factory.has("metric_property_provider"):
         properties = factory.build("metric_property_provider", MetricPropertyProvider)
     if objective is not None and properties.direction(objective) == "neutral":
-        raise ConfigError(f"objective: metric_property_provider knows no better direction of '{objective}'")
+        raise ConfigError(
+            f"objective: metric_property_provider does not know whether higher or lower '{objective}' is better"
+        )
     return properties

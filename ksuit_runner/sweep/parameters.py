@@ -22,7 +22,7 @@ Combination = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Interval:
+class NumberRange:
     """All numbers between two.
 
     Attributes:
@@ -49,7 +49,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Parameter:
+class SweepParameter:
     """Something that a sweep varies.
 
     Attributes:
@@ -60,7 +60,7 @@ class Parameter:
 
     key: str
     values: tuple[str, ...] = ()
-    interval: Interval | None = None
+    interval: NumberRange | None = None
 
     def draw(self, generator: random.Random) -> str:
         """Return one value, each as likely as the others."""
@@ -73,7 +73,7 @@ class Parameter:
         return self.interval.text(self.interval.low), self.interval.text(self.interval.high)
 
 
-def read_parameters(params: Mapping[str, Any], seed: int) -> list[Parameter]:
+def read_parameters(params: Mapping[str, Any], seed: int) -> list[SweepParameter]:
     """Read what varies.
 
     Args:
@@ -87,22 +87,22 @@ def read_parameters(params: Mapping[str, Any], seed: int) -> list[Parameter]:
     return [_read(str(key), value, seed) for key, value in params.items()]
 
 
-def _read(key: str, value: Any, seed: int) -> Parameter:
+def _read(key: str, value: Any, seed: int) -> SweepParameter:
     place = f"sweep.params.{key}"
     if isinstance(value, list) and not value:
         raise ConfigError(f"{place}: a value is needed, the list is empty")
     if not isinstance(value, str):
-        return Parameter(key, _texts(place, value if isinstance(value, list) else [value]))
+        return SweepParameter(key, _texts(place, value if isinstance(value, list) else [value]))
     override = _parse(place, f"{key}={value}")
     if not override.is_sweep_override():
-        return Parameter(key, (value,))
+        return SweepParameter(key, (value,))
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        return Parameter(key, interval=_interval(place, sweep))
+        return SweepParameter(key, interval=_interval(place, sweep))
     if isinstance(sweep, Glob):
-        return Parameter(key, _matching(place, key, sweep))
+        return SweepParameter(key, _matching(place, key, sweep))
     with _seeded(f"{seed}/{key}"):  # for shuffle()
-        return Parameter(key, tuple(override.sweep_string_iterator()))
+        return SweepParameter(key, tuple(override.sweep_string_iterator()))
 
 
 def _texts(place: str, values: list[Any]) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def _parse(place: str, override: str) -> Override:
         raise ConfigError(f"{place}: {error}\n{hint}") from None
 
 
-def _interval(place: str, sweep: IntervalSweep) -> Interval:
+def _interval(place: str, sweep: IntervalSweep) -> NumberRange:
     low, high = sweep.start, sweep.end
     assert low is not None and high is not None  # the grammar demands both
     if not -math.inf < low < high < math.inf:
@@ -128,7 +128,7 @@ def _interval(place: str, sweep: IntervalSweep) -> Interval:
     log = "log" in sweep.tags
     if log and low <= 0:
         raise ConfigError(f"{place}: a logarithmic interval begins above 0, not at {low}")
-    return Interval(float(low), float(high), log, whole=isinstance(low, int))
+    return NumberRange(float(low), float(high), log, whole=isinstance(low, int))
 
 
 def _matching(place: str, key: str, glob: Glob) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def _seeded(key: str) -> Iterator[None]:
         random.setstate(state)
 
 
-def grid(parameters: Sequence[Parameter]) -> list[Combination]:
+def grid(parameters: Sequence[SweepParameter]) -> list[Combination]:
     """Return every combination; the last parameter changes fastest.
 
     Raises:
@@ -166,7 +166,7 @@ def grid(parameters: Sequence[Parameter]) -> list[Combination]:
     return [dict(zip(keys, values, strict=True)) for values in product(*(item.values for item in parameters))]
 
 
-def draw(parameters: Sequence[Parameter], samples: int, seed: int) -> list[Combination]:
+def draw(parameters: Sequence[SweepParameter], samples: int, seed: int) -> list[Combination]:
     """Return random combinations, the same for the same seed; each is done with every value of ``seed``.
 
     Draw ``i`` of a parameter depends on (seed, i, key) only: more samples, or another parameter, leave it as it is.

@@ -13,14 +13,14 @@ from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.job_config import JobComposer
 from ksuit_runner.sweep.job_status import read_metrics
 from ksuit_runner.sweep.leaderboard import shown_metrics
-from ksuit_runner.sweep.plan import Job, Plan, add_job, read_jobs
-from ksuit_runner.sweep.space import Parameter, read_parameters
-from ksuit_runner.sweep.study import PRUNED_AT, need_optuna, open_study, sampler
+from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optuna, sampler
+from ksuit_runner.sweep.parameters import SweepParameter, read_parameters
+from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.build import build_tracker
 
 
-class Search:
+class OptunaSearch:
     """Jobs from Optuna's ask and tell; trial ``n`` of the study is job ``n``.
 
     Every trial is asked for with a sampler of its own seed, so a search that was interrupted comes up with the same
@@ -35,8 +35,8 @@ class Search:
         ConfigError: Optuna is not installed.
     """
 
-    def __init__(self, paths: SweepPaths, plan: Plan) -> None:
-        need_optuna("sweep.method")
+    def __init__(self, paths: SweepPaths, plan: SweepPlan) -> None:
+        require_optuna("sweep.method")
         self._paths = paths
         self._plan = plan
         config = OmegaConf.create(plan.base)
@@ -64,7 +64,7 @@ class Search:
             add_job(self._paths, job)
             yield job
 
-    def told(self, job: Job, status: str, run_id: str | None) -> None:
+    def job_ended(self, job: Job, status: str, run_id: str | None) -> None:
         """Tell Optuna how a finished job has done."""
         trial = self._study.get_trials(deepcopy=False)[job.index]
         if status != "FINISHED" or run_id is None or trial.state.is_finished():
@@ -106,7 +106,7 @@ class Search:
         return self._study.ask()
 
 
-def _suggest(trial: Any, parameter: Parameter) -> str:
+def _suggest(trial: Any, parameter: SweepParameter) -> str:
     """Let Optuna choose a value, and return it as an override has it."""
     interval = parameter.interval
     if interval is None:

@@ -17,7 +17,7 @@ PRUNED_AT = "pruned_at"
 """Attribute of a trial that a callback has ended early: the update at which it did."""
 
 
-def need_optuna(place: str) -> None:
+def require_optuna(place: str) -> None:
     """Check that Optuna is installed.
 
     Raises:
@@ -52,7 +52,7 @@ def sampler(seed: int, number: int, samples: int) -> Any:
 
     A sampler that is kept draws one number after the other, and would begin anew after a resume.
 
-    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011.
+    Source: Bergstra et al., "Algorithms for Hyper-SweepParameter Optimization", NIPS 2011.
 
     Args:
         seed: Seed of the search.

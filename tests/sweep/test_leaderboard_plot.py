@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row
-from ksuit_runner.sweep.plot import draw_leaderboard
+from ksuit_runner.sweep.leaderboard_plot import draw_leaderboard
 
 OBJECTIVE = "accuracy/test"
 

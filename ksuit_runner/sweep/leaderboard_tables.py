@@ -9,7 +9,7 @@ from rich.console import Console
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
-from ksuit_runner.sweep.space import SEED
+from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.system.atomic_files import write_text
 from ksuit_runner.ui.terminal import format_number, print_table
 

@@ -7,7 +7,7 @@ from ksuit_runner.config.compose import compose_locations, output_dir_of
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, SweepPaths, is_run_id
 from ksuit_runner.record.stored_run import find_local
-from ksuit_runner.sweep.plan import Plan, read_plan
+from ksuit_runner.sweep.plan import SweepPlan, read_plan
 
 _SHORTEST_PREFIX = 6
 
@@ -55,7 +55,7 @@ def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")
 
 
-def _readable(known: dict[str, SweepPaths]) -> dict[str, Plan]:
+def _readable(known: dict[str, SweepPaths]) -> dict[str, SweepPlan]:
     """Return the plans of sweeps; a damaged one is an error for those who ask for that sweep by its id only."""
     plans = {}
     for id_, paths in known.items():

@@ -8,7 +8,7 @@ import pytest
 
 from ksuit_runner.config.overrides import parse
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.space import Interval, draw, grid, read_parameters
+from ksuit_runner.sweep.parameters import NumberRange, draw, grid, read_parameters
 
 
 def values_of(params):
@@ -51,9 +51,9 @@ def test_intervals_are_read_with_their_scale_and_kind():
         }
     )
     assert found == {
-        "a": Interval(0.5, 1.0),
-        "b": Interval(1e-4, 1e-1, log=True),
-        "c": Interval(1, 9, whole=True),
+        "a": NumberRange(0.5, 1.0),
+        "b": NumberRange(1e-4, 1e-1, log=True),
+        "c": NumberRange(1, 9, whole=True),
     }
 
 

@@ -14,7 +14,7 @@ MAY_CHANGE = ("fail_fast", "retry", "on_change")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SweepSettings:
     """How the jobs of a sweep follow from its parameters, and what happens when one fails.
 
     Attributes:
@@ -40,7 +40,7 @@ class Settings:
     on_change: Literal["refuse", "keep"] = "refuse"
 
 
-def read_settings(node: Mapping[str, Any], objective: str | None) -> Settings:
+def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettings:
     """Check the node ``sweep`` and return it.
 
     Args:
@@ -50,13 +50,13 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> Settings:
     Raises:
         ConfigError: A key is unknown, a value does not fit, or two of them do not go together.
     """
-    annotations = {item.name: str(item.type) for item in fields(Settings)}
+    annotations = {item.name: str(item.type) for item in fields(SweepSettings)}
     for key, value in node.items():
         if key not in annotations:
             raise ConfigError(f"sweep.{key}: there is no such setting. {suggest(str(key), annotations)}")
         if problem := mismatch(value, annotations[key]):
             raise ConfigError(f"sweep.{key}: {problem}")
-    settings = Settings(**node)
+    settings = SweepSettings(**node)
     if settings.method == "grid" and settings.samples is not None:
         raise ConfigError("sweep.samples: a grid has no samples; sweep.method=random or sweep.method=tpe draws them")
     if settings.method != "grid" and (settings.samples is None or settings.samples < 1):

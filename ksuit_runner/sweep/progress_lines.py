@@ -8,14 +8,14 @@ from rich.text import Text
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.sweep.job_config import overrides_of
-from ksuit_runner.sweep.plan import Job, Plan
-from ksuit_runner.sweep.report import format_seconds
-from ksuit_runner.sweep.task import JobResult
+from ksuit_runner.sweep.leaderboard_tables import format_seconds
+from ksuit_runner.sweep.plan import Job, SweepPlan
+from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import print_pairs
 
 
-def print_sweep(console: Console, plan: Plan, paths: SweepPaths, total: int, where: str, tracked: str) -> None:
+def print_sweep(console: Console, plan: SweepPlan, paths: SweepPaths, total: int, where: str, tracked: str) -> None:
     """Print which sweep begins, how many jobs it has, where they run, and how to go on with it."""
     pairs = {
         "sweep": plan.name,
@@ -27,7 +27,7 @@ def print_sweep(console: Console, plan: Plan, paths: SweepPaths, total: int, whe
     print_pairs(console, pairs)
 
 
-def print_end(console: Console, job: Job, total: int, what: str, seconds: float = 0.0) -> None:
+def print_job(console: Console, job: Job, total: int, what: str, seconds: float = 0.0) -> None:
     """Print that a job starts, or how it has ended."""
     head = f"job {job.index + 1}/{total}"
     words = [head, what, format_seconds(seconds), mask_text(" ".join(overrides_of(job.combination)))]

@@ -1,0 +1,177 @@
+"""Commands of a sweep: start it, resume it, print its leaderboard."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.overrides import root, value_of
+from ksuit_runner.config.targets import Trust, check_values
+from ksuit_runner.delivery.catch_up import send_all
+from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.launchers.base import Launcher
+from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.security.reveal import reveal
+from ksuit_runner.security.trust import trust_in
+from ksuit_runner.sweep.build_plan import plan_sweep
+from ksuit_runner.sweep.job_runs import find_records
+from ksuit_runner.sweep.job_source import JobSource, ListedJobs
+from ksuit_runner.sweep.leaderboard import make_leaderboard
+from ksuit_runner.sweep.leaderboard_tables import print_leaderboard
+from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_plan, stored_texts, update_plan
+from ksuit_runner.sweep.plan_changes import refuse_changed_yaml, with_changes, with_tracker_overrides
+from ksuit_runner.sweep.runner import SweepOutcome, SweepRunner, build_properties
+from ksuit_runner.sweep.stored_sweep import find_sweep, unknown_sweep
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.untrusted_files import check_folder
+from ksuit_runner.tracker.base import KIND_TAG
+from ksuit_runner.tracker.build import build_tracker
+from ksuit_runner.ui.terminal import make_console
+
+
+def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
+    """Run a new sweep and return how it ended.
+
+    Args:
+        overrides: Overrides of the command line.
+        command: The command line.
+
+    Raises:
+        KsuitError: It could not be started; nothing was trained.
+    """
+    planned = plan_sweep(overrides, command)
+    launcher = _build_launcher(planned.plan.launcher)
+    build_properties(planned.config, planned.plan.objective)
+    outputs = OutputPaths(planned.config.output_dir)
+    tracker = DeferredTracker(build_tracker(Factory(planned.config), outputs), outputs)
+    # One process, before any job: the first one to open the store creates it.
+    info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
+    paths = SweepPaths(outputs.output_dir, info.run_id)
+    store_plan(paths, planned.plan, planned.jobs)
+    with RunLock(paths.lock) as lock:
+        runner = SweepRunner(paths, planned.plan, planned.config, tracker, launcher, make_console(), lock)
+        return runner.run(*_source(paths, planned.plan, planned.jobs))
+
+
+def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
+    """Resume a sweep and return how it ended.
+
+    Args:
+        paths: Files of the sweep.
+        overrides: Overrides of the command line: output folder, tracker, launcher, and the settings that may change.
+
+    Raises:
+        KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs; nothing is changed.
+    """
+    check_folder(paths.sweep_dir)
+    with RunLock(paths.lock) as lock:
+        stored = read_plan(paths)
+        plan = with_changes(stored, overrides)
+        refuse_changed_yaml(paths, plan)
+        trust = _trust_in(paths, plan, overrides)
+        plan = _with_password(plan, overrides)
+        config = _config_of(paths, plan)
+        tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)
+        launcher = _build_launcher(plan.launcher, trust)
+        runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
+        source, total = _source(paths, plan)
+        register_anew = value_of("register_anew", overrides) == "true"
+
+        def resume() -> None:
+            if register_anew:
+                tracker.forget_lost(paths.sweep_id)
+            tracker.resume_run(paths.sweep_id)
+            if register_anew:
+                _register_lost_jobs(paths, Factory(config, trust), tracker)
+            update_plan(paths, replace(plan, settings=stored.settings))  # overrides are for this resume only
+
+        return runner.run(source, total, resume)
+
+
+def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: DeferredTracker) -> None:
+    """Register those runs of the jobs again that the tracker has lost."""
+    for record in find_records(paths, tracker).values():
+        run = PathProvider(paths.output_dir, record.run_id)
+        job = DeferredTracker(build_tracker(factory, paths), paths)
+        with RunLock(run.lock):
+            if job.forget_lost(run.run_id):
+                job.attach_run(run.run_id)
+                send_all(job, run)
+
+
+def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
+    """Print the leaderboard of a sweep as it stands and return the exit status.
+
+    Raises:
+        ResumeError: There is no such sweep.
+    """
+    paths = find_sweep(query, overrides)
+    if paths is None:
+        raise unknown_sweep(query, overrides)
+    plan, jobs = with_tracker_overrides(read_plan(paths), overrides), read_jobs(paths)
+    trust = _trust_in(paths, plan, overrides)
+    plan = _with_password(plan, overrides)
+    config = _config_of(paths, plan)
+    tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
+    source, _ = _source(paths, plan)
+    properties = build_properties(config, plan.objective, trust)
+    board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
+    print_leaderboard(make_console(), board)
+    return 0
+
+
+def _source(paths: SweepPaths, plan: SweepPlan, jobs: list[Job] | None = None) -> tuple[JobSource, int]:
+    """Return where the jobs come from (by default the stored ones), and how many there will be."""
+    if plan.settings.method == "tpe":
+        from ksuit_runner.sweep.optuna_search import OptunaSearch
+
+        assert plan.settings.samples is not None
+        return OptunaSearch(paths, plan), plan.settings.samples
+    jobs = read_jobs(paths, plan.job_count) if jobs is None else jobs
+    return ListedJobs(jobs), len(jobs)
+
+
+def _trust_in(paths: SweepPaths, plan: SweepPlan, overrides: Sequence[str]) -> Trust | None:
+    """Return the limits of a stored plan and its jobs, None if this user has made them on this machine.
+
+    Raises:
+        KsuitError: They are not the user's, and name what the user does not trust.
+    """
+    changes = [root(item) for item in overrides if root(item) == "launcher"]
+    tracker = plan.with_tracker(plan.base)["tracker"]
+    trust = trust_in(paths.signature, stored_texts(paths), paths, tracker, overrides, changes)
+    if trust is not None:
+        if any("${" in item for item in plan.fixed):
+            raise ResumeError(
+                f"{paths.plan}: its overrides refer to other config paths, and you did not make it on this machine"
+            )
+        reader = SignatureReader()
+        check_values({"launcher": plan.launcher, "tracker": plan.tracker})
+        for config in (plan.base, *(job.config for job in read_jobs(paths))):
+            check_values(config)
+            check_config(OmegaConf.create(dict(config)), reader, trust)
+    return trust
+
+
+def _with_password(plan: SweepPlan, overrides: Sequence[str]) -> SweepPlan:
+    """Return the plan with its tracker's password, which is not stored."""
+    node = plan.with_tracker(plan.base)["tracker"]
+    revealed = reveal({"tracker": node}, overrides)["tracker"]
+    return replace(plan, tracker={**plan.tracker, **{key: revealed[key] for key in node if revealed[key] != node[key]}})
+
+
+def _config_of(paths: SweepPaths, plan: SweepPlan) -> DictConfig:
+    """Return the config that all jobs share, as planned, with the sweep's tracker."""
+    config = OmegaConf.create(plan.with_tracker(plan.base))
+    config.output_dir = str(paths.output_dir)
+    return config
+
+
+def _build_launcher(node: Mapping[str, Any], trust: Trust | None = None) -> Launcher:
+    config = OmegaConf.create({"launcher": dict(node)})
+    return Factory(config, trust).build("launcher", Launcher)  # type: ignore[type-abstract]

@@ -1,0 +1,108 @@
+"""What a resume may change in a sweep's plan, and what it refuses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.differences import is_same
+from ksuit_runner.config.overrides import bare_name, parse, root
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.build_plan import read_yaml
+from ksuit_runner.sweep.plan import SweepPlan
+from ksuit_runner.sweep.sweep_settings import MAY_CHANGE, read_settings
+
+_LOCATORS = ("output_dir", "tracker", "trust")
+
+
+def with_changes(plan: SweepPlan, overrides: Sequence[str]) -> SweepPlan:
+    """Return the plan with the settings, launcher and tracker that a resume gives.
+
+    Raises:
+        ResumeError: An override would change the jobs.
+    """
+    allowed = {*(f"sweep.{name}" for name in MAY_CHANGE), "resume", "register_anew"}
+    for item in overrides:
+        if root(item) not in (*_LOCATORS, "launcher") and bare_name(item) not in allowed:
+            raise ResumeError(
+                f"{item}: a sweep is resumed with the jobs that were planned. "
+                f"What can change: launcher, {', '.join(sorted(allowed - {'resume'}))}"
+            )
+    settings = asdict(plan.settings)
+    for item in overrides:
+        if root(item) == "sweep":
+            settings[bare_name(item).partition(".")[2]] = parse(item).value()
+    node = _launcher_node(plan, [item for item in overrides if root(item) == "launcher"])
+    return with_tracker_overrides(
+        replace(plan, settings=read_settings(settings, plan.objective), launcher=node), overrides
+    )
+
+
+def with_tracker_overrides(plan: SweepPlan, overrides: Sequence[str]) -> SweepPlan:
+    """Return the plan with the overrides of ``tracker``."""
+    given = {bare_name(item): parse(item).value() for item in overrides}
+    prefix = "tracker."
+    found = {path.removeprefix(prefix): value for path, value in given.items() if path.startswith(prefix)}
+    return replace(plan, tracker={**plan.tracker, **found})
+
+
+def _launcher_node(plan: SweepPlan, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the config of the launcher from now on: another one, or the same with other values."""
+    if "launcher" in map(bare_name, overrides):
+        node = resolve(compose_config(overrides))["launcher"]
+    else:
+        config = OmegaConf.create({"launcher": plan.launcher})
+        for item in overrides:
+            OmegaConf.update(config, bare_name(item), parse(item).value())
+        node = resolve(config)["launcher"]
+    ObjectChecker().walk("launcher", node)
+    assert isinstance(node, dict)
+    return node
+
+
+def refuse_changed_yaml(paths: SweepPaths, plan: SweepPlan) -> None:
+    """Refuse a resume after the sweep's YAML has changed, unless the user asks to keep the plan.
+
+    Raises:
+        ResumeError: It has changed; says where.
+    """
+    if plan.yaml is None or plan.settings.on_change == "keep":
+        return
+    choice = next(item.partition("=")[2] for item in plan.fixed if item.startswith("sweep="))
+    now = read_yaml(choice)
+    lines = ["its file is gone"] if now is None else _differences(_relevant(plan.yaml), _relevant(now))
+    if lines:
+        raise ResumeError(
+            f"sweep={choice}: the YAML has changed since this sweep was planned: {'; '.join(lines[:3])}\n"
+            f"To resume it as planned: resume={paths.sweep_id[:8]} sweep.on_change=keep\n"
+            f"To run what the YAML says now, as a new sweep: sweep={choice}"
+        )
+
+
+def _relevant(yaml: dict[str, Any]) -> dict[str, Any]:
+    """Return a sweep's YAML without what a resume may change."""
+    node = yaml.get("sweep") or {}
+    kept = {key: value for key, value in node.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in yaml.items() if key != "launcher"} | {"sweep": kept}
+
+
+def _differences(stored: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """Return where two YAML files differ, a line each: the config path with its value then and now."""
+    before, after = _flatten(stored or {}), _flatten(now or {})
+    return [
+        f"{path}: was {before.get(path, 'not there')}, is {after.get(path, 'not there')}"
+        for path in dict.fromkeys([*before, *after])
+        if not is_same(before.get(path), after.get(path))
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
