@@ -13,6 +13,7 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
 from ksuit_runner.errors import ConfigError, files_explained
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.changes import compose_stored
@@ -87,7 +88,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     """
     mode = request.mode
     with files_explained():
-        if mode == "resume" and (sweep := find_sweep(request.query, overrides)) is not None:
+        if mode == Mode.RESUME and (sweep := find_sweep(request.query, overrides)) is not None:
             from ksuit_runner.sweep.commands import resume_sweep
 
             return resume_sweep(sweep, overrides)
@@ -95,7 +96,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
         stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
     config = stored.config
     config.output_dir = str(outputs.output_dir)
-    if mode == "fork":
+    if mode == Mode.FORK:
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     values = check_config(config, trust=stored.trust)
     from ksuit_runner.engine.runner import run

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.system.atomic_files import make_folder, write_text
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json, to_json
@@ -174,6 +175,6 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
 
 def index_registered(paths: OutputPaths, box: Outbox, tracker_id: str) -> None:
     """Have a run found in the output folder by the id that a tracker has given it later."""
-    kind = box.start_tags.get(KIND_TAG, "train")
+    kind = box.start_tags.get(KIND_TAG, Mode.TRAIN)
     if kind != "sweep":  # that is no run that could be gone on with
         add_to_index(paths, box.run_id, box.name, kind, (box.start_time or 0) / 1000, tracker_id)

@@ -26,6 +26,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.schedule import constant, follow_new_length
 from ksuit_runner.security.masking import mask_config
@@ -170,7 +171,7 @@ def build_run(
     """
     tracker, journal = tracker or NoopTracker(), journal or Journal(paths.journal)
     properties = metric_property_provider or MetricPropertyProvider()
-    origin = origin or Origin("resume", paths.run_id)
+    origin = origin or Origin(Mode.RESUME, paths.run_id)
     update = checkpoint.progress.update if checkpoint else -1
     known = journal.load_after(update - 1)  # what follows the update itself may be half done
     log_writer = LogWriter(
@@ -179,7 +180,7 @@ def build_run(
         properties,
         tracker.check_key,
         lambda key, step: key in known.get(step, ()),
-        EVALUATION_PREFIX if origin.mode == "evaluate" else "",
+        EVALUATION_PREFIX if origin.mode == Mode.EVALUATE else "",
     )
     checkpoint_writer = checkpoint_writer or CheckpointWriter(paths)
     collaborators = {
@@ -204,7 +205,7 @@ def build_run(
         taken_over=taken_over or Event(),
     )
     if checkpoint is not None:
-        if origin.mode != "evaluate":
+        if origin.mode != Mode.EVALUATE:
             log_writer.summarize(point for line, _ in journal.read() for point in line if point.step <= update)
         _restore(run, checkpoint, origin, strict)
     return run
@@ -227,8 +228,8 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
-    run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == "evaluate")
-    if origin.mode == "resume":
+    run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE)
+    if origin.mode == Mode.RESUME:
         run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)
     run.unfinished = checkpoint.state["unfinished"]
     if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):

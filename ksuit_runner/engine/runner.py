@@ -21,6 +21,7 @@ from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_expl
 from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
@@ -117,7 +118,7 @@ def _is_deterministic(config: Mapping[str, Any]) -> bool:
 
 def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
     """Take the lock of a stored run that is gone on with, before anything of it is read."""
-    if origin is None or origin.mode == "fork":
+    if origin is None or origin.mode == Mode.FORK:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
     check_folder(paths.run_dir)
@@ -132,8 +133,8 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
     if origin is None:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    if origin.mode == "resume" and not has_traces(paths):
-        if paths.launch.exists() and read_launch(paths).mode == "fork":
+    if origin.mode == Mode.RESUME and not has_traces(paths):
+        if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
     return read_newest(paths, origin.checkpoint)
@@ -151,7 +152,7 @@ def _open_record(
     if origin is None or lock is None:
         return RunRecord.begin(tracker, outputs, config, launch, provenance)
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    is_evaluation, register_anew = origin.mode == "evaluate", bool(config.get("register_anew"))
+    is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(config.get("register_anew"))
     return RunRecord.go_on(tracker, paths, lock, is_evaluation, register_anew)
 
 
@@ -166,18 +167,18 @@ def _do(
 ) -> None:
     record, config, interruption = assembly.record, assembly.config, assembly.interruption
     with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
-        if launch.mode in ("train", "fork"):
+        if launch.mode in (Mode.TRAIN, Mode.FORK):
             store(record.paths, config, launch)
-    if launch.mode != "evaluate":
+    if launch.mode != Mode.EVALUATE:
         assembly.trainer.data_container.check_repeatable()
     try:
         with files_explained():
-            if launch.mode != "evaluate":
+            if launch.mode != Mode.EVALUATE:
                 record.describe(config, assembly.trainer.data_container, provenance)
-            if launch.mode == "fork" and checkpoint is not None:
+            if launch.mode == Mode.FORK and checkpoint is not None:
                 record.carry_history(checkpoint.paths, checkpoint.progress.update)
         assembled = assembly.run(checkpoint, origin)
-        if launch.mode == "resume" and origin is not None and origin.changes:
+        if launch.mode == Mode.RESUME and origin is not None and origin.changes:
             with files_explained():
                 if checkpoint is not None and _differs(assembled, checkpoint):
                     save_checkpoint(assembled, wait=True)  # the next resume knows the changed config, and no changes
@@ -189,7 +190,7 @@ def _do(
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)
     _go(assembled, launch, record)
-    if launch.mode == "evaluate":
+    if launch.mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, interruption.signal
     elif assembled.is_finished:
         outcome.status = "FINISHED"
@@ -207,9 +208,9 @@ def _differs(run: Run, checkpoint: Checkpoint) -> bool:
 
 def _go(run: Run, launch: Launch, record: RunRecord) -> None:
     try:
-        if launch.mode == "evaluate":
+        if launch.mode == Mode.EVALUATE:
             _evaluate(run, record)
-        elif launch.mode == "fork":
+        elif launch.mode == Mode.FORK:
             save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
             train(run)
         elif run.is_finished:
@@ -258,7 +259,7 @@ def _close(record: RunRecord, status: EndStatus) -> None:
 
 
 def _next_command(launch: Launch, record: RunRecord) -> str | None:
-    return None if launch.mode == "evaluate" else resume_command(record.paths.run_id, record.paths.output_dir)
+    return None if launch.mode == Mode.EVALUATE else resume_command(record.paths.run_id, record.paths.output_dir)
 
 
 def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | None) -> None:

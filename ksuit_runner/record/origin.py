@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Mode = Literal["resume", "fork", "evaluate"]
+from ksuit_runner.record.mode import Mode
 
 
 @dataclass(frozen=True)

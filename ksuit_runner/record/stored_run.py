@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ksuit_runner.config.stored_config import format_config, parse_config
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.security.authorship import sign
 from ksuit_runner.security.masking import mask_config, mask_text
 from ksuit_runner.system.atomic_files import append_line, make_folder, write_text
@@ -40,7 +41,7 @@ class Launch:
 
     command: str
     overrides: list[str]
-    mode: str = "train"
+    mode: Mode = Mode.TRAIN
     origin: Annotated[str, is_run_id] | None = None
     resumed_by: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class IndexEntry:
     run_id: str
     name: str
     start_time: Annotated[float, lambda seconds: 0 <= seconds < _LATEST]  # also: not NaN
-    mode: str = "train"
+    mode: str = Mode.TRAIN
     tracker_id: str | None = None
     tags: dict[str, str] | None = None
 
@@ -145,8 +146,8 @@ def read_launch(paths: PathProvider) -> Launch:
     """
     try:
         launch = conform(Launch, read_json(paths.launch, paths.runs_dir))
-        if launch.mode not in ("train", "fork"):
-            raise UnsafeFileError(f"has no sensible 'mode': {launch.mode[:60]!r}")
+        if launch.mode not in (Mode.TRAIN, Mode.FORK):
+            raise UnsafeFileError(f"has no sensible 'mode': {launch.mode.value!r}")
     except UnsafeFileError as error:
         raise ResumeError(f"{paths.launch} {error}") from None
     return launch
@@ -216,7 +217,7 @@ def _launch_tags(paths: OutputPaths, run_id: str) -> dict[str, str]:
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
     """Whether a run can go on: a fork that did not begin cannot."""
-    return entry.mode != "fork" or PathProvider(paths.output_dir, entry.run_id).latest.exists()
+    return entry.mode != Mode.FORK or PathProvider(paths.output_dir, entry.run_id).latest.exists()
 
 
 def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:

@@ -14,7 +14,7 @@ from ksuit_runner.config.overrides import bare_name, shell_word
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.record.origin import Mode
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import read_config_and_text, read_launch
 from ksuit_runner.resume.recompose import with_overrides
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings
@@ -70,7 +70,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
     changes = dict(differences(before, resolve(config)))
-    if mode == "resume":
+    if mode == Mode.RESUME:
         _refuse_rewriting(changes, before, paths.run_id, extra)
     trust = trust_in(paths.signature, [text], paths, config.get("tracker") or {}, overrides, changes)
     values = resolve(config)

@@ -9,6 +9,7 @@ from ksuit_runner.delivery.tracked_points import tracked_points, write_points
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.system.atomic_files import commit_folder, make_folder
 from ksuit_runner.system.untrusted_files import check_folder, remove
@@ -49,7 +50,7 @@ def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
         commit_folder(temporary.run_dir, run.run_dir)
         shutil.rmtree(outputs.fetching_dir, ignore_errors=True)
         start_time, tracker_id = info.start_time / 1000, info.run_id if info.run_id != info.local_id else None
-        add_to_index(outputs, info.local_id, info.name, info.tags.get(KIND_TAG, "train"), start_time, tracker_id)
+        add_to_index(outputs, info.local_id, info.name, info.tags.get(KIND_TAG, Mode.TRAIN), start_time, tracker_id)
     return info.local_id
 
 

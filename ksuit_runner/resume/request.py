@@ -8,10 +8,10 @@ from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.origin import Mode
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import find_local, unknown_run
 
-MODES: tuple[Mode, ...] = ("resume", "fork", "evaluate")
+MODES = (Mode.RESUME, Mode.FORK, Mode.EVALUATE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def requested(overrides: Sequence[str]) -> Request | None:
     (mode, text), (query, _, checkpoint) = found[0], found[0][1].rpartition("@")
     if not query or Progress.parse(checkpoint) is None:  # a name may have an @, too
         return Request(mode, text)
-    if mode == "resume":
+    if mode == Mode.RESUME:
         raise ConfigError(f"resume={text}: a run goes on from its newest checkpoint; from another one: fork={text}")
     return Request(mode, query, checkpoint)
 
@@ -60,7 +60,7 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
         from ksuit_runner.tracker.build import build_tracker
 
         run_id = fetch(build_tracker(Factory(config), paths), paths, query)
-    if run_id is None and "@" in query and request.mode != "resume":
+    if run_id is None and "@" in query and request.mode != Mode.RESUME:
         raise ConfigError(f"{request}: after the @ of a run a checkpoint is needed, such as E2_U90_S2880")
     if run_id is None:
         raise unknown_run(paths, query, request.mode)

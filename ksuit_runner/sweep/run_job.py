@@ -15,6 +15,7 @@ from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.security.masking import mask_text
@@ -158,10 +159,10 @@ def _run(task: JobTask, start: float) -> JobResult:
     from ksuit_runner.engine.runner import run
 
     config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
-    origin = Origin("resume", task.run_id) if task.run_id else None
+    origin = Origin(Mode.RESUME, task.run_id) if task.run_id else None
     launch = task.launch
     if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
-        launch = replace(launch, mode="resume", origin=task.run_id, tags={})  # else only its id is known
+        launch = replace(launch, mode=Mode.RESUME, origin=task.run_id, tags={})  # else only its id is known
     if task.is_shown:
         outcome = run(config, launch, origin, provenance=task.provenance, trust=task.trust)
     else:

@@ -7,6 +7,7 @@ import shutil
 import stat
 from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from enum import EnumType
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import UnionType
@@ -216,7 +217,7 @@ def conform(kind: type[Stored], value: Any) -> Stored:
 
     Args:
         kind: Type that is expected: a dataclass, whose fields are the keys, or one of JSON's types. ``list``, ``dict``,
-            ``Literal`` and unions are followed, and ``Annotated[T, check]`` is a ``T`` for which ``check`` is true.
+            ``Literal``, enums and unions are followed; ``Annotated[T, check]`` is a ``T`` for which ``check`` is true.
         value: The value, as it was parsed.
 
     Raises:
@@ -258,6 +259,9 @@ def _conform(kind: Any, value: Any) -> Any:
     elif origin is Literal:
         if any(type(value) is type(option) and value == option for option in arguments):
             return value
+    elif isinstance(kind, EnumType):
+        with suppress(ValueError):
+            return kind(value)
     elif kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return value
     text = repr(value)

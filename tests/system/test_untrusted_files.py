@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,11 @@ from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.ui.terminal import make_console, setup_logging
 
 
+class Color(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
 @dataclass(frozen=True)
 class Part:
     share: float
@@ -49,12 +55,17 @@ class Whole:
     count: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     anything: Any = None
+    color: Color = Color.RED
 
 
 def test_a_record_is_read_with_what_is_nested_in_it():
-    parts, other = [{"share": 1}, {"share": 0.5}], {"mode": "b", "count": 3, "sizes": {"x": 1}, "anything": [{}]}
-    expected = Whole("n", [Part(1), Part(0.5)], "b", 3, {"x": 1}, [{}])
-    assert conform(Whole, {"name": "n", "parts": parts, **other}) == expected
+    parts, other = (
+        [{"share": 1}, {"share": 0.5}],
+        {"mode": "b", "count": 3, "sizes": {"x": 1}, "anything": [{}], "color": "blue"},
+    )
+    expected = Whole("n", [Part(1), Part(0.5)], "b", 3, {"x": 1}, [{}], Color.BLUE)
+    found = conform(Whole, {"name": "n", "parts": parts, **other})
+    assert found == expected and type(found.color) is Color
     assert conform(Whole, {"name": "n"}) == Whole("n")
 
 
@@ -68,6 +79,8 @@ def test_a_record_is_read_with_what_is_nested_in_it():
         ({"parts": [{}]}, "has no sensible 'parts': lacks the key 'share'"),
         ({"parts": [3]}, "has no sensible 'parts': is not the Part that it should be"),
         ({"mode": "c"}, "has no sensible 'mode': 'c' (str) does not fit"),
+        ({"color": "green"}, "has no sensible 'color': 'green' (str) does not fit"),
+        ({"color": ["red"]}, "has no sensible 'color': ['red'] (list) does not fit"),
         ({"count": 1.0}, "has no sensible 'count': 1.0 (float) does not fit"),
         ({"count": "x" * 99}, f"has no sensible 'count': '{'x' * 56}... (str) does not fit"),
         ({"sizes": {"x": None}}, "has no sensible 'sizes': None (NoneType) does not fit"),
