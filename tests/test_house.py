@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: order of imports, comments in YAML, nothing left lying about."""
+"""Rules of the project that no linter knows: order of imports, comments in YAML, no leftovers."""
 
 import ast
 import re
@@ -14,9 +14,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ksuit_runner"
 
-# A room is a folder of the package, or a module of its root. From the bottom to the top: a room imports only what
-# stands in the rows above its own.
-ORDER = (
+# The layers of the package, the lowest one first. A unit, which is a folder or a module at the root, imports only units
+# of lower layers.
+LAYERS = (
     ("errors", "keyed_random"),
     ("counter", "metric_property", "schedule", "system", "tensors"),
     ("__init__", "paths", "data", "models"),
@@ -34,14 +34,14 @@ ORDER = (
     ("api",),
     ("__main__",),
 )
-# Explains a mistake at once, without the seconds that these imports take.
+# What explains mistakes imports none of these: they take seconds.
 HEAVY = ("torch", "mlflow", "sklearn")
 LIGHT = (
     *("errors", "counter", "metric_property", "paths", "system"),
     *("config", "config.check", "launchers", "security", "ui", "record"),
 )
 STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
-# What a project's own code imports, what its YAML names, and the start of the command line; nothing else is there.
+# The root holds only what users import or name in YAML, and the entry point of the command line.
 ROOT_MODULES = {
     *("__init__", "__main__", "api", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
     *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback"),
@@ -60,14 +60,14 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
-def room_of(module: str) -> str:
+def unit_of(module: str) -> str:
     """Return the folder of a module, or the module itself if it lies at the root."""
     is_folder = MODULES[module].name == "__init__.py" and module != "__init__"
     return module if is_folder or "." not in module else module.rpartition(".")[0]
 
 
-def row_of(room: str) -> int | None:
-    return next((row for row, rooms in enumerate(ORDER) if room in rooms), None)
+def layer_of(unit: str) -> int | None:
+    return next((layer for layer, units in enumerate(LAYERS) if unit in units), None)
 
 
 def is_type_checking(test: ast.expr) -> bool:
@@ -103,7 +103,7 @@ def imports_of(path: Path) -> set[str]:
     return imported_names(path.read_text(), package)
 
 
-def arrows() -> dict[str, set[str]]:
+def imports() -> dict[str, set[str]]:
     """Return which modules of ksuit_runner each of them imports."""
     graph: dict[str, set[str]] = {}
     for module, path in MODULES.items():
@@ -113,19 +113,19 @@ def arrows() -> dict[str, set[str]]:
     return graph
 
 
-def test_every_room_has_its_place_in_the_order_of_imports():
-    listed = [room for row in ORDER for room in row]
-    assert sorted(listed) == sorted({room_of(module) for module in MODULES}), f"ORDER in {Path(__file__).name}"
+def test_every_unit_is_in_one_layer():
+    listed = [unit for layer in LAYERS for unit in layer]
+    assert sorted(listed) == sorted({unit_of(module) for module in MODULES}), f"LAYERS in {Path(__file__).name}"
 
 
 def test_imports_run_one_way_only():
     wrong = []
-    for module, others in arrows().items():
+    for module, others in imports().items():
         for other in sorted(others):
-            here, there = room_of(module), room_of(other)
-            rows = row_of(here), row_of(there)
-            # One without a place is what the test above is for.
-            if here != there and rows[0] is not None and rows[1] is not None and rows[0] <= rows[1]:
+            here, there = unit_of(module), unit_of(other)
+            layers = layer_of(here), layer_of(there)
+            # A unit without a layer fails the test above.
+            if here != there and layers[0] is not None and layers[1] is not None and layers[0] <= layers[1]:
                 wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(wrong)
 
@@ -135,7 +135,7 @@ def test_the_root_holds_only_what_users_import():
     assert at_root <= ROOT_MODULES
 
 
-def test_every_folder_says_what_it_is_for():
+def test_every_folder_has_a_line_of_purpose():
     folders = [path for path in MODULES.values() if path.name == "__init__.py"]
     silent = [str(path) for path in folders if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent
@@ -143,7 +143,7 @@ def test_every_folder_says_what_it_is_for():
 
 def test_no_modules_import_each_other_in_a_circle():
     try:
-        list(TopologicalSorter(arrows()).static_order())
+        list(TopologicalSorter(imports()).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
 
@@ -155,7 +155,7 @@ def test_the_framework_imports_no_callback():
 
 
 def test_what_explains_mistakes_imports_quickly():
-    light = sorted(module for module in MODULES if room_of(module) in LIGHT or module in STARTS)
+    light = sorted(module for module in MODULES if unit_of(module) in LIGHT or module in STARTS)
     names = ["ksuit_runner" + ("" if name == "__init__" else f".{name}") for name in light]
     script = f"import sys, {', '.join(names)}; print(*sorted(sys.modules.keys() & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -163,11 +163,11 @@ def test_what_explains_mistakes_imports_quickly():
 
 
 def keys_of(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Walk the keys of a document, without what is below `defaults`, whose entries are choices and not values."""
+    """Walk the keys of a document, without those below `defaults` (choices) and `_args_` (a layer explains itself)."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield key
-            if key.value != "defaults":
+            if key.value not in ("defaults", "_args_"):
                 yield from keys_of(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -176,14 +176,15 @@ def keys_of(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
 
 def uncommented_keys(text: str) -> list[str]:
     lines = text.splitlines()
+    # What `_global_` files set at the top is a group, or explained in config.yaml.
+    is_global = text.startswith("# @package _global_")
     missing = []
     for key in keys_of(yaml.compose(text)):
-        row = key.start_mark.line
-        above = lines[row - 1].strip() if row else ""
-        # `# @package _global_` in the line above is for Hydra, not for a reader.
-        has_comment = re.search(r"\s#\s", lines[row]) or (above.startswith("#") and not above.startswith("# @package"))
-        if key.value not in UNCOMMENTED_KEYS and not has_comment:
-            missing.append(f"line {row + 1}: {key.value}")
+        line, column = key.start_mark.line, key.start_mark.column
+        is_known = key.value in UNCOMMENTED_KEYS or (is_global and column == 0)
+        has_comment = re.search(r"\s#\s", lines[line]) or (line > 0 and lines[line - 1].lstrip().startswith("#"))
+        if not is_known and not has_comment:
+            missing.append(f"line {line + 1}: {key.value}")
     return missing
 
 
@@ -212,19 +213,19 @@ LEFT_OVER = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME)\b")
 
 
 @pytest.mark.parametrize(("what", "pattern"), [("a path of one machine", MACHINE_PATH), ("unfinished work", LEFT_OVER)])
-def test_nothing_is_left_lying_about(what, pattern):
+def test_there_are_no_leftovers(what, pattern):
     found = []
     for path in files_of_the_project():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             continue
-        place = path.relative_to(ROOT)
-        found += [f"{place}:{n}: {line.strip()}" for n, line in enumerate(lines, 1) if pattern.search(line)]
+        name = path.relative_to(ROOT)
+        found += [f"{name}:{n}: {line.strip()}" for n, line in enumerate(lines, 1) if pattern.search(line)]
     assert not found, f"{what}:\n" + "\n".join(found)
 
 
-def test_the_rules_see_what_they_are_made_for():
+def test_the_rules_find_violations():
     source = """
 from typing import TYPE_CHECKING
 from ..data import container
@@ -237,8 +238,9 @@ def function():
     found = imported_names(source, "ksuit_runner.models")
     assert {"ksuit_runner.data.container", "ksuit_runner.models.base", "ksuit_runner.engine.runner"} <= found
     assert "hidden" not in found
-    config = "# @package _global_\na: 1\n# why\nb:\n  c: 2  # so\n  d: 3\ndefaults:\n  - x: y\n_target_: z\n"
-    assert uncommented_keys(config) == ["line 2: a", "line 6: d"]
+    config = "a: 1\n# why\nb:\n  c: 2  # so\n  d: 3\n  _args_: [{e: 4}]  # so\ndefaults:\n  - x: y\n_target_: z\n"
+    assert uncommented_keys(config) == ["line 1: a", "line 5: d"]
+    assert uncommented_keys(f"# @package _global_\n{config}") == ["line 6: d"]
     assert MACHINE_PATH.search("data: /" + "home/anna/digits")
     assert not MACHINE_PATH.search("https://example.org/" + "home/anna")
     assert LEFT_OVER.search("# TO" + "DO: later")
