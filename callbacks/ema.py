@@ -16,6 +16,7 @@ from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.tensors.foreach import copy_all, lerp_all
 from ksuit_runner.tensors.layout import Strides, overlaps, write
 from ksuit_runner.tensors.module_tree import ModuleTree
 
@@ -134,13 +135,13 @@ class _Tensors:
             has_changed: Whether a buffer of the model may be another one than before.
         """
         if self.averaged:
-            torch._foreach_lerp_(self.averaged, live.averaged, 1 - decay)
+            lerp_all(self.averaged, live.averaged, 1 - decay)
         for parameter, other in zip(self.others, live.others, strict=True):
             parameter.data = _copied(other.detach(), parameter.detach())
         if has_changed or self._buffers is None or (self.tree.buffer_slots and self.tree.has_changed()):
             self._take_buffers(live.tree.buffers())
         elif self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+            copy_all(*self._buffers)
         for module, source in zip(self.extra, live.extra, strict=True):
             module.set_extra_state(deepcopy(source.get_extra_state()))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ksuit_runner.errors import CheckpointError
+from ksuit_runner.tensors.foreach import copy_all
 from ksuit_runner.tensors.layout import write
 from ksuit_runner.tensors.module_tree import ModuleTree
 
@@ -31,7 +32,7 @@ class BufferSnapshot:
             self._find_buffers()
         try:
             if self._small[0]:
-                torch._foreach_copy_(*self._small)
+                copy_all(*self._small)
         except RuntimeError:  # one has another shape by now
             self._copies = []
             self._find_buffers()

@@ -119,7 +119,8 @@ class SgdTrainer:
         if switches_weights(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
         self.schedule = build_schedule(schedule, self.optimizer, max(1, self.counter.end_update))
-        # Torch warns about a schedule that steps first: the scaler may leave out a step, and a fork catches up.
+        # Torch warns about a schedule that steps before the optimizer, as after a skipped update and in a fork. It sees
+        # that by this attribute; a version without it warns, and no more.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}

@@ -266,7 +266,8 @@ class Project:
         directory = next(path for path in self.run_dirs() if (path / "artifacts" / "launch.json").is_file())
         newest = max(directory.glob("artifacts/checkpoints/E*"), key=lambda path: int(path.name.split("_")[1][1:]))
         trainer = torch.load(newest / "trainer.pt", weights_only=True)["trainer"]
-        position = (trainer["counter"]["update"], trainer["counter"]["sample"], trainer["schedule"]["_last_lr"][0])
+        rate = next(iter(trainer["optimizer"]["groups"].values()))["lr"]
+        position = (trainer["counter"]["update"], trainer["counter"]["sample"], rate)
         ((status,),) = query(self.outputs, f"select status from runs where run_uuid = '{directory.name}'")
         changes = "'data.num_workers', 'output_dir'"  # with a resume
         described = (

@@ -4,9 +4,9 @@ from functools import wraps
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim import optimizer as optimizer_module
 
-from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.fused_adam import FusedStep, _has_known_kernels
 
 PLAIN = [
     (torch.optim.AdamW, {"lr": 1e-2, "fused": True}),
@@ -62,7 +62,7 @@ def test_weights_and_state_are_those_of_the_optimizers_own_step(bits, kind, opti
     assert bits(optimizer.state_dict()) == bits(reference.state_dict())
 
 
-def test_a_state_that_is_loaded_is_the_one_that_counts(bits):
+def test_a_loaded_state_is_used(bits):
     model, optimizer = make(*PLAIN[0])
     fused = FusedStep(optimizer)
     train(model, optimizer, fused, range(3))
@@ -101,7 +101,7 @@ def test_what_thaws_is_trained_from_then_on(bits):
     assert bits(optimizer.state_dict()) == bits(reference.state_dict())
 
 
-def test_a_state_that_is_taken_away_is_begun_anew(bits):
+def test_a_state_that_was_cleared_starts_over(bits):
     (model, optimizer), (other, reference) = make(*PLAIN[0]), make(*PLAIN[0])
     fused = FusedStep(optimizer)
     for item, adam, do in ((model, optimizer, fused), (other, reference, reference.step)):
@@ -120,9 +120,9 @@ def wrap(calls, step):
     return counted
 
 
-@pytest.mark.parametrize("where", ["object", "class", "before", "subclass", "global hook"])
+@pytest.mark.parametrize("where", ["object", "class", "before", "subclass", "pre", "post"])
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_a_step_that_somebody_replaced_is_the_one_that_is_called(monkeypatch, where, scheduled):
+def test_a_replaced_step_and_global_hooks_are_called(monkeypatch, where, scheduled):
     calls, (kind, options) = [], PLAIN[0]
     if where == "before":
         monkeypatch.setattr(kind, "step", wrap(calls, kind.step))
@@ -138,15 +138,16 @@ def test_a_step_that_somebody_replaced_is_the_one_that_is_called(monkeypatch, wh
         optimizer.step = wrap(calls, optimizer.step)
     if where == "class" and not scheduled:  # what a schedule has put there does not ask the class
         monkeypatch.setattr(kind, "step", wrap(calls, kind.step))
-    if where == "global hook":
-        handle = register_optimizer_step_pre_hook(lambda *_: calls.append(1))
+    if where in ("pre", "post"):
+        register = getattr(optimizer_module, f"register_optimizer_step_{where}_hook")
+        handle = register(lambda *_: calls.append(1))
     train(model, optimizer, fused, range(2, 4))
     if handle is not None:
         handle.remove()
     assert len(calls) == {"before": 4, "subclass": 4}.get(where, 0 if where == "class" and scheduled else 2)
 
 
-def test_a_schedule_alone_does_not_keep_the_kernels_from_being_called_directly():
+def test_with_a_schedule_of_torch_the_kernels_are_still_called_directly():
     model, optimizer = make(*PLAIN[0])
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     fused = FusedStep(optimizer)
@@ -154,7 +155,7 @@ def test_a_schedule_alone_does_not_keep_the_kernels_from_being_called_directly()
     assert is_direct(fused)
 
 
-def test_sparse_gradients_that_nobody_announced_are_left_to_the_kernels_that_take_them():
+def test_unannounced_sparse_gradients_go_to_kernels_that_take_them():
     table = nn.Parameter(torch.ones(5, 2))
     optimizer = torch.optim.SGD([table], lr=1.0, fused=True)
     nn.functional.embedding(torch.tensor([1, 1]), table, sparse=True).sum().backward()
@@ -170,3 +171,24 @@ def test_hooks_of_the_optimizer_are_called():
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     train(model, optimizer, fused, range(2, 4))
     assert calls == [1, 1]
+
+
+PRIVATE = [
+    *((torch, name) for name in ("_fused_adam_", "_fused_adamw_")),
+    *((optimizer_module, f"_global_optimizer_{when}_hooks") for when in ("pre", "post")),
+    *((None, f"_optimizer_step_{when}_hooks") for when in ("pre", "post")),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), PRIVATE, ids=lambda item: item if isinstance(item, str) else "")
+def test_without_a_private_part_of_torch_the_optimizer_does_its_step(bits, monkeypatch, owner, name):
+    (model, optimizer), (other, reference) = make(*PLAIN[0]), make(*PLAIN[0])
+    with monkeypatch.context() as patch:
+        patch.delattr(owner or optimizer, name)
+        _has_known_kernels.cache_clear()
+        fused = FusedStep(optimizer)
+    _has_known_kernels.cache_clear()
+    train(model, optimizer, fused, range(2))
+    train(other, reference, reference.step, range(2))
+    assert not is_direct(fused)
+    assert bits(model.state_dict()) == bits(other.state_dict())
