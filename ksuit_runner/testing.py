@@ -28,7 +28,6 @@ from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.schedule import constant
-from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 Callbacks = Mapping[str, Callable[..., CallbackBase]]
@@ -138,9 +137,9 @@ def tiny_run(
     if trainer is None:
         datasets = kwargs.pop("datasets", None) or {"train": Digits("train"), "test": Digits("test")}
         trainer = tiny_trainer(datasets, module, **kwargs)
-    paths, interruption = PathProvider(folder, run_id), Interruption()
+    paths = PathProvider(folder, run_id)
     if stop_at is not None:
-        callbacks = {**callbacks, "interrupt": partial(InterruptAt, stop_at, interruption)}
+        callbacks = {**callbacks, "interrupt": partial(InterruptAt, stop_at)}
     journal = Journal(paths.journal)
     run = build_run(
         trainer,
@@ -150,7 +149,6 @@ def tiny_run(
         journal=journal,
         checkpoint_writer=CheckpointWriter(paths, **(checkpoint or {})),
         metric_property_provider=properties,
-        interruption=interruption,
         checkpoint=read_newest(paths) if has_traces(paths) else None,
         strict=strict,
     )
@@ -162,18 +160,16 @@ class InterruptAt(CallbackBase):
 
     Args:
         update: The update.
-        interruption: What the run is asked by.
         **kwargs: Passed on to CallbackBase.
     """
 
-    def __init__(self, update: int, interruption: Interruption, **kwargs: Any) -> None:
+    def __init__(self, update: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.update = update
-        self.interruption = interruption
 
     def _after_update(self, update_counter: UpdateCounter) -> None:
         if update_counter.update == self.update:
-            self.interruption.signal = signal.SIGTERM
+            self.data_container.interruption.signal = signal.SIGTERM
 
 
 def build_callbacks(callbacks: Callbacks, collaborators: Mapping[str, Any], seed: int = 7) -> dict[str, CallbackBase]:

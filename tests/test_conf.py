@@ -59,12 +59,12 @@ def built(overrides, tmp_path):
     config = checked([*overrides, "tracker=noop"], tmp_path)
     factory = Factory(config)
     outputs = OutputPaths(config["output_dir"])
-    trainer = build_trainer(factory, config["seed"])
+    trainer = build_trainer(factory, config["seed"], Interruption())
     record = RunRecord.begin(
         build_tracker(factory, outputs), outputs, config, Launch("", list(overrides)), Provenance()
     )
     try:
-        run = Assembly(factory, config, trainer, record, Interruption()).run(None, None)
+        run = Assembly(factory, config, trainer, record).run(None, None)
         yield run
         run.checkpoint_writer.close()
         run.hooks.close()

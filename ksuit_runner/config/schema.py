@@ -102,7 +102,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     ),
     "trainer": frozenset({"model", "data_container", "optimizer", "schedule", "loss", "seed"}),
     "model": frozenset({"input_shape", "output_shape"}),
-    "data": frozenset({"seed"}),
+    "data": frozenset({"seed", "interruption"}),
     "tracker": frozenset({"output_paths"}),
     "checkpoint": frozenset({"path_provider", "config_hash", "on_written", "check_owner", "is_urgent"}),
     "optimizer": frozenset({"params"}),

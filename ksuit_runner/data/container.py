@@ -37,11 +37,11 @@ class DataContainer:
         train: Key of the dataset to train on.
         drop_last: Whether an epoch's last, smaller batch is left out. Evaluations keep theirs.
         prefetch: Batches that each worker fetches ahead.
+        interruption: Signals that ask the run to end, and end a wait for data; by default none.
 
     Attributes:
         datasets: Datasets by key.
         seed: Seed of the run.
-        interruption: Signals that end a wait for data.
 
     Raises:
         ConfigError: A dataset is missing, empty or not map-style, or a number is too small.
@@ -57,6 +57,7 @@ class DataContainer:
         train: str = "train",
         drop_last: bool = True,
         prefetch: int = 2,
+        interruption: Interruption | None = None,
     ) -> None:
         _check_number("batch_size", batch_size, 1)
         _check_number("num_workers", num_workers, 0)
@@ -74,7 +75,7 @@ class DataContainer:
         self.train = train
         self.drop_last = drop_last
         self.prefetch = prefetch
-        self.interruption = Interruption()
+        self.interruption = interruption or Interruption()
         self._looks: dict[str, Probe] = {}
         self._stream: Stream | None = None
         self._handed_out: tuple[Any, int | None] = (None, None)

@@ -39,18 +39,21 @@ EVALUATION_PREFIX = "eval/"
 """What the metrics of a stored run's evaluation begin with, in the record of that run."""
 
 
-def build_trainer(factory: Factory, seed: int) -> SgdTrainer:
+def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> SgdTrainer:
     """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
 
     Args:
         factory: Factory over the config of the run.
         seed: Seed of the run; every object is built under a key of its own.
+        interruption: Signals that ask the run to end.
 
     Raises:
         ConfigError: Something in the config does not fit.
     """
     with keyed(seed, "data"):
-        data = factory.build("data", DataContainer, seed=seed)
+        data = factory.build("data", DataContainer, seed=seed, interruption=interruption)
+    if data.interruption is not interruption:
+        raise ConfigError(f"data._target_: {type(data).__name__} has to take **kwargs, and pass them on")
     shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
     with keyed(seed, "model"):
         module = factory.build("model", nn.Module, **shapes)
@@ -76,14 +79,12 @@ class Assembly:
         config: The config as plain values.
         trainer: Trainer with model and data.
         record: Record of the run.
-        interruption: Signals that ask the run to end.
     """
 
     factory: Factory
     config: Mapping[str, Any]
     trainer: SgdTrainer
     record: RunRecord
-    interruption: Interruption
 
     def run(self, checkpoint: Checkpoint | None, origin: Origin | None) -> Run:
         """Build writers and callbacks, and put everything where the checkpoint says; see ``build_run``."""
@@ -96,7 +97,6 @@ class Assembly:
             journal=self.record.journal,
             checkpoint_writer=self._checkpoint_writer(),
             metric_property_provider=self._properties(),
-            interruption=self.interruption,
             taken_over=self.record.taken_over,
             checkpoint=checkpoint,
             origin=origin,
@@ -115,7 +115,7 @@ class Assembly:
             "config_hash": sha256(text.encode()).hexdigest()[:16],
             "on_written": self.record.upload,
             "check_owner": self.record.check_owner,
-            "is_urgent": lambda: self.interruption.signal is not None,
+            "is_urgent": lambda: self.trainer.data_container.interruption.signal is not None,
         }
         writer = self.factory.build("checkpoint", CheckpointWriter, **given)
         if writer.check_owner is not given["check_owner"]:
@@ -142,7 +142,6 @@ def build_run(
     journal: Journal | None = None,
     checkpoint_writer: CheckpointWriter | None = None,
     metric_property_provider: MetricPropertyProvider | None = None,
-    interruption: Interruption | None = None,
     taken_over: Event | None = None,
     checkpoint: Checkpoint | None = None,
     origin: Origin | None = None,
@@ -159,7 +158,6 @@ def build_run(
         journal: Its journal; by default that of its folder.
         checkpoint_writer: Writes its checkpoints; by default one at its end.
         metric_property_provider: Knows which direction of a metric is better.
-        interruption: Signals that ask it to end; by default none does.
         taken_over: Set when another process has taken the run over.
         checkpoint: What it resumes from, or None to start from the beginning.
         origin: The stored run that the checkpoint belongs to; by default this one.
@@ -194,13 +192,13 @@ def build_run(
         "path_provider": paths,
         "update_counter": trainer.counter,
     }
+    hooks = Hooks(build_callbacks(collaborators), trainer.counter, seed, trainer.gradient_versions)
+    trainer.callback_states = hooks.states.state_dict  # the callbacks, which are built around the trainer, come later
     run = Run(
         trainer=trainer,
-        data=trainer.data_container,
-        hooks=Hooks(build_callbacks(collaborators), trainer.counter),
+        hooks=hooks,
         log_writer=log_writer,
         checkpoint_writer=checkpoint_writer,
-        interruption=interruption or Interruption(),
         seed=seed,
         taken_over=taken_over or Event(),
     )

@@ -48,6 +48,8 @@ class Hooks:
     Args:
         callbacks: Callbacks by name.
         update_counter: Position of the run; a callback that raises StopTraining marks it as stopped.
+        seed: Seed of the run.
+        gradient_versions: Returns a number for each gradient of the model, which differs once the gradient has changed.
 
     Raises:
         ConfigError: Two callbacks would log different values under one key.
@@ -56,19 +58,24 @@ class Hooks:
         callbacks: Callbacks by name.
         states: Their states.
         done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
-        gradient_versions: Returns a number for each gradient of the run that is another one once it has changed.
-        seed: Seed of the run.
     """
 
-    def __init__(self, callbacks: Mapping[str, CallbackBase], update_counter: UpdateCounter) -> None:
+    def __init__(
+        self,
+        callbacks: Mapping[str, CallbackBase],
+        update_counter: UpdateCounter,
+        seed: int = 0,
+        gradient_versions: Callable[[], list[int]] = list,
+    ) -> None:
         self.callbacks = dict(callbacks)
         for name, item in callbacks.items():
             item.name = item.name or name
         check_shared_metrics(self.callbacks, update_counter)
         self.states = CallbackStates(self.callbacks)
         self.done: list[str] = []
-        self.seed = 0
         self._counter = update_counter
+        self._seed = seed
+        self._gradient_versions = gradient_versions
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
         }
@@ -77,7 +84,6 @@ class Hooks:
             if isinstance(item, PeriodicCallback):
                 self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
-        self.gradient_versions: Callable[[], list[int]] = list
         methods = [*chain(*self._table.values()), *chain(*self._periodic.values())]
         self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
 
@@ -109,14 +115,14 @@ class Hooks:
         methods = self._table[hook]
         if not methods:
             return
-        before = self.gradient_versions()
+        before = self._gradient_versions()
         with torch.no_grad(), self._generators_for(hook, methods):
             for method in methods:
                 count = graphs_built()
                 self._call(method, arguments, step)
                 # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
                 is_suspect = hook == "before_every_backward" or graphs_built() != count
-                if is_suspect and self.gradient_versions() != before:
+                if is_suspect and self._gradient_versions() != before:
                     name = method.__self__.name
                     raise KsuitError(
                         f"callbacks.{name}: it leaves gradients behind in {hook}, which would change the weights; "
@@ -206,7 +212,7 @@ class Hooks:
 
     def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
         if method in self._drawing:
-            self._seed(method, part)
+            self._seed_for(method, part)
         try:
             method(**arguments)
         except StopTraining as stop:
@@ -219,9 +225,9 @@ class Hooks:
         is_apart = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
         return undisturbed() if is_apart else nullcontext()
 
-    def _seed(self, method: Method, part: int | str) -> None:
+    def _seed_for(self, method: Method, part: int | str) -> None:
         callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
         hook = method.__name__
         # What is drawn for the whole run must be the same again after a resume.
         update = self._counter.update if hook != "before_training" else 0
-        seed_all(mix(self.seed, "callback", str(callback.name), hook, update, part))
+        seed_all(mix(self._seed, "callback", str(callback.name), hook, update, part))

@@ -44,7 +44,7 @@ def _tell(run: Run, error: BaseException) -> None:
 
 
 def _train(run: Run) -> None:
-    counter = run.counter
+    counter, data, interruption = run.counter, run.data, run.interruption
     try:
         _begin(run)
         if run.unfinished is not None:
@@ -52,12 +52,12 @@ def _train(run: Run) -> None:
         elif counter.is_empty:
             finish_update(run)  # a run without updates does once what is due at some time
         first = counter.update + 1  # with which the optimizer gets its state
-        while not counter.is_finished and run.interruption.signal is None:
+        while not counter.is_finished and interruption.signal is None:
             if run.taken_over.is_set():
                 raise TakenOverError(
                     "another process goes on with this run; it ends here and leaves the record to that one"
                 )
-            batch = run.data.next_training_batch()
+            batch = data.next_training_batch()
             _seed_batch(run, "to_device")
             do_update(run, run.trainer.to_device(batch))
             finish_update(run)

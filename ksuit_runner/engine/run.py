@@ -46,11 +46,9 @@ class Run:
     """
 
     trainer: SgdTrainer
-    data: DataContainer
     hooks: Hooks
     log_writer: LogWriter
     checkpoint_writer: CheckpointWriter
-    interruption: Interruption
     seed: int
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
@@ -58,11 +56,15 @@ class Run:
     phase: Phase = field(default=Phase.START, init=False)
     taken_back: Mapping[str, Any] = field(default_factory=dict, init=False)
 
-    def __post_init__(self) -> None:
-        self.data.interruption = self.interruption
-        self.hooks.seed = self.seed
-        self.trainer.callback_states = self.hooks.states.state_dict
-        self.hooks.gradient_versions = self.trainer.gradient_versions
+    @property
+    def data(self) -> DataContainer:
+        """All datasets of the run."""
+        return self.trainer.data_container
+
+    @property
+    def interruption(self) -> Interruption:
+        """Signals that ask the run to end."""
+        return self.data.interruption
 
     @property
     def counter(self) -> UpdateCounter:

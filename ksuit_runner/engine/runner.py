@@ -99,14 +99,14 @@ def run(
             lock = _lock(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
             tracker = build_tracker(factory, outputs)
-        trainer = build_trainer(factory, int(config["seed"]))
+        trainer = build_trainer(factory, int(config["seed"]), interruption)
         with files_explained():
             provenance = provenance or Provenance()
             record = _open_record(config, launch, origin, lock, tracker, outputs, provenance)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
-            assembly = Assembly(factory, config, trainer, record, interruption)
+            assembly = Assembly(factory, config, trainer, record)
             _do(assembly, launch, origin, checkpoint, outcome, console, provenance)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
@@ -165,7 +165,7 @@ def _do(
     console: Console,
     provenance: Provenance,
 ) -> None:
-    record, config, interruption = assembly.record, assembly.config, assembly.interruption
+    record, config = assembly.record, assembly.config
     with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
         if launch.mode in (Mode.TRAIN, Mode.FORK):
             store(record.paths, config, launch)
@@ -191,12 +191,12 @@ def _do(
     _print_start(console, record, checkpoint)
     _go(assembled, launch, record)
     if launch.mode == Mode.EVALUATE:
-        outcome.status, outcome.signal = record.status_before, interruption.signal
+        outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:
         outcome.status = "FINISHED"
     else:
-        assert interruption.signal is not None, "training ended early, and nothing says why"
-        outcome.status, outcome.signal = "KILLED", interruption.signal
+        assert assembled.interruption.signal is not None, "training ended early, and nothing says why"
+        outcome.status, outcome.signal = "KILLED", assembled.interruption.signal
 
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
