@@ -80,9 +80,9 @@ class MlflowTracker(BaseTracker):
 
     @property
     def artifacts_are_local(self) -> bool:
-        """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
+        """Whether the run's artifact root is in the output folder: then files need no upload."""
         assert self._bound is not None, "no run was started"
-        return artifact_location.folder(self._bound.info.artifact_uri) == self._artifacts_dir
+        return artifact_location.folder(self._bound.info.artifact_uri) in self._own_folders(self.run)
 
     @property
     def _artifacts_dir(self) -> Path:
@@ -249,12 +249,17 @@ class MlflowTracker(BaseTracker):
     def _bind(self, run: Run, moved: bool = False) -> RunInfo:
         """Bind the tracker to a run, whose folder may have another name than MLflow's id, or have been ``moved``."""
         info = run_info(run)
-        chosen, wanted = (PathProvider(self._paths.output_dir, id).artifacts_dir for id in (info.run_id, info.local_id))
+        wanted, chosen = self._own_folders(info)
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
             run = move_artifacts(self._client, run, wanted)
         artifact_location.check(run.info.artifact_uri, (wanted, chosen), self._artifact_root, self._uri is not None)
         self._bound, self._run, self._known_params = run, info, set(run.data.params)
         return info
+
+    def _own_folders(self, run: RunInfo) -> tuple[Path, Path]:
+        """Return where the output folder has a run's files, and where MLflow puts them: mostly the same."""
+        first, second = (PathProvider(self._paths.output_dir, run_id) for run_id in (run.local_id, run.run_id))
+        return first.artifacts_dir, second.artifacts_dir
 
     def _experiment_id(self) -> str:
         # A server has a place for artifacts, a bare database has none.

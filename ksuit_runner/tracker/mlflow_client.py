@@ -12,12 +12,13 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.tracker.base import DatasetInfo
+from ksuit_runner.tracker.mlflow_database import limit_lock_wait
 from ksuit_runner.tracker.mlflow_names import LONGEST, escape
 
 if TYPE_CHECKING:
@@ -60,34 +61,8 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
 
     client = MlflowClient(uri)
     if uri.startswith("sqlite:"):
-        _wait_briefly_for_locks(uri, timeout_s)
+        limit_lock_wait(uri, timeout_s)
     return client
-
-
-def _wait_briefly_for_locks(uri: str, timeout_s: float) -> None:
-    """Have MLflow wait for a locked SQLite database as long as for a server, instead of 20 s for every statement."""
-    _engine(uri).update_execution_options(ksuit_busy_ms=math.ceil(timeout_s * 1000))
-
-
-@cache
-def _engine(uri: str) -> Any:
-    """Return the engine of a database, of which MLflow keeps one for each address; asking MLflow takes 30 ms."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import event
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = SqlAlchemyStore(uri, ".").engine
-    event.listen(engine, "before_cursor_execute", _shorten_wait, retval=True)
-    return engine
-
-
-def _shorten_wait(
-    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> tuple[str, Any]:
-    if statement.startswith("PRAGMA busy_timeout"):
-        statement = f"PRAGMA busy_timeout = {connection.get_execution_options()['ksuit_busy_ms']}"
-    return statement, parameters
 
 
 def import_quietly(module: str) -> Any:

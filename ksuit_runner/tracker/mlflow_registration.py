@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG
+from ksuit_runner.tracker.mlflow_database import move_run
 from ksuit_runner.tracker.mlflow_search import search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def register(
@@ -43,20 +47,17 @@ def register(
 
 
 def move_artifacts(client: MlflowClient, run: Run, folder: Path) -> Run:
-    """Have a run of a database without a server find its files in another folder than the one MLflow chose.
+    """Have MLflow find the files of a run in another folder than the one that it chose.
+
+    Where that is not possible, MLflow does not show them; they are in the output folder all the same.
 
     Args:
-        client: MLflow's client of the database.
+        client: MLflow's client of a database that is used without a server.
         run: The run.
         folder: Where its files are.
     """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import text
-
-    engine = SqlAlchemyStore(client.tracking_uri, str(folder)).engine
-    with engine.begin() as connection:
-        connection.execute(
-            text("UPDATE runs SET artifact_uri = :folder WHERE run_uuid = :run_id"),
-            {"folder": str(folder), "run_id": run.info.run_id},
-        )
-    return client.get_run(run.info.run_id)
+    is_known = move_run(client.tracking_uri, run.info.run_id, folder)
+    run = client.get_run(run.info.run_id)
+    if not is_known or run.info.artifact_uri != str(folder):
+        _LOGGER.warning("this version of MLflow has other tables than known: it does not show the files in %s", folder)
+    return run

@@ -4,8 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
@@ -13,6 +12,7 @@ from ksuit_runner.system.atomic_files import make_folder, sync
 from ksuit_runner.system.run_lock import try_lock
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, open_stored
 from ksuit_runner.tracker.mlflow_client import import_quietly
+from ksuit_runner.tracker.mlflow_database import move_experiments, unsafe_and_quick
 
 OWN_TAG = "ksuit.embedded"
 """Tag of the experiments whose artifact location is ``runs_dir``: a run's artifacts lie where the run writes them."""
@@ -56,7 +56,8 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
             if not exists(paths):
                 _create(paths)
             check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
-            _adopt(paths, timeout_s)
+            # Where this cannot be done, a run of a folder that was moved is refused by artifact_location.check.
+            move_experiments(paths.database, OWN_TAG, paths.runs_dir, timeout_s)
     except UnsafeFileError as error:
         raise TrackerError(f"{paths.database} {error}") from None
     except (OSError, sqlite3.Error) as error:
@@ -79,47 +80,11 @@ def _create(paths: OutputPaths) -> None:
     unfinished = paths.database.with_name(paths.database.name + ".tmp")
     unfinished.unlink(missing_ok=True)  # left by a process that was killed here
     module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
-    with _unsafe_and_quick(unfinished):
-        # MLflow writes the folder of its default experiment into the text of a statement, where not every name fits.
-        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", "/")
+    with unsafe_and_quick(unfinished):
+        # MLflow writes the location of its default experiment into the text of a statement, where every URI fits, but
+        # not every path.
+        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", paths.runs_dir.as_uri())
         store.engine.dispose()
-        with closing(sqlite3.connect(unfinished)) as database, database:
-            database.execute("UPDATE experiments SET artifact_location = ?", (str(paths.runs_dir / "0"),))
     sync(unfinished)
     os.replace(unfinished, paths.database)
     sync(paths.output_dir)
-
-
-@contextmanager
-def _unsafe_and_quick(database: Path) -> Iterator[None]:
-    """Let SQLite write a file without waiting for the disk a thousand times: what counts is the file in the end."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def connected(connection: object, record: object) -> None:
-        if isinstance(connection, sqlite3.Connection):  # there may be other databases in this process
-            _, _, file = connection.execute("PRAGMA database_list").fetchone()
-            if file and database.samefile(file):
-                connection.execute("PRAGMA synchronous = OFF")
-
-    event.listen(Engine, "connect", connected)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", connected)
-
-
-def _adopt(paths: OutputPaths, timeout_s: float) -> None:
-    """Point the stored artifact locations at this output folder, after it was moved or copied from elsewhere."""
-    here = str(paths.runs_dir)
-    query = "FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM experiment_tags WHERE key = ?)"
-    with closing(sqlite3.connect(paths.database, timeout=timeout_s)) as database, database:
-        database.execute("BEGIN IMMEDIATE")  # one that cannot be written to is found out here
-        for (there,) in database.execute(f"SELECT DISTINCT artifact_location {query}", (OWN_TAG,)).fetchall():
-            if there == here:
-                continue
-            database.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
-                (here, len(there) + 1, len(there) + 1, f"{there}/"),
-            )
-            database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, there))

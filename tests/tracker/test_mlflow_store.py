@@ -65,20 +65,6 @@ def test_what_a_killed_creation_left_is_no_store(tmp_path: Path) -> None:
     assert [run.name for run in tracker.find("last")] == ["after"]
 
 
-def test_only_the_creation_does_not_wait_for_the_disk(tmp_path: Path) -> None:
-    from sqlalchemy import create_engine, text
-
-    found = []
-    with embedded._unsafe_and_quick(tmp_path / "a.db"):
-        for name in ("a.db", "b.db"):
-            (tmp_path / name).touch()
-            with create_engine(f"sqlite:///{tmp_path / name}").connect() as connection:
-                found.append(connection.execute(text("PRAGMA synchronous")).scalar())
-    with create_engine(f"sqlite:///{tmp_path / 'a.db'}").connect() as connection:
-        found.append(connection.execute(text("PRAGMA synchronous")).scalar())
-    assert found == [0, 2, 2]
-
-
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_moved_folder_keeps_its_runs_and_their_files(tmp_path: Path, copied: bool) -> None:
     old, new = OutputPaths(tmp_path / "old"), OutputPaths(tmp_path / "some where" / "else")

@@ -16,7 +16,7 @@ from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
-from ksuit_runner.tracker import mlflow_client
+from ksuit_runner.tracker import mlflow_client, mlflow_database
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
@@ -104,7 +104,7 @@ def test_two_runs_may_add_the_same_dataset_at_once(paths: OutputPaths, tracker: 
 
     other, info = MlflowTracker(paths), DatasetInfo("digits", "training", "c0ffee", "somewhere")
     other.start_run("other", {})
-    engine, quicker = mlflow_client._engine(tracker._client.tracking_uri), [other]
+    engine, quicker = mlflow_database._engine(tracker._client.tracking_uri), [other]
 
     def overtake(connection: Any, cursor: Any, statement: str, *given: Any) -> None:
         if statement.startswith("INSERT INTO datasets") and quicker:
