@@ -267,7 +267,7 @@ def test_a_constructor_draws_by_its_name(maker, monkeypatch):
         config["callbacks"], config["default_callbacks"] = (
             {name: {"_target_": f"{__name__}.Lucky"} for name in names} for names in (own, default)
         )
-        built = Assembly(Factory(config), config, made.trainer, None, None)._callbacks(collaborators)
+        built = Assembly(Factory(config), config, made.trainer, None)._callbacks(collaborators)
         return {name: callback.number for name, callback in built.items()}
 
     torch.manual_seed(0)
