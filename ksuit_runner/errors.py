@@ -71,17 +71,23 @@ def files_explained() -> Iterator[None]:
         raise StorageError(f"{where}{error.strerror or error}") from error
 
 
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """Say which of the valid names is nearest to the given one, or list them all if none is near."""
+def suggest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name that is nearest to the given one, or None if none is near."""
+    near = get_close_matches(name, sorted({str(item) for item in valid}), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) -> str:
+    """Return a sentence that helps after a name that is not valid: the nearest valid one, or else all of them.
+
+    Args:
+        name: What was written.
+        valid: What could have been written.
+        longest: How many valid names are listed at most; the sentence is empty if there are more.
+    """
     names = sorted({str(item) for item in valid})
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    if near := suggest(name, names):
+        return f"Did you mean '{near}'?"
+    if longest is not None and len(names) > longest:
+        return ""
     return f"Valid: {', '.join(names)}." if names else "There are none."
-
-
-def nearest(name: str, valid: Iterable[str], longest: int = 12) -> str:
-    """Name the nearest valid name; without one, list them all unless they are too many to help."""
-    names = sorted({str(item) for item in valid})
-    hint = suggest(name, names)
-    return hint if hint.startswith("Did") or len(names) <= longest else ""

@@ -9,7 +9,7 @@ from typing import Any
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.config.types import MetricKey
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 
 class MetricCallback(CallbackBase):
@@ -43,8 +43,9 @@ class MetricCallback(CallbackBase):
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
         if self.metric_key not in self.writer.summary:
-            place, hint = f"callbacks.{self.display_name}.metric_key", suggest(self.metric_key, self.writer.summary)
-            self.logger.warning("%s: '%s' was never logged. %s", place, self.metric_key, hint)
+            hint = did_you_mean(self.metric_key, self.writer.summary)
+            path = f"callbacks.{self.display_name}.metric_key"
+            self.logger.warning("%s: '%s' was never logged. %s", path, self.metric_key, hint)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and of which metric it is."""

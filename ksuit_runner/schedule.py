@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
 
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 _NEEDS_METRIC = "steps with a metric, and a schedule here at every update; `step`, `cosine` or `linear` do without one"
 _NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
@@ -131,7 +131,7 @@ def from_torch(
     if scheduler in _NEEDS_OBJECTS:
         raise ConfigError(f"schedule.scheduler: {scheduler} takes functions or schedulers, which a config cannot give")
     if scheduler not in classes:
-        raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {suggest(scheduler, classes)}")
+        raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}")
     updates = _warmup_updates(warmup, total_updates)
     given = {
         key: total_updates - updates if value == "total_updates" else value for key, value in (arguments or {}).items()

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.config.overrides import bare_name, parse, root
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 from ksuit_runner.system.shipped_folders import shipped
 from ksuit_runner.system.untrusted_files import SIZE_LIMIT
 
@@ -244,13 +244,12 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
 def _unknown_choice(path: str) -> ConfigError:
     group, _, choice = path.rpartition("/")
     if not group:
-        return ConfigError(f"there is no config '{choice}'. {suggest(choice, groups())}")
+        return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
     available = choices(group)
     if not available and group not in groups():
-        return ConfigError(f"{path}: there is no group '{group}'. {suggest(group, groups())}")
-    hint = suggest(choice, available)
-    listed = f"\nThere are: {', '.join(available)}" if "Did you mean" in hint else ""
-    return ConfigError(f"{group}: there is no '{choice}'. {hint}{listed}")
+        return ConfigError(f"{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
+    listed = f"\nThere are: {', '.join(available)}" if suggest(choice, available) else ""
+    return ConfigError(f"{group}: there is no '{choice}'. {did_you_mean(choice, available)}{listed}")
 
 
 def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
@@ -268,7 +267,7 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
     how = f"To add a new key, write +{given}"
     if bare_name(given) in groups():
         how += f". To replace what is there, write a file in conf/{bare_name(given)}/ and choose it"
-    return ConfigError(f"{given}: {where} no '{name}'. {suggest(name, map(str, node or {}))}\n{how}")
+    return ConfigError(f"{given}: {where} no '{name}'. {did_you_mean(name, map(str, node or {}))}\n{how}")
 
 
 def _groups_chosen(overrides: Sequence[str]) -> DictConfig:

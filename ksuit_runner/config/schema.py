@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ksuit_runner.errors import ConfigError, nearest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 UNKNOWN: Any = object()
 """Default of a parameter that has a default which is not a plain value."""
@@ -142,7 +142,7 @@ def bind(
         if name in injected:
             raise ConfigError(f"{path}.{name}: '{name}' is provided by the runner; remove it")
         if name not in names and not any_name:
-            hint = nearest(name, names - set(injected), longest=40)
+            hint = did_you_mean(name, names - set(injected), longest=40)
             raise ConfigError(f"{path}.{name}: there is no such argument. {hint}".rstrip())
     for parameter in parameters:
         if parameter.required and parameter.name not in given and parameter.name not in injected:

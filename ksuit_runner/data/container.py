@@ -11,7 +11,7 @@ from ksuit_runner.data.batch_plan import BatchPlan, evaluation_fetches
 from ksuit_runner.data.digest import Probe, first_samples, first_shape, is_repeatable, look_at
 from ksuit_runner.data.fetch_batch import EVALUATION, Fetch, fetch
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
 _LOGGER = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class DataContainer:
 
     def _check_key(self, key: str, place: str) -> None:
         if key not in self.datasets:
-            raise ConfigError(f"{place}: there is no dataset '{key}'. {suggest(key, self.datasets)}")
+            raise ConfigError(f"{place}: there is no dataset '{key}'. {did_you_mean(key, self.datasets)}")
 
     def _lacks(self, attribute: str) -> str:
         return f"data.datasets.{self.train}: {type(self.train_dataset).__name__} has no attribute '{attribute}'"

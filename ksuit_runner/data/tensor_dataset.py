@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.keyed_random import uses_no_rng
 
 Split = Literal["train", "test"]
@@ -62,7 +62,7 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
 def check_split(split: str, test_fraction: float) -> None:
     """Raise ConfigError unless the split is 'train' or 'test' and the fraction is between 0 and 1."""
     if split not in get_args(Split):
-        raise ConfigError(f"split: there is no split '{split}'. {suggest(split, get_args(Split))}")
+        raise ConfigError(f"split: there is no split '{split}'. {did_you_mean(split, get_args(Split))}")
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction: must be between 0 and 1, got {test_fraction}.")
 

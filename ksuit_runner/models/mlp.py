@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = (
     "celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus",
@@ -42,7 +42,7 @@ class Mlp(nn.Module):
         if any(dim < 1 for dim in hidden_dims):
             raise ConfigError(f"hidden_dims: every layer needs 1 unit or more, got {list(hidden_dims)}.")
         if activation not in ACTIVATIONS:
-            raise ConfigError(f"activation: there is no '{activation}'. {suggest(activation, ACTIVATIONS)}")
+            raise ConfigError(f"activation: there is no '{activation}'. {did_you_mean(activation, ACTIVATIONS)}")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
         self.output_shape = tuple(output_shape)

@@ -226,8 +226,9 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
     where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
     if query == "last" or not names:
         return ResumeError(f"{flag}={query}: there is no run in {where}")
-    hint = suggest(query, names)
-    if not hint.startswith("Did"):
+    if near := suggest(query, names):
+        hint = f"Did you mean '{near}'?"
+    else:
         short = " (of an id at least 6 characters are needed)" if len(query) < _SHORTEST_PREFIX else ""
         hint = f"{len(set(_run_ids(paths)))} runs are there{short}; 'last' is the newest"
     return ResumeError(f"{flag}={query}: there is no such run in {where}. {hint}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ksuit_runner.config.compose import compose_locations, output_dir_of
-from ksuit_runner.errors import ResumeError, suggest
+from ksuit_runner.errors import ResumeError, did_you_mean
 from ksuit_runner.paths import OutputPaths, SweepPaths, is_run_id
 from ksuit_runner.record.stored_run import find_local
 from ksuit_runner.sweep.plan import SweepPlan, read_plan
@@ -52,7 +52,7 @@ def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     config = compose_locations(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
     names = {plan.name for plan in _readable(known).values()} | known.keys()
-    return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {suggest(query, names)}")
+    return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {did_you_mean(query, names)}")
 
 
 def _readable(known: dict[str, SweepPaths]) -> dict[str, SweepPlan]:

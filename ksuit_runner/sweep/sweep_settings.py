@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ksuit_runner.config.check.annotation import mismatch
-from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 MAY_CHANGE = ("fail_fast", "retry", "on_change")
 """What a resume may say anew; all else makes the jobs what they are."""
@@ -53,7 +53,7 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
     annotations = {item.name: str(item.type) for item in fields(SweepSettings)}
     for key, value in node.items():
         if key not in annotations:
-            raise ConfigError(f"sweep.{key}: there is no such setting. {suggest(str(key), annotations)}")
+            raise ConfigError(f"sweep.{key}: there is no such setting. {did_you_mean(str(key), annotations)}")
         if problem := mismatch(value, annotations[key]):
             raise ConfigError(f"sweep.{key}: {problem}")
     settings = SweepSettings(**node)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, KsuitError, LossError, suggest
+from ksuit_runner.errors import ConfigError, KsuitError, LossError, did_you_mean
 
 _LOGGER = logging.getLogger(__name__)
 _POLICIES = ("fail", "skip", "warn")
@@ -62,7 +62,7 @@ class LossCheck:
 
     def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
         if policy not in _POLICIES:
-            raise ConfigError(f"trainer.nan_loss: there is no '{policy}'. {suggest(policy, _POLICIES)}")
+            raise ConfigError(f"trainer.nan_loss: there is no '{policy}'. {did_you_mean(policy, _POLICIES)}")
         self.has_failed_late = False
         self.skips = 0
         self._max_skips = max_skips

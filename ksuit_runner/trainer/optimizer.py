@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
-from ksuit_runner.errors import CheckpointError, ConfigError, suggest
+from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.trainer.parameter_rules import LOSS, SELECTORS, ParameterRules, named_parameters, parameter_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -109,7 +109,9 @@ def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
     for rule, spec in rules.items():
         for option in spec.keys() - valid:
             name = type(optimizer).__name__
-            raise ConfigError(f"trainer.parameter_rules.{rule}.{option}: {name} has none. {suggest(option, valid)}")
+            raise ConfigError(
+                f"trainer.parameter_rules.{rule}.{option}: {name} has none. {did_you_mean(option, valid)}"
+            )
 
 
 def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
@@ -194,7 +196,8 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     unknown = sorted(set(state["parameters"]) - set(names))
     if unknown:
         raise CheckpointError(
-            f"optimizer: stored for the parameter '{unknown[0]}', which is not there. " + suggest(unknown[0], names)
+            f"optimizer: stored for the parameter '{unknown[0]}', which is not there. "
+            + did_you_mean(unknown[0], names)
         )
     options = _options(optimizer)
     counted = optimizer.defaults.keys() - options

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ksuit_runner.errors import ConfigError, nearest, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 ParameterRules = Mapping[str, Mapping[str, Any]]
 
@@ -61,7 +61,7 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
     place, patterns, most = f"trainer.parameter_rules.{rule}", spec.get("match"), spec.get("max_ndim")
     if patterns is None and most is None:
         raise ConfigError(
-            f"{place}.match: a list of patterns of names is needed, or max_ndim ({suggest('match', spec)})"
+            f"{place}.match: a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})"
         )
     if patterns is not None and (not isinstance(patterns, Sequence) or isinstance(patterns, str)):
         raise ConfigError(f"{place}.match: a list of patterns of names is needed, not {patterns!r}")
@@ -83,4 +83,4 @@ def _hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> 
         return "optional: true lets it"
     parts = {part for name in named for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in named for end in range(1, name.count(".") + 2)}
-    return nearest(missing[0].strip("*."), parts | prefixes)
+    return did_you_mean(missing[0].strip("*."), parts | prefixes, longest=12)

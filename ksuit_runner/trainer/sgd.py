@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, suggest
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import build_schedule
 from ksuit_runner.tensors.device import choose_device, to_device
@@ -454,7 +454,7 @@ class SgdTrainer:
 
 def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None, max_skips: int) -> None:
     if precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: there is no '{precision}'. {suggest(precision, PRECISIONS)}")
+        raise ConfigError(f"trainer.precision: there is no '{precision}'. {did_you_mean(precision, PRECISIONS)}")
     if accumulation_steps < 1:
         raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
     if clip_norm is not None and not clip_norm > 0:

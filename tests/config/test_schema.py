@@ -1,7 +1,7 @@
 import pytest
 
 from ksuit_runner.config.schema import INJECTED, OBJECT_SPECS, TargetParameter, bind, spec_at
-from ksuit_runner.errors import ConfigError, nearest
+from ksuit_runner.errors import ConfigError
 
 PARAMETERS = [
     TargetParameter("model"),
@@ -53,9 +53,3 @@ def test_spec_at():
     assert spec_at("data.datasets.train") is OBJECT_SPECS["data.datasets.*"]
     assert spec_at("data.datasets") is None
     assert spec_at("callbacks.ema.decay") is None
-
-
-def test_nearest_is_silent_where_a_list_would_not_help():
-    assert nearest("decya", ["decay", "every"]) == "Did you mean 'decay'?"
-    assert nearest("xyz", ["decay", "every"]) == "Valid: decay, every."
-    assert nearest("xyz", [f"a{i}" for i in range(50)]) == ""

@@ -11,7 +11,7 @@ from ksuit_runner.config.check.annotation import mentions
 from ksuit_runner.config.check.objects import CheckedObject
 from ksuit_runner.config.schema import UNKNOWN
 from ksuit_runner.counter import Interval
-from ksuit_runner.errors import ConfigError, nearest, suggest
+from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 
 _INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
 _CALLBACKS = ("callbacks.", "default_callbacks.")
@@ -43,9 +43,8 @@ def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
     """
     for path, key in _keys(item, "DatasetKey"):
         if key not in datasets:
-            hint = suggest(key, datasets)
-            listed = f" ({', '.join(sorted(datasets))})" if hint.startswith("Did") else ""
-            raise ConfigError(f"{path}: there is no dataset '{key}'. {hint}{listed}")
+            listed = f" ({', '.join(sorted(datasets))})" if suggest(key, datasets) else ""
+            raise ConfigError(f"{path}: there is no dataset '{key}'. {did_you_mean(key, datasets)}{listed}")
 
 
 def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
@@ -64,7 +63,7 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for path, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):
-            hint = nearest(key, logged, longest=0) if logged else "None of them logs anything."
+            hint = did_you_mean(key, logged, longest=0) if logged else "None of them logs anything."
             listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
             raise ConfigError(f"{path}: no callback logs '{key}'. {hint}".rstrip() + listed)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ksuit_runner.config.check.signature_source import Function, Module, dotted, flatten
-from ksuit_runner.errors import ConfigError, nearest
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.system.shipped_folders import NAME, CallbacksFinder
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
@@ -70,7 +70,8 @@ class Sources:
         first, *rest = target.split(".")
         module = self.module(first)
         if module is None:
-            raise MissingName(f"there is no module '{first}'. {nearest(first, _modules_in(sys.path))}".rstrip())
+            hint = did_you_mean(first, _modules_in(sys.path), longest=12)
+            raise MissingName(f"there is no module '{first}'. {hint}".rstrip())
         if not rest:
             raise MissingName(f"'{target}' is a module, not a class")
         return self.attribute(module, rest)
@@ -128,7 +129,7 @@ class Sources:
             return None
         if head in (module.exported or ()):  # made when it is asked for
             return None
-        hint = nearest(head, self._public(module))
+        hint = did_you_mean(head, self._public(module), longest=12)
         raise MissingName(f"there is no '{head}' in '{module.name}'. {hint}".rstrip())
 
     def _public(self, module: Module) -> set[str]:
@@ -193,6 +194,7 @@ def _loaded(module: Module, names: list[str]) -> Definition | None:
         return None
     for name in names:
         if not hasattr(item, name):
-            raise MissingName(f"there is no '{name}' in '{module.name}'. {nearest(name, dir(item))}".rstrip())
+            hint = did_you_mean(name, dir(item), longest=12)
+            raise MissingName(f"there is no '{name}' in '{module.name}'. {hint}".rstrip())
         item = getattr(item, name)
     return None if isinstance(item, type) else Definition(module, ".".join(names), None)

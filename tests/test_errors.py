@@ -1,0 +1,16 @@
+from ksuit_runner.errors import did_you_mean, suggest
+
+MANY = [f"a{index}" for index in range(50)]
+
+
+def test_the_nearest_valid_name_is_suggested():
+    assert suggest("decya", ["decay", "every"]) == "decay"
+    assert suggest("xyz", ["decay", "every"]) is None
+
+
+def test_a_hint_lists_the_valid_names_where_none_is_near_unless_they_are_too_many():
+    assert did_you_mean("decya", ["decay", "every"]) == "Did you mean 'decay'?"
+    assert did_you_mean("xyz", ["decay", "every"]) == "Valid: decay, every."
+    assert did_you_mean("xyz", []) == "There are none."
+    assert did_you_mean("xyz", MANY, longest=49) == ""
+    assert did_you_mean("xyz", MANY) == f"Valid: {', '.join(sorted(MANY))}."
