@@ -95,9 +95,9 @@ $(VENV)/.installed-bench: $(INSTALLED)
 	@touch $@
 
 # uv, because pip cannot choose the oldest versions.
-build/oldest/.installed: UV_ARGS := --resolution lowest-direct --constraint tests/oldest.txt
+build/oldest/.installed: UV_ARGS := --resolution lowest-direct
 build/newest/.installed: UV_ARGS := --resolution highest
-build/%/.installed: pyproject.toml tests/oldest.txt
+build/%/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear build/$*
 	build/$*/bin/python -m pip --disable-pip-version-check install uv==0.13.9
 	build/$*/bin/uv pip install --python build/$*/bin/python $(UV_ARGS) \
