@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.format import has_traces, read_newest
+from ksuit_runner.checkpoint.format import has_traces, read_newest, recover
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import parameters_of
 from ksuit_runner.counter import UpdateCounter
@@ -141,6 +141,7 @@ def tiny_run(
     if stop_at is not None:
         callbacks = {**callbacks, "interrupt": partial(InterruptAt, stop_at)}
     journal = Journal(paths.journal)
+    recover(paths)
     run = build_run(
         trainer,
         paths,

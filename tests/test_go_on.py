@@ -19,6 +19,7 @@ def test_finished_run_says_so_by_whatever_name(finished):
     run_id = run_dir(finished).name
     before = checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))
     for query_ in (run_id, run_id[:6], "first", "last"):
+        move_aside(run_dir(finished), "E4_U88_S5632")
         assert "nothing is left to do" in ksuit(finished, f"resume={query_}")
     assert (checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))) == before
 
@@ -129,7 +130,14 @@ def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
     assert tags == {"ksuit.fork_of": parent, f"ksuit.forked_to.{child[:8]}": child}
 
 
+def move_aside(folder, checkpoint):
+    """Leave a checkpoint as a process does that is killed while it replaces it."""
+    folder = folder / "artifacts" / "checkpoints"
+    (folder / checkpoint).rename(folder / f".{checkpoint}.old")
+
+
 def test_fork_from_any_checkpoint(finished):
+    move_aside(run_dir(finished), "E3_U66_S4224")
     ksuit(finished, "fork=first@E3_U66_S4224", "optimizer.lr=1e-5", "name=second")
     parent, child = sorted(run_dirs(finished), key=lambda path: "fork" in (path / "artifacts/launch.json").read_text())
     ours, theirs = journal(child), journal(parent)

@@ -115,6 +115,7 @@ def write_folder(
     """
     temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
+    _finish_replacement(folder)
     make_folder(folder.parent)
     temporary.mkdir()
     try:
@@ -124,15 +125,13 @@ def write_folder(
         _save_state(temporary / STATE, state)
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
-        aside = folder.with_name(f".{folder.name}{_REPLACED}")
-        shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
-            folder.rename(aside)  # two renames: one that a crash leaves alone is undone by `names`
+            folder.rename(_aside(folder))  # if the process is killed before the next rename, `recover` undoes this one
         commit_folder(temporary, folder)
-        shutil.rmtree(aside, ignore_errors=True)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
     finally:
+        _finish_replacement(folder)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -148,21 +147,50 @@ def _save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def names(paths: PathProvider) -> list[str]:
     """Return the names of a run's checkpoints, newest first, whole or not."""
-    if not paths.checkpoints_dir.is_dir() or is_behind_link(paths.checkpoints_dir, paths.runs_dir):
+    if not _has_folder(paths):
         return []
-    for path in paths.checkpoints_dir.glob(f".*{_REPLACED}"):
-        replaced = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
-        if not replaced.exists():
-            path.rename(replaced)
     found = [(Progress.parse(path.name), path.name) for path in paths.checkpoints_dir.iterdir()]
     whole = [(progress, name) for progress, name in found if progress is not None]
     return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
 
 
-def remove_partial(paths: PathProvider) -> None:
-    """Remove what killed processes have left half written."""
-    for path in paths.checkpoints_dir.glob(f".*{_PARTIAL}"):
+def recover(paths: PathProvider) -> None:
+    """Tidy up what a killed process has left: put back what it was about to replace, remove what is half written.
+
+    Only the process that holds the run's lock may call this; it does so before it reads or writes a checkpoint.
+    """
+    for replaced in _replaced(paths):
+        _finish_replacement(replaced)
+    for path in paths.checkpoints_dir.glob(f".*{_PARTIAL}") if _has_folder(paths) else ():
         shutil.rmtree(path, ignore_errors=True)
+
+
+def needs_recovery(paths: PathProvider) -> bool:
+    """Whether a checkpoint is missing that ``recover`` would put back; or it is being replaced just now."""
+    return any(not replaced.exists() for replaced in _replaced(paths))
+
+
+def _replaced(paths: PathProvider) -> list[Path]:
+    """Return the folders of the checkpoints that were moved aside to be replaced."""
+    found = paths.checkpoints_dir.glob(f".*{_REPLACED}") if _has_folder(paths) else ()
+    return [path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED)) for path in found]
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{_REPLACED}")
+
+
+def _finish_replacement(folder: Path) -> None:
+    """Remove what a checkpoint has replaced; if it was moved aside and nothing took its place, put it back."""
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif aside.exists():
+        aside.rename(folder)
+
+
+def _has_folder(paths: PathProvider) -> bool:
+    return paths.checkpoints_dir.is_dir() and not is_behind_link(paths.checkpoints_dir, paths.runs_dir)
 
 
 def has_traces(paths: PathProvider) -> bool:

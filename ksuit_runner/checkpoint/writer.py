@@ -18,7 +18,7 @@ from ksuit_runner.checkpoint.format import (
     holds,
     names,
     pack_state,
-    remove_partial,
+    recover,
     resume_problem,
     write_folder,
 )
@@ -251,7 +251,7 @@ class CheckpointWriter:
         self.check_owner()
         before()
         if self._tags is None:
-            remove_partial(paths)
+            recover(paths)
         # The same position may have been committed just before a kill.
         if not (folder.exists() and holds(folder, state, self.config_hash)):
             write_folder(folder, tensors, state, self.config_hash, tags)

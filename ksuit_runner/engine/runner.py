@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ksuit_runner.checkpoint.format import Checkpoint, has_traces, read_newest
+from ksuit_runner.checkpoint.format import Checkpoint, has_traces, needs_recovery, read_newest, recover
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.engine.assembly import Assembly, build_trainer
@@ -125,6 +125,7 @@ def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunL
     lock = RunLock(paths.lock)
     lock.acquire()
     stack.callback(lock.release)
+    recover(paths)
     return lock
 
 
@@ -137,6 +138,9 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
         if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
+    if origin.mode == Mode.FORK and needs_recovery(paths):
+        with suppress(KsuitError, OSError), RunLock(paths.lock):  # if it is running, it ensures this itself
+            recover(paths)
     return read_newest(paths, origin.checkpoint)
 
 

@@ -17,8 +17,10 @@ from ksuit_runner.checkpoint.format import (
     has_traces,
     holds,
     names,
+    needs_recovery,
     pack_state,
     read_newest,
+    recover,
     resume_problem,
     write_folder,
 )
@@ -153,15 +155,32 @@ def test_a_damaged_folder_and_a_left_over_are_replaced(paths):
 
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["beside the new one", "alone"])
-def test_what_was_replaced_when_the_process_was_killed_is_there_as_long_as_nothing_else_is(paths, is_whole):
+def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, is_whole):
     folder = write(paths, "E0_U1_S1")
     replaced = folder.with_name(".E0_U1_S1.old")
     (shutil.copytree if is_whole else os.rename)(folder, replaced)
-    assert names(paths) == ["E0_U1_S1"]
-    assert damage(folder) is None and replaced.exists() == is_whole
+    before = sorted(paths.checkpoints_dir.rglob("*"))
+    assert needs_recovery(paths) is not is_whole and names(paths) == ["E0_U1_S1"] * is_whole
+    assert sorted(paths.checkpoints_dir.rglob("*")) == before, "looking changes nothing"
+    recover(paths)
+    assert names(paths) == ["E0_U1_S1"] and damage(folder) is None and not replaced.exists()
+    (shutil.copytree if is_whole else os.rename)(folder, replaced)
     write(paths, "E0_U1_S1", value=2.0)
     assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E0_U1_S1"]
     assert read_newest(paths).state["callbacks"] == {"a": {"best": 2.0}}
+
+
+def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeypatch):
+    write(paths, "E0_U1_S1")
+    monkeypatch.setattr(checkpoint_format, "commit_folder", fail)
+    with pytest.raises(OSError, match="no room"):
+        write(paths, "E0_U1_S1", value=2.0)
+    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E0_U1_S1"]
+    assert read_newest(paths).state["callbacks"] == {"a": {"best": 1.0}}
+
+
+def fail(*args):
+    raise OSError(28, "no room")
 
 
 def test_a_folder_behind_a_link_has_no_checkpoints(paths, tmp_path):

@@ -15,7 +15,7 @@ from disk import SURVIVALS, Disk, Step, Tree, write_tree
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.format import damage, has_traces, names, read_newest, write_folder
+from ksuit_runner.checkpoint.format import damage, has_traces, names, read_newest, recover, write_folder
 from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.artifact_mirror import Mirror
@@ -73,6 +73,7 @@ def write_checkpoint(folder: Path, version: int) -> None:
 
 def read_checkpoint(folder: Path) -> set[int]:
     paths = PathProvider(folder, RUN)
+    recover(paths)
     return {int(read_newest(paths).model["w"]) if names(paths) else 0}
 
 
@@ -88,6 +89,7 @@ def save_checkpoint(folder: Path, version: int) -> None:
 def read_saved(folder: Path) -> set[int]:
     """Read the newest checkpoint; what ``latest`` and the tags name has to be there and whole at any moment."""
     paths = PathProvider(folder, RUN)
+    recover(paths)
     if not has_traces(paths):
         return {0}
     named = [paths.latest.read_text().strip()] if paths.latest.exists() else []
@@ -345,6 +347,7 @@ def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, objec
     maker.folder = folder
     paths = maker.paths()
     callbacks = {"metrics": (Metrics, {"send": lambda: shipment.send()})}
+    recover(paths)
     is_resumed = bool(names(paths))
     run = maker.run(callbacks, checkpoint={"every_n_updates": 2}, resume=is_resumed, max_updates=7)
     if is_resumed:
