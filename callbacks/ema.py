@@ -17,7 +17,7 @@ from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.tensors.foreach import copy_all, lerp_all
-from ksuit_runner.tensors.layout import Strides, overlaps, write
+from ksuit_runner.tensors.layout import Strides, overlaps, same_form, write
 from ksuit_runner.tensors.module_tree import ModuleTree
 
 
@@ -164,13 +164,9 @@ def _copied(value: Any, old: Any) -> Any:
     """Return a copy of a tensor, in the memory of an old one if that has the same form; None for None."""
     if value is None:
         return None
-    if old is not None and value.layout == torch.strided and _form(value) == _form(old):
+    if old is not None and value.layout == torch.strided and same_form(value, old):
         return write(old, value)
     return value.detach().clone()
-
-
-def _form(tensor: Tensor) -> Any:
-    return tensor.shape, tensor.dtype, tensor.layout
 
 
 def _in_file(average: ModelBase) -> dict[str, Tensor]:

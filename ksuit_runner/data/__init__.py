@@ -1,1 +1,1 @@
-"""The data of a run: datasets, the order of their samples, and the loader that all of them share."""
+"""Datasets, the order of their samples, and the loader that all datasets of a run share."""

@@ -1,4 +1,4 @@
-"""The order in which batches are needed, from any update on: drawn from the seed, so nothing has to be replayed."""
+"""The batches that a run needs, in order, from any update on: the order follows from the seed, nothing is replayed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.fetch_batch import EVALUATION, Fetch
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest
 from ksuit_runner.data.permutation import KeyedPermutation
 from ksuit_runner.keyed_random import mix
 
@@ -40,7 +40,7 @@ class EpochOrder:
             self._block = _draw(mix(seed, "order", epoch), length)
 
     def part(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the samples from one position to before another, int64; what lies beyond the end is left out."""
+        """Return the samples from one position to before another, int64; positions beyond the end are omitted."""
         stop = min(stop, self._length)
         if not self._start <= start <= stop <= self._start + len(self._block):
             self._compute(start, stop)
@@ -58,23 +58,23 @@ def _draw(key: int, length: int) -> NDArray[np.int64]:
     return generator.permutation(length).astype(np.int64, copy=False)
 
 
-def evaluation_fetches(dataset_key: str, length: int, batch_size: int) -> Iterator[Fetch]:
-    """Yield the batches of an evaluation: all samples in their own order, the last batch may be smaller."""
+def evaluation_requests(dataset_key: str, length: int, batch_size: int) -> Iterator[BatchRequest]:
+    """Yield the requests of an evaluation: all samples in dataset order; the last batch may be smaller."""
     for batch, start in enumerate(range(0, length, batch_size)):
-        yield Fetch(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
+        yield BatchRequest(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
 
 
 class BatchPlan:
-    """All fetches of a run from its current update to its end, in the order in which they are consumed.
+    """All batch requests of a run from its current update to its end, in the order in which they are consumed.
 
-    After an update come the evaluations that are then due: those that count in updates or samples before those that
-    count in epochs, as the hooks fire, and otherwise in the given order. Of orders, only the current epoch's is kept.
+    An update is followed by the evaluations that are due after it: those that count in updates or samples before those
+    that count in epochs, as the hooks fire, otherwise in the given order. Only the current epoch's order is in memory.
 
     Args:
         seed: Seed of the run.
         lengths: Number of samples by dataset key.
         train: Key of the training dataset.
-        counter: Position, end and batch size of training; only its current position counts.
+        counter: Position, end and batch size of training; the plan starts where the counter is now.
         evaluations: When which dataset is evaluated.
         eval_batch_size: Samples per batch of an evaluation.
     """
@@ -95,19 +95,19 @@ class BatchPlan:
         self._evaluations = sorted(evaluations, key=lambda evaluation: evaluation[0].every_n_epochs is not None)
         self._eval_batch_size = eval_batch_size
 
-    def __iter__(self) -> Iterator[Fetch]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         counter, size, length = self._counter, self._counter.batch_size, self._lengths[self._train]
         order, ahead = EpochOrder(self._seed, 0, 0), counter.at(counter.update)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
             if order.epoch != completed_epochs + 1:
                 order = EpochOrder(self._seed, completed_epochs + 1, length)
-            yield Fetch(self._train, order.epoch, batch, order.part(batch * size, (batch + 1) * size))
+            yield BatchRequest(self._train, order.epoch, batch, order.part(batch * size, (batch + 1) * size))
             if self._evaluations:
                 ahead.update = update + 1
                 yield from self._due(ahead)
 
-    def _due(self, counter: UpdateCounter) -> Iterator[Fetch]:
+    def _due(self, counter: UpdateCounter) -> Iterator[BatchRequest]:
         for interval, key in self._evaluations:
             if interval.is_due(counter):
-                yield from evaluation_fetches(key, self._lengths[key], self._eval_batch_size)
+                yield from evaluation_requests(key, self._lengths[key], self._eval_batch_size)

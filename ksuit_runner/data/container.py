@@ -1,4 +1,4 @@
-"""All datasets of a run, and the one stream through which training and evaluation get their batches."""
+"""All datasets of a run, and the one stream that delivers the batches of training and evaluation."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,9 @@ from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.batch_plan import BatchPlan, evaluation_fetches
-from ksuit_runner.data.digest import Probe, first_samples, first_shape, is_repeatable, look_at
-from ksuit_runner.data.fetch_batch import EVALUATION, Fetch, fetch
+from ksuit_runner.data.batch_plan import BatchPlan, evaluation_requests
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
+from ksuit_runner.data.probe import Probe, first_samples, first_shape, is_repeatable, probe_dataset
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.system.signals import Interruption
@@ -26,7 +26,7 @@ class DataContainer:
 
     A dataset is map-style: ``__len__`` and ``__getitem__(index)``. With ``__getitems__(indices)``, where indices is an
     int64 array of numpy, it can return a whole batch at once, or a list of samples to collate; with ``collate_fn`` it
-    says how samples become a batch. Its attributes ``input_shape`` and ``output_shape`` tell a model its sizes.
+    turns samples into a batch. Its attributes ``input_shape`` and ``output_shape`` give the model its sizes.
 
     Args:
         datasets: Datasets by key.
@@ -35,7 +35,7 @@ class DataContainer:
         eval_batch_size: Samples per batch of an evaluation; as in training if None.
         num_workers: Processes that fetch ahead of time; 0 fetches in the main process.
         train: Key of the dataset to train on.
-        drop_last: Whether an epoch's last, smaller batch is left out. Evaluations keep theirs.
+        drop_last: Whether training skips an epoch's last, smaller batch. Evaluations keep theirs.
         prefetch: Batches that each worker fetches ahead.
         interruption: Signals that ask the run to end, and end a wait for data; by default none.
 
@@ -76,12 +76,12 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
-        self._looks: dict[str, Probe] = {}
+        self._probes: dict[str, Probe] = {}
         self._stream: Stream | None = None
-        self._handed_out: tuple[Any, int | None] = (None, None)
+        self._last_batch: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
 
-    # What is there
+    # Properties of the datasets
 
     @property
     def train_dataset(self) -> Any:
@@ -95,7 +95,7 @@ class DataContainer:
         It is the training dataset's ``input_shape``, or else the shape of the first element of its first sample.
 
         Raises:
-            ConfigError: The dataset does not say, and the first element has no shape.
+            ConfigError: The dataset has no such attribute, and the first element has no shape.
         """
         shape = getattr(self.train_dataset, "input_shape", None) or first_shape(
             self.train_dataset, self._whole_batch(self.train)
@@ -109,7 +109,7 @@ class DataContainer:
         """Shape of a model's output without the batch dimension: the training dataset's ``output_shape``.
 
         Raises:
-            ConfigError: The dataset does not say.
+            ConfigError: The dataset has no such attribute.
         """
         shape = getattr(self.train_dataset, "output_shape", None)
         if shape is None:
@@ -117,19 +117,19 @@ class DataContainer:
         return tuple(shape)
 
     def first_samples(self) -> Any:
-        """Return a batch of the first training samples, without disturbing any random generator."""
+        """Return a batch of the first training samples, with all random generators undisturbed."""
         return first_samples(self.train_dataset, self.batch_size)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return class, size and digest by dataset key, to record which data a run has seen.
+        """Return class, size and digest by dataset key, to record which data a run uses.
 
-        The digest covers class, size and a few samples. It is the same in every process as long as the data is.
+        The digest covers class, size and a few samples. The same data has the same digest in every process.
         """
         return {
             key: {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
                 "size": len(dataset),
-                "digest": self._look(key).digest,
+                "digest": self._probe(key).digest,
             }
             for key, dataset in self.datasets.items()
         }
@@ -137,19 +137,19 @@ class DataContainer:
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
         for key, dataset in self.datasets.items():
-            if not is_repeatable(dataset, self._whole_batch(key), self._look(key)):
+            if not is_repeatable(dataset, self._whole_batch(key), self._probe(key)):
                 _LOGGER.warning(
                     "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
                     "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
                     "numpy.random or random, which are seeded for each batch, or seed a generator of your own from one "
-                    "of them in __getitem__; do not count calls or ask for the time",
+                    "of them in __getitem__; do not count calls or read the clock",
                     *(key, type(dataset).__name__),
                 )
 
-    def _look(self, key: str) -> Probe:
-        if key not in self._looks:
-            self._looks[key] = look_at(self.datasets[key], self._whole_batch(key))
-        return self._looks[key]
+    def _probe(self, key: str) -> Probe:
+        if key not in self._probes:
+            self._probes[key] = probe_dataset(self.datasets[key], self._whole_batch(key))
+        return self._probes[key]
 
     def _whole_batch(self, key: str) -> int:
         """Return how many samples a batch has, which a collate function may depend on."""
@@ -170,11 +170,11 @@ class DataContainer:
     # The stream of batches
 
     def open(self, counter: UpdateCounter, evaluations: Sequence[tuple[Interval, str]] = ()) -> None:
-        """Start to fetch at the counter's position, for all updates up to its end.
+        """Start fetching at the counter's position, for all updates up to its end.
 
         Args:
             counter: Position and end of training.
-            evaluations: When which dataset is going to be evaluated.
+            evaluations: When which dataset will be evaluated.
 
         Raises:
             ConfigError: An evaluation names a dataset that does not exist.
@@ -187,7 +187,7 @@ class DataContainer:
         self._stream = self._new_stream(plan)
 
     def next_training_batch(self) -> Any:
-        """Return the batch of the next update; evaluations that were planned before it and left out are skipped.
+        """Return the batch of the next update; batches of evaluations that did not take place are dropped.
 
         Raises:
             StopIteration: There is no further update.
@@ -202,15 +202,15 @@ class DataContainer:
                 stream.drop()
             if head is None:
                 raise StopIteration("there is no further update")
-            return self._hand_out(self.interruption.wait_for(stream.take), head)
+            return self._deliver(self.interruption.wait_for(stream.take), head)
         finally:
             self._wait_seconds += perf_counter() - start
 
     def evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
         """Return all batches of a dataset in order, the last one may be smaller.
 
-        They come out of the stream if this evaluation is what it holds next, and are fetched now otherwise. Either way
-        they are the same, and the training data that was fetched ahead stays.
+        They come from the stream if this evaluation is next in it, and are fetched now otherwise. Either way they are
+        the same, and training data that was fetched ahead is not lost.
 
         Raises:
             ConfigError: There is no such dataset.
@@ -221,45 +221,45 @@ class DataContainer:
         return self._evaluation_batches(dataset_key)
 
     def _evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
-        fetches = evaluation_fetches(dataset_key, len(self.datasets[dataset_key]), self.eval_batch_size)
+        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), self.eval_batch_size)
         stream = self._stream
         if stream is None or stream.head is None:
-            yield from self._stream_of_its_own(fetches)
+            yield from self._separate_stream(requests)
             return
         while stream.head is not None and stream.head.epoch == EVALUATION and stream.head.batch > 0:
-            stream.drop()  # the rest of an evaluation that was broken off
-        for request in fetches:
+            stream.drop()  # the rest of an evaluation that ended early
+        for request in requests:
             if stream.head is not None and stream.head[:3] == request[:3]:
                 take = stream.take
             else:
-                take = partial(fetch, self.datasets, self.seed, request)
-            yield self._hand_out(self.interruption.wait_for(take), request)
+                take = partial(fetch_batch, self.datasets, self.seed, request)
+            yield self._deliver(self.interruption.wait_for(take), request)
 
-    def _stream_of_its_own(self, fetches: Iterator[Fetch]) -> Iterator[Any]:
-        stream = self._new_stream(fetches)
+    def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:
+        stream = self._new_stream(requests)
         try:
             while (head := stream.head) is not None:
-                yield self._hand_out(self.interruption.wait_for(stream.take), head)
+                yield self._deliver(self.interruption.wait_for(stream.take), head)
         finally:
             stream.close()
 
     def samples_in(self, batch: Any) -> int | None:
-        """Return how many samples were fetched for the batch that was handed out last; None for any other one."""
-        last, samples = self._handed_out
+        """Return how many samples were fetched for the batch that was returned last; None for any other batch."""
+        last, samples = self._last_batch
         return samples if batch is last else None
 
-    def _hand_out(self, batch: Any, request: Fetch) -> Any:
-        self._handed_out = batch, len(request.indices)
+    def _deliver(self, batch: Any, request: BatchRequest) -> Any:
+        self._last_batch = batch, len(request.indices)
         return batch
 
     def take_wait_seconds(self) -> float:
-        """Return how long training has waited for its data since this was last asked, in seconds."""
+        """Return how long training has waited for data since the last call, in seconds."""
         seconds, self._wait_seconds = self._wait_seconds, 0.0
         return seconds
 
     def close(self) -> None:
         """End the stream and its workers; ``open`` may follow again."""
-        self._handed_out = (None, None)
+        self._last_batch = (None, None)
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -269,9 +269,9 @@ class DataContainer:
             return LocalStream(self.datasets, self.seed, plan)
         return WorkerStream(self.datasets, self.seed, plan, self.num_workers, self.prefetch)
 
-    def _check_key(self, key: str, place: str) -> None:
+    def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:
-            raise ConfigError(f"{place}: there is no dataset '{key}'. {did_you_mean(key, self.datasets)}")
+            raise ConfigError(f"{path}: there is no dataset '{key}'. {did_you_mean(key, self.datasets)}")
 
     def _lacks(self, attribute: str) -> str:
         return f"data.datasets.{self.train}: {type(self.train_dataset).__name__} has no attribute '{attribute}'"
@@ -279,12 +279,12 @@ class DataContainer:
 
 def _check_number(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"data.{name}: a whole number of at least {least} is needed, not {value!r}")
+        raise ConfigError(f"data.{name}: must be a whole number of at least {least}, not {value!r}")
 
 
 def _check_dataset(key: str, dataset: Any) -> None:
-    place, name = f"data.datasets.{key}", type(dataset).__name__
+    path, name = f"data.datasets.{key}", type(dataset).__name__
     if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
-        raise ConfigError(f"{place}: {name} is no map-style dataset, which has __len__ and __getitem__")
+        raise ConfigError(f"{path}: {name} is not a map-style dataset: it needs __len__ and __getitem__")
     if len(dataset) == 0:
-        raise ConfigError(f"{place}: {name} is empty")
+        raise ConfigError(f"{path}: {name} is empty")

@@ -1,4 +1,4 @@
-"""Fetching a batch: the same data for the same position of the run, in whatever process it happens."""
+"""Fetching a batch: the same data for the same position of the run, in any process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ EVALUATION: Final = 0
 """The epoch of all evaluations, so that each of them sees the same data; training counts its epochs from 1."""
 
 
-class Fetch(NamedTuple):
+class BatchRequest(NamedTuple):
     """A batch to fetch: its position, which is also the key of its randomness, and its samples.
 
     Attributes:
@@ -33,23 +33,27 @@ class Fetch(NamedTuple):
     indices: NDArray[np.int64]
 
 
-def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
+def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -> Any:
     """Fetch a batch.
 
-    The dataset's ``__getitems__(indices)`` is used if it has one: a list that it returns is taken for samples to
-    collate, anything else for the finished batch. Otherwise the samples come from ``__getitem__``, one by one. They are
+    The dataset's ``__getitems__(indices)`` is used if it has one: a list that it returns holds samples to collate,
+    anything else is the finished batch. Otherwise the samples come from ``__getitem__``, one by one. They are
     collated by the dataset's ``collate_fn`` if it has one, else by torch's ``default_collate``.
 
-    Torch's, numpy's and Python's generators are seeded with the batch's position first. They stay so after a training
-    batch, because a training step seeds its own; after a batch of an evaluation they are given back to the callback
-    that asked for it, whose draws must not depend on where it is fetched. The number of threads is one, as in a worker
-    process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is marked with
-    ``uses_no_rng`` is called as it is.
+    Torch's, numpy's and Python's generators are seeded with the batch's position first. They are left so after a
+    training batch, because a training step seeds its own; after a batch of an evaluation they are restored for the
+    callback that asked for it, whose draws must not depend on where the batch is fetched. The number of threads is one,
+    as in a worker process, because sums over large tensors depend on it in their last bits. A ``__getitems__`` that is
+    marked with ``uses_no_rng`` is called without all this.
 
     Args:
         datasets: Datasets by key.
         seed: Seed of the run.
         request: What to fetch.
+
+    Raises:
+        RuntimeError: The dataset called sys.exit().
+        Exception: What the dataset raised, with a note of dataset and batch.
     """
     dataset_key, epoch, batch, indices = request
     dataset = datasets[dataset_key]
@@ -60,8 +64,8 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
         with one_thread(), undisturbed() if epoch == EVALUATION else nullcontext():
             seed_all(mix(seed, dataset_key, epoch, batch))
             return collate(dataset, get_samples(dataset, indices))
-    except SystemExit as error:  # it would end a worker process without a word
-        raise RuntimeError(f"data.datasets.{dataset_key} ends the process: {error!r}") from error
+    except SystemExit as error:  # it would end a worker process silently
+        raise RuntimeError(f"data.datasets.{dataset_key} tried to end the process: {error!r}") from error
     except Interrupted:
         raise
     except Exception as error:
@@ -71,14 +75,14 @@ def fetch(datasets: Mapping[str, Any], seed: int, request: Fetch) -> Any:
 
 
 def get_samples(dataset: Any, indices: NDArray[np.int64]) -> Any:
-    """Return a list of samples, or what else a dataset's ``__getitems__`` returns: a finished batch."""
+    """Return a list of samples, or the finished batch if the dataset's ``__getitems__`` returns one."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(indices)
     return [dataset[index] for index in indices.tolist()]
 
 
 def collate(dataset: Any, samples: Any) -> Any:
-    """Return the batch that a list of samples becomes; a finished one stays as it is."""
+    """Collate a list of samples into a batch; a finished batch is returned as it is."""
     if not isinstance(samples, list):
         return samples
     return (getattr(dataset, "collate_fn", None) or default_collate)(samples)

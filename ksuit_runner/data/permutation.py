@@ -1,4 +1,4 @@
-"""A permutation that is computed where it is asked for: any part of it, without the rest and without memory."""
+"""A keyed pseudorandom permutation, any part of which is computed on its own, without memory."""
 
 from math import isqrt
 from typing import Final
@@ -21,7 +21,7 @@ class KeyedPermutation:
 
     It is a Feistel network over pairs ``(left, right)`` of ``width * height`` numbers, which is a little more than
     ``length``; a number that comes out too large goes through the network again until one is in range (cycle walking).
-    Both steps can be undone, so that no number comes twice, however the halves are hashed.
+    Both steps are invertible, so that no number comes twice, however the halves are hashed.
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, the generalized Feistel cipher. The
     halves are hashed with the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): made for shuffling data,
@@ -41,7 +41,7 @@ class KeyedPermutation:
         self._keys = [(_number(*key, turn, "left"), _number(*key, turn, "right")) for turn in range(_ROUNDS)]
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what stands at these positions of the permutation, of the same shape, int64."""
+        """Return the numbers at these positions of the permutation, int64 of the same shape."""
         found = self._network(positions.astype(np.uint64))
         while (outside := np.flatnonzero(found >= self.length)).size:
             found[outside] = self._network(found[outside])

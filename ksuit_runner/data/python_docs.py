@@ -80,6 +80,6 @@ class PythonDocs(TensorDataset):
 
 
 def _read_text() -> str:
-    from pydoc_data.topics import topics  # half a megabyte of text: only for who asks for it
+    from pydoc_data.topics import topics  # half a megabyte of text: imported only if needed
 
     return "".join(topics[key] for key in sorted(topics))

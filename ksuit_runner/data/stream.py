@@ -1,4 +1,4 @@
-"""Streams of batches: planned fetches, done in this process or ahead of time in worker processes."""
+"""Streams of batches that carry out a plan: in this process on demand, or ahead of time in worker processes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ksuit_runner.data.fetch_batch import Fetch, fetch
+from ksuit_runner.data.fetch_batch import BatchRequest, fetch_batch
 from ksuit_runner.system.signals import SIGNALS
 
 _SENDER_IS_KNOWN: Final = hasattr(
@@ -24,13 +24,13 @@ _SENDER_IS_KNOWN: Final = hasattr(
 
 
 class Stream(ABC):
-    """Batches in the order of a plan, with a look at which one comes next.
+    """Batches in the order of a plan; which one comes next is known before it is taken.
 
     Attributes:
-        head: What comes next, or None at the end.
+        head: Request of the next batch, or None at the end.
     """
 
-    head: Fetch | None
+    head: BatchRequest | None
 
     @abstractmethod
     def take(self) -> Any:
@@ -52,7 +52,7 @@ class Stream(ABC):
 class LocalStream(Stream):
     """Fetches in this process, when a batch is asked for."""
 
-    def __init__(self, datasets: Mapping[str, Any], seed: int, plan: Iterable[Fetch]) -> None:
+    def __init__(self, datasets: Mapping[str, Any], seed: int, plan: Iterable[BatchRequest]) -> None:
         self._datasets = datasets
         self._seed = seed
         self._plan = iter(plan)
@@ -63,7 +63,7 @@ class LocalStream(Stream):
         request = self.head
         assert request is not None
         self.head = next(self._plan, None)
-        return fetch(self._datasets, self._seed, request)
+        return fetch_batch(self._datasets, self._seed, request)
 
     def drop(self) -> None:
         """Move on without fetching."""
@@ -77,14 +77,14 @@ class LocalStream(Stream):
 class WorkerStream(Stream):
     """Fetches in worker processes, ahead of time; they start once and stay until the stream is closed.
 
-    What the DataLoader takes for indices are our requests, and what it takes for a dataset carries them out. So one
-    set of workers serves all datasets, and the plan alone says what is fetched when.
+    To the DataLoader, our requests are the indices, and what carries them out is the dataset. So one set of workers
+    serves all datasets, and the plan alone decides what is fetched when.
     """
 
     def __init__(
-        self, datasets: Mapping[str, Any], seed: int, plan: Iterable[Fetch], num_workers: int, prefetch: int
+        self, datasets: Mapping[str, Any], seed: int, plan: Iterable[BatchRequest], num_workers: int, prefetch: int
     ) -> None:
-        self._sent: deque[Fetch] = deque()
+        self._sent: deque[BatchRequest] = deque()
         loader = DataLoader(
             _Fetcher(datasets, seed),
             batch_size=None,
@@ -100,14 +100,14 @@ class WorkerStream(Stream):
         with _signals_blocked():
             self._batches: Any = iter(loader)
 
-    def _send(self, plan: Iterable[Fetch]) -> Iterator[Fetch]:
+    def _send(self, plan: Iterable[BatchRequest]) -> Iterator[BatchRequest]:
         for request in plan:
             self._sent.append(request)
             yield request
 
     @property
-    def head(self) -> Fetch | None:  # type: ignore[override]
-        """What comes next: the oldest request that was sent to the workers."""
+    def head(self) -> BatchRequest | None:  # type: ignore[override]
+        """Request of the next batch: the oldest one that was sent to the workers."""
         return self._sent[0] if self._sent else None
 
     def take(self) -> Any:
@@ -116,7 +116,7 @@ class WorkerStream(Stream):
         return next(self._batches)
 
     def drop(self) -> None:
-        """Wait for the batch of ``head`` and forget it."""
+        """Wait for the batch of ``head`` and discard it."""
         self.take()
 
     def close(self) -> None:
@@ -133,8 +133,8 @@ class _Fetcher(Dataset[Any]):
         self._datasets = datasets
         self._seed = seed
 
-    def __getitem__(self, request: Fetch) -> Any:
-        return fetch(self._datasets, self._seed, request)
+    def __getitem__(self, request: BatchRequest) -> Any:
+        return fetch_batch(self._datasets, self._seed, request)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -143,7 +143,7 @@ def _unchanged(batch: Any) -> Any:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Start processes that cannot be ended by a signal before they have made up their mind about it."""
+    """Start processes with signals blocked, so that none ends them before they have set up how to react."""
     if not _SENDER_IS_KNOWN:
         yield
         return
@@ -155,13 +155,13 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start_method() -> str:
-    """Return how workers start: as Python does by itself in a job of joblib, which sets a way that only it can use."""
+    """Return how workers start: Python's default in a job of joblib, which sets a method that only joblib can use."""
     chosen, usable = get_start_method(), get_all_start_methods()
     return chosen if chosen in usable else usable[0]
 
 
 def _start_worker(worker: int) -> None:
-    """Leave it to the main process when to end: it finishes the update, also if a signal goes to the whole group.
+    """Let the main process decide when a worker ends: it finishes the update even if the whole group gets a signal.
 
     Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job. SIGTERM still ends
     a worker if its own parent sends it, which torch does with workers that hang.
@@ -176,13 +176,13 @@ def _start_worker(worker: int) -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report an error of a thread, but not that the main process has left in the middle of taking a batch."""
+    """Report an error of a thread, unless it is that the main process left while it took a batch."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _end_after_parent() -> None:
-    """End when the main process is gone. Torch looks for that too, but not if it is killed while workers start."""
+    """End when the main process is gone. Torch checks that too, but not if it is killed while workers start."""
     parent = parent_process()
     assert parent is not None
     parent.join()

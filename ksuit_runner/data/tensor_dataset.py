@@ -1,4 +1,4 @@
-"""Datasets that lie in memory as tensors, and what the small ones that ship have in common: split and source."""
+"""Datasets of tensors in memory, and what the shipped ones share: splits, and the tables of scikit-learn."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,7 +33,7 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
         output_shape: Shape of one output of the model, without the batch dimension.
 
     Raises:
-        ConfigError: If inputs and targets are not equally many.
+        ConfigError: The numbers of inputs and targets differ.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, output_shape: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep asks of a launcher."""
+"""The base class of launchers, and what they share: optional packages, GPUs and the cap on parallel jobs."""
 
 import os
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from ksuit_runner.system.cores import core_count
 
 
 class Handle(Protocol):
-    """A job that was handed to a launcher."""
+    """A job that was submitted to a launcher."""
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -26,7 +26,7 @@ class Handle(Protocol):
 class Launcher(ABC):
     """Runs functions somewhere, each in a process that can see the output folder.
 
-    It is not handed more than ``max_jobs`` at a time, so it needs no queue of its own.
+    It never gets more than ``max_jobs`` at a time, so it needs no queue of its own.
 
     Attributes:
         max_jobs: How many jobs may run at the same time.
@@ -37,51 +37,51 @@ class Launcher(ABC):
     runs_here: bool = False
 
     def open(self, sweep_paths: SweepPaths) -> None:  # noqa: B027 - optional
-        """Get ready, before the first job: connect, make folders for the launcher's own files."""
+        """Prepare for the first job: connect, make folders for the launcher's own files."""
 
     @abstractmethod
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
-        """Start ``function(task)``; both can be pickled."""
+        """Start ``function(task)``; function and task can be pickled."""
 
     def stop(self, handles: Iterable[Handle]) -> None:  # noqa: B027 - optional
-        """Ask running jobs to finish their update, write a checkpoint and end: by SIGTERM, or the like."""
+        """Ask running jobs to finish their update, write a checkpoint and end, as by SIGTERM."""
 
     def close(self) -> None:  # noqa: B027 - optional
-        """Give back what the launcher holds, after the last job."""
+        """Release what the launcher holds, after the last job."""
 
     @property
     def devices(self) -> list[str]:
-        """Devices that jobs have to share out among themselves; empty where the cluster, or nobody, does it."""
+        """GPUs of which each job claims one; empty where the cluster assigns them, or where there is one at most."""
         return []
 
     def where(self) -> str:
-        """Say in a few words where the jobs run."""
+        """Return in a few words where the jobs run."""
         return type(self).__name__
 
 
-def need(module: str, extra: str, launcher: str) -> None:
+def require_package(module: str, extra: str, launcher: str) -> None:
     """Check that an optional package is installed.
 
     Args:
-        module: What is imported.
-        extra: The extra of this project that brings it.
-        launcher: The choice that needs it.
+        module: Module that is imported.
+        extra: Extra of this project that installs it.
+        launcher: Name of the launcher that needs it.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: It is not installed.
     """
     if find_spec(module) is None:
         raise ConfigError(f"launcher={launcher}: '{module}' is not installed. pip install 'ksuit_runner[{extra}]'")
 
 
 def check_max_jobs(max_jobs: int | None) -> None:
-    """Raise ConfigError for a cap below 1."""
+    """Raise ConfigError if ``max_jobs`` is below 1."""
     if max_jobs is not None and max_jobs < 1:
-        raise ConfigError(f"launcher.max_jobs: must be 1 or more, got {max_jobs}")
+        raise ConfigError(f"launcher.max_jobs: must be 1 or more, not {max_jobs}")
 
 
 def visible_devices() -> list[str]:
-    """Return the GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them, without touching one."""
+    """Return the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them, without initializing CUDA."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -91,12 +91,12 @@ def visible_devices() -> list[str]:
 
 
 def local_cap(max_jobs: int | None, devices: list[str]) -> int:
-    """Return how many jobs may run on this machine: as said, or one per GPU, or one per core.
+    """Return how many jobs may run on this machine: ``max_jobs``, or else one per GPU, or else one per core.
 
     Raises:
-        ConfigError: There are several GPUs, and fewer than jobs.
+        ConfigError: There are several GPUs, but fewer than jobs.
     """
     cap = max_jobs if max_jobs is not None else len(devices) or core_count()
     if len(devices) > 1 and cap > len(devices):
-        raise ConfigError(f"launcher.max_jobs: {cap} jobs cannot have one of {len(devices)} GPUs each")
+        raise ConfigError(f"launcher.max_jobs: {cap} jobs at once need a GPU each, and there are {len(devices)}")
     return cap

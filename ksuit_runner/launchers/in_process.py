@@ -1,4 +1,4 @@
-"""Jobs one after another in the process that was started."""
+"""Runs jobs one after another in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from ksuit_runner.launchers.base import Handle, Launcher
 
 
-class Done:
+class FinishedJob:
     """A job that has ended.
 
     Args:
-        value: What it returned.
+        value: Its return value.
     """
 
     def __init__(self, value: Any) -> None:
@@ -26,15 +26,15 @@ class Done:
 
 
 class InProcessLauncher(Launcher):
-    """Runs a job when it is handed one, and shows everything that it prints."""
+    """Runs a job when it is submitted, and shows everything that it prints."""
 
     max_jobs = 1
     runs_here = True
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
         """Run ``function(task)`` to its end."""
-        return Done(function(task))
+        return FinishedJob(function(task))
 
     def where(self) -> str:
-        """Say in a few words where the jobs run."""
+        """Return in a few words where the jobs run."""
         return "in this process, one after another"

@@ -1,4 +1,4 @@
-"""Jobs in parallel processes on this machine, through joblib's process pool (loky)."""
+"""Runs jobs in parallel processes on this machine, in joblib's process pool (loky)."""
 
 import os
 import signal
@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, require_package, visible_devices
 from ksuit_runner.system.cores import core_count
 
 
 class JoblibLauncher(Launcher):
-    """Runs jobs in a pool of processes, each of which is used for one job after another.
+    """Runs jobs in a pool of processes, each of which runs one job after another.
 
-    Hydra's own joblib launcher returns when all jobs have ended, so that no failure can be reported, and no job held
-    back, before; that is why the pool below it is used directly.
+    Hydra's own joblib launcher returns only when all jobs have ended, so that no failure can be reported and no job
+    held back before; that is why the pool is used directly.
 
     Args:
         max_jobs: How many jobs run at the same time; null is one per GPU, without a GPU one per core.
-        threads: Threads that each process may use; null shares the cores out.
+        threads: Threads that each process may use; null divides the cores among them.
 
     Raises:
-        ConfigError: joblib is missing, or there are fewer GPUs than jobs.
+        ConfigError: joblib is not installed, or there are fewer GPUs than jobs.
     """
 
     def __init__(self, max_jobs: int | None = None, threads: int | None = None) -> None:
-        need("joblib", "joblib", "joblib")
+        require_package("joblib", "joblib", "joblib")
         check_max_jobs(max_jobs)
         self._devices = visible_devices()
         self.max_jobs = local_cap(max_jobs, self._devices)
@@ -36,7 +36,7 @@ class JoblibLauncher(Launcher):
         """Start ``function(task)`` in a process of the pool; a pool that has lost a process is replaced."""
         from joblib.externals.loky import get_reusable_executor
 
-        # Asked for anew each time: this is how loky replaces a pool that a killed process has broken.
+        # Requested each time: so loky replaces a pool that a killed process has broken.
         self._pool = get_reusable_executor(
             max_workers=self.max_jobs,
             timeout=300,
@@ -62,5 +62,5 @@ class JoblibLauncher(Launcher):
         return self._devices if len(self._devices) > 1 else []
 
     def where(self) -> str:
-        """Say in a few words where the jobs run."""
+        """Return in a few words where the jobs run."""
         return f"in {self.max_jobs} processes of this machine (joblib)"

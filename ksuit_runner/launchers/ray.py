@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster."""
+"""Runs jobs on a Ray cluster."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, need
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, require_package
 from ksuit_runner.paths import SweepPaths
 
 
@@ -16,7 +16,7 @@ class RayJob:
     """A job on a Ray cluster.
 
     Args:
-        reference: Ray's reference to what the job will return.
+        reference: Ray's reference to the return value of the job.
     """
 
     def __init__(self, reference: Any) -> None:
@@ -35,23 +35,23 @@ class RayJob:
 class RayLauncher(Launcher):
     """Runs each job as a Ray task in a process of its own. The output folder has to be on a shared file system.
 
-    Hydra's own ray launcher asks for cloudpickle below 3 and for boto3, and returns when all jobs have ended; that is
+    Hydra's own ray launcher requires cloudpickle below 3 and boto3, and returns only when all jobs have ended; that is
     why Ray is used directly.
 
     Args:
-        address: ``auto`` or ``HOST:PORT`` of a cluster that runs; null starts one on this machine, for the sweep only.
-        max_jobs: How many jobs are handed to Ray at the same time; null is as many as its CPUs and GPUs allow.
-        num_cpus: CPUs that a job takes.
-        num_gpus: GPUs that a job takes; Ray shows it no others.
+        address: ``auto`` or ``HOST:PORT`` of a running cluster; null starts one on this machine, for the sweep only.
+        max_jobs: How many jobs are submitted at the same time; null is as many as the cluster has room for.
+        num_cpus: CPUs per job.
+        num_gpus: GPUs per job; Ray hides the others from it.
 
     Raises:
-        ConfigError: Ray is missing.
+        ConfigError: Ray is not installed.
     """
 
     def __init__(
         self, address: str | None = None, max_jobs: int | None = None, num_cpus: float = 1, num_gpus: float = 0
     ) -> None:
-        need("ray", "ray", "ray")
+        require_package("ray", "ray", "ray")
         check_max_jobs(max_jobs)
         self._address = address
         self._cap = max_jobs
@@ -62,7 +62,7 @@ class RayLauncher(Launcher):
         """Connect to the cluster, or start one on 127.0.0.1.
 
         Raises:
-            ConfigError: It cannot be reached, or has too little for a single job.
+            ConfigError: It cannot be reached, or is too small for a single job.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -82,10 +82,10 @@ class RayLauncher(Launcher):
             )
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(f"launcher.address: {str(error).splitlines()[0]}") from error
-        self.max_jobs = self._room() if self._cap is None else self._cap
+        self.max_jobs = self._capacity() if self._cap is None else self._cap
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
-        """Start ``function(task)`` on the cluster, in a worker that does no other job, and only once."""
+        """Start ``function(task)`` on the cluster, in a worker of its own, and only once."""
         remote = self._ray.remote(max_calls=1, max_retries=0, **self._resources)(function)
         return RayJob(remote.remote(task))
 
@@ -102,15 +102,15 @@ class RayLauncher(Launcher):
             self._ray.shutdown()
 
     def where(self) -> str:
-        """Say in a few words where the jobs run."""
-        return f"on Ray at {self._address}" if self._address else "on a Ray of their own on this machine"
+        """Return in a few words where the jobs run."""
+        return f"on Ray at {self._address}" if self._address else "on a Ray cluster of its own on this machine"
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         """Return how many jobs fit into the cluster as it is."""
-        there = self._ray.cluster_resources()
+        available = self._ray.cluster_resources()
         names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-        fits = [there.get(names[key], 0) / need for key, need in self._resources.items() if need]
-        room = int(min(fits, default=1))
-        if room < 1:
-            raise ConfigError("launcher: the Ray cluster has fewer CPUs or GPUs than one job asks for")
-        return room
+        fits = [available.get(names[key], 0) / amount for key, amount in self._resources.items() if amount]
+        capacity = int(min(fits, default=1))
+        if capacity < 1:
+            raise ConfigError("launcher: the Ray cluster has less than one job needs (launcher.num_cpus, num_gpus)")
+        return capacity

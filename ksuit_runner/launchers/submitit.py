@@ -1,4 +1,4 @@
-"""Jobs on a Slurm cluster, or in processes of their own on this machine, through submitit."""
+"""Runs jobs on a Slurm cluster, or in separate processes on this machine, through submitit."""
 
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -6,25 +6,25 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, need, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, require_package, visible_devices
 from ksuit_runner.paths import SweepPaths
 
 
 class Preemptible:
     """A function whose job is put back into the queue, with the same task, when it is preempted or its time is up.
 
-    submitit asks for that by a signal, in the middle of whatever runs. A run takes the signal itself, to end with a
-    checkpoint, and hands it on to submitit here.
+    submitit requests that by a signal, in the middle of whatever runs. A run handles the signal itself, to end with a
+    checkpoint, and it is raised for submitit here.
 
     Args:
-        function: Does a task, and returns a result that has the ``signal`` by which it was ended.
+        function: Runs a task, and returns a result with the ``signal`` that ended it.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
 
     def __call__(self, task: Any) -> Any:
-        """Do the task. After a preemption the process ends here."""
+        """Run the task. After a preemption the process ends here."""
         import submitit
 
         result = self._function(task)
@@ -33,30 +33,30 @@ class Preemptible:
         return result
 
     def checkpoint(self, task: Any) -> Any:
-        """Return what submitit puts into the queue."""
+        """Return what submitit puts back into the queue."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, task)
 
 
 class SubmititLauncher(Launcher):
-    """Submits every job as a job of the cluster of its own; submitit's files are in the sweep's folder.
+    """Submits every job of the sweep as a separate job of the cluster; submitit's files are in the sweep's folder.
 
     A job that is preempted, or whose time is up, leaves a checkpoint, waits in the queue again and resumes its run.
 
-    Hydra's own submitit launcher ends with the first job whose process is lost, has no cap for the local executor and
-    leaves jobs behind on Ctrl-C; that is why submitit is used directly.
+    Hydra's own submitit launcher ends with the first job whose process dies, has no cap for the local executor and
+    leaves jobs running on Ctrl-C; that is why submitit is used directly.
 
     Args:
         executor: ``slurm``, or ``local`` for this machine.
         max_jobs: How many jobs are submitted at the same time; null is 64 on Slurm, and on this machine one per GPU,
             without a GPU one per core.
         timeout_min: Longest time of a job, in minutes.
-        parameters: What each job asks the cluster for, by submitit's names: ``mem_gb``, ``cpus_per_task``,
+        parameters: What each job requests from the cluster, by submitit's names: ``mem_gb``, ``cpus_per_task``,
             ``gpus_per_node``, ``slurm_partition`` ...
 
     Raises:
-        ConfigError: submitit is missing, or there are fewer GPUs than jobs.
+        ConfigError: submitit is not installed, or there are fewer GPUs than jobs.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SubmititLauncher(Launcher):
         timeout_min: int = 1440,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        need("submitit", "submitit", "submitit")
+        require_package("submitit", "submitit", "submitit")
         check_max_jobs(max_jobs)
         self._cluster = executor
         self._devices = visible_devices() if executor == "local" else []
@@ -75,10 +75,10 @@ class SubmititLauncher(Launcher):
         self._executor: Any = None
 
     def open(self, sweep_paths: SweepPaths) -> None:
-        """Make the executor.
+        """Create the executor.
 
         Raises:
-            ConfigError: There is no Slurm here, or it is asked for something that submitit does not know.
+            ConfigError: There is no Slurm here, or submitit does not know one of the parameters.
         """
         import submitit
 
@@ -103,10 +103,10 @@ class SubmititLauncher(Launcher):
 
     @property
     def devices(self) -> list[str]:
-        """The GPUs of this machine, if there are several; Slurm gives each job its own."""
+        """The GPUs of this machine, if there are several; Slurm assigns each job its own."""
         return self._devices if len(self._devices) > 1 else []
 
     def where(self) -> str:
-        """Say in a few words where the jobs run."""
-        place = "on Slurm" if self._cluster == "slurm" else "on this machine"
-        return f"{place} through submitit, {self.max_jobs} at a time"
+        """Return in a few words where the jobs run."""
+        where = "on Slurm" if self._cluster == "slurm" else "on this machine"
+        return f"{where} through submitit, {self.max_jobs} at a time"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.tensors.layout import lay_out, overlaps, unusual_strides
+from ksuit_runner.tensors.layout import lay_out, overlaps, same_form, unusual_strides
 
 
 class ModelBase(nn.Module):
-    """What the runner asks of a model, around any ``torch.nn.Module``.
+    """What the runner needs of a model, around any ``torch.nn.Module``.
 
     The wrapped module needs no base class of ours. Its ``state_dict`` is what checkpoints hold, so that
     ``model.safetensors`` loads into the plain module, without the runner and whether it was compiled or not.
@@ -47,7 +47,7 @@ class ModelBase(nn.Module):
         return dict(self.module.state_dict())
 
     def arrangement(self) -> dict[str, Any]:
-        """Return what ``tensors`` leaves out and an exact resume needs.
+        """Return what ``tensors`` omits and an exact resume needs.
 
         Returns:
             ``strides`` of the tensors that are not row-major, since kernels choose by the memory layout, and
@@ -61,7 +61,7 @@ class ModelBase(nn.Module):
         return {"strides": unusual_strides(self._named_tensors()), "buffers": buffers}
 
     def load(self, tensors: Mapping[str, Any], arrangement: Mapping[str, Any] | None = None) -> None:
-        """Take up what ``tensors`` returned.
+        """Load what ``tensors`` returned.
 
         Args:
             tensors: Values by name.
@@ -80,16 +80,16 @@ class ModelBase(nn.Module):
         for name, module, key in self._buffers_by_name():
             buffer, value = module._buffers[key], tensors.get(name)
             if value is not None and (arrangement is not None or (buffer is not None and buffer.shape == value.shape)):
-                module._buffers[key] = self._with_room_for(value, buffer)
+                module._buffers[key] = self._destination_for(value, buffer)
         self.module.load_state_dict(tensors)
 
     def arrange(self, arrangement: Mapping[str, Any]) -> None:
-        """Take up what ``arrangement`` returned; the values of ``tensors`` stay as they are."""
+        """Restore what ``arrangement`` returned; the values of ``tensors`` stay as they are."""
         self._load_buffers(arrangement["buffers"])
         lay_out(self._named_tensors(), arrangement["strides"])
 
     def copy(self) -> "ModelBase":
-        """Return a copy that shares nothing; what was computed from parameters, as by weight norm, is detached."""
+        """Return a copy that shares no memory; what was computed from parameters, as by weight norm, is detached."""
         memo: dict[int, Any] = {}
         for module in self.modules():
             for value in (*vars(module).values(), *module._buffers.values()):
@@ -111,23 +111,19 @@ class ModelBase(nn.Module):
         for name, module, key in self._buffers_by_name():
             if name in buffers:
                 value = buffers[name]
-                room = None if value is None else self._with_room_for(value, module._buffers[key])
-                module._buffers[key] = None if room is None or value is None else room.copy_(value)
+                destination = None if value is None else self._destination_for(value, module._buffers[key])
+                module._buffers[key] = None if destination is None or value is None else destination.copy_(value)
 
     def _add_buffers(self, tensors: Mapping[str, Any]) -> None:
-        """Register what was registered in a forward pass only."""
+        """Register buffers that the stored model registered in a forward pass."""
         modules, known = dict(self.module.named_modules()), self.module.state_dict()
         for name in tensors.keys() - known.keys():
             prefix, _, key = name.rpartition(".")
             if prefix in modules and not hasattr(modules[prefix], key) and isinstance(tensors[name], Tensor):
-                modules[prefix].register_buffer(key, self._with_room_for(tensors[name], None))
+                modules[prefix].register_buffer(key, self._destination_for(tensors[name], None))
 
-    def _with_room_for(self, value: Tensor, buffer: Tensor | None) -> Tensor:
-        """Return a buffer if a value can be copied into it, and else another one."""
-        if buffer is None or _form(buffer) != _form(value) or overlaps(buffer) or value.layout != torch.strided:
+    def _destination_for(self, value: Tensor, buffer: Tensor | None) -> Tensor:
+        """Return the buffer if the value can be copied into it, else a new one that holds the value."""
+        if buffer is None or not same_form(buffer, value) or overlaps(buffer) or value.layout != torch.strided:
             return value.to(self.device if buffer is None else buffer.device, copy=True)
         return buffer
-
-
-def _form(tensor: Tensor) -> Any:
-    return tensor.shape, tensor.dtype, tensor.layout

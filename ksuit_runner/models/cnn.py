@@ -25,7 +25,7 @@ class Cnn(nn.Module):
         dropout: Probability that a feature is dropped before the head in training.
 
     Raises:
-        ConfigError: If the inputs are no images or a number is out of its range.
+        ConfigError: If the inputs are not images or a number is out of its range.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Cnn(nn.Module):
 
 
 def _stage(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
-    """Convolution, normalization, activation; the normalization makes a bias of the convolution superfluous."""
+    """Convolution, normalization, activation; the normalization makes a bias of the convolution redundant."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
         nn.GroupNorm(gcd(out_channels, 8), out_channels),

@@ -29,7 +29,7 @@ class Gpt(nn.Module):
         dropout: Probability of dropout on embeddings, attention weights and sublayer outputs in training.
 
     Raises:
-        ConfigError: If the data is no token sequences or a number is out of its range.
+        ConfigError: If the data does not consist of token sequences or a number is out of its range.
     """
 
     def __init__(

@@ -34,6 +34,11 @@ def write(tensor: Tensor, values: Tensor) -> Tensor:
     return tensor
 
 
+def same_form(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape, dtype and layout, so that one can be copied into the other."""
+    return (one.shape, one.dtype, one.layout) == (other.shape, other.dtype, other.layout)
+
+
 def overlaps(tensor: Tensor) -> bool:
     """Whether elements share their memory, as in an expanded tensor, so that torch writes nothing into it."""
     is_strided = tensor.layout == torch.strided

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data import batch_plan as order_module
-from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, evaluation_fetches
+from ksuit_runner.data import batch_plan as batch_plan_module
+from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, evaluation_requests
 from ksuit_runner.data.fetch_batch import EVALUATION
 
 LENGTHS = {"train": 10, "test": 5, "other": 2}
@@ -23,7 +23,7 @@ def epoch_order(seed, epoch, length):
 
 
 def positions(plan):
-    return [(fetch.dataset_key, fetch.epoch, fetch.batch) for fetch in plan]
+    return [(request.dataset_key, request.epoch, request.batch) for request in plan]
 
 
 @given(seed=st.integers(0, 2**62), epoch=st.integers(1, 10**6), length=st.integers(1, 200))
@@ -99,7 +99,7 @@ def test_drawing_an_order_leaves_the_global_generator_alone():
 
 
 def test_evaluation_is_sequential_and_keeps_the_last_batch():
-    fetches = list(evaluation_fetches("test", 5, 2))
+    fetches = list(evaluation_requests("test", 5, 2))
     assert [fetch.indices.tolist() for fetch in fetches] == [[0, 1], [2, 3], [4]]
     assert positions(fetches) == [("test", EVALUATION, batch) for batch in range(3)]
 
@@ -139,7 +139,7 @@ def test_evaluations_by_epoch_come_last_as_their_hook_does():
 
 def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
     drawn = []
-    monkeypatch.setattr(order_module, "_draw", lambda key, length: drawn.append(length) or np.arange(length))
+    monkeypatch.setattr(batch_plan_module, "_draw", lambda key, length: drawn.append(length) or np.arange(length))
     list(make_plan(UpdateCounter(10, 2, max_epochs=3)))
     assert drawn == [10, 10, 10]
 

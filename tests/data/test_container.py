@@ -112,7 +112,7 @@ def test_nothing_left_to_do(opened, num_workers):
 
 
 @WORKERS
-def test_reopening_starts_anew(opened, num_workers):
+def test_reopening_starts_over(opened, num_workers):
     container = opened(num_workers)
     first = train(container, 4)
     container.open(container.new_counter(max_updates=4))
@@ -190,7 +190,7 @@ def test_an_unplanned_evaluation_leaves_the_stream_alone(opened, num_workers):
 
 
 @WORKERS
-def test_evaluations_that_are_left_out_or_broken_off(opened, num_workers):
+def test_evaluations_that_are_skipped_or_end_early(opened, num_workers):
     expected, expected_test = train(opened(), 8), evaluate(make_container())
     container = opened(num_workers, evaluations=[*EVALUATIONS, (Interval(every_n_updates=2), "test")])
     batches = train(container, 4)  # leaves out three
@@ -212,7 +212,7 @@ def test_evaluations_side_by_side(opened, num_workers):
 
 
 @WORKERS
-def test_evaluation_that_outlives_its_update_goes_on(opened, num_workers):
+def test_evaluation_that_outlives_its_update_continues(opened, num_workers):
     container = opened(num_workers, evaluations=[(Interval(every_n_updates=1), "test")])
     train(container, 1)
     evaluation = container.evaluation_batches("test")
@@ -229,7 +229,7 @@ def test_evaluation_after_the_last_update(opened, num_workers):
     assert evaluate(container) == evaluate(make_container())
 
 
-def test_evaluation_batches_have_a_size_of_their_own():
+def test_evaluation_batches_have_their_own_size():
     assert [len(indices) for indices, _ in evaluate(make_container(eval_batch_size=4))] == [4, 1]
 
 

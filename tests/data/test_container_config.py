@@ -16,20 +16,20 @@ def make_container(**kwargs):
     ("kwargs", "message"),
     [
         ({"train": "trian"}, "data.train: there is no dataset 'trian'. Did you mean 'train'?"),
-        ({"batch_size": 0}, "data.batch_size: a whole number of at least 1 is needed, not 0"),
-        ({"batch_size": True}, "data.batch_size: a whole number of at least 1 is needed, not True"),
-        ({"eval_batch_size": 2.5}, "data.eval_batch_size: a whole number of at least 1 is needed, not 2.5"),
-        ({"num_workers": -1}, "data.num_workers: a whole number of at least 0 is needed, not -1"),
-        ({"prefetch": 0}, "data.prefetch: a whole number of at least 1 is needed, not 0"),
+        ({"batch_size": 0}, "data.batch_size: must be a whole number of at least 1, not 0"),
+        ({"batch_size": True}, "data.batch_size: must be a whole number of at least 1, not True"),
+        ({"eval_batch_size": 2.5}, "data.eval_batch_size: must be a whole number of at least 1, not 2.5"),
+        ({"num_workers": -1}, "data.num_workers: must be a whole number of at least 0, not -1"),
+        ({"prefetch": 0}, "data.prefetch: must be a whole number of at least 1, not 0"),
         ({"datasets": {}}, "data.train: there is no dataset 'train'. There are none."),
         ({"datasets": {"train": []}}, "data.datasets.train: list is empty"),
         (
             {"datasets": {"train": [1], "test": iter([])}},
-            "data.datasets.test: list_iterator is no map-style dataset, which has __len__ and __getitem__",
+            "data.datasets.test: list_iterator is not a map-style dataset: it needs __len__ and __getitem__",
         ),
     ],
 )
-def test_mistakes_name_their_place(kwargs, message):
+def test_mistakes_name_their_config_path(kwargs, message):
     with pytest.raises(ConfigError) as error:
         make_container(**kwargs)
     assert str(error.value) == message
@@ -51,7 +51,7 @@ def test_shapes_are_what_the_training_dataset_says():
     assert container.output_shape == (7,)
 
 
-def test_shapes_that_the_dataset_does_not_say():
+def test_shapes_that_the_dataset_does_not_have():
     container = make_container(datasets={"train": [(torch.zeros(3, 2), 1)] * 4})
     assert container.input_shape == (3, 2)
     with pytest.raises(ConfigError, match=r"data.datasets.train: list has no attribute 'output_shape'"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from ksuit_runner.data.fetch_batch import EVALUATION, Fetch, fetch
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
 from ksuit_runner.data.tensor_dataset import TensorDataset
 
 
@@ -50,7 +50,7 @@ class Words:
 
 
 def do_fetch(dataset, indices=(2, 0, 1), seed=0, key="train", epoch=1, batch=0):
-    return fetch({key: dataset}, seed, Fetch(key, epoch, batch, np.array(indices)))
+    return fetch_batch({key: dataset}, seed, BatchRequest(key, epoch, batch, np.array(indices)))
 
 
 @pytest.mark.parametrize("dataset", [Squares(), ListOfSquares(), Subset(Squares(), range(5))])
@@ -107,7 +107,7 @@ def test_sums_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
 
 
-def test_threads_are_given_back_after_an_error():
+def test_the_number_of_threads_is_restored_after_an_error():
     threads = torch.get_num_threads()
     with pytest.raises(IndexError):
         do_fetch(Words(), [9])

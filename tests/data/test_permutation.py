@@ -57,7 +57,7 @@ def test_positions_are_not_changed():
     assert positions.tolist() == list(range(10))
 
 
-def test_where_a_number_goes_is_uniform_over_places_and_keys():
+def test_where_a_number_goes_is_uniform_over_positions_and_keys():
     counts = np.zeros((50, 50))
     for key in range(100):
         found = permutation(key)

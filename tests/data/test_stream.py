@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from ksuit_runner.data.batch_plan import evaluation_fetches
-from ksuit_runner.data.fetch_batch import Fetch
+from ksuit_runner.data.batch_plan import evaluation_requests
+from ksuit_runner.data.fetch_batch import BatchRequest
 from ksuit_runner.data.stream import LocalStream, WorkerStream
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with a single core
@@ -40,12 +40,12 @@ def make_stream(request):
 
 
 def plan(batches):
-    return evaluation_fetches("train", batches, 1)
+    return evaluation_requests("train", batches, 1)
 
 
 def test_take_drop_and_the_end(make_stream):
     stream = make_stream(plan(4))
-    assert stream.head == Fetch("train", 0, 0, np.array([0]))
+    assert stream.head == BatchRequest("train", 0, 0, np.array([0]))
     assert stream.take().tolist() == [0]
     stream.drop()
     assert stream.head.batch == 2
@@ -112,11 +112,11 @@ def test_a_worker_that_hangs_is_ended_by_its_parent():
 SCRIPT = """
     import sys
     from multiprocessing import active_children
-    from ksuit_runner.data.batch_plan import evaluation_fetches
+    from ksuit_runner.data.batch_plan import evaluation_requests
     from ksuit_runner.data.stream import WorkerStream
 
     if __name__ == "__main__":
-        stream = WorkerStream({"train": list(range(9))}, 0, evaluation_fetches("train", 9, 1), 2, 2)
+        stream = WorkerStream({"train": list(range(9))}, 0, evaluation_requests("train", 9, 1), 2, 2)
         stream.take()
         print(*(worker.pid for worker in active_children()), flush=True)
         sys.stdin.read()

@@ -105,7 +105,7 @@ def test_a_dataset_that_ends_the_process_is_an_error_that_names_it(maker, worker
             sys.exit(0)
 
     run.data.train_dataset.__class__ = Leaves
-    with pytest.raises(RuntimeError, match=r"data\.datasets\.train ends the process: SystemExit\(0\)"):
+    with pytest.raises(RuntimeError, match=r"data\.datasets\.train tried to end the process: SystemExit\(0\)"):
         train(run)
 
 

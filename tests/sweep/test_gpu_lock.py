@@ -56,5 +56,5 @@ def test_as_many_jobs_as_there_are_devices(monkeypatch):
     assert local_cap(1, ["2", "5"]) == 1
     assert local_cap(7, []) == 7
     assert local_cap(3, ["0"]) == 3  # a single GPU is shared
-    with pytest.raises(ConfigError, match="launcher.max_jobs: 3 jobs cannot have one of 2 GPUs each"):
+    with pytest.raises(ConfigError, match="launcher.max_jobs: 3 jobs at once need a GPU each, and there are 2"):
         local_cap(3, ["2", "5"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.data.digest import first_shape, look_at
+from ksuit_runner.data.probe import first_shape, probe_dataset
 from ksuit_runner.data.tensor_dataset import TensorDataset
 
 
@@ -26,7 +26,7 @@ class Noise:
 
 
 def digest(dataset):
-    return look_at(dataset, 2).digest
+    return probe_dataset(dataset, 2).digest
 
 
 def tensors(inputs):
@@ -74,7 +74,7 @@ SAMPLES = [
 ]
 
 
-def test_samples_of_any_kind_are_told_apart():
+def test_samples_of_any_kind_are_distinguished():
     assert len({digest(Items([sample])) for sample in SAMPLES}) == len(SAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""What can be told about a dataset from a few of its samples, without disturbing any random generator."""
+"""Digest, shapes and repeatability of a dataset from a few of its samples, with all random generators undisturbed."""
 
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -14,7 +14,7 @@ _SAMPLES = 8
 
 
 class Probe(NamedTuple):
-    """What a look at a few samples of a dataset has shown.
+    """What a few samples of a dataset have shown.
 
     Attributes:
         digest: 16 hexadecimal digits for class, length and samples, the same as long as the data is.
@@ -25,11 +25,11 @@ class Probe(NamedTuple):
     batch: str | None
 
 
-def look_at(dataset: Any, batch_size: int) -> Probe:
+def probe_dataset(dataset: Any, batch_size: int) -> Probe:
     """Read a few samples of a dataset, spread from the first to the last, with the same seeds whenever it is called.
 
-    Not every dataset can be asked for these samples, or can collate as many. What fails here is left out; if that is
-    the dataset's own mistake, training is going to say so.
+    Not every dataset can be asked for these samples, or can collate as many. What fails here is skipped; if the
+    dataset is at fault, training will report it.
 
     Args:
         dataset: The dataset.
@@ -57,8 +57,8 @@ def _hash(read: Callable[[], Any]) -> str | None:
 
 
 def is_repeatable(dataset: Any, batch_size: int, first: Probe) -> bool:
-    """Whether a dataset returns the same for the same seeds as at the first look."""
-    return not may_draw(getattr(dataset, "__getitems__", None)) or look_at(dataset, batch_size) == first
+    """Whether a dataset returns the same samples for the same seeds as at the first probe."""
+    return not may_draw(getattr(dataset, "__getitems__", None)) or probe_dataset(dataset, batch_size) == first
 
 
 def first_shape(dataset: Any, batch_size: int) -> tuple[int, ...] | None:
@@ -89,7 +89,7 @@ def first_samples(dataset: Any, batch_size: int) -> Any:
 
 
 def _add(digest: blake2b, value: Any, is_inside: bool = False) -> None:
-    """Add a value to a digest; of an object its attributes, and inside of another object only the class."""
+    """Add a value to a digest; of an object its attributes, of an object inside another one only the class."""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         digest.update(repr((str(value.dtype), tuple(value.shape))).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
