@@ -57,6 +57,7 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
@@ -141,7 +142,15 @@ def test_every_folder_has_a_line_of_purpose():
     assert not silent
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_the_documentation_names_what_exists():
+    folders = {unit.split(".")[0] for unit in map(unit_of, MODULES) if (PACKAGE / unit.replace(".", "/")).is_dir()}
+    assert set(re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs/architecture.md").read_text(), re.M)) == folders
+    named = r"`((?:ksuit_runner|callbacks|conf|docs|tests)/[a-z_0-9/.]*)`"  # those with NAME stand for any
+    paths = {path for name in DOCUMENTS for path in re.findall(named, (ROOT / name).read_text())}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_modules_import_each_other_without_cycles():
     try:
         list(TopologicalSorter(imports()).static_order())
     except CycleError as error:
