@@ -32,15 +32,20 @@ class Uploader(Background):
         super().__init__("artifact-upload", interval_s)
         self._tracker = tracker
         self._mirror = Mirror(tracker.store, paths, are_metrics_sent)
-        self._asked = self._done = 0
+        self._requests, self._done = 0, (0, 0)
         self._is_last = False
         self._thread.start()
 
     def request(self) -> None:
         """Upload what has come since; returns at once."""
         with self._changed:
-            self._asked += 1
+            self._requests += 1
         self.notify()
+
+    @property
+    def _asked(self) -> tuple[int, int]:
+        """What uploads are due for: requests, and files that the tracker has taken."""
+        return self._requests, self._tracker.file_changes
 
     def finish(self, timeout_s: float) -> bool:
         """Upload everything, the log included, within the given time, and return whether it is there."""

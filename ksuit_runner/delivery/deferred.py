@@ -16,6 +16,7 @@ from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.point import Point
 from ksuit_runner.security.masking import mask_text, mask_value
+from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,17 +36,22 @@ class DeferredTracker(LocalIdTracker):
     Args:
         tracker: The tracker that is told.
         outputs: The output folder.
+        lock_run: Returns the lock of a run, held by this process, by the run's id; called before anything is written of
+            that run. Without one, the run counts as this process's own.
 
     Attributes:
-        status_before: How a run that goes on had ended; None for a new one, and for one that was killed.
-        check_owner: Raises an error if the run is no longer this process's to record; called before everything that is.
+        status_before: How a resumed run had ended; None for a new one, and for one that was killed.
+        run_lock: What ``lock_run`` returned.
     """
 
-    def __init__(self, tracker: BaseTracker, outputs: OutputPaths) -> None:
+    def __init__(
+        self, tracker: BaseTracker, outputs: OutputPaths, lock_run: Callable[[str], RunLock] | None = None
+    ) -> None:
         super().__init__(tracker, outputs)
         self.require, self.close_timeout_s = tracker.require, tracker.close_timeout_s
         self.status_before: EndStatus | None = None
-        self.check_owner: Callable[[], None] = lambda: None
+        self._lock_run = lock_run
+        self.run_lock: RunLock | None = None
         self._box: Outbox | None = None
         self._is_resumed = True
         self._is_bound = False
@@ -100,10 +106,12 @@ class DeferredTracker(LocalIdTracker):
                 raise TrackerError(f"the tracker has given a new run the id of one that is here: {info.run_id}")
             box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
             self._is_bound = True
+        self._own(box.run_id)
         return self._take(box)
 
     def resume_run(self, run_id: str) -> RunInfo:
         """Go on with a run of the output folder; one that is not registered yet is, if the store can be reached."""
+        self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
         box.status, box.is_end_delivered = None, False
@@ -121,6 +129,7 @@ class DeferredTracker(LocalIdTracker):
 
     def attach_run(self, run_id: str) -> RunInfo:
         """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
+        self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
         box.status = box.status or "KILLED"
         self._is_resumed = False
@@ -185,6 +194,15 @@ class DeferredTracker(LocalIdTracker):
                 box.is_end_delivered = True
                 self._store()
 
+    def check_owner(self) -> None:
+        """Make sure that the run is this process's to record; asked before everything that is recorded.
+
+        Raises:
+            TakenOverError: It is another process's.
+        """
+        if self.run_lock is not None:
+            self.run_lock.check()
+
     def close(self) -> None:
         """Write nothing to the run's folder from now on: it may belong to another process."""
         with self._lock:
@@ -214,6 +232,10 @@ class DeferredTracker(LocalIdTracker):
     def _outbox(self) -> Outbox:
         assert self._box is not None, "no run was started"
         return self._box
+
+    def _own(self, run_id: str) -> None:
+        if self._lock_run is not None:
+            self.run_lock = self._lock_run(run_id)
 
     def _take(self, box: Outbox) -> RunInfo:
         self._box = box

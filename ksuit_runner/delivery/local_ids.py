@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from ksuit_runner.delivery.outbox import Outbox
@@ -23,14 +22,14 @@ class LocalIdTracker(BaseTracker):
         outputs: The output folder.
 
     Attributes:
-        on_file: Called when a file was added to the run's artifacts or removed from them.
+        file_changes: Number of times that files were added to the run's artifacts or removed from them.
     """
 
     def __init__(self, tracker: BaseTracker, outputs: OutputPaths) -> None:
         super().__init__()
         self._tracker = tracker
         self._outputs = outputs
-        self.on_file: Callable[[], None] = lambda: None
+        self.file_changes = 0
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""
@@ -61,7 +60,7 @@ class LocalIdTracker(BaseTracker):
                 shutil.copytree(path, target, dirs_exist_ok=True)
             else:
                 shutil.copy2(path, target)
-        self.on_file()
+        self.file_changes += 1
 
     def delete_artifacts(self, path: str) -> None:
         """Delete a file or folder of the run's artifacts."""
@@ -70,7 +69,7 @@ class LocalIdTracker(BaseTracker):
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
-        self.on_file()
+        self.file_changes += 1
 
     def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
         """Copy a file or folder of a run, from this run's folder or else from the store."""

@@ -116,15 +116,20 @@ class MetricSender(Background):
         journal: Journal of the run; only this process appends to it.
         sent_path: File that holds how far the journal has been sent.
         tracker: Tracker of the run.
+        on_recovered: Called, in the thread, when the tracker can be reached again.
         interval_s: How often the journal is looked at, in seconds.
-
-    Attributes:
-        on_recovered: Called when the tracker can be reached again.
     """
 
-    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker, interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        sent_path: Path,
+        tracker: BaseTracker,
+        on_recovered: Callable[[], None] = lambda: None,
+        interval_s: float = 1.0,
+    ) -> None:
         super().__init__("metric-sender", interval_s)
-        self.on_recovered: Callable[[], None] = lambda: None
+        self._on_recovered = on_recovered
         self._journal = journal
         self._tracker = tracker
         self._shipment = Shipment(journal, sent_path, tracker)
@@ -170,4 +175,4 @@ class MetricSender(Background):
 
     def _say_recovered(self) -> None:
         _LOGGER.warning("The tracker can be reached again, all metrics have been sent")
-        self.on_recovered()
+        self._on_recovered()

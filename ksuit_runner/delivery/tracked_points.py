@@ -1,7 +1,7 @@
 """The metric points that a tracker has: read back, and put into a journal that lacks them."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 
 from ksuit_runner.delivery.metric_sender import read_offset
@@ -30,17 +30,22 @@ def write_points(journal: Journal, points: Iterable[Point]) -> None:
         journal.append(step, {point.key: point.value for point in group}, timestamp)
 
 
-def open_journal(paths: PathProvider, tracker: BaseTracker) -> Journal:
-    """Open the journal of a run that goes on.
+def open_journal(paths: PathProvider, tracker: BaseTracker, check_owner: Callable[[], None] = lambda: None) -> Journal:
+    """Open the journal of a run that is resumed.
 
     What a lost, cut, damaged or outdated one lacks is taken from the tracker, before updates are computed again: they
     would be recorded a second time.
+
+    Args:
+        paths: Paths of the run.
+        tracker: Tracker of the run.
+        check_owner: As ``Journal`` takes it.
 
     Raises:
         TrackerError: The tracker is needed, and cannot be read.
     """
     is_missing = not paths.journal.exists()
-    journal = Journal(paths.journal)
+    journal = Journal(paths.journal, check_owner)
     is_cut = read_offset(paths.journal_sent) > journal.size
     if is_missing or is_cut or journal.damaged or _is_outdated(journal, tracker, paths.run_id):
         try:

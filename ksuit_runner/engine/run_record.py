@@ -27,7 +27,7 @@ from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
 _AWAY_TIMEOUT_S = 2.5  # how long the end waits for a tracker that could not be reached before it
-_OWNER_KNOWN_S = 0.01
+_OWNER_KNOWN_S = 0.01  # every flush asks, which must cost next to nothing; what another owner writes then nobody reads
 _LAST_WORD_S = 2.0  # of the time for closing, what is kept for the status
 
 
@@ -35,7 +35,7 @@ class RunRecord:
     """Holds a run's lock, takes its metrics, and closes it with a status that is true.
 
     Args:
-        tracker: Tracker of the run.
+        tracker: Tracker of the run, which asks the same lock.
         paths: Paths of the run.
         lock: The run's lock, held by this process.
         journal: Journal of the run.
@@ -50,13 +50,8 @@ class RunRecord:
         self.tracker = tracker
         self.paths = paths
         self.journal = journal
-        # Every flush asks, which must cost next to nothing; what an earlier owner has written meanwhile nobody reads.
-        journal.check_owner = partial(lock.check, _OWNER_KNOWN_S)
-        tracker.check_owner = lock.check
-        self._sender = MetricSender(self.journal, paths.journal_sent, tracker)
         self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
-        self._sender.on_recovered = self._uploader.notify
-        tracker.on_file = self.upload
+        self._sender = MetricSender(self.journal, paths.journal_sent, tracker, self._uploader.notify)
         self.taken_over = lock.lost
         self.status_before: EndStatus = "FAILED"
         self._lock = lock
@@ -80,13 +75,13 @@ class RunRecord:
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
-        deferred = DeferredTracker(tracker, outputs)
+
+        deferred = DeferredTracker(tracker, outputs, partial(_acquire, outputs))
         info = deferred.start_run(config["name"], tags, config["parent_run_id"])
-        paths = PathProvider(outputs.output_dir, info.run_id)
-        lock = RunLock(paths.lock)
-        lock.acquire()
         add_to_index(outputs, info.run_id, info.name, launch.mode, tags=launch.tags)
-        return cls(deferred, paths, lock, Journal(paths.journal))
+        paths, lock = PathProvider(outputs.output_dir, info.run_id), deferred.run_lock
+        assert lock is not None
+        return cls(deferred, paths, lock, Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S)))
 
     @classmethod
     def go_on(
@@ -109,7 +104,7 @@ class RunRecord:
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none; or it has lost the run.
         """
-        deferred = DeferredTracker(tracker, paths)
+        deferred = DeferredTracker(tracker, paths, lambda run_id: lock)
         if register_anew:
             deferred.forget_lost(paths.run_id)
         if is_evaluation:
@@ -119,7 +114,7 @@ class RunRecord:
             deferred.resume_run(paths.run_id)
         if lock.was_forced:
             renew(paths.journal)  # its earlier owner may wake up in the middle of a write
-        record = cls(deferred, paths, lock, open_journal(paths, deferred))
+        record = cls(deferred, paths, lock, open_journal(paths, deferred, partial(lock.check, _OWNER_KNOWN_S)))
         record.status_before = deferred.status_before or deferred.status or "KILLED"
         return record
 
@@ -193,6 +188,12 @@ class RunRecord:
         if self._sender.flush(deadline - time.monotonic()):
             self._uploader.finish(deadline - _LAST_WORD_S - time.monotonic())
             self._sender.finish(deadline - time.monotonic())
+
+
+def _acquire(outputs: OutputPaths, run_id: str) -> RunLock:
+    lock = RunLock(PathProvider(outputs.output_dir, run_id).lock)
+    lock.acquire()
+    return lock
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -34,16 +34,16 @@ class Journal:
 
     Args:
         path: The file; it is created, with its folder, if it does not exist.
+        check_owner: Raises an error if the run is no longer this process's to write; called before every write.
 
     Attributes:
         size: Size of the file in bytes.
         damaged: Number of damaged lines that were found when it was opened.
-        check_owner: Raises an error if the run is no longer this process's to write; called before every write.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_owner: Callable[[], None] = lambda: None) -> None:
         self.path = path
-        self.check_owner: Callable[[], None] = lambda: None
+        self.check_owner = check_owner
         make_folder(path.parent)
         self._file = open_stored(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         sync(path.parent)

@@ -114,8 +114,8 @@ def test_a_batch_that_was_sent_is_not_sent_again_because_the_next_one_fails(jour
 def test_an_outage_is_said_once_and_loses_nothing(journal: Journal, tmp_path: Path, caplog) -> None:
     tracker = ListTracker()
     tracker.failing = True
-    sender, is_back = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01), threading.Event()
-    sender.on_recovered = is_back.set
+    is_back = threading.Event()
+    sender = MetricSender(journal, tmp_path / "sent", tracker, is_back.set, interval_s=0.01)
     journal.append(1, {"a": 1})
     assert tracker.has_failed.wait(30)
     while tracker.failures < 3:
@@ -247,12 +247,11 @@ def test_an_end_is_known_once_every_point_and_the_end_itself_are(journal: Journa
     sender.close()
 
 
-def test_who_waits_for_the_tracker_is_told_when_it_is_back(journal: Journal, tmp_path: Path) -> None:
+def test_who_waits_for_the_tracker_is_called_when_it_is_back(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     tracker.failing = True
-    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
     is_back = threading.Event()
-    sender.on_recovered = is_back.set
+    sender = MetricSender(journal, tmp_path / "sent", tracker, is_back.set, interval_s=0.01)
     journal.append(1, {"a": 1})
     _wait_until_failing(sender)
     assert not is_back.is_set()

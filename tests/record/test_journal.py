@@ -233,8 +233,8 @@ def _take(write, file: int, line: bytes, room: int) -> int:
 
 
 def test_it_asks_who_owns_the_run_before_it_writes(tmp_path: Path) -> None:
-    journal, asked = Journal(tmp_path / "j"), []
-    journal.check_owner = lambda: asked.append((tmp_path / "j").stat().st_size)
+    asked = []
+    journal = Journal(tmp_path / "j", lambda: asked.append((tmp_path / "j").stat().st_size))
     journal.sync()
     assert asked == []  # nothing to write
     for step in (1, 2):

@@ -78,9 +78,9 @@ def record(tmp_path):
     paths = PathProvider(tmp_path, "run00000")
     lock = RunLock(paths.lock)
     lock.acquire()
-    tracker = DeferredTracker(NoopTracker(), OutputPaths(tmp_path))
+    tracker = DeferredTracker(NoopTracker(), OutputPaths(tmp_path), lambda run_id: lock)
     tracker.start_run("mine", {})
-    return RunRecord(tracker, paths, lock, Journal(paths.journal))
+    return RunRecord(tracker, paths, lock, Journal(paths.journal, lock.check))
 
 
 def test_what_is_recorded_elsewhere_is_refused_after_a_takeover(record):

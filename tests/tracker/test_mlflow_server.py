@@ -63,8 +63,8 @@ def test_a_server_that_goes_and_comes_back(
     check_artifacts(tracker)
 
     journal = Journal(run.journal)
-    sender, is_back = MetricSender(journal, run.journal_sent, tracker, interval_s=0.01), threading.Event()
-    sender.on_recovered = is_back.set
+    is_back = threading.Event()
+    sender = MetricSender(journal, run.journal_sent, tracker, is_back.set, interval_s=0.01)
     for step in range(1, 101):
         journal.append(step, {"a": step / 3, "b": math.inf})
         if step == 30:
