@@ -51,9 +51,9 @@ class Accuracy(DatasetCallback):
         largest, place = self.topk[-1], f"callbacks.{self.display_name}"
         if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
             shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-            raise ConfigError(f"{place}: class indices, one for each row of scores, are needed, not {shapes}")
+            raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=place)
         if largest > outputs.shape[-1]:
-            raise ConfigError(f"{place}.topk: {largest} is more than the {outputs.shape[-1]} classes")
+            raise ConfigError(f"{largest} is more than the {outputs.shape[-1]} classes", path=f"{place}.topk")
         hits = outputs.topk(largest, dim=-1).indices == targets.unsqueeze(-1)
         return hits.flatten(0, -2).sum(0)
 

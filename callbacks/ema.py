@@ -107,7 +107,7 @@ class Ema(CallbackBase):
         for label, average in self.models.items():
             path = resumption_paths.checkpoint_dir / f"{label}.safetensors"
             if not path.is_file():
-                raise CheckpointError(f"callbacks.{self.name}: {path} is missing")
+                raise CheckpointError(f"{path} is missing", path=f"callbacks.{self.name}")
             average.module = self._copy().module
             average.load({**average.tensors(), **safetensors.torch.load_file(path)}, average.arrangement())
             if label in self._strides:

@@ -155,7 +155,7 @@ def _refuse_requests(config: DictConfig) -> None:
     if asked:
         raise ConfigError(f"{asked[0]}: a config is for a new run. As an override: run(['{asked[0]}=...'])")
     if OmegaConf.select(config, "sweep.params"):
-        raise ConfigError("sweep: a config is for one run. A sweep is started by run(['sweep=NAME'])")
+        raise ConfigError("a config is for one run. A sweep is started by run(['sweep=NAME'])", path="sweep")
 
 
 def _look_up_hydra(node: Any, raw: Any) -> None:

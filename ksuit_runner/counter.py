@@ -59,7 +59,7 @@ class UpdateCounter:
         self.batch_size = batch_size
         self.updates_per_epoch = dataset_size // batch_size if drop_last else -(-dataset_size // batch_size)
         if self.updates_per_epoch == 0:
-            raise ConfigError(f"data.batch_size: {batch_size} is more than the {dataset_size} training samples")
+            raise ConfigError(f"{batch_size} is more than the {dataset_size} training samples", path="data.batch_size")
         self.samples_per_epoch = self.updates_per_epoch * batch_size if drop_last else dataset_size
         self.update = 0
         self.end_update = self._end(max_epochs, max_updates, max_samples)
@@ -74,7 +74,7 @@ class UpdateCounter:
     def _end(self, max_epochs: int | None, max_updates: int | None, max_samples: int | None) -> int:
         for name, end in (("max_epochs", max_epochs), ("max_updates", max_updates), ("max_samples", max_samples)):
             if end is not None and end < 0:
-                raise ConfigError(f"trainer.{name}: it must not be negative, and is {end}")
+                raise ConfigError(f"it must not be negative, and is {end}", path=f"trainer.{name}")
         ends = [max_updates] if max_updates is not None else []
         if max_epochs is not None:
             ends.append(max_epochs * self.updates_per_epoch)
@@ -82,7 +82,7 @@ class UpdateCounter:
             epochs, rest = divmod(max_samples, self.samples_per_epoch)
             ends.append(epochs * self.updates_per_epoch + -(-rest // self.batch_size))
         if not ends:
-            raise ConfigError("trainer: one of max_epochs, max_updates, max_samples is needed")
+            raise ConfigError("one of max_epochs, max_updates, max_samples is needed", path="trainer")
         return min(ends)
 
     @property
@@ -145,8 +145,9 @@ class UpdateCounter:
         update, sample = state_dict["update"], state_dict["sample"]
         if self.sample_at(update) != sample:
             raise ConfigError(
-                f"data: update {update} was at sample {sample} and would now be at {self.sample_at(update)}: "
-                "the dataset or the batch size has changed since"
+                f"update {update} was at sample {sample} and would now be at {self.sample_at(update)}: "
+                "the dataset or the batch size has changed since",
+                path="data",
             )
         self.update = update
         self.stopped = state_dict["stopped"]

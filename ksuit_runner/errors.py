@@ -6,9 +6,23 @@ from difflib import get_close_matches
 
 
 class KsuitError(Exception):
-    """Base of every error that is explained in a few lines instead of a traceback."""
+    """Base of every error that is explained in a few lines instead of a traceback.
+
+    Args:
+        message: What is wrong, and what to write instead.
+        path: Config path of what is wrong, with which the text of the error begins.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str = "", path: str | None = None) -> None:
+        super().__init__(message if path is None else f"{path}: {message}")
+        self.path = path
+
+    def locate(self, path: str) -> None:
+        """Give this error a config path, unless it was raised with a more precise one."""
+        if self.path is None:
+            self.path, self.args = path, (f"{path}: {self}",)
 
 
 class ConfigError(KsuitError):

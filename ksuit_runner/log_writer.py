@@ -121,13 +121,14 @@ class LogWriter:
                     return float(value)
                 except (TypeError, ValueError, OverflowError):
                     pass
-        raise KsuitError(f"callbacks.{self.source}: '{key}' has to be a number, not {found}")
+        raise KsuitError(f"'{key}' has to be a number, not {found}", path=f"callbacks.{self.source}")
 
     def _check(self, key: str) -> None:
         try:
             self._check_key(key)
         except ConfigError as error:
-            raise ConfigError(f"callbacks.{self.source}: {error}") from None
+            error.locate(f"callbacks.{self.source}")
+            raise
 
     def _check_same(self, key: str, value: float | Tensor, source: str) -> None:
         """Check that a value is the one that was logged before at this update: a tensor is waited for."""
@@ -138,8 +139,9 @@ class LogWriter:
         old, new = _to_number(before), _to_number(value)
         if old != new and not (math.isnan(old) and math.isnan(new)):
             raise KsuitError(
-                f"callbacks.{source}: '{key}' is logged twice at update {self._counter.update + self.is_ahead}, "
-                f"as {new!r}, and before by callbacks.{earlier} as {old!r}"
+                f"'{key}' is logged twice at update {self._counter.update + self.is_ahead}, "
+                f"as {new!r}, and before by callbacks.{earlier} as {old!r}",
+                path=f"callbacks.{source}",
             )
 
     def start_rounds(self) -> None:

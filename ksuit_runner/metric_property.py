@@ -52,7 +52,7 @@ class MetricPropertyProvider:
         """
         direction = self.direction(key)
         if direction == "neutral":
-            raise ConfigError(f"metric_property_provider: neither higher nor lower values of '{key}' are better")
+            raise ConfigError(f"neither higher nor lower values of '{key}' are better", path="metric_property_provider")
         return direction == "higher"
 
     def is_better(self, key: str, value: float, than: float | None) -> bool:

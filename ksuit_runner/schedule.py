@@ -58,12 +58,12 @@ def build_schedule(factory: Callable[..., LRScheduler], optimizer: Optimizer, to
     if not isinstance(target, type):
         return factory(optimizer, total_updates)
     if issubclass(target, lr_scheduler.ReduceLROnPlateau):
-        raise ConfigError(f"schedule: {target.__name__} {_NEEDS_METRIC}")
+        raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path="schedule")
     wants_length = "total_updates" in inspect.signature(target).parameters
     try:
         return factory(optimizer, total_updates) if wants_length else factory(optimizer)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"schedule: {target.__name__}: {error}") from error
+        raise ConfigError(f"{target.__name__}: {error}", path="schedule") from error
 
 
 def constant(optimizer: Optimizer, total_updates: int, warmup: float | int = 0) -> LRScheduler:
@@ -127,11 +127,13 @@ def from_torch(
     """
     classes = {name: item for name, item in vars(lr_scheduler).items() if _is_scheduler(item)}
     if scheduler == "ReduceLROnPlateau":
-        raise ConfigError(f"schedule.scheduler: {scheduler} {_NEEDS_METRIC}")
+        raise ConfigError(f"{scheduler} {_NEEDS_METRIC}", path="schedule.scheduler")
     if scheduler in _NEEDS_OBJECTS:
-        raise ConfigError(f"schedule.scheduler: {scheduler} takes functions or schedulers, which a config cannot give")
+        raise ConfigError(
+            f"{scheduler} takes functions or schedulers, which a config cannot give", path="schedule.scheduler"
+        )
     if scheduler not in classes:
-        raise ConfigError(f"schedule.scheduler: torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}")
+        raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}", path="schedule.scheduler")
     updates = _warmup_updates(warmup, total_updates)
     given = {
         key: total_updates - updates if value == "total_updates" else value for key, value in (arguments or {}).items()
@@ -139,7 +141,7 @@ def from_torch(
     try:
         main: LRScheduler = classes[scheduler](optimizer, **given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"schedule.arguments: {error}") from None
+        raise ConfigError(str(error), path="schedule.arguments") from None
     if updates == 0:
         return main
     ramp = LambdaLR(optimizer, lambda update: (update + 1) / (updates + 1))
@@ -179,5 +181,5 @@ def _is_scheduler(item: Any) -> bool:
 
 def _warmup_updates(warmup: float | int, total_updates: int) -> int:
     if warmup < 0:
-        raise ConfigError(f"schedule.warmup: it must not be negative, and is {warmup}")
+        raise ConfigError(f"it must not be negative, and is {warmup}", path="schedule.warmup")
     return round(warmup * total_updates) if warmup < 1 else int(warmup)

@@ -1,4 +1,6 @@
-from ksuit_runner.errors import did_you_mean, suggest
+import pickle
+
+from ksuit_runner.errors import ConfigError, LossError, did_you_mean, suggest
 
 MANY = [f"a{index}" for index in range(50)]
 
@@ -14,3 +16,14 @@ def test_a_hint_lists_the_valid_names_where_none_is_near_unless_they_are_too_man
     assert did_you_mean("xyz", []) == "There are none."
     assert did_you_mean("xyz", MANY, longest=49) == ""
     assert did_you_mean("xyz", MANY) == f"Valid: {', '.join(sorted(MANY))}."
+
+
+def test_an_error_names_the_most_precise_config_path_that_was_known_also_after_pickling():
+    inner, outer = ConfigError("it must be positive", path="trainer.clip_norm"), LossError("model weights are missing")
+    inner.locate("trainer")
+    for path in ("callbacks.mine", "callbacks"):
+        outer.locate(path)
+    assert str(inner) == "trainer.clip_norm: it must be positive"
+    assert str(outer) == "callbacks.mine: model weights are missing" and outer.path == "callbacks.mine"
+    copied = pickle.loads(pickle.dumps(outer))
+    assert (type(copied), str(copied), copied.path) == (LossError, str(outer), outer.path)

@@ -72,9 +72,9 @@ class CheckpointWriter:
         is_urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         if keep_last < 1:
-            raise ConfigError(f"checkpoint.keep_last: at least 1 is needed, not {keep_last}")
+            raise ConfigError(f"at least 1 is needed, not {keep_last}", path="checkpoint.keep_last")
         if keep_every is not None and keep_every < 1:
-            raise ConfigError(f"checkpoint.keep_every: at least 1 is needed, not {keep_every}")
+            raise ConfigError(f"at least 1 is needed, not {keep_every}", path="checkpoint.keep_every")
         given = (every_n_epochs, every_n_updates, every_n_samples)
         self.path_provider = path_provider
         self.config_hash = config_hash
@@ -102,7 +102,7 @@ class CheckpointWriter:
             provider: Returns the tensors by name when a checkpoint is taken.
         """
         if name in self._providers or name == "model":
-            raise ConfigError(f"callbacks: two of them write '{name}.safetensors' into the checkpoints")
+            raise ConfigError(f"two of them write '{name}.safetensors' into the checkpoints", path="callbacks")
         self._providers[name] = provider
 
     def request(self, tag: str) -> None:

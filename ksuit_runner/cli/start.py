@@ -75,8 +75,9 @@ def refuse_launcher(config: DictConfig, name: str | None) -> None:
     target = OmegaConf.select(config, "launcher._target_")
     if target not in (None, "ksuit_runner.launchers.in_process.InProcessLauncher"):
         raise ConfigError(
-            f"launcher: {name} is for the runs of a sweep, and this is a single one. "
-            f"To launch it so: -m launcher={name}; to do it here: launcher=in_process"
+            f"{name} is for the runs of a sweep, and this is a single one. "
+            f"To launch it so: -m launcher={name}; to do it here: launcher=in_process",
+            path="launcher",
         )
 
 

@@ -81,11 +81,14 @@ class Factory:
             given = {name: collaborators[name] for name in wanted if name in collaborators}
             built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
         except KsuitError as error:
-            raise _at(path, error) from error
+            error.locate(path)
+            raise
         except SystemExit as error:
             raise _ends_the_process(path, error) from error
         if not isinstance(built, kind):
-            raise ConfigError(f"{path}._target_: it builds a {type(built).__name__}, which is no {kind.__name__}")
+            raise ConfigError(
+                f"it builds a {type(built).__name__}, which is no {kind.__name__}", path=f"{path}._target_"
+            )
         return built
 
     def build_all(
@@ -128,7 +131,7 @@ class Factory:
         """
         node = self._node(path)
         if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError(f"{path}: a `_target_` is needed")
+            raise ConfigError("a `_target_` is needed", path=path)
         for below, name in targets_in(path, node):
             made = _locate(below, name, self._trust)
             _check(below, name, made, kind if below == path else None, self._trust)
@@ -195,11 +198,12 @@ def _build(path: str, value: Any) -> Any:
     try:
         return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
     except KsuitError as error:
-        raise _at(path, error) from error
+        error.locate(path)
+        raise
     except SystemExit as error:
         raise _ends_the_process(path, error) from error
     except Exception as error:
-        raise ConfigError(f"{path}: {_what_was_raised(error)}") from error
+        raise ConfigError(_what_was_raised(error), path=path) from error
 
 
 def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
@@ -210,9 +214,10 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
             trust.check_name(path, checked)
         return _import(checked)
     except ConfigError as error:
-        raise ConfigError(f"{path}._target_: {error}") from None
+        error.locate(f"{path}._target_")
+        raise
     except HydraException as error:
-        raise ConfigError(f"{path}: {_reason(error)}") from error
+        raise ConfigError(_reason(error), path=path) from error
     except SystemExit as error:
         raise _ends_the_process(path, error) from error
 
@@ -240,7 +245,8 @@ def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | No
         if spec_at(path) is DATASETS and not _is_dataset(made):
             raise ConfigError(f"{made.__qualname__} is no dataset: it has no __len__ and __getitem__")
     except ConfigError as error:
-        raise ConfigError(f"{path}._target_: {error}") from None
+        error.locate(f"{path}._target_")
+        raise
 
 
 def _is_dataset(made: type) -> bool:
@@ -258,16 +264,8 @@ def _value(collaborator: Any) -> Any:
     return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
 
 
-def _at(path: str, error: KsuitError) -> KsuitError:
-    """Name the config path in an error of a constructor that does not know it."""
-    text = str(error)
-    known: Mapping[str, ObjectSpec] = OBJECT_SPECS
-    named = any(text.startswith(key.removesuffix(".*")) for key in known)
-    return error if named else type(error)(f"{path}: {text}")
-
-
 def _ends_the_process(path: str, error: SystemExit) -> ConfigError:
-    return ConfigError(f"{path}: it calls sys.exit({error.code!r}) instead of being built")
+    return ConfigError(f"it calls sys.exit({error.code!r}) instead of being built", path=path)
 
 
 def _reason(error: Exception) -> str:

@@ -140,13 +140,13 @@ def bind(
     names = {parameter.name for parameter in parameters}
     for name in given:
         if name in injected:
-            raise ConfigError(f"{path}.{name}: '{name}' is provided by the runner; remove it")
+            raise ConfigError(f"'{name}' is provided by the runner; remove it", path=f"{path}.{name}")
         if name not in names and not any_name:
             hint = did_you_mean(name, names - set(injected), longest=40)
-            raise ConfigError(f"{path}.{name}: there is no such argument. {hint}".rstrip())
+            raise ConfigError(f"there is no such argument. {hint}".rstrip(), path=f"{path}.{name}")
     for parameter in parameters:
         if parameter.required and parameter.name not in given and parameter.name not in injected:
-            raise ConfigError(f"{path}.{parameter.name}: a value is needed")
+            raise ConfigError("a value is needed", path=f"{path}.{parameter.name}")
     return [parameter.name for parameter in parameters if parameter.name in injected]
 
 
@@ -165,4 +165,4 @@ def check_injected(path: str, target: str, is_class: bool, wanted: Collection[st
     """
     if not is_class and not wanted:
         names = ", ".join(sorted(injected))
-        raise ConfigError(f"{path}._target_: '{target}' cannot be used here: it takes none of {names}")
+        raise ConfigError(f"'{target}' cannot be used here: it takes none of {names}", path=f"{path}._target_")

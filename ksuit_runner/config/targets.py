@@ -44,15 +44,15 @@ def targets_in(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
         ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
     """
     if depth > DEEPEST:
-        raise ConfigError(f"{_short(path)}: more than {DEEPEST} levels are nested here")
+        raise ConfigError(f"more than {DEEPEST} levels are nested here", path=_short(path))
     if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{path}: {_short(value)} is still to be resolved; a value may not hold '${{'")
+        raise ConfigError(f"{_short(value)} is still to be resolved; a value may not hold '${{'", path=path)
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield path, value["_target_"]
         for key, item in value.items():
             if "${" in str(key):
-                raise ConfigError(f"{path}: a key may not hold '${{'")
+                raise ConfigError("a key may not hold '${'", path=path)
             yield from targets_in(f"{path}.{key}", item, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -67,7 +67,7 @@ def check_values(values: Mapping[Any, Any]) -> None:
     """
     for path, value in values.items():
         if "${" in str(path):
-            raise ConfigError(f"{_short(path)}: a key may not hold '${{'")
+            raise ConfigError("a key may not hold '${'", path=_short(path))
         for _ in targets_in(str(path), value):
             pass
 

@@ -101,7 +101,7 @@ class DataContainer:
             self.train_dataset, self._whole_batch(self.train)
         )
         if shape is None:
-            raise ConfigError(self._lacks("input_shape") + ", and its samples do not begin with a tensor")
+            raise self._lacks("input_shape", ", and its samples do not begin with a tensor")
         return tuple(shape)
 
     @property
@@ -113,7 +113,7 @@ class DataContainer:
         """
         shape = getattr(self.train_dataset, "output_shape", None)
         if shape is None:
-            raise ConfigError(self._lacks("output_shape") + ", such as (classes,)")
+            raise self._lacks("output_shape", ", such as (classes,)")
         return tuple(shape)
 
     def first_samples(self) -> Any:
@@ -271,20 +271,21 @@ class DataContainer:
 
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:
-            raise ConfigError(f"{path}: there is no dataset '{key}'. {did_you_mean(key, self.datasets)}")
+            raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, self.datasets)}", path=path)
 
-    def _lacks(self, attribute: str) -> str:
-        return f"data.datasets.{self.train}: {type(self.train_dataset).__name__} has no attribute '{attribute}'"
+    def _lacks(self, attribute: str, more: str) -> ConfigError:
+        name = type(self.train_dataset).__name__
+        return ConfigError(f"{name} has no attribute '{attribute}'{more}", path=f"data.datasets.{self.train}")
 
 
 def _check_number(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"data.{name}: must be a whole number of at least {least}, not {value!r}")
+        raise ConfigError(f"must be a whole number of at least {least}, not {value!r}", path=f"data.{name}")
 
 
 def _check_dataset(key: str, dataset: Any) -> None:
     path, name = f"data.datasets.{key}", type(dataset).__name__
     if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
-        raise ConfigError(f"{path}: {name} is not a map-style dataset: it needs __len__ and __getitem__")
+        raise ConfigError(f"{name} is not a map-style dataset: it needs __len__ and __getitem__", path=path)
     if len(dataset) == 0:
-        raise ConfigError(f"{path}: {name} is empty")
+        raise ConfigError(f"{name} is empty", path=path)

@@ -53,7 +53,7 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
     with keyed(seed, "data"):
         data = factory.build("data", DataContainer, seed=seed, interruption=interruption)
     if data.interruption is not interruption:
-        raise ConfigError(f"data._target_: {type(data).__name__} has to take **kwargs, and pass them on")
+        raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
     shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
     with keyed(seed, "model"):
         module = factory.build("model", nn.Module, **shapes)
@@ -119,7 +119,9 @@ class Assembly:
         }
         writer = self.factory.build("checkpoint", CheckpointWriter, **given)
         if writer.check_owner is not given["check_owner"]:
-            raise ConfigError(f"checkpoint._target_: {type(writer).__name__} has to take **kwargs, and pass them on")
+            raise ConfigError(
+                f"{type(writer).__name__} has to take **kwargs, and pass them on", path="checkpoint._target_"
+            )
         return writer
 
     def _callbacks(self, collaborators: dict[str, Any]) -> dict[str, CallbackBase]:
@@ -128,7 +130,9 @@ class Assembly:
         default = self.factory.build_all("default_callbacks", CallbackBase, scope, **collaborators)
         twice = sorted(own.keys() & default.keys())
         if twice:
-            raise ConfigError(f"callbacks.{twice[0]}: default_callbacks has one of this name, give it another one")
+            raise ConfigError(
+                "default_callbacks has one of this name, give it another one", path=f"callbacks.{twice[0]}"
+            )
         return {**own, **default}
 
 
@@ -220,12 +224,12 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
         run.trainer.model.load(checkpoint.model, arrangements.get("model"))
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise ResumeError(f"model: the checkpoint's weights do not fit. {reason}") from error
+        raise ResumeError(f"the checkpoint's weights do not fit. {reason}", path="model") from error
     try:
         run.trainer.load_state_dict(state, origin.has_same_optimizer)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(f"trainer: the checkpoint's state does not fit. {reason}") from error
+        raise CheckpointError(f"the checkpoint's state does not fit. {reason}", path="trainer") from error
     run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE)
     if origin.mode == Mode.RESUME:
         run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)

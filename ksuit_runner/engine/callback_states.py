@@ -100,9 +100,10 @@ class CallbackStates:
         missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):
             raise ResumeError(
-                f"callbacks: the checkpoint has no state for {missing or 'none'}, "
+                f"the checkpoint has no state for {missing or 'none'}, "
                 f"and one for {unexpected or 'none'} that is not there.\n"
-                "Give the run the same callbacks, or allow the difference with resume_strict=false"
+                "Give the run the same callbacks, or allow the difference with resume_strict=false",
+                path="callbacks",
             )
         for name, item in self._callbacks.items():
             if stored.get(name) is not None:

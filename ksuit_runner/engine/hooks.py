@@ -125,8 +125,9 @@ class Hooks:
                 if is_suspect and self._gradient_versions() != before:
                     name = method.__self__.name
                     raise KsuitError(
-                        f"callbacks.{name}: it leaves gradients behind in {hook}, which would change the weights; "
-                        "compute them with torch.autograd.grad, or with a copy of the model"
+                        f"it leaves gradients behind in {hook}, which would change the weights; "
+                        "compute them with torch.autograd.grad, or with a copy of the model",
+                        path=f"callbacks.{name}",
                     )
 
     def fire_round(

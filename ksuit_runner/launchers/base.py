@@ -77,7 +77,7 @@ def require_package(module: str, extra: str, launcher: str) -> None:
 def check_max_jobs(max_jobs: int | None) -> None:
     """Raise ConfigError if ``max_jobs`` is below 1."""
     if max_jobs is not None and max_jobs < 1:
-        raise ConfigError(f"launcher.max_jobs: must be 1 or more, not {max_jobs}")
+        raise ConfigError(f"must be 1 or more, not {max_jobs}", path="launcher.max_jobs")
 
 
 def visible_devices() -> list[str]:
@@ -98,5 +98,5 @@ def local_cap(max_jobs: int | None, devices: list[str]) -> int:
     """
     cap = max_jobs if max_jobs is not None else len(devices) or core_count()
     if len(devices) > 1 and cap > len(devices):
-        raise ConfigError(f"launcher.max_jobs: {cap} jobs at once need a GPU each, and there are {len(devices)}")
+        raise ConfigError(f"{cap} jobs at once need a GPU each, and there are {len(devices)}", path="launcher.max_jobs")
     return cap

@@ -81,7 +81,7 @@ class RayLauncher(Launcher):
                 **local,
             )
         except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(f"launcher.address: {str(error).splitlines()[0]}") from error
+            raise ConfigError(str(error).splitlines()[0], path="launcher.address") from error
         self.max_jobs = self._capacity() if self._cap is None else self._cap
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
@@ -112,5 +112,7 @@ class RayLauncher(Launcher):
         fits = [available.get(names[key], 0) / amount for key, amount in self._resources.items() if amount]
         capacity = int(min(fits, default=1))
         if capacity < 1:
-            raise ConfigError("launcher: the Ray cluster has less than one job needs (launcher.num_cpus, num_gpus)")
+            raise ConfigError(
+                "the Ray cluster has less than one job needs (launcher.num_cpus, num_gpus)", path="launcher"
+            )
         return capacity

@@ -87,7 +87,7 @@ class SubmititLauncher(Launcher):
             self._executor = submitit.AutoExecutor(folder=str(sweep_paths.submitit_dir), cluster=self._cluster)
             self._executor.update_parameters(**self._parameters)
         except (RuntimeError, NameError, TypeError) as error:
-            raise ConfigError(f"launcher: {str(error).splitlines()[0]}") from error
+            raise ConfigError(str(error).splitlines()[0], path="launcher") from error
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
         """Submit ``function(task)``."""

@@ -42,5 +42,5 @@ def reveal(config: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, 
     found = fill_in(config, find)
     for path, value in masked_values(found):
         known = f"Set {URI_VARIABLE} or {PASSWORD_VARIABLE}, or give" if path == "tracker.uri" else "Give"
-        raise ConfigError(f"{path}: the password in {value!r} is not stored with the run. {known} {path}= again")
+        raise ConfigError(f"the password in {value!r} is not stored with the run. {known} {path}= again", path=path)
     return found

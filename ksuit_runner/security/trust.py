@@ -49,12 +49,13 @@ def limits(
     packages: Any = own.get("trust") or []
     packages = list(packages) if isinstance(packages, ListConfig) else packages
     if problem := mismatch(packages, "list[str]"):
-        raise ConfigError(f"trust: {problem}")
+        raise ConfigError(problem, path="trust")
     for key in ("uri", "artifact_root"):  # what is recorded, and the user's password, would go there
         known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))
         if tracker.get(key) not in (None, *known, *map(mask_addresses, filter(None, known))):
             raise ConfigError(
-                f"tracker.{key}: the stored config was not made by you on this machine, and names {tracker[key]}. "
-                f"If you trust that: tracker.{key}={tracker[key]}"
+                f"the stored config was not made by you on this machine, and names {tracker[key]}. "
+                f"If you trust that: tracker.{key}={tracker[key]}",
+                path=f"tracker.{key}",
             )
     return Trust(tuple(map(str, packages)), paths.output_dir, tuple(changes))

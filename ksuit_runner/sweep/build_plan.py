@@ -105,10 +105,12 @@ def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str])
     # One run that is handed to a launcher is a sweep of one.
     is_launched = settings.method == "grid" and any(bare_name(item) == "launcher" for item in fixed)
     if not params and not is_launched:
-        raise ConfigError("sweep.params: nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1")
+        raise ConfigError(
+            "nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1", path="sweep.params"
+        )
     if settings.method == "tpe" and SEED in params:
         raise ConfigError(
-            "sweep.params.seed: an Optuna search has one seed; take the best ones into a sweep over seeds"
+            "an Optuna search has one seed; take the best ones into a sweep over seeds", path="sweep.params.seed"
         )
     return params
 

@@ -24,7 +24,7 @@ def require_optuna(place: str) -> None:
         ConfigError: It is not there; begins with the place of the config that asks for it.
     """
     if find_spec("optuna") is None:
-        raise ConfigError(f"{place}: 'optuna' is not installed. pip install 'ksuit_runner[optuna]'")
+        raise ConfigError("'optuna' is not installed. pip install 'ksuit_runner[optuna]'", path=place)
 
 
 def open_study(paths: SweepPaths, direction: Direction, pruner: Any = None) -> optuna.Study:

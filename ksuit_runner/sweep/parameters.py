@@ -90,7 +90,7 @@ def read_parameters(params: Mapping[str, Any], seed: int) -> list[SweepParameter
 def _read(key: str, value: Any, seed: int) -> SweepParameter:
     place = f"sweep.params.{key}"
     if isinstance(value, list) and not value:
-        raise ConfigError(f"{place}: a value is needed, the list is empty")
+        raise ConfigError("a value is needed, the list is empty", path=place)
     if not isinstance(value, str):
         return SweepParameter(key, _texts(place, value if isinstance(value, list) else [value]))
     override = _parse(place, f"{key}={value}")
@@ -109,7 +109,8 @@ def _texts(place: str, values: list[Any]) -> tuple[str, ...]:
     try:
         return tuple(map(to_text, values))
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        error.locate(place)
+        raise
 
 
 def _parse(place: str, override: str) -> Override:
@@ -117,27 +118,27 @@ def _parse(place: str, override: str) -> Override:
         return parse(override)
     except ConfigError as error:
         hint = "Text is in the grammar of overrides; in a list it stands for itself"
-        raise ConfigError(f"{place}: {error}\n{hint}") from None
+        raise ConfigError(f"{error}\n{hint}", path=place) from None
 
 
 def _interval(place: str, sweep: IntervalSweep) -> NumberRange:
     low, high = sweep.start, sweep.end
     assert low is not None and high is not None  # the grammar demands both
     if not -math.inf < low < high < math.inf:
-        raise ConfigError(f"{place}: the ends of an interval have to be finite and in order, not {low} and {high}")
+        raise ConfigError(f"the ends of an interval have to be finite and in order, not {low} and {high}", path=place)
     log = "log" in sweep.tags
     if log and low <= 0:
-        raise ConfigError(f"{place}: a logarithmic interval begins above 0, not at {low}")
+        raise ConfigError(f"a logarithmic interval begins above 0, not at {low}", path=place)
     return NumberRange(float(low), float(high), log, whole=isinstance(low, int))
 
 
 def _matching(place: str, key: str, glob: Glob) -> tuple[str, ...]:
     group = bare_name(key)
     if group not in groups():
-        raise ConfigError(f"{place}: glob() chooses files of a group, and there is no group '{group}'")
+        raise ConfigError(f"glob() chooses files of a group, and there is no group '{group}'", path=place)
     found = tuple(map(to_text, glob.filter(choices(group))))
     if not found:
-        raise ConfigError(f"{place}: no file of the group '{group}' matches")
+        raise ConfigError(f"no file of the group '{group}' matches", path=place)
     return found
 
 

@@ -283,6 +283,6 @@ def build_properties(config: DictConfig, objective: str | None, trust: Trust | N
         properties = factory.build("metric_property_provider", MetricPropertyProvider)
     if objective is not None and properties.direction(objective) == "neutral":
         raise ConfigError(
-            f"objective: metric_property_provider does not know whether higher or lower '{objective}' is better"
+            f"metric_property_provider does not know whether higher or lower '{objective}' is better", path="objective"
         )
     return properties

@@ -53,14 +53,16 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
     annotations = {item.name: str(item.type) for item in fields(SweepSettings)}
     for key, value in node.items():
         if key not in annotations:
-            raise ConfigError(f"sweep.{key}: there is no such setting. {did_you_mean(str(key), annotations)}")
+            raise ConfigError(f"there is no such setting. {did_you_mean(str(key), annotations)}", path=f"sweep.{key}")
         if problem := mismatch(value, annotations[key]):
-            raise ConfigError(f"sweep.{key}: {problem}")
+            raise ConfigError(problem, path=f"sweep.{key}")
     settings = SweepSettings(**node)
     if settings.method == "grid" and settings.samples is not None:
-        raise ConfigError("sweep.samples: a grid has no samples; sweep.method=random or sweep.method=tpe draws them")
+        raise ConfigError(
+            "a grid has no samples; sweep.method=random or sweep.method=tpe draws them", path="sweep.samples"
+        )
     if settings.method != "grid" and (settings.samples is None or settings.samples < 1):
-        raise ConfigError(f"sweep.samples: sweep.method={settings.method} needs to know how many, 1 or more")
+        raise ConfigError(f"sweep.method={settings.method} needs to know how many, 1 or more", path="sweep.samples")
     if settings.method == "tpe" and objective is None:
-        raise ConfigError("objective: an Optuna search needs the metric that it makes better")
+        raise ConfigError("an Optuna search needs the metric that it makes better", path="objective")
     return settings

@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"trainer.device: '{name}' cannot be used here ({reason}); 'auto' takes what is there"
+            f"'{name}' cannot be used here ({reason}); 'auto' takes what is there", path="trainer.device"
         ) from None
 
 

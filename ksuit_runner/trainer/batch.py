@@ -139,7 +139,9 @@ def _guessed_size(batch: Any) -> int:
         sizes = {size for size in sizes if not any(size in shape[1:] for shape in shapes if shape[0] != size)}
     if not sizes:
         reason = "holds no tensor" if not _holds_arrays(batch) else f"may have the size of any tensor in it: {shapes}"
-        raise KsuitError(f"data: a batch {reason}. Override `batch_size` of the trainer, which says how many samples")
+        raise KsuitError(
+            f"a batch {reason}. Override `batch_size` of the trainer, which says how many samples", path="data"
+        )
     return min(sizes)
 
 
@@ -193,4 +195,6 @@ def _are_alike(items: Sequence[Any]) -> bool:
 
 
 def _not_cut(reason: str) -> KsuitError:
-    return KsuitError(f"trainer.accumulation_steps: {reason}. Override `split` of the trainer, which cuts a batch")
+    return KsuitError(
+        f"{reason}. Override `split` of the trainer, which cuts a batch", path="trainer.accumulation_steps"
+    )

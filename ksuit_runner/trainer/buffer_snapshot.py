@@ -87,8 +87,9 @@ class _BufferCopy:
         if buffer is None or (not self.is_small and self._state_now() == self._state):
             if buffer is not None and _is_dense(buffer) and not _is_equal(buffer, copy):
                 raise CheckpointError(
-                    f"model: the buffer '{name}' is changed through .data, where that cannot be seen, and is too large "
-                    "to be copied at every update, so the update cannot be rolled back. Change it in place"
+                    f"the buffer '{name}' is changed through .data, where that cannot be seen, and is too large "
+                    "to be copied at every update, so the update cannot be rolled back. Change it in place",
+                    path="model",
                 )
             return buffer
         if not _is_dense(buffer) or (buffer.shape, buffer.dtype) != (copy.shape, copy.dtype):

@@ -35,8 +35,9 @@ def give_sizes(model: nn.Module, inputs: Callable[[], Any], seed: int) -> None:
         module.training = mode
     if _lazy(model):
         raise ConfigError(
-            f"model: lazy layers ({names}) get their sizes from a forward pass over training inputs, and that failed "
-            f"({reason}). Give them their sizes"
+            f"lazy layers ({names}) get their sizes from a forward pass over training inputs, and that failed "
+            f"({reason}). Give them their sizes",
+            path="model",
         )
 
 

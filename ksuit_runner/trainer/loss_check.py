@@ -62,7 +62,7 @@ class LossCheck:
 
     def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
         if policy not in _POLICIES:
-            raise ConfigError(f"trainer.nan_loss: there is no '{policy}'. {did_you_mean(policy, _POLICIES)}")
+            raise ConfigError(f"there is no '{policy}'. {did_you_mean(policy, _POLICIES)}", path="trainer.nan_loss")
         self.has_failed_late = False
         self.skips = 0
         self._max_skips = max_skips
@@ -113,12 +113,15 @@ class LossCheck:
     def _react(self, value: float, update: int) -> bool:
         if self._policy == "fail":
             raise LossError(
-                f"trainer.nan_loss: the loss of update {update} is {value}.\n"
-                "To go on, resume with trainer.nan_loss=skip, which leaves such an update out, or trainer.nan_loss=warn"
+                f"the loss of update {update} is {value}.\n"
+                "To continue, resume with trainer.nan_loss=skip, which skips such an update, or trainer.nan_loss=warn",
+                path="trainer.nan_loss",
             )
         if self._policy == "skip" and self.skips >= self._max_skips:
             before = f", and the {self.skips} before it were left out" if self.skips else ""
-            raise LossError(f"trainer.max_skips: the loss of update {update} is {value}{before}; nothing is learned")
+            raise LossError(
+                f"the loss of update {update} is {value}{before}; nothing is learned", path="trainer.max_skips"
+            )
         done = "; it is left out" if self._policy == "skip" else ""
         _LOGGER.warning("the loss of update %d is %s%s", update, value, done)
         return self._policy == "skip"

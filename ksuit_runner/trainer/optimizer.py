@@ -48,7 +48,7 @@ def build_optimizer(
     _keep_compiler_out()
     named = named_parameters(model, loss)
     if trains and not any(parameter.requires_grad for parameter in named.values()):
-        raise ConfigError("model: it has no parameter to train")
+        raise ConfigError("it has no parameter to train", path="model")
     groups = parameter_groups(named, rules)
     factors = [group.pop("lr_factor", 1.0) for group in groups]
     sparse = _sparse_names(model)
@@ -90,7 +90,7 @@ def _construct(
     try:
         return factory(groups)
     except ValueError as error:  # such as a negative learning rate
-        raise ConfigError(f"optimizer: {error}") from error
+        raise ConfigError(str(error), path="optimizer") from error
 
 
 def _fits_kernels(group: Mapping[str, Any]) -> bool:
@@ -110,7 +110,7 @@ def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
         for option in spec.keys() - valid:
             name = type(optimizer).__name__
             raise ConfigError(
-                f"trainer.parameter_rules.{rule}.{option}: {name} has none. {did_you_mean(option, valid)}"
+                f"{name} has none. {did_you_mean(option, valid)}", path=f"trainer.parameter_rules.{rule}.{option}"
             )
 
 
@@ -122,11 +122,12 @@ def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
     needed = [item.name for item in arguments if item.default is item.empty and item.kind not in any_number]
     if needed:
         raise ConfigError(
-            f"optimizer: {name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once"
+            f"{name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once",
+            path="optimizer",
         )
     if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
         takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
-        raise ConfigError(f"optimizer: {name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do")
+        raise ConfigError(f"{name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do", path="optimizer")
 
 
 def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
@@ -144,7 +145,8 @@ def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
         # What else it does not like about a small matrix is no reason to refuse it.
         if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
             raise ConfigError(
-                f"optimizer: {type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}"
+                f"{type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}",
+                path="optimizer",
             ) from error
 
 
@@ -196,8 +198,8 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     unknown = sorted(set(state["parameters"]) - set(names))
     if unknown:
         raise CheckpointError(
-            f"optimizer: stored for the parameter '{unknown[0]}', which is not there. "
-            + did_you_mean(unknown[0], names)
+            f"stored for the parameter '{unknown[0]}', which is not there. " + did_you_mean(unknown[0], names),
+            path="optimizer",
         )
     options = _options(optimizer)
     counted = optimizer.defaults.keys() - options
@@ -206,7 +208,8 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     if state.get("order", names) != names or (has_counted and has_other_groups):
         name = type(optimizer).__name__
         raise CheckpointError(
-            f"optimizer: {name} counts by group, and the groups are others now: trainer.parameter_rules must stay"
+            f"{name} counts by group, and the groups are others now: trainer.parameter_rules must stay",
+            path="optimizer",
         )
     kept = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
     _load(optimizer, state, names)

@@ -33,7 +33,9 @@ def named_parameters(model: nn.Module, loss: nn.Module | None = None) -> dict[st
         if id(parameter) in known:
             continue
         if name in named:
-            raise ConfigError(f"model: the loss has a parameter of the name '{name}' too; give the model's another one")
+            raise ConfigError(
+                f"the loss has a parameter of the name '{name}' too; give the model's another one", path="model"
+            )
         named[name] = parameter
     return {name: item for name, item in named.items() if item.is_floating_point() or item.is_complex()}
 
@@ -61,10 +63,10 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
     place, patterns, most = f"trainer.parameter_rules.{rule}", spec.get("match"), spec.get("max_ndim")
     if patterns is None and most is None:
         raise ConfigError(
-            f"{place}.match: a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})"
+            f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{place}.match"
         )
     if patterns is not None and (not isinstance(patterns, Sequence) or isinstance(patterns, str)):
-        raise ConfigError(f"{place}.match: a list of patterns of names is needed, not {patterns!r}")
+        raise ConfigError(f"a list of patterns of names is needed, not {patterns!r}", path=f"{place}.match")
     found = {
         name
         for name, parameter in named.items()
@@ -72,7 +74,7 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
         and (most is None or parameter.ndim <= most)
     }
     if not found and not spec.get("optional", False):
-        raise ConfigError(f"{place}: it matches no parameter. {_hint(patterns, named)}".rstrip())
+        raise ConfigError(f"it matches no parameter. {_hint(patterns, named)}".rstrip(), path=place)
     return found
 
 

@@ -170,8 +170,9 @@ class SgdTrainer:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2:
             kind = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
             raise KsuitError(
-                f"data: a batch is a {kind} and not a pair of inputs and targets. Override `inputs_and_targets` of the "
-                "trainer, or `training_step`"
+                f"a batch is a {kind} and not a pair of inputs and targets. Override `inputs_and_targets` of the "
+                "trainer, or `training_step`",
+                path="data",
             )
         return batch[0], batch[1]
 
@@ -314,7 +315,7 @@ class SgdTrainer:
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
         """Offer other weights for evaluation; their metrics end in ``/name``."""
         if name in self.evaluation_models:
-            raise KsuitError(f"callbacks: two of them offer weights named '{name}' for evaluation")
+            raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model
 
     @contextmanager
@@ -357,8 +358,9 @@ class SgdTrainer:
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise KsuitError(
-                f"model: the optimizer does not have '{lost[0]}'{more}, replaced or added since training began: "
-                "it would never be trained. Change a parameter's values in place, or build the model that way"
+                f"the optimizer does not have '{lost[0]}'{more}, replaced or added since training began: "
+                "it would never be trained. Change a parameter's values in place, or build the model that way",
+                path="model",
             )
 
     def learning_rates(self) -> dict[str, float]:
@@ -430,7 +432,7 @@ class SgdTrainer:
             self._loss.load(tensors, arrangement)
         except RuntimeError:
             held = list(tensors) or "nothing"
-            raise CheckpointError(f"loss: the state of another one was stored, with {held}") from None
+            raise CheckpointError(f"the state of another one was stored, with {held}", path="loss") from None
         if arrangement is not None:
             self._loss.arrange(arrangement)
 
@@ -454,10 +456,10 @@ class SgdTrainer:
 
 def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None, max_skips: int) -> None:
     if precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: there is no '{precision}'. {did_you_mean(precision, PRECISIONS)}")
+        raise ConfigError(f"there is no '{precision}'. {did_you_mean(precision, PRECISIONS)}", path="trainer.precision")
     if accumulation_steps < 1:
-        raise ConfigError(f"trainer.accumulation_steps: at least 1 is needed, not {accumulation_steps}")
+        raise ConfigError(f"at least 1 is needed, not {accumulation_steps}", path="trainer.accumulation_steps")
     if clip_norm is not None and not clip_norm > 0:
-        raise ConfigError(f"trainer.clip_norm: it must be positive, and is {clip_norm}; null does not clip")
+        raise ConfigError(f"it must be positive, and is {clip_norm}; null does not clip", path="trainer.clip_norm")
     if max_skips < 0:
-        raise ConfigError(f"trainer.max_skips: it must not be negative, and is {max_skips}")
+        raise ConfigError(f"it must not be negative, and is {max_skips}", path="trainer.max_skips")

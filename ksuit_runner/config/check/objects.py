@@ -81,7 +81,7 @@ class ObjectChecker:
         elif isinstance(value, Mapping):
             typo = _near_target(key for key, item in value.items() if isinstance(item, str) and "." in item)
             if typo:
-                raise ConfigError(f"{path}.{typo}: there is no such key here. Did you mean '_target_'?")
+                raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")
             self._walk_all((f"{path}.{key}", item) for key, item in value.items())
         elif isinstance(value, list):
             self._walk_all((f"{path}[{index}]", item) for index, item in enumerate(value))
@@ -97,7 +97,8 @@ class ObjectChecker:
                 self._trust.check_name(path, target)
             signature = self._reader.read(target)
         except ConfigError as error:
-            raise ConfigError(f"{path}._target_: {error}") from None
+            error.locate(f"{path}._target_")
+            raise
         given = {str(key): value for key, value in node.items() if key not in SPECIAL_KEYS}
         injected = INJECTED[expected.injects]
         if signature is None:
@@ -119,15 +120,16 @@ def _near_target(keys: Iterable[Any]) -> str | None:
 
 def _target(path: str, node: Any) -> str:
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path}: an object with a _target_ is needed, not {node!r}")
+        raise ConfigError(f"an object with a _target_ is needed, not {node!r}", path=path)
     if "_target_" not in node:
         if typo := _near_target(node):
-            raise ConfigError(f"{path}.{typo}: there is no such key here. Did you mean '_target_'?")
-        raise ConfigError(f"{path}: it has no _target_, which names the class of the object")
+            raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")
+        raise ConfigError("it has no _target_, which names the class of the object", path=path)
     try:
         return check_name(node["_target_"])
     except ConfigError as error:
-        raise ConfigError(f"{path}._target_: {error}") from None
+        error.locate(f"{path}._target_")
+        raise
 
 
 def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Trust | None) -> None:
@@ -138,9 +140,10 @@ def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Tr
         if trust is not None:
             trust.check_definition(path, signature.target, signature.module, signature.file)
     except ConfigError as error:
-        raise ConfigError(f"{path}._target_: {error}") from None
+        error.locate(f"{path}._target_")
+        raise
     if expected.kind and signature.is_class and signature.knows_bases and expected.kind not in signature.bases:
-        raise ConfigError(f"{path}._target_: '{signature.target}' is no {expected.kind.rpartition('.')[2]}")
+        raise ConfigError(f"'{signature.target}' is no {expected.kind.rpartition('.')[2]}", path=f"{path}._target_")
 
 
 def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[TargetParameter]:
@@ -159,4 +162,4 @@ def _check_types(path: str, parameters: Iterable[TargetParameter], given: Mappin
         if value is None and parameter.default is None:
             continue
         if problem := mismatch(value, parameter.annotation):
-            raise ConfigError(f"{path}.{parameter.name}: {problem}")
+            raise ConfigError(problem, path=f"{path}.{parameter.name}")

@@ -32,7 +32,8 @@ def check_intervals(item: CheckedObject) -> None:
     try:
         Interval(*values)
     except ConfigError as error:
-        raise ConfigError(f"{item.path}: {error}") from None
+        error.locate(item.path)
+        raise
 
 
 def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
@@ -44,7 +45,7 @@ def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
     for path, key in _keys(item, "DatasetKey"):
         if key not in datasets:
             listed = f" ({', '.join(sorted(datasets))})" if suggest(key, datasets) else ""
-            raise ConfigError(f"{path}: there is no dataset '{key}'. {did_you_mean(key, datasets)}{listed}")
+            raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, datasets)}{listed}", path=path)
 
 
 def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
@@ -65,7 +66,7 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
         if not any(_matches(key, pattern) for pattern in logged):
             hint = did_you_mean(key, logged, longest=0) if logged else "None of them logs anything."
             listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
-            raise ConfigError(f"{path}: no callback logs '{key}'. {hint}".rstrip() + listed)
+            raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
 
 
 def is_callback(item: CheckedObject) -> bool:

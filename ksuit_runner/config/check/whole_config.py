@@ -37,7 +37,7 @@ def check_config(
         The config as plain values, with all interpolations resolved.
 
     Raises:
-        ConfigError: The first mistake found: ``PLACE: what is wrong``, with the nearest valid name.
+        ConfigError: The first mistake found: ``PATH: what is wrong``, with the nearest valid name.
     """
     values = resolve(config)
     check_values(values)
@@ -64,7 +64,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_unresolved(config, error)) from None
+        raise _unresolved(config, error) from None
     except RecursionError:
         raise ConfigError("the config is nested too deep") from None
     assert isinstance(values, dict)
@@ -73,42 +73,40 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 def _check_values(values: Mapping[str, Any]) -> None:
     if missing := [key for key in VALUES if key not in values]:
-        raise ConfigError(f"{missing[0]}: it is not there; what has no value is null")
+        raise ConfigError("it is missing; what has no value is null", path=missing[0])
     for key, annotation in (VALUES | LATER_VALUES).items():
         problem = mismatch(values[key], annotation) if key in values else None
         if problem is not None:
-            raise ConfigError(f"{key}: {problem}")
+            raise ConfigError(problem, path=key)
 
 
 def _check_objects(values: Mapping[str, Any]) -> None:
     for pattern, spec in OBJECT_SPECS.items():
         if not pattern.endswith(".*"):
             if values.get(pattern) is None and not spec.optional:
-                raise ConfigError(f"{pattern}: an object with a _target_ is needed, and there is none")
+                raise ConfigError("an object with a _target_ is needed, and there is none", path=pattern)
             continue
-        parts = pattern.split(".")[:-1]
+        parent = pattern.removesuffix(".*")
         value: Any = values
-        for part in parts:
+        for part in parent.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"{'.'.join(parts)}: a mapping from names to objects is needed, not {value!r}")
+            raise ConfigError(f"a mapping from names to objects is needed, not {value!r}", path=parent)
         if dotted := next((key for key in value or () if "." in str(key)), None):
-            raise ConfigError(
-                f"{'.'.join(parts)}: the name '{dotted}' has a dot, which separates the parts of a config path"
-            )
+            raise ConfigError(f"the name '{dotted}' has a dot, which separates the parts of a config path", path=parent)
 
 
-def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> str:
+def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> ConfigError:
     """Say which value is missing or cannot be resolved, and which key it may have meant."""
     path = str(error.full_key)
     if isinstance(error, MissingMandatoryValue):
-        return f"{path}: a value is needed instead of '???'"
+        return ConfigError("a value is needed instead of '???'", path=path)
     raw = dict(_flat("", OmegaConf.to_container(config)))
     reason = str(error).splitlines()[0]
     name = re.search(r"Interpolation key '(.+)' not found", reason)
     near = get_close_matches(name[1], [key for key in raw if key != path], 1) if name else []
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{path}: cannot resolve '{raw.get(path)}': {reason}.{hint}"
+    return ConfigError(f"cannot resolve '{raw.get(path)}': {reason}.{hint}", path=path)
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
