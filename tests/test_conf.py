@@ -212,7 +212,7 @@ def test_a_list_of_callbacks_can_be_added_to(tmp_path):
 
 def test_a_name_that_a_default_callback_has_is_refused(tmp_path):
     overrides = ["+callbacks.progress={_target_: callbacks.ema.Ema}"]
-    message = r"callbacks\.progress: default_callbacks has one of this name"
+    message = r"callbacks\.progress: default_callbacks has the same name"
     with pytest.raises(ConfigError, match=message), built(overrides, tmp_path):
         pass
 

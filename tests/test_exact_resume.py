@@ -41,7 +41,7 @@ def test_default_run_killed_in_an_epoch_is_the_same_in_mlflow(tmp_path):
     assert f"{run_dir(killed).name}" in (listed := ksuit(killed, "list=1")) and "killed" in listed
     assert query(killed, "select status from runs") == [("KILLED",)]
     output = ksuit(killed, f"resume={run_dir(killed).name}")
-    assert "goes on from checkpoint E" in output
+    assert "starts from checkpoint E" in output
     assert checkpoint_bytes(run_dir(killed)) == checkpoint_bytes(run_dir(reference))
     assert mlflow_points(killed) == mlflow_points(reference)
     assert query(killed, "select status from runs") == [("FINISHED",)]

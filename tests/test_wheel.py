@@ -197,7 +197,7 @@ def test_the_console_script_runs_it_and_goes_on_with_it(bin_dir, project):
     program = bin_dir / "ksuit-runner"
     call(program, "experiment=mine", "tracker=noop", "callbacks=[mine]", "trainer.max_epochs=1", cwd=project)
     done = call(program, "resume=last", "trainer.max_epochs=2", cwd=project)
-    assert "goes on from checkpoint E1_" in done.stdout
+    assert "starts from checkpoint E1_" in done.stdout
     assert "ksuit-runner resume=" in done.stdout
 
 

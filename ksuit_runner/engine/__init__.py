@@ -1,1 +1,1 @@
-"""The life of a run: put together, trained in the loop with its hooks, and closed."""
+"""The life of a run: its assembly, the training loop with its hooks, its record, and its end."""

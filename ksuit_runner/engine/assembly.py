@@ -1,4 +1,4 @@
-"""Putting a run together: its objects from the config, and its state from a checkpoint."""
+"""The assembly of a run: its objects from the config, and its state from a checkpoint."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 EVALUATION_PREFIX = "eval/"
-"""What the metrics of a stored run's evaluation begin with, in the record of that run."""
+"""Prefix of the metrics of ``evaluate=``, in the record of the evaluated run."""
 
 
 def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> SgdTrainer:
@@ -48,7 +48,7 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
         interruption: Signals that ask the run to end.
 
     Raises:
-        ConfigError: Something in the config does not fit.
+        ConfigError: An object does not fit its config.
     """
     with keyed(seed, "data"):
         data = factory.build("data", DataContainer, seed=seed, interruption=interruption)
@@ -72,7 +72,7 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
 
 @dataclass(frozen=True)
 class Assembly:
-    """Puts a run together around a trainer and the record of the run.
+    """Assembles a run around its trainer and its record.
 
     Attributes:
         factory: Factory over the config of the run.
@@ -87,7 +87,7 @@ class Assembly:
     record: RunRecord
 
     def run(self, checkpoint: Checkpoint | None, origin: Origin | None) -> Run:
-        """Build writers and callbacks, and put everything where the checkpoint says; see ``build_run``."""
+        """Build writers and callbacks, and restore the checkpoint; see ``build_run``."""
         return build_run(
             self.trainer,
             self.record.paths,
@@ -130,9 +130,7 @@ class Assembly:
         default = self.factory.build_all("default_callbacks", CallbackBase, scope, **collaborators)
         twice = sorted(own.keys() & default.keys())
         if twice:
-            raise ConfigError(
-                "default_callbacks has one of this name, give it another one", path=f"callbacks.{twice[0]}"
-            )
+            raise ConfigError("default_callbacks has the same name; rename one of them", path=f"callbacks.{twice[0]}")
         return {**own, **default}
 
 
@@ -151,19 +149,19 @@ def build_run(
     origin: Origin | None = None,
     strict: bool = True,
 ) -> Run:
-    """Wire a run: what its callbacks are handed, the callbacks, and all that the loop works with.
+    """Wire a run: its writers, its callbacks with their collaborators, and the state of the checkpoint.
 
     Args:
         trainer: Trainer with model and data.
         paths: Paths of the run.
         build_callbacks: Builds the callbacks, by name, from their collaborators by name.
         seed: Seed of the run.
-        tracker: Where it is recorded; by default nowhere.
+        tracker: Tracker of the run; by default none.
         journal: Its journal; by default that of its folder.
         checkpoint_writer: Writes its checkpoints; by default one at its end.
         metric_property_provider: Knows which direction of a metric is better.
         taken_over: Set when another process has taken the run over.
-        checkpoint: What it resumes from, or None to start from the beginning.
+        checkpoint: Checkpoint to resume from, or None to start from the beginning.
         origin: The stored run that the checkpoint belongs to; by default this one.
         strict: Whether it must have the callbacks whose states the checkpoint holds.
 
@@ -175,7 +173,7 @@ def build_run(
     properties = metric_property_provider or MetricPropertyProvider()
     origin = origin or Origin(Mode.RESUME, paths.run_id)
     update = checkpoint.progress.update if checkpoint else -1
-    known = journal.load_after(update - 1)  # what follows the update itself may be half done
+    known = journal.load_after(update - 1)  # the hooks of the update itself may be half done
     log_writer = LogWriter(
         journal,
         trainer.counter,

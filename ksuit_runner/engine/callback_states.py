@@ -1,4 +1,4 @@
-"""The states of a run's callbacks by name: what a checkpoint keeps of them, also when one of them has just failed."""
+"""The states of a run's callbacks by name, as a checkpoint stores them, also after one of them has failed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,66 +15,66 @@ BEFORE_STEP = (
     "before_every_backward",
     "track_after_accumulation_step",
 )
-"""Hooks that fire before an update has changed the weights: what they do is taken back if it fails."""
+"""Hooks that fire before an update has changed the weights: what they do is rolled back if it fails."""
 
 
 class CallbackStates:
     """Collects and restores the states of callbacks.
 
-    An update that fails must not leave half of itself in a checkpoint. So what its hooks may change is kept from
+    An update that fails must not leave half of itself in a checkpoint. So what its hooks may change is snapshotted
     before: the states of all callbacks with hooks before the optimizer's step, and, while a later hook runs, that of
-    its callback. A kept state stands for the present one until it is dropped.
+    its callback. A snapshot is stored instead of the present state until it is dropped.
 
     Args:
         callbacks: Callbacks by name.
 
     Attributes:
-        can_take_back: Whether an update that fails before the step can be taken back. Not if a callback with hooks
-            there has state in files, which is too large to be kept at every update.
+        can_roll_back: Whether an update that fails before the step can be rolled back. Not if a callback with hooks
+            there has state in files, which is too large for a snapshot at every update.
         begun: Names of the callbacks whose ``before_training`` was called in this run, before a resume or since: what
             they log there belongs to the run's beginning, and not to a resume.
-        are_whole: Whether all states can be stored. Not after such a callback has failed in the middle of a hook.
+        are_whole: Whether all states can be stored. Not after a callback with state in files has failed in a hook.
     """
 
     def __init__(self, callbacks: Mapping[str, CallbackBase]) -> None:
         self._callbacks = callbacks
-        # One with state in files cannot be taken back, whatever is kept of the rest.
+        # One with state in files cannot be rolled back, whatever the snapshot has of the rest.
         in_files = {item for item in callbacks.values() if overrides(item, "resume_from_checkpoint")}
         with_state = {name: item for name, item in callbacks.items() if overrides(item, "state_dict")}
         self._with_state = with_state
         self._stateful = set(with_state.values()) - in_files
         early = [item for item in callbacks.values() if any(implements(item, hook) for hook in BEFORE_STEP)]
         self._early = [item for item in early if item in self._stateful]
-        self._kept: dict[str, Any] = {}
-        self.can_take_back = not any(overrides(item, "resume_from_checkpoint") for item in early)
+        self._snapshots: dict[str, Any] = {}
+        self.can_roll_back = not any(overrides(item, "resume_from_checkpoint") for item in early)
         self.begun: set[str] = set()
         self.are_whole = True
 
-    def keep_all(self) -> None:
-        """Keep what hooks before the optimizer's step may change."""
+    def snapshot_early(self) -> None:
+        """Snapshot what hooks before the optimizer's step may change."""
         for item in self._early:
-            self.keep(item)
+            self.snapshot(item)
 
-    def keep(self, callback: CallbackBase) -> None:
-        """Keep the state of one callback, whose hook is about to run."""
+    def snapshot(self, callback: CallbackBase) -> None:
+        """Snapshot the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            self._kept[callback.display_name] = copy_state(
+            self._snapshots[callback.display_name] = copy_state(
                 callback_location(callback.display_name), callback.state_dict()
             )
 
-    def drop(self) -> None:
-        """Let the present states count again: what was kept for has ended well."""
-        if self._kept:
-            self._kept.clear()
+    def drop_snapshots(self) -> None:
+        """Let the present states count again: the hooks have ended well."""
+        if self._snapshots:
+            self._snapshots.clear()
 
     def note_failure(self, callback: CallbackBase) -> None:
-        """Take note that a hook of a callback has failed: the kept state counts, files are not kept."""
+        """Take note that a hook of a callback has failed: its snapshot counts, and its files have none."""
         self.are_whole = not overrides(callback, "resume_from_checkpoint")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all callbacks whose class has one, by name; None of those that have none at present."""
-        kept = self._kept
-        return {name: kept[name] if name in kept else item.state_dict() for name, item in self._with_state.items()}
+        saved = self._snapshots
+        return {name: saved[name] if name in saved else item.state_dict() for name, item in self._with_state.items()}
 
     @property
     def names(self) -> frozenset[str]:
@@ -84,7 +84,7 @@ class CallbackStates:
     def resume(
         self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
     ) -> None:
-        """Give every callback its state and the files of the checkpoint.
+        """Restore the state of every callback, from the checkpoint and its files.
 
         Args:
             checkpoint: What the run resumes from.

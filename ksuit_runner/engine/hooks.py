@@ -34,7 +34,7 @@ HOOKS = (
 )
 
 BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step")
-"""Hooks after whose draws training itself may draw, in the backward pass and in the optimizer's step."""
+"""Hooks after which training itself may draw random numbers, in the backward pass and in the optimizer's step."""
 
 Method = Callable[..., None]
 
@@ -42,8 +42,8 @@ Method = Callable[..., None]
 class Hooks:
     """Fires the hooks of a run's callbacks, in the order of the config.
 
-    What a callback implements is worked out once; a hook that no callback implements costs a look into a table. Before
-    a hook is called the random generators are seeded for it alone, unless it is marked with ``uses_no_rng``.
+    What a callback implements is worked out once; a hook that no callback implements costs one table look-up. The
+    random generators are seeded for each call of a hook, unless it is marked with ``uses_no_rng``.
 
     Args:
         callbacks: Callbacks by name.
@@ -57,7 +57,7 @@ class Hooks:
     Attributes:
         callbacks: Callbacks by name.
         states: Their states.
-        done: Hooks of the round that is under way which were fired already, as ``NAME.HOOK``.
+        done: Hooks of the current round that were called already, as ``NAME.HOOK``.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Hooks:
         Args:
             hook: Name of the hook.
             step: Number of the accumulation step.
-            **arguments: What it is called with.
+            **arguments: Arguments of the hook.
         """
         methods = self._table[hook]
         if methods:
@@ -107,10 +107,10 @@ class Hooks:
         Args:
             hook: Name of the hook.
             step: Number of the accumulation step.
-            **arguments: What it is called with.
+            **arguments: Arguments of the hook.
 
         Raises:
-            KsuitError: A callback has computed gradients into them; this would change the weights.
+            KsuitError: A callback has changed these gradients, which would change the weights.
         """
         methods = self._table[hook]
         if not methods:
@@ -120,7 +120,7 @@ class Hooks:
             for method in methods:
                 count = graphs_built()
                 self._call(method, arguments, step)
-                # Losses come with their graph. Otherwise it was built in the hook, or nothing was computed backwards.
+                # Losses come with their graph. For any other backward pass the hook has to build one.
                 is_suspect = hook == "before_every_backward" or graphs_built() != count
                 if is_suspect and self._gradient_versions() != before:
                     name = method.__self__.name
@@ -133,13 +133,13 @@ class Hooks:
     def fire_round(
         self, methods: Sequence[Method], skip: Sequence[str] = (), label: str = "", **arguments: Any
     ) -> None:
-        """Call hooks that follow an update, so that a run which ends between two of them goes on with the next one.
+        """Call hooks that follow an update, so that a run which ends between two of them resumes with the next one.
 
         Args:
-            methods: What to call, in this order.
-            skip: Which of them were called before, as ``done`` named them.
-            label: What ``done`` adds to their names, where the same ones are called several times.
-            **arguments: What they are called with.
+            methods: The hooks, in their order.
+            skip: Those that were called before, as ``done`` named them.
+            label: Suffix of their names in ``done``, where the same hooks are called several times.
+            **arguments: Arguments of the hooks.
         """
         if not methods:
             return
@@ -149,16 +149,16 @@ class Hooks:
                 callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
                 name = f"{callback.display_name}.{method.__name__}{label}"
                 if name not in skip:
-                    states.keep(callback)
+                    states.snapshot(callback)
                     mark = callback.writer.mark()
                     try:
                         self._call(method, arguments, label)
                     except BaseException as error:
                         callback.writer.discard(mark)
-                        if not isinstance(error, Interrupted):  # that comes in an evaluation, which changes no state
+                        if not isinstance(error, Interrupted):  # raised in an evaluation, which changes no state
                             states.note_failure(callback)
                         raise
-                    states.drop()
+                    states.drop_snapshots()
                 done.append(name)
 
     def methods(self, hook: str) -> list[Method]:
@@ -166,7 +166,7 @@ class Hooks:
         return self._table[hook]
 
     def methods_after_update(self) -> list[Method]:
-        """Return what follows the current update: the hooks, each followed by the periodic callbacks due then.
+        """Return the hooks that follow the current update, each with the periodic callbacks that are due with it.
 
         In a run without updates these are all periodic callbacks.
         """
@@ -193,21 +193,21 @@ class Hooks:
         ]
 
     def fire_evaluations(self) -> None:
-        """Let every callback that goes through a dataset do so now."""
+        """Run every evaluation of a dataset now."""
         with torch.no_grad():
             for item in self.callbacks.values():
                 if isinstance(item, DatasetCallback):
                     self._call(item.periodic_callback, {"update_counter": self._counter}, "")
 
     def evaluations(self) -> list[tuple[Interval, str]]:
-        """Return which datasets are evaluated when, in the order in which that happens after an update."""
+        """Return the interval and the key of every dataset that is evaluated, in their order after an update."""
         callbacks = [item for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
         intervals = list(self._periodic)
         order = sorted(callbacks, key=lambda item: intervals.index(item.interval))
         return [(item.interval, item.dataset_key) for item in order]
 
     def close(self) -> None:
-        """Let every callback give back what it holds."""
+        """Close every callback."""
         for item in self.callbacks.values():
             item.close()
 
@@ -222,9 +222,9 @@ class Hooks:
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
-        """Keep the generators of training, if the hooks may draw where it goes on with them."""
-        is_apart = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
-        return undisturbed() if is_apart else nullcontext()
+        """Return a context that restores the generators of training, if the hooks may draw and training draws after."""
+        must_restore = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
+        return undisturbed() if must_restore else nullcontext()
 
     def _seed_for(self, method: Method, part: int | str) -> None:
         callback: CallbackBase = method.__self__  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""When everything happens: the order of an update, its hooks, the log flush and the checkpoint."""
+"""The training loop: the order of an update, its hooks, the log flush and the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ _MOST_ROUNDS = 100
 
 
 def train(run: Run) -> None:
-    """Train until the end, StopTraining or a signal, and leave a checkpoint.
+    """Train until the end, StopTraining or a signal, and write a checkpoint.
 
     Raises:
-        BaseException: What an update or a callback raised. The state after the last full update is saved before, if it
-            is still there: an optimizer that fails in the middle of a step leaves none.
+        BaseException: What an update or a callback raised. The state after the last full update is saved first, if it
+            can be restored: not after an optimizer has failed in the middle of a step.
     """
     try:
         _train(run)
@@ -29,16 +29,16 @@ def train(run: Run) -> None:
         if is_half_done:
             run.log_writer.abandon_update()
         save_last_full_update(run)
-        _tell(run, error)
+        _notify_callbacks(run, error)
         raise
 
 
-def _tell(run: Run, error: BaseException) -> None:
-    """Tell the callbacks of an error, which one of their own may not hide."""
+def _notify_callbacks(run: Run, error: BaseException) -> None:
+    """Notify the callbacks of an error; an error of theirs must not hide it."""
     try:
         run.hooks.fire("on_exception", error=error)
     except BaseException as another:
-        error.add_note(f"and while callbacks were told of it: {another!r}")
+        error.add_note(f"and while callbacks were notified of it: {another!r}")
     if not run.taken_over.is_set():
         run.log_writer.flush()
 
@@ -46,16 +46,16 @@ def _tell(run: Run, error: BaseException) -> None:
 def _train(run: Run) -> None:
     counter, data, interruption = run.counter, run.data, run.interruption
     try:
-        _begin(run)
+        _start(run)
         if run.unfinished is not None:
             finish_unfinished(run, run.unfinished)
         elif counter.is_empty:
-            finish_update(run)  # a run without updates does once what is due at some time
-        first = counter.update + 1  # with which the optimizer gets its state
+            finish_update(run)  # a run without updates does once whatever is ever due
+        first = counter.update + 1  # in which the optimizer creates its state
         while not counter.is_finished and interruption.signal is None:
             if run.taken_over.is_set():
                 raise TakenOverError(
-                    "another process goes on with this run; it ends here and leaves the record to that one"
+                    "another process has taken over this run; it ends here, and leaves its record alone"
                 )
             batch = data.next_training_batch()
             _seed_batch(run, "to_device")
@@ -71,7 +71,7 @@ def _train(run: Run) -> None:
         save_checkpoint(run, wait=True)
 
 
-def _begin(run: Run) -> None:
+def _start(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
     run.data.open(counter, hooks.evaluations())
     run.trainer.modes.start()
@@ -89,7 +89,7 @@ def _begin(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate what the callbacks evaluate, once, at the position where the run stands.
+    """Run the evaluations of all callbacks once, at the current position of the run.
 
     Raises:
         Interrupted: A signal asked the run to end.
@@ -103,7 +103,7 @@ def do_update(run: Run, batch: Any) -> None:
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
-    run.hooks.states.keep_all()
+    run.hooks.states.snapshot_early()
     trainer.take_snapshot()
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
@@ -113,7 +113,7 @@ def do_update(run: Run, batch: Any) -> None:
             trainer.modes.train()
             fire = run.hooks.fire_between
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
-        # From here on every random draw of this step depends on its position only, whatever was drawn before.
+        # From here on what this step draws depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
         losses, outputs = trainer.forward(part)
         if trainer.loss_check.must_skip(losses, counter.update):
@@ -136,13 +136,13 @@ def do_update(run: Run, batch: Any) -> None:
 
 
 def _seed_batch(run: Run, method: str) -> None:
-    """Seed the generators for a trainer's own way to treat a batch; where the batch was fetched does not count."""
+    """Seed the generators for a trainer's own version of a method on batches, wherever the batch was fetched."""
     if getattr(type(run.trainer), method) is not getattr(SgdTrainer, method):
         seed_all(mix(run.seed, method, run.counter.update, run.rank))
 
 
 def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
-    """Do what follows an update: hooks and what is due, the log, and a checkpoint if one is due."""
+    """Do what follows an update: the hooks, periodic callbacks, the log, and a checkpoint if one is due."""
     run.phase = Phase.AFTER_UPDATE
     _fire_and_log(run, run.hooks.methods_after_update(), skip)
     if run.counter.is_full_epoch:
@@ -154,14 +154,14 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
 
 
 def finish_training(run: Run, skip: Sequence[str] = ()) -> None:
-    """Do what follows the last update of all."""
+    """Do what follows the last update of the run."""
     run.phase = Phase.AFTER_TRAINING
     _fire_and_log(run, run.hooks.methods("after_training"), skip)
     run.phase = Phase.END
 
 
 def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
-    """Do the rest of what followed the last update when the run ended in the middle of it."""
+    """Call the remaining hooks of the last update, if the run had ended between two of them."""
     run.unfinished = None
     run.log_writer.load_state_dict(unfinished["log"])
     for tag in unfinished["requested"]:
@@ -173,7 +173,7 @@ def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
 def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:
     """Fire hooks, write what was logged at this update, and let callbacks react to it."""
     run.trainer.modes.evaluate()
-    run.hooks.states.drop()
+    run.hooks.states.drop_snapshots()
     run.hooks.done.clear()
     run.log_writer.start_rounds()
     run.hooks.fire_round(methods, skip, update_counter=run.counter)
@@ -181,7 +181,7 @@ def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> N
 
 
 def _log(run: Run, skip: Sequence[str] = ()) -> None:
-    """Write what was logged and let callbacks react to it, then to what they log in reaction, until nothing is new."""
+    """Write what was logged and let callbacks react to it, and to what they log in reaction, until nothing is new."""
     metrics: Mapping[str, float] = {}
     for number in range(_MOST_ROUNDS):
         metrics = run.log_writer.flush()

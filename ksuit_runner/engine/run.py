@@ -1,4 +1,4 @@
-"""A run while it trains: what it works with, where it stands, and saving that so that it can go on from there."""
+"""A run while it trains: its parts, its phase, and its checkpoints."""
 
 import logging
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Phase(Enum):
-    """Where the loop stands, which says what a checkpoint can hold if the run ends there."""
+    """Where the loop stands: it decides what a checkpoint can hold if the run ends there."""
 
     START = auto()  # nothing has changed yet
-    BETWEEN = auto()  # the last update is done, and nothing of the next one
-    BEFORE_STEP = auto()  # the next update can be taken back
+    BETWEEN = auto()  # the last update is done, the next one has not begun
+    BEFORE_STEP = auto()  # the next update can be rolled back
     STEP = auto()  # the weights are half changed
-    AFTER_UPDATE = auto()  # what follows an update is half done
-    AFTER_TRAINING = auto()  # what follows the last update of all is half done
+    AFTER_UPDATE = auto()  # the hooks that follow an update are half done
+    AFTER_TRAINING = auto()  # the hooks that follow the last update are half done
     END = auto()  # nothing is left to do
 
 
@@ -36,13 +36,14 @@ HALF_DONE = (Phase.AFTER_UPDATE, Phase.AFTER_TRAINING)
 
 @dataclass
 class Run:
-    """What the loop works with.
+    """The parts of a run, and where it stands.
 
     Attributes:
         taken_over: Set when another process has taken the run over.
-        unfinished: What followed the last update when the run ended in the middle of it, from the checkpoint.
+        unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
+            two of them.
         phase: Where the loop stands.
-        taken_back: State of the trainer that stands for the present one after a failed update was taken back.
+        rolled_back: State of the trainer from before a failed update, stored instead of the present one.
     """
 
     trainer: SgdTrainer
@@ -54,7 +55,7 @@ class Run:
     unfinished: Mapping[str, Any] | None = None
     rank: int = 0
     phase: Phase = field(default=Phase.START, init=False)
-    taken_back: Mapping[str, Any] = field(default_factory=dict, init=False)
+    rolled_back: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def data(self) -> DataContainer:
@@ -73,14 +74,14 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do, neither an update nor what follows it."""
+        """Whether the run is complete: no update is left, and no hook that follows one."""
         if self.counter.is_empty and self.phase is Phase.START and not self.hooks.states.begun:
             return False
         return self.counter.is_finished and self.unfinished is None and self.phase not in HALF_DONE
 
 
 def save_checkpoint(run: Run, wait: bool = False) -> None:
-    """Take a checkpoint of everything. It is committed after all metrics up to it are on the disk.
+    """Write a checkpoint of everything. It is committed once all metrics up to it are on the disk.
 
     Raises:
         CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
@@ -95,7 +96,7 @@ def save_checkpoint(run: Run, wait: bool = False) -> None:
 
 
 def check_state(run: Run) -> None:
-    """Check that the present state can be stored: that is found out now, and not hours later.
+    """Check that the present state can be stored, to find out now and not hours later.
 
     Raises:
         CheckpointError: Something cannot; the message names it.
@@ -104,30 +105,30 @@ def check_state(run: Run) -> None:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    trainer = {**run.trainer.state_dict(), **run.taken_back}
+    trainer = {**run.trainer.state_dict(), **run.rolled_back}
     return {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
 
 
 def save_last_full_update(run: Run) -> None:
-    """Save what a failed run can go on from: the state after the last full update, whatever has failed since."""
+    """Save the state after the last full update, from which a failed run can resume."""
     states, phase = run.hooks.states, run.phase
     is_lost = phase is Phase.STEP or not states.are_whole or run.trainer.loss_check.has_failed_late
     if run.taken_over.is_set() or phase in (Phase.START, Phase.END):
         return
-    if is_lost or (phase is Phase.BEFORE_STEP and not states.can_take_back):
-        _LOGGER.warning("no state after a full update is left: a resume goes on from the checkpoint before it")
+    if is_lost or (phase is Phase.BEFORE_STEP and not states.can_roll_back):
+        _LOGGER.warning("the state after the last full update is lost: a resume continues from the last checkpoint")
         return
     try:
         if phase is Phase.BEFORE_STEP:
-            _take_back_update(run)
+            _roll_back_update(run)
         save_checkpoint(run, wait=True)
     except (KsuitError, OSError) as error:
-        _LOGGER.error("the last state could not be saved, the run goes on from the checkpoint before it: %s", error)
+        _LOGGER.error("the last state could not be saved, a resume continues from the checkpoint before it: %s", error)
 
 
-def _take_back_update(run: Run) -> None:
-    """Undo what an update has changed before its step; of the callbacks, what was kept counts."""
-    run.taken_back = run.trainer.roll_back()
+def _roll_back_update(run: Run) -> None:
+    """Undo what an update has changed before its step; of the callbacks, their snapshots count."""
+    run.rolled_back = run.trainer.roll_back()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

@@ -1,4 +1,4 @@
-"""The record of a run while it runs: its lock, its journal, what is sent to the tracker, and its status."""
+"""The record of a run while it runs: its lock, its journal, the delivery to the tracker, and its status."""
 
 import json
 import logging
@@ -26,34 +26,41 @@ from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndSta
 from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
-_AWAY_TIMEOUT_S = 2.5  # how long the end waits for a tracker that could not be reached before it
-_OWNER_KNOWN_S = 0.01  # every flush asks, which must cost next to nothing; what another owner writes then nobody reads
-_LAST_WORD_S = 2.0  # of the time for closing, what is kept for the status
+_AWAY_TIMEOUT_S = 2.5  # how long the end of a run waits for a tracker that was unreachable before
+_OWNER_KNOWN_S = 0.01  # every flush asks, which must cost next to nothing; what another owner writes then is never read
+_STATUS_S = 2.0  # part of the time for closing that is reserved for the status
 
 
 class RunRecord:
-    """Holds a run's lock, takes its metrics, and closes it with a status that is true.
+    """Holds a run's lock, takes its metrics, and closes it with a true status.
 
     Args:
         tracker: Tracker of the run, which asks the same lock.
         paths: Paths of the run.
         lock: The run's lock, held by this process.
         journal: Journal of the run.
+        status_before: Status of a stored run before it was resumed, KILLED if no process had set one; it is restored
+            if the run cannot be resumed as asked. A new run that cannot start has FAILED.
 
     Attributes:
         taken_over: Set when another process has taken the run over.
-        status_before: Status that a run had before it was gone on with, KILLED if no process had set one; it gets that
-            back if it cannot go on as asked. A new run that cannot start has FAILED.
     """
 
-    def __init__(self, tracker: DeferredTracker, paths: PathProvider, lock: RunLock, journal: Journal) -> None:
+    def __init__(
+        self,
+        tracker: DeferredTracker,
+        paths: PathProvider,
+        lock: RunLock,
+        journal: Journal,
+        status_before: EndStatus = "FAILED",
+    ) -> None:
         self.tracker = tracker
         self.paths = paths
         self.journal = journal
         self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
         self._sender = MetricSender(self.journal, paths.journal_sent, tracker, self._uploader.notify)
         self.taken_over = lock.lost
-        self.status_before: EndStatus = "FAILED"
+        self.status_before = status_before
         self._lock = lock
 
     @classmethod
@@ -74,8 +81,7 @@ class RunRecord:
         tags |= {"ksuit.command": launch.command, **provenance.tags}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
-        random.seed()  # MLflow makes up names with it: after an earlier run of this process they would come again
-
+        random.seed()  # MLflow draws names from it: after an earlier run of this process they would repeat
         deferred = DeferredTracker(tracker, outputs, partial(_acquire, outputs))
         info = deferred.start_run(config["name"], tags, config["parent_run_id"])
         add_to_index(outputs, info.run_id, info.name, launch.mode, tags=launch.tags)
@@ -84,7 +90,7 @@ class RunRecord:
         return cls(deferred, paths, lock, Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S)))
 
     @classmethod
-    def go_on(
+    def resume(
         cls,
         tracker: BaseTracker,
         paths: PathProvider,
@@ -92,14 +98,14 @@ class RunRecord:
         is_evaluation: bool = False,
         register_anew: bool = False,
     ) -> "RunRecord":
-        """Go on with the record of a run, whose lock this process holds.
+        """Resume the record of a run, whose lock this process holds.
 
         Args:
             tracker: Tracker of the run.
             paths: Paths of the run.
             lock: Its lock.
-            is_evaluation: Whether the run only gets more metrics, and keeps the status that it has.
-            register_anew: Whether a run that the tracker has lost is recorded there once more, with all that it had.
+            is_evaluation: Whether the run only gets more metrics, and keeps its status.
+            register_anew: Whether a run that the tracker has lost is recorded there again, with its whole history.
 
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none; or it has lost the run.
@@ -114,9 +120,8 @@ class RunRecord:
             deferred.resume_run(paths.run_id)
         if lock.was_forced:
             renew(paths.journal)  # its earlier owner may wake up in the middle of a write
-        record = cls(deferred, paths, lock, open_journal(paths, deferred, partial(lock.check, _OWNER_KNOWN_S)))
-        record.status_before = deferred.status_before or deferred.status or "KILLED"
-        return record
+        journal = open_journal(paths, deferred, partial(lock.check, _OWNER_KNOWN_S))
+        return cls(deferred, paths, lock, journal, deferred.status_before or deferred.status or "KILLED")
 
     def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""
@@ -129,16 +134,16 @@ class RunRecord:
             with self.tracker.together():
                 self.tracker.log_params(flat(config))
                 self.tracker.log_inputs(datasets)
-        self._sender.notify()  # what is told while a short run trains is not waited for at its end
+        self._sender.notify()  # what is sent while a short run trains need not be waited for at its end
         self.upload()
 
     def recorded(self, update: int) -> dict[str, float]:
-        """Return the metrics that are recorded at an update."""
+        """Return the metrics that were recorded at an update."""
         found = self.journal.load_after(update - 1).get(update, {})
         return {key: point.value for key, point in found.items()}
 
     def carry_history(self, parent: PathProvider, update: int) -> None:
-        """Begin with the metrics of the run that this one was forked from, up to the fork, and tell that run of it."""
+        """Copy the metrics of the parent run up to the fork, and tag that run with its fork."""
         self.tracker.set_tags({f"ksuit.forked_to.{self.paths.run_id[:8]}": self.paths.run_id}, parent.run_id)
         copy_history(parent, self.journal, self.tracker, update)
 
@@ -155,11 +160,11 @@ class RunRecord:
         self._lock.check()
 
     def upload(self) -> None:
-        """Have the files and checkpoints that have come since uploaded, behind training."""
+        """Upload new files and checkpoints, behind training."""
         self._uploader.request()
 
     def close(self, status: EndStatus) -> None:
-        """Send what is left and set the status, within a bounded time; what is not sent then is said, and kept."""
+        """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost."""
         with suppress(TakenOverError):  # the status is the other process's to set
             self.check_owner()
             if self.tracker.status != status:
@@ -186,7 +191,7 @@ class RunRecord:
         whole_s = self.tracker.close_timeout_s
         deadline = time.monotonic() + (min(_AWAY_TIMEOUT_S, whole_s) if is_away else whole_s)
         if self._sender.flush(deadline - time.monotonic()):
-            self._uploader.finish(deadline - _LAST_WORD_S - time.monotonic())
+            self._uploader.finish(deadline - _STATUS_S - time.monotonic())
             self._sender.finish(deadline - time.monotonic())
 
 

@@ -1,4 +1,4 @@
-"""A whole run: build, restore, train, and close so that the record is true whatever happened."""
+"""A whole run: build, restore, train, and close with a true status, whatever happened."""
 
 import logging
 import signal
@@ -45,9 +45,9 @@ class RunOutcome:
     Attributes:
         run_id: Its id.
         folder: Where its files are.
-        status: FINISHED, FAILED or KILLED; FINISHED only once nothing is left to do.
+        status: FINISHED, FAILED or KILLED; FINISHED only once the run is complete.
         signal: Number of the signal that ended it, if one did.
-        error: What it failed with, if it did; it was reported already.
+        error: The error that it failed with, if any; it was reported already.
         summary: Last and best values of its metrics.
     """
 
@@ -60,7 +60,7 @@ class RunOutcome:
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a process that does this run only."""
+        """Exit status of a process for this run alone."""
         if self.signal is not None:
             return 128 + self.signal
         return getattr(self.error, "exit_status", 1) if self.error is not None else 0
@@ -74,15 +74,15 @@ def run(
     provenance: Provenance | None = None,
     trust: Trust | None = None,
 ) -> RunOutcome:
-    """Do a run.
+    """Execute a run.
 
     Args:
         config: Its config as plain values, with everything resolved: what ``check_config`` returns.
         launch: How it was started, to be stored with it.
-        origin: The stored run that it goes on from, if any.
-        console: Where a person reads along.
+        origin: The stored run that it starts from, if any.
+        console: Where the user reads along.
         provenance: Provenance of a new run; collected by default.
-        trust: Limits of a config that was not composed here.
+        trust: Which targets a config may name that was not composed here.
 
     Returns:
         How it ended, with an error in training, which is not raised.
@@ -96,7 +96,7 @@ def run(
     with undisturbed(), deterministic_kernels(_is_deterministic(config)), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
         with files_explained():
-            lock = _lock(outputs, origin, stack)
+            lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
             tracker = build_tracker(factory, outputs)
         trainer = build_trainer(factory, int(config["seed"]), interruption)
@@ -107,7 +107,7 @@ def run(
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
             assembly = Assembly(factory, config, trainer, record)
-            _do(assembly, launch, origin, checkpoint, outcome, console, provenance)
+            _assemble_and_execute(assembly, launch, origin, checkpoint, outcome, console, provenance)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
 
@@ -116,8 +116,8 @@ def _is_deterministic(config: Mapping[str, Any]) -> bool:
     return bool(config["trainer"].get("deterministic", True))
 
 
-def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
-    """Take the lock of a stored run that is gone on with, before anything of it is read."""
+def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
+    """Lock a stored run that is resumed or evaluated, before anything of it is read."""
     if origin is None or origin.mode == Mode.FORK:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
@@ -130,7 +130,7 @@ def _lock(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunL
 
 
 def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
-    """Read what the run goes on from; one that was killed before its first checkpoint starts from its beginning."""
+    """Read the checkpoint to start from; a run that was killed before its first one starts over."""
     if origin is None:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
@@ -157,10 +157,10 @@ def _open_record(
         return RunRecord.begin(tracker, outputs, config, launch, provenance)
     paths = PathProvider(outputs.output_dir, origin.run_id)
     is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(config.get("register_anew"))
-    return RunRecord.go_on(tracker, paths, lock, is_evaluation, register_anew)
+    return RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew)
 
 
-def _do(
+def _assemble_and_execute(
     assembly: Assembly,
     launch: Launch,
     origin: Origin | None,
@@ -170,7 +170,7 @@ def _do(
     provenance: Provenance,
 ) -> None:
     record, config = assembly.record, assembly.config
-    with files_explained():  # first of all: without its config a run that is killed from here on cannot be resumed
+    with files_explained():  # first of all: without its config a killed run cannot be resumed
         if launch.mode in (Mode.TRAIN, Mode.FORK):
             store(record.paths, config, launch)
     if launch.mode != Mode.EVALUATE:
@@ -185,7 +185,7 @@ def _do(
         if launch.mode == Mode.RESUME and origin is not None and origin.changes:
             with files_explained():
                 if checkpoint is not None and _differs(assembled, checkpoint):
-                    save_checkpoint(assembled, wait=True)  # the next resume knows the changed config, and no changes
+                    save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
                 store_changes(record.paths, config, launch)
     except KsuitError as error:
         outcome.status, outcome.error = record.status_before, error
@@ -193,7 +193,7 @@ def _do(
         return
     outcome.summary = assembled.log_writer.summary
     _print_start(console, record, checkpoint)
-    _go(assembled, launch, record)
+    _execute(assembled, launch, record)
     if launch.mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:
@@ -204,18 +204,18 @@ def _do(
 
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
-    """Whether a resume with changes begins with other callbacks than its checkpoint, or goes on after an early stop."""
+    """Whether a resume with changes has other callbacks than its checkpoint, or continues after an early stop."""
     was_stopped: bool = checkpoint.state["trainer"]["counter"]["stopped"]
     has_same_callbacks = run.hooks.states.names == checkpoint.state["callbacks"].keys()
     return not has_same_callbacks or run.counter.stopped != was_stopped
 
 
-def _go(run: Run, launch: Launch, record: RunRecord) -> None:
+def _execute(run: Run, launch: Launch, record: RunRecord) -> None:
     try:
         if launch.mode == Mode.EVALUATE:
             _evaluate(run, record)
         elif launch.mode == Mode.FORK:
-            save_checkpoint(run, wait=True)  # so that it can be resumed by itself from here on
+            save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
             train(run)
         elif run.is_finished:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
@@ -237,7 +237,7 @@ def _evaluate(run: Run, record: RunRecord) -> None:
 
 @contextmanager
 def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Iterator[None]:
-    """Close a run's record with the status that is true, whatever the block raises."""
+    """Close a run's record with a true status, whatever the block raises."""
     try:
         yield
     except KeyboardInterrupt:
@@ -258,8 +258,8 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Ite
 def _close(record: RunRecord, status: EndStatus) -> None:
     try:
         record.close(status)
-    except OSError as error:  # how the run ended does not change by it
-        _LOGGER.error("what the tracker does not know yet cannot be read; it is sent by sync=: %s", error)
+    except OSError as error:  # the run has ended as it has, all the same
+        _LOGGER.error("the record could not be delivered to the tracker, sync= will do it: %s", error)
 
 
 def _next_command(launch: Launch, record: RunRecord) -> str | None:
@@ -270,4 +270,4 @@ def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | N
     info, paths = record.tracker.run, record.paths
     print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
     if checkpoint is not None:
-        _LOGGER.info("goes on from checkpoint %s", checkpoint.progress)
+        _LOGGER.info("starts from checkpoint %s", checkpoint.progress)

@@ -256,7 +256,7 @@ def test_a_fault_in_the_optimizer_leaves_the_checkpoint_before_it(maker, undistu
     with pytest.raises(MemoryError):
         train(run)
     run.checkpoint_writer.wait()
-    assert "no state after a full update is left" in caplog.text
+    assert "the state after the last full update is lost" in caplog.text
     assert read_newest(maker.paths("broken00")).progress.update == 3
     assert_same(go_on(maker), undisturbed)
 

@@ -185,7 +185,7 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
                 run.taken_over.set()
 
     run = maker.run({"taken": (TakenOver, {"update": None})})
-    with pytest.raises(ResumeError, match="another process goes on"):
+    with pytest.raises(ResumeError, match="another process has taken over"):
         train(run)
     assert len(run.hooks.callbacks["taken"].seen) == 1
     assert names(maker.paths()) == logged(run) == []

@@ -25,7 +25,7 @@ def test_a_run_that_ended_before_it_was_described_is_described_when_it_goes_on(m
     for value in (1, 2):  # what was recorded once stays
         lock = RunLock(paths.lock)
         lock.acquire()
-        record = RunRecord.go_on(NoopTracker(), paths, lock)
+        record = RunRecord.resume(NoopTracker(), paths, lock)
         record.describe({**CONFIG, "seed": value}, data, provenance)
         record.close("FINISHED")
         box = Outbox.load(paths)

@@ -71,6 +71,6 @@ def test_a_job_that_is_preempted_leaves_a_checkpoint_and_resumes_its_run(tmp_pat
     assert process.returncode == 0, output
     assert set(query(outputs, "select status from runs")) == {("FINISHED",)}
     (directory,) = run_dirs(outputs)
-    assert "goes on from checkpoint E1_" in (directory / "run.log").read_text()
+    assert "starts from checkpoint E1_" in (directory / "run.log").read_text()
     points = journal(directory)
     assert points == mlflow_points(outputs) and {("accuracy/test", 22), ("accuracy/test", 44)} <= points.keys()

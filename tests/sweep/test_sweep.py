@@ -97,7 +97,7 @@ def test_a_run_of_a_sweep_can_be_resumed_by_itself(swept):
     _, found = runs(output_dir)
     run_id = found["optimizer.lr=0.001 seed=0"][0]
     output = ksuit(output_dir, f"resume={run_id}", "trainer.max_epochs=2")
-    assert "goes on from checkpoint E1_" in output
+    assert "starts from checkpoint E1_" in output
 
 
 QUICK = ("trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")

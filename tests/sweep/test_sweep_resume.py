@@ -97,7 +97,7 @@ def test_a_sweep_that_is_killed_anywhere_ends_like_one_that_never_was(project, t
     output = ksuit(killed, resume, cwd=project)
     assert "job 2/4" not in output
     third = output[output.index("job 3/4  starts") : output.index("job 4/4  starts")]
-    assert newest.update >= 44 and f"goes on from checkpoint {newest}\n" in third
+    assert newest.update >= 44 and f"starts from checkpoint {newest}\n" in third
 
     one, other = jobs_of(whole), jobs_of(killed)
     assert list(one) == list(other) == [0, 1, 2, 3]

@@ -110,7 +110,7 @@ def test_who_takes_over_by_force_writes_to_a_journal_that_the_first_owner_cannot
     lock = RunLock(paths.lock)
     lock.acquire()
     lock.was_forced = True
-    record = RunRecord.go_on(NoopTracker(), paths, lock)
+    record = RunRecord.resume(NoopTracker(), paths, lock)
     first.append(2, {"a": 2.0})
     record.journal.append(2, {"a": 3.0})
     assert [point.value for points, _ in record.journal.read() for point in points] == [1.0, 3.0]
