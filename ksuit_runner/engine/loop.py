@@ -78,7 +78,7 @@ def _start(run: Run) -> None:
     run.trainer.modes.evaluate()
     hooks.fire("before_training", update_counter=counter)
     run.trainer.check_parameters()
-    run.trainer.modes.look()
+    run.trainer.modes.find_modules()
     run.log_writer.discard_of(hooks.states.begun)
     _log(run)
     hooks.states.begun = set(hooks.callbacks)
@@ -147,7 +147,7 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
     _fire_and_log(run, run.hooks.methods_after_update(), skip)
     if run.counter.is_full_epoch:
         run.trainer.check_parameters()
-        run.trainer.modes.look()
+        run.trainer.modes.find_modules()
     run.phase = Phase.BETWEEN
     if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
         save_checkpoint(run)

@@ -1,4 +1,4 @@
-"""The device of a run: choosing it, moving data to it, asking for its deterministic kernels and its memory."""
+"""The device of a run: choosing it, moving data to it, deterministic kernels and memory use."""
 
 import os
 import resource
@@ -15,10 +15,10 @@ from ksuit_runner.tensors.nested import is_movable, rebuilt
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` is the accelerator if there is one, and else the CPU.
+    """Return the device of a name; ``auto`` is the accelerator if there is one, and the CPU otherwise.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: The device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,12 +27,12 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"'{name}' cannot be used here ({reason}); 'auto' takes what is there", path="trainer.device"
+            f"'{name}' is not available here ({reason}); 'auto' chooses an available one", path="trainer.device"
         ) from None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move a batch to a device: its tensors, what has a method ``to``, and these in any nesting.
+    """Move a batch to a device: tensors and objects with a method ``to``, in any nesting.
 
     On the CPU the batch itself is returned, and so is everything in it that is not moved.
     """
@@ -47,7 +47,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 @contextmanager
 def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Ask torch for deterministic kernels while the block runs; an operation that has none raises its own error."""
+    """Make torch use deterministic kernels while the block runs; an operation without one raises an error."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if enabled:
@@ -65,7 +65,7 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
 
 
 def _choose_kernels(deterministic: bool) -> None:
-    """Do what ``torch.use_deterministic_algorithms`` does, but import torch's compiler, over a second, only for it."""
+    """Do what ``torch.use_deterministic_algorithms`` does without importing torch's compiler, over a second."""
     os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # read when the compiler is imported
     if "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(deterministic)
@@ -74,7 +74,7 @@ def _choose_kernels(deterministic: bool) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory used so far: on the accelerator by tensors, on the CPU by the whole process."""
+    """Return the peak memory use so far: on an accelerator of the tensors, on the CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

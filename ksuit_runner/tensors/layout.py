@@ -1,4 +1,4 @@
-"""The memory layout of tensors: kernels choose by it, so that a run goes on exactly only if it stays what it was."""
+"""The memory layout of tensors: torch chooses kernels by it, so an exact resume has to restore it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ def unusual_strides(tensors: Iterable[tuple[str, Tensor]]) -> Strides:
 
 
 def lay_out(tensors: Iterable[tuple[str, Tensor]], strides: Mapping[str, Sequence[int]]) -> None:
-    """Give tensors their strides back, with the values that they have; those that are not named are row-major."""
+    """Change the strides of tensors and keep their values; those that are not named become row-major."""
     for name, tensor in tensors:
         if tensor.layout == torch.strided:
             wanted = tuple(strides.get(name) or row_major(tensor.shape))
@@ -40,13 +40,13 @@ def same_form(one: Tensor, other: Tensor) -> bool:
 
 
 def overlaps(tensor: Tensor) -> bool:
-    """Whether elements share their memory, as in an expanded tensor, so that torch writes nothing into it."""
+    """Whether elements share memory, as in an expanded tensor, so that torch refuses to write into it."""
     is_strided = tensor.layout == torch.strided
     return is_strided and any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor whose elements lie in the order of their indices."""
+    """Return the strides of a row-major tensor."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)

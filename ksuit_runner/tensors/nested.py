@@ -1,4 +1,4 @@
-"""What batches are made of: mappings, lists, tuples and dataclasses, nested in any way."""
+"""Nested batches: mappings, lists, tuples and dataclasses in any nesting."""
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from copy import copy
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def entries(tree: Any) -> Iterable[tuple[Any, Any]]:
-    """Return what a container holds, by key, index or field name; nothing for what is not a container."""
+    """Return the entries of a container by key, index or field name; none for a value that is not a container."""
     if isinstance(tree, (list, tuple)):
         return enumerate(tree)
     if isinstance(tree, Mapping):
@@ -18,18 +18,18 @@ def entries(tree: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def is_movable(value: Any) -> bool:
-    """Whether a value knows itself how to be moved to a device, such as PyG's Batch, or a packed sequence."""
+    """Whether a value has its own way to move to a device, such as PyG's Batch, or a packed sequence."""
     return callable(getattr(value, "to", None)) and not isinstance(value, type)
 
 
 def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
     """Return a container of the same kind with its entries changed, or the container itself if none of them is.
 
-    No constructor runs again where a copy will do: what a class of its own keeps beside its entries stays.
+    No constructor is called where a copy will do, so that other attributes of a container are kept.
 
     Args:
         tree: Any value; what is not a container has no entries.
-        change: Maps an entry to what takes its place.
+        change: Maps an entry to its replacement.
     """
     changed = {key: new for key, value in entries(tree) if (new := change(value)) is not value}
     if not changed:

@@ -1,7 +1,7 @@
-"""Batches: how many samples are in one, and cutting one into parts.
+"""Batches: counting their samples, and splitting them into parts.
 
-A batch is any nesting of mappings, lists, tuples and dataclasses. What has one entry for each sample in it are tensors
-and arrays, along their first dimension, and lists.
+A batch is any nesting of mappings, lists, tuples and dataclasses. Its tensors and arrays have one row per sample, its
+lists one item per sample; everything else is shared by all samples.
 """
 
 import logging
@@ -29,17 +29,17 @@ class Part(NamedTuple):
 def batch_size(batch: Any, samples: int | None = None) -> int:
     """Return the number of samples in a batch.
 
-    If it is known how many were fetched, that is the number, unless all tensors agree on fewer: then some were left out
-    when they were collated. Otherwise it is the tensors' first dimension. Where they disagree, it is the smallest one
-    that is not a later dimension of another tensor as well: a grid or the points of all samples have more rows, and the
-    size of a mask is the length of the samples.
+    If it is known how many were fetched, that is the number, unless all tensors agree on fewer: then some were dropped
+    in collation. Otherwise it is the tensors' first dimension. Where they disagree, it is the smallest one that is not
+    a later dimension of another tensor as well: a grid or the points of all samples have more rows, and the size of a
+    mask is the length of the samples.
 
     Args:
-        batch: What the samples were collated to.
-        samples: How many samples were fetched for it, if that is known.
+        batch: The collated samples.
+        samples: Number of samples that were fetched for it, if known.
 
     Raises:
-        KsuitError: It is not known, and the batch does not tell.
+        KsuitError: It is not known, and does not follow from the batch.
     """
     if samples is None:
         return _guessed_size(batch)
@@ -52,18 +52,18 @@ def batch_size(batch: Any, samples: int | None = None) -> int:
 
 
 def split_batch(batch: Any, steps: int, samples: int | None = None) -> Sequence[Part]:
-    """Cut a batch into at most that many parts of whole samples.
+    """Split a batch into at most ``steps`` parts of whole samples.
 
-    What has one entry for each sample is cut. Everything else goes whole into every part: text, numbers, None, a grid
-    or mask that all samples share. One that happens to have as many rows as there are samples cannot be told apart.
+    What has one entry per sample is cut. Everything else is in every part: text, numbers, None, a grid or mask that all
+    samples share. A shared tensor that happens to have as many rows as there are samples is cut, too.
 
     Args:
-        batch: What the samples were collated to.
-        steps: Number of parts; a batch with fewer samples has one for each.
-        samples: How many samples were fetched for it, if that is known.
+        batch: The collated samples.
+        steps: Number of parts; a batch with fewer samples gets one part per sample.
+        samples: Number of samples that were fetched for it, if known.
 
     Raises:
-        KsuitError: Something in it cannot be cut, or may be meant in two ways.
+        KsuitError: Something in it cannot be cut, or is ambiguous.
     """
     if steps == 1 or (size := batch_size(batch, samples)) <= 1:
         return (Part(batch, 1.0),)
@@ -76,7 +76,7 @@ def split_batch(batch: Any, steps: int, samples: int | None = None) -> Sequence[
 
 
 def report_shared(batch: Any, size: int, name: str = "batch") -> None:
-    """Warn of tensors with another first dimension than the number of samples: what every part of a batch has whole."""
+    """Warn about tensors whose first dimension is not the number of samples: every part of the batch has all rows."""
     if _is_array(batch):
         if batch.ndim and _rows(batch) != size:
             _LOGGER.warning(
@@ -102,7 +102,7 @@ def _cut(tree: Any, size: int, rows: slice) -> Any:
         return _cut_array(tree, rows) if tree.ndim and _rows(tree) == size else tree
     if is_movable(tree):
         raise _not_cut(f"the batch holds a {type(tree).__name__}, which cannot be cut")
-    if _is_list(tree) and len(tree) == size and _has_one_for_each_sample(tree):
+    if _is_list(tree) and len(tree) == size and _has_one_per_sample(tree):
         return type(tree)(tree[rows])
     return rebuilt(tree, partial(_cut, size=size, rows=rows))
 
@@ -115,20 +115,22 @@ def _cut_array(array: Any, rows: slice) -> Any:
         raise _not_cut(f"the batch holds a tensor that cannot be cut ({kind})") from error
 
 
-def _has_one_for_each_sample(items: Sequence[Any]) -> bool:
-    """Whether a list with as many entries as there are samples has one for each, such as names or images.
+def _has_one_per_sample(items: Sequence[Any]) -> bool:
+    """Whether a list with as many items as there are samples has one per sample, such as names or images.
 
     Otherwise it is a level of the batch, such as inputs, masks and targets, that happens to have as many.
 
     Raises:
-        KsuitError: It may be either.
+        KsuitError: It is ambiguous.
     """
     size, given = len(items), [item for item in items if item is not None]
     if _holds_arrays(items) and not _are_alike(given):
         return False
     counts = [(_is_list(item) and len(item) == size) or size in map(_rows, _arrays(item)) for item in given]
     if counts and all(counts):
-        raise _not_cut(f"a list of {size} in the batch may hold {size} samples, or as often something of all of them")
+        raise _not_cut(
+            f"a list of {size} in the batch is ambiguous: {size} samples, or {size} entries with all samples in each"
+        )
     return True
 
 
@@ -138,15 +140,16 @@ def _guessed_size(batch: Any) -> int:
     if len(sizes) > 1:
         sizes = {size for size in sizes if not any(size in shape[1:] for shape in shapes if shape[0] != size)}
     if not sizes:
-        reason = "holds no tensor" if not _holds_arrays(batch) else f"may have the size of any tensor in it: {shapes}"
+        shapes = [_shape(array) for array in _arrays(batch)]
+        reason = f"has no certain size, with tensors of the shapes {shapes}" if shapes else "has no tensor"
         raise KsuitError(
-            f"a batch {reason}. Override `batch_size` of the trainer, which says how many samples", path="data"
+            f"a batch {reason}. Override `batch_size` of the trainer, to return its number of samples", path="data"
         )
     return min(sizes)
 
 
 def _certain_arrays(tree: Any, is_level: bool = False) -> Iterator[Any]:
-    """Walk all arrays but those of lists that may have one for each sample."""
+    """Walk all arrays except those in lists that may have one per sample."""
     if _is_array(tree):
         yield from _arrays(tree)
     elif is_level or not (_is_list(tree) and len(tree) > 1 and _are_alike(tree) and _holds_arrays(tree)):
@@ -177,7 +180,7 @@ def _rows(array: Any) -> int:
 
 
 def _shape(array: Any) -> tuple[int, ...]:
-    """Return an array's shape; of tensors that are nested in one, only how many they are."""
+    """Return an array's shape; of a nested tensor only the number of tensors in it."""
     return (_rows(array),) if getattr(array, "is_nested", False) else tuple(array.shape)
 
 
@@ -196,5 +199,5 @@ def _are_alike(items: Sequence[Any]) -> bool:
 
 def _not_cut(reason: str) -> KsuitError:
     return KsuitError(
-        f"{reason}. Override `split` of the trainer, which cuts a batch", path="trainer.accumulation_steps"
+        f"{reason}. Override `split` of the trainer, which splits a batch", path="trainer.accumulation_steps"
     )

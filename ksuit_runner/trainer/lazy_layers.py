@@ -1,4 +1,4 @@
-"""Layers that learn their sizes from the first inputs: they get them before anything is built on their parameters."""
+"""Lazy layers: their sizes are set by a forward pass before anything is built on their parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
 
 
-def give_sizes(model: nn.Module, inputs: Callable[[], Any], seed: int) -> None:
-    """Let lazy layers get their sizes from a forward pass; their weights depend on the seed only.
+def materialize(model: nn.Module, inputs: Callable[[], Any], seed: int) -> None:
+    """Set the sizes of lazy layers by a forward pass; their weights depend on the seed only.
 
     Args:
         model: The model, on its device.
@@ -20,7 +20,7 @@ def give_sizes(model: nn.Module, inputs: Callable[[], Any], seed: int) -> None:
         seed: Seed of the run.
 
     Raises:
-        ConfigError: The forward pass failed, or did not reach all of them.
+        ConfigError: The forward pass failed, or did not use all of them.
     """
     if not _lazy(model):
         return

@@ -1,4 +1,4 @@
-"""Losses: that a training step returns some, and what happens at those that are no finite numbers."""
+"""Checks of the losses that a training step returns, and the policy for non-finite ones."""
 
 import logging
 from collections.abc import Mapping
@@ -23,41 +23,41 @@ def check_losses(trainer: str, result: Any) -> None:
         result: What it returned.
 
     Raises:
-        KsuitError: It is no pair of losses by name, with a ``total``, and outputs.
+        KsuitError: It is not a pair of losses by name, with a ``total``, and outputs.
     """
     wanted = "it has to return ({'total': loss, ...}, outputs), with a scalar tensor for each loss"
-    place = f"trainer: {trainer}.training_step"
+    step = f"trainer: {trainer}.training_step"
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
-        raise KsuitError(f"{place} returns a {type(result).__name__}; {wanted}")
+        raise KsuitError(f"{step} returns a {type(result).__name__}; {wanted}")
     losses = result[0]
     if "total" not in losses:
         hint = f"; sum up {', '.join(map(repr, losses))} for it" if losses else ""
-        raise KsuitError(f"{place} returns no 'total', which is what is minimized{hint}: {wanted}")
+        raise KsuitError(f"{step} returns no 'total', which is what is minimized{hint}: {wanted}")
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise KsuitError(f"{place} returns a {found} as '{name}'; {wanted}")
+            raise KsuitError(f"{step} returns a {found} as '{name}'; {wanted}")
     if torch.is_grad_enabled() and not losses["total"].requires_grad:
-        raise KsuitError(f"{place} returns a 'total' that no parameter has a gradient of")
+        raise KsuitError(f"{step} returns a 'total' without a gradient with respect to any parameter")
 
 
 class LossCheck:
-    """Looks at the loss of every update.
+    """Checks the loss of every update.
 
     Reading a loss waits for the device. On the CPU that costs nothing; on an accelerator the losses are collected on
-    the device and looked at together, when a log or a checkpoint waits for it anyway. Only ``skip`` reads each one.
+    the device and checked together, when a log or a checkpoint waits for it anyway. Only ``skip`` reads each one.
 
     Args:
-        policy: ``fail`` raises an error, ``skip`` has the update left out, ``warn`` says so and goes on.
+        policy: What a non-finite loss does: ``fail`` raises an error, ``skip`` skips the update, ``warn`` warns.
         is_late: Whether losses are collected on the device.
-        max_skips: Most updates in a row that are left out.
+        max_skips: Largest number of updates in a row that are skipped.
 
     Attributes:
-        skips: How many updates in a row have been left out up to now.
-        has_failed_late: Whether the weights have been changed since by a loss that was found late.
+        skips: Number of updates in a row that have been skipped up to now.
+        has_failed_late: Whether weights were changed by a non-finite loss before it was found.
 
     Raises:
-        ConfigError: There is no such policy.
+        ConfigError: The policy is unknown.
     """
 
     def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
@@ -72,14 +72,14 @@ class LossCheck:
         self._updates: list[int] = []
 
     def must_skip(self, losses: Mapping[str, Tensor], update: int) -> bool:
-        """Look at the losses of a forward pass, and return whether the update is left out.
+        """Check the losses of a forward pass, and return whether the update is skipped.
 
         Args:
-            losses: Losses by name, of which ``total`` counts.
+            losses: Losses by name, scalars; ``total`` is checked.
             update: Number of updates before this one.
 
         Raises:
-            LossError: It is no finite number, and the policy is ``fail``, or too many in a row were left out.
+            LossError: It is non-finite, and the policy is ``fail``, or too many in a row were skipped.
         """
         total = losses["total"]
         if self._is_late:
@@ -89,10 +89,10 @@ class LossCheck:
         return not isfinite(value) and self._react(value, update + 1)
 
     def settle(self) -> None:
-        """Look at what was collected on the device.
+        """Check the losses that were collected on the device.
 
         Raises:
-            LossError: One of the losses is no finite number, and the policy is ``fail``.
+            LossError: One of them is non-finite, and the policy is ``fail``.
         """
         if not self._updates or self._losses is None:
             return
@@ -118,10 +118,10 @@ class LossCheck:
                 path="trainer.nan_loss",
             )
         if self._policy == "skip" and self.skips >= self._max_skips:
-            before = f", and the {self.skips} before it were left out" if self.skips else ""
+            before = f", and the {self.skips} before it were skipped" if self.skips else ""
             raise LossError(
                 f"the loss of update {update} is {value}{before}; nothing is learned", path="trainer.max_skips"
             )
-        done = "; it is left out" if self._policy == "skip" else ""
+        done = "; it is skipped" if self._policy == "skip" else ""
         _LOGGER.warning("the loss of update %d is %s%s", update, value, done)
         return self._policy == "skip"

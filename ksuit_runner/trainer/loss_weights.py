@@ -1,4 +1,4 @@
-"""How much the loss of one batch, or of a part of one, counts beside those of others."""
+"""The weight of a batch's loss, or of that of a part of it, in a mean over several."""
 
 import logging
 from typing import Any
@@ -12,7 +12,7 @@ _UNEVEN = (nn.CrossEntropyLoss, nn.NLLLoss)
 class LossWeights:
     """Weighs the loss of a batch: by its samples, or by what the loss is a mean over.
 
-    The losses of torch that ignore targets or weigh classes are known. A loss of one's own says it with a method
+    The losses of torch that ignore targets or weigh classes are known. Any other loss can have a method
     ``count(targets)``, which returns the number that its mean divides by.
 
     Args:
@@ -36,7 +36,7 @@ class LossWeights:
         """Return the weight of the loss on some targets.
 
         Args:
-            targets: What the outputs are compared with; None if that is not known.
+            targets: The targets of the loss; None if they are not known.
             samples: Number of samples.
 
         Returns:

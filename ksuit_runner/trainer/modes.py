@@ -1,4 +1,4 @@
-"""Training and evaluation mode: only an update computes in training mode, whoever looks at the model otherwise."""
+"""Training and evaluation mode: only updates compute in training mode, callbacks see the model in evaluation mode."""
 
 import logging
 from typing import Any
@@ -10,10 +10,10 @@ _NAMED = 3
 
 
 class Modes:
-    """Switches modules to evaluation mode between updates, and each back into its own mode.
+    """Switches modules to evaluation mode between updates, and each back to its own mode.
 
-    This happens at every update, so nothing is called: the flags are set, 0.1 us per module. What a callback does to
-    the modes meanwhile is undone.
+    This happens at every update, so no ``train()`` is called: the flags are set, 0.1 us per module. Changes that a
+    callback makes to the modes are undone.
 
     Args:
         model: The model.
@@ -27,7 +27,7 @@ class Modes:
         self._evaluates = False
 
     def start(self) -> None:
-        """Put everything into training mode; a module that is to stay in evaluation mode overrides its ``train``."""
+        """Switch everything to training mode; a module that has to stay in evaluation mode overrides its ``train``."""
         before = {name: module for name, module in self._model.named_modules() if not module.training}
         self._model.train()
         self._loss.train()
@@ -35,22 +35,22 @@ class Modes:
         highest = [name for name in before if name in changed and name.rpartition(".")[0] not in changed]
         if highest:
             names = ", ".join(highest[:_NAMED]) + (", ..." if len(highest) > _NAMED else "")
-            _LOGGER.info("model: what came in evaluation mode is put into training mode: %s", names)
+            _LOGGER.info("model: modules that were in evaluation mode are switched to training mode: %s", names)
         self._evaluates = False
-        self.look()
+        self.find_modules()
 
-    def look(self) -> None:
-        """Find the modules; they may have been replaced since."""
+    def find_modules(self) -> None:
+        """Find the modules again; they may have been replaced."""
         evaluates = self._evaluates
         self.train()
-        # A scripted module keeps its mode elsewhere; it is left as it is.
+        # A scripted module has its mode elsewhere and is left alone.
         modules = [vars(module) for root in (self._model, self._loss) for module in root.modules()]
         self._modules = [values for values in modules if "training" in values]
         if evaluates:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """Put everything into evaluation mode, if it is not."""
+        """Switch everything to evaluation mode, unless it is already."""
         if self._evaluates:
             return
         self._evaluates = True
@@ -59,7 +59,7 @@ class Modes:
             values["training"] = False
 
     def train(self) -> None:
-        """Put every module back into the mode that it had when it was put into evaluation mode."""
+        """Switch every module back to the mode that it had before ``evaluate``."""
         if not self._evaluates:
             return
         self._evaluates = False

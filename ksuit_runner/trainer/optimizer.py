@@ -1,4 +1,4 @@
-"""Optimizers: built over parameter groups by name, with fused kernels where there are any, and a state kept by name."""
+"""Optimizers: built over named parameter groups, with fused kernels where possible; their state is stored by name."""
 
 import inspect
 import sys
@@ -13,7 +13,7 @@ from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.trainer.parameter_rules import LOSS, SELECTORS, ParameterRules, named_parameters, parameter_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
-# How a step is computed, not what: a checkpoint may go on with other kernels on another device.
+# How a step is computed, not what: a run may resume with other kernels on another device.
 KERNEL_OPTIONS = ("params", "param_names", "name", "fused", "foreach", "capturable", "differentiable")
 _TAKE_SPARSE = (SGD, Adagrad, SparseAdam)
 
@@ -28,22 +28,22 @@ def build_optimizer(
 ) -> Optimizer:
     """Build the optimizer over all parameters, in groups of those that share all options.
 
-    What is frozen belongs to it as well: without a gradient a parameter costs nothing, and once it thaws it is trained.
+    It has the frozen ones as well: without a gradient a parameter costs nothing, and once it thaws it is trained.
 
     Args:
         factory: The optimizer's class with its arguments, but without parameters.
         model: The module to train.
-        rules: By name of the rule: what it holds for, ``match``, patterns of parameter names, and ``max_ndim``, the
-            most dimensions of a parameter; and what holds for these: ``lr_factor``, a factor on the learning rate,
-            and any option of the optimizer. Of several rules the last one wins. One that holds for nothing is an error
+        rules: By name of the rule: which parameters it applies to, ``match`` (patterns of names) and ``max_ndim`` (the
+            largest number of dimensions); and their options: ``lr_factor``, a factor on the learning rate, and any
+            option of the optimizer. Of several rules the last one wins. A rule that matches no parameter is an error
             unless it is ``optional``.
         device: Device of the parameters; fused kernels are used where the optimizer has them for it.
         loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
-        trains: Whether there are updates, for which something has to be trainable.
+        trains: Whether there are any updates, so that some parameter has to be trainable.
 
     Raises:
-        ConfigError: A rule does not say what it holds for, holds for nothing or has an option that the optimizer does
-            not know; the model has nothing to train; or the optimizer needs what the trainer does not do.
+        ConfigError: A rule has no ``match`` or ``max_ndim``, matches nothing or has an option that is unknown to the
+            optimizer; the model has nothing to train; or the optimizer needs a closure.
     """
     _keep_compiler_out()
     named = named_parameters(model, loss)
@@ -62,17 +62,17 @@ def build_optimizer(
 
 
 def _keep_compiler_out() -> None:
-    """Call an optimizer's methods without the import of torch's compiler, which takes over a second.
+    """Keep an optimizer's methods from importing torch's compiler, which takes over a second.
 
-    These methods are wrapped so that the compiler leaves them alone, and the wrapper imports it to say so. No compiled
-    code calls them here.
+    They are wrapped so that the compiler skips them, and the wrapper imports it for that. No compiled code calls them
+    here. A version of torch that caches the wrapped method elsewhere imports the compiler, and works.
     """
     if "torch._dynamo" in sys.modules:
         return
     for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
         inner = getattr(method, "__wrapped__", None)
         if inner is not None:
-            inner.__dynamo_disable = inner  # where the wrapper keeps what it calls
+            inner.__dynamo_disable = inner  # where the wrapper caches what it calls
 
 
 def _construct(
@@ -81,10 +81,10 @@ def _construct(
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
     is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
-    # Newer versions of torch find out about other types of numbers in the first step only.
+    # Newer versions of torch refuse other dtypes in the first step only.
     if is_open and device.type in FUSED_DEVICES and all(_fits_kernels(group) for group in groups):
         try:
-            return factory([dict(group) for group in groups], fused=True)  # it writes its options into them
+            return factory([dict(group) for group in groups], fused=True)  # copies, as torch adds its options to them
         except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
             pass
     try:
@@ -100,7 +100,7 @@ def _fits_kernels(group: Mapping[str, Any]) -> bool:
 
 
 def _sparse_names(model: nn.Module) -> list[str]:
-    """Return the modules that say that their gradients are sparse, such as an embedding."""
+    """Return the names of the modules that declare sparse gradients, such as an embedding."""
     return [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
 
 
@@ -110,12 +110,13 @@ def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
         for option in spec.keys() - valid:
             name = type(optimizer).__name__
             raise ConfigError(
-                f"{name} has none. {did_you_mean(option, valid)}", path=f"trainer.parameter_rules.{rule}.{option}"
+                f"{name} has no such option. {did_you_mean(option, valid)}",
+                path=f"trainer.parameter_rules.{rule}.{option}",
             )
 
 
 def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
-    """Refuse before training what would fail in the first step."""
+    """Refuse an optimizer that would fail in the first step."""
     kind, name = type(optimizer), type(optimizer).__name__
     _, *arguments = inspect.signature(kind.step).parameters.values()
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -131,7 +132,7 @@ def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
 
 
 def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
-    """Refuse an optimizer that says only in its first step that it needs a closure; torch's own say it before."""
+    """Refuse an optimizer that reports only in its first step that it needs a closure; torch's own declare it."""
     if type(optimizer).__module__.startswith("torch.optim"):
         return
     parameter = nn.Parameter(torch.zeros(2, 2))
@@ -142,7 +143,7 @@ def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
             other.train()  # type: ignore[attr-defined]
         other.step()
     except Exception as error:
-        # What else it does not like about a small matrix is no reason to refuse it.
+        # Any other error may be due to the small matrix, and is not a reason to refuse it.
         if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
             raise ConfigError(
                 f"{type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}",
@@ -151,7 +152,7 @@ def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
 
 
 def switches_weights(optimizer: Optimizer) -> bool:
-    """Whether an optimizer has other weights for evaluation than for training, as schedule-free ones have."""
+    """Whether an optimizer evaluates other weights than it trains, as schedule-free ones do."""
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
@@ -159,14 +160,14 @@ def switches_weights(optimizer: Optimizer) -> bool:
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what ``optimizer.state_dict()`` holds, by names of parameters and groups instead of numbers.
+    """Return ``optimizer.state_dict()`` by the names of parameters and groups instead of their numbers.
 
     Returns:
-        ``parameters`` and ``groups``. What an optimizer adds of its own is in ``own``, with the names of the parameters
-        in their ``order``, as it may count them.
+        ``parameters`` and ``groups``. What an optimizer adds to the state is in ``own``, with the names of the
+        parameters in their ``order``, as it may refer to their numbers.
     """
     state, names = optimizer.state_dict(), _names(optimizer)
-    if not _is_torchs(optimizer, state):
+    if not _has_torch_structure(optimizer, state):
         return {"parameters": {}, "groups": {}, "own": dict(state), "order": names}
     values = {names[key] if isinstance(key, int) else key: value for key, value in state["state"].items()}
     stored: dict[str, Any] = {
@@ -183,13 +184,13 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_options: bool = True) -> None:
-    """Take up a stored state by parameter name, with ``optimizer.load_state_dict()``.
+    """Load a stored state by parameter name, with ``optimizer.load_state_dict()``.
 
     Args:
         optimizer: Optimizer over the same parameters, in any order and grouping.
         state: What ``optimizer_state`` returned.
-        with_options: Also take up the groups' options, such as the learning rate; not for a run with others. What is
-            no option, such as a count that the optimizer keeps in its groups, is taken up always.
+        with_options: Whether to load the groups' options, such as the learning rate; not for a run with others. What is
+            not an option, such as a count that the optimizer has in its groups, is always loaded.
 
     Raises:
         CheckpointError: The state belongs to other parameters, or to other groups where the optimizer counts by group.
@@ -198,7 +199,8 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     unknown = sorted(set(state["parameters"]) - set(names))
     if unknown:
         raise CheckpointError(
-            f"stored for the parameter '{unknown[0]}', which is not there. " + did_you_mean(unknown[0], names),
+            f"the checkpoint has a state for the parameter '{unknown[0]}', which the model does not have. "
+            + did_you_mean(unknown[0], names),
             path="optimizer",
         )
     options = _options(optimizer)
@@ -208,26 +210,26 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], with_op
     if state.get("order", names) != names or (has_counted and has_other_groups):
         name = type(optimizer).__name__
         raise CheckpointError(
-            f"{name} counts by group, and the groups are others now: trainer.parameter_rules must stay",
+            f"{name} counts by group, and the groups have changed: keep trainer.parameter_rules as they were",
             path="optimizer",
         )
-    kept = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
+    own_options = [{key: group[key] for key in options & group.keys()} for group in optimizer.param_groups]
     _load(optimizer, state, names)
     lay_out_for_fused_kernels(optimizer)
     if not with_options:
-        for group, mine in zip(optimizer.param_groups, kept, strict=True):
-            group.update(mine)
+        for group, own in zip(optimizer.param_groups, own_options, strict=True):
+            group.update(own)
 
 
 def without_loss(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored state without what belongs to the parameters of the loss."""
+    """Return a stored state without the parameters of the loss."""
     parameters = {name: values for name, values in state["parameters"].items() if not name.startswith(LOSS)}
     return {**state, "parameters": parameters}
 
 
 def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> None:
     template, own = optimizer.state_dict(), dict(state.get("own", {}))
-    if not _is_torchs(optimizer, template):
+    if not _has_torch_structure(optimizer, template):
         optimizer.load_state_dict(own)
         return
     for group in template["param_groups"]:
@@ -238,20 +240,20 @@ def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> N
         numbered = {index[name]: dict(values) for name, values in values.items()}
         optimizer.load_state_dict({**template, **own, "state": numbered | others})
         return
-    # Torch would change the types of values on the way: tensors to the parameter's, text and arrays to nonsense.
+    # Torch would convert values: tensors to the dtype of the parameter, text and arrays to nonsense.
     optimizer.load_state_dict({**template, **own, "state": others})
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if name in values:
                 optimizer.state[parameter] = {
-                    key: _placed(value, parameter, group, key) for key, value in values[name].items()
+                    key: _moved(value, parameter, group, key) for key, value in values[name].items()
                 }
 
 
 def lay_out_for_fused_kernels(optimizer: Optimizer) -> None:
-    """Give state the memory layout of its parameter where fused kernels pair the two by their place in memory.
+    """Give state the memory layout of its parameter where fused kernels pair the two by their offset in memory.
 
-    They differ if the parameter's layout was changed, or if the state was stored before layouts were kept.
+    They differ if the parameter's layout was changed, or if the state was stored without its layout.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("fused") else ():
@@ -265,20 +267,20 @@ def _lie_alike(one: Tensor, other: Tensor) -> bool:
     return one.layout != torch.strided or one.stride() == torch.empty_like(other).stride()
 
 
-def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:
-    """Move the tensors of a parameter's state to where it is; numbers of steps only if the kernels read them there."""
+def _moved(value: Any, parameter: Tensor, group: Mapping[str, Any], key: str = "") -> Any:
+    """Move the tensors of a parameter's state to its device; step counts only if the kernels read them there."""
     if isinstance(value, Tensor):
         stays = key == "step" and not (group.get("fused") or group.get("capturable"))
         return value if stays else value.to(parameter.device)
     if type(value) is dict:
-        return {name: _placed(item, parameter, group) for name, item in value.items()}
+        return {name: _moved(item, parameter, group) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_placed(item, parameter, group) for item in value)
+        return type(value)(_moved(item, parameter, group) for item in value)
     return value
 
 
-def _is_torchs(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
-    """Whether a state is laid out as that of torch's optimizers is, whatever else is in it."""
+def _has_torch_structure(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether a state has the structure of those of torch's optimizers, whatever else is in it."""
     groups = state.get("param_groups")
     return (
         isinstance(state.get("state"), Mapping)
@@ -293,7 +295,7 @@ def _names(optimizer: Optimizer) -> list[str]:
 
 
 def _options(optimizer: Optimizer) -> set[str]:
-    """Return what is said about a group and not counted in it: what the constructor takes, what a schedule sets."""
+    """Return the options of a group, which are not counts: what the constructor takes, what a schedule sets."""
     bases = [vars(base)["__init__"] for base in type(optimizer).__mro__ if "__init__" in vars(base)]
     taken = {name for base in bases if base is not object.__init__ for name in inspect.signature(base).parameters}
     of_schedules = {key for group in optimizer.param_groups for key in group} - optimizer.defaults.keys()

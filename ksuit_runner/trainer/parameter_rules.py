@@ -1,4 +1,4 @@
-"""Which parameters share which options of the optimizer: rules by name and shape, and the groups that follow."""
+"""Parameter rules: options of the optimizer by name and shape of the parameter, and the groups that result."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,14 +11,14 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 ParameterRules = Mapping[str, Mapping[str, Any]]
 
 SELECTORS = ("match", "max_ndim", "optional")
-"""Keys of a rule that say what it holds for; all others are options."""
+"""Keys of a rule that select its parameters; all others are options."""
 
 LOSS = "loss."
-"""What the names of the loss module's parameters begin with."""
+"""Prefix of the names of the loss module's parameters."""
 
 
 def named_parameters(model: nn.Module, loss: nn.Module | None = None) -> dict[str, nn.Parameter]:
-    """Return by name all parameters that can have a gradient, now or once they thaw.
+    """Return all parameters, by name, that can have a gradient, now or once they thaw.
 
     Args:
         model: The module to train.
@@ -33,9 +33,7 @@ def named_parameters(model: nn.Module, loss: nn.Module | None = None) -> dict[st
         if id(parameter) in known:
             continue
         if name in named:
-            raise ConfigError(
-                f"the loss has a parameter of the name '{name}' too; give the model's another one", path="model"
-            )
+            raise ConfigError(f"the loss also has a parameter named '{name}'; rename the model's", path="model")
         named[name] = parameter
     return {name: item for name, item in named.items() if item.is_floating_point() or item.is_complex()}
 
@@ -43,10 +41,10 @@ def named_parameters(model: nn.Module, loss: nn.Module | None = None) -> dict[st
 def parameter_groups(named: Mapping[str, nn.Parameter], rules: ParameterRules) -> list[dict[str, Any]]:
     """Return groups of the parameters that share all options, each with its ``name`` and its named ``params``.
 
-    What is frozen is grouped too, so that the groups of a run are the same whatever has thawed by then.
+    Frozen ones are included, so that the groups of a run do not depend on what has thawed.
 
     Raises:
-        ConfigError: A rule does not say what it holds for, or it holds for nothing.
+        ConfigError: A rule has no ``match`` or ``max_ndim``, or it matches no parameter.
     """
     selected = {rule: _select(rule, spec, named) for rule, spec in rules.items()}
     groups: dict[str, dict[str, Any]] = {}
@@ -60,29 +58,29 @@ def parameter_groups(named: Mapping[str, nn.Parameter], rules: ParameterRules) -
 
 
 def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> set[str]:
-    place, patterns, most = f"trainer.parameter_rules.{rule}", spec.get("match"), spec.get("max_ndim")
-    if patterns is None and most is None:
+    path, patterns, max_ndim = f"trainer.parameter_rules.{rule}", spec.get("match"), spec.get("max_ndim")
+    if patterns is None and max_ndim is None:
         raise ConfigError(
-            f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{place}.match"
+            f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{path}.match"
         )
     if patterns is not None and (not isinstance(patterns, Sequence) or isinstance(patterns, str)):
-        raise ConfigError(f"a list of patterns of names is needed, not {patterns!r}", path=f"{place}.match")
+        raise ConfigError(f"a list of patterns of names is needed, not {patterns!r}", path=f"{path}.match")
     found = {
         name
         for name, parameter in named.items()
         if (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
-        and (most is None or parameter.ndim <= most)
+        and (max_ndim is None or parameter.ndim <= max_ndim)
     }
     if not found and not spec.get("optional", False):
-        raise ConfigError(f"it matches no parameter. {_hint(patterns, named)}".rstrip(), path=place)
+        raise ConfigError(f"it matches no parameter. {_hint(patterns, named)}".rstrip(), path=path)
     return found
 
 
 def _hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> str:
-    """Name what is nearest to the first pattern that nothing has: a parameter, or a module that holds some."""
+    """Suggest the nearest name to the first pattern that matches nothing: a parameter, or a module that has some."""
     missing = [item for item in patterns or () if not any(fnmatchcase(name, item) for name in named)]
     if not missing:
-        return "optional: true lets it"
+        return "optional: true allows that"
     parts = {part for name in named for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in named for end in range(1, name.count(".") + 2)}
     return did_you_mean(missing[0].strip("*."), parts | prefixes, longest=12)

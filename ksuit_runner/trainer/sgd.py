@@ -1,4 +1,4 @@
-"""One update of training: forward, loss, backward, step, and the state that it leaves behind."""
+"""The trainer: one update (forward, loss, backward, step) and the state of training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_ba
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradients import clip_gradients, forget_gradients, versions
-from ksuit_runner.trainer.lazy_layers import give_sizes
+from ksuit_runner.trainer.lazy_layers import materialize
 from ksuit_runner.trainer.loss_check import LossCheck, check_losses
 from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.modes import Modes
@@ -40,42 +40,41 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class SgdTrainer:
-    """Trains a model by gradient descent on ``(inputs, targets)`` batches; other tasks override ``training_step``.
+    """Trains a model by gradient descent on ``(inputs, targets)`` batches; subclasses override ``training_step``.
 
     Args:
         model: Model of the run; it is moved to the device.
         data_container: Datasets of the run.
-        optimizer: Makes the optimizer: a class of ``torch.optim`` with its arguments.
-        schedule: Makes the learning-rate schedule for an optimizer and a number of updates, or is a class of
+        optimizer: Builds the optimizer: a class of ``torch.optim`` with its arguments.
+        schedule: Builds the learning-rate schedule for an optimizer and a number of updates, or is a class of
             ``torch.optim.lr_scheduler`` with its arguments, in updates.
         loss: Module that maps (outputs, targets) to the mean loss over the samples, or over what its method
             ``count(targets)`` returns; the losses of torch are known. Its parameters are trained, under
             names that begin with ``loss.``, and its state is part of the trainer's.
-        max_epochs: End after this many epochs; with 0 nothing is trained, and every periodic callback acts once.
+        max_epochs: End after this many epochs; with 0 nothing is trained, and every periodic callback runs once.
         max_updates: End after this many updates.
-        max_samples: End with the update that reaches this many samples. The first end that is reached counts.
-        accumulation_steps: Parts that a batch is computed in; the gradients are those of the whole batch.
+        max_samples: End with the update that reaches this many samples. The first of these ends counts.
+        accumulation_steps: Number of parts that a batch is split into; the gradients are those of the whole batch.
         clip_norm: Largest norm of all gradients together, or None for no clipping.
-        precision: What forward and loss are computed in; weights stay in float32.
+        precision: Type in which forward and loss are computed; weights stay in float32.
         compile: Compile the model's forward pass.
         device: ``auto``, or a device of torch.
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
-        nan_loss: What happens at a loss that is no finite number: ``fail`` ends the run, ``skip`` leaves the update
-            out, ``warn`` goes on.
-        max_skips: Most updates in a row that ``skip`` leaves out; one more ends the run.
+        nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
+        max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
 
     Attributes:
         counter: Position and end of the run.
-        evaluation_models: What is evaluated, by the name of the weights; the live ones have the empty name.
+        evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
-        modes: Sees to it that only updates compute in training mode.
+        modes: Ensures that only updates compute in training mode.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
-        loss_check: Sees to losses that are no finite numbers.
+        loss_check: Acts on non-finite losses.
 
     Raises:
-        ConfigError: Something cannot be had: the device, the precision, a negative or missing number.
+        ConfigError: The device is not available, or an argument is out of range.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class SgdTrainer:
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
-        give_sizes(self.model, self._first_inputs, data_container.seed)
+        materialize(self.model, self._first_inputs, data_container.seed)
         if compile:
             self.model.module.compile()
         self.loss = loss.to(self.device)
@@ -126,7 +125,7 @@ class SgdTrainer:
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.grad_norm: Tensor | None = None
-        # A run that leaves every update out has trained nothing, however short it is.
+        # A run that skips every update has trained nothing, however short it is.
         self.loss_check = LossCheck(
             nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
         )
@@ -141,19 +140,20 @@ class SgdTrainer:
         self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
         self._added_snapshot: Mapping[str, Any] = {}
         self._base_state: dict[str, Any] = {}
-        self._stand_in: dict[str, Any] | None = None  # for this class's part of the state while that does not matter
+        self._stand_in: dict[str, Any] | None = None  # instead of this class's part of the state
 
-    # What other tasks override
+    # What subclasses override
 
     def training_step(self, batch: Any, model: nn.Module) -> tuple[dict[str, Tensor], Any]:
         """Compute the losses of a batch.
 
         Args:
-            batch: ``(inputs, targets)``, on the device.
-            model: The model to use: the live one in training, others in evaluation.
+            batch: ``(inputs, targets)``, with shapes (samples, ...), on the device.
+            model: The live model in training; in evaluation possibly another one.
 
         Returns:
-            The losses by name, means over the samples, of which ``total`` is minimized; and the model's outputs.
+            The losses by name, scalars that are means over the samples, of which ``total`` is minimized; and the
+            model's outputs, with shape (samples, ...).
         """
         inputs, targets = self.inputs_and_targets(batch)
         outputs = model(inputs)
@@ -162,7 +162,7 @@ class SgdTrainer:
         return {"total": self.loss(outputs, targets)}, outputs
 
     def inputs_and_targets(self, batch: Any) -> tuple[Any, Any]:
-        """Return what a model takes and what its outputs are compared with.
+        """Return the inputs of the model and the targets of the loss.
 
         Raises:
             KsuitError: The batch is not a pair.
@@ -179,12 +179,12 @@ class SgdTrainer:
     def batch_size(self, batch: Any) -> int:
         """Return the number of samples in a batch, or in a part of it: its weight in a mean over samples.
 
-        What the data container has fetched, it has counted; else the tensors are asked, see ``batch.batch_size``.
+        The data container counts what it fetches; for anything else the tensors decide, see ``batch.batch_size``.
         """
         return batch_size(batch, self._samples(batch))
 
     def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
-        """Cut a batch into its accumulation steps, see ``batch.split_batch``."""
+        """Split a batch into its accumulation steps, see ``batch.split_batch``."""
         samples, steps = self._samples(batch), steps or self.accumulation_steps
         parts = split_batch(batch, steps, samples)
         if samples is not None:
@@ -211,14 +211,14 @@ class SgdTrainer:
         total = sum(counts)
         if not total > 0:
             return parts
-        # The mean over nothing is NaN: what has nothing to learn from is left out.
+        # The mean over nothing is NaN: parts without any target are skipped.
         return [Part(part.batch, count / total) for part, count in zip(parts, counts, strict=True) if count > 0]
 
     def weight(self, batch: Any) -> float | Tensor:
-        """Return how much the total loss of a batch counts beside those of others: what it is a mean over.
+        """Return the weight of a batch's total loss in a mean over several: the number of things it is a mean over.
 
-        These are the targets that the loss counts, see ``LossWeights``, or else the samples. A ``training_step`` that
-        takes the mean over something else, such as tokens, overrides this as well.
+        These are the targets that the loss counts, see ``LossWeights``, or else the samples. A subclass whose
+        ``training_step`` takes the mean over something else, such as tokens, overrides this as well.
         """
         samples = self.batch_size(batch)
         if self.sums_up:
@@ -230,7 +230,7 @@ class SgdTrainer:
         return self._weights.of(targets, samples)
 
     def part_weight(self, batch: Any) -> float:
-        """Return for how many samples the loss of a part of the training batch stands: its share of them."""
+        """Return the weight of the loss of a part of the training batch, in samples."""
         for part, weight in self._weighed:
             if part is batch:
                 return weight
@@ -268,7 +268,7 @@ class SgdTrainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        """Change the weights by the gradients, forget them, and move the learning rate on."""
+        """Update the weights, drop the gradients, and advance the schedule."""
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
@@ -282,7 +282,7 @@ class SgdTrainer:
         self.schedule.step()
 
     def skip_step(self) -> None:
-        """Forget the gradients and restore the buffers; only the learning rate moves on."""
+        """Drop the gradients and restore the buffers; only the schedule advances."""
         for snapshot in self._buffer_snapshots:
             snapshot.restore()
         self.forget_gradients()
@@ -290,17 +290,17 @@ class SgdTrainer:
         self.schedule.step()
 
     def forget_gradients(self) -> None:
-        """Let no parameter have a gradient."""
+        """Drop the gradients of all parameters."""
         forget_gradients(self._parameters)
 
     def gradient_versions(self) -> list[int]:
-        """Return a number for each gradient that is another one once something was added to it."""
+        """Return a number for each gradient that changes when something is added to it."""
         return versions(self._parameters)
 
     # What callbacks use
 
     def predict(self, inputs: Any, model: nn.Module | None = None) -> Any:
-        """Compute a model's outputs in the run's precision; in a hook, the live one's in evaluation mode."""
+        """Compute a model's outputs in the run's precision; in a hook, the live model is in evaluation mode."""
         model = model or self.model
         is_watched = model is self.model and model.training and not torch.is_grad_enabled()
         with self.evaluation() if is_watched else nullcontext(), self._autocast():
@@ -320,10 +320,10 @@ class SgdTrainer:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Put model, loss and optimizer into evaluation mode while the block runs, then everything back as it was.
+        """Switch model, loss and optimizer to evaluation mode while the block runs, and then back.
 
         Optimizers that evaluate other weights than they train (schedule-free ones) and modules that merge weights for
-        evaluation (adapters) change the weights, which come back to the bit.
+        evaluation (adapters) change the weights, which are restored to the bit.
         """
         modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
         switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
@@ -347,7 +347,7 @@ class SgdTrainer:
                     parameter.copy_(values)
 
     def check_parameters(self) -> None:
-        """Check that everything that is to be trained belongs to the optimizer.
+        """Check that the optimizer has every parameter that is to be trained.
 
         Raises:
             KsuitError: A parameter was replaced or added since the trainer was built, and would never be trained.
@@ -359,7 +359,7 @@ class SgdTrainer:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise KsuitError(
                 f"the optimizer does not have '{lost[0]}'{more}, replaced or added since training began: "
-                "it would never be trained. Change a parameter's values in place, or build the model that way",
+                "it would never be trained. Change the values of a parameter in place, or build the model that way",
                 path="model",
             )
 
@@ -372,7 +372,7 @@ class SgdTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Return optimizer (by parameter name), schedule, loss, scaler, position, and the callbacks' states by name.
 
-        The weights have a file of their own; ``arrangements`` is what that does not say of them.
+        The weights have a file of their own; ``arrangements`` is what that file cannot hold, such as their strides.
         """
         if self._stand_in is not None:
             return dict(self._stand_in)
@@ -388,7 +388,7 @@ class SgdTrainer:
         }
 
     def _added_state(self) -> dict[str, Any]:
-        """Return what a subclass adds to the state, without collecting the rest anew, which takes long."""
+        """Return what a subclass adds to the state, without collecting the rest again, which takes long."""
         base = self._base_state = self._base_state or SgdTrainer.state_dict(self)
         self._stand_in = base
         try:
@@ -397,13 +397,13 @@ class SgdTrainer:
             self._stand_in = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
-        """Take up a stored state.
+        """Load a stored state.
 
         Args:
-            state_dict: What ``state_dict`` returned; the states of the callbacks are taken up by these. Without
-                ``loss`` the loss keeps its own state, and its parameters start anew.
+            state_dict: What ``state_dict`` returned; the callbacks load their states themselves. Without ``loss`` the
+                loss keeps its own state, and the optimizer starts over with its parameters.
             same_settings: Whether learning rate and schedule are those of the stored run. A fork may have others: it
-                keeps its own and moves its own schedule to the stored position.
+                keeps its own and advances its own schedule to the stored position.
 
         Raises:
             CheckpointError: The stored state belongs to another optimizer or loss.
@@ -432,7 +432,7 @@ class SgdTrainer:
             self._loss.load(tensors, arrangement)
         except RuntimeError:
             held = list(tensors) or "nothing"
-            raise CheckpointError(f"the state of another one was stored, with {held}", path="loss") from None
+            raise CheckpointError(f"the checkpoint has the state of another loss, with {held}", path="loss") from None
         if arrangement is not None:
             self._loss.arrange(arrangement)
 
@@ -449,7 +449,7 @@ class SgdTrainer:
         return self.data_container.samples_in(batch)
 
     def _autocast(self) -> Any:
-        if self._dtype is torch.float32:  # a context that changes nothing takes as long as a small layer
+        if self._dtype is torch.float32:  # an autocast context that changes nothing takes as long as a small layer
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 

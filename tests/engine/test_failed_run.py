@@ -323,7 +323,7 @@ def test_a_nan_loss_is_skipped(maker, caplog):
     assert all(tensor.isfinite().all() for tensor in found.model.values())
     assert found.model["layers.1.num_batches_tracked"] == 6
     assert [record.getMessage() for record in caplog.records if "loss" in record.getMessage()] == [
-        f"the loss of update {update} is nan; it is left out" for update in (4, 6)
+        f"the loss of update {update} is nan; it is skipped" for update in (4, 6)
     ]
 
 
@@ -355,7 +355,7 @@ def test_how_many_were_skipped_in_a_row_is_part_of_the_state(maker):
     run = maker.run(model=Diverging({3, 4}), nan_loss="skip", max_skips=2)
     run.counter.end_update = 4
     train(run)
-    with pytest.raises(LossError, match="update 5 is nan, and the 2 before it were left out"):
+    with pytest.raises(LossError, match="update 5 is nan, and the 2 before it were skipped"):
         train(maker.run(model=Diverging({1}), nan_loss="skip", max_skips=2, resume=True))
 
 

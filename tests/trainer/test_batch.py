@@ -134,8 +134,8 @@ def test_inputs_and_targets_are_a_pair_also_of_two_samples(bits):
 @pytest.mark.parametrize(
     ("batch", "samples", "reason"),
     [
-        ({"images": images(8, 8, 8), "y": Y[:3]}, 3, "a list of 3 in the batch may hold 3 samples"),
-        ((["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]), 3, "a list of 3 in the batch may hold 3 samples"),
+        ({"images": images(8, 8, 8), "y": Y[:3]}, 3, "a list of 3 in the batch is ambiguous: 3 samples"),
+        ((["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]), 3, "a list of 3 in the batch is ambiguous: 3 samples"),
         ({"x": X, "graphs": Graphs(X)}, 4, "a Graphs, which cannot be cut"),
         (pack_sequence([X, X]), 2, "a PackedSequence, which cannot be cut"),
         ({"points": torch.zeros(100, 2)}, 4, "nothing in the batch has one entry for each of its 4 samples"),
@@ -172,7 +172,7 @@ def test_a_batch_smaller_than_the_number_of_parts():
         (["a", "b", "c"], 3, 3),
         ({}, 3, 3),
         (None, 3, 3),
-        ((X[:3], Y[:3]), 4, 3),  # one was left out when they were collated
+        ((X[:3], Y[:3]), 4, 3),  # one was dropped in collation
         ((torch.zeros(8, 2), torch.zeros(8)), 4, 4),  # two views of each
     ],
 )

@@ -66,7 +66,7 @@ def test_its_state_survives_a_resume_and_an_update_that_fails(maker, bits):
     assert bits(end(maker, "cut", resume=True)) == bits(whole)
 
 
-def test_an_update_that_is_left_out_leaves_its_buffers(maker):
+def test_a_skipped_update_does_not_change_buffers(maker):
     run = maker.run(loss=Scaled(nan_at=1), nan_loss="skip", max_updates=2)
     run.counter.end_update = 1
     train(run)
@@ -83,7 +83,7 @@ def test_a_fork_may_have_another_loss_and_a_resume_not(maker):
     first = maker.trainer(**STATE, loss=Scaled())
     by_hand.train(first, updates=1)
     state = first.state_dict()
-    with pytest.raises(CheckpointError, match="'loss.temperature', which is not there"):
+    with pytest.raises(CheckpointError, match="'loss.temperature', which the model does not have"):
         maker.trainer(**STATE).load_state_dict(state)
     del state["loss"]
     maker.trainer(**STATE).load_state_dict(state, same_settings=False)

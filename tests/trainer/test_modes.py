@@ -158,20 +158,20 @@ def test_a_mode_that_is_set_before_an_update_lasts(maker):
     assert run.trainer.model.module[3].num_batches_tracked > 0
 
 
-def test_what_comes_in_evaluation_mode_is_trained_and_that_is_said(maker, caplog):
+def test_modules_in_evaluation_mode_are_trained_and_reported(maker, caplog):
     caplog.set_level(logging.INFO)
     run = maker.run(model=normalized(Frozen).eval())
     train(run)
     assert run.trainer.model.module[1].num_batches_tracked > 0
     assert run.trainer.model.module[3].num_batches_tracked == 0
-    assert "put into training mode: module\n" in caplog.text
+    assert "switched to training mode: module\n" in caplog.text
 
 
-def test_a_part_that_comes_in_evaluation_mode_is_named(caplog):
+def test_a_part_in_evaluation_mode_is_named(caplog):
     caplog.set_level(logging.INFO)
     model = nn.ModuleDict({"backbone": normalized(Frozen).eval(), "head": nn.Linear(3, 3)})
     Modes(model, nn.MSELoss()).start()
-    assert "put into training mode: backbone\n" in caplog.text
+    assert "switched to training mode: backbone\n" in caplog.text
 
 
 def test_modules_that_are_replaced_are_found_again():
@@ -180,7 +180,7 @@ def test_modules_that_are_replaced_are_found_again():
     switch.start()
     switch.evaluate()
     model[1] = nn.BatchNorm1d(8)
-    switch.look()
+    switch.find_modules()
     assert not any(module.training for module in model.modules())
     switch.train()
     assert all(module.training for module in model.modules())
