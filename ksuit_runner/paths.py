@@ -2,16 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ResumeError
 
-_RUN_ID = re.compile("[A-Za-z0-9_-]{1,100}")
+_RUN_ID = r"\A[A-Za-z0-9_-]{1,100}\Z"
+RunId = Annotated[str, Meta(pattern=_RUN_ID)]
+"""Id of a run, as it is read from a file."""
 
 
 def is_run_id(text: str) -> bool:
     """Whether a text can be the id of a run, and so the name of its folder and nothing else."""
-    return _RUN_ID.fullmatch(text) is not None
+    return re.match(_RUN_ID, text) is not None
 
 
 class OutputPaths:

@@ -195,12 +195,8 @@ def hostile_launches():
         {"mode": []},
         {"origin": "../../etc"},
         {"resumed_by": {}},
-        {"x": 1},
     ):
-        yield (
-            written("launch.json", json.dumps(whole | change)),
-            ("launch.json", "sensible" if "x" not in change else "unknown key"),
-        )
+        yield written("launch.json", json.dumps(whole | change)), ("launch.json", next(iter(change)))
     yield written("launch.json", json.dumps(whole | {"command": "x" * 10_000_000})), ("launch.json", "bytes")
 
 
@@ -268,7 +264,7 @@ def test_what_is_no_run_id_is_refused(trained, outputs):
         '{"run_id": ["x"], "name": "listed", "start_time": 1}',
         '{"run_id": "../..", "name": "leaves", "start_time": 1}',
         '{"run_id": "tampered000", "name": {}, "start_time": "x"}',
-        '{"run_id": "tampered000", "name": "x", "start_time": 1, "mode": "train", "more": 1}',
+        '{"run_id": "tampered000", "name": "x", "start_time": 1, "mode": 1}',
     ]
     (outputs / "runs.jsonl").write_text("\n".join(index), errors="surrogateescape")
     (outputs / "runs" / "not.an.id").mkdir()

@@ -15,6 +15,12 @@ _BLOCK = 4_000_000  # bytes of a file that are read at once
 
 
 @dataclass(frozen=True)
+class _Fingerprint:
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class _Manifest:
     format: int
     name: str
@@ -22,7 +28,7 @@ class _Manifest:
     unfinished: bool
     tags: list[str]
     versions: dict[str, Any]
-    files: dict[str, Any]
+    files: dict[str, _Fingerprint]
     crc32: int
 
 
@@ -100,12 +106,8 @@ def _check(found: Any, name: str) -> None:
         raise UnsafeFileError(f"has format {str(manifest.format)[:20]}, this version reads {FORMAT}")
     if manifest.name != name:
         raise UnsafeFileError("belongs to another checkpoint")
-    for file, entry in manifest.files.items():
-        if not _is_plain(file):
-            raise UnsafeFileError("names a file outside of its folder")
-        whole = isinstance(entry, dict) and entry.keys() == {"size", "crc32"}
-        if not whole or not all(type(value) is int for value in entry.values()):
-            raise UnsafeFileError(f"has no size and checksum of {file}")
+    if not all(map(_is_plain, manifest.files)):
+        raise UnsafeFileError("names a file outside of its folder")
 
 
 def _is_plain(name: str) -> bool:

@@ -6,22 +6,24 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, cast
 from uuid import uuid4
 
+import msgspec
+from msgspec import Meta
+
 from ksuit_runner.errors import LostRunError, TrackerError
-from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
+from ksuit_runner.paths import OutputPaths, PathProvider, RunId
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.system.atomic_files import make_folder, write_text
-from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json, to_json
+from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
-_RunId = Annotated[str, is_run_id]
-_Count = Annotated[int, lambda count: 0 <= count < 1 << 53]
+_Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Messages:
                     tracker.set_tags(tags, tracker_id)
 
 
-@dataclass
-class Outbox:
+class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     """A run's identity, and everything that its tracker is told: after it was told, too, should the tracker lose it.
 
     Attributes:
@@ -75,21 +76,21 @@ class Outbox:
         is_end_delivered: Whether the tracker knows how it ended.
     """
 
-    run_id: _RunId
+    run_id: RunId
     name: str
-    tracker_id: _RunId | None = None
+    tracker_id: RunId | None = None
     start_time: _Count | None = None
-    parent_run_id: _RunId | None = None
-    start_tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    inputs: list[DatasetInfo] = field(default_factory=list)
-    other_tags: dict[_RunId, dict[str, str]] = field(default_factory=dict)
+    parent_run_id: RunId | None = None
+    start_tags: dict[str, str] = msgspec.field(default_factory=dict)
+    params: dict[str, str] = msgspec.field(default_factory=dict)
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
+    inputs: list[DatasetInfo] = msgspec.field(default_factory=list)
+    other_tags: dict[RunId, dict[str, str]] = msgspec.field(default_factory=dict)
     version: _Count = 0
-    delivered_version: _Count = field(default=0, metadata={"key": "told_version"})
+    delivered_version: _Count = msgspec.field(default=0, name="told_version")
     status: EndStatus | None = None
     end_time: _Count | None = None
-    is_end_delivered: bool = field(default=False, metadata={"key": "is_end_told"})
+    is_end_delivered: bool = msgspec.field(default=False, name="is_end_told")
 
     @classmethod
     def load(cls, paths: PathProvider) -> Outbox | None:
@@ -116,7 +117,7 @@ class Outbox:
         """
         try:
             make_folder(paths.run_dir)
-            write_text(paths.outbox, json.dumps(to_json(self), indent=2) + "\n")
+            write_text(paths.outbox, json.dumps(msgspec.to_builtins(self), indent=2) + "\n")
         except OSError as error:
             _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)
 

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from msgspec import Meta
 from omegaconf import DictConfig
 
 from ksuit_runner.config.stored_config import format_config, parse_config
 from ksuit_runner.errors import ResumeError, suggest
-from ksuit_runner.paths import OutputPaths, PathProvider, is_run_id
+from ksuit_runner.paths import OutputPaths, PathProvider, RunId, is_run_id
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.security.authorship import sign
 from ksuit_runner.security.masking import mask_config, mask_text
@@ -42,7 +43,7 @@ class Launch:
     command: str
     overrides: list[str]
     mode: Mode = Mode.TRAIN
-    origin: Annotated[str, is_run_id] | None = None
+    origin: RunId | None = None
     resumed_by: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +63,7 @@ class IndexEntry:
 
     run_id: str
     name: str
-    start_time: Annotated[float, lambda seconds: 0 <= seconds < _LATEST]  # also: not NaN
+    start_time: Annotated[float, Meta(ge=0, lt=_LATEST)]  # also: not NaN
     mode: str = Mode.TRAIN
     tracker_id: str | None = None
     tags: dict[str, str] | None = None

@@ -5,13 +5,10 @@ import json
 import os
 import shutil
 import stat
-from contextlib import suppress
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
-from enum import EnumType
-from functools import cache
 from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from ksuit_runner.errors import ResumeError
 
@@ -216,82 +213,13 @@ def conform(kind: type[Stored], value: Any) -> Stored:
     """Return what a JSON value stands for, if everything in it is of the type that it has to be.
 
     Args:
-        kind: Type that is expected: a dataclass, whose fields are the keys, or one of JSON's types. ``list``, ``dict``,
-            ``Literal``, enums and unions are followed; ``Annotated[T, check]`` is a ``T`` for which ``check`` is true.
+        kind: Type that is expected, as msgspec knows it: a dataclass, a ``Struct``, or one of JSON's types.
         value: The value, as it was parsed.
 
     Raises:
         UnsafeFileError: Something in it is not; names the key.
     """
     try:
-        built: Stored = _conform(kind, value)
-    except _UnfitError as error:
-        raise UnsafeFileError(str(error)) from None
-    return built
-
-
-def to_json(record: Any) -> dict[str, Any]:
-    """Return a dataclass as the JSON object that ``conform`` makes it from."""
-    values = asdict(record)
-    return {_key(item): values[item.name] for item in fields(record)}
-
-
-class _UnfitError(Exception):
-    """A value is not of its type; the message says of which key."""
-
-
-def _conform(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind):
-        return _conform_record(kind, value)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        built = _conform(arguments[0], value)
-        if all(check(built) for check in arguments[1:]):
-            return built
-    elif origin in (Union, UnionType):
-        for option in arguments:
-            with suppress(_UnfitError):
-                return _conform(option, value)
-    elif origin is list and type(value) is list:
-        return [_conform(arguments[0], item) for item in value]
-    elif origin is dict and type(value) is dict:
-        return {_conform(arguments[0], key): _conform(arguments[1], item) for key, item in value.items()}
-    elif origin is Literal:
-        if any(type(value) is type(option) and value == option for option in arguments):
-            return value
-    elif isinstance(kind, EnumType):
-        with suppress(ValueError):
-            return kind(value)
-    elif kind is Any or type(value) is kind or (kind is float and type(value) is int):
-        return value
-    text = repr(value)
-    raise _UnfitError(f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__}) does not fit")
-
-
-def _conform_record(kind: Any, value: Any) -> Any:
-    if type(value) is not dict:
-        raise _UnfitError(f"is not the {kind.__name__} that it should be")
-    types, known = _types(kind), {_key(item): item for item in fields(kind)}
-    if unknown := [key for key in value if key not in known]:
-        raise _UnfitError(f"has the unknown key '{unknown[0][:60]}'")
-    needed = (key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING)
-    if missing := [key for key in needed if key not in value]:
-        raise _UnfitError(f"lacks the key '{missing[0]}'")
-    built = {}
-    for key, item in value.items():
-        name = known[key].name
-        try:
-            built[name] = _conform(types[name], item)
-        except _UnfitError as error:
-            raise _UnfitError(f"has no sensible '{key}': {error}") from None
-    return kind(**built)
-
-
-def _key(item: Field[Any]) -> str:
-    """Return the key of a field in JSON: another one than its name where that has changed since the first version."""
-    return str(item.metadata.get("key", item.name))
-
-
-@cache
-def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UnsafeFileError(f"does not fit its schema: {str(error)[:300]}") from None

@@ -106,13 +106,17 @@ def test_a_name_may_have_200_characters(folder, length):
     [
         ({"format": 2}, "has format 2, this version reads 1"),
         ({"name": "E1_U3_S6"}, "belongs to another checkpoint"),
-        ({"tags": ["best", 1]}, "has no sensible 'tags': 1 (int) does not fit"),
-        ({"tags": {}}, "has no sensible 'tags': {} (dict) does not fit"),
-        ({"unfinished": 1}, "has no sensible 'unfinished': 1 (int) does not fit"),
-        ({"more": 1}, "has the unknown key 'more'"),
+        ({"tags": ["best", 1]}, "does not fit its schema: Expected `str`, got `int` - at `$.tags[1]`"),
+        ({"tags": {}}, "does not fit its schema: Expected `array`, got `object` - at `$.tags`"),
+        ({"unfinished": 1}, "does not fit its schema: Expected `bool`, got `int` - at `$.unfinished`"),
+        ({"files": {"a": []}}, "does not fit its schema: Expected `object`, got `array` - at `$.files[...]`"),
         *(
-            ({"files": {"trainer.pt": entry}}, "has no size and checksum of trainer.pt")
-            for entry in ([], {"size": 0}, {**ENTRY, "more": 1}, {"size": "0", "crc32": 0}, {"size": True, "crc32": 0})
+            ({"files": {"a": {"crc32": 0, **size}}}, f"does not fit its schema: {message} - at `$.files[...]{at}`")
+            for size, message, at in (
+                ({}, "Object missing required field `size`", ""),
+                ({"size": "0"}, "Expected `int`, got `str`", ".size"),
+                ({"size": True}, "Expected `int`, got `bool`", ".size"),
+            )
         ),
     ],
 )
