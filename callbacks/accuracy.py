@@ -1,4 +1,4 @@
-"""How often the right class is among the first k."""
+"""Top-k accuracy on a dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,15 +13,15 @@ from ksuit_runner.periodic_callback import DatasetCallback
 class Accuracy(DatasetCallback):
     """Logs ``accuracy/DATASET``, and ``accuracy_topK/DATASET`` for K > 1, for the live and all other weights.
 
-    Outputs are scores of shape (batch, ..., classes), targets the classes, of shape (batch, ...).
+    Outputs are scores of shape (batch, ..., classes), targets are class indices of shape (batch, ...).
 
     Args:
-        topk: Numbers of first classes among which the right one counts.
+        topk: Values of k: a prediction is right if the target is among the k classes with the highest scores.
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
         ConfigError: A k is smaller than 1; or, at the first evaluation, larger than the number of classes, or the
-            targets are no classes.
+            targets are not class indices.
     """
 
     logs: ClassVar[Sequence[str] | None] = (
@@ -47,13 +47,13 @@ class Accuracy(DatasetCallback):
         self._count += targets.numel()
 
     def _count_hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how often the target is the first class, the second and so on; it stays on the device."""
-        largest, place = self.topk[-1], f"callbacks.{self.display_name}"
+        """Return how often the target has the i-th highest score, as a tensor of shape (largest k,) on the device."""
+        largest, path = self.topk[-1], f"callbacks.{self.display_name}"
         if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
             shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-            raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=place)
+            raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=path)
         if largest > outputs.shape[-1]:
-            raise ConfigError(f"{largest} is more than the {outputs.shape[-1]} classes", path=f"{place}.topk")
+            raise ConfigError(f"{largest} is more than the {outputs.shape[-1]} classes", path=f"{path}.topk")
         hits = outputs.topk(largest, dim=-1).indices == targets.unsqueeze(-1)
         return hits.flatten(0, -2).sum(0)
 

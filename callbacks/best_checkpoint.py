@@ -1,4 +1,4 @@
-"""Keeping the checkpoint with the best value of a metric."""
+"""A checkpoint at the best value of a metric."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -7,10 +7,10 @@ from ksuit_runner.metric_callback import MetricCallback
 
 
 class BestCheckpoint(MetricCallback):
-    """Has a checkpoint written, and kept under a tag, whenever a metric is better than ever before.
+    """Writes a checkpoint, and keeps it under a tag, whenever a metric improves on its best value.
 
     Args:
-        tag: Tag of the checkpoint; the callback's name if None.
+        tag: Tag of the checkpoint; by default the callback's name.
         **kwargs: Passed on to MetricCallback.
     """
 

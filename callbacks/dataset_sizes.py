@@ -1,4 +1,4 @@
-"""The sizes of the datasets."""
+"""Sizes of the datasets."""
 
 from collections.abc import Sequence
 from typing import ClassVar

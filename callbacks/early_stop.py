@@ -1,4 +1,4 @@
-"""Ending a run whose metric no longer gets better."""
+"""Early stopping by a metric."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -8,13 +8,13 @@ from ksuit_runner.metric_callback import MetricCallback
 
 
 class EarlyStop(MetricCallback):
-    """Stops training when a metric has not become better for a number of evaluations.
+    """Stops training when a metric has not improved for a number of evaluations.
 
-    NaN is never better. Source: Prechelt, Early Stopping - But When?, 1998.
+    NaN is not an improvement. Source: Prechelt, Early Stopping - But When?, 1998.
 
     Args:
-        patience: Number of evaluations in a row without a better value after which training stops.
-        min_delta: Smallest difference that counts as better.
+        patience: Number of consecutive evaluations without improvement after which training stops.
+        min_delta: Smallest difference that counts as an improvement.
         **kwargs: Passed on to MetricCallback.
 
     Raises:
@@ -40,14 +40,14 @@ class EarlyStop(MetricCallback):
         self.waited += 1
         if self.waited >= self.patience:
             best = "no value" if self.best is None else f"{self.best:.4g}"
-            raise StopTraining(f"{self.metric_key} has not become better than {best} in {self.waited} evaluations")
+            raise StopTraining(f"{self.metric_key} has not improved on {best} in {self.waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, and for how many evaluations there was no better one."""
+        """Return the best value, and the number of evaluations since."""
         return {**super().state_dict(), "waited": self.waited}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the best value and the waiting, unless a fork watches another metric."""
+        """Restore the best value and the evaluations since, unless a fork watches another metric."""
         super().load_state_dict(state_dict)
         if state_dict["metric_key"] == self.metric_key:
             self.waited = state_dict["waited"]

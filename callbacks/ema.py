@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, evaluated beside the live ones."""
+"""Exponential moving averages of the weights."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -22,10 +22,10 @@ from ksuit_runner.tensors.module_tree import ModuleTree
 
 
 class Ema(CallbackBase):
-    """Keeps averages of the weights, one per decay, and offers them for evaluation.
+    """Maintains averages of the weights, one per decay, and offers them for evaluation beside the live ones.
 
-    Parameters are averaged. Buffers, such as running statistics, are those of the live model: they may be counts or
-    masks with infinities, of which there is no average.
+    Parameters are averaged. Buffers, such as running statistics, are copied from the live model: they may be counts or
+    masks with infinities, which have no average.
 
     Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the warm-up of the decay,
     min(decay, (1 + n) / (10 + n)) at the n-th update, is that of TensorFlow's ExponentialMovingAverage.
@@ -58,7 +58,7 @@ class Ema(CallbackBase):
         self._pair()
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        if self.updates == 0:  # the weights may have been loaded since: into a run that had no average before
+        if self.updates == 0:  # the weights may have been loaded since, in a run that had no average before
             for average in self.models.values():
                 average.module = self._copy().module
             self._pair()
@@ -76,12 +76,12 @@ class Ema(CallbackBase):
         return self.model.copy().eval().requires_grad_(False)
 
     def _pair(self) -> None:
-        """Put the tensors of the averages beside those of the model."""
+        """Pair the tensors of the averages with those of the model."""
         self._live = _Tensors(self.model.module)
         self._averages = {label: _Tensors(average.module) for label, average in self.models.items()}
 
     def _follow(self) -> None:
-        """Replace what was replaced in the model: an average goes on under its name, or begins with the new values."""
+        """Replace what was replaced in the model; an average continues under its name or starts anew."""
         for average in self.models.values():
             before = dict(average.module.named_parameters())
             average.module = self._copy().module
@@ -94,16 +94,16 @@ class Ema(CallbackBase):
         return min(decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else decay
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of averaged updates, and the memory layouts of the averages, whose values are in files."""
+        """Return the number of averaged updates, and the memory layouts of the averages; their values are in files."""
         strides = {label: average.arrangement()["strides"] for label, average in self.models.items()}
         return {"updates": self.updates, "strides": strides}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the number of averaged updates and the layouts."""
+        """Restore the number of averaged updates and the layouts."""
         self.updates, self._strides = state_dict["updates"], state_dict.get("strides", {})
 
     def resume_from_checkpoint(self, resumption_paths: PathProvider, model: ModelBase) -> None:
-        """Read the averages from the checkpoint's files; what is not averaged and in no file is the model's."""
+        """Restore the averages from the checkpoint's files; what has no average and is in no file is the model's."""
         for label, average in self.models.items():
             path = resumption_paths.checkpoint_dir / f"{label}.safetensors"
             if not path.is_file():
@@ -116,7 +116,7 @@ class Ema(CallbackBase):
 
 
 class _Tensors:
-    """The tensors of the model or of an average; those of the two are in the same order."""
+    """The tensors of the model or of an average, in the same order for both."""
 
     def __init__(self, module: nn.Module) -> None:
         self.tree = ModuleTree(module)
@@ -127,32 +127,32 @@ class _Tensors:
         self._buffers: tuple[list[Tensor], list[Tensor]] | None = None  # of this one, and of the other
 
     def move_towards(self, live: "_Tensors", decay: float, has_changed: bool) -> None:
-        """Average the parameters, and take over what has no average: other parameters, buffers, and extra state.
+        """Average the parameters, and copy what has no average: other parameters, buffers, and extra state.
 
         Args:
             live: The tensors of the model.
-            decay: Share of what was averaged before.
-            has_changed: Whether a buffer of the model may be another one than before.
+            decay: Share of the previous average.
+            has_changed: Whether a buffer of the model may have been replaced.
         """
         if self.averaged:
             lerp_all(self.averaged, live.averaged, 1 - decay)
         for parameter, other in zip(self.others, live.others, strict=True):
             parameter.data = _copied(other.detach(), parameter.detach())
         if has_changed or self._buffers is None or (self.tree.buffer_slots and self.tree.has_changed()):
-            self._take_buffers(live.tree.buffers())
+            self._copy_buffers(live.tree.buffers())
         elif self._buffers[0]:
             copy_all(*self._buffers)
         for module, source in zip(self.extra, live.extra, strict=True):
             module.set_extra_state(deepcopy(source.get_extra_state()))
 
-    def _take_buffers(self, buffers: list[Any]) -> None:
+    def _copy_buffers(self, buffers: list[Any]) -> None:
         pairs = []
         for (holder, name), other in zip(self.tree.buffer_slots, buffers, strict=True):
             copied = holder[name] = _copied(other, holder[name])
             pairs += [] if copied is None else [(copied, other)]
         are_plain = all(own.layout == torch.strided and not overlaps(own) for own, _ in pairs)
         self._buffers = ([own for own, _ in pairs], [other for _, other in pairs]) if are_plain else None
-        self.tree.has_changed()  # what was just replaced is no news
+        self.tree.has_changed()  # what was just replaced does not count as a change
 
 
 def _has_average(parameter: Tensor) -> bool:
@@ -161,7 +161,7 @@ def _has_average(parameter: Tensor) -> bool:
 
 
 def _copied(value: Any, old: Any) -> Any:
-    """Return a copy of a tensor, in the memory of an old one if that has the same form; None for None."""
+    """Return a copy of a tensor, in the memory of an old one of the same form if there is one; None for None."""
     if value is None:
         return None
     if old is not None and value.layout == torch.strided and same_form(value, old):

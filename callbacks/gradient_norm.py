@@ -1,4 +1,4 @@
-"""The norm of the gradients."""
+"""Norm of the gradients."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -9,7 +9,7 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class GradientNorm(PeriodicCallback):
-    """Logs ``gradient_norm``, that of the last update before clipping; nothing in a run that does not clip."""
+    """Logs ``gradient_norm``, that of the last update before clipping; a run without clipping logs nothing."""
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_norm",)
 

@@ -1,4 +1,4 @@
-"""The learning rate."""
+"""Learning rates of the parameter groups."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ class LearningRate(PeriodicCallback):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Decided once: groups that differ may meet later, such as at 0 when a schedule ends.
+        # Decided once: groups that differ may coincide later, such as at 0 when a schedule ends.
         self._is_shared = len(set(self.trainer.learning_rates().values())) == 1
 
     @uses_no_rng

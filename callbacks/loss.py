@@ -1,4 +1,4 @@
-"""The loss on a dataset."""
+"""Loss on a dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

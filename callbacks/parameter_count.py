@@ -1,4 +1,4 @@
-"""The size of the model."""
+"""Number of parameters of the model."""
 
 from collections.abc import Sequence
 from typing import ClassVar

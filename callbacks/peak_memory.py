@@ -1,4 +1,4 @@
-"""The most memory that was used."""
+"""Peak memory."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines anywhere else."""
+"""Progress of training: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -20,13 +20,13 @@ from ksuit_runner.ui.terminal import format_number, run_console
 
 
 class Progress(CallbackBase):
-    """Shows position, speed, the time that is left, and the last values of metrics of which one direction is better.
+    """Shows position, speed, the time left, and the last values of metrics that have a better direction.
 
-    Without a terminal there is a line after each evaluation, at the end, and after a while in between.
+    Without a terminal it prints a line after each evaluation, at the end, and at intervals in between.
 
     Args:
-        every_n_seconds: Time after which there is another line in between.
-        refresh_seconds: Shortest time between two pictures of the bar.
+        every_n_seconds: Interval of the lines in between.
+        refresh_seconds: Shortest time between two refreshes of the bar.
         **kwargs: Passed on to CallbackBase.
 
     Raises:
@@ -87,7 +87,7 @@ class Progress(CallbackBase):
         self._next, self._last_update = monotonic() + self._interval, counter.update
 
     def _pace(self, counter: UpdateCounter) -> str:
-        """Return updates per second since training was started or resumed, and the time that is left at this pace."""
+        """Return updates per second since training was started or resumed, and the time left at this pace."""
         updates = counter.update - self._start_update
         if self._start_update < 0 or updates == 0:
             return ""

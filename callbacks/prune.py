@@ -1,4 +1,4 @@
-"""Ending a run of an Optuna search that does worse than the others did."""
+"""Pruning of runs in an Optuna search."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optun
 class Prune(MetricCallback):
     """Stops training when the best value of a metric is worse than the median of the finished trials at that update.
 
-    Only a run of a search is ever ended (``sweep.method=tpe``); the search tells the callback which trial it watches.
-    What it needs to know of the past is in the study, so it has no state of its own and a resumed run decides the same.
+    Only runs of a search (``sweep.method=tpe``) are pruned; the search sets the trial. The past values are in the
+    study, so the callback has no state of its own, and a resumed run decides the same.
 
     Source: the median stopping rule of Golovin et al., "Google Vizier", KDD 2017.
 
     Args:
-        path_provider: Where the study is.
-        min_trials: Number of finished trials before which no run is ended.
-        min_updates: Number of updates before which no run is ended.
+        path_provider: Paths of the run, beside which the study is.
+        min_trials: Number of finished trials before which no run is pruned.
+        min_updates: Number of updates before which no run is pruned.
         study: Id of the sweep; the search sets it.
         trial: Number of the trial; the search sets it.
         **kwargs: Passed on to MetricCallback.
@@ -62,15 +62,15 @@ class Prune(MetricCallback):
             self._study = open_study(self.paths, direction, pruner)
         known = self._study.get_trials(deepcopy=False)[self.number]
         update = self.trainer.counter.update
-        if known.state.is_finished():  # the run goes on after the search
+        if known.state.is_finished():  # the run was resumed after the search
             return
-        if update < max(known.intermediate_values, default=0):  # a resumed run comes by again, and was not ended here
+        if update < max(known.intermediate_values, default=0):  # computed again after a resume: not pruned
             return
         trial = optuna.trial.Trial(self._study, known._trial_id)
         if update not in known.intermediate_values:
             trial.report(value, update)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, for a trial that has had nothing but NaN
+            warnings.simplefilter("ignore", RuntimeWarning)  # from numpy, for a trial with nothing but NaN
             is_worse = trial.should_prune()
         if is_worse:
             trial.set_user_attr(PRUNED_AT, update)

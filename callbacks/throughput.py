@@ -1,4 +1,4 @@
-"""How fast training is, and how long it waits for its data."""
+"""Training speed, and the share of time spent waiting for data."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -12,9 +12,8 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 class Throughput(PeriodicCallback):
     """Logs ``samples_per_second``, ``updates_per_second`` and ``data_wait_fraction``.
 
-    The last one is the part of the time that training waited for its data. The time is that since the last log on the
-    clock, with everything that happens in it: evaluations and checkpoints too. The values differ from run to run, so
-    nothing is kept over a resume.
+    The last one is the share of the time that training waited for its data. The time is wall-clock time since the last
+    log, evaluations and checkpoints included. The values differ from run to run, so there is no state to resume.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.

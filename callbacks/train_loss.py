@@ -1,4 +1,4 @@
-"""The loss that is trained on."""
+"""Training loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -52,6 +52,6 @@ class TrainLoss(PeriodicCallback):
         return {"sums": dict(self._sums), "count": self._count}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the sums since the last log."""
+        """Restore the sums since the last log."""
         self._sums = {name: value.to(self.trainer.device, copy=True) for name, value in state_dict["sums"].items()}
         self._count = state_dict["count"]

@@ -159,7 +159,7 @@ def _refuse_requests(config: DictConfig) -> None:
 
 
 def _look_up_hydra(node: Any, raw: Any) -> None:
-    """Replace what refers to Hydra (``${hydra:...}``) by what it stands for, while Hydra knows this config."""
+    """Resolve what refers to Hydra (``${hydra:...}``) while Hydra knows this config."""
     for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
         if isinstance(value, str) and ASKS_HYDRA.search(value):
             node[key] = node[key]

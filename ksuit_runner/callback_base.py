@@ -1,4 +1,4 @@
-"""The base of all callbacks: what they are handed, and the hooks that the loop fires."""
+"""The base class of callbacks: their collaborators, and the hooks that the loop calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import getattr_static
-from time import perf_counter
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -26,12 +25,11 @@ Template = TypeVar("Template", bound=Callable[..., None])
 
 
 def template(hook: Template) -> Template:
-    """Make a hook's public method: without gradients, timed, its metrics under the callback's name."""
+    """Make a hook's public method: without gradients, with its metrics under the callback's name."""
 
     @wraps(hook)
     def call(self: CallbackBase, *args: Any, **kwargs: Any) -> None:
         self.writer.source = self.name or type(self).__name__
-        start = perf_counter()
         try:
             if torch.is_grad_enabled():
                 with torch.no_grad():
@@ -43,8 +41,6 @@ def template(hook: Template) -> Template:
         except BaseException as error:
             error.add_note(f"raised in callback '{self.display_name}', hook {hook.__name__}")
             raise
-        finally:
-            self.seconds += perf_counter() - start
 
     call.template = call  # type: ignore[attr-defined]
     return cast(Template, call)
@@ -59,12 +55,12 @@ class CallbackBase:
     """Watches a run, evaluates it, or acts on it, without the loop knowing what it does.
 
     A callback overrides the protected hooks that it needs (``_before_training``, ``_track_after_update_step`` ...). The
-    public ones are templates: they switch gradients off, measure the time, and call the protected one; overriding
-    a template is a TypeError when the class is defined. What no callback of a run overrides costs nothing.
+    public ones are templates: they switch gradients off and call the protected one; overriding a template is
+    a TypeError when the class is defined. A hook that no callback of a run overrides costs nothing.
 
     The model is in evaluation mode in all hooks, except for those that come right before the forward and the backward
     pass: ``_before_every_update``, ``_before_every_accumulation_step`` and ``_before_every_backward``. Only a mode that
-    is set there, such as that of a frozen BatchNorm, lasts. Gradients that a hook leaves behind are forgotten; between
+    is set there, such as that of a frozen BatchNorm, lasts. Gradients that a hook leaves behind are discarded; between
     the backward pass and the optimizer's step they are an error.
 
     A stateful callback stores its state in one of two ways: small state through ``state_dict`` and
@@ -72,8 +68,8 @@ class CallbackBase:
     ``checkpoint_writer.add_tensors`` and reads back in ``resume_from_checkpoint``.
 
     What a hook draws at random depends on the seed, the callback's name, the hook and the update only: the generators
-    are seeded before it, unless it is marked with ``keyed_random.uses_no_rng``. That takes some 9 us, and 100 us for
-    the hooks between forward pass and step, after which training gets its own generators back.
+    are seeded before it, unless it is marked with ``keyed_random.uses_no_rng``. That takes about 9 us, and 100 us for
+    the hooks between forward pass and step, after which the generators of training are restored.
 
     Metrics go through ``self.writer``; the step is the current update::
 
@@ -84,18 +80,17 @@ class CallbackBase:
         trainer: Trainer of the run.
         model: Model of the run.
         data_container: All datasets of the run.
-        tracker: Where the run is recorded.
-        log_writer: Takes the metrics of all callbacks; there is one per run.
+        tracker: Tracker of the run.
+        log_writer: Collects the metrics of all callbacks, as ``self.writer``; there is one per run.
         checkpoint_writer: Writes the checkpoints of the run.
         metric_property_provider: Knows whether higher or lower is better for a metric.
-        name: Key of the callback in the config, and of its state in a checkpoint. One that is built by hand has none
-            before it is part of a run.
+        name: Key of the callback in the config, and of its state in a checkpoint. A callback that is built by hand
+            gets its name when it becomes part of a run.
 
     Attributes:
         logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
-            braces stands for the argument of that name and ``*`` for anything. None leaves it open; then a
-            misspelt metric to watch is found when it is looked for, and not before training.
-        seconds: Time that was spent in this callback, in seconds.
+            braces stands for the argument of that name and ``*`` for anything. With None, a callback that watches
+            a misspelt metric of this one is found at the end of training, and not before.
     """
 
     logs: ClassVar[Sequence[str] | None] = None
@@ -119,7 +114,6 @@ class CallbackBase:
         self.writer = log_writer
         self.checkpoint_writer = checkpoint_writer
         self.metric_property_provider = metric_property_provider
-        self.seconds = 0.0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -130,7 +124,7 @@ class CallbackBase:
 
     @property
     def display_name(self) -> str:
-        """What messages call the callback: its name, or that of its class if it has none."""
+        """The name of the callback in messages: its name, or that of its class if it has none."""
         return self.name or type(self).__name__
 
     @property
@@ -140,88 +134,118 @@ class CallbackBase:
 
     @property
     def path_provider(self) -> PathProvider:
-        """Names of the run's files and folders."""
+        """Paths of the run's files and folders."""
         return self.checkpoint_writer.path_provider
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return what has to outlive the process, or None if there is nothing.
+        """Return the state that a checkpoint stores, or None if there is none.
 
-        Plain values, lists, dicts and tensors only: a checkpoint is read without unpickling objects.
+        Plain values, lists, dicts, arrays and tensors only: a checkpoint is read without unpickling objects.
         """
         return None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned when the checkpoint was written."""
+        """Restore a state that ``state_dict`` returned when the checkpoint was written."""
 
     def resume_from_checkpoint(self, resumption_paths: PathProvider, model: ModelBase) -> None:
-        """Read back large state from the files of the checkpoint that is resumed from.
+        """Restore large state from the files of the checkpoint.
 
         Args:
-            resumption_paths: Paths of the run and the checkpoint, ``resumption_paths.checkpoint_dir``.
+            resumption_paths: Paths of the run, with ``resumption_paths.checkpoint_dir`` that of the checkpoint.
             model: Model of the run, with its weights already loaded.
         """
 
     def close(self) -> None:
-        """Give back what the callback holds (a terminal, a file), however the run ended; called once, at the end."""
+        """Release what the callback holds (a terminal, a file); called once at the end of a run, however it ends."""
 
     @template
     def before_training(self, update_counter: UpdateCounter) -> None:
-        """Fires once, before the first update of a run or after a resume."""
+        """Called once, before the first update of a run or after a resume.
+
+        Args:
+            update_counter: Position of the run: ``epoch``, ``update``, ``sample``. That is so in every hook.
+        """
         self._before_training(update_counter=update_counter)
 
     @template
     def after_training(self, update_counter: UpdateCounter) -> None:
-        """Fires once, after the last update."""
+        """Called once, after the last update."""
         self._after_training(update_counter=update_counter)
 
     @template
     def on_exception(self, error: BaseException) -> None:
-        """Fires when training ends by an error."""
+        """Called when training ends with an error.
+
+        Args:
+            error: What was raised. It is raised again after all callbacks were called.
+        """
         self._on_exception(error=error)
 
     @template
     def before_every_update(self, update_counter: UpdateCounter) -> None:
-        """Fires before an update, with its batch fetched."""
+        """Called before an update, whose batch is already on the device."""
         self._before_every_update(update_counter=update_counter)
 
     @template
     def before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
-        """Fires before the forward pass over a part of the batch."""
+        """Called before the forward pass of an accumulation step.
+
+        Args:
+            update_counter: Position of the run.
+            batch: The samples of the step, on the device, as the dataset's samples collate: mostly
+                ``(inputs, targets)``, both of shape (samples, ...).
+        """
         self._before_every_accumulation_step(update_counter=update_counter, batch=batch)
 
     @template
     def before_every_backward(self, update_counter: UpdateCounter, losses: Mapping[str, torch.Tensor]) -> None:
-        """Fires between forward and backward pass."""
+        """Called between the forward and the backward pass of an accumulation step.
+
+        Args:
+            update_counter: Position of the run.
+            losses: Losses of ``training_step`` by name, each of shape (), with their graph; ``total`` is minimized.
+        """
         self._before_every_backward(update_counter=update_counter, losses=losses)
 
     @template
     def track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
     ) -> None:
-        """Fires after the backward pass over a part of the batch; the losses are detached, on their device."""
+        """Called after the backward pass of an accumulation step.
+
+        Args:
+            update_counter: Position of the run; the update is not counted yet.
+            batch: The samples of the step, as in ``before_every_accumulation_step``.
+            losses: Losses by name, each of shape (), detached, on the device: reading one waits for the device.
+            outputs: The outputs of ``training_step``: those of the model, such as scores of shape (samples, classes).
+        """
         self._track_after_accumulation_step(update_counter=update_counter, batch=batch, losses=losses, outputs=outputs)
 
     @template
     def track_after_update_step(self, update_counter: UpdateCounter) -> None:
-        """Fires after the optimizer's step, with the counter moved on."""
+        """Called after the optimizer's step; the update is counted."""
         self._track_after_update_step(update_counter=update_counter)
 
     @template
     def after_update(self, update_counter: UpdateCounter) -> None:
-        """Fires after an update, once all callbacks have tracked it."""
+        """Called after an update, once all callbacks have tracked it."""
         self._after_update(update_counter=update_counter)
 
     @template
     def after_epoch(self, update_counter: UpdateCounter) -> None:
-        """Fires after the last update of an epoch."""
+        """Called after the last update of an epoch."""
         self._after_epoch(update_counter=update_counter)
 
     @template
     def after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        """Fires when the metrics of an update were written: the place to react to their values.
+        """Called when the metrics of an update were written, to react to their values.
 
-        It comes after all periodic callbacks and before the checkpoint, whatever the order of the callbacks. What is
-        logged here belongs to the same update, and is what it fires with next; the same value again is not.
+        It comes after all periodic callbacks and before the checkpoint, whatever the order of the callbacks. Metrics
+        that are logged here belong to the same update; it is called again with those that are new.
+
+        Args:
+            update_counter: Position of the run.
+            metrics: Values by key, those of this update that were not passed yet.
         """
         self._after_log(update_counter=update_counter, metrics=metrics)
 

@@ -1,4 +1,4 @@
-"""Where a run stands (epoch, update, sample), where it ends, and what is due at a position."""
+"""The position of a run (epoch, update, sample), its end, and intervals."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from ksuit_runner.errors import ConfigError
 
 _NUMBER = "(0|[1-9][0-9]{0,17})"
-_LOOKED_AT = 5000
+_MOST_UPDATES_CHECKED = 5000
 _PROGRESS = re.compile(f"E{_NUMBER}_U{_NUMBER}_S{_NUMBER}")
 
 
@@ -25,7 +25,7 @@ class Progress:
 
     @classmethod
     def parse(cls, text: str) -> "Progress | None":
-        """Read a position back from its text form, ``E2_U90_S2880``; None if it is no such text."""
+        """Parse the text form of a position, ``E2_U90_S2880``; None if the text is not one."""
         match = _PROGRESS.fullmatch(text)
         return cls(*map(int, match.groups())) if match else None
 
@@ -36,7 +36,7 @@ class UpdateCounter:
     Args:
         dataset_size: Number of samples in the training dataset.
         batch_size: Samples per update, over all ranks and accumulation steps.
-        drop_last: Whether an epoch's last, smaller batch is left out.
+        drop_last: Whether an epoch's last, smaller batch is skipped.
         max_epochs: End after this many epochs.
         max_updates: End after this many updates.
         max_samples: End with the first update that reaches this many samples.
@@ -67,7 +67,7 @@ class UpdateCounter:
         self.stopped_by: list[str] = []
 
     def stop(self, name: str) -> None:
-        """End training after the current update, as a callback of this name asks for."""
+        """End training after the current update, at the request of the callback of this name."""
         self.stopped_by = [*self.stopped_by, name] if self.stopped else [name]
         self.stopped = True
 
@@ -102,12 +102,12 @@ class UpdateCounter:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no update is left to do."""
+        """Whether no update is left."""
         return self.stopped or self.update >= self.end_update
 
     @property
     def is_empty(self) -> bool:
-        """Whether the run has no update at all: it only evaluates."""
+        """Whether the run has no updates: it only evaluates."""
         return self.update == self.end_update == 0
 
     @property
@@ -127,7 +127,7 @@ class UpdateCounter:
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position; sample and epoch are there to be compared when it is loaded."""
+        """Return the position; epoch and sample are stored to be checked when it is loaded."""
         return {
             "epoch": self.epoch,
             "update": self.update,
@@ -137,10 +137,10 @@ class UpdateCounter:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Move to a stored position.
+        """Restore a position.
 
         Raises:
-            ConfigError: The position means another number of samples now (other data or batch size).
+            ConfigError: The update is at another sample now: the dataset or the batch size has changed.
         """
         update, sample = state_dict["update"], state_dict["sample"]
         if self.sample_at(update) != sample:
@@ -176,7 +176,7 @@ class Interval:
             raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
 
     def is_due(self, counter: UpdateCounter) -> bool:
-        """Whether the last update was one after which this is due."""
+        """Whether this is due after the last update."""
         if self.every_n_updates is not None:
             return counter.update % self.every_n_updates == 0
         if self.every_n_epochs is not None:
@@ -188,16 +188,16 @@ class Interval:
     def meets(self, other: "Interval", counter: UpdateCounter) -> int | None:
         """Return the first update of a run after which this and another interval are due, None if there is none.
 
-        In a very long run, only the first few thousand that come into question are looked at.
+        In a very long run, only the first few thousand candidates are checked.
         """
         step = max(interval._period(counter) for interval in (self, other))
-        for update in islice(range(step, counter.end_update + 1, step), _LOOKED_AT):
+        for update in islice(range(step, counter.end_update + 1, step), _MOST_UPDATES_CHECKED):
             if self.is_due(counter.at(update)) and other.is_due(counter.at(update)):
                 return update
         return None
 
     def _period(self, counter: UpdateCounter) -> int:
-        """Return a number of updates of which all updates after which this is due are multiples."""
+        """Return a divisor of all updates after which this is due."""
         if self.every_n_epochs is not None:
             return self.every_n_epochs * counter.updates_per_epoch
         return self.every_n_updates or 1

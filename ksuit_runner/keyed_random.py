@@ -44,8 +44,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def uses_no_rng(function: Function) -> Function:
     """Mark a function that draws no random numbers: the generators are not seeded before it is called.
 
-    It is for what is called at every update: a callback's hook, or a dataset's ``__getitems__`` that returns a finished
-    batch by indexing alone. A subclass that overrides the function has to mark its own.
+    It saves time in what is called at every update: a callback's hook, or a dataset's ``__getitems__`` that only
+    indexes. A subclass that overrides the function has to mark its own.
     """
     function.uses_no_rng = True  # type: ignore[attr-defined]
     return function
@@ -58,7 +58,7 @@ def may_draw(function: Any) -> bool:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run a block and give back all generators as they were found."""
+    """Run a block, and restore the state of all generators after it."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     accelerator = torch.cuda if torch.cuda.is_initialized() else torch.mps  # type: ignore[no-untyped-call]
     has_accelerator = accelerator is torch.cuda or torch.backends.mps.is_available()
@@ -75,7 +75,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def keyed(*parts: int | str) -> Iterator[None]:
-    """Run a block under a key of its own and give back all generators as they were found."""
+    """Run a block under its own key, and restore the state of all generators after it."""
     with undisturbed():
         seed_all(mix(*parts))
         yield

@@ -1,4 +1,4 @@
-"""The one place through which all metrics of a run go."""
+"""The log writer, through which all metrics of a run go."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ _Pending = tuple[float | Tensor, str]
 """A value and the callback that logged it; a named tuple costs four times as much to make, which is a tenth of what a
 metric costs."""
 
-_WRITTEN = -1  # in place of the number of a round, in a stored log: written before these rounds began
+_WRITTEN = -1  # number of the round, in a stored log, of what was written before the rounds began
 
 
 class LogWriter:
@@ -36,12 +36,12 @@ class LogWriter:
         update_counter: Position of the run.
         metric_property_provider: Knows which direction of a metric is better.
         check_key: Raises an error for a key that the tracker would refuse.
-        is_logged: Tells whether a point is recorded already: of updates that are computed again after a resume.
-        prefix: What every key begins with: an evaluation of a stored run has its metrics beside those of training.
+        is_logged: Returns whether a point is recorded already: of updates that are computed again after a resume.
+        prefix: Prefix of every key: ``evaluate=`` records its metrics beside those of training.
 
     Attributes:
         source: Name of the callback that is logging.
-        is_ahead: Whether an update is being computed that the counter does not count yet.
+        is_ahead: Whether an update is being computed that is not counted yet.
         summary: Last and best value of every metric so far.
     """
 
@@ -82,9 +82,9 @@ class LogWriter:
 
         Args:
             key: Name of the metric, parts separated by ``/``.
-            value: A number, or a tensor with one element on any device. What is logged is its present value; it is
-                read at the flush.
-            logger: Also write the metric as a line of this logger, at once: a tensor on a device is waited for.
+            value: A number, or a tensor with one element on any device. Its present value is logged; it is read at the
+                flush.
+            logger: Also log the metric as a line of this logger, at once, which waits for a tensor's device.
             format_str: Format of the number in that line, such as ``.2f``.
 
         Raises:
@@ -109,7 +109,7 @@ class LogWriter:
             self._pending[key] = (value, self.source)
 
     def _snapshot(self, key: str, value: Any) -> float | Tensor:
-        """Return a value that does not change if the callback goes on with its tensor or array."""
+        """Return a value that does not change if the callback changes its tensor or array."""
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
                 return value.detach().clone()
@@ -131,7 +131,7 @@ class LogWriter:
             raise
 
     def _check_same(self, key: str, value: float | Tensor, source: str) -> None:
-        """Check that a value is the one that was logged before at this update: a tensor is waited for."""
+        """Check that a value is the one that was logged before at this update; this waits for a tensor's device."""
         if key in self._pending:
             before, earlier = self._pending[key]
         else:
@@ -145,7 +145,7 @@ class LogWriter:
             )
 
     def start_rounds(self) -> None:
-        """Begin with the first round of what follows an update."""
+        """Start with the first round of an update."""
         self._rounds.clear()
 
     def flush(self) -> dict[str, float]:
@@ -169,27 +169,27 @@ class LogWriter:
         return {key.removeprefix(self.prefix): value for key, value in metrics.items()}
 
     def mark(self) -> int:
-        """Return a mark that ``discard`` can go back to: how many metrics wait for the flush."""
+        """Return a mark for ``discard``: the number of metrics that wait for the flush."""
         return len(self._pending)
 
     def discard(self, mark: int = 0) -> None:
-        """Forget what was logged since the mark, by default since the last flush, because it will be logged again."""
+        """Discard what was logged since the mark, by default since the last flush, because it will be logged again."""
         for key in list(self._pending)[mark:]:
             del self._pending[key]
 
     def discard_of(self, sources: Collection[str]) -> None:
-        """Forget what these callbacks have logged since the last flush, because it was recorded before a resume."""
+        """Discard what these callbacks have logged since the last flush, because it was recorded before a resume."""
         self._pending = {key: item for key, item in self._pending.items() if item[1] not in sources}
 
     def abandon_update(self) -> None:
-        """Forget what was logged for an update that is not completed."""
+        """Discard what was logged for an update that failed."""
         self.discard()
         self.is_ahead = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was logged at this update, written or not, for a run that ends in the middle of its hooks.
+        """Return what was logged at this update, written or not, for a run that ends between two of its hooks.
 
-        Each metric with its value, its callback, and the round in which it was logged.
+        It maps each key to the value, the name of the callback, and the number of the round.
         """
         rounds = {key: number for number, metrics in enumerate(self._rounds) for key in metrics}
         rounds |= dict.fromkeys(self._pending, len(self._rounds))
@@ -199,7 +199,7 @@ class LogWriter:
         return {key: [value, found[key][1], rounds.get(key, _WRITTEN)] for key, value in values.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up what was logged at this update before; what of it was written is not written again."""
+        """Restore what was logged at this update; what was written is not written again."""
         written, rounds = {}, dict[int, dict[str, _Pending]]()
         is_written = self._written_step == self._counter.update
         for key, (value, source, *number) in state_dict.items():
@@ -220,9 +220,9 @@ class LogWriter:
         self._journal.sync()
 
     def summarize(self, points: Iterable[Point]) -> None:
-        """Take points that were recorded before into the summary.
+        """Add points that were recorded before to the summary.
 
-        It is rebuilt from the record and not kept in checkpoints: speeds differ from run to run, checkpoints do not.
+        It is rebuilt from the record and not stored in checkpoints, which are the same in every run; speeds are not.
         """
         for point in points:
             self._summarize({point.key: point.value}, point.step)
@@ -249,7 +249,7 @@ def _to_numbers(pending: Mapping[str, _Pending]) -> dict[str, float]:
         if isinstance(value, float):
             numbers[key] = value
         else:
-            numbers[key] = math.nan  # its place in the order
+            numbers[key] = math.nan  # reserves its position in the order
             by_device.setdefault(value.device, {})[key] = value.reshape(())
     for device, tensors in by_device.items():
         dtype = torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""Callbacks that watch one metric."""
+"""Base class of callbacks that watch one metric."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class MetricCallback(CallbackBase):
         **kwargs: Passed on to CallbackBase.
 
     Attributes:
-        best: Best value so far, None before the first one; the subclass sets it.
+        best: Best value so far, None before the first one; set by the subclass.
 
     Raises:
-        ConfigError: Neither direction of the metric is the better one.
+        ConfigError: Neither direction of the metric is better.
     """
 
     def __init__(self, metric_key: MetricKey, **kwargs: Any) -> None:
@@ -34,7 +34,7 @@ class MetricCallback(CallbackBase):
         self.best: float | None = None
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        if self.metric_key in metrics and not self.writer.prefix:  # an evaluation of a stored run is none of training
+        if self.metric_key in metrics and not self.writer.prefix:  # evaluate= is not training
             self._process_value(metrics[self.metric_key])
 
     @abstractmethod
@@ -48,10 +48,10 @@ class MetricCallback(CallbackBase):
             self.logger.warning("%s: '%s' was never logged. %s", path, self.metric_key, hint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, and of which metric it is."""
+        """Return the best value so far, and its metric."""
         return {"metric_key": self.metric_key, "best": self.best}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the best value so far, unless a fork watches another metric."""
+        """Restore the best value so far, unless a fork watches another metric."""
         if state_dict["metric_key"] == self.metric_key:
             self.best = state_dict["best"]

@@ -1,4 +1,4 @@
-"""Which direction of a metric is the better one, by the pattern of its key."""
+"""The better direction of a metric, by the pattern of its key."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ Direction = Literal["higher", "lower", "neutral"]
 
 
 class MetricPropertyProvider:
-    """Answers whether higher or lower values of a metric are better.
+    """Knows whether higher or lower values of a metric are better.
 
-    Upper and lower case make no difference in patterns.
+    Patterns ignore case.
 
     Args:
         higher: Patterns (``*`` matches anything) of keys where higher is better.
         lower: Patterns of keys where lower is better.
-        neutral: Patterns of keys where neither is; looked at first.
+        neutral: Patterns of keys where neither is; they take precedence.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MetricPropertyProvider:
         return "neutral"
 
     def higher_is_better(self, key: str) -> bool:
-        """Whether higher values of a metric are the better ones, and not lower ones.
+        """Whether higher values of a metric are better, and not lower ones.
 
         Raises:
             ConfigError: Neither are.
@@ -71,7 +71,7 @@ def improves(direction: Direction, value: float, than: float | None) -> bool:
 
 @dataclass
 class Summary:
-    """Last and best value of a metric, each with the update that it was logged at; neutral metrics have no best."""
+    """Last and best value of a metric, each with its update; neutral metrics have no best."""
 
     direction: Direction
     last: float
@@ -80,7 +80,7 @@ class Summary:
     best_step: int | None = None
 
     def add(self, value: float, step: int) -> None:
-        """Take in a value that was logged at an update, the first one too."""
+        """Add a value that was logged at an update."""
         self.last, self.last_step = value, step
         if self.direction != "neutral" and improves(self.direction, value, self.best):
             self.best, self.best_step = value, step

@@ -1,4 +1,4 @@
-"""The names of all files under the output folder. No other module makes up a file name there."""
+"""The paths of all files in the output folder; no other module composes any."""
 
 import re
 from pathlib import Path
@@ -15,12 +15,12 @@ RunId = Annotated[str, Meta(pattern=_RUN_ID)]
 
 
 def is_run_id(text: str) -> bool:
-    """Whether a text can be the id of a run, and so the name of its folder and nothing else."""
+    """Whether a text can be the id of a run, and so the name of its folder but not a path."""
     return re.match(_RUN_ID, text) is not None
 
 
 class OutputPaths:
-    """What all runs of an output folder share.
+    """The files that all runs of an output folder share.
 
     Args:
         output_dir: The folder, by default ``outputs``.
@@ -39,22 +39,22 @@ class OutputPaths:
 class PathProvider(OutputPaths):
     """The files of one run, and of one of its checkpoints where one is named.
 
-    ``artifacts_dir`` is the artifact root of the run in MLflow's embedded store: what lies there is shown on MLflow's
-    web page without being copied.
+    ``artifacts_dir`` is the artifact root of the run in MLflow's embedded store: MLflow's web page shows its files
+    without a copy.
 
     Args:
         output_dir: The output folder, shared by all runs.
         run_id: Id of the run.
-        checkpoint: Name of one of its checkpoints, ``E2_U90_S2880``, for a run that resumes from it.
+        checkpoint: Name of one of its checkpoints, such as ``E2_U90_S2880``.
 
     Raises:
-        ResumeError: The id cannot be one; it may come from a server.
+        ResumeError: The id is not one; it may come from a server.
     """
 
     def __init__(self, output_dir: str | Path, run_id: str, checkpoint: str | None = None) -> None:
         super().__init__(output_dir)
         if not is_run_id(run_id):
-            raise ResumeError(f"{run_id[:50]!r} is no run id: those have up to 100 letters, digits, '-' and '_'")
+            raise ResumeError(f"{run_id[:50]!r} is not a run id, which has up to 100 letters, digits, '-' and '_'")
         assert checkpoint is None or Progress.parse(checkpoint), checkpoint
         self.run_id = run_id
         self.run_dir = self.runs_dir / run_id
@@ -82,7 +82,7 @@ class PathProvider(OutputPaths):
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Folder of the checkpoint that is resumed from."""
+        """Folder of the checkpoint."""
         assert self._checkpoint is not None, "these paths name no checkpoint"
         return self.checkpoints_dir / self._checkpoint
 
@@ -116,13 +116,13 @@ class SweepPaths(OutputPaths):
         self.submitit_dir = self.sweep_dir / "submitit"
 
     def begun(self, index: int) -> Path:
-        """Return the file that is there once a process has begun a job."""
+        """Return the file that exists once a process has begun a job."""
         return self.sweep_dir / "begun" / str(index)
 
     def job_lock(self, index: int) -> Path:
-        """Return the lock of the process that does a job."""
+        """Return the lock of the process that runs a job."""
         return self.sweep_dir / f"job-{index}.lock"
 
     def device_lock(self, device: str) -> Path:
-        """Return the file that the process which has a device keeps locked."""
+        """Return the file that is locked by the process that uses a device."""
         return self.sweep_dir / f"device-{device}.lock"

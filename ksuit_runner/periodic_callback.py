@@ -1,4 +1,4 @@
-"""Callbacks that act at intervals, and those that go through a dataset when they do."""
+"""Base classes of callbacks that act at intervals, and of those that evaluate a dataset."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PeriodicCallback(CallbackBase):
         **kwargs: Passed on to CallbackBase.
 
     Attributes:
-        is_repeatable: Whether another callback of this class logs the same values after the same update. Not so if they
-            cover the updates of an interval, or are measured: two such callbacks whose intervals meet cannot share a
-            metric, which is found before training.
+        is_repeatable: Whether another callback of this class logs the same values after the same update. Not if they
+            cover the updates of an interval, or are measured: two such callbacks whose intervals meet cannot share
+            a metric, which is checked before training.
 
     Raises:
         ConfigError: Not exactly one of the three intervals is given.
@@ -47,16 +47,16 @@ class PeriodicCallback(CallbackBase):
 
     @template
     def periodic_callback(self, update_counter: UpdateCounter) -> None:
-        """Fires when the interval is due, after ``after_update`` and ``after_epoch``."""
+        """Called when the interval is due, after ``after_update`` and ``after_epoch``."""
         self._periodic_callback(update_counter=update_counter)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None: ...
 
 
 class DatasetCallback(PeriodicCallback):
-    """A periodic callback that goes through a whole dataset, in order, with the model in evaluation mode.
+    """A periodic callback that evaluates a whole dataset, in order, with the model in evaluation mode.
 
-    The batches come through the workers that also fetch training data, ahead of time. A subclass says what is done
+    The batches come through the workers that also fetch training data, ahead of time. A subclass defines what is done
     with a batch (``_process_batch``) and with the results (``_process_results``).
 
     Args:
@@ -72,7 +72,7 @@ class DatasetCallback(PeriodicCallback):
         self.evaluate(update_counter)
 
     def evaluate(self, update_counter: UpdateCounter) -> None:
-        """Go through the dataset once, with the live weights and with all others that are offered for evaluation."""
+        """Evaluate the dataset once, with the live weights and with all others that are offered for evaluation."""
         models = self.trainer.evaluation_models
         with self.trainer.evaluation():
             for number, batch in enumerate(self.data_container.evaluation_batches(self.dataset_key)):
@@ -85,7 +85,7 @@ class DatasetCallback(PeriodicCallback):
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """Type to sum up in: float64, or float32 on the one kind of device that has no other."""
+        """Type to sum up in: float64, or float32 on MPS, which lacks it."""
         return torch.float32 if self.trainer.device.type == "mps" else torch.float64
 
     def metric_key(self, metric: str, weights: str) -> str:
@@ -94,13 +94,14 @@ class DatasetCallback(PeriodicCallback):
 
     @abstractmethod
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
-        """Take up one batch, already on the device.
+        """Process one batch.
 
         Args:
-            batch: What the dataset's samples collate to.
+            batch: The samples, on the device, as they collate: mostly ``(inputs, targets)``, both of shape
+                (samples, ...); the last batch may be smaller.
             models: Models to evaluate by the name of their weights; the live ones have the empty name.
         """
 
     @abstractmethod
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        """Log the results of the batches seen, and forget them."""
+        """Log the results of all batches, and reset them."""

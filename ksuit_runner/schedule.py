@@ -1,4 +1,4 @@
-"""Learning-rate schedules per update: warm-up, then a curve of our own or any scheduler of torch.
+"""Learning-rate schedules per update: a warm-up, then a curve from here or any scheduler of torch.
 
 The curves are closed forms of (update, total updates): a run that is extended follows the curve of its new length.
 """
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
 
 from ksuit_runner.errors import ConfigError, did_you_mean
 
-_NEEDS_METRIC = "steps with a metric, and a schedule here at every update; `step`, `cosine` or `linear` do without one"
+_NEEDS_METRIC = "steps with a metric, which a schedule does not get; use schedule=step, cosine or linear"
 _NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
 
 
@@ -78,7 +78,7 @@ def constant(optimizer: Optimizer, total_updates: int, warmup: float | int = 0) 
 
 
 def linear(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
-    """Go down along a line to ``end_factor`` times the learning rate, after a linear warm-up.
+    """Decay linearly to ``end_factor`` times the learning rate, after a linear warm-up.
 
     Args:
         optimizer: Optimizer whose learning rates are multiplied with the curve.
@@ -90,7 +90,7 @@ def linear(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, en
 
 
 def cosine(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
-    """Go down along half a cosine to ``end_factor`` times the learning rate, after a linear warm-up.
+    """Decay along half a cosine to ``end_factor`` times the learning rate, after a linear warm-up.
 
     Source: Loshchilov and Hutter, SGDR, 2017 (https://arxiv.org/abs/1608.03983), without restarts.
 

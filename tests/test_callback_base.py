@@ -85,7 +85,7 @@ def test_a_template_of_ones_own(make):
         type("Other", (Mine,), {"on_sunday": lambda self: None})
 
 
-def test_gradients_and_time_are_right_after_an_error(make):
+def test_gradients_are_on_again_after_an_error(make):
     class Broken(CallbackBase):
         def _after_update(self, update_counter):
             _ = 1 / 0
@@ -94,7 +94,6 @@ def test_gradients_and_time_are_right_after_an_error(make):
     with pytest.raises(ZeroDivisionError):
         broken.after_update(None)
     assert torch.is_grad_enabled()
-    assert broken.seconds > 0
 
 
 def test_metrics_go_under_the_name_of_the_callback(make):

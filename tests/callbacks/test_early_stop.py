@@ -35,9 +35,7 @@ def test_it_stops_after_as_many_evaluations_without_a_better_value(new_run, key,
 def test_it_says_why(new_run, caplog):
     with caplog.at_level(logging.INFO, "ksuit_runner"):
         new_run(callbacks("accuracy/test", (0.5, 0.4, 0.5), patience=2), max_updates=20).train()
-    assert (
-        "training stops at update 6: accuracy/test has not become better than 0.5 in 2 evaluations" in caplog.messages
-    )
+    assert "training stops at update 6: accuracy/test has not improved on 0.5 in 2 evaluations" in caplog.messages
 
 
 def test_the_waiting_goes_on_after_a_resume(new_run):

@@ -87,4 +87,4 @@ def test_a_run_that_gets_no_better_stops_early(trained):
     overrides = ["callbacks=[accuracy,early_stop]", "callbacks.early_stop.patience=2", "optimizer.lr=0"]
     result = trained(*overrides, "trainer.max_epochs=9")
     assert [step for key, step in result.metrics if key == "accuracy/test"] == [22, 44, 66]
-    assert "has not become better" in result.out
+    assert "has not improved on" in result.out

@@ -101,7 +101,7 @@ def test_what_is_no_sweep_is_left_to_others(store, outputs):
         (lambda store: (store.add_plan() / "plan.json").write_text("{}"), "cannot be used"),
         (lambda store: (store.add_plan() / "plan.json").write_text('{"name": '), "cannot be used"),
         (lambda store: (store.add_plan() / "jobs.jsonl").write_text('{"index": 0}'), "cannot be used"),
-        (lambda store: store.add("../away"), "is no run id"),
+        (lambda store: store.add("../away"), "is not a run id"),
     ],
 )
 def test_what_cannot_go_on_here_is_refused_in_a_line(store, outputs, make, reason):

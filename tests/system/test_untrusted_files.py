@@ -298,7 +298,7 @@ def test_what_a_server_hands_out_is_no_run_if_it_is_no_files(tmp_path, victim, k
         fetch(Hostile("run00000", kind, victim), outputs, "x")
     assert not outputs.runs_dir.exists()
     for run_id in ("../run", "a\nb", "", "x" * 200, "C:\\x", "a/b", "\uff52un"):
-        with pytest.raises(KsuitError, match="is no run id"):
+        with pytest.raises(KsuitError, match="is not a run id"):
             fetch(Hostile(run_id, kind, victim), outputs, "x")
 
 
