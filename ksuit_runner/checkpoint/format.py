@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk: writing a folder so that it is whole or not there, and reading only what is whole."""
+"""The format of a checkpoint on disk: a folder is written atomically, and read only if all of it is intact."""
 
 import logging
 import shutil
@@ -53,41 +53,43 @@ class Checkpoint:
 def pack_state(
     files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return what the files of a checkpoint are written from, after the check that all of it can be read back.
+    """Return the content of a checkpoint's files, after a check that all of it can be read back.
 
-    Of the model, what no file of tensors holds (extra state, sparse or quantized tensors ...) goes into the state.
+    What a safetensors file cannot hold of the model (extra state, sparse or quantized tensors ...) goes into the state.
 
     Args:
         files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
-        state: State of trainer and callbacks; empty for one that is not given.
+        state: State of trainer and callbacks; a missing one is empty.
 
     Raises:
         CheckpointError: Something cannot be stored; the message names it.
     """
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in files}
-    beside = {}
+    extra = {}
     for name, values in files.items():
         for key, value in values.items():
             if fits_file(value):
                 tensors[name][key] = value
             elif name == "model":
-                beside[key] = pack(f"model[{key!r}]", value)
+                extra[key] = pack(f"model[{key!r}]", value)
             else:
-                raise CheckpointError(f"{name}.safetensors: {key!r} is not a dense tensor, which the file could hold")
+                raise CheckpointError(
+                    f"{name}.safetensors: {key!r} is not a dense tensor, and the file can hold nothing else"
+                )
     packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
     callbacks = {name: pack(callback_location(name), value) for name, value in state.get("callbacks", {}).items()}
-    return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": beside} if beside else {})}
+    return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": extra} if extra else {})}
 
 
 def fits_file(value: Any) -> bool:
-    """Whether a value of a ``state_dict`` can be in a file of tensors."""
+    """Whether a safetensors file can hold a value of a ``state_dict``."""
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
     return is_dense and not value.is_quantized and not value.is_meta and _has_file_type(value.dtype)
 
 
 @lru_cache
 def _has_file_type(dtype: torch.dtype) -> bool:
-    """Whether tensors of a type come back from a file; there are some that are written and not read."""
+    """Whether a file can hold tensors of a dtype; some can be written and not read."""
     try:
         return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty((), dtype=dtype)})))
     except Exception:
@@ -101,17 +103,17 @@ def write_folder(
     config_hash: str,
     tags: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint so that the folder is there with everything in it, or is not there.
+    """Write a checkpoint atomically: the folder has everything in it, or does not exist.
 
     Args:
-        folder: Its final place; its name is the position.
-        files: Tensors by name, for each safetensors file by its name without the ending.
+        folder: Its final path; its name is the position.
+        files: Tensors by name, for each safetensors file by its name without the suffix.
         state: Plain values and tensors for ``trainer.pt``, as ``pack_state`` returns them.
         config_hash: Hash of the run's config.
         tags: Tags that it is written for.
 
     Raises:
-        OSError: It could not be written; nothing is left behind.
+        OSError: It could not be written; nothing has changed.
     """
     temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -140,13 +142,13 @@ def _save_state(path: Path, state: Mapping[str, Any]) -> None:
         try:
             torch.save(dict(state), file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides what the disk said behind a complaint of its own
+            if isinstance(error.__context__, OSError):  # torch hides the error of the disk behind its own
                 raise error.__context__ from None
             raise
 
 
 def names(paths: PathProvider) -> list[str]:
-    """Return the names of a run's checkpoints, newest first, whole or not."""
+    """Return the names of a run's checkpoints, newest first, intact or not."""
     if not _has_folder(paths):
         return []
     found = [(Progress.parse(path.name), path.name) for path in paths.checkpoints_dir.iterdir()]
@@ -155,7 +157,7 @@ def names(paths: PathProvider) -> list[str]:
 
 
 def recover(paths: PathProvider) -> None:
-    """Tidy up what a killed process has left: put back what it was about to replace, remove what is half written.
+    """Clean up after a killed process: restore the checkpoint that it was replacing, remove half-written ones.
 
     Only the process that holds the run's lock may call this; it does so before it reads or writes a checkpoint.
     """
@@ -166,7 +168,7 @@ def recover(paths: PathProvider) -> None:
 
 
 def needs_recovery(paths: PathProvider) -> bool:
-    """Whether a checkpoint is missing that ``recover`` would put back; or it is being replaced just now."""
+    """Whether there is a checkpoint that ``recover`` would restore; or it is being replaced right now."""
     return any(not replaced.exists() for replaced in _replaced(paths))
 
 
@@ -181,7 +183,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _finish_replacement(folder: Path) -> None:
-    """Remove what a checkpoint has replaced; if it was moved aside and nothing took its place, put it back."""
+    """Remove the checkpoint that was moved aside; if nothing has replaced it, move it back."""
     aside = _aside(folder)
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -194,7 +196,7 @@ def _has_folder(paths: PathProvider) -> bool:
 
 
 def has_traces(paths: PathProvider) -> bool:
-    """Whether a run ever had a checkpoint, even if none of them is left: then it may not silently start anew.
+    """Whether a run ever had a checkpoint, even if none is left: then it may not silently start over.
 
     What a process left half written when it was killed is hidden and does not count.
     """
@@ -210,7 +212,7 @@ def damage(folder: Path) -> str | None:
 
 
 def resume_problem(folder: Path) -> str | None:
-    """Return what keeps a run from resuming from a checkpoint, or None; all is read as a resume reads it."""
+    """Return why a run cannot resume from a checkpoint, or None; everything is read as a resume reads it."""
     return _problem(folder, _read)
 
 
@@ -225,7 +227,7 @@ def _problem(folder: Path, reader: Callable[[Path, Path], Any]) -> str | None:
 
 
 def holds(folder: Path, state: Mapping[str, Any], config_hash: str) -> bool:
-    """Whether a checkpoint is whole and what a state at its position would be written as.
+    """Whether a checkpoint is intact, and is what a state at its position would be written as.
 
     Under another config it holds other states; and what followed an update may have been half done when it was written.
     """
@@ -247,14 +249,14 @@ def _root(folder: Path) -> Path:
 
 
 def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
-    """Read the newest checkpoint of a run that is whole, saying which damaged ones it passes over.
+    """Read the newest intact checkpoint of a run, with a warning for every damaged one that is skipped.
 
     Args:
         paths: Paths of the run.
-        name: Read this one and no other.
+        name: Read this one only.
 
     Raises:
-        CheckpointError: There is none, none that is whole, or none of this name.
+        CheckpointError: There is none, none that is intact, or none of this name.
     """
     existing = names(paths)
     if name is not None and name not in existing:
@@ -266,9 +268,9 @@ def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
             return _checkpoint(paths.at_checkpoint(candidate))
         except UnsafeFileError as error:
             problems[candidate] = str(error)
-            _LOGGER.warning("checkpoint %s is damaged and passed over: %s", paths.checkpoints_dir / candidate, error)
+            _LOGGER.warning("checkpoint %s is damaged and skipped: %s", paths.checkpoints_dir / candidate, error)
     if not problems:
-        raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot go on")
+        raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot be resumed")
     listed = "".join(f"\n  {candidate}: {problem}" for candidate, problem in list(problems.items())[:_LISTED])
     raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
 
@@ -284,7 +286,7 @@ def _checkpoint(paths: PathProvider) -> Checkpoint:
 
 
 def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Verify and read a checkpoint; whatever a file does instead of being read is damage.
+    """Verify and read a checkpoint; any error in reading a file counts as damage.
 
     Returns:
         The manifest, the model's values, and the state.
@@ -293,7 +295,7 @@ def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dic
     if missing := [file for file in (MODEL, STATE) if file not in manifest["files"]]:
         raise UnsafeFileError(f"{missing[0]} is missing")
     state = _load(folder / STATE, _read_state)
-    for file in manifest["files"]:  # those of callbacks are read by them, later than another checkpoint could be taken
+    for file in manifest["files"]:  # callbacks read theirs later, when it is too late to choose another checkpoint
         if file.endswith(".safetensors") and file != MODEL:
             _load(folder / file, _read_header)
     model = _load(folder / MODEL, safetensors.torch.load_file)
@@ -310,7 +312,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except Exception as error:  # torch alone has a dozen ways to say that a file is none of its own
+    except Exception as error:  # torch alone raises a dozen types of errors for a damaged file
         lines = str(error).splitlines() or [type(error).__name__]
         raise UnsafeFileError(f"{path.name} cannot be loaded ({lines[0][:200]})") from None
 
@@ -325,4 +327,4 @@ def _check_shape(state: Any) -> None:
     if not all(isinstance(known.get(part), dict) for part in ("trainer", "callbacks", "model")):
         raise ValueError("it is not the state of a trainer and its callbacks")
     if not all(isinstance(name, str) for name in known["callbacks"]):
-        raise ValueError("the name of a callback is not text")
+        raise ValueError("the name of a callback is not a string")

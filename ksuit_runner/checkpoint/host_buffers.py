@@ -1,4 +1,4 @@
-"""A consistent copy of a run's state in host memory that is used again for every checkpoint."""
+"""A consistent copy of a run's state in host memory, in buffers that every checkpoint reuses."""
 
 from collections import deque
 from typing import Any
@@ -10,8 +10,8 @@ from torch import Tensor
 class HostBuffers:
     """Copies trees of tensors to the host, each time into the same buffers.
 
-    Training waits only for the copy. Writing into memory that exists is several times faster than allocating it. A
-    copy has the memory layout of its tensor; elements that overlap or lie apart there lie side by side in the copy.
+    Training waits only for the copy. Reusing memory is several times faster than allocating it. A copy has the memory
+    layout of its tensor, without overlaps and gaps.
 
     Attributes:
         kinds: Types of the values of the last copy, in their order.
@@ -19,7 +19,7 @@ class HostBuffers:
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
-        self._spare: deque[Tensor] = deque()  # those of the copy before that this one has not come to yet
+        self._spare: deque[Tensor] = deque()  # of the last copy, not yet reused by this one
         self.kinds: list[Any] = []
 
     @property
@@ -28,7 +28,7 @@ class HostBuffers:
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def copy(self, tree: Any) -> Any:
-        """Return the tree with every tensor copied; it stays as it is until the next call.
+        """Return the tree with every tensor copied; the next call overwrites the copies.
 
         Args:
             tree: Nested dicts, lists and tuples of tensors and plain values.

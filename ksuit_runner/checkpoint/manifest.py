@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: which files it has, with their sizes and checksums, and a checksum of itself."""
+"""The manifest of a checkpoint: its files with their sizes and checksums, and a checksum of the manifest."""
 
 import json
 import zlib
@@ -42,7 +42,7 @@ def write_manifest(
         name: Name of the checkpoint.
         config_hash: Hash of the config that it was written under.
         unfinished: Whether what follows the last update was half done.
-        versions: Versions of what wrote it.
+        versions: Versions of the libraries that wrote it.
         tags: Tags that it was written for.
     """
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
@@ -52,7 +52,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path, root: Path) -> dict[str, Any]:
-    """Read a manifest of which every byte is as it was written, and of which every value has its type.
+    """Read a manifest, and check every byte by its checksum and every value by its type.
 
     Args:
         folder: The checkpoint's folder.
@@ -86,14 +86,14 @@ def verify(folder: Path, root: Path) -> dict[str, Any]:
     manifest = read_manifest(folder, root)
     for name, expected in manifest["files"].items():
         try:
-            # The size tells most damage apart without reading gigabytes.
+            # The size detects most damage without reading gigabytes.
             if check_file(folder / name, folder) != expected["size"] or _fingerprint(folder / name) != expected:
                 raise UnsafeFileError("is not what was written")
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{name} {error}") from None
         except OSError as error:
             raise UnsafeFileError(f"{name} cannot be read ({error.strerror})") from None
-    # Hidden files are no part of it: network file systems leave some behind.
+    # Hidden files are ignored: network file systems leave some behind.
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if unexpected := sorted(present - manifest["files"].keys() - {MANIFEST}):
         raise UnsafeFileError(f"{unexpected[0][:100]} is not among the files that were written")
@@ -115,7 +115,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _seal(body: Mapping[str, Any]) -> str:
-    """Return the text of a manifest: it ends with the checksum of what it would be without that."""
+    """Return the text of a manifest, which ends with the checksum of everything before."""
     checksum = zlib.crc32(json.dumps(body).encode())
     return json.dumps({**body, "crc32": checksum}, indent=2) + "\n"
 

@@ -1,8 +1,8 @@
-"""What a checkpoint's state may hold, and how that is written as values that are read without unpickling objects.
+"""The types that the state in a checkpoint may contain, and their encoding as values that need no unpickling.
 
-Torch reads plain values, lists, tuples, dicts and tensors safely. Other values that states are made of, such as
-numbers of numpy and deques, are packed as a dict that says what they are, and come back as what they were. Whatever
-is neither is refused, with the path to it.
+Torch reads plain values, lists, tuples, dicts and tensors safely. Other types that are common in states, such as numpy
+numbers and deques, are packed as a dict that names the type, and restored as that type. Anything else is refused, with
+the path to it.
 """
 
 import io
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from ksuit_runner.errors import CheckpointError
 
 KIND = "__kind__"
-"""Key of a packed value's kind, in the dict that stands for it."""
+"""Key of a packed value's type, in the dict that represents it."""
 
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device})
 _FACTORIES = {"None": None, **{item.__name__: item for item in (list, dict, set, tuple, int, float, str, bool)}}
-_NOT_STORED = "cannot be stored in a checkpoint; use plain numbers, text, containers or tensors"
+_NOT_STORED = "cannot be stored in a checkpoint; use plain numbers, strings, containers or tensors"
 
 
 class _Refused(Exception):
-    """A value cannot be stored; the path to it grows from its end while the error goes up."""
+    """A value cannot be stored; every level that the error passes puts itself in front of the path."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -34,26 +34,26 @@ class _Refused(Exception):
 
 
 def callback_location(name: str) -> str:
-    """Return how a message names the state of a callback."""
+    """Return the location of a callback's state, for messages."""
     return f"callbacks.{name}: state_dict()"
 
 
-def pack(place: str, state: Any) -> Any:
+def pack(location: str, state: Any) -> Any:
     """Return a state as plain values, lists, tuples, dicts and tensors; no container is shared with the state.
 
     Args:
-        place: Where the state is from, for the message.
+        location: Where the state is from, for the message.
         state: Plain values, tensors, and arrays and numbers of numpy, in containers of Python.
 
     Raises:
-        CheckpointError: It holds something else; the message has the path to it.
+        CheckpointError: It contains something else; the message has the path to it.
     """
     try:
         return _pack(state)
     except _Refused as refused:
-        raise CheckpointError(f"{place}{refused.path}: {refused}") from None
+        raise CheckpointError(f"{location}{refused.path}: {refused}") from None
     except RecursionError:
-        raise CheckpointError(f"{place}: it is nested too deep, or contains itself") from None
+        raise CheckpointError(f"{location}: it is nested too deep, or contains itself") from None
 
 
 def unpack(packed: Any) -> Any:
@@ -72,20 +72,20 @@ def unpack(packed: Any) -> Any:
     return packed
 
 
-def copy_state(place: str, state: Any) -> Any:
+def copy_state(location: str, state: Any) -> Any:
     """Copy a state, whose tensors and containers are changed in place later.
 
     Args:
-        place: Where the state is from, for the message.
+        location: Where the state is from, for the message.
         state: What ``pack`` takes.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: It contains something else.
     """
     try:
         return _copy(state)
     except (_Refused, RecursionError):
-        pack(place, state)
+        pack(location, state)  # its error has the path
         raise
 
 
@@ -208,4 +208,4 @@ def _unpack_kind(packed: Mapping[str, Any]) -> Any:
     try:
         return _UNPACKERS[packed[KIND]](packed)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it has a value of an unknown kind, {str(packed[KIND])[:50]!r}") from error
+        raise ValueError(f"it has a value of an unknown type, {str(packed[KIND])[:50]!r}") from error

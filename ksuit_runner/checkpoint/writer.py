@@ -1,4 +1,4 @@
-"""When checkpoints are written, which of them are kept, and the thread that writes them behind training."""
+"""The checkpoint writer: when checkpoints are written, which are kept, and the thread that writes them."""
 
 import errno
 import json
@@ -31,17 +31,20 @@ from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
 TINY = 1_000_000
-"""Size in bytes of a state that is written without a thread, if that is quick."""
+"""Size in bytes up to which a state is written without a thread, if that is quick."""
 _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
-_SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written, and how many
+_SMALL, _MOST_WAITING = (
+    32_000_000,
+    4,
+)  # bytes of a state up to which several copies may wait to be written, and how many
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run and removes those that are not kept.
+    """Writes the checkpoints of a run and removes old ones.
 
-    A checkpoint is written at the given interval, when a callback asks for one, at the end, and when the run is
-    interrupted. Kept are the last ones, every n-th, and those that carry a tag.
+    A checkpoint is written at the given interval, when a callback requests one, at the end, and when the run is
+    interrupted. The last ones are kept, every n-th, and those with a tag.
 
     Args:
         path_provider: Paths of the run.
@@ -49,12 +52,12 @@ class CheckpointWriter:
         every_n_updates: Write one after every n-th update.
         every_n_samples: Write one after the update with which another n samples have been seen.
         keep_last: Number of newest checkpoints that are kept.
-        keep_every: Of the interval's checkpoints, keep every n-th for good; None keeps none.
-        room_timeout_s: How long the last one of a run waits for a full disk to have room again, in seconds.
+        keep_every: Keep every n-th of the interval's checkpoints for good; None keeps none of them.
+        room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
-        on_written: Called, in the thread that writes, when another checkpoint is on the disk.
+        on_written: Called, in the thread that writes, after every checkpoint.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
-        check_owner: Raises an error if the run is no longer this process's to write; called before every step of that.
+        check_owner: Raises an error if another process has taken the run over; called before every write.
     """
 
     def __init__(
@@ -87,50 +90,50 @@ class CheckpointWriter:
         self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
-        self._tags: dict[str, str] | None = None  # not known before the first checkpoint is written
-        self._kinds: list[Any] = []  # of the values of the checkpoint that was last read back as a resume does
+        self._tags: dict[str, str] | None = None  # read when the first checkpoint is written
+        self._kinds: list[Any] = []  # of the values of the checkpoint that was last read back completely
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._writing: deque[tuple[Future[None], HostBuffers]] = deque()
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Have tensors written to a file of their own, ``NAME.safetensors``, in every checkpoint.
+        """Write tensors to a file of their own, ``NAME.safetensors``, in every checkpoint.
 
         Args:
-            name: Name of the file without its ending.
-            provider: Returns the tensors by name when a checkpoint is taken.
+            name: Name of the file without its suffix.
+            provider: Returns the tensors by name; called for every checkpoint.
         """
         if name in self._providers or name == "model":
             raise ConfigError(f"two of them write '{name}.safetensors' into the checkpoints", path="callbacks")
         self._providers[name] = provider
 
     def request(self, tag: str) -> None:
-        """Ask for a checkpoint at the end of this update, under a tag that an earlier one may have had."""
+        """Request a checkpoint at the end of this update, with a tag, which moves there from an earlier one."""
         self._requested.add(tag)
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
-        """Give the checkpoint that is gone on from its tags, which a kill after its commit may have kept from it."""
+        """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
         paths, before = self.path_provider, read_tags(self.path_provider)
         if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
 
     def take_requests(self) -> list[str]:
-        """Return the tags that were asked for, and forget them: they are for another checkpoint than the next one."""
+        """Return the requested tags and clear them: the next checkpoint does not get them."""
         requested, self._requested = sorted(self._requested), set()
         return requested
 
     @property
     def is_requested(self) -> bool:
-        """Whether a callback asks for a checkpoint now."""
+        """Whether a callback requests a checkpoint now."""
         return bool(self._requested)
 
     def is_due(self, update_counter: UpdateCounter) -> bool:
-        """Whether the interval or a callback asks for a checkpoint now."""
+        """Whether the interval or a callback requires a checkpoint now."""
         return self.is_requested or (self._interval is not None and self._interval.is_due(update_counter))
 
     def check(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Check that a checkpoint of these could be resumed from, without writing it.
+        """Check that a checkpoint of these can be resumed from, without writing it.
 
         Raises:
             CheckpointError: Something cannot be stored; the message names it.
@@ -145,17 +148,16 @@ class CheckpointWriter:
         before: Callable[[], None] = lambda: None,
         wait: bool = False,
     ) -> None:
-        """Take a snapshot and write it behind training.
+        """Take a snapshot and write it in the background.
 
         While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
-        Tiny ones are written at once, as long as that is quick: two threads of Python get in each other's way for
-        longer than it takes.
+        Tiny ones are written at once, as long as that is quick: handing them to another thread takes longer.
 
         Args:
             update_counter: Position of the run.
             model: What the model's ``state_dict`` holds.
             state: State of trainer and callbacks.
-            before: Makes durable what has to be so before the checkpoint is, such as the metrics up to it.
+            before: Makes durable what has to be so before the checkpoint, such as the metrics up to it.
             wait: Return only when it is on the disk.
 
         Raises:
@@ -185,7 +187,7 @@ class CheckpointWriter:
         return {"model": model, **{name: provider() for name, provider in self._providers.items()}}
 
     def _unused_buffers(self) -> HostBuffers:
-        """Return buffers that nothing is written from, as soon as there are some."""
+        """Return buffers that are not being written, as soon as there are some."""
         while self._writing:
             (first, _), (_, newest) = self._writing[0], self._writing[-1]
             if not (first.done() or len(self._writing) == _MOST_WAITING or newest.size > _SMALL):
@@ -204,17 +206,17 @@ class CheckpointWriter:
         return writing
 
     def _write_with_patience(self, write: Callable[[], None]) -> None:
-        """Write a checkpoint after which there is no other that could make up for it."""
-        deadline, is_said = monotonic() + self._room_timeout_s, False
+        """Write the last checkpoint; while the disk is full, try again."""
+        deadline, has_warned = monotonic() + self._room_timeout_s, False
         while True:
             try:
                 return write()
             except OSError as error:
                 if error.errno not in _FULL or self.is_urgent() or monotonic() > deadline:
                     raise
-                if not is_said:
+                if not has_warned:
                     _LOGGER.warning("the last checkpoint waits for room, up to %g s: %s", self._room_timeout_s, error)
-                is_said = True
+                has_warned = True
             sleep(_ROOM_POLL_S)
 
     @property
@@ -230,10 +232,10 @@ class CheckpointWriter:
             message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
             if is_last:
                 raise CheckpointError(message) from error
-            _LOGGER.error("%s; the run goes on with the last good one, and tries again at the next interval", message)
+            _LOGGER.error("%s; the run continues with the last good one, and tries again at the next interval", message)
 
     def close(self) -> None:
-        """Wait for what is being written and end the thread."""
+        """Wait until all checkpoints are written, and end the thread."""
         self.wait()
         self._thread.shutdown()
 
@@ -261,7 +263,7 @@ class CheckpointWriter:
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
             self._tags = all_tags
         write_text(paths.latest, name + "\n")
-        # Whether what is whole can be read hangs on the kinds of its values only: then its checksums are enough.
+        # Whether an intact checkpoint can be loaded depends on the types of its values: if known, checksums are enough.
         problem = damage(folder) if kinds == self._kinds else resume_problem(folder)
         if problem is not None:
             raise OSError(f"read back, {problem}")
@@ -271,14 +273,14 @@ class CheckpointWriter:
 
     def _prune(self, newest: str, tags: Mapping[str, str]) -> None:
         existing = names(self.path_provider)
-        past = existing[existing.index(newest) :]  # later ones were found damaged, and will be written again
+        past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
         for name in past[self._keep_last :]:
             if name not in tags.values():
                 shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
 
 
 def read_tags(paths: PathProvider) -> dict[str, str]:
-    """Return the tagged checkpoints of a run: name of the checkpoint by tag; what is no such thing does not count."""
+    """Return the name of the checkpoint by tag, for all tagged checkpoints of a run; invalid entries are skipped."""
     try:
         found = read_json(paths.tags, paths.runs_dir)
     except UnsafeFileError:

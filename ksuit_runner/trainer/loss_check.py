@@ -26,19 +26,19 @@ def check_losses(trainer: str, result: Any) -> None:
         KsuitError: It is not a pair of losses by name, with a ``total``, and outputs.
     """
     wanted = "it has to return ({'total': loss, ...}, outputs), with a scalar tensor for each loss"
-    step = f"trainer: {trainer}.training_step"
+    step = f"{trainer}.training_step"
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
-        raise KsuitError(f"{step} returns a {type(result).__name__}; {wanted}")
+        raise KsuitError(f"{step} returns a {type(result).__name__}; {wanted}", path="trainer")
     losses = result[0]
     if "total" not in losses:
         hint = f"; sum up {', '.join(map(repr, losses))} for it" if losses else ""
-        raise KsuitError(f"{step} returns no 'total', which is what is minimized{hint}: {wanted}")
+        raise KsuitError(f"{step} returns no 'total', which is what is minimized{hint}: {wanted}", path="trainer")
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise KsuitError(f"{step} returns a {found} as '{name}'; {wanted}")
+            raise KsuitError(f"{step} returns a {found} as '{name}'; {wanted}", path="trainer")
     if torch.is_grad_enabled() and not losses["total"].requires_grad:
-        raise KsuitError(f"{step} returns a 'total' without a gradient with respect to any parameter")
+        raise KsuitError(f"{step} returns a 'total' without a gradient with respect to any parameter", path="trainer")
 
 
 class LossCheck:

@@ -63,7 +63,7 @@ def test_what_was_written_is_read_back(paths, bits):
     assert (str(found.progress), found.config_hash, found.paths.checkpoint_dir) == ("E1_U3_S9", "hash", folder)
 
 
-def test_the_manifest_names_every_file_with_its_size_and_the_versions(paths):
+def test_the_manifest_has_every_file_with_its_size_and_the_versions(paths):
     folder = write(paths, "E1_U3_S9")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert {name: entry["size"] for name, entry in manifest["files"].items()} == {
@@ -89,7 +89,7 @@ def test_names_are_in_the_order_of_updates_newest_first(paths):
 
 @pytest.mark.parametrize("change", [flip_a_bit, cut, os.unlink], ids=["bit flipped", "truncated", "missing"])
 @pytest.mark.parametrize("name", [MODEL, STATE, "ema.safetensors", MANIFEST])
-def test_damage_is_found_and_the_newest_whole_checkpoint_read(paths, caplog, name, change):
+def test_damage_is_found_and_the_newest_intact_checkpoint_is_read(paths, caplog, name, change):
     write(paths, "E0_U1_S1")
     write(paths, "E0_U2_S2")
     newest = write(paths, "E0_U3_S3")
@@ -119,13 +119,13 @@ def test_every_byte_of_a_file_is_checked(paths):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": []}'])
-def test_a_manifest_that_makes_no_sense_is_damage(paths, text):
+def test_an_invalid_manifest_is_damage(paths, text):
     folder = write(paths, "E0_U1_S1")
     (folder / MANIFEST).write_text(text)
     assert MANIFEST in damage(folder)
 
 
-def test_without_a_whole_checkpoint_there_is_an_error(paths):
+def test_without_an_intact_checkpoint_there_is_an_error(paths):
     with pytest.raises(CheckpointError, match="run00000 has no checkpoint"):
         read_newest(paths)
     (write(paths, "E0_U1_S1") / STATE).unlink()
@@ -190,7 +190,7 @@ def test_a_folder_behind_a_link_has_no_checkpoints(paths, tmp_path):
     assert names(paths) == []
 
 
-def test_runs_may_lie_behind_a_link_and_one_of_them_not(paths, tmp_path):
+def test_the_folder_of_all_runs_may_be_a_link_and_that_of_one_run_not(paths, tmp_path):
     folder = write(paths, "E0_U1_S1")
     for linked, is_whole in ((paths.runs_dir, True), (paths.run_dir, False)):
         linked.rename(tmp_path / "elsewhere")
@@ -227,10 +227,10 @@ def test_a_checkpoint_holds_a_state_of_the_same_config_that_is_as_finished(paths
         ({"ema": WEIGHTS}, {"trainer": {}, "callbacks": {}}, f"{MODEL} is missing"),
         ({"model": WEIGHTS}, {"trainer": {}}, "it is not the state of a trainer and its callbacks"),
         ({"model": WEIGHTS}, {"trainer": {}, "callbacks": {}, "model": []}, "it is not the state of a trainer"),
-        ({"model": WEIGHTS}, {"trainer": {}, "callbacks": {1: {}}}, "the name of a callback is not text"),
+        ({"model": WEIGHTS}, {"trainer": {}, "callbacks": {1: {}}}, "the name of a callback is not a string"),
     ],
 )
-def test_what_no_resume_could_use_is_a_problem(paths, files, state, problem):
+def test_a_checkpoint_that_cannot_be_resumed_from_is_a_problem(paths, files, state, problem):
     folder = paths.checkpoints_dir / "E0_U1_S1"
     write_folder(folder, files, state, "hash")
     assert damage(folder) is None and problem in resume_problem(folder)
@@ -246,7 +246,7 @@ def test_files_of_callbacks_are_opened_as_well(paths):
 
 
 @pytest.mark.parametrize(("count", "listed"), [(0, "none"), (5, "U5_S5, .*, E0_U1_S1"), (6, "U6_S6, .*, E0_U2_S2 …")])
-def test_a_name_that_there_is_not_is_refused_with_the_first_of_those_there_are(paths, count, listed):
+def test_an_unknown_name_is_refused_with_the_first_existing_ones(paths, count, listed):
     for update in range(1, count + 1):
         (paths.checkpoints_dir / f"E0_U{update}_S{update}").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=f"has no checkpoint 'best'. There are: .*{listed}$"):
@@ -275,13 +275,13 @@ def test_dense_tensors_fit_into_a_file(fits, make):
     assert fits_file(make()) is fits
 
 
-def test_whether_a_type_fits_is_tried_once(monkeypatch):
+def test_a_dtype_is_tried_once(monkeypatch):
     assert fits_file(torch.ones(2))
     monkeypatch.delattr(safetensors.torch, "save")
     assert fits_file(torch.ones(3))
 
 
-def test_what_of_the_model_fits_no_file_goes_into_the_state_and_of_callbacks_it_is_refused():
+def test_values_that_fit_no_file_go_into_the_state_for_a_model_and_are_refused_for_a_callback():
     tensors, state = pack_state({"model": {"w": WEIGHTS["steps"], "sparse": SPARSE}, "ema": WEIGHTS}, {})
     assert tensors == {"model": {"w": WEIGHTS["steps"]}, "ema": WEIGHTS}
     assert state.keys() == {"trainer", "callbacks", "model"} and state["model"].keys() == {"sparse"}
@@ -290,7 +290,7 @@ def test_what_of_the_model_fits_no_file_goes_into_the_state_and_of_callbacks_it_
         pack_state({"model": {}, "ema": {"sparse": SPARSE}}, {})
 
 
-def test_an_error_that_is_not_the_disks_is_raised_and_leaves_nothing(paths, monkeypatch):
+def test_an_error_other_than_of_the_disk_is_raised_and_leaves_nothing(paths, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 

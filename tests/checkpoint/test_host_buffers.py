@@ -10,20 +10,20 @@ def tree():
     return {"a": torch.arange(3.0), "b": [1, "x", (torch.ones(2, 2, dtype=torch.bfloat16), None)], "c": {}}
 
 
-def test_a_copy_equals_the_tree_and_keeps_its_kinds(bits):
+def test_a_copy_equals_the_tree_with_its_types(bits):
     copied = HostBuffers().copy(tree())
     assert bits(copied) == bits(tree())
     assert isinstance(copied["b"][2], tuple)
 
 
-def test_a_copy_stays_while_training_goes_on(bits):
+def test_training_does_not_change_a_copy(bits):
     live = tree()
     copied = HostBuffers().copy(live)
     live["a"].add_(1)
     assert bits(copied) == bits(tree())
 
 
-def test_the_same_memory_is_used_again():
+def test_memory_is_reused():
     buffers = HostBuffers()
     first = buffers.copy(tree())["a"]
     second = buffers.copy({**tree(), "a": torch.full((3,), 7.0)})["a"]
@@ -41,14 +41,14 @@ def test_memory_that_is_not_needed_any_more_is_freed():
     assert (unused(), buffers.size) == (None, 12)
 
 
-def test_it_says_of_which_types_the_last_copy_was():
+def test_the_types_of_the_last_copy_are_known():
     buffers, tensor = HostBuffers(), (torch.float32, torch.strided)
     for _ in range(2):
         buffers.copy({"a": torch.ones(3), "b": [1, ("x", None)]})
         assert buffers.kinds == [tensor, int, str, type(None)]
 
 
-def test_a_copy_is_whole_when_training_goes_on(monkeypatch):
+def test_a_copy_is_complete_before_training_continues(monkeypatch):
     """What a GPU copies behind the program is waited for."""
     calls = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -64,7 +64,7 @@ def test_a_tensor_of_another_shape_or_type_gets_new_memory(bits):
         assert bits(buffers.copy({"a": tensor})) == bits({"a": tensor})
 
 
-def test_tied_and_sliced_tensors_get_memory_of_their_own():
+def test_tied_and_sliced_tensors_get_their_own_memory():
     weight = torch.arange(12.0).reshape(3, 4)
     copied = HostBuffers().copy({"in": weight, "out": weight, "part": weight[:, 1:3]})
     assert copied["in"].data_ptr() != copied["out"].data_ptr()
@@ -86,7 +86,7 @@ def test_a_copy_has_the_memory_layout_of_its_tensor(name):
         assert copied.stride() == tensor.stride() or name == "expanded"
 
 
-def test_names_that_look_alike_are_told_apart(bits):
+def test_similar_names_are_distinguished(bits):
     tree = {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}, 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
     assert bits(HostBuffers().copy(tree)) == bits(tree)
 
@@ -105,6 +105,6 @@ def test_sparse_quantized_and_nested_tensors_are_copied_as_they_are():
         assert copied[1].q_scale() == scale and all(part.all() for part in copied[2].unbind())
 
 
-def test_gradients_are_left_behind():
+def test_gradients_are_not_copied():
     parameter = torch.nn.Parameter(torch.ones(2))
     assert not HostBuffers().copy([parameter])[0].requires_grad

@@ -37,7 +37,7 @@ def sealed(folder, **changes):
     (folder / MANIFEST).write_text(_seal(body))
 
 
-def test_it_says_what_was_written(folder):
+def test_a_manifest_describes_what_was_written(folder):
     found = verify(folder, folder.parent)
     assert found["files"]["trainer.pt"] == {"size": 0, "crc32": 0}
     assert found["files"]["a.safetensors"]["size"] == 7000
@@ -52,20 +52,20 @@ def test_it_says_what_was_written(folder):
         *[('"best"', '"best", "worst"'), ("\n", "\n "), ('"size": 0', '"size": 0.0')],
     ],
 )
-def test_a_change_of_its_own_text_is_seen(folder, old, new):
+def test_a_change_of_its_own_text_is_detected(folder, old, new):
     text = (folder / MANIFEST).read_text()
     assert text.count(old) >= 1
     (folder / MANIFEST).write_text(text.replace(old, new, 1))
     assert problem(folder).startswith(f"{MANIFEST} ")
 
 
-def test_a_change_of_a_file_is_seen_whatever_its_size(folder):
+def test_a_change_of_a_file_is_detected_at_any_size(folder):
     for content in (b"weights" * 999, b"Weights" * 1000, b""):
         (folder / "a.safetensors").write_bytes(content)
         assert problem(folder) == "a.safetensors is not what was written"
 
 
-def test_files_that_are_missing_or_came_later_are_seen(folder):
+def test_missing_and_additional_files_are_detected(folder):
     (folder / ".nfs1234").write_text("left by a network file system")
     assert problem(folder) is None
     (folder / "more").write_text("")
@@ -120,12 +120,12 @@ def test_a_name_may_have_200_characters(folder, length):
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused_also_if_it_vouches_for_itself(folder, changes, message):
+def test_an_invalid_manifest_is_refused_even_with_a_valid_checksum(folder, changes, message):
     sealed(folder, **changes)
     assert problem(folder) == f"{MANIFEST} {message}"
 
 
-def test_a_text_that_is_no_object_is_refused(folder):
+def test_a_text_that_is_not_an_object_is_refused(folder):
     for text in ("", "[]", "null", "{", json.dumps("x")):
         (folder / MANIFEST).write_text(text)
         assert problem(folder).startswith(MANIFEST)

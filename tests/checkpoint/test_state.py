@@ -105,7 +105,7 @@ def test_a_callbacks_state_may_be_any_value(maker, value):
 
 
 @pytest.mark.parametrize(("value", "later"), [(None, [{"a": 1}]), ({"a": 1}, [None])], ids=["appears", "vanishes"])
-def test_a_state_that_appears_or_vanishes_is_resumed(maker, value, later):
+def test_a_state_that_appears_or_disappears_is_resumed(maker, value, later):
     train(maker.run({"mine": (Stateful, {"value": value, "later": later})}))
     found = maker.run({"mine": (Stateful, {"value": value})}, resume=True).hooks.callbacks["mine"].found
     assert found == [state for state in later if state is not None]
@@ -139,9 +139,7 @@ def test_a_state_that_cannot_be_stored_ends_the_run_where_it_appears(maker, opti
     assert run.counter.update == update
 
 
-def test_a_checkpoint_that_is_whole_and_cannot_be_resumed_from_is_noticed_when_it_is_written(
-    maker, monkeypatch, caplog
-):
+def test_an_intact_checkpoint_that_cannot_be_resumed_from_is_detected_when_it_is_written(maker, monkeypatch, caplog):
     monkeypatch.setattr(
         "ksuit_runner.checkpoint.writer.pack_state", lambda files, state: (files, {**state, "odd": Mood.GOOD})
     )
@@ -149,7 +147,7 @@ def test_a_checkpoint_that_is_whole_and_cannot_be_resumed_from_is_noticed_when_i
         train(maker.run())
 
 
-def test_a_state_from_before_losses_and_layouts_were_stored_is_taken_up(maker, bits):
+def test_a_state_from_before_losses_and_layouts_were_stored_is_loaded(maker, bits):
     run = maker.run()
     train(run)
     stored = read_newest(maker.paths()).state["trainer"]

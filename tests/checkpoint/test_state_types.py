@@ -68,7 +68,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("way", [stored, lambda state: copy_state("state", state)], ids=["stored", "copied"])
-def test_a_state_comes_back_as_it_was(name, way):
+def test_a_state_is_restored_as_it_was(name, way):
     found = way(STATES[name])
     assert same(found, STATES[name]), found
     if isinstance(found, deque):
@@ -80,7 +80,7 @@ def test_a_default_is_still_one():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_tensors_of_all_kinds_come_back():
+def test_tensors_of_all_kinds_are_restored():
     dense, nested = torch.rand(2, 3, dtype=torch.complex128), torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
     quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
     sparse = [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()]
@@ -125,5 +125,5 @@ def test_a_copy_shares_nothing_that_changes():
 
 @pytest.mark.parametrize("packed", [{"__kind__": "object"}, {"__kind__": []}, {"__kind__": "deque"}])
 def test_what_was_not_packed_is_refused(packed):
-    with pytest.raises(ValueError, match="unknown kind"):
+    with pytest.raises(ValueError, match="unknown type"):
         unpack([packed])

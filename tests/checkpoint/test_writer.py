@@ -92,7 +92,7 @@ def test_a_tagged_checkpoint_is_kept_until_the_tag_moves_on(saves):
     assert set(read_tags(item.paths).values()) == {"E2_U7_S14"}
 
 
-def test_a_kill_between_the_commit_and_the_tags_is_made_good(saves):
+def test_tags_lost_by_a_kill_after_the_commit_are_restored(saves):
     item = saves(every_n_updates=1)
     item.go_on(3, tags={2: ["old"], 3: ["best"]})
     item.paths.tags.write_text('{"old": "E0_U2_S4"}')
@@ -158,7 +158,7 @@ def behind(saves, monkeypatch):
     return saves(keep_last=9)
 
 
-def test_four_small_states_queue_up_while_training_goes_on(behind):
+def test_four_small_states_queue_up_while_training_continues(behind):
     gate = threading.Event()
     behind.save_at(1, before=partial(gate.wait, 10))
     for update in range(2, 5):
@@ -175,7 +175,7 @@ def test_four_small_states_queue_up_while_training_goes_on(behind):
     assert found == [1, 2, 3, 4, 5]
 
 
-def test_what_follows_a_large_state_waits_until_that_is_written(behind):
+def test_the_next_state_waits_until_a_large_one_is_written(behind):
     small, large = threading.Event(), threading.Event()
     behind.save_at(1, before=partial(small.wait, 10))
     behind.save_at(2, before=partial(large.wait, 10), size=5)
@@ -189,7 +189,7 @@ def test_what_follows_a_large_state_waits_until_that_is_written(behind):
     assert not third.is_alive()
 
 
-def test_memory_is_used_again(saves, monkeypatch):
+def test_memory_is_reused(saves, monkeypatch):
     made = []
     monkeypatch.setattr(checkpoint, "HostBuffers", lambda: made.append(HostBuffers()) or made[-1])
     item = saves()
@@ -213,7 +213,7 @@ def test_only_a_failure_of_the_last_one_is_an_error(behind, caplog):
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
 
 
-def test_the_writer_ends_its_thread_when_what_waits_is_written(behind):
+def test_the_writer_ends_its_thread_once_the_queue_is_written(behind):
     before = set(threading.enumerate())
     behind.save()
     (thread,) = set(threading.enumerate()) - before
@@ -222,7 +222,7 @@ def test_the_writer_ends_its_thread_when_what_waits_is_written(behind):
 
 
 @pytest.mark.parametrize("checks", [0, 1], ids=["before it writes", "while it writes"])
-def test_whoever_is_taken_over_names_nothing_any_more(saves, checks):
+def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
     item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (2 + checks), []
 
     def check():
@@ -238,14 +238,14 @@ def test_whoever_is_taken_over_names_nothing_any_more(saves, checks):
     assert item.paths.latest.read_text() == "E0_U1_S2\n" and "U1" in item.kept()
 
 
-def test_what_is_on_the_disk_is_announced(saves):
+def test_a_written_checkpoint_is_announced(saves):
     item, found = saves(every_n_updates=1, keep_last=2), []
     item.writer.on_written = lambda: found.append((item.paths.latest.read_text().strip(), item.kept()))
     item.go_on(3)
     assert found == [("E0_U1_S2", ["U1"]), ("E0_U2_S4", ["U1", "U2"]), ("E1_U3_S6", ["U2", "U3"])]
 
 
-def test_all_is_read_back_when_its_kinds_change_and_else_its_checksums(saves, monkeypatch):
+def test_everything_is_read_back_when_types_change_and_otherwise_the_checksums(saves, monkeypatch):
     item, found = saves(), []
     monkeypatch.setattr(checkpoint, "resume_problem", lambda folder: found.append(folder.name))
     for update, value in enumerate([1, 2, 3, "text", 4]):
@@ -254,7 +254,7 @@ def test_all_is_read_back_when_its_kinds_change_and_else_its_checksums(saves, mo
     assert found == ["E0_U0_S0", "E1_U3_S6", "E1_U4_S8"]
 
 
-def test_what_a_killed_process_left_half_written_is_removed(saves):
+def test_half_written_files_of_a_killed_process_are_removed(saves):
     item = saves(every_n_updates=1)
     folder = item.paths.checkpoints_dir
     (folder / ".E0_U1_S2.tmp").mkdir(parents=True)
@@ -272,7 +272,7 @@ def test_what_cannot_be_removed_is_left(saves):
     assert item.kept() == ["U0", "U3"]
 
 
-def test_tags_that_make_no_sense_do_not_count(saves):
+def test_invalid_tags_are_ignored(saves):
     item = saves(every_n_updates=1)
     item.go_on(1)
     for text in ("", "[]", "null", json.dumps({"number": 1, "list": [], "gone": "E9_U9_S9"})):
@@ -282,7 +282,7 @@ def test_tags_that_make_no_sense_do_not_count(saves):
     assert read_tags(item.paths) == {"best": "E0_U1_S2"}
 
 
-def test_tensors_of_callbacks_get_files_of_their_own(saves, bits):
+def test_tensors_of_callbacks_get_their_own_files(saves, bits):
     item, average = saves(), torch.zeros(3)
     item.writer.add_tensors("ema", lambda: {"w": average})
     average.fill_(2)
@@ -314,7 +314,7 @@ def test_weights_alone_can_be_saved_and_read(saves):
     assert (found.state["trainer"], found.state["callbacks"]) == ({}, {})
 
 
-def test_a_position_that_was_found_damaged_is_written_again(saves):
+def test_a_damaged_position_is_written_again(saves):
     item = saves(every_n_updates=1, keep_last=2)
     item.go_on(3)
     (item.paths.checkpoints_dir / "E1_U3_S6" / "model.safetensors").write_bytes(b"")
