@@ -1,4 +1,4 @@
-"""From a command line to a plan: what varies, what is fixed, and every job checked."""
+"""Build the plan of a sweep from a command line: what varies, what is fixed, and every job checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan
-from ksuit_runner.sweep.sweep_settings import SweepSettings, read_settings
+from ksuit_runner.sweep.sweep_settings import Method, SweepSettings, read_settings
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PlannedSweep:
 
     Attributes:
         plan: The plan.
-        jobs: Its jobs; none for a search, which comes up with them one by one.
+        jobs: Its jobs; none for a search, which suggests them one by one.
         parameters: What varies.
         config: The config that all jobs have in common, resolved.
     """
@@ -42,7 +42,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
         command: The command line.
 
     Raises:
-        ConfigError: A combination does not compose or pass the check, or nothing varies.
+        ConfigError: A combination does not compose or fails the check, or nothing varies.
     """
     swept = [item for item in overrides if root(item) not in SWEEP_NODES and parse(item).is_sweep_override()]
     fixed = [item for item in overrides if item not in swept]
@@ -63,7 +63,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
         base={key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN},
         objective=values["objective"],
         yaml=read_yaml(choice),
-        job_count=None if settings.method == "tpe" else len(jobs),
+        job_count=None if settings.method is Method.TPE else len(jobs),
     )
     return PlannedSweep(plan, jobs, parameters, OmegaConf.create(plan.base))
 
@@ -80,7 +80,7 @@ def read_yaml(choice: str | None) -> dict[str, Any] | None:
 
 
 def _resolve_base(config: DictConfig) -> dict[str, Any]:
-    """Return the config resolved, but for the values in the lists of ``sweep.params``: each job resolves its own."""
+    """Return the config resolved, except for the lists in ``sweep.params``: each job resolves its own value."""
     params = OmegaConf.select(config, "sweep.params")
     raw = OmegaConf.to_container(params) if isinstance(params, DictConfig) else None
     lists = {key: value for key, value in raw.items() if isinstance(value, list)} if isinstance(raw, dict) else {}
@@ -98,29 +98,29 @@ def _is_about_the_sweep(override: str) -> bool:
 
 
 def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
-    """Return what varies: the YAML's parameters, where the command line does not say otherwise, and its own."""
-    said = {bare_name(item) for item in [*swept, *fixed]}
-    params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in said}
+    """Return what varies: the parameters of the command line, and those of the YAML that it does not override."""
+    given = {bare_name(item) for item in [*swept, *fixed]}
+    params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in given}
     params |= {full_name(item): item.partition("=")[2] for item in swept}
-    # One run that is handed to a launcher is a sweep of one.
-    is_launched = settings.method == "grid" and any(bare_name(item) == "launcher" for item in fixed)
+    # One run on a launcher is a sweep with one job.
+    is_launched = settings.method is Method.GRID and any(bare_name(item) == "launcher" for item in fixed)
     if not params and not is_launched:
         raise ConfigError(
             "nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1", path="sweep.params"
         )
-    if settings.method == "tpe" and SEED in params:
+    if settings.method is Method.TPE and SEED in params:
         raise ConfigError(
-            "an Optuna search has one seed; take the best ones into a sweep over seeds", path="sweep.params.seed"
+            "an Optuna search has one seed; run its best jobs in a sweep over seeds", path="sweep.params.seed"
         )
     return params
 
 
 def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[SweepParameter]) -> list[Job]:
     composer = JobComposer(fixed)
-    if settings.method == "tpe":
+    if settings.method is Method.TPE:
         _check_extremes(composer, parameters)
         return []
-    if settings.method == "random":
+    if settings.method is Method.RANDOM:
         assert settings.samples is not None
         combinations = draw(parameters, settings.samples, settings.seed)
     else:
@@ -129,7 +129,7 @@ def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[Sw
 
 
 def _check_extremes(composer: JobComposer, parameters: Sequence[SweepParameter]) -> None:
-    """Compose with every value that a search can come up with, one parameter after the other."""
+    """Compose with the extreme values that a search can suggest, one parameter after the other."""
     first = {item.key: item.extremes()[0] for item in parameters}
     for parameter in parameters:
         for value in parameter.extremes():

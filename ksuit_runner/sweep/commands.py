@@ -27,6 +27,7 @@ from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_
 from ksuit_runner.sweep.plan_changes import refuse_changed_yaml, with_changes, with_tracker_overrides
 from ksuit_runner.sweep.runner import SweepOutcome, SweepRunner, build_properties
 from ksuit_runner.sweep.stored_sweep import find_sweep, unknown_sweep
+from ksuit_runner.sweep.sweep_settings import Method
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
@@ -127,7 +128,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
 
 def _source(paths: SweepPaths, plan: SweepPlan, jobs: list[Job] | None = None) -> tuple[JobSource, int]:
     """Return where the jobs come from (by default the stored ones), and how many there will be."""
-    if plan.settings.method == "tpe":
+    if plan.settings.method is Method.TPE:
         from ksuit_runner.sweep.optuna_search import OptunaSearch
 
         assert plan.settings.samples is not None

@@ -1,4 +1,4 @@
-"""One device per process, where several processes share the devices of a machine."""
+"""Lock one GPU per process, where several processes share the GPUs of a machine."""
 
 import os
 import time
@@ -12,17 +12,17 @@ _CLAIMED = "KSUIT_CLAIMED_DEVICE"
 
 
 def claim_device(lock_files: Sequence[tuple[str, Path]], timeout_s: float = 60.0) -> str | None:
-    """Make one device the only one that this process sees, for as long as it lives.
+    """Lock a device and make it the only one that this process sees, for as long as it lives.
 
-    The device is held by a lock on a file, which the system gives back when the process ends, however it ends. It has
-    to be claimed before CUDA is first used; a process that has one keeps it.
+    The device is held by a lock on a file, which the system releases when the process ends, however it ends. It has to
+    be claimed before CUDA is first used; a process that has one keeps it.
 
     Args:
         lock_files: Devices, as ``CUDA_VISIBLE_DEVICES`` names them, with the file that stands for each.
         timeout_s: How long to wait for a device of a process that is about to end, in seconds.
 
     Returns:
-        The device, None if all were held by others all that time; then nothing is changed.
+        The device; None if others held all of them until the timeout, then nothing is changed.
     """
     if os.environ.get(_CLAIMED):
         return os.environ[_CLAIMED]
@@ -43,4 +43,4 @@ def _try_lock(path: Path) -> bool:
     is_locked = try_lock(file)
     if not is_locked:
         os.close(file)
-    return is_locked  # the file is left open on purpose: closing it would give the device back
+    return is_locked  # the file stays open: closing it would release the device

@@ -1,4 +1,4 @@
-"""Hands jobs to a launcher, as many at a time as it takes, and tells how each ends."""
+"""Submits jobs to a launcher, as many at a time as it runs, and reports how each ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +19,18 @@ def run_jobs(
     on_end: Callable[[JobTask, JobResult], None],
     fail_fast: bool = False,
 ) -> None:
-    """Do all jobs. After a signal, or a failure with ``fail_fast``, running ones are asked to end and no more start.
+    """Run all jobs. After a signal, or a failure with ``fail_fast``, running ones are asked to end and no more start.
 
     Args:
-        tasks: The jobs; the next one is asked for when there is room for it, so it may depend on how others ended.
+        tasks: The jobs; the next one is taken when there is room for it, so it may depend on how others ended.
         launcher: Where they run.
         interruption: A signal that asks the sweep to end.
         on_start: Called before a job starts.
-        on_end: Called when a job has ended.
+        on_end: Called when a job has ended, with how.
         fail_fast: Whether the first failure ends the sweep.
     """
     running: dict[int, tuple[Handle, JobTask]] = {}
-    is_ending = is_told = False
+    is_ending = is_stopped = False
     while True:
         while not (is_ending or interruption.signal) and len(running) < launcher.max_jobs:
             task = next(tasks, None)
@@ -41,26 +41,26 @@ def run_jobs(
         ended = [index for index, (handle, _) in running.items() if handle.done()]
         for index in ended:
             handle, task = running.pop(index)
-            on_end(task, result := _result(handle, task))
+            on_end(task, result := _job_result(handle, task))
             is_ending |= result.signal is not None or (fail_fast and result.status == "FAILED")
         is_ending |= interruption.signal is not None
-        if is_ending and running and not is_told:
+        if is_ending and running and not is_stopped:
             launcher.stop([handle for handle, _ in running.values()])
-            is_told = True
+            is_stopped = True
         if not running and (is_ending or not ended):
             return
         if running and not ended:
             time.sleep(_POLL_S)
 
 
-def _result(handle: Handle, task: JobTask) -> JobResult:
-    """Return how a job ended, also if its process did not live to tell."""
+def _job_result(handle: Handle, task: JobTask) -> JobResult:
+    """Return how a job ended, also if its process died."""
     try:
         result: Any = handle.result()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return JobResult(task.index, "FAILED", task.run_id, error=f"the process of this job was lost: {reason}")
+        return JobResult(task.index, "FAILED", task.run_id, error=f"the process of this job died: {reason}")
     assert isinstance(result, JobResult)
     return result

@@ -1,4 +1,4 @@
-"""What a sweep has found: its jobs ranked by the objective, and the mean over seeds."""
+"""The leaderboard of a sweep: its jobs ranked by the objective, and the mean over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from ksuit_runner.sweep.job_runs import find_records
 from ksuit_runner.sweep.job_status import read_ends, read_metrics, status_of
 from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.sweep.plan import Job, SweepPlan, varied
+from ksuit_runner.sweep.sweep_settings import RankedValue
 from ksuit_runner.tracker.base import BaseTracker
 
 
@@ -24,8 +25,8 @@ class Row:
         values: What varies -> its value.
         status: finished, failed, killed, running, pruned, or missing for a job that has not started.
         run_id: Its run, if it has one.
-        seconds: How long it took.
-        metrics: Values by metric: the objective only, or without one all metrics that have a better direction.
+        seconds: How long it took, in seconds.
+        metrics: Values by metric: only the objective if there is one, else all metrics with a better direction.
     """
 
     index: int
@@ -38,14 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ in their seed only.
+    """Jobs that differ only in their seed.
 
     Attributes:
         values: What varies besides the seed -> its value.
         mean: Mean of the objective over the seeds that have one.
         deviation: Sample standard deviation, None for one seed.
         count: Number of seeds.
-        published: Figure of a paper to compare with, if there is one.
+        published: Published figure to compare with, if there is one.
     """
 
     values: dict[str, str]
@@ -61,10 +62,10 @@ class Leaderboard:
 
     Attributes:
         name: Name of the sweep.
-        objective: Metric that it is ranked by; None leaves the jobs in their order.
-        direction: Which direction of it is the better one.
+        objective: Metric that it is ranked by; None keeps the order of the jobs.
+        direction: Which direction of it is better.
         keys: What varies.
-        rows: The jobs: the finished ones before all others, each of them best first and those without a value last.
+        rows: The jobs: finished ones first; among these and among the others best first, without a value last.
         groups: The same over seeds, best first; empty without several seeds.
     """
 
@@ -89,7 +90,7 @@ def make_leaderboard(
     properties: MetricPropertyProvider,
     pruned: frozenset[int] = frozenset(),
 ) -> Leaderboard:
-    """Rank a sweep by what the records of its runs say.
+    """Rank the jobs of a sweep by the metrics of their runs.
 
     Args:
         paths: Files of the sweep.
@@ -97,7 +98,7 @@ def make_leaderboard(
         jobs: Its jobs.
         tracker: Where they are recorded.
         properties: Knows which direction of a metric is better.
-        pruned: Numbers of the jobs that a search has ended early.
+        pruned: Numbers of the jobs that a search stopped early.
     """
     records, ends = find_records(paths, tracker), read_ends(paths)
     rows = []
@@ -117,26 +118,26 @@ def make_leaderboard(
     return Leaderboard(plan.name, plan.objective, direction, keys, rows, groups)
 
 
-def shown_metrics(metrics: dict[str, Summary], objective: str | None, value: str) -> dict[str, float]:
-    """Return what a job counts by: the last or best value of the objective, or all metrics that can be better."""
+def shown_metrics(metrics: dict[str, Summary], objective: str | None, value: RankedValue) -> dict[str, float]:
+    """Return what a job is ranked by: last or best value of the objective, or else all metrics with a direction."""
     if objective is None:
         return {key: metric.last for key, metric in metrics.items() if metric.direction != "neutral"}
     metric = metrics.get(objective)
     if metric is None:
         return {}
-    best = metric.best if value == "best" else metric.last
+    best = metric.best if value is RankedValue.BEST else metric.last
     return {objective: metric.last if best is None else best}
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation, None for one value; NaN if a value is no finite number."""
+    """Return the mean and the sample standard deviation, None for one value; NaN if a value is non-finite."""
     if not all(map(isfinite, values)):
         return nan, nan if len(values) > 1 else None
     return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def _order(value: float | None, direction: Direction) -> tuple[bool, float]:
-    """What is sorted by: no value, and NaN, come last."""
+    """Return the sort key of a value: no value and NaN come last."""
     if value is None or isnan(value):
         return True, inf
     return False, -value if direction == "higher" else value

@@ -1,4 +1,4 @@
-"""The leaderboard as a picture: the objective over what varies."""
+"""The leaderboard as a plot: the objective over the swept values."""
 
 from collections.abc import Sequence
 from math import isfinite, log, nan
@@ -10,21 +10,21 @@ from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
 from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.ui.terminal import format_number
 
-_LOG_RATIO = 30.0  # positive values that are farther apart are spread by their logarithm
-_LINE_POINTS = 20  # more values than these are no line that an eye could follow
+_LOG_RATIO = 30.0  # positive values with a larger ratio are drawn on a logarithmic scale
+_LINE_POINTS = 20  # up to so many values are joined by a line
 _NAME_LENGTH, _TITLE_LENGTH = 24, 60
 _SPACING = 0.08  # between two labels at an axis of height 1
 
 
 def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
-    """Draw a sweep: over one swept value with the mean and deviation over seeds, over several as parallel coordinates.
+    """Draw a sweep: over one swept key with the mean and deviation over seeds, over several as parallel coordinates.
 
     Args:
         path: PNG file to write.
         board: The leaderboard.
 
     Returns:
-        Whether there was anything to draw, and matplotlib (which MLflow brings) to draw it with.
+        Whether it was drawn: there was something to draw, and matplotlib (a dependency of MLflow) is installed.
     """
     keys = [key for key in board.keys if key != SEED] or board.keys
     objective = board.objective
@@ -54,23 +54,23 @@ def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objectiv
     """Draw a point per value, joined by a line where the values are numbers."""
     texts = [row.values[key] for row in rows]
     numbers = _numbers(texts) if key != SEED else []
-    by_place: dict[float, list[float]] = {}
+    by_x: dict[float, list[float]] = {}
     names = sorted(dict.fromkeys(texts), key=int) if key == SEED and _numbers(texts) else list(dict.fromkeys(texts))
-    for place, row in zip(numbers or map(names.index, texts), rows, strict=True):
-        by_place.setdefault(place, []).append(row.metrics[objective])
-    places = sorted(by_place)
-    found = [mean_and_deviation(by_place[place]) for place in places]
+    for x, row in zip(numbers or map(names.index, texts), rows, strict=True):
+        by_x.setdefault(x, []).append(row.metrics[objective])
+    xs = sorted(by_x)
+    found = [mean_and_deviation(by_x[x]) for x in xs]
     deviations = [nan if deviation is None else deviation for _, deviation in found]
-    style = "o-" if numbers and len(places) <= _LINE_POINTS else "o"
-    axes.errorbar(places, [mean for mean, _ in found], deviations, fmt=style, capsize=4, label="mean ± deviation")
-    if any(len(values) > 1 for values in by_place.values()):
-        points = [(place, value) for place, values in by_place.items() for value in values]
+    style = "o-" if numbers and len(xs) <= _LINE_POINTS else "o"
+    axes.errorbar(xs, [mean for mean, _ in found], deviations, fmt=style, capsize=4, label="mean ± deviation")
+    if any(len(values) > 1 for values in by_x.values()):
+        points = [(x, value) for x, values in by_x.items() for value in values]
         axes.plot(*zip(*points, strict=True), ".", color="grey", alpha=0.6, label="run")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     if numbers:
         _scale(axes, numbers)
     else:
-        _name_places(figure, axes, names)
+        _set_names(figure, axes, names)
     axes.set_xlabel(_label(bare_name(key)))
     axes.set_ylabel(_label(objective))
 
@@ -84,8 +84,8 @@ def _scale(axes: Any, numbers: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _name_places(figure: Any, axes: Any, names: Sequence[str]) -> None:
-    """Write names below the x axis, slanted if they would run into each other."""
+def _set_names(figure: Any, axes: Any, names: Sequence[str]) -> None:
+    """Write names below the x axis, slanted if they would overlap."""
     labels = [_label(name, _NAME_LENGTH) for name in names]
     figure.set_figwidth(max(6.0, 0.6 * len(names)))
     is_tight = len(names) * max(map(len, labels)) > 50
@@ -110,9 +110,9 @@ def _draw_parallel(figure: Any, axes: Any, rows: Sequence[Row], keys: Sequence[s
     for row, result, *heights in reversed(list(zip(rows, results, *columns, strict=True))):
         style, color = "-" if row.status == "finished" else ":", colormaps["viridis"](norm(result))
         axes.plot(range(len(columns)), heights, style, color=color, alpha=0.8)
-    texts = [[_short(row.values[key]) for row in rows] for key in keys] + [[*map(format_number, results)]]
-    for place, (heights, names) in enumerate(zip(columns, texts, strict=True)):
-        _label_axis(axes, place, dict(zip(heights, names, strict=True)))
+    texts = [[_tick(row.values[key]) for row in rows] for key in keys] + [[*map(format_number, results)]]
+    for x, (heights, names) in enumerate(zip(columns, texts, strict=True)):
+        _label_axis(axes, x, dict(zip(heights, names, strict=True)))
     slant = {"rotation": 15, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(columns)), [_label(text) for text in (*map(bare_name, keys), objective)], **slant)
     axes.set_yticks([])
@@ -121,30 +121,30 @@ def _draw_parallel(figure: Any, axes: Any, rows: Sequence[Row], keys: Sequence[s
     figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=_label(objective))
 
 
-def _label_axis(axes: Any, place: int, names: dict[float, str]) -> None:
+def _label_axis(axes: Any, x: int, names: dict[float, str]) -> None:
     """Draw one of the parallel axes and write as many of its values beside it as there is room for, ends included."""
-    axes.axvline(place, color="grey", linewidth=0.8)
+    axes.axvline(x, color="grey", linewidth=0.8)
     shown: list[float] = []
     for height in (max(names), *sorted(names)):
         if all(abs(height - other) >= _SPACING for other in shown):
             shown.append(height)
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-            place_of_text = {"xytext": (4, 2), "textcoords": "offset points", "bbox": box, "zorder": 3}
-            axes.annotate(_label(names[height], _NAME_LENGTH), (place, height), fontsize=8, **place_of_text)
+            style = {"xytext": (4, 2), "textcoords": "offset points", "bbox": box, "zorder": 3}
+            axes.annotate(_label(names[height], _NAME_LENGTH), (x, height), fontsize=8, **style)
 
 
 def _label(text: str, length: int = 40) -> str:
-    """Return a text as matplotlib prints it as it is, cut if it is long."""
+    """Return a text for matplotlib that is drawn literally, cut if it is long."""
     cut = text if len(text) <= length else text[: length - 1] + "…"
-    return cut.replace("$", r"\$")  # it would read a formula
+    return cut.replace("$", r"\$")  # which would start a formula
 
 
-def _short(value: str) -> str:
+def _tick(value: str) -> str:
     return format_number(float(value)) if _numbers([value]) else value
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """Return the values as numbers, none if one of them is no finite number."""
+    """Return the values as numbers, none if one of them is not a number or non-finite."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The leaderboard for a person: tables in the terminal, and the same as files with the parent run."""
+"""The leaderboard as tables: in the terminal, and as Markdown and CSV files of the parent run."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def job_table(board: Leaderboard) -> Table:
     rows = [
         [
             str(row.index + 1),
-            *(_short(row.values[key]) for key in board.keys),
+            *(_shorten(row.values[key]) for key in board.keys),
             *(format_number(row.metrics[key]) if key in row.metrics else "" for key in metrics),
             row.status,
             format_seconds(row.seconds),
@@ -57,7 +57,7 @@ def group_table(board: Leaderboard) -> Table:
     """Return mean and deviation of the objective over the seeds, with the overrides in which the jobs differ."""
     keys = [key for key in board.keys if key != SEED]
     heads = [*map(bare_name, keys), f"{board.objective} (mean ± deviation)", "seeds"]
-    rows = [[*(_short(group.values[key]) for key in keys), spread(group), str(group.count)] for group in board.groups]
+    rows = [[*(_shorten(group.values[key]) for key in keys), spread(group), str(group.count)] for group in board.groups]
     if any(group.published is not None for group in board.groups):
         heads.append("published")
         for group, row in zip(board.groups, rows, strict=True):
@@ -71,8 +71,8 @@ def spread(group: Group) -> str:
     return mean if group.deviation is None else f"{mean} ± {group.deviation:.2g}"
 
 
-def _short(value: str) -> str:
-    """Write a long number, as a search comes up with, with six digits."""
+def _shorten(value: str) -> str:
+    """Shorten a long number, such as a search suggests, to six digits."""
     try:
         return value if len(value) <= 9 else f"{float(value):.6g}"
     except ValueError:
@@ -80,7 +80,7 @@ def _short(value: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration, such as ``4.2 s`` or ``1:02:03``."""
+    """Return a duration as text, such as ``4.2 s`` or ``1:02:03``; empty for none."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds else ""
     minutes, rest = divmod(round(seconds), 60)

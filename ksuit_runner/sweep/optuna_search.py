@@ -1,4 +1,4 @@
-"""A search: Optuna comes up with one job after the other, and learns from how they end."""
+"""Search with Optuna: it suggests one job after the other, and learns from how they end."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,9 +23,9 @@ from ksuit_runner.tracker.build import build_tracker
 class OptunaSearch:
     """Jobs from Optuna's ask and tell; trial ``n`` of the study is job ``n``.
 
-    Every trial is asked for with a sampler of its own seed, so a search that was interrupted comes up with the same
-    trials as one that was not, as long as its jobs run one after another. A failed job's trial stays open, because a
-    resume may try it again; the sampler learns nothing from it.
+    Every trial is asked for with a sampler of its own seed, so an interrupted search suggests the same trials as an
+    uninterrupted one, as long as its jobs run one after another. A failed job's trial stays open, because a resume may
+    retry it; the sampler learns nothing from it.
 
     Args:
         paths: Files of the sweep.
@@ -47,7 +47,7 @@ class OptunaSearch:
         self._objective = plan.objective
 
     def jobs(self) -> Iterator[Job]:
-        """Yield the jobs of earlier sessions, then new ones, each when there is room for it."""
+        """Yield the jobs that are stored already, then new ones, each when there is room for it."""
         known = read_jobs(self._paths)
         yield from known
         settings = self._plan.settings
@@ -59,13 +59,13 @@ class OptunaSearch:
             trial = self._trial(number)
             combination = {item.key: _suggest(trial, item) for item in parameters}
             config = composer.compose(combination, number)
-            _tell_callbacks(config, self._paths.sweep_id, number)
+            _inform_callbacks(config, self._paths.sweep_id, number)
             job = Job(number, combination, config)
             add_job(self._paths, job)
             yield job
 
     def job_ended(self, job: Job, status: str, run_id: str | None) -> None:
-        """Tell Optuna how a finished job has done."""
+        """Report the result of a finished job to Optuna."""
         trial = self._study.get_trials(deepcopy=False)[job.index]
         if status != "FINISHED" or run_id is None or trial.state.is_finished():
             return
@@ -82,7 +82,7 @@ class OptunaSearch:
             self._study.tell(job.index, value)
 
     def pruned(self) -> frozenset[int]:
-        """Return the numbers of the jobs that a callback has ended early."""
+        """Return the numbers of the jobs that a callback stopped early."""
         if not self._paths.study.is_file():
             return frozenset()
         trials = self._study.get_trials(deepcopy=False)
@@ -97,7 +97,7 @@ class OptunaSearch:
         return build_tracker(self._factory, self._paths)
 
     def _trial(self, number: int) -> Any:
-        """Ask for a trial, or take the one that was asked for before the process was killed."""
+        """Ask for a trial, or load the one that was asked for before the process was killed."""
         import optuna
 
         trials = self._study.get_trials(deepcopy=False)
@@ -107,7 +107,7 @@ class OptunaSearch:
 
 
 def _suggest(trial: Any, parameter: SweepParameter) -> str:
-    """Let Optuna choose a value, and return it as an override has it."""
+    """Let Optuna choose a value, and return it as the text of an override."""
     interval = parameter.interval
     if interval is None:
         return str(trial.suggest_categorical(parameter.key, list(parameter.values)))
@@ -116,8 +116,8 @@ def _suggest(trial: Any, parameter: SweepParameter) -> str:
     return repr(trial.suggest_float(parameter.key, interval.low, interval.high, log=interval.log))
 
 
-def _tell_callbacks(config: dict[str, Any], study: str, trial: int) -> None:
-    """Tell callbacks that ask for it which trial of which study their run is."""
+def _inform_callbacks(config: dict[str, Any], study: str, trial: int) -> None:
+    """Set study and trial of the run in the config of callbacks that have these arguments."""
     for node in config["callbacks"].values():
         if "study" in node and "trial" in node:
             node.update(study=study, trial=trial)

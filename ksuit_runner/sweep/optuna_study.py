@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     import optuna
 
 PRUNED_AT = "pruned_at"
-"""Attribute of a trial that a callback has ended early: the update at which it did."""
+"""Attribute of a trial that a callback stopped early: the update at which it did."""
 
 
-def require_optuna(place: str) -> None:
+def require_optuna(path: str) -> None:
     """Check that Optuna is installed.
 
     Raises:
-        ConfigError: It is not there; begins with the place of the config that asks for it.
+        ConfigError: It is not; begins with ``path``, the config path that needs it.
     """
     if find_spec("optuna") is None:
-        raise ConfigError("'optuna' is not installed. pip install 'ksuit_runner[optuna]'", path=place)
+        raise ConfigError("'optuna' is not installed. pip install 'ksuit_runner[optuna]'", path=path)
 
 
 def open_study(paths: SweepPaths, direction: Direction, pruner: Any = None) -> optuna.Study:
-    """Open the study of a sweep; the first time it is created.
+    """Open the study of a sweep, or create it.
 
     Args:
         paths: Files of the sweep.
-        direction: Which direction of the objective is the better one.
-        pruner: Optuna's pruner, for those who report values.
+        direction: Which direction of the objective is better.
+        pruner: Optuna's pruner, for callers that report values.
     """
     import optuna
 
@@ -48,16 +48,16 @@ def open_study(paths: SweepPaths, direction: Direction, pruner: Any = None) -> o
 
 
 def sampler(seed: int, number: int, samples: int) -> Any:
-    """Return Optuna's TPE sampler for one trial: what it suggests depends on the seed, the number and the past only.
+    """Return Optuna's TPE sampler for one trial: what it suggests depends only on seed, number and earlier trials.
 
-    A sampler that is kept draws one number after the other, and would begin anew after a resume.
+    One sampler for all trials has a state, which a resume would lose.
 
     Source: Bergstra et al., "Algorithms for Hyper-SweepParameter Optimization", NIPS 2011.
 
     Args:
         seed: Seed of the search.
         number: Number of the trial.
-        samples: How many trials there are to be; a third of them, 10 at most, is drawn at random.
+        samples: Number of trials of the search; a third of them, 10 at most, is drawn at random.
     """
     import optuna
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: parameters with the values that they take, and the jobs that follow from them."""
+"""The parameters that a sweep varies, their values, and the combinations of them: grid or random draws."""
 
 import math
 import random
@@ -15,21 +15,21 @@ from ksuit_runner.config.overrides import bare_name, parse, to_text
 from ksuit_runner.errors import ConfigError
 
 SEED = "seed"
-"""The key that is never drawn: every draw is done with every seed."""
+"""The key that is never drawn: every draw is combined with every seed."""
 
 Combination = dict[str, str]
-"""Key -> value, both as an override has them."""
+"""Key -> value, both as the text of an override."""
 
 
 @dataclass(frozen=True)
 class NumberRange:
-    """All numbers between two.
+    """A range of numbers to draw from.
 
     Attributes:
-        low: The smallest one.
-        high: The largest one.
-        log: Whether their logarithms are spread evenly.
-        whole: Whether only whole numbers count.
+        low: Smallest number.
+        high: Largest number.
+        log: Whether draws are uniform in the logarithm.
+        whole: Whether only whole numbers are drawn.
     """
 
     low: float
@@ -38,24 +38,24 @@ class NumberRange:
     whole: bool = False
 
     def draw(self, generator: random.Random) -> str:
-        """Return a number as an override has it, with six digits."""
+        """Draw a number, as the text of an override, with six digits."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = generator.uniform(low, high)
         return self.text(math.exp(value) if self.log else value)
 
     def text(self, value: float) -> str:
-        """Return a number of the interval as an override has it."""
+        """Return a number of the range as the text of an override."""
         return str(round(value)) if self.whole else repr(min(max(float(f"{value:.6g}"), self.low), self.high))
 
 
 @dataclass(frozen=True)
 class SweepParameter:
-    """Something that a sweep varies.
+    """A parameter that a sweep varies.
 
     Attributes:
-        key: What an override calls it, such as ``optimizer.lr``, ``model`` or ``+callbacks``.
-        values: The values that it takes; empty for an interval.
-        interval: The interval that it is drawn from.
+        key: Its key in an override, such as ``optimizer.lr``, ``model`` or ``+callbacks``.
+        values: Its values; empty for an interval.
+        interval: The range that it is drawn from, or None.
     """
 
     key: str
@@ -63,18 +63,18 @@ class SweepParameter:
     interval: NumberRange | None = None
 
     def draw(self, generator: random.Random) -> str:
-        """Return one value, each as likely as the others."""
+        """Draw one value, each with the same probability."""
         return self.interval.draw(generator) if self.interval else generator.choice(self.values)
 
     def extremes(self) -> tuple[str, ...]:
-        """Return the values that have to compose before anything is drawn: all, or both ends of the interval."""
+        """Return the values that are checked before anything is drawn: all, or both ends of the interval."""
         if self.interval is None:
             return self.values
         return self.interval.text(self.interval.low), self.interval.text(self.interval.high)
 
 
 def read_parameters(params: Mapping[str, Any], seed: int) -> list[SweepParameter]:
-    """Read what varies.
+    """Read the parameters of a sweep.
 
     Args:
         params: Key -> its values: a list, or text in Hydra's grammar such as ``1,2``, ``range(0,3)``, ``glob(*)`` or
@@ -84,67 +84,67 @@ def read_parameters(params: Mapping[str, Any], seed: int) -> list[SweepParameter
     Raises:
         ConfigError: A value cannot be read, or a parameter has none.
     """
-    return [_read(str(key), value, seed) for key, value in params.items()]
+    return [_read_parameter(str(key), value, seed) for key, value in params.items()]
 
 
-def _read(key: str, value: Any, seed: int) -> SweepParameter:
-    place = f"sweep.params.{key}"
+def _read_parameter(key: str, value: Any, seed: int) -> SweepParameter:
+    path = f"sweep.params.{key}"
     if isinstance(value, list) and not value:
-        raise ConfigError("a value is needed, the list is empty", path=place)
+        raise ConfigError("the list is empty; give one value or more", path=path)
     if not isinstance(value, str):
-        return SweepParameter(key, _texts(place, value if isinstance(value, list) else [value]))
-    override = _parse(place, f"{key}={value}")
+        return SweepParameter(key, _override_values(path, value if isinstance(value, list) else [value]))
+    override = _parse_override(path, f"{key}={value}")
     if not override.is_sweep_override():
         return SweepParameter(key, (value,))
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        return SweepParameter(key, interval=_interval(place, sweep))
+        return SweepParameter(key, interval=_range(path, sweep))
     if isinstance(sweep, Glob):
-        return SweepParameter(key, _matching(place, key, sweep))
+        return SweepParameter(key, _glob(path, key, sweep))
     with _seeded(f"{seed}/{key}"):  # for shuffle()
         return SweepParameter(key, tuple(override.sweep_string_iterator()))
 
 
-def _texts(place: str, values: list[Any]) -> tuple[str, ...]:
+def _override_values(path: str, values: list[Any]) -> tuple[str, ...]:
     try:
         return tuple(map(to_text, values))
     except ConfigError as error:
-        error.locate(place)
+        error.locate(path)
         raise
 
 
-def _parse(place: str, override: str) -> Override:
+def _parse_override(path: str, override: str) -> Override:
     try:
         return parse(override)
     except ConfigError as error:
-        hint = "Text is in the grammar of overrides; in a list it stands for itself"
-        raise ConfigError(f"{error}\n{hint}", path=place) from None
+        hint = "Text is parsed as an override; to take it literally, put it in a list"
+        raise ConfigError(f"{error}\n{hint}", path=path) from None
 
 
-def _interval(place: str, sweep: IntervalSweep) -> NumberRange:
+def _range(path: str, sweep: IntervalSweep) -> NumberRange:
     low, high = sweep.start, sweep.end
     assert low is not None and high is not None  # the grammar demands both
     if not -math.inf < low < high < math.inf:
-        raise ConfigError(f"the ends of an interval have to be finite and in order, not {low} and {high}", path=place)
+        raise ConfigError(f"the ends of an interval must be finite and in order, not {low} and {high}", path=path)
     log = "log" in sweep.tags
     if log and low <= 0:
-        raise ConfigError(f"a logarithmic interval begins above 0, not at {low}", path=place)
+        raise ConfigError(f"a logarithmic interval must start above 0, not at {low}", path=path)
     return NumberRange(float(low), float(high), log, whole=isinstance(low, int))
 
 
-def _matching(place: str, key: str, glob: Glob) -> tuple[str, ...]:
+def _glob(path: str, key: str, glob: Glob) -> tuple[str, ...]:
     group = bare_name(key)
     if group not in groups():
-        raise ConfigError(f"glob() chooses files of a group, and there is no group '{group}'", path=place)
+        raise ConfigError(f"glob() matches files of a config group, and there is no group '{group}'", path=path)
     found = tuple(map(to_text, glob.filter(choices(group))))
     if not found:
-        raise ConfigError(f"no file of the group '{group}' matches", path=place)
+        raise ConfigError(f"no file of the group '{group}' matches", path=path)
     return found
 
 
 @contextmanager
 def _seeded(key: str) -> Iterator[None]:
-    """Let what draws from Python's own generator draw the same every time."""
+    """Seed Python's generator for the block, and restore it afterwards."""
     state = random.getstate()
     random.seed(key)
     try:
@@ -157,20 +157,22 @@ def grid(parameters: Sequence[SweepParameter]) -> list[Combination]:
     """Return every combination; the last parameter changes fastest.
 
     Raises:
-        ConfigError: A parameter is an interval, which has no end of values.
+        ConfigError: A parameter is an interval, which has infinitely many values.
     """
     for parameter in parameters:
         if parameter.interval is not None:
-            key = f"sweep.params.{parameter.key}"
-            raise ConfigError(f"{key}: an interval is drawn from: sweep.method=random sweep.samples=20")
+            raise ConfigError(
+                "a grid cannot have an interval. Draw from it: sweep.method=random sweep.samples=20",
+                path=f"sweep.params.{parameter.key}",
+            )
     keys = [parameter.key for parameter in parameters]
     return [dict(zip(keys, values, strict=True)) for values in product(*(item.values for item in parameters))]
 
 
 def draw(parameters: Sequence[SweepParameter], samples: int, seed: int) -> list[Combination]:
-    """Return random combinations, the same for the same seed; each is done with every value of ``seed``.
+    """Return random combinations, the same for the same seed; each is combined with every value of ``seed``.
 
-    Draw ``i`` of a parameter depends on (seed, i, key) only: more samples, or another parameter, leave it as it is.
+    Draw ``i`` of a parameter depends only on (seed, i, key): more samples or another parameter do not change it.
     """
     seeds = [item for item in parameters if item.key == SEED]
     others = [item for item in parameters if item.key != SEED]

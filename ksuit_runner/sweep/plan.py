@@ -1,6 +1,6 @@
-"""What a sweep is going to do, on disk before its first job starts; a resume goes by it and not by today's YAML.
+"""The plan of a sweep, stored before its first job starts; a resume follows it and not the YAML as it is by then.
 
-What is stored has no passwords, and is signed.
+What is stored contains no passwords, and is signed.
 """
 
 import json
@@ -24,7 +24,7 @@ _LARGEST = 100_000_000  # bytes that a plan or the list of its jobs may have
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep.
+    """A job of a sweep: one run.
 
     Attributes:
         index: Its number in the sweep, from 0.
@@ -39,19 +39,19 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep.
+    """What a sweep runs, and how.
 
     Attributes:
         name: Its name.
         command: The command line that started it.
         fixed: Overrides that all jobs have.
         settings: How the jobs follow from the parameters.
-        launcher: Where the jobs run: the node `launcher` of the config, as plain values.
-        base: The resolved config without anything that varies.
+        launcher: Config of the launcher, as plain values.
+        base: The resolved config that all jobs share.
         objective: Metric that the jobs are ranked by.
         yaml: Content of the sweep's YAML file; None for a sweep from the command line.
         created: When it was planned, in seconds since 1970.
-        tracker: What a resume has said about the tracker, such as the address that another machine knows it by.
+        tracker: Values of the tracker that a resume has changed, such as its address on another machine.
         job_count: How many jobs there are; None for a search.
     """
 
@@ -68,14 +68,14 @@ class SweepPlan:
     job_count: int | None = None
 
     def with_tracker(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config of this sweep with what a resume has said about the tracker."""
+        """Return a config of this sweep with the values of the tracker that a resume has changed."""
         return {**config, "tracker": {**config.get("tracker", {}), **self.tracker}}
 
 
 def store_plan(paths: SweepPaths, plan: SweepPlan, jobs: Sequence[Job]) -> None:
-    """Store a plan and all jobs that are known; the plan itself comes last, with it the sweep exists."""
+    """Store all jobs that are known, and last the plan: with it the sweep exists."""
     make_folder(paths.sweep_dir)
-    text, lines = _text(plan), [_line(job) for job in jobs]
+    text, lines = _plan_json(plan), [_job_json(job) for job in jobs]
     sign(paths.signature, text, *lines)
     write_text(paths.jobs, "".join(f"{line}\n" for line in lines))
     write_text(paths.plan, text)
@@ -83,25 +83,25 @@ def store_plan(paths: SweepPaths, plan: SweepPlan, jobs: Sequence[Job]) -> None:
 
 def update_plan(paths: SweepPaths, plan: SweepPlan) -> None:
     """Store a plan whose settings or launcher a resume has changed."""
-    text = _text(plan)
+    text = _plan_json(plan)
     sign(paths.signature, text)
     write_text(paths.plan, text)
 
 
 def add_job(paths: SweepPaths, job: Job) -> None:
-    """Add a job that a search has come up with, durably, before it starts."""
-    line = _line(job)
+    """Store a job that a search has suggested, durably, before it starts."""
+    line = _job_json(job)
     sign(paths.signature, line)
     append_line(paths.jobs, line)
 
 
 def stored_texts(paths: SweepPaths) -> list[str]:
-    """Return what is signed of a sweep: its plan and every job, as they are stored.
+    """Return the signed texts of a sweep: its plan and every job, as stored.
 
     Raises:
         ResumeError: One of the files cannot be read.
     """
-    plan, jobs = _read(paths, paths.plan), _read(paths, paths.jobs)
+    plan, jobs = _read_file(paths, paths.plan), _read_file(paths, paths.jobs)
     return [plan, *(line for line in jobs.split("\n") if _read_job(line) is not None)]
 
 
@@ -109,10 +109,10 @@ def read_plan(paths: SweepPaths) -> SweepPlan:
     """Return the plan of a sweep.
 
     Raises:
-        ResumeError: It is damaged, or something that the runner would not have stored.
+        ResumeError: It is damaged, or holds what the runner would not have stored.
     """
     try:
-        plan = conform(SweepPlan, parse_json(_read(paths, paths.plan)))
+        plan = conform(SweepPlan, parse_json(_read_file(paths, paths.plan)))
         read_settings(asdict(plan.settings), plan.objective)
         return plan
     except (UnsafeFileError, ConfigError) as error:
@@ -124,12 +124,12 @@ def read_jobs(paths: SweepPaths, count: int | None = None) -> list[Job]:
 
     Args:
         paths: Files of the sweep.
-        count: How many there have to be; None for a search, which comes up with one after the other.
+        count: Number of jobs; None for a search, which suggests one after the other.
 
     Raises:
         ResumeError: A job is missing or damaged.
     """
-    lines = _read(paths, paths.jobs).split("\n")
+    lines = _read_file(paths, paths.jobs).split("\n")
     jobs = sorted((job for line in lines if (job := _read_job(line)) is not None), key=lambda job: job.index)
     expected = range(len(jobs) if count is None else count)
     if [job.index for job in jobs] != [*expected]:
@@ -140,7 +140,7 @@ def read_jobs(paths: SweepPaths, count: int | None = None) -> list[Job]:
     return jobs
 
 
-def _read(paths: SweepPaths, file: Path) -> str:
+def _read_file(paths: SweepPaths, file: Path) -> str:
     try:
         return read_text(file, paths.sweeps_dir, _LARGEST)
     except UnsafeFileError as error:
@@ -167,10 +167,10 @@ def varied(jobs: Sequence[Job]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def _text(plan: SweepPlan) -> str:
+def _plan_json(plan: SweepPlan) -> str:
     shown = mask_config(asdict(plan)) | {"fixed": list(map(mask_text, plan.fixed))}
     return json.dumps(shown, indent=2) + "\n"
 
 
-def _line(job: Job) -> str:
+def _job_json(job: Job) -> str:
     return json.dumps(mask_config(asdict(job)), separators=(",", ":"))

@@ -15,7 +15,7 @@ from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.build_plan import read_yaml
 from ksuit_runner.sweep.plan import SweepPlan
-from ksuit_runner.sweep.sweep_settings import MAY_CHANGE, read_settings
+from ksuit_runner.sweep.sweep_settings import MAY_CHANGE, OnChange, read_settings
 
 _LOCATORS = ("output_dir", "tracker", "trust")
 
@@ -71,7 +71,7 @@ def refuse_changed_yaml(paths: SweepPaths, plan: SweepPlan) -> None:
     Raises:
         ResumeError: It has changed; says where.
     """
-    if plan.yaml is None or plan.settings.on_change == "keep":
+    if plan.yaml is None or plan.settings.on_change is OnChange.KEEP:
         return
     choice = next(item.partition("=")[2] for item in plan.fixed if item.startswith("sweep="))
     now = read_yaml(choice)

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it runs: a few lines at its start, and one or more per job."""
+"""The lines that a sweep prints while it runs: a few at its start, and one or more per job."""
 
 import os
 
@@ -16,7 +16,7 @@ from ksuit_runner.ui.terminal import print_pairs
 
 
 def print_sweep(console: Console, plan: SweepPlan, paths: SweepPaths, total: int, where: str, tracked: str) -> None:
-    """Print which sweep begins, how many jobs it has, where they run, and how to go on with it."""
+    """Print which sweep starts, how many jobs it has, where they run, and how to resume it."""
     pairs = {
         "sweep": plan.name,
         "id": paths.sweep_id,
@@ -28,14 +28,14 @@ def print_sweep(console: Console, plan: SweepPlan, paths: SweepPaths, total: int
 
 
 def print_job(console: Console, job: Job, total: int, what: str, seconds: float = 0.0) -> None:
-    """Print that a job starts, or how it has ended."""
+    """Print that a job starts, or how it ended."""
     head = f"job {job.index + 1}/{total}"
     words = [head, what, format_seconds(seconds), mask_text(" ".join(overrides_of(job.combination)))]
     console.print(Text("  ".join(word for word in words if word), "bold"), soft_wrap=True)
 
 
 def print_failure(console: Console, job: Job, result: JobResult, paths: SweepPaths, has_trace: bool) -> None:
-    """Print what a job failed with: the error, where its log is, and the traceback.
+    """Print why a job failed: the error, where its log is, and the traceback.
 
     Args:
         console: Where to print.

@@ -1,4 +1,4 @@
-"""From what a person types to a sweep of the output folder."""
+"""Find a stored sweep by its id, a prefix of it, or its name."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,16 +13,16 @@ _SHORTEST_PREFIX = 6
 
 
 def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
-    """Return the files of the sweep that a person means, or None if no sweep fits; ``last`` is always a run.
+    """Return the files of the sweep that a query matches, or None; ``last`` always means a run.
 
-    One that is not in the output folder is looked for, and brought, from the tracking server, if one is named.
+    A sweep that is not in the output folder is fetched from the tracking server, if the config names one.
 
     Args:
         query: Its id, the first 6 or more characters of it, or its name.
-        overrides: Overrides of the command line; of them, only where runs are counts.
+        overrides: Overrides of the command line; only output folder and tracker matter.
 
     Raises:
-        ResumeError: Several sweeps fit, or the tracking server has one that cannot go on here.
+        ResumeError: Several sweeps match, or the one of the tracking server cannot be resumed here.
     """
     if query == "last":
         return None
@@ -35,7 +35,7 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     found = by_prefix | {id_ for id_, plan in plans.items() if plan.name == query}
     if len(found) > 1:
         newest = max(found & plans.keys(), key=lambda id_: plans[id_].created, default=min(found))
-        raise ResumeError(f"'{query}' fits {len(found)} sweeps; give an id. The newest is {newest}")
+        raise ResumeError(f"'{query}' matches {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
         return known[found.pop()]
     if find_local(outputs, query) is not None or not (config := compose_locations(overrides)).tracker.get("uri"):
@@ -48,7 +48,7 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
 
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
-    """Return the error for a sweep that is not there, with the nearest one."""
+    """Return the error for a sweep that does not exist, with the nearest one that does."""
     config = compose_locations(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
     names = {plan.name for plan in _readable(known).values()} | known.keys()
@@ -56,7 +56,7 @@ def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
 
 
 def _readable(known: dict[str, SweepPaths]) -> dict[str, SweepPlan]:
-    """Return the plans of sweeps; a damaged one is an error for those who ask for that sweep by its id only."""
+    """Return the plans that can be read; a damaged one is an error only for those who ask for its sweep by id."""
     plans = {}
     for id_, paths in known.items():
         with suppress(ResumeError):

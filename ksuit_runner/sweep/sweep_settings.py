@@ -1,16 +1,39 @@
-"""The settings of a sweep: the node `sweep` of the config."""
+"""The settings of a sweep: the node `sweep` of the config, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from enum import EnumType, StrEnum
+from typing import Any, get_type_hints
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 MAY_CHANGE = ("fail_fast", "retry", "on_change")
-"""What a resume may say anew; all else makes the jobs what they are."""
+"""Settings that a resume may change; the jobs follow from all others."""
+
+
+class Method(StrEnum):
+    """How the jobs follow from the parameters."""
+
+    GRID = "grid"
+    RANDOM = "random"
+    TPE = "tpe"
+
+
+class RankedValue(StrEnum):
+    """Which value of the objective a job is ranked by."""
+
+    LAST = "last"
+    BEST = "best"
+
+
+class OnChange(StrEnum):
+    """What a resume does if the sweep's YAML has changed."""
+
+    REFUSE = "refuse"
+    KEEP = "keep"
 
 
 @dataclass(frozen=True)
@@ -18,26 +41,26 @@ class SweepSettings:
     """How the jobs of a sweep follow from its parameters, and what happens when one fails.
 
     Attributes:
-        params: Key of the config, or group -> the values that it takes.
-        method: ``grid`` does every combination, ``random`` draws some, ``tpe`` lets Optuna look for good ones.
+        params: Config path or group -> its values.
+        method: ``grid`` runs every combination, ``random`` draws some, ``tpe`` lets Optuna search.
         samples: How many combinations are drawn.
         seed: Seed of what is drawn.
-        value: Whether a job counts by the ``last`` or the ``best`` value of its objective.
-        published: Value of a parameter -> figure from a paper, shown beside the mean over seeds.
+        value: Whether a job is ranked by the ``last`` or the ``best`` value of the objective.
+        published: Value of a parameter -> published figure, shown beside the mean over seeds.
         fail_fast: Whether the first failed job ends the sweep.
-        retry: Whether a resume tries failed jobs again.
-        on_change: What a resume does if the sweep's YAML has changed: ``refuse``, or ``keep`` to what was planned.
+        retry: Whether a resume retries failed jobs.
+        on_change: What a resume does if the sweep's YAML has changed: ``refuse``, or ``keep`` the plan.
     """
 
     params: dict[str, Any] = field(default_factory=dict)
-    method: Literal["grid", "random", "tpe"] = "grid"
+    method: Method = Method.GRID
     samples: int | None = None
     seed: int = 0
-    value: Literal["last", "best"] = "last"
+    value: RankedValue = RankedValue.LAST
     published: dict[str, float] = field(default_factory=dict)
     fail_fast: bool = False
     retry: bool = True
-    on_change: Literal["refuse", "keep"] = "refuse"
+    on_change: OnChange = OnChange.REFUSE
 
 
 def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettings:
@@ -48,21 +71,26 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
         objective: Metric that the jobs are ranked by.
 
     Raises:
-        ConfigError: A key is unknown, a value does not fit, or two of them do not go together.
+        ConfigError: A key is unknown, a value does not fit, or two values contradict each other.
     """
-    annotations = {item.name: str(item.type) for item in fields(SweepSettings)}
+    hints = get_type_hints(SweepSettings)
+    annotations = {item.name: _annotation(hints[item.name], str(item.type)) for item in fields(SweepSettings)}
     for key, value in node.items():
         if key not in annotations:
             raise ConfigError(f"there is no such setting. {did_you_mean(str(key), annotations)}", path=f"sweep.{key}")
-        if problem := mismatch(value, annotations[key]):
+        if problem := mismatch(str(value) if isinstance(value, StrEnum) else value, annotations[key]):
             raise ConfigError(problem, path=f"sweep.{key}")
-    settings = SweepSettings(**node)
-    if settings.method == "grid" and settings.samples is not None:
-        raise ConfigError(
-            "a grid has no samples; sweep.method=random or sweep.method=tpe draws them", path="sweep.samples"
-        )
-    if settings.method != "grid" and (settings.samples is None or settings.samples < 1):
-        raise ConfigError(f"sweep.method={settings.method} needs to know how many, 1 or more", path="sweep.samples")
-    if settings.method == "tpe" and objective is None:
-        raise ConfigError("an Optuna search needs the metric that it makes better", path="objective")
+    kinds = {name: kind for name, kind in hints.items() if isinstance(kind, EnumType)}
+    settings = SweepSettings(**{key: kinds[key](value) if key in kinds else value for key, value in node.items()})
+    if settings.method is Method.GRID and settings.samples is not None:
+        raise ConfigError("a grid draws nothing; write sweep.method=random or sweep.method=tpe", path="sweep.samples")
+    if settings.method is not Method.GRID and (settings.samples is None or settings.samples < 1):
+        raise ConfigError(f"sweep.method={settings.method} needs a number of samples, 1 or more", path="sweep.samples")
+    if settings.method is Method.TPE and objective is None:
+        raise ConfigError("an Optuna search needs the metric that it optimizes", path="objective")
     return settings
+
+
+def _annotation(hint: Any, text: str) -> str:
+    """Return the annotation that a value from YAML is checked by: of an enum, its values."""
+    return f"Literal{[str(item) for item in list[StrEnum](hint)]}" if isinstance(hint, EnumType) else text

@@ -162,7 +162,7 @@ def plan_sweep(folder: Path, version: int) -> None:
         store_plan(paths, SweepPlan("plan", "ksuit", [], SweepSettings(), {}, {}), [Job(0, {"lr": "1"}, {"lr": 1})])
     else:
         add_job(paths, Job(version - 1, {"lr": "2"}, {"lr": 2}))
-    record_end(paths, JobResult(version - 1, "", "FINISHED", 1.0))
+    record_end(paths, JobResult(version - 1, "FINISHED", seconds=1.0))
 
 
 def read_sweep(folder: Path) -> set[int]:

@@ -92,10 +92,10 @@ def test_what_is_no_sweep_is_left_to_others(store, outputs):
     [
         (
             lambda store: [store.add_plan(), store.add_plan(OTHER)],
-            f"'mine' fits 2 sweeps; give an id. The newest is {ID}",
+            f"'mine' matches 2 sweeps; give an id. The newest is {ID}",
         ),
-        (lambda store: store.add(), "its plan is not with the tracker; it can go on only where it began"),
-        (lambda store: store.add_plan(method="tpe"), "a search goes on only where it began"),
+        (lambda store: store.add(), "its plan is not in the tracker; it can be resumed only where it was started"),
+        (lambda store: store.add_plan(method="tpe"), "a search can be resumed only where it was started"),
         (lambda store: store.add_plan(base={"tracker": {"uri": "${oc.env:HOME}"}}), "cannot be used"),
         (lambda store: store.add_plan(config={"${oc.env:HOME}": 1}), "cannot be used"),
         (lambda store: (store.add_plan() / "plan.json").write_text("{}"), "cannot be used"),

@@ -91,7 +91,7 @@ def test_a_process_that_is_lost_is_one_failed_job_and_the_sweep_resumes(experime
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert "error: job 1 failed: the process of this job was lost" in output
+    assert "error: job 1 failed: the process of this job died" in output
     assert "job 2/2  finished" in output
     again = start(tmp_path, "resume=sweep", "launcher=in_process", cwd=experiments)
     deadline = time.monotonic() + 100

@@ -16,7 +16,7 @@ from ksuit_runner.sweep.leaderboard import make_leaderboard
 from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.run_job import JobResult
-from ksuit_runner.sweep.sweep_settings import SweepSettings
+from ksuit_runner.sweep.sweep_settings import RankedValue, SweepSettings
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.ui.terminal import make_console
 
@@ -92,7 +92,7 @@ def test_equal_jobs_stay_in_their_order(sweep):
 def test_a_job_counts_by_its_last_or_its_best_value(sweep, value, best_first, counts):
     sweep.job({"lr": "1"}, accuracy=[0.5, 0.8, NAN, 0.6])
     sweep.job({"lr": "2"}, accuracy=[0.1, 0.7])
-    board = sweep.board(value=value)
+    board = sweep.board(value=RankedValue(value))
     assert order(board) == best_first
     assert [row.metrics[ACCURACY] for row in board.rows] == counts
 
@@ -100,7 +100,7 @@ def test_a_job_counts_by_its_last_or_its_best_value(sweep, value, best_first, co
 def test_a_job_that_only_ever_had_nan_has_no_best_value(sweep):
     sweep.job({"lr": "1"}, accuracy=[NAN, NAN])
     sweep.job({"lr": "2"}, accuracy=[0.0])
-    board = sweep.board(value="best")
+    board = sweep.board(value=RankedValue.BEST)
     assert order(board) == [1, 0]
     assert math.isnan(board.rows[1].metrics[ACCURACY])
 

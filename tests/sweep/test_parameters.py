@@ -99,14 +99,14 @@ def test_shuffle_is_reproducible_and_leaves_the_generator_alone():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"a": []}, "sweep.params.a: a value is needed"),
+        ({"a": []}, "sweep.params.a: the list is empty"),
         ({"a": "interval(2, 1)"}, "sweep.params.a: the ends of an interval"),
-        ({"a": "tag(log, interval(0, 1))"}, "sweep.params.a: a logarithmic interval begins above 0"),
+        ({"a": "tag(log, interval(0, 1))"}, "sweep.params.a: a logarithmic interval must start above 0"),
         ({"modell": "glob(*)"}, "there is no group 'modell'"),
         ({"model": "glob(x*)"}, "no file of the group 'model' matches"),
         (
             {"a": "interval(1, inf)"},
-            "sweep.params.a: the ends of an interval have to be finite and in order, not 1.0 and inf",
+            "sweep.params.a: the ends of an interval must be finite and in order, not 1.0 and inf",
         ),
         ({"a": "interval(-inf, 1)"}, "sweep.params.a: the ends of an interval"),
         ({"a": "interval(nan, 1)"}, "sweep.params.a: the ends of an interval"),
@@ -120,7 +120,9 @@ def test_mistakes_name_the_parameter(params, message):
 
 
 def test_a_grid_of_an_interval_says_how_to_draw():
-    with pytest.raises(ConfigError, match="sweep.params.a: an interval is drawn from: sweep.method=random"):
+    with pytest.raises(
+        ConfigError, match="sweep.params.a: a grid cannot have an interval. Draw from it: sweep.method=random"
+    ):
         grid(read_parameters({"a": "interval(0, 1)"}, 0))
 
 
@@ -141,7 +143,7 @@ def test_text_in_a_list_stands_for_itself_and_other_text_is_in_the_grammar():
     values = values_of({"name": texts})["name"]
     assert [parse(f"name={value}").value() for value in values] == texts
     assert values_of({"name": "'1.10','größe'"}) == {"name": ("'1.10'", "'größe'")}
-    with pytest.raises(ConfigError, match="sweep.params.name: name=größe.*\nText is in the grammar of overrides; in a"):
+    with pytest.raises(ConfigError, match="sweep.params.name: name=größe.*\nText is parsed as an override"):
         values_of({"name": "größe"})
 
 
