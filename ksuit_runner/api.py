@@ -1,4 +1,4 @@
-"""Runs from Python: what the command line does, in a script, a test or a notebook."""
+"""The Python API: runs as from the command line, in a script, a test or a notebook."""
 
 from __future__ import annotations
 
@@ -48,14 +48,13 @@ _RUNNING = Lock()
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run, or a sweep, has come to.
+    """The result of a run or a sweep.
 
     Attributes:
-        run_id: Its id; of a sweep that of the parent of its runs.
-        status: FINISHED, FAILED or KILLED. An evaluation leaves a run the status that it had.
-        folder: Where its files are.
-        metrics: Metric -> its last and its best value, each with the update it was logged at, as the table at the end
-            shows them; empty for a sweep.
+        run_id: Its id; for a sweep, that of the parent run.
+        status: FINISHED, FAILED or KILLED. ``evaluate=`` does not change the status of a run.
+        folder: Folder of its files.
+        metrics: Last and best value of each metric by key, each with its update; empty for a sweep.
         jobs: The runs of a sweep, ranked as in its leaderboard; empty for a run.
     """
 
@@ -67,13 +66,13 @@ class RunResult:
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose a config as the command line does. It can be changed, and handed to ``run``.
+    """Compose a config as the command line does. It can be changed, and passed to ``run``.
 
     A key that the config does not have cannot be set by mistake, as ever with Hydra: ``omegaconf.open_dict`` allows it.
     Names of callbacks and of datasets are free.
 
     Args:
-        overrides: What differs from the default, such as ``["model=mlp", "optimizer.lr=3e-4"]``.
+        overrides: Overrides of the defaults, such as ``["model=mlp", "optimizer.lr=3e-4"]``.
 
     Raises:
         ConfigError: An override names nothing that exists, or has no meaning.
@@ -88,10 +87,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
-    """Do a run, or a sweep, as the command line does, and return what it has come to.
+    """Execute a run, or a sweep, as the command line does, and return its result.
 
-    The process is left as it was found: random generators, signal handlers, logging. In the main thread a signal ends
-    the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In another thread no
+    Random generators, signal handlers and logging of the process are restored at the end. In the main thread a signal
+    ends the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In another thread no
     signal reaches the run.
 
     Args:
@@ -128,11 +127,11 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
     command = mask_text(f"ksuit_runner.run({given})")
     overrides = [item for item in given if item not in _MULTIRUN]
     if flags := [item for item in overrides if item.startswith("-")]:
-        raise ConfigError(f"{flags[0]}: from Python no flag but -m can be given")
+        raise ConfigError(f"{flags[0]}: from Python, -m is the only flag")
     check_overrides(overrides)
     for name in _OTHER_COMMANDS:
         if value_of(name, overrides):
-            raise ConfigError(f"{name}=: this is no run; it is for the command line: python -m ksuit_runner {name}=...")
+            raise ConfigError(f"{name}=: not for run(), only for the command line: python -m ksuit_runner {name}=...")
     request, choice, has_flag = requested(overrides), value_of("sweep", overrides), len(overrides) < len(given)
     if request is not None:
         if has_flag or choice:
@@ -169,7 +168,7 @@ def _look_up_hydra(node: Any, raw: Any) -> None:
 
 @contextmanager
 def _guest() -> Iterator[None]:
-    """Find the code of the working directory, as ``python -m`` does, read anew what has changed, and leave no trace."""
+    """Import from the working directory, as ``python -m`` does, and from changed files; restore the process after."""
     importlib.invalidate_caches()
     forget_locations()
     path, known, drawn = sys.path[:], HydraConfig.instance().cfg, random.getstate()

@@ -30,13 +30,13 @@ class ConfigError(KsuitError):
 
 
 class LossError(KsuitError):
-    """A loss is no finite number: nobody's mistake in the config."""
+    """A loss is non-finite, which is not a mistake in the config."""
 
     exit_status = 1
 
 
 class ResumeError(KsuitError):
-    """The run that should go on is unknown, ambiguous, still alive, or would have its past rewritten."""
+    """The stored run is unknown, ambiguous, still alive, or would have its past rewritten."""
 
 
 class TakenOverError(ResumeError):

@@ -1,4 +1,4 @@
-"""Small real runs, for the tests of a project's own callbacks, models and datasets: no config, no command line."""
+"""Small real runs for the tests of a project's own callbacks, models and datasets, without config or command line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Callbacks = Mapping[str, Callable[..., CallbackBase]]
 
 
 class TinyRun:
-    """A run, and what a test looks at afterwards.
+    """A run, and what a test can assert about it.
 
     Args:
         run: The run.
@@ -48,7 +48,7 @@ class TinyRun:
         self.journal = journal
 
     def train(self) -> TinyRun:
-        """Train to the end, or to where the run is stopped, and return the run itself.
+        """Train to the end, or until the run is stopped, and return the run itself.
 
         Raises:
             BaseException: What training or a callback raised.
@@ -87,7 +87,7 @@ class TinyRun:
 
 
 def tiny_trainer(datasets: Mapping[str, Any], module: nn.Module, **kwargs: Any) -> SgdTrainer:
-    """Make a trainer: plain SGD, 3 epochs, on the CPU, unless told otherwise.
+    """Make a trainer: by default plain SGD for 3 epochs on the CPU.
 
     Args:
         datasets: Datasets by key.
@@ -117,15 +117,15 @@ def tiny_run(
     properties: MetricPropertyProvider | None = None,
     **kwargs: Any,
 ) -> TinyRun:
-    """Put a run together: by default softmax regression on handwritten digits, 20 updates per epoch, 3 epochs.
+    """Build a run: by default softmax regression on handwritten digits, 20 updates per epoch, 3 epochs.
 
     Where the folder has a checkpoint of that run, the run resumes from it.
 
     Args:
-        folder: Where its files are, such as pytest's ``tmp_path``.
+        folder: Output folder, such as pytest's ``tmp_path``.
         callbacks: Name -> class, or ``partial(Class, argument=...)``.
         run_id: Its id.
-        trainer: A trainer of one's own; its data has a ``seed`` of 7.
+        trainer: The trainer, instead of a default one; its data must have ``seed=7``.
         stop_at: Update after which it ends early, with a checkpoint, as by SIGTERM.
         strict: Whether a resume must have the callbacks whose states the checkpoint holds.
         checkpoint: Arguments of the checkpoint writer, such as ``every_n_updates``.
@@ -174,11 +174,11 @@ class InterruptAt(CallbackBase):
 
 
 def build_callbacks(callbacks: Callbacks, collaborators: Mapping[str, Any], seed: int = 7) -> dict[str, CallbackBase]:
-    """Build callbacks, each with those collaborators that its constructor asks for, as it is done for a config.
+    """Build callbacks, each with the collaborators that its constructor asks for, as from a config.
 
     Args:
         callbacks: Name -> class, or ``partial(Class, argument=...)``.
-        collaborators: What can be asked for, by name.
+        collaborators: The collaborators by name.
         seed: Seed of the run.
     """
     built = {}

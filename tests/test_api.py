@@ -108,8 +108,8 @@ MISTAKES = {
     "text": (lambda few: "model=mlp", "overrides are a list of texts, such as ['model=mlp'], not 'model=mlp'"),
     "override": (lambda few: [*few, "modle=mlp"], "modle=mlp: the config has no 'modle'. Did you mean 'model'?"),
     "no override": (lambda few: [*few, "model"], "'model' is no override"),
-    "flag": (lambda few: [*few, "--help"], "--help: from Python no flag but -m can be given"),
-    "other command": (lambda few: ["list=10"], "list=: this is no run"),
+    "flag": (lambda few: [*few, "--help"], "--help: from Python, -m is the only flag"),
+    "other command": (lambda few: ["list=10"], "list=: not for run()"),
     "two at once": (lambda few: ["-m", "resume=last"], "resume=last: it cannot be given together with -m"),
 }
 

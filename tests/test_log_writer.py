@@ -56,7 +56,7 @@ def test_a_tensor_is_read_at_the_flush_and_not_before(log):
         log.writer.flush()
 
 
-def test_a_callback_may_go_on_with_its_tensor(log):
+def test_a_callback_may_change_its_tensor_after_logging_it(log):
     total = torch.tensor([2.0], requires_grad=True)
     log.add(1, loss=total)
     with torch.no_grad():

@@ -45,7 +45,7 @@ def test_live_and_averaged_weights_as_counted_by_hand(new_run, digits):
             assert run.metric(f"{metric}/test{weights}") == {20: wanted}
 
 
-def test_every_evaluation_counts_anew(new_run, digits):
+def test_every_evaluation_starts_from_zero(new_run, digits):
     accuracy = partial(Accuracy, dataset_key="test", every_n_updates=2)
     run = new_run({"accuracy": accuracy}, max_updates=6).train()
     found = run.metric("accuracy/test")

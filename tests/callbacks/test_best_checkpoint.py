@@ -46,7 +46,7 @@ class Asks(CallbackBase):
         ("loss/test", (float("nan"), 0.7, 0.9, 0.8, 1.0), [10]),
     ],
 )
-def test_a_better_value_has_a_checkpoint_kept(new_run, key, values, asked):
+def test_a_better_value_keeps_a_checkpoint(new_run, key, values, asked):
     callbacks = {"says": says(key, *values), "best": partial(BestCheckpoint, metric_key=key), "asks": Asks}
     run = new_run(callbacks, max_updates=25).train()
     assert run["asks"].updates == asked
@@ -56,7 +56,7 @@ def test_a_better_value_has_a_checkpoint_kept(new_run, key, values, asked):
     assert tags["best"] in folders
 
 
-def test_it_goes_on_with_the_best_value_after_a_resume(new_run):
+def test_a_resume_restores_the_best_value(new_run):
     values = (0.5, 0.9, 0.6, 0.7, 0.95)
     callbacks = {
         "says": says("accuracy/test", *values),
@@ -84,7 +84,7 @@ def test_a_metric_without_a_better_direction_is_refused(new_run):
         new_run({"best": partial(BestCheckpoint, metric_key="learning_rate")})
 
 
-def test_a_metric_that_nobody_logged_is_told_at_the_end(new_run, caplog):
+def test_a_metric_that_was_never_logged_is_reported_at_the_end(new_run, caplog):
     callbacks = {"says": says("accuracy/test", 1.0), "best": partial(BestCheckpoint, metric_key="accuracy/tset")}
     with caplog.at_level(logging.WARNING, "ksuit_runner"):
         new_run(callbacks, max_updates=5).train()

@@ -38,7 +38,7 @@ def test_it_says_why(new_run, caplog):
     assert "training stops at update 6: accuracy/test has not improved on 0.5 in 2 evaluations" in caplog.messages
 
 
-def test_the_waiting_goes_on_after_a_resume(new_run):
+def test_a_resume_restores_the_evaluations_since_the_best(new_run):
     given = callbacks("accuracy/test", (0.5, 0.4, 0.4, 0.4, 0.6, 0.6), patience=3)
     new_run(given, stop_at=5, max_updates=12).train()
     resumed = new_run(given, max_updates=12)
@@ -63,7 +63,7 @@ def test_a_metric_without_a_better_direction_is_refused(new_run):
         new_run({"stop": partial(EarlyStop, metric_key="gradient_norm", patience=1)})
 
 
-def test_a_metric_that_nobody_logged_is_told_at_the_end(new_run, caplog):
+def test_a_metric_that_was_never_logged_is_reported_at_the_end(new_run, caplog):
     with caplog.at_level(logging.WARNING, "ksuit_runner"):
         new_run({"stop": partial(EarlyStop, metric_key="accuracy/test", patience=1)}, max_updates=2).train()
     assert caplog.messages == ["callbacks.stop.metric_key: 'accuracy/test' was never logged. There are none."]

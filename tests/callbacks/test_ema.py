@@ -155,7 +155,7 @@ def test_two_averages_of_one_name_are_refused(new_run):
 
 
 class Centered(nn.Module):
-    """Assigns a buffer anew in its forward pass, another one through .data, and one that is None at first."""
+    """Reassigns a buffer in its forward pass, another one through .data, and one that is None at first."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ class Centered(nn.Module):
         return outputs - self.center
 
 
-def test_buffers_are_those_of_the_model_whatever_was_assigned_anew(new_run):
+def test_buffers_are_those_of_the_model_whatever_was_reassigned(new_run):
     run = new_run({"ema": partial(Ema, decays=[0.9])}, module=Centered(), max_updates=5).train()
     live, average = run.model.module, run["ema"].models["ema"].module
     for name, buffer in live.named_buffers():
@@ -182,7 +182,7 @@ def test_buffers_are_those_of_the_model_whatever_was_assigned_anew(new_run):
 
 
 class Replaces(CallbackBase):
-    """Puts another, frozen head with a buffer and of another shape in place of the one that there was."""
+    """Replaces the head with a frozen one of another shape, with a buffer."""
 
     def _after_update(self, update_counter):
         if update_counter.update == 3:

@@ -81,7 +81,7 @@ def test_a_trial_ends_when_it_is_worse_than_the_median(search, new_run, tmp_path
     is_ended = watched.trial.user_attrs == {PRUNED_AT: end}
     assert is_ended or watched.trial.user_attrs == {}
     assert is_ended == (end < 6)
-    assert watched.trial.state.name == "RUNNING"  # how it ended is the search's to tell
+    assert watched.trial.state.name == "RUNNING"  # the search sets how it ended
 
 
 def test_it_says_why(search, new_run, tmp_path, caplog):
@@ -118,7 +118,7 @@ def test_a_resumed_run_reports_what_is_missing(search, new_run, tmp_path):
     assert watched.trial.intermediate_values == {2: 0.5, 4: 0.7, 6: 0.9}
 
 
-def test_a_run_that_goes_on_after_the_search_is_left_alone(search, new_run, tmp_path):
+def test_a_run_that_is_resumed_after_the_search_is_not_pruned(search, new_run, tmp_path):
     watched = search([PAST])
     watched.study.tell(watched.number, 0.5)
     run = new_run(watched.callbacks(tmp_path, ACCURACY, (0.1, 0.1, 0.1)), max_updates=6).train()
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_after_the_search_is_left_alone(search, new_run, tmp_
     assert watched.trial.intermediate_values == {}
 
 
-def test_a_run_that_is_no_trial_is_left_alone(new_run, tmp_path):
+def test_a_run_that_is_not_a_trial_is_not_pruned(new_run, tmp_path):
     prune = partial(Prune, path_provider=PathProvider(tmp_path, "tiny"), metric_key=ACCURACY)
     run = new_run({"speaks": partial(Speaks, ACCURACY, (0.1,) * 3), "prune": prune}, max_updates=6).train()
     assert run.run.counter.update == 6

@@ -1,4 +1,4 @@
-"""Putting a run together."""
+"""The assembly of a run."""
 
 import pytest
 

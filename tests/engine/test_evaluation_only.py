@@ -87,7 +87,7 @@ def test_a_frozen_model_can_be_evaluated(maker):
     assert points(run) == WANTED
 
 
-def test_one_that_is_interrupted_goes_on_with_the_next_callback(maker):
+def test_an_interrupted_one_resumes_with_the_next_callback(maker):
     seen = []
     run = maker.run(callbacks(seen, Interrupts), max_epochs=0)
     train(run)

@@ -1,4 +1,4 @@
-"""A run that fails or is interrupted in an update goes on from its last full update, as if nothing had been."""
+"""A run that fails or is interrupted in an update resumes from its last full update, exactly."""
 
 import signal
 import traceback
@@ -26,7 +26,7 @@ BEFORE_STEP = FAULTS[1:5]
 
 
 class Fault(PeriodicCallback):
-    """Counts its hooks, logs, and fails in one of them, with its state half changed, as long as it is told to."""
+    """Counts its hooks, logs, and fails in one of them, with its state half changed, while asked to."""
 
     def __init__(self, hook=None, update=5, **kwargs):
         super().__init__(**kwargs)
@@ -173,7 +173,7 @@ class Eager(CallbackBase):
             raise StopTraining("enough")
 
 
-def test_what_a_failed_update_has_asked_for_is_taken_back(maker):
+def test_the_requests_of_a_failed_update_are_rolled_back(maker):
     callbacks = {"eager": (Eager, {}), "fault": (Fault, {"hook": "before_every_backward", "every_n_updates": 1})}
     with pytest.raises(ZeroDivisionError):
         train(maker.run(callbacks, checkpoint={"every_n_updates": 2}))
@@ -283,7 +283,7 @@ def test_a_signal_in_the_middle_of_an_evaluation(maker, undisturbed, update, wor
     assert_same(go_on(maker), undisturbed)
 
 
-def test_interrupted_again_and_again_at_the_same_place(maker, undisturbed):
+def test_interrupted_again_and_again_at_the_same_update(maker, undisturbed):
     train(new_run(maker, "broken00", signal_at=6))
     for _ in range(3):
         train(new_run(maker, "broken00", signal_at=6, resume=True))

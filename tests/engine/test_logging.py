@@ -108,7 +108,7 @@ def test_the_same_value_in_each_reaction_is_one_point(maker):
 
 
 class Says(CallbackBase):
-    """Logs its name in one hook, at each call or when told to."""
+    """Logs its name in one hook, at each call or on request."""
 
     def __init__(self, hook, fails_at=None, **kwargs):
         super().__init__(**kwargs)

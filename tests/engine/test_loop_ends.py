@@ -27,7 +27,7 @@ class Losses(CallbackBase):
 
 
 class Raises(CallbackBase):
-    """Raises an error after an update, and notes the errors that it is told of."""
+    """Raises an error after an update, and notes the errors of which it is notified."""
 
     def __init__(self, update, **kwargs):
         super().__init__(**kwargs)
@@ -65,7 +65,7 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(maker, number)
     assert read_newest(maker.paths()).progress.update == run.counter.update == 4
 
 
-def test_an_error_is_told_to_the_callbacks_and_says_where_it_was(maker):
+def test_callbacks_are_notified_of_an_error_which_says_where_it_was(maker):
     run = maker.run({"raises": (Raises, {"update": 5})}, checkpoint={"every_n_updates": 2})
     with pytest.raises(ZeroDivisionError) as info:
         train(run)
@@ -78,7 +78,7 @@ def test_an_error_is_told_to_the_callbacks_and_says_where_it_was(maker):
 
 
 @pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, CancelledError, KeyboardInterrupt])
-def test_what_is_no_exception_ends_the_run_as_an_error_does(maker, kind):
+def test_a_base_exception_ends_the_run_as_an_error_does(maker, kind):
     class Leaves(Raises):
         def _after_update(self, update_counter):
             if update_counter.update == self.update:
@@ -122,7 +122,7 @@ def test_a_second_interrupt_saves_nothing_more(maker):
     assert names(maker.paths()) == []
 
 
-def test_an_error_while_callbacks_are_told_of_one_hides_nothing(maker):
+def test_an_error_while_callbacks_are_notified_of_one_hides_nothing(maker):
     class Clumsy(Raises):
         def _on_exception(self, error):
             raise LookupError("clumsy")
@@ -153,7 +153,7 @@ def test_an_error_between_updates_leaves_a_checkpoint(maker):
 
 
 class Counts(Raises):
-    """Logs how many errors it was told of."""
+    """Logs of how many errors it was notified."""
 
     def _on_exception(self, error):
         super()._on_exception(error)

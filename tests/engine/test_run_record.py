@@ -11,7 +11,7 @@ from ksuit_runner.tracker.noop import NoopTracker
 CONFIG = {"name": None, "parent_run_id": None, "trainer": {"recall@5 (macro)": 1}}
 
 
-def test_a_run_that_ended_before_it_was_described_is_described_when_it_goes_on(maker, monkeypatch):
+def test_a_run_that_ended_before_it_was_described_is_described_at_its_resume(maker, monkeypatch):
     data, provenance = maker.trainer().data_container, Provenance()
     launch = Launch("ksuit", [])
     first = RunRecord.begin(NoopTracker(), maker.paths(), CONFIG, launch, provenance)

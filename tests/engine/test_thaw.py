@@ -49,7 +49,7 @@ def test_what_thaws_is_trained_under_its_rules_and_exactly_so_over_a_resume(make
 
 
 class Replace(CallbackBase):
-    """Puts another head in place."""
+    """Replaces the head."""
 
     def __init__(self, hook, **kwargs):
         super().__init__(**kwargs)
