@@ -13,6 +13,7 @@ class ModuleTree:
 
     A model may replace a buffer in its forward pass, and a callback a whole module. Walking the tree at every update
     would take as long as a small layer; so it holds views of the modules' dicts, which are read without leaving C.
+    Their names (``_buffers``, ...) are private, but every pickled module contains them.
 
     Args:
         module: The module at the top.

@@ -20,7 +20,10 @@ def forget_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def versions(parameters: Iterable[Tensor]) -> list[int]:
-    """Return a number for each gradient that changes when something is added to it, and -1 where there is none."""
+    """Return a number for each gradient that changes when something is added to it, and -1 where there is none.
+
+    It is the counter by which autograd detects changes in place, as torch's notes on its mechanics explain.
+    """
     return [-1 if (gradient := parameter.grad) is None else gradient._version for parameter in parameters]
 
 

@@ -1,4 +1,4 @@
-"""The manifest vouches for every file of a checkpoint and for itself."""
+"""The manifest detects damage of every file of a checkpoint and of itself."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The state of a run, whoever has it and whatever it is, outlives the process or is refused when it appears."""
+"""Any state of a run outlives the process, or is refused when it appears."""
 
 import enum
 from collections import deque

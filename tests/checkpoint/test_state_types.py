@@ -1,4 +1,4 @@
-"""What a state may hold comes back from a file as what it was, and everything else is refused with the path to it."""
+"""States are restored from a file with their types, and anything else is refused with the path to it."""
 
 import enum
 import io

@@ -50,7 +50,7 @@ def test_the_compiler_learns_that_kernels_are_to_be_deterministic(tmp_path):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_kernels_are_chosen_for_the_block_and_given_back(monkeypatch, enabled):
+def test_kernels_are_chosen_for_the_block_only(monkeypatch, enabled):
     """Cudnn's benchmark chooses kernels by their speed in a trial, which differs from run to run."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

@@ -1,4 +1,4 @@
-"""Tensors keep their memory layout, whatever it is, and whoever changed it when: kernels choose by it."""
+"""Tensors keep their memory layout, by which torch chooses kernels."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What a batch may be made of: how it is counted, cut and moved."""
+"""Batches of all kinds are counted, split and moved to a device."""
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass, field
@@ -70,7 +70,7 @@ X, Y = torch.arange(8.0).reshape(4, 2), torch.arange(4)
     ["classification", b"bytes", None, 5, 0.5, True, torch.tensor(2.0), np.float32(1), np.array(3), object(), range(4)],
     ids=lambda shared: type(shared).__name__,  # the text of an object differs between pytest's workers
 )
-def test_what_belongs_to_all_samples_goes_whole_into_every_part(shared):
+def test_every_part_has_all_of_what_is_shared_by_all_samples(shared):
     parts = split_batch({"shared": shared, "nested": [{"again": shared}], "x": X, "y": Y}, 2)
     assert [part.batch["y"].tolist() for part in parts] == [[0, 1], [2, 3]]
     assert all(part.batch["shared"] is shared and part.batch["nested"][0]["again"] is shared for part in parts)
@@ -95,7 +95,7 @@ def test_containers_keep_their_kind(kind):
         assert inputs.shape == (2, 2) and len(targets[0]) == 2 and targets[1] == "text"
 
 
-def test_dataclasses_and_what_a_class_keeps_beside_its_entries_are_copied():
+def test_dataclasses_and_other_attributes_of_a_container_are_copied():
     record, encoding, counts = Record(X), Encoding({"x": X}, offsets=[1, 2, 3]), defaultdict(list, x=X)
     first = split_batch({"record": record, "encoding": encoding, "counts": counts}, 2)[0].batch
     assert (first["record"].x.shape, first["record"].task, first["record"].made) == ((2, 2), "copy", 1)
@@ -105,7 +105,7 @@ def test_dataclasses_and_what_a_class_keeps_beside_its_entries_are_copied():
 
 
 @pytest.mark.parametrize("samples", [None, 3])
-def test_a_list_with_one_entry_for_each_sample_is_cut_as_a_list(samples):
+def test_a_list_with_one_item_per_sample_is_cut_as_a_list(samples):
     """Images of three channels in a batch of another size, boxes, names, ragged tokens, optional values."""
     batch = {
         "images": tuple(images(5, 6, 7, 8)),
@@ -144,7 +144,7 @@ def test_inputs_and_targets_are_a_pair_also_of_two_samples(bits):
         (torch.nested.nested_tensor([X, X], layout=torch.jagged), 2, r"a tensor that cannot be cut \(nested\)"),
     ],
 )
-def test_what_cannot_be_cut_or_may_be_meant_in_two_ways_is_an_error_that_names_the_method(batch, samples, reason):
+def test_what_cannot_be_cut_or_is_ambiguous_is_an_error_with_the_method_to_override(batch, samples, reason):
     with pytest.raises(KsuitError, match=f"trainer.accumulation_steps: .*{reason}.* Override `split` of the trainer"):
         split_batch(batch, 2, samples)
     assert split_batch(batch, 1, samples) == ((batch, 1.0),)
@@ -183,7 +183,7 @@ def test_the_number_of_samples(batch, samples, size):
 @pytest.mark.parametrize(
     "batch", ["text", {}, None, images(8, 8, 8), (torch.zeros(4, 3), torch.zeros(3, 4)), torch.tensor(1)]
 )
-def test_a_batch_that_does_not_tell_is_an_error_that_names_the_method(batch):
+def test_a_batch_of_unknown_size_is_an_error_with_the_method_to_override(batch):
     with pytest.raises(KsuitError, match="Override `batch_size` of the trainer"):
         batch_size(batch)
 
@@ -355,7 +355,7 @@ class Masked(SgdTrainer):
         return {"total": (model(batch["x"] @ batch["mask"]) + model(batch["grid"]).mean()).square().mean()}, None
 
 
-def test_gradients_do_not_depend_on_accumulation_steps_beside_what_is_shared(caplog):
+def test_gradients_do_not_depend_on_accumulation_steps_with_shared_tensors(caplog):
     weights = []
     for steps in (1, 4):
         data = DataContainer({"train": Shared(22)}, 4, seed=3, drop_last=False)

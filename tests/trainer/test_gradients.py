@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksuit_runner.trainer.gradients import clip_gradients, versions
+from ksuit_runner.trainer.gradients import clip_gradients, graphs_built, versions
 
 
 def parameters(*kinds):
@@ -36,7 +36,7 @@ def test_sparse_gradients_are_clipped_as_the_same_ones_in_full():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_versions_tell_what_was_added_to():
+def test_versions_change_when_a_gradient_is_added_to():
     first, second = parameters(torch.float32, torch.float32)[:2]
     second.grad = None
     before = versions([first, second])
@@ -45,3 +45,13 @@ def test_versions_tell_what_was_added_to():
     between = versions([first, second])
     second.sum().backward()
     assert before != between != versions([first, second])
+
+
+def test_the_number_changes_with_a_graph_only():
+    """It is private to torch: where it is gone, the number changes with every call."""
+    parameter = nn.Parameter(torch.ones(2))
+    before = graphs_built()
+    parameter.detach().square_()
+    assert graphs_built() == before
+    parameter.square()
+    assert graphs_built() != before

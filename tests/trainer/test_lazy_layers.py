@@ -41,7 +41,7 @@ def test_the_weights_depend_on_the_seed_only(maker):
 
 
 @pytest.mark.parametrize("fault", ["fails", "is not used"])
-def test_sizes_that_are_not_found_are_asked_for(maker, fault):
+def test_sizes_that_are_not_found_are_an_error(maker, fault):
     model = nn.Sequential(nn.Linear(5 if fault == "fails" else 4, 3), *lazy())
     if fault == "is not used":
         model.forward = model[0].forward

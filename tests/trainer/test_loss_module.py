@@ -1,4 +1,4 @@
-"""What a loss module holds is part of the run: its mode, its buffers, its parameters."""
+"""The mode, buffers and parameters of a loss module are part of the run."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def test_its_parameters_are_trained_by_their_names(maker):
     assert state["optimizer"]["groups"]["loss"]["initial_lr"] == 0.25
 
 
-def test_a_name_that_two_parameters_have_is_refused(maker):
+def test_two_parameters_with_the_same_name_are_refused(maker):
     model = nn.Sequential(nn.Linear(4, 3))
     model.register_module("loss", Scaled())
     with pytest.raises(ConfigError, match="'loss.temperature'"):

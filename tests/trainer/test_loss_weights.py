@@ -1,4 +1,4 @@
-"""That a mean over batches, or over the parts of one, is the mean over everything in them."""
+"""A mean over batches, or over the parts of one, is the mean over everything in them."""
 
 import logging
 
@@ -95,14 +95,14 @@ class Wrapper(nn.Module):
         (nn.MSELoss(), -100, False),
     ],
 )
-def test_what_is_known_to_be_uneven_and_cannot_be_counted_is_said_once(caplog, inner, ignored, warns):
+def test_an_uneven_loss_that_cannot_be_counted_is_warned_about_once(caplog, inner, ignored, warns):
     caplog.set_level(logging.WARNING)
     weights = LossWeights(Wrapper(inner))
     assert [weights.of(batch(ignored)[1], 9) for _ in range(2)] == [9, 9]
     assert caplog.text.count("count(targets)") == int(warns)
 
 
-def test_a_step_of_ones_own_that_sums_up_is_said(maker, caplog):
+def test_a_custom_step_with_a_loss_that_sums_up_is_warned_about(maker, caplog):
     class Own(SgdTrainer):
         def training_step(self, batch, model):
             losses, outputs = super().training_step(batch, model)

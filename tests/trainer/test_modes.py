@@ -1,6 +1,7 @@
-"""That only an update computes in training mode, and that a callback can neither change modes nor gradients."""
+"""Only updates compute in training mode, and a callback can change neither modes nor gradients."""
 
 import logging
+from itertools import count
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_gradients_that_are_added_to_those_of_an_update_are_an_error(maker, hook
         train(run)
 
 
-def test_gradients_may_be_computed_aside_and_changed_on_purpose(maker):
+def test_gradients_may_be_computed_separately_and_changed_on_purpose(maker, monkeypatch):
     def aside(self, **arguments):
         parameter = next(self.model.parameters())
         with torch.enable_grad():
@@ -133,6 +134,10 @@ def test_gradients_may_be_computed_aside_and_changed_on_purpose(maker):
     before = {name: tensor.clone() for name, tensor in run.trainer.model.tensors().items()}
     train(run)
     assert all(tensor.equal(before[name]) for name, tensor in run.trainer.model.tensors().items())
+    monkeypatch.setattr("ksuit_runner.engine.hooks.graphs_built", count().__next__)  # as without torch's number
+    train(maker.run({"in": (In, {"hook": hook, "do": aside})}, run_id="still"))
+    with pytest.raises(KsuitError, match="callbacks.in: it leaves gradients behind"):
+        train(maker.run({"in": (In, {"hook": hook, "do": scale})}, run_id="refused"))
 
 
 def test_an_update_computes_in_training_mode_and_hooks_see_which(maker):
@@ -196,7 +201,7 @@ class Merged(nn.Linear):
         return super().train(mode)
 
 
-def test_a_module_that_does_more_than_set_its_mode_is_called_back_from_evaluation(maker):
+def test_a_custom_train_method_is_called_after_evaluation(maker):
     model = nn.Sequential(Merged(4, 3))
     model_was = []
     model[0].register_forward_pre_hook(lambda module, _: model_was.append((torch.is_grad_enabled(), module.merged)))

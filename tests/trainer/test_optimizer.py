@@ -89,7 +89,7 @@ def test_frozen_parameters_wait_in_their_group_and_cost_nothing():
     assert not model.body.weight.equal(before)
 
 
-def test_numbers_that_have_no_gradient_are_left_out_and_a_frozen_model_is_refused():
+def test_integers_are_skipped_and_a_frozen_model_is_refused():
     model = net()
     model.codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
     assert "codes" not in options(build_optimizer(ADAMW, model, {}, CPU), "lr")
@@ -97,7 +97,7 @@ def test_numbers_that_have_no_gradient_are_left_out_and_a_frozen_model_is_refuse
         build_optimizer(ADAMW, model.requires_grad_(False), {}, CPU)
 
 
-def test_a_rule_may_go_by_the_number_of_dimensions():
+def test_a_rule_may_select_by_the_number_of_dimensions():
     """Norms have other names in every model, and always one dimension."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     rules = {"flat": {"max_ndim": 1, "weight_decay": 0.0}, "first": {"match": ["0.*"], "max_ndim": 1, "lr": 0.7}}
@@ -107,7 +107,7 @@ def test_a_rule_may_go_by_the_number_of_dimensions():
     assert {name for name, rate in rates.items() if rate == 0.7} == {"0.bias"}
 
 
-def test_a_rule_that_may_match_nothing_says_so():
+def test_an_optional_rule_may_match_nothing():
     build_optimizer(ADAMW, net(), {"mine": {"match": ["tail.*"], "optional": True, "lr": 1.0}}, CPU)
 
 
@@ -122,7 +122,7 @@ def test_a_rule_that_may_match_nothing_says_so():
         ({"match": ["body.*"], "max_ndim": 0, "lr": 1.0}, r"parameter_rules.mine: it matches no parameter"),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(spec, message):
+def test_an_invalid_rule_is_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
         build_optimizer(ADAMW, net(), {"mine": spec}, CPU)
 
@@ -156,7 +156,7 @@ def test_parameters_without_fused_kernels_fall_back():
 
 
 def test_the_state_survives_other_groups_in_another_order(bits):
-    """Taking the state up under other rules must go on exactly as the first optimizer does, parameter by parameter."""
+    """A state that is loaded under other rules has to continue exactly as the first optimizer does, by parameter."""
     models, rules = [net(), net()], [{}, {"first": {"match": ["head.*"]}, "second": {"match": ["body.bias"]}}]
     first, second = (build_optimizer(ADAMW, model, rule, CPU) for model, rule in zip(models, rules, strict=True))
     step(models[0], first, 3)
@@ -177,7 +177,7 @@ def copied(state):
     return {"parameters": parameters, "groups": {name: dict(group) for name, group in state["groups"].items()}}
 
 
-def test_options_are_taken_up_by_group_name_unless_they_are_others():
+def test_options_are_loaded_by_group_name_unless_they_have_changed():
     first, second, third = (build_optimizer(partial(AdamW, lr=rate), net(), NO_DECAY, CPU) for rate in (0.1, 0.2, 0.3))
     load_optimizer_state(second, optimizer_state(first))
     load_optimizer_state(third, optimizer_state(first), with_options=False)
@@ -246,7 +246,7 @@ class Wrapping(SGD):
 
 
 @pytest.mark.parametrize("cls", [Counting, partial(Wrapping, momentum=0.9)])
-def test_what_an_optimizer_stores_of_its_own_is_stored_and_given_back(bits, cls):
+def test_additional_state_of_an_optimizer_is_stored_and_restored(bits, cls):
     models = [net(), net()]
     first, second = (build_optimizer(partial(cls, lr=0.1), model, NO_RATE, CPU) for model in models)
     step(models[0], first, 3)
@@ -261,7 +261,7 @@ def test_what_an_optimizer_stores_of_its_own_is_stored_and_given_back(bits, cls)
 NO_RATE = {"no_rate": {"match": ["*bias"], "momentum": 0.5}}
 
 
-def test_a_fork_keeps_its_own_options_and_takes_over_what_was_counted():
+def test_a_fork_has_its_own_options_and_the_stored_counts():
     first, second = (build_optimizer(partial(Counting, lr=rate), net(), {}, CPU) for rate in (0.1, 0.2))
     first.steps = first.param_groups[0]["k"] = 7
     load_optimizer_state(second, optimizer_state(first), with_options=False)

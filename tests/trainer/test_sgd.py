@@ -29,7 +29,7 @@ def test_clipping_limits_the_norm_of_all_gradients_together(maker):
         torch.testing.assert_close(moved, full / 4, rtol=1e-3, atol=1e-5)
 
 
-def test_a_step_forgets_the_gradients_and_moves_the_rate_on(maker):
+def test_a_step_drops_the_gradients_and_advances_the_schedule(maker):
     trainer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=4)
     gradients(trainer)
     trainer.step()
@@ -115,7 +115,7 @@ def test_one_prediction_per_token(maker):
     assert losses["total"] == nn.functional.cross_entropy(outputs.reshape(10, 3), targets.reshape(10))
 
 
-def test_evaluation_puts_every_module_back_into_its_own_mode(maker):
+def test_after_evaluation_every_module_is_in_its_own_mode(maker):
     trainer = maker.trainer()
     trainer.model.module[1].eval()  # frozen by its user
     before = [module.training for module in trainer.model.modules()]
@@ -151,7 +151,7 @@ def test_the_size_of_a_batch_is_that_of_its_first_tensor():
         ({"max_updates": None}, "one of max_epochs, max_updates, max_samples is needed"),
     ],
 )
-def test_what_cannot_be_had_is_refused(maker, wrong, message):
+def test_invalid_arguments_are_refused(maker, wrong, message):
     with pytest.raises(ConfigError, match=message):
         maker.trainer(**wrong)
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_had_is_refused(maker, wrong, message):
 # State
 
 
-def test_training_goes_on_from_its_state_bit_for_bit(maker, bits):
+def test_training_continues_from_its_state_bit_for_bit(maker, bits):
     rules = {"no_decay": {"match": ["*bias"], "weight_decay": 0.0}}
     whole, first, second = (maker.trainer(dropout=0.0, parameter_rules=rules) for _ in range(3))
     train(whole)
@@ -178,7 +178,7 @@ def test_a_state_is_read_back_without_unpickling_objects(maker, tmp_path, bits):
     assert bits(torch.load(tmp_path / "state", weights_only=True)) == bits(trainer.state_dict())
 
 
-def test_other_settings_are_kept_and_moved_to_the_stored_position(maker):
+def test_changed_settings_are_kept_and_advanced_to_the_stored_position(maker):
     first = maker.trainer(optimizer=SGD, schedule=linear, max_updates=8)
     train(first, updates=4)
     other = maker.trainer(optimizer=partial(SGD, lr=0.1), schedule=linear, max_updates=16)

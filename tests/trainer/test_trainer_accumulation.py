@@ -1,4 +1,4 @@
-"""That a batch computed in parts is the batch computed at once."""
+"""A batch computed in parts gives the gradients of the whole batch."""
 
 from collections import namedtuple
 
