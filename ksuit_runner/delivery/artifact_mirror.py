@@ -1,4 +1,4 @@
-"""The copy of a run's artifacts in its tracker's store: everything that is in the run's folder and not there yet."""
+"""Mirrors a run's artifacts from its folder to its tracker's store."""
 
 import json
 import tempfile
@@ -17,16 +17,16 @@ _MANIFEST = "manifest.json"  # written and uploaded as the last file of a checkp
 
 
 class Mirror:
-    """Uploads what has come or changed, and deletes what has gone, by a list of what was uploaded before.
+    """Uploads what is new or changed, and deletes what was removed, by a list of what was uploaded before.
 
-    Order is what makes the copy fit to go on from at any moment: a checkpoint comes after all metrics before it, its
-    manifest after its other files, ``latest`` and ``tags.json`` after the checkpoints that they name, and what was
-    removed goes last.
+    The order makes it possible to resume from the copy at any moment: a checkpoint comes after all metrics before it,
+    its manifest after its other files, ``latest`` and ``tags.json`` after the checkpoints that they name, and deletions
+    come last.
 
     Args:
         tracker: Tracker, bound to the run.
         paths: Paths of the run.
-        are_metrics_sent: Tells whether the tracker has all metrics up to now; it may wait for a while.
+        are_metrics_sent: Returns whether the tracker has all metrics up to now; may wait for a while.
     """
 
     def __init__(self, tracker: BaseTracker, paths: PathProvider, are_metrics_sent: Callable[[], bool]) -> None:
@@ -36,11 +36,11 @@ class Mirror:
         self._known = _read_known(paths)
 
     def missing(self) -> list[str]:
-        """Return the paths, below the artifact root, of the files and checkpoints that are only here."""
+        """Return the paths, below the artifact root, of files and checkpoints that are not uploaded yet."""
         return self._only_here(self._here())
 
     def adopt(self) -> None:
-        """Take what is here for uploaded: it was downloaded from there."""
+        """Mark everything as uploaded, after it was downloaded from the store."""
         self._known |= self._here()
         self._store()
 
@@ -48,7 +48,7 @@ class Mirror:
         """Upload and delete what differs, and return how many files and checkpoints were uploaded.
 
         Raises:
-            TrackerError: Something could not be uploaded; what was before it counts.
+            TrackerError: Something could not be uploaded; what came before it is.
             OSError: A file could not be read.
         """
         count = 0
@@ -58,7 +58,7 @@ class Mirror:
         count += self._point()
         here = self._here()
         if self._only_here(here):
-            return count  # it came meanwhile: what it replaces is needed there until it is there, too
+            return count  # new since then: the store needs what it replaces until it is uploaded
         for path in sorted(self._known.keys() - here.keys() - {self._paths.log.name}):
             self._tracker.delete_artifacts(path)
             del self._known[path]
@@ -84,7 +84,7 @@ class Mirror:
         source = self._paths.artifacts_dir / path
         if source.is_dir() and not self._are_metrics_sent():
             raise TrackerError("the metrics before a checkpoint are not recorded yet")
-        self._remember(path, "")  # should it be pruned before all of it is there, what is there of it has to go
+        self._remember(path, "")  # if it is pruned in the middle of the upload, the uploaded part is deleted
         try:
             files = [source] if source.is_file() else sorted(source.iterdir(), key=lambda file: file.name == _MANIFEST)
             for file in files:
@@ -97,14 +97,14 @@ class Mirror:
         return 1
 
     def _point(self) -> int:
-        """Upload ``latest`` and ``tags.json`` as they are now, if what they name is there."""
+        """Upload ``latest`` and ``tags.json`` as they are now, if the checkpoints that they name are uploaded."""
         count = 0
         for file in (self._paths.latest, self._paths.tags):
             path, text = str(file.relative_to(self._paths.artifacts_dir)), _read(file)
             if not text or self._known.get(path) == _crc(text):
                 continue
             if any(self._is_only_here(name) for name in _named(text)):
-                continue  # it was written after the checkpoints were looked through; its turn comes with the next ones
+                continue  # written after the checkpoints were listed; uploaded by the next update
             with tempfile.TemporaryDirectory() as folder:  # the file itself may name a newer one before it is read
                 copy = Path(folder) / file.name
                 copy.write_text(text)
@@ -126,7 +126,7 @@ class Mirror:
 
 
 def _files(paths: PathProvider) -> Iterator[tuple[str, str]]:
-    """Yield the files of a run besides its checkpoints, each with what tells it from an older one."""
+    """Yield the files of a run besides its checkpoints, each with a fingerprint of its version."""
     for file in sorted(paths.artifacts_dir.rglob("*")):
         inside = file.relative_to(paths.artifacts_dir)
         is_hidden = any(part.startswith(".") for part in inside.parts)  # being written
@@ -135,11 +135,11 @@ def _files(paths: PathProvider) -> Iterator[tuple[str, str]]:
 
 
 def _checkpoints(paths: PathProvider) -> Iterator[tuple[str, str]]:
-    """Yield the whole checkpoints of a run, oldest first; the manifest tells one from another of the same name."""
+    """Yield the complete checkpoints of a run, oldest first, each with a fingerprint of its manifest."""
     folders = [file.parent for file in paths.checkpoints_dir.glob(f"*/{_MANIFEST}") if not file.parent.is_symlink()]
     found = [(progress.update, path) for path in folders if (progress := Progress.parse(path.name))]
     for _, path in sorted(found):
-        if text := _read(path / _MANIFEST):  # else it was removed meanwhile
+        if text := _read(path / _MANIFEST):  # empty if it was removed meanwhile
             yield str(path.relative_to(paths.artifacts_dir)), _crc(text)
 
 
@@ -179,5 +179,5 @@ def _read_known(paths: PathProvider) -> dict[str, str]:
     except UnsafeFileError:
         return {}  # uploading everything again changes nothing
     pairs = found.items() if isinstance(found, dict) else ()
-    # What is known and not here is deleted there.
+    # What is known and no longer here gets deleted in the store.
     return {path: str(fingerprint) for path, fingerprint in pairs if is_below(path)}

@@ -1,4 +1,4 @@
-"""Uploads a run's files and checkpoints behind training."""
+"""Uploads a run's files and checkpoints in the background."""
 
 import logging
 from collections.abc import Callable
@@ -13,13 +13,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Uploader(Background):
-    """The thread that keeps the store's copy of a run's artifacts up to date; idle if they are where the store looks.
+    """Thread that keeps the store's copy of a run's artifacts up to date; idle where the run's folder is the store.
 
     Args:
         tracker: Tracker of the run.
         paths: Paths of the run.
-        are_metrics_sent: Tells whether the tracker has all metrics up to now; it may wait for a while.
-        interval_s: How often it is looked whether something was asked for, in seconds.
+        are_metrics_sent: Returns whether the tracker has all metrics up to now; may wait for a while.
+        interval_s: How often to check for new requests, in seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Uploader(Background):
         self._thread.start()
 
     def request(self) -> None:
-        """Upload what has come since; returns at once."""
+        """Have what is new uploaded; returns at once."""
         with self._changed:
             self._requests += 1
         self.notify()
@@ -48,19 +48,19 @@ class Uploader(Background):
         return self._requests, self._tracker.file_changes
 
     def finish(self, timeout_s: float) -> bool:
-        """Upload everything, the log included, within the given time, and return whether it is there."""
+        """Upload everything, the log included, within the given time; return whether all of it is uploaded."""
         self._is_last = True
         self.request()
         return self._wait_for(lambda: self._done == self._asked, timeout_s)
 
     def missing(self) -> int:
-        """Number of files and checkpoints that are on this disk only, as far as is known."""
+        """Number of files and checkpoints that are not known to be uploaded."""
         if self._tracker.is_bound and self._tracker.artifacts_are_local:
             return 0
         return len(self._mirror.missing())
 
     def close(self) -> None:
-        """End the thread; what it has begun is left to itself."""
+        """End the thread, without waiting for an upload in progress."""
         self._stop()
 
     def _work(self) -> None:
@@ -75,9 +75,9 @@ class Uploader(Background):
         self._done = asked
         self._progressed()
 
-    def _say_failing(self, error: BaseException) -> None:
+    def _log_failing(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, TrackerError | OSError) else repr(error)
-        _LOGGER.warning("Files are on this disk only for now, they cannot be uploaded: %s", reason)
+        _LOGGER.warning("Files cannot be uploaded for now (they stay on this disk): %s", reason)
 
-    def _say_recovered(self) -> None:
-        _LOGGER.warning("Files can be uploaded again, all of them have been")
+    def _log_recovered(self) -> None:
+        _LOGGER.warning("Files can be uploaded again, and all of them are")

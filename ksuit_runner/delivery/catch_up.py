@@ -1,4 +1,4 @@
-"""Sending a tracker all that it does not know of a run."""
+"""Sends a tracker everything that it lacks of a run."""
 
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.deferred import DeferredTracker
@@ -8,10 +8,10 @@ from ksuit_runner.record.journal import Journal
 
 
 def send_all(tracker: DeferredTracker, paths: PathProvider) -> str:
-    """Send what a tracker does not know of the run that it has taken up, and return what that was.
+    """Send what a tracker lacks of the run that it is attached to, and return a line that says what that was.
 
     Raises:
-        TrackerError: It cannot be reached; what was sent until then counts.
+        TrackerError: It cannot be reached; what was sent until then stays.
     """
     info = tracker.run
     was_behind = tracker.has_end

@@ -1,4 +1,4 @@
-"""A run's tracker as the rest of the runner sees it: what it records never waits for a server, and is never lost."""
+"""A tracker that stores first and delivers later: recording never waits for a server, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _LONGEST_PARAM = 10_000  # characters, more than a store keeps
 
 
 class DeferredTracker(LocalIdTracker):
-    """Keeps what is to be recorded of a run in the run's folder, and tells another tracker when that can be reached.
+    """Stores what is to be recorded of a run in the run's folder, and delivers it to another tracker in the background.
 
-    A run begins with one question to the store, so that it gets the store's id. If there is no answer and the tracker
-    does not require one, the run begins under an id of its own and is registered later. After that everything is
-    written to the run's folder only, without passwords; ``deliver`` passes it on, from a thread of its own. Files are
-    kept where the embedded store has them, in ``PathProvider.artifacts_dir``.
+    A run starts with one request to the store, to get the store's id. If there is no answer and the tracker does not
+    require one, the run starts under an id of its own and is registered later. After that everything is written to the
+    run's folder only, without passwords; ``deliver`` passes it on, from a thread of its own. Files are where the
+    embedded store has them, in ``PathProvider.artifacts_dir``.
 
     Ids are those of the output folder.
 
     Args:
-        tracker: The tracker that is told.
+        tracker: The tracker that everything is delivered to.
         outputs: The output folder.
         lock_run: Returns the lock of a run, held by this process, by the run's id; called before anything is written of
             that run. Without one, the run counts as this process's own.
@@ -66,12 +66,12 @@ class DeferredTracker(LocalIdTracker):
 
     @property
     def is_behind(self) -> bool:
-        """Whether the store does not know everything yet."""
+        """Whether something is not delivered yet."""
         return not self._is_bound or self._outbox.has_messages or self._outbox.has_end
 
     @property
     def has_end(self) -> bool:
-        """Whether the run has ended and the store does not know how."""
+        """Whether the run has ended and its status is not delivered yet."""
         return self._outbox.has_end
 
     @property
@@ -81,7 +81,7 @@ class DeferredTracker(LocalIdTracker):
 
     @property
     def artifacts_are_local(self) -> bool:
-        """Whether the run's files need no upload; not known, and so for now, before the store was reached."""
+        """Whether the run's files need no upload; taken as true until the store is reached."""
         return not self._is_bound or self._tracker.artifacts_are_local
 
     def start_run(
@@ -91,7 +91,7 @@ class DeferredTracker(LocalIdTracker):
         parent_run_id: str | None = None,
         start_time: int | None = None,
     ) -> RunInfo:
-        """Begin a new run, under the store's id or, if it need not be reached, under one of its own."""
+        """Start a new run, under the store's id or, if that need not be reached, under an id of its own."""
         own_id, now = uuid4().hex, start_time or _now()
         tags = {**{key: mask_text(value) for key, value in tags.items()}, START_TAG: own_id}
         try:
@@ -103,14 +103,14 @@ class DeferredTracker(LocalIdTracker):
             box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, {**tags, RUN_ID_TAG: own_id})
         else:
             if self._paths(info.run_id).run_dir.exists():
-                raise TrackerError(f"the tracker has given a new run the id of one that is here: {info.run_id}")
+                raise TrackerError(f"the tracker has given a new run the id of one in the output folder: {info.run_id}")
             box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
             self._is_bound = True
         self._own(box.run_id)
         return self._take(box)
 
     def resume_run(self, run_id: str) -> RunInfo:
-        """Go on with a run of the output folder; one that is not registered yet is, if the store can be reached."""
+        """Resume a run of the output folder; register it if it is not registered and the store can be reached."""
         self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
@@ -120,7 +120,7 @@ class DeferredTracker(LocalIdTracker):
         return self._take(box)
 
     def reach(self) -> None:
-        """Reach the store now and not when it is told something; that it cannot be is an error only if it must be."""
+        """Connect to the store now and not at the first delivery; a failure counts only if the tracker requires it."""
         try:
             self._bind()
         except TrackerError:
@@ -128,7 +128,7 @@ class DeferredTracker(LocalIdTracker):
                 raise
 
     def attach_run(self, run_id: str) -> RunInfo:
-        """Take up a run of the output folder that has ended, to deliver what is left; a killed one counts as KILLED."""
+        """Attach to a run of the output folder that has ended, to deliver the rest; one without a status is KILLED."""
         self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
         box.status = box.status or "KILLED"
@@ -136,14 +136,14 @@ class DeferredTracker(LocalIdTracker):
         return self._take(box)
 
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
-        """Keep how the run ended; ``deliver_end`` passes it on."""
+        """Store how the run ended; ``deliver_end`` delivers it."""
         with self._lock:
             self._outbox.status, self._outbox.end_time = status, end_time or _now()
             self._outbox.is_end_delivered = False
             self._store()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Keep parameters."""
+        """Store parameters."""
         with self._lock:
             self._outbox.add_params(
                 {key: str(mask_value(key, value))[:_LONGEST_PARAM] for key, value in params.items()}
@@ -151,26 +151,26 @@ class DeferredTracker(LocalIdTracker):
             self._store()
 
     def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Keep tags, of this run or of another one of the output folder."""
+        """Store tags, of this run or of another one of the output folder."""
         with self._lock:
             box = self._outbox
             box.add_tags({key: mask_text(str(value)) for key, value in tags.items()}, run_id or box.run_id)
             self._store()
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
-        """Keep which datasets the run uses."""
+        """Store which datasets the run uses."""
         with self._lock:
             self._outbox.add_inputs(datasets)
             self._store()
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Record metric points at once: who calls this has them in the journal and waits for the answer."""
+        """Record metric points at once: the caller has them in the journal and waits for the answer."""
         self.check_owner()
         self._bind()
         self._tracker.log_points(points)
 
     def deliver(self) -> None:
-        """Register the run if it is not, and pass on what was kept, except for its end."""
+        """Register the run if it is not, and deliver what is stored, except for its end."""
         self.check_owner()
         self._bind()
         box = self._outbox
@@ -184,7 +184,7 @@ class DeferredTracker(LocalIdTracker):
             self._store()
 
     def deliver_end(self) -> None:
-        """Pass on how the run ended."""
+        """Deliver how the run ended."""
         box = self._outbox
         if box.has_end and box.status is not None:
             self.check_owner()
@@ -210,16 +210,16 @@ class DeferredTracker(LocalIdTracker):
 
     def where(self) -> str:
         """Say in one line where the run is recorded and how to look at it."""
-        return self._tracker.where() + ("" if self._is_bound else " (it does not answer; it is told when it does)")
+        return self._tracker.where() + ("" if self._is_bound else " (does not answer; everything is sent when it does)")
 
     @property
     def is_described(self) -> bool:
-        """Whether parameters of the run were kept, and with them everything that it is described by."""
+        """Whether the parameters of the run are stored, and with them its datasets."""
         return bool(self._outbox.params)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Write what is kept in the block to the run's folder once, at its end."""
+        """Write what is recorded in the block to the run's folder once, at its end."""
         self._is_held = True
         try:
             yield
@@ -260,16 +260,17 @@ class DeferredTracker(LocalIdTracker):
             info = self._tracker.attach_run(tracker_id)
         except LostRunError as error:
             here = self._paths(box.run_id).run_dir
-            raise LostRunError(f"{error}. What is in {here} can be recorded anew: add register_anew=true") from None
+            raise LostRunError(f"{error}. To record it again from {here}: register_anew=true") from None
         if info.local_id != box.run_id:
-            raise TrackerError(f"tracker.json of run {box.run_id} names another one in the store: {tracker_id}")
+            raise TrackerError(f"tracker.json of run {box.run_id} names another run in the store: {tracker_id}")
         if self._is_resumed:
             self._tracker.resume_run(tracker_id)
 
     def forget_lost(self, run_id: str) -> bool:
-        """Have a run of the output folder registered anew when it is taken up, if the store has lost it.
+        """Have a run of the output folder registered again when it is resumed, if the store has lost it.
 
-        All of its metrics and files are sent then, with its id in the output folder as a tag. Returns whether so.
+        All of its metrics and files are sent then, with its id in the output folder as a tag. Returns whether it was
+        lost, or never registered.
 
         Raises:
             TrackerError: The store cannot be reached.

@@ -1,4 +1,4 @@
-"""Runs by the ids that they have in the output folder, and their files there."""
+"""A tracker that takes the ids that runs have in the output folder, and reads their files there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ksuit_runner.tracker.base import BaseTracker, RunInfo
 
 
 class LocalIdTracker(BaseTracker):
-    """Asks another tracker about runs under the ids that these have in the output folder; files are in that folder.
+    """Queries another tracker by the ids that runs have in the output folder; files are in that folder.
 
-    An id of the output folder is the tracker's own, but for a run that began while the tracker could not be reached.
+    Both ids are the same, except for a run that started while the tracker could not be reached.
 
     Args:
-        tracker: The tracker that is asked.
+        tracker: The tracker that is queried.
         outputs: The output folder.
 
     Attributes:
@@ -48,7 +48,7 @@ class LocalIdTracker(BaseTracker):
 
     @property
     def store(self) -> BaseTracker:
-        """The tracker that is asked."""
+        """The tracker that is queried."""
         return self._tracker
 
     def upload(self, path: Path, artifact_path: str) -> None:

@@ -1,4 +1,4 @@
-"""Ships metric points from the journal to the tracker, behind training."""
+"""Sends metric points from the journal to the tracker in the background."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ _BATCH_SIZE = 1000
 
 
 class Shipment:
-    """The journal's points on their way to the tracker: in order, in batches of at most 1000, and how far they came.
+    """Sends the journal's points to the tracker in order, in batches of at most 1000, and stores how far it came.
 
-    How far they came is a position in the journal, always between two lines. After a crash the points of the last
+    That is a position in the journal, always between two lines. After a crash the points of the last
     batch may be sent once more, with the same timestamps, which changes nothing.
 
     Points are sent only once they are on the disk: had they been recorded and then lost with the power, the resumed
@@ -69,7 +69,7 @@ class Shipment:
             self._tracker.log_points(points)
             self._advance(end)
             count += len(points)
-        self._advance(max(whole, self.offset))  # over damaged lines at its end
+        self._advance(max(whole, self.offset))  # past damaged lines at its end
         return count
 
     def _batches(self) -> Iterator[tuple[list[Point], int]]:
@@ -102,7 +102,7 @@ class Shipment:
 
 
 def read_offset(sent_path: Path) -> int:
-    """Return the position up to which a journal is said to have been sent, whether it has that or not; 0 if none is."""
+    """Return the position up to which a journal is marked as sent, whether it has that or not; 0 if none is."""
     try:
         return int(read_text(sent_path, sent_path.parent))
     except (UnsafeFileError, ValueError):
@@ -110,14 +110,14 @@ def read_offset(sent_path: Path) -> int:
 
 
 class MetricSender(Background):
-    """The thread that tells the tracker about a run: what it was kept back, then the journal's points, at last the end.
+    """Thread that delivers a run to its tracker: what is stored for it, then the journal's points, at last the end.
 
     Args:
         journal: Journal of the run; only this process appends to it.
         sent_path: File that holds how far the journal has been sent.
         tracker: Tracker of the run.
         on_recovered: Called, in the thread, when the tracker can be reached again.
-        interval_s: How often the journal is looked at, in seconds.
+        interval_s: How often to check the journal, in seconds.
     """
 
     def __init__(
@@ -147,12 +147,12 @@ class MetricSender(Background):
         return self._wait_for(lambda: self._has_delivered and self._shipment.offset >= end, timeout_s)
 
     def finish(self, timeout_s: float) -> bool:
-        """Let the tracker know how the run ended, after everything else; return whether it does."""
+        """Deliver how the run ended, after everything else; return whether that is done."""
         self._is_ending = True
         return self._wait_for(lambda: self._shipment.is_complete and not self._tracker.is_behind, timeout_s)
 
     def close(self) -> int:
-        """End the thread; a batch on its way is left to itself.
+        """End the thread, without waiting for a batch in progress.
 
         Returns:
             Number of points that were not sent; they stay in the journal for the next start.
@@ -169,10 +169,10 @@ class MetricSender(Background):
             self._tracker.deliver_end()
         self._progressed()
 
-    def _say_failing(self, error: BaseException) -> None:
+    def _log_failing(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, TrackerError) else repr(error)
-        _LOGGER.warning("Metrics cannot be sent (they are kept in the journal, training goes on): %s", reason)
+        _LOGGER.warning("Metrics cannot be sent for now (they are in the journal, training continues): %s", reason)
 
-    def _say_recovered(self) -> None:
-        _LOGGER.warning("The tracker can be reached again, all metrics have been sent")
+    def _log_recovered(self) -> None:
+        _LOGGER.warning("The tracker can be reached again, and all metrics are sent")
         self._on_recovered()

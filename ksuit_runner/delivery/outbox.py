@@ -1,4 +1,4 @@
-"""What a tracker is told about a run, kept in the run's folder, and how much of it the tracker knows."""
+"""What is to be delivered to a run's tracker, as stored in the run's folder, and how much of it is delivered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 
 @dataclass(frozen=True)
 class Messages:
-    """What a tracker is told about a run, and about others: the same attributes as in ``Outbox``."""
+    """What is delivered about a run, and about others, at once: the same attributes as in ``Outbox``."""
 
     version: int
     params: dict[str, str]
@@ -37,11 +37,11 @@ class Messages:
     other_tags: dict[str, dict[str, str]]
 
     def deliver(self, tracker: BaseTracker, known: Callable[[str], str | None]) -> None:
-        """Tell a tracker that is bound to the run.
+        """Deliver to a tracker that is bound to the run.
 
         Args:
             tracker: The tracker.
-            known: Returns the tracker's id of another run of the output folder; None if it does not know that one.
+            known: Returns the tracker's id of another run of the output folder; None for one that is not registered.
         """
         if self.params:
             tracker.log_params(self.params)
@@ -56,7 +56,7 @@ class Messages:
 
 
 class Outbox(msgspec.Struct, forbid_unknown_fields=True):
-    """A run's identity, and everything that its tracker is told: after it was told, too, should the tracker lose it.
+    """A run's identity, and everything for its tracker; also what is delivered, in case the tracker loses the run.
 
     Attributes:
         run_id: Id of the run in the output folder.
@@ -66,14 +66,14 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         parent_run_id: Id, in the output folder, of the run that it is grouped under.
         start_tags: Tags that it is registered with.
         params: Parameters of the run.
-        tags: Tags that it got since.
+        tags: Tags that were added since.
         inputs: Datasets that it uses.
-        other_tags: Tags that other runs got from it, by their ids in the output folder.
-        version: Number of times that something was added to these.
-        delivered_version: Up to which of them the tracker was told.
+        other_tags: Tags that it adds to other runs, by their ids in the output folder.
+        version: Number of additions to these.
+        delivered_version: Number of additions that are delivered.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
-        is_end_delivered: Whether the tracker knows how it ended.
+        is_end_delivered: Whether its status is delivered.
     """
 
     run_id: RunId
@@ -101,28 +101,32 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         """
         try:
             found = read_json(paths.outbox, paths.runs_dir, _SIZE_LIMIT)
-            box = conform(cls, {"version": 1, **found} if isinstance(found, dict) else found)  # 1: nothing was told yet
+            box = conform(
+                cls, {"version": 1, **found} if isinstance(found, dict) else found
+            )  # 1: nothing is delivered yet
         except MissingFileError:
             return None
         except UnsafeFileError as error:
             raise TrackerError(f"{paths.outbox} is damaged: it {error}") from None
         if box.run_id != paths.run_id:
-            raise TrackerError(f"{paths.outbox} is that of run {box.run_id}, in the folder of another one")
+            raise TrackerError(f"{paths.outbox} belongs to run {box.run_id}, not to the run of this folder")
         return box
 
     def store(self, paths: PathProvider) -> None:
         """Write it to a run's folder: after a crash what was stored before is there, or this.
 
-        A full disk is no reason to end a run: what was to be told is then told from memory.
+        A full disk does not end a run: deliveries are then made from memory.
         """
         try:
             make_folder(paths.run_dir)
             write_text(paths.outbox, json.dumps(msgspec.to_builtins(self), indent=2) + "\n")
         except OSError as error:
-            _LOGGER.error("what the tracker is to be told of run %s could not be written: %s", self.run_id, error)
+            _LOGGER.error(
+                "what is to be delivered to the tracker of run %s could not be written: %s", self.run_id, error
+            )
 
     def add_params(self, params: Mapping[str, str]) -> None:
-        """Add parameters; one that is there keeps its value."""
+        """Add parameters; existing ones keep their values."""
         self.params = {**params, **self.params}
         self.version += 1
 
@@ -132,28 +136,28 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         self.version += 1
 
     def add_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
-        """Add datasets that are not there."""
+        """Add datasets that are not in the list."""
         self.inputs += [info for info in datasets if info not in self.inputs]
         self.version += 1
 
     @property
     def has_messages(self) -> bool:
-        """Whether the tracker is to be told something, the end of the run aside."""
+        """Whether something is to be delivered, apart from the end of the run."""
         return self.tracker_id is None or self.delivered_version != self.version
 
     def messages(self) -> Messages:
-        """Return what the tracker is to be told now."""
+        """Return what is to be delivered now."""
         others = {run_id: dict(tags) for run_id, tags in self.other_tags.items()}
         return Messages(self.version, dict(self.params), dict(self.tags), list(self.inputs), others)
 
     def forget_registration(self) -> None:
-        """Have the run registered anew, with everything that was ever told."""
+        """Have the run registered again, with everything that was ever delivered."""
         self.tracker_id, self.delivered_version, self.is_end_delivered = None, 0, False
         self.start_tags = {START_TAG: uuid4().hex, **self.start_tags, RUN_ID_TAG: self.run_id}
 
     @property
     def has_end(self) -> bool:
-        """Whether the run has ended and the tracker does not know it."""
+        """Whether the run has ended and that is not delivered yet."""
         return self.status is not None and not self.is_end_delivered
 
 
@@ -175,7 +179,7 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
 
 
 def index_registered(paths: OutputPaths, box: Outbox, tracker_id: str) -> None:
-    """Have a run found in the output folder by the id that a tracker has given it later."""
+    """Add a run to the index again, with the id that a tracker has given it later."""
     kind = box.start_tags.get(KIND_TAG, Mode.TRAIN)
-    if kind != "sweep":  # that is no run that could be gone on with
+    if kind != "sweep":  # not a run that could be resumed
         add_to_index(paths, box.run_id, box.name, kind, (box.start_time or 0) / 1000, tracker_id)

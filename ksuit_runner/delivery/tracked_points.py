@@ -1,4 +1,4 @@
-"""The metric points that a tracker has: read back, and put into a journal that lacks them."""
+"""Reads metric points back from a tracker, and writes those into a journal that it lacks."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ def tracked_points(tracker: BaseTracker, run_id: str) -> list[Point]:
 
 
 def write_points(journal: Journal, points: Iterable[Point]) -> None:
-    """Append points that were logged elsewhere, in the order in which they come, with their timestamps."""
+    """Append points that were logged elsewhere, in the given order, with their timestamps."""
     for (step, timestamp), group in groupby(points, key=lambda point: (point.step, point.timestamp)):
         journal.append(step, {point.key: point.value for point in group}, timestamp)
 
@@ -52,9 +52,11 @@ def open_journal(paths: PathProvider, tracker: BaseTracker, check_owner: Callabl
             recovered = _recover(journal, tracker, paths.run_id, None)
         except TrackerError as error:
             journal.close()
-            raise TrackerError(f"{paths.journal} is damaged or lost, and to be completed: {error}") from error
+            raise TrackerError(
+                f"{paths.journal} is damaged or lost, and cannot be completed from the tracker: {error}"
+            ) from error
         if not is_missing:
-            _LOGGER.warning("%d metric points that the journal lacks were taken from the tracker", recovered)
+            _LOGGER.warning("%d metric points that the journal lacked were read from the tracker", recovered)
     return journal
 
 
@@ -71,14 +73,14 @@ def _is_outdated(journal: Journal, tracker: BaseTracker, run_id: str) -> bool:
 
 
 def copy_history(parent: PathProvider, journal: Journal, tracker: BaseTracker, update: int) -> None:
-    """Begin a journal with the points of another run up to an update; what the other's lacks, the tracker may have."""
+    """Start a journal with another run's points up to an update; what its journal lacks is read from the tracker."""
     if parent.journal.exists():
         journal.copy_until(parent.journal, update)
     if is_damaged(parent.journal):
         try:
             _recover(journal, tracker, parent.run_id, update)
         except TrackerError as error:
-            _LOGGER.warning("the metrics of run %s before the fork are not all there: %s", parent.run_id, error)
+            _LOGGER.warning("some metrics of run %s before the fork are missing: %s", parent.run_id, error)
 
 
 def _recover(journal: Journal, tracker: BaseTracker, run_id: str, update: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The journal of a run: every metric point, on disk before it is sent anywhere."""
+"""The journal of a run: every metric point is on disk before it is sent anywhere."""
 
 import errno
 import json
@@ -20,17 +20,17 @@ from ksuit_runner.system.untrusted_files import open_stored, open_to_read
 _LOGGER = logging.getLogger(__name__)
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
 _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
-_LONGEST_LINE = 1 << 26  # in bytes; what is longer is no line of a journal
+_LONGEST_LINE = 1 << 26  # in bytes; anything longer is not a line of a journal
 _INTEGER_LIMIT = 1 << 63
 
 
 class Journal:
     """Append-only file of metric points: one checked line of JSON per flush.
 
-    Opening an existing file cuts off what a killed process left half written at its end (its update is computed again
-    after a resume). A line that is damaged is passed over and costs nothing but itself.
+    Opening an existing file cuts off a last line that a killed process left half written (its update is computed again
+    after a resume). A damaged line is skipped; all others are read.
 
-    What a full disk does not take stays in memory and is written, in its order, as soon as there is room again.
+    What a full disk does not take stays in memory and is written, in order, as soon as there is room again.
 
     Args:
         path: The file; it is created, with its folder, if it does not exist.
@@ -56,7 +56,7 @@ class Journal:
 
         Args:
             step: The update.
-            metrics: Values by key; with none, nothing is written.
+            metrics: Values by key; if empty, nothing is written.
             timestamp: In ms since 1970, for points that were first logged elsewhere; by default now.
         """
         if not metrics:
@@ -68,10 +68,10 @@ class Journal:
             self._write()
         except OSError as error:
             if not was_full:
-                _LOGGER.error("metrics cannot be written and are kept in memory meanwhile: %s: %s", self.path, error)
+                _LOGGER.error("metrics cannot be written, and stay in memory for now: %s: %s", self.path, error)
         else:
             if was_full:
-                _LOGGER.warning("metrics can be written again, none is missing: %s", self.path)
+                _LOGGER.warning("metrics can be written again, and none is missing: %s", self.path)
 
     def sync(self) -> None:
         """Wait until everything appended is on the disk.
@@ -83,7 +83,7 @@ class Journal:
         os.fsync(self._file)
 
     def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
-        """Go through the lines from a position on: the points of a line, and the position after it.
+        """Yield the points of each line from a position on, with the position after it.
 
         Args:
             offset: Position in bytes: 0 or one that this method returned.
@@ -121,8 +121,8 @@ class Journal:
                 self.check_owner()
             while self._unwritten:
                 line = self._unwritten[0]
-                # A single write: another process that reads along sees whole lines, and a killed one leaves at most one
-                # torn.
+                # A single write: another process that is reading sees whole lines, and a killed one leaves at most one
+                # torn line.
                 written = os.write(self._file, line)
                 if written != len(line):
                     os.ftruncate(self._file, self.size)
@@ -177,7 +177,7 @@ def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]
             if offset > end:
                 return
             *first, last = _decode(line) or [[]]
-            yield from ((points, start) for points in first)  # the position counts when all of the line is done
+            yield from ((points, start) for points in first)  # the position advances when all of the line is sent
             if last:
                 yield last, offset
 
@@ -187,7 +187,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _decode(line: bytes) -> list[list[Point]]:
-    """Return the points of a line. A damaged one may be two whole ones whose end is damaged."""
+    """Return the points of a line. A damaged one may be two lines, the newline between them damaged."""
     starts = [0] if _is_good(line) else [match.start() for match in _HEAD_PATTERN.finditer(line)]
     parts = [line[start:end] for start, end in pairwise([*starts, len(line)])]
     return [points for part in parts if _is_good(part) and (points := _points(part))]
@@ -198,7 +198,7 @@ def _is_good(line: bytes) -> bool:
 
 
 def _points(line: bytes) -> list[Point]:
-    """Return the points of a line with the right checksum, which anybody can compute: none if they make no sense."""
+    """Return the points of a line whose checksum is right, which anybody can compute: none if they are invalid."""
     try:
         entry: Any = json.loads(line[:-1])
         step, timestamp, metrics = entry["s"], entry["t"], entry["m"]

@@ -1,4 +1,4 @@
-"""A point of a metric: what journals and trackers are made of."""
+"""A point of a metric."""
 
 from typing import NamedTuple
 

@@ -74,7 +74,7 @@ def git_state() -> dict[str, str | bool | None]:
     """Return commit, branch and whether anything is uncommitted, for the repository of the current folder.
 
     Untracked files count as uncommitted, ignored ones do not. Where there is no git, no repository or no commit yet,
-    the value is None; so is the branch of a checkout that is on none.
+    the value is None; so is the branch of a detached checkout.
     """
     status = _git("status", "--porcelain")
     return {
@@ -85,13 +85,13 @@ def git_state() -> dict[str, str | bool | None]:
 
 
 def uncommitted_diff() -> str:
-    """Return what the code that runs has more than the last commit, in the form that ``git apply`` takes; 1 MB at most.
+    """Return the diff of the running code to the last commit, in the format of ``git apply``; 1 MB at most.
 
-    Untracked files are only named, in comment lines at the top. Empty without a repository, or without changes.
+    Untracked files are only named, in comment lines at the top. Empty without a repository or changes.
     """
     untracked = _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/") or ""
     names = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
-    # A person's own git settings may not change the format.
+    # The user's git settings must not change the format.
     plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
     changes = _git("diff", *plain, "HEAD") or ""
     encoded = (names + (changes and changes + "\n")).encode()
@@ -102,7 +102,7 @@ def uncommitted_diff() -> str:
 
 
 def installed_packages() -> dict[str, str]:
-    """Return the version of every installed package by its name; what is first on the path counts."""
+    """Return the version of every installed package by its name; the first one on the path counts."""
     found: dict[str, str] = {}
     for distribution in distributions():
         # A half-removed package has no name.
@@ -136,7 +136,7 @@ def _cpu_model() -> str:
 def _gpu_names() -> list[str]:
     if find_spec("torch") is None:
         return []
-    import torch  # here, because reading a record must not cost the import of torch
+    import torch  # here, because reading a record must not import torch
 
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
@@ -144,7 +144,7 @@ def _gpu_names() -> list[str]:
 def _git(*arguments: str) -> str | None:
     """Return what git prints, at most a little more than the limit; None if it fails, is missing or takes too long."""
     # The output goes to a file and not to memory: a diff can have any size. Without optional locks, a `git commit` that
-    # a person makes at this moment does not fail.
+    # the user makes at this moment does not fail.
     command = ["git", "--no-optional-locks", "--no-pager", *arguments]
     with TemporaryFile() as output:
         try:

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: how it was started, so that it can be found and composed again."""
+"""Stored runs of an output folder: their configs, how they were started, and the index to find them by."""
 
 import json
 import os
@@ -32,12 +32,12 @@ class Launch:
 
     Attributes:
         command: The command line.
-        overrides: All overrides that make its config, those of the run that it goes on from included.
-        mode: ``train``; ``fork`` for one that goes on from another run's checkpoint; ``resume`` and ``evaluate`` for
-            one that goes on itself, which are never stored.
+        overrides: All overrides that make its config, those of the run that it continues included.
+        mode: Train, or fork for one that starts from another run's checkpoint; resume and evaluate, which continue the
+            run itself, are never stored.
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
-        tags: Tags of its record besides the usual ones, such as which job of a sweep it is.
+        tags: Additional tags of its record, such as which job of a sweep it is.
     """
 
     command: str
@@ -57,7 +57,7 @@ class IndexEntry:
         name: Its name.
         start_time: When it was started, in seconds since 1970.
         mode: How it was started.
-        tracker_id: The tracker's id of it, if that is another one.
+        tracker_id: The tracker's id of it, if that differs.
         tags: The tags that it was launched with; None where the index does not know them.
     """
 
@@ -78,7 +78,7 @@ def add_to_index(
     tracker_id: str | None = None,
     tags: dict[str, str] | None = None,
 ) -> None:
-    """Add a run to the index; runs may start at once.
+    """Add a run to the index; several processes may do so at once.
 
     Args:
         paths: The output folder.
@@ -108,11 +108,11 @@ def _masked(launch: Launch) -> dict[str, Any]:
 
 
 def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
-    """Store what a run goes on with from now on: a resume after this one needs no settings repeated.
+    """Store the changed config of a resumed run, so that the next resume need not repeat the changes.
 
     Args:
         paths: Paths of the run.
-        config: Its config with the changes; what was allowed once is not allowed for ever.
+        config: Its config with the changes; permissions that were given for one resume are not stored.
         launch: How it was resumed.
     """
     before = read_launch(paths)
@@ -130,7 +130,7 @@ def read_config_and_text(paths: PathProvider) -> tuple[DictConfig, str]:
     """Return the stored config of a run, and the text that it was read from, which is what is signed.
 
     Raises:
-        ResumeError: It is damaged, or something that the runner would not have stored.
+        ResumeError: It is damaged, or nothing that the runner would have stored.
     """
     try:
         text = read_text(paths.config, paths.runs_dir)
@@ -143,29 +143,29 @@ def read_launch(paths: PathProvider) -> Launch:
     """Return how a run was started.
 
     Raises:
-        ResumeError: It is damaged, or something that the runner would not have stored.
+        ResumeError: It is damaged, or nothing that the runner would have stored.
     """
     try:
         launch = conform(Launch, read_json(paths.launch, paths.runs_dir))
         if launch.mode not in (Mode.TRAIN, Mode.FORK):
-            raise UnsafeFileError(f"has no sensible 'mode': {launch.mode.value!r}")
+            raise UnsafeFileError(f"has an invalid 'mode': {launch.mode.value!r}")
     except UnsafeFileError as error:
         raise ResumeError(f"{paths.launch} {error}") from None
     return launch
 
 
 def find_local(paths: OutputPaths, query: str) -> str | None:
-    """Return the id of the run in the output folder that a person means, or None; nothing is created by looking.
+    """Return the id of the run in the output folder that a query names, or None; creates nothing.
 
     Args:
         paths: The output folder.
         query: A run's id (also the tracker's), the first 6 or more characters of it, its name, or ``last``.
 
     Raises:
-        ResumeError: Several runs fit, the query is nothing that a run can be called, or its folder has links.
+        ResumeError: Several runs match, the query cannot be the name of a run, or its folder has links.
     """
     if len(query) > _LONGEST_NAME or not query.isprintable():
-        raise ResumeError(f"{query[:50]!r} is no run's id or name")
+        raise ResumeError(f"{query[:50]!r} is not a run's id or name")
     found = _find(paths, query)
     if found is not None:
         check_folder(PathProvider(paths.output_dir, found).run_dir)
@@ -186,7 +186,7 @@ def _find(paths: OutputPaths, query: str) -> str | None:
         found |= {entry.run_id for entry in known if (entry.tracker_id or "").startswith(query)}
     if len(found) > 1:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
-        raise ResumeError(f"'{query}' fits {len(found)} runs: {listed}\nGive more of the id")
+        raise ResumeError(f"'{query}' matches {len(found)} runs: {listed}\nGive more characters of the id")
     return found.pop() if found else None
 
 
@@ -199,7 +199,7 @@ def entries(paths: OutputPaths) -> list[IndexEntry]:
 def tags_of_runs(paths: OutputPaths) -> dict[str, dict[str, str]]:
     """Return the tags that all runs of an output folder were launched with, by their ids, the oldest entry first.
 
-    Those that the index does not tell are read from the run's folder; what is damaged there has none.
+    Those that are not in the index are read from the run's folder; a damaged one counts as none.
     """
     found: dict[str, dict[str, str] | None] = {}
     for entry in entries(paths):
@@ -217,12 +217,12 @@ def _launch_tags(paths: OutputPaths, run_id: str) -> dict[str, str]:
 
 
 def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
-    """Whether a run can go on: a fork that did not begin cannot."""
+    """Whether a run can be resumed: a fork that was killed before its first checkpoint cannot."""
     return entry.mode != Mode.FORK or PathProvider(paths.output_dir, entry.run_id).latest.exists()
 
 
 def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
-    """Return the error for a run that is not there, with the nearest one."""
+    """Return the error for a run that does not exist, with the nearest name."""
     names = {entry.name for entry in _index(paths)} | set(_run_ids(paths))
     where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
     if query == "last" or not names:
@@ -230,8 +230,8 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
     if near := suggest(query, names):
         hint = f"Did you mean '{near}'?"
     else:
-        short = " (of an id at least 6 characters are needed)" if len(query) < _SHORTEST_PREFIX else ""
-        hint = f"{len(set(_run_ids(paths)))} runs are there{short}; 'last' is the newest"
+        short = " (an id needs at least 6 characters)" if len(query) < _SHORTEST_PREFIX else ""
+        hint = f"{len(set(_run_ids(paths)))} runs exist{short}; 'last' is the newest"
     return ResumeError(f"{flag}={query}: there is no such run in {where}. {hint}")
 
 
@@ -244,5 +244,5 @@ def _run_ids(paths: OutputPaths) -> Iterator[str]:
 def _index(paths: OutputPaths) -> Iterator[IndexEntry]:
     if paths.index.is_file():
         for line in paths.index.read_bytes().splitlines():
-            with suppress(UnsafeFileError, UnicodeDecodeError):  # a line that was torn by a crash
+            with suppress(UnsafeFileError, UnicodeDecodeError):  # a line that a crash has torn
                 yield conform(IndexEntry, parse_json(line.decode()))

@@ -41,13 +41,13 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Composed:
-    """The config of a run that goes on from a stored one.
+    """The config of a run that continues a stored one.
 
     Attributes:
         config: The stored config with the changes applied.
-        changes: Places that changed.
+        changes: Config paths that changed.
         overrides: All overrides that make it, the stored ones and the new ones.
-        trust: Limits of the config, None if this user has made it on this machine.
+        trust: What the config may name; None for no limits, if this user has made it on this machine.
     """
 
     config: DictConfig
@@ -61,7 +61,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
 
     Raises:
         ResumeError: With ``resume``, a change would rewrite the run's past.
-        ConfigError: An override names nothing that exists.
+        ConfigError: An override names something that does not exist.
     """
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
@@ -80,12 +80,12 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
 
 
 def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
-    # A password that is said again is no change.
-    new = [place for place, value in changes.items() if mask_value(place, value) != _value_at(before, place)]
-    refused = [place for place in new if not any(fnmatchcase(place, pattern) for pattern in MAY_CHANGE)]
+    # A password that is given again is not a change.
+    new = [path for path, value in changes.items() if mask_value(path, value) != _value_at(before, path)]
+    refused = [path for path in new if not any(fnmatchcase(path, pattern) for pattern in MAY_CHANGE)]
     if not refused:
         return
-    lines = [f"  {place}: {_short(_value_at(before, place))} -> {_short(changes[place])}" for place in refused]
+    lines = [f"  {path}: {_short(_value_at(before, path))} -> {_short(changes[path])}" for path in refused]
     if len(lines) > _LISTED:
         lines = [*lines[: _LISTED - 1], f"  and {len(lines) - _LISTED + 1} more"]
     fork = " ".join([program(), *(shell_word(item) for item in (f"fork={run_id}", *extra))])
@@ -95,9 +95,9 @@ def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run
 _LISTED = 4
 
 
-def _value_at(config: Mapping[str, Any], place: str) -> Any:
+def _value_at(config: Mapping[str, Any], path: str) -> Any:
     value: Any = config
-    for key in place.split("."):
+    for key in path.split("."):
         value = value.get(key, REMOVED) if isinstance(value, Mapping) else REMOVED
     return value
 

@@ -1,4 +1,4 @@
-"""Bringing a run from its tracker to a machine that does not have it."""
+"""Fetches a run from its tracker to a machine that does not have it."""
 
 import shutil
 from typing import cast
@@ -17,10 +17,9 @@ from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
 
 
 def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
-    """Look a run up in the tracker's store and bring what it needs to go on: config, metrics and checkpoints.
+    """Look a run up in the tracker's store and fetch what a resume needs: config, metrics and checkpoints.
 
-    The run's folder is there with everything in it, or is not there: one that was interrupted while it was fetched is
-    fetched anew.
+    The run's folder appears when it is complete; an interrupted fetch starts over.
 
     Args:
         tracker: The tracker, bound to no run.
@@ -31,12 +30,12 @@ def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:
         Id of the run in the output folder, or None if there is no such run.
 
     Raises:
-        ResumeError: Several runs fit.
+        ResumeError: Several runs match.
         TrackerError: Something could not be read.
     """
     found = tracker.find(query)
     if len(found) > 1:
-        raise ResumeError(f"'{query}' fits {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")
+        raise ResumeError(f"'{query}' matches {len(found)} runs: {', '.join(info.run_id for info in found[:4])}")
     if not found:
         return None
     (info,) = found
@@ -58,7 +57,7 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     for path in (run.config, run.launch):
         tracker.download(path.name, run.artifacts_dir, info.run_id)
     there = tracker.list_artifacts("", info.run_id)
-    for path in (run.signature, run.checkpoints_dir):  # a run without checkpoints starts from its beginning
+    for path in (run.signature, run.checkpoints_dir):  # a run without checkpoints starts over
         if path.name in there:
             tracker.download(path.name, run.artifacts_dir, info.run_id)
     journal = Journal(run.journal)

@@ -1,4 +1,4 @@
-"""Overrides on a config that is stored: what is chosen anew comes from today's YAML files, and nothing else does."""
+"""Applies overrides to a stored config: only groups that are chosen again come from today's YAML files."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from ksuit_runner.errors import ConfigError
 
 
 def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return a stored config with overrides applied to it; what they refer to (``${...}``) is looked up there.
+    """Return a stored config with overrides applied to it; what they refer to (``${...}``) is resolved there.
 
     A value is set, added or removed as Hydra does it. A group that is chosen (``callbacks=[ema]``) is replaced by what
     its YAML file says today; what that file chooses of other groups, and a file for the whole config
@@ -33,13 +33,13 @@ def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         overrides: Overrides of the command line.
 
     Raises:
-        ConfigError: One of them names nothing that exists, has no meaning, or asks what Hydra has composed once.
+        ConfigError: One of them names something that does not exist, has no meaning, or refers to Hydra's own config.
     """
     refuse_long_overrides(overrides)
     parsed = [parse(item) for item in overrides]
     for item in parsed:
         if item.is_sweep_override():
-            raise ConfigError(f"{item.input_line}: a run that is stored has one value of it")
+            raise ConfigError(f"{item.input_line}: a stored run takes one value, not a sweep")
         if re.search(r"\$\{\s*hydra:", str(item.input_line)):
             raise ConfigError(f"{item.input_line}: a stored run is not composed by Hydra again; write the value itself")
     chosen = [item for item in parsed if not item.is_hydra_override() and chooses_group(item)]
@@ -56,7 +56,7 @@ def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _choose(tree: dict[Any, Any], chosen: Sequence[Override], for_hydra: Sequence[str]) -> None:
-    """Put groups that are chosen anew into a config; what is chosen itself counts more than what a file brings."""
+    """Put newly chosen groups into a config; explicit choices take precedence over those of a file."""
     default = _plain(compose_config(for_hydra))
     composed = []
     for item in chosen:

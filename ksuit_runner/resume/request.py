@@ -1,4 +1,4 @@
-"""What a command line asks for of a stored run, and finding that run, before torch is imported."""
+"""Reads which stored run a command line asks for, and finds it, before torch is imported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Request:
 
 
 def requested(overrides: Sequence[str]) -> Request | None:
-    """Return which stored run the command line asks for, and for what.
+    """Return which stored run the command line asks for, and in which mode.
 
     Raises:
         ConfigError: It asks for several, or for a resume from the middle of a run.
@@ -41,15 +41,15 @@ def requested(overrides: Sequence[str]) -> Request | None:
     if not query or Progress.parse(checkpoint) is None:  # a name may have an @, too
         return Request(mode, text)
     if mode == Mode.RESUME:
-        raise ConfigError(f"resume={text}: a run goes on from its newest checkpoint; from another one: fork={text}")
+        raise ConfigError(f"resume={text}: a run is resumed from its newest checkpoint; from another one: fork={text}")
     return Request(mode, query, checkpoint)
 
 
 def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
-    """Find the run that a person means; nothing is created by looking.
+    """Find the requested run; creates nothing, unless the run is fetched from a tracker.
 
     Raises:
-        ResumeError: There is no such run, or several fit.
+        ResumeError: There is no such run, or several match.
     """
     query = request.query
     paths = OutputPaths(output_dir_of(overrides))
@@ -61,7 +61,7 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
 
         run_id = fetch(build_tracker(Factory(config), paths), paths, query)
     if run_id is None and "@" in query and request.mode != Mode.RESUME:
-        raise ConfigError(f"{request}: after the @ of a run a checkpoint is needed, such as E2_U90_S2880")
+        raise ConfigError(f"{request}: the @ after a run needs a checkpoint, such as E2_U90_S2880")
     if run_id is None:
         raise unknown_run(paths, query, request.mode)
     run = PathProvider(paths.output_dir, run_id)
@@ -71,7 +71,7 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
 
 
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:
-    """Refuse what says how the runs of a sweep are made and launched, for a command that is about one run.
+    """Refuse settings of sweeps and launchers for a command that is about one run.
 
     Raises:
         ConfigError: There is such a setting.

@@ -1,4 +1,4 @@
-"""The tracker that a stored run was started with."""
+"""Builds the tracker that a stored run was started with."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from ksuit_runner.security.trust import trust_in
 
 
 def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> Factory:
-    """Return a factory of the tracker of the run's start, with what the command line says about it.
+    """Return a factory for the tracker of the stored config, with the overrides of the command line applied.
 
     Raises:
-        ConfigError: The stored config is not this user's, and names what the user does not trust.
+        ConfigError: The stored config is not this user's, and names something that the user does not trust.
     """
     if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
         return Factory(composed)
     config, text = read_config_and_text(paths)
     stored = config.tracker
     for item in overrides:
-        place = item.lstrip("+").partition("=")[0]
-        if place.startswith("tracker."):
-            OmegaConf.update(stored, place.removeprefix("tracker."), OmegaConf.select(composed, place), force_add=True)
+        path = item.lstrip("+").partition("=")[0]
+        if path.startswith("tracker."):
+            OmegaConf.update(stored, path.removeprefix("tracker."), OmegaConf.select(composed, path), force_add=True)
     trust = trust_in(paths.signature, [text], paths, stored, overrides)
     return Factory(reveal({"tracker": OmegaConf.to_container(stored)}, overrides), trust)

@@ -1,4 +1,4 @@
-"""Files and folders that are whole after a crash: as before or as written, never something between."""
+"""Atomic and durable writes of files and folders: after a crash they are as before or as written."""
 
 import errno
 import os
@@ -19,26 +19,26 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would take up room
+        temporary.unlink(missing_ok=True)  # on a full disk it would take space
         raise
     sync(path.parent)
 
 
 def commit_folder(written: Path, folder: Path) -> None:
-    """Give a folder its final name: after a crash it is there with everything in it, or not there.
+    """Give a folder its final name: after a crash it is complete, or does not exist.
 
     Args:
         written: The folder under another name, on the same disk.
-        folder: Its final name, which nothing else has.
+        folder: Its final name, which must be free.
     """
-    for place, _, files in os.walk(written):
-        sync(*(Path(place) / name for name in files), Path(place))
+    for folder_path, _, files in os.walk(written):
+        sync(*(Path(folder_path) / name for name in files), Path(folder_path))
     written.rename(folder)
     sync(folder.parent)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, none of which a crash takes away again."""
+    """Make a folder and its missing parents, durably."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -46,10 +46,10 @@ def make_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, in a single write, so that processes that do so at once do not mix theirs.
+    """Add a line to a file in a single write, so that lines of several processes do not mix.
 
-    It comes after an empty line: a line before it that a crash has torn stays alone. After a crash the new one is there
-    or is torn, and what was there before is as it was.
+    It comes after an empty line, so that it is not joined to a line that a crash has torn. After a crash the new line
+    is complete, torn or missing, and everything before it is unchanged.
     """
     content = f"\n{line}\n".encode()
     descriptor = open_stored(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -63,7 +63,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def open_new(path: Path) -> TextIO:
-    """Open a file that is there from now on, in place of whatever has its name; what that leads to is left alone."""
+    """Create a file and open it, in place of whatever has its name; the target of a link is not touched."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.fdopen(os.open(path, flags, 0o644), "w")
@@ -73,7 +73,7 @@ def open_new(path: Path) -> TextIO:
 
 
 def renew(path: Path) -> None:
-    """Put a copy in the place of a file: a process that has it open writes into one that nobody reads any more."""
+    """Replace a file by a copy: a process that has it open then writes into one that nobody reads any more."""
     if path.exists():
         temporary = path.with_name(f".{path.name}.tmp")
         with open_to_read(path) as source, open_new(temporary) as copy:

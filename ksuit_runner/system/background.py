@@ -1,4 +1,4 @@
-"""Work behind training that never raises into it: done again and again, more seldom while it fails."""
+"""Background work that never raises into training: repeated at an interval, with a backoff while it fails."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -10,15 +10,13 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 
 
 class Background(ABC):
-    """A daemon thread that works at an interval, and after a failure again after 0.5 s, 1 s, ... 30 s.
+    """A daemon thread that works at an interval, and retries after a failure in 0.5 s, 1 s, ... 30 s.
 
-    It ends when another process has taken the run over.
-
-    A thread of this kind never keeps a process from ending: what hangs in it is left to itself.
+    It ends when another process has taken the run over. It never keeps a process from ending, even while it hangs.
 
     Args:
         name: Name of the thread.
-        interval_s: Time between two looks at whether there is something to do, in seconds.
+        interval_s: How often to check whether there is something to do, in seconds.
     """
 
     def __init__(self, name: str, interval_s: float) -> None:
@@ -44,12 +42,12 @@ class Background(ABC):
         """Do what there is to do; anything that it raises is a failure."""
 
     @abstractmethod
-    def _say_failing(self, error: BaseException) -> None:
-        """Tell a person that it fails, once."""
+    def _log_failing(self, error: BaseException) -> None:
+        """Log that it fails; called once per outage."""
 
     @abstractmethod
-    def _say_recovered(self) -> None:
-        """Tell a person that it works again."""
+    def _log_recovered(self) -> None:
+        """Log that it works again."""
 
     def _wait_for(self, is_done: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until the thread has made something true, for a bounded time; return whether it is."""
@@ -60,7 +58,7 @@ class Background(ABC):
             return is_done()
 
     def _stop(self) -> None:
-        """Have the thread end after what it is doing, without waiting for it."""
+        """Have the thread end after its current work, without waiting for it."""
         self._is_stopped = True
         self.notify()
 
@@ -80,11 +78,11 @@ class Background(ABC):
                 self._is_taken_over = True
                 self._progressed()
                 return
-            except BaseException as error:  # whatever it raises, training goes on
+            except BaseException as error:  # whatever it raises, training continues
                 if not self._delay_s and not self._is_stopped:
-                    self._say_failing(error)
+                    self._log_failing(error)
                 self._delay_s = min(2 * self._delay_s or _FIRST_DELAY_S, _LONGEST_DELAY_S)
                 continue
             if self._delay_s and not self._is_stopped:
                 self._delay_s = 0.0
-                self._say_recovered()
+                self._log_recovered()

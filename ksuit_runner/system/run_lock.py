@@ -1,4 +1,4 @@
-"""The lock of a run: one process at a time writes to it, and a dead one keeps nobody waiting."""
+"""The lock of a run: one process at a time writes to it, and a dead one blocks nobody."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Holder:
         pid: Process id, in the process table of its container.
         host: Name of the host or container.
         kernel: Id of the running kernel, the same for all containers on it and another one after a restart.
-        has_kernel_lock: Whether the kernel keeps the lock for it, and gives it back when it dies.
-        token: Tells it from all others.
+        has_kernel_lock: Whether the kernel holds the lock for it, and releases it when the process dies.
+        token: Unique id of this acquisition.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class Holder:
 
 
 class _Seen(NamedTuple):
-    """What there is to be seen of a lock: who holds it, which file it is, when it was touched, what the kernel says."""
+    """A look at a lock: its holder, its file, when that was touched, and whether the kernel says it is free."""
 
     holder: Holder | None
     number: int
@@ -67,10 +67,10 @@ class RunLock:
     The lock is a small file that belongs to one holder for as long as it exists: whoever takes over puts a file of its
     own in its place, by which the earlier holder knows that it has lost the run (``check``).
 
-    Whether a holder is alive is asked of the kernel, which keeps a lock (``flock``) for it until it dies, whatever its
-    process id and the clocks say. Only of a holder on another kernel or host, or on a file system without locks, it has
-    to be found out by looking at the file for a while: a thread of the holder touches it every few seconds. One that
-    is suspended for longer than that can be taken over from another host.
+    The kernel knows whether a holder is alive: it keeps a lock (``flock``) for it until it dies, whatever its process
+    id and the clocks say. Only a holder on another kernel or host, or on a file system without locks, has to be watched
+    for a while: a thread of the holder touches the file every few seconds. One that is suspended for longer than that
+    can be taken over from another host.
 
     Args:
         path: The file, in the run's folder.
@@ -79,7 +79,7 @@ class RunLock:
 
     Attributes:
         lost: Set when another process has taken the lock over, as it may while this one is suspended.
-        was_forced: Whether it was taken from a holder of which it is not certain that it is dead.
+        was_forced: Whether it was taken from a holder that is not certainly dead.
     """
 
     def __init__(self, path: Path, stale_after_s: float = 30.0, beat_s: float = 5.0) -> None:
@@ -97,7 +97,7 @@ class RunLock:
         self._checked = -math.inf
 
     def acquire(self, wait: bool = True) -> None:
-        """Take the lock and keep it alive from a thread.
+        """Acquire the lock, and keep it alive from a thread.
 
         Args:
             wait: Whether to look for signs of life for a while where the kernel cannot tell; without, such a holder
@@ -122,23 +122,23 @@ class RunLock:
         self.was_forced = silent is not None
         self.lost.clear()
         self._stop.clear()
-        # A child that lives longer than this process must not keep the kernel's lock: it lets go of its copy.
+        # A child that lives longer than this process must not keep the kernel's lock: it closes its copy.
         os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
         self._thread = threading.Thread(target=self._beat, args=(self._file,), name="run-lock", daemon=True)
         self._thread.start()
 
     def seems_alive(self) -> bool:
-        """Whether the holder has given a sign of life of late, by the clocks of both machines; to be shown only."""
+        """Whether the holder has given a sign of life recently, by the clocks of both machines; for display only."""
         seen = _see(self.path)
         return seen is not None and time.time() - seen.touched / 1e9 < self.stale_after_s
 
     def check(self, at_most_s: float = 0.0) -> None:
         """Make sure that no other process has taken the run over.
 
-        Whatever writes to the run's folder, or to its record elsewhere, asks first. That takes a few microseconds.
+        Called before every write to the run's folder or to its tracker; takes a few microseconds.
 
         Args:
-            at_most_s: Age up to which an earlier answer counts, in seconds; a process that was suspended asks anew.
+            at_most_s: Age up to which an earlier result counts, in seconds; a process that was suspended checks again.
 
         Raises:
             TakenOverError: One has.
@@ -150,12 +150,12 @@ class RunLock:
         if self.lost.is_set() or not self._is_in_place():
             self.lost.set()
             raise TakenOverError(
-                f"another process goes on with {self._run()}, or {self.path} was removed; it ends here, and leaves the "
+                f"another process has resumed {self._run()}, or {self.path} was removed; it ends here, and leaves the "
                 "record to that process"
             )
 
     def release(self) -> None:
-        """Give the lock back; one that meanwhile belongs to another process, or is not held, is left alone."""
+        """Release the lock; one that belongs to another process by now, or is not held, stays as it is."""
         if self._thread is None:
             return
         self._stop.set()
@@ -166,7 +166,7 @@ class RunLock:
         try:
             with _one_at_a_time(self.path.parent):
                 if self._is_in_place():
-                    os.ftruncate(self._file, 0)  # names nobody, also if it cannot be removed
+                    os.ftruncate(self._file, 0)  # names no holder, even if it cannot be removed
                     self.path.unlink()
         except OSError as error:
             _LOGGER.debug("%s could not be removed: %s", self.path, error)
@@ -182,7 +182,7 @@ class RunLock:
         self.release()
 
     def _look(self) -> _Seen | None:
-        """Return the holder of whom it is not known whether it is alive; None if nobody holds the lock.
+        """Return a holder that may be alive; None if nobody holds the lock.
 
         Raises:
             AliveError: A process that is alive holds it.
@@ -200,7 +200,7 @@ class RunLock:
     def _watch(self, seen: _Seen) -> None:
         """Wait until the holder's time is up, or the file changes."""
         assert seen.holder is not None
-        # Clocks may be wrong, so that an old file alone says nothing: one that is alive touches it twice meanwhile.
+        # Clocks may be wrong, so that an old file alone says nothing: a live holder touches it twice in this time.
         silent_s = max(0.0, time.time() - seen.touched / 1e9)
         wait_s = max(self.stale_after_s - silent_s, _BEATS * self.beat_s)
         message = "%s was held by pid %d on host %s: waiting for a sign of life, %.0f s at most"
@@ -236,7 +236,7 @@ class RunLock:
             found = os.stat(self._name, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        except OSError:  # a file system that is away says nothing about who holds the run
+        except OSError:  # an unreachable file system says nothing about who holds the run
             return True
         identity = (found.st_dev, found.st_ino)
         # There are file systems on which the numbers of files change.
@@ -282,7 +282,7 @@ def _close_in_child(lock: weakref.ref[RunLock]) -> None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process of this kernel at a time look at the lock in a folder and take it."""
+    """Let one process of this kernel at a time look at the lock in a folder and acquire it."""
     file = os.open(folder, os.O_RDONLY)
     try:
         with _without_locks_too():
@@ -314,7 +314,7 @@ def try_lock(file: int, operation: int = fcntl.LOCK_EX) -> bool:
 
 @contextmanager
 def _without_locks_too() -> Iterator[None]:
-    """Go on where the file system has no locks."""
+    """Continue where the file system has no locks."""
     try:
         yield
     except OSError as error:
@@ -330,7 +330,7 @@ def _kernel() -> str:
 
 
 def _read(file: int) -> Holder | None:
-    """Return who a file names; None if nobody, or something else than this module writes."""
+    """Return the holder that a file names; None if it is empty, or nothing that this module writes."""
     try:
         return conform(Holder, parse_json(os.pread(file, _MOST_BYTES, 0).decode()))
     except (UnsafeFileError, UnicodeDecodeError):
@@ -338,12 +338,12 @@ def _read(file: int) -> Holder | None:
 
 
 def _see(path: Path) -> _Seen | None:
-    """Return what there is to be seen of a lock; None if there is no file.
+    """Look at a lock; None if there is no file.
 
-    It is opened, and not only asked for its times, as a network file system then asks the server.
+    The file is opened, because a network file system then asks the server for its times.
 
     Raises:
-        ResumeError: It is nothing that a run would have left.
+        ResumeError: It is not a file that a run would have left.
     """
     try:
         file = open_stored(path, os.O_RDONLY)

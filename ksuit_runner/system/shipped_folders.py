@@ -1,7 +1,7 @@
-"""What ships beside the code: YAML files, and the package ``callbacks``, which a project's own ``callbacks`` adds to.
+"""Finds the folders that ship beside the code: ``conf``, and ``callbacks``, which a project extends.
 
-Both lie in the folder of the repository in a clone, and inside ``ksuit_runner`` where a wheel is installed. Under its
-own name in site-packages, another distribution's ``callbacks`` would overwrite or hide the callbacks that ship.
+Both lie in the folder of the repository in a clone, and inside ``ksuit_runner`` where a wheel is installed. As a
+top-level package in site-packages, it could be overwritten or hidden by another distribution's ``callbacks``.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 NAME = "callbacks"
 INSTALLED = frozenset({"site-packages", "dist-packages"})
-"""Folders that hold what was installed, and nothing of the project."""
+"""Folders of installed packages, which hold nothing of the project."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -46,8 +46,8 @@ class CallbacksFinder:
     def folders(cls) -> list[str]:
         """Return all folders of the package, in the order in which they are searched."""
         own, others = ([Path(entry) / NAME for entry in cls._entries(flag)] for flag in (False, True))
-        places = [*own, shipped(NAME), *others]
-        return list(dict.fromkeys(str(place) for place in places if place.is_dir()))
+        folders = [*own, shipped(NAME), *others]
+        return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
 
     @staticmethod
     def _entries(installed: bool) -> list[str]:
@@ -56,7 +56,7 @@ class CallbacksFinder:
 
 
 def install() -> None:
-    """Make Python ask the finder before all others, also for a package that is already imported."""
+    """Make the finder the first one, also for a package that is already imported."""
     if CallbacksFinder not in sys.meta_path:
         sys.meta_path.insert(0, CallbacksFinder)
     if NAME in sys.modules:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the update is finished first, a second Ctrl-C ends it at once."""
+"""Signals that ask a run to end: it finishes the update first; a second Ctrl-C ends it at once."""
 
 import signal
 import threading
@@ -25,7 +25,7 @@ class Interruption:
 
     Attributes:
         signal: Number of the first signal, None while there was none.
-        is_waiting: Whether the program stands where it can be left at once, waiting for data.
+        is_waiting: Whether the program waits for data, and so can be interrupted at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Interruption:
         self.is_waiting = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take note of a signal; a second SIGINT raises KeyboardInterrupt where the program stands."""
+        """Remember a signal; a second SIGINT raises KeyboardInterrupt at once."""
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = self.signal or number

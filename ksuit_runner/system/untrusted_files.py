@@ -1,4 +1,4 @@
-"""Opening files of a run as what they may be: changed, cut, made by somebody else, or not files at all."""
+"""Opens files of a run as untrusted: they may be changed, cut, made by somebody else, or not files at all."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from ksuit_runner.errors import ResumeError
 Stored = TypeVar("Stored")
 
 SIZE_LIMIT = 1_000_000
-"""Largest size of a config, of a manifest and the like, in bytes; the usual ones have a few thousand."""
+"""Largest size of a config, a manifest and the like, in bytes; usually they have a few thousand."""
 
 
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -34,8 +34,8 @@ class MissingFileError(UnsafeFileError):
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file without following a link or waiting, and return its descriptor.
 
-    What was opened is looked at, and not what has the name before or after. A file that is written in place must have
-    this name only: a hard link would write into another file.
+    The checks are made on the opened file, not on its name before or after. A file that is written in place must have
+    no second name: a hard link would write into another file.
 
     Args:
         path: The file.
@@ -53,11 +53,11 @@ def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UnsafeFileError("is a link") from None
-        if error.errno in (errno.ENXIO, errno.EISDIR):  # a pipe that nobody reads, a socket; a folder
-            raise UnsafeFileError("is no file") from None
+        if error.errno in (errno.ENXIO, errno.EISDIR):  # a pipe without reader, a socket; a folder
+            raise UnsafeFileError("is not a file") from None
         raise
     found = os.fstat(descriptor)
-    problem = None if stat.S_ISREG(found.st_mode) else "is no file"
+    problem = None if stat.S_ISREG(found.st_mode) else "is not a file"
     if problem is None and flags & _WRITES and found.st_nlink > 1:
         problem = _HARD_LINK
     if problem is not None:
@@ -71,7 +71,7 @@ def open_stored(path: Path, flags: int) -> int:
 
     Raises:
         FileNotFoundError: It is missing.
-        ResumeError: It is nothing that a run would have left.
+        ResumeError: It is not a file that a run would have left.
         OSError: It cannot be opened.
     """
     try:
@@ -95,7 +95,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ResumeError: It is a link itself, or something in it is one or is neither file nor folder.
     """
-    found = [folder, *(Path(place) / name for place, *below in os.walk(folder) for part in below for name in part)]
+    found = [folder, *(Path(above) / name for above, *below in os.walk(folder) for part in below for name in part)]
     for path in found:
         try:
             status = path.lstat()
@@ -111,7 +111,7 @@ def check_folder(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with what is in it, or the link that is in its place."""
+    """Remove a folder with its content, or a link of its name."""
     if folder.is_symlink():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,7 +128,7 @@ def check_inside(path: Path, root: Path) -> None:
 
     Args:
         path: File or folder below the root; it need not exist.
-        root: Folder whose own place is the user's choice.
+        root: Folder whose own location is the user's choice.
 
     Raises:
         UnsafeFileError: It is not below the root, or there is a link on the way.
@@ -161,7 +161,7 @@ def check_file(path: Path, root: Path) -> int:
     except OSError:
         raise UnsafeFileError("is missing") from None
     if not stat.S_ISREG(found.st_mode):
-        raise UnsafeFileError("is no file")
+        raise UnsafeFileError("is not a file")
     return found.st_size
 
 
@@ -170,18 +170,18 @@ def read_text(path: Path, root: Path, limit: int = SIZE_LIMIT) -> str:
 
     Args:
         path: The file.
-        root: Folder whose own place is the user's choice; on the way from there may be no link.
+        root: Folder whose own location is the user's choice; no link is allowed below it.
         limit: Largest size, in bytes.
 
     Raises:
-        UnsafeFileError: It is missing, not a file, larger than the limit, or no text.
+        UnsafeFileError: It is missing, not a file, larger than the limit, or not text.
     """
     check_inside(path, root)
     try:
         with os.fdopen(open_file(path), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > limit:
                 raise UnsafeFileError(f"has {size:,} bytes, more than the {limit:,} that are read")
-            return file.read(limit).decode()  # not as text, which would change the ends of lines
+            return file.read(limit).decode()  # not in text mode, which would change line endings
     except (OSError, ValueError) as error:
         raise UnsafeFileError(f"cannot be read ({error})") from None
 
@@ -190,27 +190,27 @@ def read_json(path: Path, root: Path, limit: int = SIZE_LIMIT) -> Any:
     """Read a small JSON file below a root; see ``read_text``.
 
     Raises:
-        UnsafeFileError: It cannot be read, or is no JSON.
+        UnsafeFileError: It cannot be read, or is not JSON.
     """
     return parse_json(read_text(path, root, limit))
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text says.
+    """Parse a JSON text.
 
     Raises:
-        UnsafeFileError: It is none, or is nested too deep.
+        UnsafeFileError: It is not JSON, or is nested too deep.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise UnsafeFileError("is nested too deep") from None
     except ValueError as error:
-        raise UnsafeFileError(f"is no JSON ({error})") from None
+        raise UnsafeFileError(f"is not JSON ({error})") from None
 
 
 def conform(kind: type[Stored], value: Any) -> Stored:
-    """Return what a JSON value stands for, if everything in it is of the type that it has to be.
+    """Convert a JSON value to a type, if everything in it has the type that it must have.
 
     Args:
         kind: Type that is expected, as msgspec knows it: a dataclass, a ``Struct``, or one of JSON's types.

@@ -1,4 +1,4 @@
-"""Where a store says that a run's files are: it may name any folder, and is believed for those that are meant."""
+"""Checks where a store says that a run's files are: it may name any folder, and only expected ones are trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NETWORK = frozenset(
 
 
 def folder(artifact_uri: str) -> Path | None:
-    """Return the folder that an artifact root is on this machine; None for one that is reached over the network."""
+    """Return an artifact root as a folder of this machine; None for one that is reached over the network."""
     parts = urlsplit(artifact_uri)
     if parts.scheme not in ("", "file"):
         return None
@@ -28,13 +28,13 @@ def check(artifact_uri: str, own: Collection[Path], allowed: str | None, has_net
     """Check an artifact root before anything is copied to it or deleted there.
 
     Args:
-        artifact_uri: What the store says.
+        artifact_uri: Location that the store names.
         own: Folders that the run's artifacts may have in the output folder.
-        allowed: Folder or URI that the user has named for it, too.
-        has_network: Whether files may be elsewhere than on this machine.
+        allowed: Another folder or URI that the user allows.
+        has_network: Whether files may be on another machine.
 
     Raises:
-        TrackerError: It is another folder than these.
+        TrackerError: It is none of these.
     """
     here = folder(artifact_uri)
     if here is None:
@@ -47,7 +47,7 @@ def check(artifact_uri: str, own: Collection[Path], allowed: str | None, has_net
     if not is_right:
         raise TrackerError(
             f"the store has the run's files in {artifact_uri}, outside of its folder. "
-            f"If that is meant: tracker.artifact_root={artifact_uri}"
+            f"To allow that: tracker.artifact_root={artifact_uri}"
         )
 
 

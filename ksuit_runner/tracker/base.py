@@ -1,4 +1,4 @@
-"""What the runner asks of a tracker."""
+"""Base class of trackers."""
 
 import re
 from abc import ABC, abstractmethod
@@ -16,10 +16,10 @@ KIND_TAG = "ksuit.kind"
 """Tag that says what a run is; ``sweep`` for the parent of a sweep's runs."""
 
 RUN_ID_TAG = "ksuit.run_id"
-"""Tag with the id that a run has in its output folder, if that is not the tracker's: it could not be reached then."""
+"""Tag with the id that a run has in its output folder, if the tracker could not be reached when it started."""
 
 START_TAG = "ksuit.start_id"
-"""Tag that tells one start of a run from all others, so that a run whose creation went unheard is not made twice."""
+"""Tag with a unique id of a run's start: a run whose creation was not acknowledged is not created twice."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RunInfo:
 
     Attributes:
         run_id: Its id.
-        name: Its name; need not be unique.
+        name: Its name; not necessarily unique.
         status: RUNNING, FINISHED, FAILED or KILLED. A process that was killed leaves RUNNING behind.
         tags: Its tags.
         parent_run_id: Id of the run that it is grouped under, such as its sweep.
@@ -58,7 +58,7 @@ class DatasetInfo:
         context: What it is used for, such as ``training``.
         digest: Short fingerprint of its content, at most 36 characters.
         source: Where it comes from.
-        profile: Its sizes and the like, in words or as JSON.
+        profile: Its sizes and the like, as text or JSON.
     """
 
     name: str
@@ -72,14 +72,14 @@ class BaseTracker(ABC):
     """Records one run at a time: its parameters, tags, metrics and files.
 
     A subclass has to implement ``start_run``, ``resume_run``, ``end_run`` and ``log_points``; everything else has a
-    default that records nothing and finds nothing. All methods raise TrackerError, with one line of reason, when the
-    store cannot be used, and do so within seconds. ``log_points`` is called from a thread of its own.
+    default that records nothing and finds nothing. All methods raise TrackerError, with one line of reason, within
+    seconds when the store cannot be used. ``log_points`` is called from a thread of its own.
 
     Where a method takes a ``run_id``, None means the run that the tracker is bound to.
 
     Attributes:
         require: Whether a run may start only if it can be recorded at once.
-        close_timeout_s: How long the end of a run waits for what is not recorded yet, in seconds.
+        close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
     """
 
     require: bool = True
@@ -112,14 +112,14 @@ class BaseTracker(ABC):
         parent_run_id: str | None = None,
         start_time: int | None = None,
     ) -> RunInfo:
-        """Begin a new run and bind the tracker to it.
+        """Start a new run and bind the tracker to it.
 
         Args:
-            name: Name of the run; by default the tracker makes one up.
+            name: Name of the run; chosen by the tracker by default.
             tags: Tags of the run.
             parent_run_id: Run under which it is shown.
-            start_time: When it was started, in ms since 1970, for a run that is recorded later than that and has a
-                START_TAG and a RUN_ID_TAG. If the store has a run with this START_TAG, no other is made.
+            start_time: When it was started, in ms since 1970, for a run that is registered later than that and has a
+                START_TAG and a RUN_ID_TAG. If the store has a run with this START_TAG, no other is created.
         """
 
     @abstractmethod
@@ -140,11 +140,11 @@ class BaseTracker(ABC):
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that was asked for is not recorded yet; never so for a tracker that records at once."""
+        """Whether something is not recorded yet; never true for a tracker that records at once."""
         return False
 
     def deliver(self) -> None:  # noqa: B027 - optional
-        """Record what was asked for earlier, except for the end of the run."""
+        """Record what is not recorded yet, except for the end of the run."""
 
     def deliver_end(self) -> None:  # noqa: B027 - optional
         """Record that the run has ended, if it has."""
@@ -171,7 +171,7 @@ class BaseTracker(ABC):
         return []
 
     def upload(self, path: Path, artifact_path: str) -> None:  # noqa: B027 - optional
-        """Copy a file or folder to the run's artifacts, where it is not there already.
+        """Copy a file or folder to the run's artifacts, unless it is there already.
 
         Args:
             path: The file or folder.
@@ -191,17 +191,17 @@ class BaseTracker(ABC):
         return []
 
     def delete_artifacts(self, path: str) -> None:  # noqa: B027 - optional
-        """Delete a file or folder of the run's artifacts; one that does not exist is no error."""
+        """Delete a file or folder of the run's artifacts; one that does not exist is not an error."""
 
     def find(self, query: str) -> list[RunInfo]:
         """Look up runs without creating or changing anything.
 
         Args:
-            query: A run's id, the first 6 or more characters of it, its name, or ``last`` for the run that was started
-                last (a sweep's parent does not count).
+            query: A run's id, the first 6 or more characters of it, its name, or ``last`` for the newest run that
+                is not the parent of a sweep.
 
         Returns:
-            All runs that fit, newest first.
+            All runs that match, newest first.
         """
         return []
 

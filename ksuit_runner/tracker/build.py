@@ -1,4 +1,4 @@
-"""Building the tracker that a config names."""
+"""Builds the tracker of a config."""
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.paths import OutputPaths

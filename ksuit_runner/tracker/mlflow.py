@@ -48,13 +48,13 @@ class MlflowTracker(BaseTracker):
             runs' folders themselves as artifacts.
         experiment: Name of the MLflow experiment.
         timeout_s: How long a server may take for an answer, and how long to wait for a database that another process
-            has locked, in seconds. A server that needs longer to take in a large checkpoint needs more; the
-            environment variable MLFLOW_HTTP_REQUEST_TIMEOUT counts more than this.
+            has locked, in seconds. Raise it for a server that takes longer to store a large checkpoint; the
+            environment variable MLFLOW_HTTP_REQUEST_TIMEOUT takes precedence.
         require: Whether a run may start only if it can be recorded at once. If not, one that starts while the store
             cannot be reached is registered there later.
         close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
-        artifact_root: Folder or URI below which a store may have a run's files copied. By default only into the run's
-            own folder and over the network: what a database or a server names could be any folder of this machine.
+        artifact_root: Folder or URI below which a store may have a run's files copied. By default only the run's own
+            folder and the network: a database or a server could name any folder of this machine.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class MlflowTracker(BaseTracker):
 
     @explained
     def upload(self, path: Path, artifact_path: str) -> None:
-        """Copy a file or folder to the run's artifacts, where it is not there already."""
+        """Copy a file or folder to the run's artifacts, unless it is there already."""
         if self.artifacts_are_local and path.resolve() == (self._artifacts_dir / artifact_path).resolve():
             return
         if path.is_dir():
@@ -199,17 +199,17 @@ class MlflowTracker(BaseTracker):
 
     @explained
     def delete_artifacts(self, path: str) -> None:
-        """Delete a file or folder of the run's artifacts; one that does not exist is no error."""
+        """Delete a file or folder of the run's artifacts; one that does not exist is not an error."""
         assert self._bound is not None, "no run was started"
         if path in self.list_artifacts(posixpath.dirname(path)):
             delete_artifacts(self._client, self._bound.info.artifact_uri, path)
 
     @explained
     def find(self, query: str) -> list[RunInfo]:
-        """Look up runs without creating or changing anything; their ids in an output folder count as well.
+        """Look up runs, also by their ids in an output folder, without creating or changing anything.
 
-        An exact id is found anywhere; all else in every experiment of the embedded store, and on a server, which
-        others may share, in this tracker's experiment.
+        An exact id is found anywhere; everything else in every experiment of the embedded store, but on a server, which
+        others may share, in this tracker's experiment only.
         """
         if self._uri is not None:
             return find(self._client, self._experiment, query)
@@ -231,7 +231,7 @@ class MlflowTracker(BaseTracker):
         return f"MLflow, {shown.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
     def check_key(self, key: str) -> None:
-        """Check that MLflow takes the name of a metric, of which some characters are escaped."""
+        """Check that MLflow accepts the name of a metric, of which some characters are escaped."""
         check_key(key)
 
     @property
@@ -247,7 +247,7 @@ class MlflowTracker(BaseTracker):
         return self._uri is None or self._uri.startswith(DATABASES)
 
     def _bind(self, run: Run, moved: bool = False) -> RunInfo:
-        """Bind the tracker to a run, whose folder may have another name than MLflow's id, or have been ``moved``."""
+        """Bind the tracker to a run; its folder may have another name than MLflow's id, and may have been ``moved``."""
         info = run_info(run)
         wanted, chosen = self._own_folders(info)
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
@@ -262,7 +262,7 @@ class MlflowTracker(BaseTracker):
         return first.artifacts_dir, second.artifacts_dir
 
     def _experiment_id(self) -> str:
-        # A server has a place for artifacts, a bare database has none.
+        # A server has a location for artifacts, a bare database has none.
         location = str(self._paths.runs_dir) if self._is_database else None
         tags = {embedded.OWN_TAG: "true"} if self._uri is None else {}
         return experiment_id(self._client, self._experiment, location, tags)

@@ -1,4 +1,4 @@
-"""The way to MLflow's client: quick to fail, quiet, and with errors of one line.
+"""Connects to MLflow: with short timeouts, without its log, and with errors of one line.
 
 MLflow takes more than a second to import, so that happens in ``connect`` and not before.
 """
@@ -39,7 +39,7 @@ _our_settings: dict[str, str] = {}  # variables of the environment that this pro
 def connect(uri: str, timeout_s: float) -> MlflowClient:
     """Import MLflow and return a client of its own, without touching MLflow's global state.
 
-    What the user's environment says about time-outs and retries counts more than the arguments.
+    Timeouts and retries of the user's environment take precedence over the arguments.
 
     Args:
         uri: Tracking URI.
@@ -49,7 +49,7 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout_s)),  # by default 120 s and 7 retries
         "MLFLOW_DOWNLOAD_CHUNK_TIMEOUT": str(math.ceil(timeout_s)),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who can wait tries again, behind training
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the background threads retry
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
@@ -66,7 +66,7 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
 
 
 def import_quietly(module: str) -> Any:
-    """Import a module of MLflow without its warnings, and silence its log, which repeats what is raised anyway."""
+    """Import a module of MLflow without its warnings, and silence its log, which repeats what it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         imported = importlib.import_module(module)
@@ -108,8 +108,8 @@ def reason(error: BaseException) -> str:
 def _useful_line(error: BaseException) -> str:
     """Return the line of a message that says what is wrong, which is not always its first.
 
-    SQLAlchemy puts hints to programmers before it, and the statement and a link after it; where it wraps what the
-    database has said, that counts.
+    SQLAlchemy puts hints for programmers before it, and the statement and a link after it; where it wraps an error of
+    the database, that one counts.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -126,7 +126,7 @@ def _first_line(text: str) -> str:
 
 
 def check_key(key: str) -> None:
-    """Check that a metric's name has a length that MLflow takes.
+    """Check that a metric's name has a length that MLflow accepts.
 
     Raises:
         ConfigError: It is too long, or empty.
@@ -151,7 +151,7 @@ def experiment_id(client: MlflowClient, name: str, location: str | None, tags: d
     return _experiment_ids[key]
 
 
-_experiment_ids: dict[tuple[str, str], str] = {}  # what this process has found out: an id never changes
+_experiment_ids: dict[tuple[str, str], str] = {}  # an id never changes
 
 
 def _find_experiment(client: MlflowClient, name: str) -> str | None:
@@ -171,7 +171,7 @@ def _create_experiment(client: MlflowClient, name: str, location: str | None, ta
 def log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[DatasetInfo]) -> None:
     """Record which datasets a run uses; their digests are cut at 36 characters.
 
-    Where two runs add the same dataset at once, MLflow refuses the second one, which finds it when it asks again.
+    Where two runs add the same dataset at once, MLflow refuses the second one, which then succeeds when it retries.
     """
     inputs = [_dataset_input(info) for info in datasets]
     try:
@@ -191,7 +191,7 @@ def _dataset_input(info: DatasetInfo) -> DatasetInput:
 
 
 def _may_have_lost_a_race(error: Exception) -> bool:
-    """Whether a row may have been there already; a server says only that it has failed."""
+    """Whether a row may have existed already; a server says only that it failed."""
     from requests.exceptions import RetryError
 
     return "unique" in str(error).lower() or isinstance(error.__context__, RetryError)

@@ -1,7 +1,8 @@
-"""Names of metrics, parameters and tags in MLflow, which takes few characters: the others are escaped.
+"""Escapes names of metrics, parameters and tags for MLflow, which accepts few characters.
 
-``recall@5`` is ``recall:40:5`` there: a character's code between colons. Names that MLflow takes stay as they are, but
-for a colon before a digit or a letter from a to f. No two names share an escaped one, and each is read back exactly.
+``recall@5`` is ``recall:40:5`` there: a character's code between colons. Names that MLflow accepts stay as they are,
+except for a colon before a digit or a letter from a to f. No two names share an escaped one, and each is read back
+exactly.
 """
 
 import re
@@ -19,7 +20,7 @@ _ESCAPED = re.compile(r":([0-9a-f]{1,6}):")
 @lru_cache(4096)
 def escape(name: str) -> str:
     """Return the name under which MLflow has a metric, parameter or tag; it may be too long."""
-    # MLflow refuses what reads like another path: one with '//', with '.' or '..' in it, or with a slash at an end.
+    # MLflow refuses names that normalize to another path: with '//', with '.' or '..', or with a slash at an end.
     parts = name.split("/")
     first = {number for number, part in enumerate(parts) if part in (".", "..")} | ({0} if name[:2] == ".." else set())
     escaped = [
@@ -30,7 +31,7 @@ def escape(name: str) -> str:
 
 
 def escape_short(name: str) -> str:
-    """Return a name for MLflow that is not read back; of a long one, the end is a hash of it."""
+    """Return a name for MLflow that need not be read back; the end of a long one is replaced by its hash."""
     escaped = escape(name) or ":"
     if len(escaped) <= LONGEST:
         return escaped
@@ -38,7 +39,7 @@ def escape_short(name: str) -> str:
 
 
 def unescape(name: str) -> str:
-    """Return what a name in MLflow stands for."""
+    """Return the original of an escaped name."""
     return _ESCAPED.sub(_character, name)
 
 

@@ -1,4 +1,4 @@
-"""Making runs in MLflow that have been under way for a while: once, and with their files where they are."""
+"""Registers runs in MLflow some time after they started: once, and with their files where they are."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LOGGER = logging.getLogger(__name__)
 def register(
     client: MlflowClient, experiment_id: str, name: str | None, tags: Mapping[str, str], start_time: int
 ) -> Run:
-    """Return the run with a START_TAG, which is created if there is none.
+    """Return the run with a START_TAG; create it if there is none.
 
-    A process that was killed before it heard of the run it had created finds that run again. A request that a server
-    took in late, after it was given up here, has left a second one; only the first stays.
+    A process that was killed before it got the answer finds the run that it had created. A request that a server
+    handled late, after it had timed out here, has left a second one; only the first stays.
 
     Args:
         client: MLflow's client.

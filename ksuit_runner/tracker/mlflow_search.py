@@ -1,4 +1,4 @@
-"""Reading from MLflow: runs by id, name or parent, and their metrics."""
+"""Reads runs from MLflow, by id, name or parent, and their metrics."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PARENT_TAG = "mlflow.parentRunId"
 
 
 def run_info(run: Run) -> RunInfo:
-    """Return what the runner needs to know of MLflow's run."""
+    """Convert a run of MLflow."""
     info, tags = run.info, {unescape(key): value for key, value in run.data.tags.items()}
     return RunInfo(info.run_id, info.run_name, info.status, tags, tags.get(PARENT_TAG), info.start_time)
 
 
 def find(client: MlflowClient, experiment: str | None, query: str) -> list[RunInfo]:
-    """Return the runs with this id, or else all whose id begins like this or who have this name, newest first.
+    """Return the run with this id, or else all runs whose id begins with it or that have this name, newest first.
 
-    The id that a run has in its output folder, if that is another one than MLflow's, is as good.
+    The id that a run has in its output folder, if it differs from MLflow's, works as well.
 
     Args:
         client: MLflow's client.
@@ -63,9 +63,9 @@ def children(client: MlflowClient, run_id: str) -> list[RunInfo]:
 def search(
     client: MlflowClient, experiments: Sequence[str], filters: str, order: Literal["ASC", "DESC"], page_size: int = 100
 ) -> Iterator[Run]:
-    """Yield the runs that fit MLflow's filter string, in the order of their start, page by page."""
+    """Yield the runs that match a filter string of MLflow, in the order of their start, page by page."""
     token = None
-    while experiments:  # none to search is no error
+    while experiments:  # none to search is not an error
         page = client.search_runs(
             list(experiments),
             filters,
@@ -83,7 +83,7 @@ def active_run(client: MlflowClient, run_id: str) -> Run:
     """Return the run with this id.
 
     Raises:
-        LostRunError: There is none, or it was deleted.
+        LostRunError: There is no such run, or it was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -119,6 +119,6 @@ def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
 
 def _point(metric: Metric) -> Point:
     value = metric.value
-    if abs(value) == sys.float_info.max:  # so MLflow stores an infinity
+    if abs(value) == sys.float_info.max:  # as MLflow stores an infinity
         value = math.copysign(math.inf, value)
     return Point(unescape(metric.key), value, metric.step, metric.timestamp)

@@ -1,4 +1,4 @@
-"""MLflow's store inside the output folder: an SQLite database beside the files of the runs. No server is needed."""
+"""MLflow's store in the output folder: an SQLite database beside the files of the runs. No server is needed."""
 
 import os
 import sqlite3
@@ -21,7 +21,7 @@ _LONGEST_CREATION_S = 20.0
 
 
 def exists(paths: OutputPaths) -> bool:
-    """Whether the output folder has a database; looking creates nothing."""
+    """Whether the output folder has a database; creates nothing."""
     return paths.database.exists()
 
 
@@ -39,8 +39,8 @@ def uri(paths: OutputPaths) -> str:
 def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
     """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
 
-    The schema takes about 1 s to create. Processes that do so at once would corrupt it, so one does and the others
-    wait; it appears under its name only when it is complete.
+    The schema takes about 1 s to create. Processes that did so at once would corrupt it, so one does and the others
+    wait; it gets its final name only when it is complete.
 
     Args:
         paths: The output folder.

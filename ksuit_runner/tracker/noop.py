@@ -9,7 +9,7 @@ from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 
 
 class NoopTracker(BaseTracker):
-    """Gives runs an id and remembers nothing else. The journal and the artifacts in the output folder stay complete."""
+    """Gives runs an id and records nothing else. The journal and the artifacts in the output folder stay complete."""
 
     def start_run(
         self,
@@ -18,14 +18,14 @@ class NoopTracker(BaseTracker):
         parent_run_id: str | None = None,
         start_time: int | None = None,
     ) -> RunInfo:
-        """Make up a run id; without a name the run is called by its first 8 characters."""
+        """Choose a run id; its first 8 characters are the default name."""
         run_id = uuid4().hex
         start_time = start_time or time.time_ns() // 1_000_000
         self._run = RunInfo(run_id, name or run_id[:8], "RUNNING", dict(tags), parent_run_id, start_time)
         return self._run
 
     def resume_run(self, run_id: str) -> RunInfo:
-        """Take the id as it is; whether there is such a run is known by its folder only."""
+        """Accept any id; only the output folder knows whether there is such a run."""
         self._run = RunInfo(run_id, run_id[:8])
         return self._run
 

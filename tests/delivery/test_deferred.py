@@ -289,7 +289,7 @@ def test_a_run_that_the_store_has_lost_is_registered_anew_on_request(paths: Outp
         MlflowTracker(paths)._client.delete_run(lost)
     for take_up in ("resume_run", "attach_run"):
         again = DeferredTracker(_mlflow(paths, require=True), paths)
-        with pytest.raises(LostRunError, match=f"{run_id} was deleted .*{run_id} can be .*: add register_anew=true"):
+        with pytest.raises(LostRunError, match=f"{run_id} was deleted .* from .*{run_id}: register_anew=true"):
             getattr(again, take_up)(run_id)
             again.deliver()
     content = run.outbox.read_text()
@@ -335,10 +335,10 @@ def test_a_run_does_not_write_into_another_one(paths: OutputPaths) -> None:
     run = PathProvider(paths.output_dir, other)
     stored = json.loads(run.outbox.read_text())
     run.outbox.write_text(json.dumps({**stored, "tracker_id": victim}))
-    with pytest.raises(TrackerError, match=f"run {other} names another one in the store: {victim}"):
+    with pytest.raises(TrackerError, match=f"run {other} names another run in the store: {victim}"):
         DeferredTracker(_mlflow(paths, require=True), paths).resume_run(other)
     run.outbox.write_text(json.dumps({**stored, "run_id": victim}))
-    with pytest.raises(TrackerError, match=f"is that of run {victim}, in the folder of another one"):
+    with pytest.raises(TrackerError, match=f"belongs to run {victim}, not to the run of this folder"):
         DeferredTracker(_mlflow(paths), paths).resume_run(other)
     (found,) = MlflowTracker(paths).find(victim)
     assert found.status == "RUNNING" and found.name == "victim"

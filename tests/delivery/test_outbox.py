@@ -172,7 +172,7 @@ def test_what_another_run_left_is_not_taken_for_its_own(tmp_path, paths):
     other = PathProvider(tmp_path, "other000")
     other.run_dir.mkdir()
     paths.outbox.rename(other.outbox)
-    with pytest.raises(TrackerError, match="is that of run run00000"):
+    with pytest.raises(TrackerError, match="belongs to run run00000"):
         Outbox.load(other)
 
 

@@ -125,5 +125,5 @@ def test_a_fork_of_a_damaged_history_says_what_is_missing(paths, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         copy_history(paths, fork, Store(POINTS, is_away=True), update=3)
     assert points(fork) == POINTS[:2] + POINTS[4:6]
-    assert "not all there: MLflow cannot be reached" in caplog.text
+    assert "are missing: MLflow cannot be reached" in caplog.text
     fork.close()

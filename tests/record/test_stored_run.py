@@ -53,7 +53,7 @@ def test_what_a_person_means(paths, query, found):
 def test_several_runs_are_an_error_that_lists_them(paths, query):
     for run_id in (FIRST, SECOND):
         add_to_index(paths, run_id, "twin", "train")
-    with pytest.raises(ResumeError, match=rf"'{query}' fits 2 runs: {FIRST}, {SECOND}"):
+    with pytest.raises(ResumeError, match=rf"'{query}' matches 2 runs: {FIRST}, {SECOND}"):
         find_local(paths, query)
 
 
@@ -96,8 +96,8 @@ def test_looking_creates_nothing(tmp_path):
     [
         ("calm-wol", "Did you mean 'calm-owl'?"),
         ("0123456789abcedf", f"Did you mean '{FIRST}'?"),
-        ("zzz", "3 runs are there (of an id at least 6 characters are needed); 'last' is the newest"),
-        ("zzzzzzzz", "3 runs are there; 'last' is the newest"),
+        ("zzz", "3 runs exist (an id needs at least 6 characters); 'last' is the newest"),
+        ("zzzzzzzz", "3 runs exist; 'last' is the newest"),
     ],
 )
 def test_an_unknown_run_is_explained(paths, query, hint):

@@ -90,7 +90,7 @@ def test_what_data_brings_comes_with_it_unless_it_is_chosen(project, stored):
         ("callbacks=[accuracyy]", "callbacks: there is no 'accuracyy'. Did you mean 'accuracy'"),
         ("~callbacks.loss", "'callbacks.loss' does not exist"),
         ("+seed=3", "An item is already at 'seed'"),
-        ("seed=1,2", "seed=1,2: a run that is stored has one value of it"),
+        ("seed=1,2", "seed=1,2: a stored run takes one value, not a sweep"),
         ("name=${hydra:job.name}", "a stored run is not composed by Hydra again; write the value itself"),
         ("seed", "seed: "),
     ],

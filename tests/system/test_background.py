@@ -26,10 +26,10 @@ class Worker(Background):
             raise ZeroDivisionError(self.attempts)
         self._progressed()
 
-    def _say_failing(self, error):
+    def _log_failing(self, error):
         self.said.append(f"fails: {error}")
 
-    def _say_recovered(self):
+    def _log_recovered(self):
         self.said.append("recovered")
 
 
@@ -92,7 +92,7 @@ def test_who_waits_is_let_go_when_the_run_is_taken_over():
 
     def work():
         waits.wait(30)
-        raise TakenOverError("another process goes on")
+        raise TakenOverError("another process has resumed it")
 
     worker._work = work
     start = time.monotonic()

@@ -47,7 +47,7 @@ def test_a_suspended_run_is_taken_over_and_its_first_owner_writes_nothing_more(t
     first.send_signal(signal.SIGCONT)
     said, _ = first.communicate(timeout=60)
     assert (second.returncode, first.returncode) == (0, 2), second.stdout + second.stderr + said
-    assert "another process goes on with run" in said
+    assert "another process has resumed run" in said
     ksuit(tmp_path / "whole", *RUN, LOSS, cwd=tmp_path)
     assert journal(run_dir(outputs)) == mlflow_points(outputs) == journal(run_dir(tmp_path / "whole"))
     assert query(outputs, "select status from runs") == [("FINISHED",)]
@@ -62,7 +62,7 @@ def test_a_run_that_is_taken_over_ends_at_its_next_write(maker, update):
     def check():
         if run.counter.update > update:
             run.taken_over.set()
-            raise TakenOverError("another process goes on")
+            raise TakenOverError("another process has resumed it")
 
     run.checkpoint_writer.check_owner = check
     run.log_writer._journal.check_owner = check
@@ -122,10 +122,10 @@ def test_a_thread_behind_training_ends_with_the_ownership():
         def _work(self):
             raise TakenOverError("lost")
 
-        def _say_failing(self, error):
+        def _log_failing(self, error):
             raise AssertionError("it does not fail")
 
-        def _say_recovered(self):
+        def _log_recovered(self):
             raise AssertionError("it does not recover")
 
     works = Works("works", 0.01)

@@ -164,7 +164,7 @@ def test_nothing_is_written_through_what_is_no_file_of_its_own(tmp_path, victim,
     path = tmp_path / RUN / name
     path.parent.mkdir(parents=True)
     IN_PLACE[kind](path, victim)
-    with pytest.raises(KsuitError, match=rf"{name}.* is (a|no) \w+"):
+    with pytest.raises(KsuitError, match=rf"{name}.* is (a|not a) \w+"):
         WRITERS[name](path)
 
 
@@ -174,7 +174,7 @@ def test_nothing_is_read_that_is_no_file(tmp_path, victim, name, kind):
     path = tmp_path / RUN / name
     path.parent.mkdir(parents=True)
     IN_PLACE[kind](path, victim)
-    with pytest.raises((KsuitError, UnsafeFileError), match=r"is (a|no) \w+"):
+    with pytest.raises((KsuitError, UnsafeFileError), match=r"is (a|not a) \w+"):
         READERS[name](path)
 
 
@@ -270,7 +270,7 @@ def test_a_store_that_gives_a_new_run_an_id_that_is_taken_is_refused(tmp_path):
 
     paths = PathProvider(tmp_path, "run00000")
     paths.artifacts_dir.mkdir(parents=True)
-    with pytest.raises(TrackerError, match="the id of one that is here: run00000"):
+    with pytest.raises(TrackerError, match="the id of one in the output folder: run00000"):
         DeferredTracker(Repeats(), OutputPaths(tmp_path)).start_run(None, {})
 
 
