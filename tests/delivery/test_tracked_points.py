@@ -89,7 +89,7 @@ def test_what_the_tracker_does_not_have_costs_a_line(paths, caplog):
     with caplog.at_level(logging.WARNING):
         journal = open_journal(paths, Store(POINTS[:4]))
     assert points(journal) == POINTS[:4] + POINTS[6:]
-    assert "0 metric points that the journal lacks" in caplog.text
+    assert "0 metric points that the journal lacked" in caplog.text
     journal.close()
 
 
