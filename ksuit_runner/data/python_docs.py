@@ -45,7 +45,6 @@ class PythonDocs(TensorDataset):
             raise ConfigError(f"stride: must be 1 or more, got {stride}.")
         tokens = self.encode(_read_text())
         train_count = len(tokens) - round(test_fraction * len(tokens))
-        self._train_frequencies = torch.bincount(tokens[:train_count], minlength=len(VOCABULARY))
         part = tokens[:train_count] if split == "train" else tokens[train_count:]
         if len(part) <= context_length:
             raise ConfigError(f"context_length: {context_length} is too long, the {split} text has {len(part)} tokens.")
@@ -66,17 +65,6 @@ class PythonDocs(TensorDataset):
         """Return the text of tokens of shape ``(length,)``."""
         numbers = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         return "".join(VOCABULARY[number] for number in numbers)
-
-    @property
-    def character_entropy(self) -> float:
-        """Loss of the best model that ignores the context, in nats per character: what a real one has to beat.
-
-        The cross-entropy of this split's targets under the character frequencies of the training text. Every count is
-        one too high (Laplace smoothing), so that a character that is only in the test text does not make it infinite.
-        """
-        counts = self._train_frequencies.double() + 1
-        log_probabilities = (counts / counts.sum()).log()
-        return -log_probabilities[self.targets].mean().item()
 
 
 def _read_text() -> str:

@@ -36,11 +36,6 @@ class LocalIdTracker(BaseTracker):
         known = self._known(run_id)
         return self._tracker.last_steps(known) if known else {}
 
-    def last_metrics(self, run_id: str | None = None) -> dict[str, float]:
-        """Return the value of every metric at its last recorded step."""
-        known = self._known(run_id)
-        return self._tracker.last_metrics(known) if known else {}
-
     def history(self, key: str, run_id: str | None = None) -> list[Point]:
         """Return all recorded points of a metric in the order of their steps."""
         known = self._known(run_id)

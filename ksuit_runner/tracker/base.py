@@ -162,10 +162,6 @@ class BaseTracker(ABC):
         """Return the last recorded step of every metric."""
         return {}
 
-    def last_metrics(self, run_id: str | None = None) -> dict[str, float]:
-        """Return the value of every metric at its last recorded step."""
-        return {}
-
     def history(self, key: str, run_id: str | None = None) -> list[Point]:
         """Return all recorded points of a metric in the order of their steps."""
         return []

@@ -162,11 +162,6 @@ class MlflowTracker(BaseTracker):
         return {key: point.step for key, point in last_points(self._client, run_id or self.run_id).items()}
 
     @explained
-    def last_metrics(self, run_id: str | None = None) -> dict[str, float]:
-        """Return the value of every metric at its last recorded step, in one request."""
-        return {key: point.value for key, point in last_points(self._client, run_id or self.run_id).items()}
-
-    @explained
     def history(self, key: str, run_id: str | None = None) -> list[Point]:
         """Return all recorded points of a metric in the order of their steps."""
         return history(self._client, run_id or self.run_id, key)

@@ -1,4 +1,3 @@
-import math
 from pydoc_data.topics import topics
 
 import pytest
@@ -57,14 +56,6 @@ def test_batch_equals_stacked_samples() -> None:
     assert torch.equal(inputs, torch.stack([sample[0] for sample in samples]))
     assert torch.equal(targets, torch.stack([sample[1] for sample in samples]))
     assert inputs.is_contiguous() and targets.is_contiguous()
-
-
-def test_character_entropy_is_the_loss_without_context() -> None:
-    train = PythonDocs("train")
-    frequencies = torch.bincount(train.targets.flatten(), minlength=96)
-    distribution = torch.distributions.Categorical(frequencies / frequencies.sum())
-    assert train.character_entropy == pytest.approx(distribution.entropy().item(), abs=1e-2)
-    assert train.character_entropy != PythonDocs("test").character_entropy < math.log(96)
 
 
 def test_small_stride_keeps_one_copy_of_the_text() -> None:

@@ -56,7 +56,6 @@ def test_points_come_back_exactly_and_once(tracker: MlflowTracker) -> None:
     tracker.log_points(points)
     assert tracker.history("a") == points
     assert tracker.last_steps() == {"a": 4}
-    assert tracker.last_metrics() == {"a": 1 / 3}
 
 
 def test_nan_is_kept_once(tracker: MlflowTracker) -> None:
@@ -64,7 +63,6 @@ def test_nan_is_kept_once(tracker: MlflowTracker) -> None:
         tracker.log_points([Point("a", math.nan, 1, 5), Point("b", 1, 1, 5)])
     (point,) = tracker.history("a")
     assert math.isnan(point.value)
-    assert math.isnan(tracker.last_metrics()["a"])
 
 
 def test_history_is_ordered_by_step(tracker: MlflowTracker) -> None:

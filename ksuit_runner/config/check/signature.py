@@ -40,11 +40,6 @@ class Signature:
     file: str | None = None
 
 
-def read_signature(target: str) -> Signature | None:
-    """Read one signature; see ``SignatureReader.read``."""
-    return SignatureReader().read(target)
-
-
 class SignatureReader:
     """Reads signatures; each target is read, and each source file parsed, once per reader."""
 

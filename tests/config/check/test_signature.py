@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-from ksuit_runner.config.check.signature import Signature, SignatureReader, read_signature
+from ksuit_runner.config.check.signature import Signature, SignatureReader
 from ksuit_runner.config.schema import UNKNOWN, TargetParameter
 from ksuit_runner.errors import ConfigError
 
@@ -24,6 +24,10 @@ def write(tmp_path, monkeypatch):
         file.write_text(dedent(text) + "\nraise ImportError('this is only read')\n")
 
     return write_file
+
+
+def read_signature(target: str) -> Signature | None:
+    return SignatureReader().read(target)
 
 
 def read(target: str) -> Signature:
@@ -347,9 +351,10 @@ def test_the_classes_of_torch():
 def test_reading_imports_nothing():
     script = """
 import sys
-from ksuit_runner.config.check.signature import read_signature
+from ksuit_runner.config.check.signature import SignatureReader
 before = set(sys.modules)
-assert read_signature("torch.optim.AdamW") and read_signature("sklearn.linear_model.Ridge")
+reader = SignatureReader()
+assert reader.read("torch.optim.AdamW") and reader.read("sklearn.linear_model.Ridge")
 print(*sorted({"torch", "sklearn", "numpy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
