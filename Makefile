@@ -1,6 +1,6 @@
-# What a person does with this project, one target each. `make` alone lists them.
+# One target for each task; `make` alone lists them.
 
-# The interpreter that makes the virtual environment; asked whether it starts, because a name on the path may lead nowhere.
+# The interpreter for the virtual environment; it is started, because a name on the path may not work.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 ARGS ?=
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests of one file stay in one worker: they share what is expensive to set up.
-# One thread per worker: two workers with two threads each on two cores wait for each other most of the time.
+# One thread per worker: two workers with two threads each would mostly wait for each other on two cores.
 PYTEST := -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ help: ## list the targets
 run: $(INSTALLED) ## train a model; make run ARGS="model=cnn optimizer.lr=3e-4"
 	$(BIN)/python -m ksuit_runner $(ARGS)
 
-resume: $(INSTALLED) ## go on with a run; make resume RUN=id (the last one if left out)
+resume: $(INSTALLED) ## resume a run; make resume RUN=id (by default the last one)
 	$(BIN)/python -m ksuit_runner resume=$(RUN) $(ARGS)
 
 sweep: $(INSTALLED) ## run a sweep; make sweep SWEEP=name
@@ -43,7 +43,7 @@ outputs/mlflow.db:
 test: lint ## check style and types, then run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 
-test-fast: $(INSTALLED) ## run the tests that take seconds
+test-fast: $(INSTALLED) ## run the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not soak" $(ARGS)
 
 test-oldest: build/oldest/.installed ## run the tests with the oldest versions that pyproject.toml allows; ARGS="tests/engine/test_loop.py"
@@ -58,11 +58,11 @@ coverage: $(INSTALLED) ## run the tests and list the lines of the package that t
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutants: $(INSTALLED) ## change a module in small ways and list what its tests miss; make mutants MODULE=record/journal ARGS="--sample 60"
+mutants: $(INSTALLED) ## mutate a module and list what its tests miss; make mutants MODULE=record/journal ARGS="--sample 60"
 	@test -n "$(MODULE)" || { echo "Which module? make mutants MODULE=record/journal, or data/batch_plan, delivery/outbox ..." >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
-soak: $(INSTALLED) ## kill and suspend runs for 20 minutes and hold out an outage of ten; ARGS="--minutes 5 --seed 1"
+soak: $(INSTALLED) ## kill and suspend runs for 20 minutes, and survive an outage of ten; ARGS="--minutes 5 --seed 1"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py --timeout 1800
 
@@ -74,7 +74,7 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## bring the code into its format
+format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

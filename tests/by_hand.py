@@ -1,4 +1,4 @@
-"""Updates of a trainer as the loop does them, without its hooks."""
+"""Updates of a trainer like those of the loop, without hooks."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def gradients(trainer, batch=BATCH):
 
 
 def train(trainer, updates=None):
-    """Do the updates of a run as the loop does, without its hooks; return the size of each batch."""
+    """Run the updates like the loop, without hooks; return the size of each batch."""
     sizes = []
     trainer.data_container.open(trainer.counter)
     with keyed(0):

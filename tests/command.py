@@ -1,4 +1,4 @@
-"""Runs the command line as a user does, in processes of its own, and reads what it leaves."""
+"""Runs the command line in processes of its own, as a user does, and reads the files they leave."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from ksuit_runner.record.journal import Journal
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
-# Output that nobody reads must not hold a run up: a pipe takes 64 KiB by default, and Linux grants a mebibyte.
+# Unread output must not block a run: a pipe holds 64 KiB by default, and Linux grants a mebibyte.
 PIPE_BYTES = 1 << 20
 TIMINGS = {"samples_per_second", "updates_per_second", "data_wait_fraction", "peak_memory_gb"}
 
@@ -27,7 +27,7 @@ _started: list[subprocess.Popen] = []
 def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequence[str] = ()) -> subprocess.Popen:
     """Start the command line, under another command if one is given."""
     command = [*under, sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
-    # Without what a tracker in this process has told MLflow of its time-outs.
+    # Without the time-outs that a tracker in this process has set for MLflow.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     environment |= {"NO_COLOR": "1", "COLUMNS": "200"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "pipesize": PIPE_BYTES}
@@ -37,7 +37,7 @@ def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequ
 
 
 def end_started() -> None:
-    """End what a failed test has left behind."""
+    """End the processes that a failed test has left."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
@@ -57,17 +57,17 @@ def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSI
 
 
 def read_until(process: subprocess.Popen, *texts: str) -> str:
-    """Read what a process prints until it has printed all these texts, and return it."""
-    said = ""
-    while not all(text in said for text in texts):
+    """Read the output of a process until it contains all these texts, and return it."""
+    output = ""
+    while not all(text in output for text in texts):
         line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
+        assert line, output
+        output += line
+    return output
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
-    """Wait for something that happens while a process runs."""
+    """Wait until a condition holds while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -76,7 +76,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, secon
 
 
 def run_dirs(output_dir: Path) -> list[Path]:
-    """Return the folders of all runs, oldest first; the parent of a sweep's runs is none of them."""
+    """Return the folders of all runs, oldest first, without the parents of sweeps."""
     sweeps = {path.name for path in (output_dir / "sweeps").glob("*")}
     found = [path for path in (output_dir / "runs").iterdir() if path.name not in sweeps]
     return sorted(found, key=lambda path: path.stat().st_ctime)
@@ -95,7 +95,7 @@ def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: in
 
 
 def interrupt_again(process: subprocess.Popen) -> None:
-    """Send a second SIGINT, after the process has taken in the first: two that wait are one."""
+    """Send a second SIGINT after the process has received the first: two pending ones would be one."""
     status = Path(f"/proc/{process.pid}/status")
     wait_until(lambda: not any(_has_sigint(line) for line in status.read_text().splitlines()), process)
     time.sleep(0.5)
@@ -119,7 +119,7 @@ def tail(path: Path) -> tuple[int]:
 
 
 def journal(directory: Path) -> dict[tuple[str, int], float | None]:
-    """Return all points, times left out; no point may be there twice."""
+    """Return all points, without the values of timings; checks that there are no duplicates."""
     file = Journal(directory / "metrics.jsonl")
     points = [point for points, _ in file.read() for point in points]
     file.close()
@@ -144,7 +144,7 @@ def query(output_dir: Path, sql: str) -> list[tuple]:
 
 
 def checkpoint_bytes(directory: Path) -> dict[str, str]:
-    """Return a hash of every file of every checkpoint; manifests name the config, which may have another folder."""
+    """Return a hash of every file of every checkpoint, except for manifests, which depend on the output folder."""
     files = (directory / "artifacts" / "checkpoints").glob("E*/*")
     return {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()

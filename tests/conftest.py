@@ -1,4 +1,4 @@
-"""A small real run without a config: what the tests of the core put together and take apart."""
+"""Small real runs without a config, for the tests of the core."""
 
 import random
 import shutil
@@ -27,13 +27,13 @@ from ksuit_runner.testing import build_callbacks
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.trainer.sgd import SgdTrainer
 
-# A machine that does other things at the same time is no reason to fail.
+# Tests must not fail because the machine is busy.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 
 class Augmented:
-    """Points in four dimensions of three classes, with noise from every generator that an augmentation may use."""
+    """Points of three classes in four dimensions, with noise from every generator that an augmentation may use."""
 
     def __init__(self, length):
         generator = torch.Generator().manual_seed(length)
@@ -49,7 +49,7 @@ class Augmented:
 
 
 class Maker:
-    """Makes trainers and runs under one folder; ``close`` ends what they hold."""
+    """Makes trainers and runs in one folder; ``close`` ends their threads and workers."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -75,7 +75,7 @@ class Maker:
         return trainer_class(ModelBase(model), data, **{**defaults, **kwargs})
 
     def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, **kwargs):
-        """Put a run together, with ``callbacks`` as {name: (class, arguments)}."""
+        """Build a run, with ``callbacks`` as {name: (class, arguments)}."""
         paths, trainer = self.paths(run_id), self.trainer(**kwargs)
         makers = {name: partial(cls, **given) for name, (cls, given) in (callbacks or {}).items()}
         run = build_run(
@@ -90,7 +90,7 @@ class Maker:
         return run
 
     def resumed(self, *args, update, run_id="run00000", **kwargs):
-        """Put a run together that resumes from its checkpoint at an update, as if it had been killed there."""
+        """Build a run that resumes from its checkpoint at an update, as if it had been killed there."""
         folder, copy = (self.paths(name) for name in (run_id, f"{run_id}-resumed"))
         shutil.copytree(folder.run_dir, copy.run_dir)
         for name in names(copy):
@@ -123,13 +123,13 @@ def _plain(tree):
 
 @pytest.fixture
 def bits():
-    """Return a tree of tensors as plain values that are equal only if every bit is."""
+    """Convert a tree of tensors to plain values that are equal only if every bit is."""
     return _plain
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _key(tmp_path_factory):
-    """Configs are signed with a key of the tests' own."""
+    """Sign configs with a key of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_VARIABLE, str(tmp_path_factory.mktemp("state") / "key"))
         yield
@@ -137,7 +137,7 @@ def _key(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _processes():
-    """A test that fails leaves no process behind that would make the next one fail."""
+    """End the processes of a failed test, so that they do not make the next one fail."""
     yield
     end_started()
 

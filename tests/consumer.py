@@ -1,4 +1,4 @@
-"""Code of a user's project, checked by mypy (``make lint``) and never run: what it sees of ksuit_runner has types."""
+"""Code of a user's project, checked by mypy (``make lint``) and never run: the public API of ksuit_runner is typed."""
 
 from pathlib import Path
 from typing import Any, assert_type

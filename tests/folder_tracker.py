@@ -8,7 +8,7 @@ from ksuit_runner.tracker.noop import NoopTracker
 
 
 class FolderTracker(NoopTracker):
-    """Keeps artifacts in another folder; fails at a path that it is told."""
+    """Stores artifacts in another folder; fails at the path ``fails_at``."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

@@ -3,10 +3,10 @@
     make mutants MODULE=record/journal                          # ksuit_runner/record/journal.py
     make mutants MODULE=data/batch_plan ARGS="--sample 60"    # 60 mutants at random instead of all
 
-What survives is printed with its line: a test is missing there, or both versions do the same. The changes are Cosmic
-Ray's, and statements that are left out. Left as they are: type hints, assertions, decorators of classes, what errors
-and the log say, how JSON is indented, and numbers over 999, which limit sizes and times. Everything happens in a copy
-of the project; a mutant is tested in a fork of a process that has imported torch and MLflow already.
+Survivors are printed with their lines: a test is missing, or both versions are equivalent. The changes are Cosmic
+Ray's, and omitted statements. Not changed are type hints, assertions, decorators of classes, messages of errors and
+the log, the indentation of JSON, and numbers over 999, which limit sizes and times. Everything happens in a copy of
+the project; a mutant is tested in a fork of a process that has imported torch and MLflow already.
 """
 
 import argparse
@@ -32,12 +32,15 @@ from cosmic_ray.plugins import get_operator
 ROOT = Path(__file__).parents[1]
 COPIED = ("callbacks", "conf", "ksuit_runner", "tests", "pyproject.toml", "README.md", "Makefile")
 _DISK = "tests/faults/test_disk_order.py"
-_POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new"
+_POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_version_or_the_new_one"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
     "system/background": ("tests/delivery/test_metric_sender.py", "tests/delivery/test_artifact_uploader.py"),
     "checkpoint/writer": (
-        *(f"{_POWER}[the newest checkpoint]", f"{_DISK}::test_what_reads_back_wrong_takes_nothing_older_away"),
+        *(
+            f"{_POWER}[the newest checkpoint]",
+            f"{_DISK}::test_a_checkpoint_that_reads_back_wrong_replaces_no_older_one",
+        ),
         *("tests/checkpoint/test_state.py", "tests/engine/test_loop_ends.py"),
     ),
     "checkpoint/format": (
@@ -109,7 +112,7 @@ def mutants(source: str) -> list[Mutant]:
     """Return all mutants of a module, in the order of its lines."""
     untouched = list(_untouched(ast.parse(source)))
     changed = {}
-    for span, new in [*_replaced(source), *_left_out(source)]:
+    for span, new in [*_replaced(source), *_omitted(source)]:
         if not any(start <= span[0] and span[1] <= end for start, end in untouched) and new != source:
             changed.setdefault(new, span[0][0])
     before = source.splitlines()
@@ -129,8 +132,8 @@ def _replaced(source: str) -> Iterator[tuple[Span, str]]:
             yield span, mutate_code(source, operator, occurrence)
 
 
-def _left_out(source: str) -> Iterator[tuple[Span, str]]:
-    """Leave out statements that do something: calls, assignments to attributes, ``raise``, ``del``; return None."""
+def _omitted(source: str) -> Iterator[tuple[Span, str]]:
+    """Omit statements with an effect: calls, assignments to attributes, ``raise``, ``del``; return None."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
         is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Yield)
@@ -153,9 +156,9 @@ def _untouched(tree: ast.AST) -> Iterator[Span]:
         if isinstance(node, ast.Raise):
             parts.append(node.exc)
         is_big = isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value > 999
-        is_form = isinstance(node, ast.keyword) and node.arg in ("indent", "strict")
-        is_said = isinstance(node, ast.Expr) and "_LOGGER." in ast.unparse(node)
-        if isinstance(node, ast.Assert) or is_big or is_form or is_said:
+        is_format = isinstance(node, ast.keyword) and node.arg in ("indent", "strict")
+        is_logged = isinstance(node, ast.Expr) and "_LOGGER." in ast.unparse(node)
+        if isinstance(node, ast.Assert) or is_big or is_format or is_logged:
             parts.append(node)
         for part in parts:
             if part is not None:
@@ -164,8 +167,8 @@ def _untouched(tree: ast.AST) -> Iterator[Span]:
 
 def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the files with the tests of a module, the ones that are named after it first."""
-    place = Path("tests", module)
-    named = [path for name in (place.name, f"{place.name}_*") for path in root.glob(f"{place.parent}/test_{name}.py")]
+    folder, name = Path("tests", module).parent, Path(module).name
+    named = [path for stem in (name, f"{name}_*") for path in root.glob(f"{folder}/test_{stem}.py")]
     found = [str(path.relative_to(root)) for path in named]
     return list(dict.fromkeys([*found, *TESTS.get(module, ())]))
 
@@ -219,7 +222,7 @@ def _run_here(folder: Path, tests: Sequence[str], log: Path) -> int:
 
 
 def check(module: str, sample: int | None, seed: int, keyword: str | None) -> int:
-    """Test the mutants of a module and print which survive; return how many those are."""
+    """Test the mutants of a module and print the survivors; return their number."""
     path = Path("ksuit_runner", f"{module}.py")
     found = mutants((ROOT / path).read_text())
     chosen = found if sample is None else random.Random(seed).sample(found, min(sample, len(found)))
@@ -227,17 +230,17 @@ def check(module: str, sample: int | None, seed: int, keyword: str | None) -> in
     for name in PRELOADED:
         import_module(name)
     sys.dont_write_bytecode = True
-    with tempfile.TemporaryDirectory() as place:
-        folder, log = Path(place, "project"), Path(place, "log")
+    with tempfile.TemporaryDirectory() as parent:
+        folder, log = Path(parent, "project"), Path(parent, "log")
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             options = {"ignore": shutil.ignore_patterns("__pycache__")} if (ROOT / name).is_dir() else {}
             folder.mkdir(exist_ok=True)
             copy(ROOT / name, folder / name, **options)
-        begun = time.monotonic()
+        started = time.monotonic()
         if not run_tests(folder, tests, 600, log):
             sys.exit(f"{log.read_text()}\nthe tests fail without a mutant: {' '.join(tests)}")
-        took_s = time.monotonic() - begun
+        took_s = time.monotonic() - started
         print(
             f"{len(chosen)} of {len(found)} mutants of {path}, {took_s:.1f} s of tests: {' '.join(tests)}", flush=True
         )
@@ -256,7 +259,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", help="path below ksuit_runner, such as record/journal or data/batch_plan")
-    parser.add_argument("--sample", type=int, help="test so many mutants at random")
+    parser.add_argument("--sample", type=int, help="number of random mutants to test; by default all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("-k", dest="keyword", help="run only tests whose names contain this")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A project with a model that stands still in the middle of a run, as long as a file says so."""
+"""A project with a model that pauses in the middle of a run, as long as a file exists."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ CONFIG = "_target_: pauses.Pauses\npauses_at: 0\nhidden_dims: []\ndropout: 0.0\n
 
 
 def make_project(folder: Path) -> Path:
-    """Make a project that has ``model=pauses``; it pauses while there is a file ``armed``."""
+    """Create a project with ``model=pauses``, which pauses while the file ``armed`` exists."""
     (folder / "conf" / "model").mkdir(parents=True)
     (folder / "conf" / "model" / "pauses.yaml").write_text(CONFIG)
     (folder / "pauses.py").write_text(MODEL)

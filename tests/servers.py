@@ -26,14 +26,14 @@ class MlflowServer:
     """A real ``mlflow server``, with proxied artifacts, that can be stopped and hung.
 
     Args:
-        folder: Folder of its own.
+        folder: Folder for its files.
         backend: URI of its database; by default an SQLite database in the folder.
         workers: Number of its processes.
 
     Attributes:
         database: Its database.
         store: Folder of its artifacts.
-        uri: Where it is, whether it runs or not.
+        uri: Its address, whether it runs or not.
     """
 
     def __init__(self, folder: Path, backend: str | None = None, workers: int = 1) -> None:
@@ -67,11 +67,11 @@ class MlflowServer:
         raise AssertionError((self.folder / "server.log").read_text())
 
     def hang(self) -> None:
-        """Let it accept connections and never answer."""
+        """Suspend it: it accepts connections and never answers."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """End ``hang``."""
+    def resume(self) -> None:
+        """Answer again after ``hang``."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class _Error(_Silent):
 
 @contextmanager
 def answering_500() -> Iterator[str]:
-    """A server that answers everything with 500; yields where it is."""
+    """A server that answers everything with 500; yields its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Error)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -118,7 +118,7 @@ def answering_500() -> Iterator[str]:
 
 @contextmanager
 def never_answering() -> Iterator[str]:
-    """A server that accepts connections, as the kernel does for it, and never answers; yields where it is."""
+    """A server that accepts connections, as the kernel does for it, and never answers; yields its address."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(100)
@@ -127,19 +127,19 @@ def never_answering() -> Iterator[str]:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold a lock on an SQLite database that keeps everybody else from reading and writing."""
+    """Hold an exclusive lock on an SQLite database: nobody else can read or write."""
     with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
         connection.execute("ROLLBACK")
 
 
-class Gate:
-    """A server in front of another one, which passes everything on, or answers everything with 500.
+class Proxy:
+    """A server in front of another one, which forwards every request, or answers with 500.
 
     Attributes:
         is_broken: Whether it answers with 500.
-        uri: Where it is.
+        uri: Its address.
     """
 
     def __init__(self, target: str) -> None:
@@ -152,11 +152,11 @@ class Gate:
         self._server.shutdown()
         self._server.server_close()
 
-    def _handler(gate, target: str) -> type[BaseHTTPRequestHandler]:
-        class Pass(_Silent):
+    def _handler(proxy, target: str) -> type[BaseHTTPRequestHandler]:
+        class Forward(_Silent):
             def _answer(self) -> None:
                 data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if gate.is_broken:
+                if proxy.is_broken:
                     self._send(500, b"")
                     return
                 headers = {"Content-Type": self.headers.get("Content-Type", "application/octet-stream")}
@@ -174,4 +174,4 @@ class Gate:
 
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
 
-        return Pass
+        return Forward

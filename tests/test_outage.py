@@ -8,7 +8,7 @@ import time
 import pytest
 from command import TIMINGS, journal, ksuit, last_step, mlflow_points, query, run_dir, start, wait_until
 from pausing import make_project
-from servers import Gate, MlflowServer, locked, never_answering
+from servers import MlflowServer, Proxy, locked, never_answering
 
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker import mlflow_store as embedded
@@ -109,13 +109,13 @@ def test_a_run_is_registered_as_soon_as_its_tracker_answers(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
-    gate = Gate(server.uri)
-    process = start(tmp_path, *LONG, "trainer.max_epochs=100000", "name=unlucky", f"tracker.uri={gate.uri}")
+    proxy = Proxy(server.uri)
+    process = start(tmp_path, *LONG, "trainer.max_epochs=100000", "name=unlucky", f"tracker.uri={proxy.uri}")
     try:
         progress(process, tmp_path)
-        gate.is_broken = True
+        proxy.is_broken = True
         progress(process, tmp_path, 200)
-        gate.is_broken = False
+        proxy.is_broken = False
         server.stop()
         progress(process, tmp_path, 200)
         server.start()
@@ -128,12 +128,12 @@ def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
         assert process.returncode == 143, output
         assert "status  killed" in output
         assert re.search(r"\d+ metric points, [1-9]\d* files and checkpoints, and the status KILLED", output)
-        server.go_on()
+        server.resume()
         assert status_of(server, "unlucky") == [("RUNNING",)]
         sent = ksuit(tmp_path, "sync=unlucky")
         assert "status KILLED" in sent
     finally:
-        gate.close()
+        proxy.close()
     run = run_dir(tmp_path)
     assert points_of(server, "unlucky") == journal(run)
     assert status_of(server, "unlucky") == [("KILLED",)]
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_in_an_outage_sends_everything_when_it_goes_on(tmp_
     progress(process, tmp_path, 600)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    server.go_on()
+    server.resume()
     ksuit(tmp_path, "resume=killed")
     assert points_of(server, "killed") == journal(run_dir(tmp_path))
     assert status_of(server, "killed") == [("FINISHED",)]

@@ -52,8 +52,8 @@ def _measure(name: str, scale: Scale) -> dict[str, Any]:
 
 def _heading(machine: dict[str, Any]) -> str:
     versions = [f"{name} {found or 'not installed'}" for name, found in machine["versions"].items()]
-    place = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
-    return "\n".join([place, ", ".join(versions), ""])
+    hardware = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
+    return "\n".join([hardware, ", ".join(versions), ""])
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Where a GPU is at hand: tokens per second of a large gpt beside a bare loop, and what waits for the device."""
+"""With a GPU: tokens per second of a large gpt beside a bare loop, and what waits for the device."""
 
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class Profiled(CallbackBase):
 def measure(scale: Scale, folder: Path) -> Result:
     result = Result("GPU: a gpt with 125 M parameters, bfloat16, compiled")
     if not torch.cuda.is_available() and not scale.is_tiny:
-        result.notes.append("left out: there is no GPU")
+        result.notes.append("skipped: there is no GPU")
         return result
     large, small = {"embed_dim": 896, "depth": 13, "num_heads": 14}, {"embed_dim": 16, "depth": 1, "num_heads": 2}
     shape, context, batch = scale.pick((large, 1024, 16), (small, 32, 2))

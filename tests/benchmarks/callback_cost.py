@@ -1,4 +1,4 @@
-"""What a callback costs per update: with no hook there, with one that says it draws nothing, with one that may draw."""
+"""What a callback costs per update: with no hook there, with one that uses no random numbers, with one that may."""
 
 from functools import partial
 from pathlib import Path

@@ -51,8 +51,8 @@ def drive(folder: Path, *overrides: str, more: Mapping[str, Any] | None = None) 
     """
     config = compose_config([*overrides, CLOCK, f"output_dir={folder}"])
     with open_dict(config):
-        for place, value in (more or {}).items():
-            OmegaConf.update(config, place, value, force_add=True)
+        for path, value in (more or {}).items():
+            OmegaConf.update(config, path, value, force_add=True)
     outcome = run(check_config(config), Launch("benchmark", list(overrides)), console=Console(file=io.StringIO()))
     end = perf_counter()
     if outcome.error is not None:

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the processor, the versions, and what else was running."""
+"""The machine of a measurement: processor, versions, and load by other processes."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Measuring on a machine that does other things too: contestants take turns, and only neighbours are compared."""
+"""Measuring on a shared machine: contestants take turns, and only neighbours are compared."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Contest:
         return Spread.of(self.costs[name])
 
     def ratio(self, name: str, other: str) -> Spread:
-        """Compare two contestants round by round: what disturbs a round disturbs both, and drops out."""
+        """Compare two contestants round by round: a disturbance of a round affects both, and cancels."""
         return Spread.of([a / b for a, b in zip(self.costs[name], self.costs[other], strict=True)])
 
     def difference(self, name: str, other: str) -> Spread:

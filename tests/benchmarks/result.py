@@ -1,4 +1,4 @@
-"""What a benchmark found: values with their spread, and how they compare with what was aimed at."""
+"""The result of a benchmark: values with their spread, compared with its targets."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 @dataclass(frozen=True)
 class Value:
-    """Something that was measured, in the unit it is shown in."""
+    """A measured value, in the unit it is shown in."""
 
     name: str
     spread: Spread
@@ -21,7 +21,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Aim:
-    """What was aimed at: a value is to be at most the limit (or at least, for speeds)."""
+    """A target: a value should be at most the limit (or at least, for speeds)."""
 
     text: str
     spread: Spread

@@ -59,12 +59,12 @@ def _peers(task: SmallTask, result: Result) -> dict[str, Callable[[], float]]:
         if is_installed(PACKAGES[module]):
             found[name] = partial(import_module(f".peer_{module}", __package__).train, task)
         else:
-            result.notes.append(f"{name} is left out: {PACKAGES[module]} is not installed (pip install --group bench)")
+            result.notes.append(f"{name} is skipped: {PACKAGES[module]} is not installed (pip install --group bench)")
     return found
 
 
 def _quietly(contestants: dict[str, Callable[[], float]], rounds: int) -> Contest:
-    """Let them draw their progress bars where no one has to look at them."""
+    """Send their progress bars to where nobody has to look at them."""
     logging.disable(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

@@ -1,4 +1,4 @@
-"""How long a person waits: for help, for a config, for the first update of a run, and of the next one."""
+"""How long the user waits: for help, for a config, for the first update of a run, and of the next one."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def measure(scale: Scale, folder: Path) -> Result:
 def _python(*arguments: str) -> float:
     start = perf_counter()
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # where Clock is
-    # Without what MLflow has told this process's environment of the experiments of other benchmarks.
+    # Without what MLflow has put into this process's environment for other benchmarks.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = path
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
@@ -71,7 +71,7 @@ def _start(folder: Path, *overrides: str) -> float:
 
 
 def _resume(folder: Path) -> float:
-    """Go on with the last run for an update more."""
+    """Resume the last run for one more update."""
     start = time.time()
     updates = json.loads(_clock(folder).read_text())["at"]
     _python("-m", "ksuit_runner", f"output_dir={folder}", "resume=last", f"trainer.max_updates={updates + 1}")
@@ -79,7 +79,7 @@ def _resume(folder: Path) -> float:
 
 
 def _next(folder: Path) -> float:
-    """Do a run in this process, which has imported everything."""
+    """Run in this process, which has imported everything."""
     start = time.time()
     driven = drive(folder, "model=mlp", "trainer.max_updates=1")
     return float(json.loads((driven.paths.run_dir / "clock.json").read_text())["began"]) - start

@@ -1,4 +1,4 @@
-"""A whole run around a few callbacks, without the command line: real data, trainer, journal and checkpoints."""
+"""Small real runs with a few callbacks, without the command line."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

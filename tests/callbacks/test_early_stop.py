@@ -2,7 +2,7 @@ import logging
 from functools import partial
 
 import pytest
-from speaks import Speaks
+from scripted_metric import ScriptedMetric
 
 from callbacks.early_stop import EarlyStop
 from ksuit_runner.errors import ConfigError
@@ -11,7 +11,7 @@ NAN = float("nan")
 
 
 def callbacks(key, values, **arguments):
-    return {"speaks": partial(Speaks, key, values), "stop": partial(EarlyStop, metric_key=key, **arguments)}
+    return {"metric": partial(ScriptedMetric, key, values), "stop": partial(EarlyStop, metric_key=key, **arguments)}
 
 
 @pytest.mark.parametrize(

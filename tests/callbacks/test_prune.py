@@ -4,7 +4,7 @@ from functools import partial
 from importlib.util import find_spec
 
 import pytest
-from speaks import Speaks
+from scripted_metric import ScriptedMetric
 
 from callbacks.prune import Prune
 from ksuit_runner.errors import ConfigError
@@ -45,7 +45,7 @@ class Search:
     def callbacks(self, folder, key, values, **arguments):
         given = {"min_trials": 1, "study": "sweep", "trial": self.number, **arguments}
         prune = partial(Prune, path_provider=PathProvider(folder, "tiny"), metric_key=key, **given)
-        return {"speaks": partial(Speaks, key, values), "prune": prune}
+        return {"metric": partial(ScriptedMetric, key, values), "prune": prune}
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_run_that_is_resumed_after_the_search_is_not_pruned(search, new_run, t
 
 def test_a_run_that_is_not_a_trial_is_not_pruned(new_run, tmp_path):
     prune = partial(Prune, path_provider=PathProvider(tmp_path, "tiny"), metric_key=ACCURACY)
-    run = new_run({"speaks": partial(Speaks, ACCURACY, (0.1,) * 3), "prune": prune}, max_updates=6).train()
+    run = new_run({"metric": partial(ScriptedMetric, ACCURACY, (0.1,) * 3), "prune": prune}, max_updates=6).train()
     assert run.run.counter.update == 6
     assert not (tmp_path / "sweeps").exists()
 

@@ -1,4 +1,4 @@
-"""A project whose runs are killed, and what is left of the run that never was."""
+"""A project whose runs are killed, and the result of its uninterrupted run."""
 
 import pytest
 from crashes import Project
@@ -18,13 +18,12 @@ def template(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project whose runs are killed."""
     return Project(tmp_path_factory.mktemp("project"), Preloaded())
 
 
 @pytest.fixture(scope="module")
 def reference(project, template):
-    """What the run that was never killed has left."""
+    """The result of the uninterrupted run."""
     project.clear(template)
     project.run()
     return project.result()

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed until they end, and the comparison with the run that was never killed."""
+"""Runs that are killed and resumed until they end, and the comparison with the uninterrupted run."""
 
 import random
 import shutil
@@ -14,9 +14,9 @@ import psutil
 import torch
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
 from disk import cut_power
+from fake_environment import FakeEnvironment
 from kill_points import POINTS, kill_at
 from preloaded import Command, Preloaded
-from surroundings import Surroundings
 
 DATASET = '''
 """Noisy points of three classes, with noise from every generator that an augmentation may use."""
@@ -44,7 +44,7 @@ class Noisy:
 
 
 class Net(torch.nn.Module):
-    """Has weights that are not laid out row by row, and a buffer that every forward pass puts a new tensor for."""
+    """Has weights that are not row-major, and a buffer that every forward pass reassigns."""
 
     def __init__(self):
         super().__init__()
@@ -95,29 +95,29 @@ POWER = "the power is cut"
 
 
 class Kill(NamedTuple):
-    """One kill: at a place that is reached for the n-th time, or after some time.
+    """One kill: at a point that is reached for the n-th time, or after some time.
 
     Attributes:
-        place: Place of ``POINTS``; ``POWER`` for one that loses what is not on the disk during the n-th operation on
-            it; None for a time.
+        point: Key of ``POINTS``; ``POWER`` for a power cut during the n-th operation on the disk, which loses what is
+            not synced; None for a time.
         count: Number n.
         seconds: Time after the start.
         workers: Number of data workers.
-        number: Signal; with SIGSTOP the process is suspended, and wakes up when another one has taken the run over.
-        surroundings: What the process takes its surroundings for.
+        number: Signal; with SIGSTOP the process is suspended, and wakes up after another one has taken the run over.
+        environment: The fake environment of the process.
     """
 
-    place: str | None
+    point: str | None
     count: int = 1
     seconds: float = 0.0
     workers: int = 0
     number: int = signal.SIGKILL
-    surroundings: Surroundings = Surroundings()
+    environment: FakeEnvironment = FakeEnvironment()
 
 
 @dataclass
 class Result:
-    """What a run has left: files of its checkpoints, points in the journal and in MLflow, its status."""
+    """The result of a run: files of its checkpoints, points in the journal and in MLflow, its status."""
 
     files: dict[str, str]
     points: dict[tuple[str, int], float | None]
@@ -127,7 +127,7 @@ class Result:
     position: tuple[int, int, float]
 
     def differences(self, other: "Result") -> list[str]:
-        """Say what differs from the run that was never killed; a checkpoint more, of a kill's moment, is none."""
+        """Return what differs from the uninterrupted run; additional checkpoints do not count."""
         found = [f"{name} differs" for name, file in other.files.items() if self.files.get(name) != file]
         for name, ours, theirs in (("journal", self.points, other.points), ("MLflow", self.tracked, other.tracked)):
             if wrong := sorted(set(ours.items()) ^ set(theirs.items()), key=str):
@@ -162,8 +162,8 @@ class Project:
         return self.folder / "outputs"
 
     @property
-    def _left(self) -> Path:
-        """What a power cut has left."""
+    def _remains(self) -> Path:
+        """What remains after a power cut."""
         return self.folder / "left"
 
     def start(self, *arguments: str, kill: Kill | None = None) -> Command:
@@ -171,7 +171,7 @@ class Project:
         given = (*(arguments or ARGUMENTS), f"data.num_workers={kill.workers}")
         if arguments:
             given = (*given, "output_dir=outputs")
-        prepare = partial(prepare_process, kill, self.outputs, self._left)
+        prepare = partial(prepare_process, kill, self.outputs, self._remains)
         return self._start(given, prepare)
 
     def _start(self, arguments: Sequence[str], prepare: Callable[[], None]) -> Command:
@@ -187,27 +187,27 @@ class Project:
         return command.output()
 
     def kill(self, kill: Kill, *arguments: str) -> bool:
-        """Start a run, or go on with it, and kill it; return whether it was killed before it ended."""
+        """Start or resume a run, and kill it; return whether it was killed before it ended."""
         owner = self._owner()
         command = self.start(*arguments, kill=kill)
         self._wake(command, owner)
         workers = []
-        if kill.place is None:
+        if kill.point is None:
             time.sleep(kill.seconds)
             workers = children(command.pid)
             command.send(kill.number)
         if kill.number == signal.SIGSTOP and command.is_suspended():
-            if self.go_on():
-                self._suspended.append((command, kill.surroundings.host))
+            if self.resume_arguments():
+                self._suspended.append((command, kill.environment.host))
                 return False
             command.kill()  # else it would wake up as a second run
         status = command.wait()
         assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
         assert_gone(workers)
         self.kills += status != 0
-        if status != 0 and kill.place == POWER:
+        if status != 0 and kill.point == POWER:
             shutil.rmtree(self.outputs)
-            (self._left / str(kill.count)).rename(self.outputs)
+            (self._remains / str(kill.count)).rename(self.outputs)
         return status != 0
 
     def _owner(self) -> str:
@@ -215,7 +215,7 @@ class Project:
         return "".join(path.read_text() for path in self.outputs.glob("runs/*/lock.json"))
 
     def _wake(self, command: Command, owner: str) -> None:
-        """Let what is suspended wake up once a process has taken its run over; it has to notice and to end."""
+        """Wake up what is suspended once another process has taken its run over; it has to notice that and end."""
         if not self._suspended:
             return
         deadline = time.monotonic() + 60
@@ -225,22 +225,24 @@ class Project:
         self.takeovers += len(self._suspended)
         self._continue()
 
-    def _meet(self, surroundings: Surroundings) -> None:
-        """See that a process which is suspended keeps its run on its own host, where it then wakes up and goes on."""
-        here = [command.pid for command, host in self._suspended if host == surroundings.host]
+    def _check_ownership(self, environment: FakeEnvironment) -> None:
+        """Check that a suspended process keeps its run on its own host, where it then wakes up and continues."""
+        here = [command.pid for command, host in self._suspended if host == environment.host]
         if not here:
             return
         owner = self._owner()
-        command = self.start(*self.go_on(), kill=Kill(None, surroundings=surroundings._replace(has_reader=True)))
+        command = self.start(
+            *self.resume_arguments(), kill=Kill(None, environment=environment._replace(has_reader=True))
+        )
         status = command.wait()
         if any(f'"pid": {pid},' in owner for pid in here):
             assert status == 2 and "still running" in command.output(), f"{status}: {command.output()}"
-        else:  # it had not taken the run yet, or given it back
+        else:  # it had not locked the run yet, or had released it
             assert status == 0, f"{status}: {command.output()}"
         self._continue()
 
     def abandon(self) -> None:
-        """End what is still suspended, after something went wrong."""
+        """End what is still suspended, after an error."""
         for command, _ in self._suspended:
             command.kill()
             command.wait()
@@ -254,8 +256,8 @@ class Project:
             assert status in (0, 2), f"it woke up and ended with {status}: {command.output()}"
         self._suspended.clear()
 
-    def go_on(self) -> Sequence[str]:
-        """Return the arguments that go on: from the beginning if the run was killed before it had a config."""
+    def resume_arguments(self) -> Sequence[str]:
+        """Return the arguments that resume the run; none, for a new run, if it was killed before it had a config."""
         begun = [path for path in self.run_dirs() if (path / "artifacts" / "launch.json").is_file()]
         return (f"resume={begun[-1].name}",) if begun else ()
 
@@ -279,13 +281,13 @@ class Project:
         )
 
     def clear(self, template: Path | None = None) -> None:
-        """Begin anew, with an empty database that was made before."""
+        """Start over, with an empty database if there is a template."""
         shutil.rmtree(self.outputs, ignore_errors=True)
         if template is not None:
             shutil.copytree(template, self.outputs)
 
     def cut_power(self, target: Path, at: Sequence[int]) -> list[Path]:
-        """Do a whole run, and return what power cuts during its n-th operations on the disk would have left."""
+        """Do a whole run, and return what power cuts during its n-th operations on the disk would leave."""
         arguments = (*ARGUMENTS, "data.num_workers=0")
         prepare = partial(cut_power, self.outputs, target, at)
         command = self._start(arguments, prepare)
@@ -295,20 +297,20 @@ class Project:
     def survive(self, kills: Sequence[Kill], last_workers: int = 0) -> Result:
         """Kill a run again and again, then let it end."""
         for kill in kills:
-            self._meet(kill.surroundings)
-            self.kill(kill, *self.go_on())
-        self._meet(Surroundings())
-        self.run(*self.go_on(), workers=last_workers)
+            self._check_ownership(kill.environment)
+            self.kill(kill, *self.resume_arguments())
+        self._check_ownership(FakeEnvironment())
+        self.run(*self.resume_arguments(), workers=last_workers)
         return self.result()
 
 
 def prepare_process(kill: Kill, outputs: Path, left: Path) -> None:
-    """Have the process that calls it be killed as it is said; one with a time is killed from outside."""
-    kill.surroundings.enter()
-    if kill.place == POWER:
+    """Prepare the calling process for its kill; one after some time comes from outside."""
+    kill.environment.enter()
+    if kill.point == POWER:
         cut_power(outputs, left, [kill.count], is_killed=True)
-    elif kill.place is not None:
-        kill_at(kill.place, kill.count, kill.number)
+    elif kill.point is not None:
+        kill_at(kill.point, kill.count, kill.number)
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -319,24 +321,24 @@ def children(pid: int) -> list[psutil.Process]:
 
 
 def assert_gone(processes: Sequence[psutil.Process]) -> None:
-    """See that the workers of a killed process notice it and end by themselves."""
+    """Check that the workers of a killed process notice that and end by themselves."""
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive, f"orphans: {alive}"
 
 
 def random_kills(seed: int, longest: float) -> list[Kill]:
-    """Return two to five kills at random places or times, with random numbers of workers, in random surroundings."""
+    """Return two to five kills at random points or times, with random numbers of workers, in random environments."""
     draw = random.Random(seed)
     return [_random_kill(draw, longest) for _ in range(draw.randint(2, 5))]
 
 
 def _random_kill(draw: random.Random, longest: float) -> Kill:
-    place = draw.choice([*POINTS, *[None] * len(POINTS), *[POWER] * (len(POINTS) // 2)])
-    count = draw.randrange(250) if place == POWER else draw.randint(1, 9)
-    number = signal.SIGSTOP if place != POWER and draw.random() < 0.3 else signal.SIGKILL
-    surroundings = Surroundings(
+    point = draw.choice([*POINTS, *[None] * len(POINTS), *[POWER] * (len(POINTS) // 2)])
+    count = draw.randrange(250) if point == POWER else draw.randint(1, 9)
+    number = signal.SIGSTOP if point != POWER and draw.random() < 0.3 else signal.SIGKILL
+    environment = FakeEnvironment(
         host=draw.choice(("", "", "", "container", "machine")),
         clock_s=draw.choice((0, 0, 0, -3600, -3, 40)),
         has_reader=draw.random() < 0.8,
     )
-    return Kill(place, count, draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)), number, surroundings)
+    return Kill(point, count, draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)), number, environment)

@@ -1,9 +1,9 @@
-"""A disk that remembers: in which order a process changed a folder, and what of it a power cut would leave.
+"""A simulated disk: records the order in which a process changes a folder, and what a power cut would leave of it.
 
 POSIX promises little. What a file holds is safe once ``fsync`` has been called for it; that it has its name, once it
 has been called for the folder. Whatever came after may survive as well, or not, or the name without the content. So a
-``Disk`` keeps two views of every file and folder, as it is and as it was at its last ``fsync``, and builds from them
-what would be found after a cut at this moment.
+``Disk`` has two views of every file and folder, its current state and that of its last ``fsync``, and derives what
+would be found after a cut at this moment.
 """
 
 import builtins
@@ -25,7 +25,7 @@ Tree = dict[str, bytes | None]
 """What a folder holds: contents by path, None for a folder."""
 
 Survival = Callable[[str, bool], float]
-"""Tells how much of what was not synced survives, from 0 to 1, for a path and whether that is a folder."""
+"""Maps a path, and whether it is a folder, to the share of unsynced changes that survives, from 0 to 1."""
 
 SURVIVALS: Mapping[str, Survival] = {
     "only what was synced": lambda path, is_folder: 0,
@@ -55,11 +55,11 @@ class Step(NamedTuple):
 
 
 class _Node:
-    """A file or folder, held open: it is found wherever it was moved, and no other one gets its number."""
+    """An open file or folder: it can be moved, and its inode number is not reused."""
 
     def __init__(self, path: str | Path) -> None:
         self.descriptor = _open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.place = f"/proc/self/fd/{self.descriptor}"
+        self.link = f"/proc/self/fd/{self.descriptor}"
         self.is_folder = stat.S_ISDIR(_fstat(self.descriptor).st_mode)
         self.synced: Any = {} if self.is_folder else b""
 
@@ -67,7 +67,7 @@ class _Node:
 class Disk:
     """Watches what this process does below a folder, in all its threads, while it is entered.
 
-    Real ``fsync`` calls are left out: what they would wait for is not asked of this disk.
+    Real ``fsync`` calls are skipped, because this disk need not survive anything.
 
     Args:
         folder: What is there when it is entered counts as synced.
@@ -107,7 +107,7 @@ class Disk:
             _close(node.descriptor)
         self._nodes.clear()
 
-    def left(self, survival: Survival) -> Tree:
+    def after_cut(self, survival: Survival) -> Tree:
         """Return what a power cut at this moment would leave."""
         with self._lock:
             was_busy, self._is_busy = self._is_busy, True
@@ -116,13 +116,13 @@ class Disk:
             finally:
                 self._is_busy = was_busy
 
-    def lefts(self) -> dict[str, Tree]:
-        """Return what a power cut at this moment would leave, by how it would."""
-        return {name: self.left(survival) for name, survival in SURVIVALS.items()}
+    def after_all_cuts(self) -> dict[str, Tree]:
+        """Return what a power cut at this moment would leave, for each of ``SURVIVALS``."""
+        return {name: self.after_cut(survival) for name, survival in SURVIVALS.items()}
 
     def unsynced(self, path: str = "") -> list[str]:
         """Return what a power cut at this moment could change, at or below a path."""
-        now, synced = self.left(lambda path, is_folder: 1), self.left(lambda path, is_folder: 0)
+        now, synced = self.after_cut(lambda path, is_folder: 1), self.after_cut(lambda path, is_folder: 0)
         wrong = [key for key in now.keys() | synced.keys() if now.get(key, 0) != synced.get(key, 0)]
         return sorted(key for key in wrong if not path or key == path or key.startswith(f"{path}/"))
 
@@ -140,10 +140,10 @@ class Disk:
 
     def _entries(self, folder: _Node) -> dict[str, _Node]:
         found = {}
-        for entry in os.scandir(folder.place):
+        for entry in os.scandir(folder.link):
             if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
                 with suppress(FileNotFoundError):  # another program's, such as SQLite's, comes and goes
-                    found[entry.name] = self._node(f"{folder.place}/{entry.name}")
+                    found[entry.name] = self._node(f"{folder.link}/{entry.name}")
         return found
 
     def _node(self, path: str | Path) -> _Node:
@@ -242,7 +242,7 @@ _io_open = io.open
 
 
 def _content(node: _Node) -> bytes:
-    with _io_open(node.place, "rb") as file:
+    with _io_open(node.link, "rb") as file:
         return file.read()
 
 
@@ -255,13 +255,13 @@ def _torn(synced: bytes, now: bytes, share: float) -> bytes:
 
 
 def _committed(database: Path) -> bytes:
-    """Return what SQLite, which sees to it itself, has committed."""
+    """Return what SQLite has committed; it ensures itself that this is durable."""
     with closing(sqlite3.connect(database, timeout=30)) as connection:
         return connection.serialize()
 
 
 def write_tree(tree: Tree, folder: Path) -> None:
-    """Write what a folder holds to another one."""
+    """Write the content of a folder to another one."""
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in tree.items():
         if content is None:
@@ -271,7 +271,7 @@ def write_tree(tree: Tree, folder: Path) -> None:
 
 
 def cut_power(folder: Path, target: Path, at: Sequence[int], is_killed: bool = False) -> None:
-    """Have this process write down what power cuts during its n-th operations would leave, each in another way.
+    """Make this process write what power cuts during its n-th operations would leave, each with another survival.
 
     Args:
         folder: What the disk holds.
@@ -283,7 +283,7 @@ def cut_power(folder: Path, target: Path, at: Sequence[int], is_killed: bool = F
 
     def cut(step: Step) -> None:
         if (number := next(count)) in at:
-            write_tree(disk.left(ways[number % len(ways)]), target / str(number))
+            write_tree(disk.after_cut(ways[number % len(ways)]), target / str(number))
             if is_killed:
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Places in the runner at which a process kills itself, as SIGKILL or a power cut would have at that very moment."""
+"""Points in the runner at which a process kills itself, as SIGKILL or a power cut could at that moment."""
 
 import importlib
 import math
@@ -9,7 +9,7 @@ from functools import reduce, wraps
 from typing import Any
 
 POINTS = {
-    # place: (module, function in it), and when: before it, after it, or in the middle of it
+    # point: (module, function in it), and when: before it, after it, or in the middle of it
     "before the run has a folder": ("ksuit_runner.engine.run_record", "add_to_index", "before"),
     "before the config is stored": ("ksuit_runner.engine.runner", "store", "before"),
     "while the config is stored": ("ksuit_runner.record.stored_run", "write_text", "after"),
@@ -42,11 +42,11 @@ POINTS = {
 }
 
 
-def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
-    """Have this process, and none of its workers, get a signal when a place is reached for the n-th time.
+def kill_at(point: str, count: int, number: int = signal.SIGKILL) -> None:
+    """Send this process, and none of its workers, a signal when a point is reached for the n-th time.
 
-    How often decides as well how checkpoints are written, however quick the disk is: at once, behind training one
-    after the other as those of large models are, or behind training with several that wait.
+    The number also decides how checkpoints are written, whatever the speed of the disk: at once, in the background one
+    by one as those of large models are, or in the background with a queue.
     """
     checkpoint: Any = importlib.import_module("ksuit_runner.checkpoint.writer")
     if count % 3 == 1:
@@ -55,7 +55,7 @@ def kill_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
         checkpoint.TINY = 0
     if count % 3 == 2:
         checkpoint._SMALL = 0
-    module, name, when = POINTS[place]
+    module, name, when = POINTS[point]
     *path, attribute = name.split(".")
     owner = reduce(getattr, path, importlib.import_module(module))
     setattr(owner, attribute, _killing(getattr(owner, attribute), when, count, os.getpid(), number))

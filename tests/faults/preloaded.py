@@ -1,4 +1,4 @@
-"""Processes of the command line that start in milliseconds: forked from one that has imported everything already.
+"""Processes of the command line that start in milliseconds: forked from one that has imported everything.
 
 They are processes like any other (own pid, own workers, killed by SIGKILL); only the seconds of imports are saved.
 """
@@ -48,7 +48,7 @@ class Command:
             os.kill(self.pid, number)
 
     def is_suspended(self) -> bool:
-        """Wait until it is suspended, or has ended before; return which."""
+        """Wait until it is suspended or has ended; return whether it is suspended."""
         while self._process.is_alive():
             with suppress(psutil.NoSuchProcess):
                 if psutil.Process(self.pid).status() == psutil.STATUS_STOPPED:
@@ -85,7 +85,7 @@ class Preloaded:
             cwd: Its working directory.
             log: File for everything that it prints.
             arguments: Its arguments.
-            prepare: Called in the process first, with what else is given.
+            prepare: Called first in the process, with the further arguments.
         """
         process = self._context.Process(target=_run, args=(str(cwd), str(log), list(arguments), prepare, given))
         process.start()

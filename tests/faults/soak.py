@@ -1,15 +1,14 @@
-"""Kills and suspends runs at random for a while, and says how often that was and what it changed.
+"""Kills and suspends runs at random for a while, and reports how often, and what that changed.
 
     make soak                                   # 20 minutes, two runs at a time
-    make soak ARGS="--minutes 5 --seed 7"       # other kills than those of seed 0
+    make soak ARGS="--minutes 5 --seed 7"       # other kills than with seed 0
 
-Every run is killed, suspended or left without power two to five times, at random places and times; resumed with 0 or 2
-data workers, on this host, in another container or on another machine, with a clock that is wrong, with output that
-nobody reads; and compared with the run that was never killed: bytes of all checkpoints, points in the journal and in
+Every run is killed, suspended or loses power two to five times, at random points and times; resumed with 0 or 2 data
+workers, on this host, in another container or on another machine, with a wrong clock, with output that nobody reads;
+and compared with the uninterrupted run: bytes of all checkpoints, points in the journal and in
 MLflow, status, updates, samples, learning rate. A power cut loses what is not synced, as a whole or in part. A run that
-is suspended wakes up when another host has taken it over. The model has weights that are not laid out row by row and a
-buffer that is assigned anew. A difference is printed with the kills that lead to it, which come again from the same
-seed.
+is suspended wakes up when another host has taken it over. The model has weights that are not row-major and a buffer
+that is reassigned. A difference is printed with the kills that led to it, which the same seed repeats.
 """
 
 import argparse
@@ -30,7 +29,7 @@ _LONGEST_S = 2.5
 
 
 def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple[int, int, int, list[str]]:
-    """Kill runs until the deadline; return the number of runs, of kills, of takeovers, and what was found."""
+    """Kill runs until the deadline; return the number of runs, of kills, of takeovers, and the differences."""
     template = folder / "template"
     embedded.open_store(OutputPaths(template))
     project = Project(folder / "project", Preloaded())
@@ -68,16 +67,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(given.processes) as pool:
         jobs = []
         for number in range(given.processes):
-            place = Path(folder) / str(number)
-            place.mkdir()
+            subfolder = Path(folder) / str(number)
+            subfolder.mkdir()
             seeds = range(1000 * given.seed + number, 10**9, given.processes)
-            jobs.append(pool.submit(attack, place, seeds, deadline))
+            jobs.append(pool.submit(attack, subfolder, seeds, deadline))
         results = [job.result() for job in jobs]
     runs, kills, takeovers = (sum(numbers) for numbers in list(zip(*results, strict=True))[:3])
     differences = sum(len(found) for *_, found in results)
     print(
         f"{kills} kills and {takeovers} takeovers of suspended runs in {runs} runs: "
-        f"{differences} runs differ from the run that was never killed"
+        f"{differences} runs differ from the uninterrupted run"
     )
     return int(differences > 0)
 

@@ -1,7 +1,7 @@
-"""A run that SIGKILL ends at any moment, and that is resumed by its id, ends as the run that was never killed.
+"""A run that is killed by SIGKILL at any moment and resumed by its id ends like the uninterrupted run.
 
 The run has dropout, batch norm, a dataset that draws from torch, numpy and random, two accumulation steps, a smaller
-last batch, two averages, evaluations, and checkpoints that are kept by number, by tag and for good. Compared are the
+last batch, two averages, evaluations, and checkpoints kept by number, by tag and for good. The comparison covers the
 bytes of all checkpoints, the points in the journal and in MLflow, status, updates, samples and learning rate.
 `make soak` does the same with hundreds of random kills.
 """
@@ -12,7 +12,7 @@ import pytest
 from crashes import Kill, random_kills
 from kill_points import POINTS
 
-# How often a place has been reached when the kill comes; where nothing is said it comes at the first time.
+# The kill comes when a point is reached for the n-th time; by default the first.
 COUNTS = {
     **{"fetching data": 30, "after the forward pass": 61, "after the backward pass": 80, "in the optimizer's step": 31},
     **{"after an update": 27, "in an evaluation": 5, "in the middle of a line of the journal": 9},
@@ -23,28 +23,28 @@ COUNTS = {
 }
 
 NO_CONFIG_YET = ("before the run has a folder", "before the config is stored", "while the config is stored")
-"""Where a kill leaves a run that cannot be resumed, so that another one begins."""
+"""Points where a kill leaves a run without a config; it cannot be resumed, and a new one starts."""
 
 
-def test_the_comparison_sees_what_it_is_made_for(project, reference, template):
+def test_the_comparison_finds_differences(project, reference, template):
     assert len(reference.files) > 10 and len(reference.points) > 60 and len(reference.tracked) > 60
     project.clear(template)
     project.run("experiment=noisy", "callbacks=[ema,accuracy,loss,best_checkpoint]", "seed=1")
     assert project.result().differences(reference)
 
 
-@pytest.mark.parametrize("place", POINTS)
-def test_killed_at_a_place(project, reference, template, place):
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point(project, reference, template, point):
     project.clear(template)
     kills = project.kills
-    result = project.survive([Kill(place, COUNTS.get(place, 1))])
-    assert project.kills == kills + 1, "the place was not reached"
+    result = project.survive([Kill(point, COUNTS.get(point, 1))])
+    assert project.kills == kills + 1, "the point was not reached"
     assert result.differences(reference) == []
-    assert len(project.run_dirs()) == (2 if place in NO_CONFIG_YET else 1)
+    assert len(project.run_dirs()) == (2 if point in NO_CONFIG_YET else 1)
 
 
 @pytest.mark.slow
-def test_the_power_is_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
+def test_a_power_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
     """What was not synced is lost, as a whole or in parts; `test_disk_order.py` does this at every operation."""
     project.clear(template)
     cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
@@ -52,7 +52,7 @@ def test_the_power_is_cut_during_an_operation_on_the_disk(project, reference, te
     for cut in cuts:
         project.clear()
         shutil.copytree(cut, project.outputs)
-        project.run(*project.go_on())
+        project.run(*project.resume_arguments())
         assert project.result().differences(reference) == [], cut.name
 
 
@@ -64,7 +64,7 @@ def test_killed_several_times_at_random_with_other_numbers_of_workers(project, r
 
 
 RATE = '''
-"""Logs the learning rate that an update is done with."""
+"""Logs the learning rate of an update."""
 
 from ksuit_runner.callback_base import CallbackBase
 
@@ -78,7 +78,7 @@ class Rate(CallbackBase):
 '''
 
 
-def test_a_run_that_is_made_longer_follows_the_longer_curve_from_its_first_update(project, template):
+def test_an_extended_run_follows_the_longer_curve_from_its_first_new_update(project, template):
     (project.folder / "callbacks").mkdir(exist_ok=True)
     (project.folder / "callbacks" / "rate.py").write_text(RATE)
     rate = ("experiment=noisy", "callbacks=[ema]", "+callbacks.rate._target_=callbacks.rate.Rate", "schedule=linear")

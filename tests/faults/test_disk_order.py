@@ -1,4 +1,4 @@
-"""What a power cut leaves is the old or the new, at any operation, and a run resumes exactly from it."""
+"""A power cut at any operation leaves the old or the new version, and a run resumes exactly from either."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def read_folders(folder: Path) -> set[int]:
 
 
 def write_checkpoint(folder: Path, version: int) -> None:
-    """Write the same position anew, as a run does that found it damaged or was given another config."""
+    """Write the same position again, as a run does that found it damaged or has another config."""
     tensors = {"model": {"w": torch.tensor(float(version))}, "ema": {"w": torch.zeros(3)}}
     state = {"trainer": {}, "callbacks": {}, "unfinished": None}
     write_folder(PathProvider(folder, RUN).checkpoints_dir / "E1_U2_S4", tensors, state, "hash")
@@ -190,13 +190,13 @@ WRITERS = {
 
 
 class Cuts:
-    """Collects what power cuts would leave, each once."""
+    """Collects what power cuts would leave, without duplicates."""
 
     def __init__(self) -> None:
         self.trees: dict[frozenset, str] = {}
 
     def take(self, disk: Disk, when: object) -> list[tuple[str, Tree]]:
-        found = [(f"{how}, {when}", tree) for how, tree in disk.lefts().items()]
+        found = [(f"{how}, {when}", tree) for how, tree in disk.after_all_cuts().items()]
         return [(name, tree) for name, tree in found if self._is_new(tree, name)]
 
     def _is_new(self, tree: Tree, name: str) -> bool:
@@ -204,14 +204,16 @@ class Cuts:
 
 
 @pytest.mark.parametrize("what", WRITERS)
-def test_a_power_cut_leaves_the_old_or_the_new_and_afterwards_the_new(tmp_path, what):
+def test_a_power_cut_leaves_the_old_version_or_the_new_one(tmp_path, what):
     writer, cuts, found = WRITERS[what], Cuts(), []
     disk = Disk(tmp_path / "disk", lambda step: found.extend((version, *cut) for cut in cuts.take(disk, step)))
     disk.folder.mkdir()
     with disk:
         for version in (1, 2, 3):
             writer.write(disk.folder, version)
-            afterwards = [(version, f"{how}, after version {version}", tree) for how, tree in disk.lefts().items()]
+            afterwards = [
+                (version, f"{how}, after version {version}", tree) for how, tree in disk.after_all_cuts().items()
+            ]
             assert [read(writer, tmp_path / "after", tree) for *_, tree in afterwards] == [{version}] * len(afterwards)
     assert len(found) > 5
     for version, name, tree in found:
@@ -224,13 +226,13 @@ def read(writer: Writer, folder: Path, tree: Tree) -> set[int]:
     return writer.read(folder)
 
 
-def test_nothing_older_goes_before_the_new_one_is_on_the_disk_and_named(tmp_path):
+def test_old_checkpoints_are_removed_after_the_new_one_is_durable_and_named(tmp_path):
     removed = []
 
     def check(step: Step) -> None:
         if step.what in ("unlink", "rmdir") and "checkpoints/E" in step.path:
             removed.append(step.path.split("/")[4])
-            left = disk.left(SURVIVALS["only what was synced"])
+            left = disk.after_cut(SURVIVALS["only what was synced"])
             write_tree(left, tmp_path / str(len(removed)))
             paths = PathProvider(tmp_path / str(len(removed)), RUN)
             assert damage(paths.checkpoints_dir / paths.latest.read_text().strip()) is None
@@ -244,7 +246,7 @@ def test_nothing_older_goes_before_the_new_one_is_on_the_disk_and_named(tmp_path
     assert len(set(removed)) == 2
 
 
-def test_what_reads_back_wrong_takes_nothing_older_away(tmp_path):
+def test_a_checkpoint_that_reads_back_wrong_replaces_no_older_one(tmp_path):
     """A disk that loses a bit between the write and the first read of it."""
 
     def flip(step: Step) -> None:
@@ -290,9 +292,9 @@ def write_in_place(path: Path, text: str) -> None:
         (write_in_place, {"old text", "new ", "new text"}, {"new text"}),
     ],
 )
-def test_the_disk_forgets_what_was_not_synced(tmp_path, write, during, afterwards):
+def test_the_simulated_disk_loses_what_was_not_synced(tmp_path, write, during, afterwards):
     def texts(disk: Disk) -> set[str]:
-        return {tree["text"].decode() for tree in disk.lefts().values()}
+        return {tree["text"].decode() for tree in disk.after_all_cuts().values()}
 
     seen: set[str] = set()
     disk = Disk(tmp_path, lambda step: seen.update(texts(disk)))
@@ -332,7 +334,7 @@ class Metrics(CallbackBase):
 
 
 class Received(NoopTracker):
-    """Keeps the points that it was sent: another machine, which a power cut here does not reach."""
+    """Collects the points it receives, like another machine that a power cut here does not affect."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         super().__init__()
@@ -343,7 +345,7 @@ class Received(NoopTracker):
 
 
 def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, object]:
-    """Begin a run, or resume it from what is there; return what it has left in the end."""
+    """Start a run, or resume it from what is there; return its final result."""
     maker.folder = folder
     paths = maker.paths()
     callbacks = {"metrics": (Metrics, {"send": lambda: shipment.send()})}
@@ -381,7 +383,7 @@ def test_a_run_resumes_exactly_from_what_a_power_cut_leaves_at_any_operation(mak
     with disk:
         expected = train_to_the_end(maker, disk.folder, received)
     assert len(found) > 100
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # nothing is cut any more
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no more cuts
     for name, tree, points in found:
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
         write_tree(tree, tmp_path / "cut")

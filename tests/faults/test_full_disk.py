@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a run costs checkpoints for as long as it is full, and nothing else."""
+"""A full disk in the middle of a run costs checkpoints while it is full, and nothing else."""
 
 import subprocess
 
@@ -48,7 +48,7 @@ def end(process, status):
     return output
 
 
-def test_the_run_goes_on_and_nothing_is_missing_in_the_end(tmp_path, small_disk):
+def test_the_run_continues_and_nothing_is_missing_in_the_end(tmp_path, small_disk):
     outputs, reference = small_disk / "outputs", tmp_path / "reference"
     arguments = (*ARGUMENTS, f"trainer.max_epochs={LENGTH}")
     process = start(outputs, *arguments)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is told to end does so soon, wherever it stands, and goes on exactly from there."""
+"""SIGTERM and SIGINT: an interrupted run ends soon, at any point, and resumes exactly."""
 
 import os
 import signal
@@ -23,13 +23,13 @@ from command import (
 )
 from crashes import Kill, assert_gone, children
 
-# A place that is reached in the middle of the run, and how often it has been when the signal comes.
-PLACES = {
+# Points in the middle of the run; the signal comes when they are reached for the n-th time.
+POINTS = {
     **{"fetching data": 30, "after the forward pass": 61, "in the optimizer's step": 31, "in an evaluation": 5},
     **{"taking a snapshot": 3, "writing weights": 8, "between commit and latest": 5, "after a line of the journal": 12},
 }
 HANGS = '''
-"""Data and a model that take for ever, once they are asked for the wrong sample."""
+"""Data that hang at a sample, and a model that hangs."""
 
 import time
 
@@ -58,11 +58,11 @@ class Slow(torch.nn.Linear):
 '''
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_told_to_end_at_a_place(project, reference, template, place, workers):
+def test_sigterm_at_a_point(project, reference, template, point, workers):
     project.clear(template)
-    command = project.start(kill=Kill(place, PLACES[place], 0.0, workers, signal.SIGTERM))
+    command = project.start(kill=Kill(point, POINTS[point], 0.0, workers, signal.SIGTERM))
     assert command.wait() == 128 + signal.SIGTERM, command.output()
     directory = project.run_dirs()[0]
     last = command.output().splitlines()[-1]
@@ -81,19 +81,19 @@ def hanging(tmp_path, *arguments):
     return process, children(process.pid)
 
 
-def ends(process, workers, status, told):
-    begun = time.monotonic()
-    told()
+def ends(process, workers, status, interrupt):
+    started = time.monotonic()
+    interrupt()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
     assert_gone(workers)
-    print(f"ended {time.monotonic() - begun:.2f} s after the signal")
+    print(f"ended {time.monotonic() - started:.2f} s after the signal")
     return output
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_told_to_end_while_it_waits_for_data(tmp_path, workers, split):
+def test_sigterm_while_it_waits_for_data(tmp_path, workers, split):
     data = (f"data.datasets.{split}._target_=hangs.Hangs", f"+data.datasets.{split}.at=3")
     process, children = hanging(tmp_path, "model=linear", *data, f"data.num_workers={workers}")
     assert "killed" in ends(process, children, 143, process.terminate)
@@ -108,7 +108,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert "resume=" in output.splitlines()[-1]
 
 
-def test_ctrl_c_reaches_the_whole_group_and_the_workers_leave_it_to_the_run(tmp_path):
+def test_workers_ignore_a_ctrl_c_that_reaches_the_whole_group(tmp_path):
     arguments = ("model=linear", "data.num_workers=2", "trainer.max_epochs=500")
     command = [sys.executable, "-m", "ksuit_runner", f"output_dir={tmp_path}", *arguments]
     with open(tmp_path / "log", "w") as log:
@@ -134,7 +134,7 @@ def test_under_timeout(tmp_path):
     assert "killed" in output and query(tmp_path, "select status from runs") == [("KILLED",)]
 
 
-def test_a_signal_goes_on_exactly_from_the_command_line(tmp_path):
+def test_sigterm_on_the_command_line(tmp_path):
     process = start(tmp_path, "model=linear", "trainer.max_epochs=3000")
     output = stop_at(process, tmp_path, 60, signal.SIGTERM)
     assert process.returncode == 143, output

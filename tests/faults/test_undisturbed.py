@@ -1,4 +1,4 @@
-"""What watches a run changes nothing in it: no bit of the weights, no digit of a training loss."""
+"""Callbacks that do not write to the model change no bit of the weights and no training loss."""
 
 import pytest
 
@@ -25,13 +25,13 @@ def _draw(self, **arguments):
 for hook in (*HOOKS, "periodic_callback"):
     setattr(Gambler, f"_{hook}", _draw)
 '''
-WATCHED = {
+VARIANTS = {
     "nothing": (
         *("callbacks=[]", "~callbacks.ema", "default_callbacks=none"),
         "+default_callbacks.train_loss._target_=callbacks.train_loss.TrainLoss",
     ),
     "in another order": ("callbacks=[best_checkpoint,loss,accuracy,ema]",),
-    "all that ship": (
+    "all shipped callbacks": (
         "callbacks=[ema,accuracy,loss,best_checkpoint,best_loss,early_stop]",
         "callbacks.best_loss.tag=low",
     ),
@@ -47,15 +47,15 @@ def seen(project):
     return weights, {step: value for (key, step), value in result.points.items() if key == "loss/train"}
 
 
-@pytest.mark.parametrize("watched", WATCHED)
-def test_what_watches_a_run_changes_nothing_in_it(project, template, reference, watched):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_callbacks_change_no_bit_of_training(project, template, reference, variant):
     project.clear(template)
     project.run()
     expected = seen(project)
     assert len(expected[1]) == 13
     (project.folder / "callbacks").mkdir(exist_ok=True)
     (project.folder / "callbacks" / "gambler.py").write_text(GAMBLER)
-    given = WATCHED[watched]
+    given = VARIANTS[variant]
     callbacks = () if any(item.startswith("callbacks=") for item in given) else ("callbacks=[ema,accuracy,loss]",)
     project.clear(template)
     project.run("experiment=noisy", *callbacks, *given)

@@ -1,4 +1,4 @@
-"""Whatever stands on the command line ends in a config that was checked, or in an error that a person understands."""
+"""Any command line ends in a checked config or in a clear error."""
 
 import os
 

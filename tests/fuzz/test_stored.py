@@ -1,4 +1,4 @@
-"""Whatever happens to the files of a run, reading them ends in what was written or in a refusal."""
+"""However the files of a run are damaged, reading them returns what was written, or refuses."""
 
 import json
 import shutil
@@ -55,21 +55,21 @@ edits = st.lists(
 
 def edited(content, changes):
     for kind, share, more in changes:
-        place = int(share * len(content))
+        offset = int(share * len(content))
         if kind == "flip" and content:
-            content = content[:place] + bytes([content[place] ^ (1 << len(more) % 8)]) + content[place + 1 :]
+            content = content[:offset] + bytes([content[offset] ^ (1 << len(more) % 8)]) + content[offset + 1 :]
         elif kind == "cut":
-            content = content[:place]
+            content = content[:offset]
         elif kind == "put":
-            content = content[:place] + more + content[place:]
+            content = content[:offset] + more + content[offset:]
         elif kind == "take":
-            content = content[:place] + content[place + len(more) :]
+            content = content[:offset] + content[offset + len(more) :]
     return content
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run with one whole checkpoint; every example leaves it as it was."""
+    """A run with one intact checkpoint, which every example restores."""
     paths = PathProvider(tmp_path_factory.mktemp("fuzz"), "run00000")
     tensors = {"model": {"weight": torch.arange(6.0)}}
     write_folder(paths.checkpoints_dir / NAME, tensors, {"trainer": {"x": 1}, "callbacks": {}}, "hash")

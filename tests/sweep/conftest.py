@@ -1,4 +1,4 @@
-"""A project of a user whose model breaks when it is told to."""
+"""A user's project with a model that fails on demand."""
 
 import pytest
 

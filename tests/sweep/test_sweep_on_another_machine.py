@@ -5,7 +5,7 @@ import shutil
 import pytest
 from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start, wait_until
 from pausing import make_project
-from servers import Gate, MlflowServer
+from servers import MlflowServer, Proxy
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,11 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def gate(server):
+def proxy(server):
     """The same server under another address, as another machine may see it."""
-    gate = Gate(server.uri)
-    yield gate
-    gate.close()
+    proxy = Proxy(server.uri)
+    yield proxy
+    proxy.close()
 
 
 def jobs_on(server):
@@ -58,7 +58,7 @@ def latest(server, run_id):
     return found[0].read_text().strip() if found else ""
 
 
-def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, server, gate, tmp_path):
+def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, server, proxy, tmp_path):
     gone, other, whole = tmp_path / "gone", tmp_path / "other", tmp_path / "whole"
     (project / "armed").touch()
     tracker = (f"tracker.uri={server.uri}", "tracker.close_timeout_s=120")
@@ -74,10 +74,10 @@ def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, serve
     shutil.rmtree(gone)
     (project / "armed").unlink()
 
-    shown = ksuit(other, f"leaderboard={sweep_id}", f"tracker.uri={gate.uri}", cwd=project)
+    shown = ksuit(other, f"leaderboard={sweep_id}", f"tracker.uri={proxy.uri}", cwd=project)
     statuses = [{"finished", "running", "missing"} & {*line.split()} for line in shown.splitlines()[1:]]
     assert statuses == [{"finished"}, {"running"}, {"missing"}]
-    output = ksuit(other, f"resume={sweep_id[:8]}", f"tracker.uri={gate.uri}", cwd=project)
+    output = ksuit(other, f"resume={sweep_id[:8]}", f"tracker.uri={proxy.uri}", cwd=project)
     assert "job 1/3" not in output
     interrupted = output[output.index("job 2/3  starts") : output.index("job 3/3  starts")]
     assert "starts from checkpoint E5_U110" in interrupted

@@ -1,4 +1,4 @@
-"""What a process takes its surroundings for: another machine, a clock that is wrong, output that nobody reads."""
+"""A fake environment for a process: another host, a wrong clock, output that nobody reads."""
 
 import os
 import socket
@@ -8,13 +8,13 @@ from typing import NamedTuple
 from ksuit_runner.system import run_lock
 
 
-class Surroundings(NamedTuple):
-    """The surroundings of a process.
+class FakeEnvironment(NamedTuple):
+    """What a process sees of its host.
 
     Attributes:
         host: ``machine`` is another one, with processes and kernel locks of its own; ``container`` another one on the
             same kernel; empty for this one.
-        clock_s: How far the clock is off, in seconds; after a second it is set right.
+        clock_s: Error of the clock in seconds; it is corrected after a second.
         has_reader: Whether somebody reads what is printed.
     """
 
@@ -23,7 +23,7 @@ class Surroundings(NamedTuple):
     has_reader: bool = True
 
     def enter(self) -> None:
-        """Have this process see them, and locks of other hosts age in a second instead of half a minute."""
+        """Apply it to this process, where locks of other hosts also expire in a second instead of half a minute."""
         run_lock.RunLock.__init__.__defaults__ = (1.0, 0.2)
         if self.host:
             socket.gethostname = lambda: self.host

@@ -1,10 +1,10 @@
-"""A callback for the tests of those that watch a metric."""
+"""A callback that logs given values, for tests of callbacks that watch a metric."""
 
 from ksuit_runner.periodic_callback import PeriodicCallback
 
 
-class Speaks(PeriodicCallback):
-    """Logs one value after the other, at every second update."""
+class ScriptedMetric(PeriodicCallback):
+    """Logs the next of the given values at every second update."""
 
     def __init__(self, key, values, **kwargs):
         super().__init__(every_n_updates=2, **kwargs)
