@@ -143,7 +143,7 @@ def test_fork_from_any_checkpoint(finished):
     ours, theirs = journal(child), journal(parent)
     assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 66)
     assert ours["learning_rate", 70] < 1e-5 < theirs["learning_rate", 70]
-    assert "a checkpoint is needed" in ksuit(finished, "fork=first@E3", status=2)
+    assert "needs a checkpoint" in ksuit(finished, "fork=first@E3", status=2)
     assert "There are: E4_U88_S5632" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
     assert "fork=first@E3_U66_S4224" in ksuit(finished, "resume=first@E3_U66_S4224", status=2)
 
