@@ -90,7 +90,7 @@ def test_a_sweep_that_is_killed_anywhere_ends_like_one_that_never_was(project, t
     (sweep_dir,) = (killed / "sweeps").iterdir()
     resume = f"resume={sweep_dir.name[:8]}"
     before_checkpoint = killed_in(1, 10, killed, project, resume)
-    assert "job 1/4  starts" in before_checkpoint and "goes on from" not in before_checkpoint
+    assert "job 1/4  starts" in before_checkpoint and "from checkpoint" not in before_checkpoint
     in_the_middle = killed_in(2, 60, killed, project, resume)
     assert "job 1/4" not in in_the_middle and "job 2/4  starts" in in_the_middle
     newest = max((checkpoints(jobs_of(killed)[2])), key=lambda progress: progress.update)
