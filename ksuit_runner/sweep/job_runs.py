@@ -62,7 +62,8 @@ def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
 def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord]:
     """Return the run of each job that has one, by the job's number: from the output folder and from the tracker.
 
-    The tracker knows runs that were killed before they stored anything, the output folder those it was not told of.
+    The tracker knows runs that were killed before they stored anything, the output folder those that the tracker
+    has lost or never got.
     """
     found = {index: local_record(paths, run_id) for index, run_id in runs_of_jobs(paths).items()}
     for info in tracker.children(paths.sweep_id):

@@ -138,7 +138,7 @@ def test_a_job_that_failed_before_it_had_a_run_has_failed(sweep):
     assert (row.status, row.run_id, row.seconds) == ("failed", None, 1.0)
 
 
-def test_the_time_of_a_job_is_that_of_all_its_sittings(sweep):
+def test_the_time_of_a_job_is_that_of_all_its_attempts(sweep):
     sweep.job({"lr": "1"}, seconds=2.0)
     record_end(sweep.paths, JobResult(0, "FINISHED", "run0", 3.5))
     with sweep.paths.ended.open("a") as file:

@@ -1,4 +1,4 @@
-"""A sweep from one sitting to the next: which jobs are left, waited for or delivered, and what a refusal changes."""
+"""The jobs of a resumed sweep: which are skipped, waited for or delivered, and that a refusal changes nothing."""
 
 import json
 import os
