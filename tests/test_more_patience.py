@@ -61,7 +61,7 @@ def test_it_goes_on_also_when_it_was_killed_before_its_next_checkpoint(copy, mon
         def killed(*arguments):
             raise KeyboardInterrupt
 
-        patch.setattr(runner, "_go", killed)
+        patch.setattr(runner, "_execute", killed)
         assert ksuit(copy, "resume=last", "callbacks.early_stop.min_delta=0.0") == 130
     assert ksuit(copy, "resume=last") == 0
     assert updates(copy) == 132
