@@ -1,4 +1,4 @@
-"""The runs of an output folder as a table, and the word to the tracker that some of them were killed: ``list=``."""
+"""The runs of an output folder as a table; those found killed are marked so with the tracker: ``list=``."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from ksuit_runner.checkpoint.format import names
 from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
@@ -17,7 +18,7 @@ from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.terminal import make_console, print_table
 
-_TAKES = ("list", "output_dir", "tracker", "trust")
+_TAKES = ("output_dir", "tracker", "trust")
 
 
 def list_runs(count: str, overrides: Sequence[str]) -> int:
@@ -35,9 +36,7 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     """
     if not count.isdecimal() and count != "all":
         raise ConfigError(f"list={count}: a number of runs is needed, or all")
-    for item in overrides:
-        if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
-            raise ConfigError(f"{item}: with list= only tracker.* and output_dir can be given")
+    allow_only(overrides, "list", *_TAKES)
     composed = compose_config(overrides)
     outputs = OutputPaths(composed.output_dir)
     found = {entry.run_id: entry for entry in entries(outputs)}
@@ -52,34 +51,34 @@ def _row(
     outputs: OutputPaths, entry: IndexEntry, composed: DictConfig, overrides: Sequence[str]
 ) -> tuple[str, str, str, str, str]:
     paths = PathProvider(outputs.output_dir, entry.run_id)
+    status = _recorded_status(paths) or _mark_if_killed(paths, composed, overrides)
     checkpoint = next(iter(names(paths)), "")
     started = datetime.fromtimestamp(entry.start_time).strftime("%Y-%m-%d %H:%M")
-    return entry.run_id, entry.name, _status(paths, composed, overrides).lower(), checkpoint, started
+    return entry.run_id, entry.name, status.lower(), checkpoint, started
 
 
-def _status(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
+def _recorded_status(paths: PathProvider) -> str | None:
+    """Return how a run ended; None if it has not said so."""
     try:
         box = Outbox.load(paths)
     except TrackerError:
         return "DAMAGED"
-    if box is not None and box.status is not None:
-        return box.status
+    return box.status if box is not None else None
+
+
+def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
+    """Return RUNNING for a run whose process is alive; else record it as KILLED, also with its tracker."""
     lock = RunLock(paths.lock)
     try:
         lock.acquire(wait=False)
     except ResumeError:  # its process is alive, or on a host of which only the clock tells
         return "RUNNING" if lock.seems_alive() else "KILLED"
     try:
-        _mark(paths, composed, overrides)
+        tracker = DeferredTracker(build_tracker(tracker_factory(paths, composed, overrides), paths), paths)
+        tracker.attach_run(paths.run_id)
+        tracker.deliver_end()
     except TrackerError:
         return "KILLED, which the tracker does not know yet"
     finally:
         lock.release()
     return "KILLED"
-
-
-def _mark(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> None:
-    factory = tracker_factory(paths, composed, overrides)
-    tracker = DeferredTracker(build_tracker(factory, paths), paths)
-    tracker.attach_run(paths.run_id)
-    tracker.deliver_end()

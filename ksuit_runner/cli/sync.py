@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.catch_up import send_all
 from ksuit_runner.delivery.deferred import DeferredTracker
-from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import find_local, unknown_run
 from ksuit_runner.resume.stored_tracker import tracker_factory
@@ -14,7 +15,7 @@ from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.command_line import sync_command
 from ksuit_runner.ui.terminal import make_console
 
-_TAKES = ("sync", "output_dir", "tracker", "trust", "register_anew")
+_TAKES = ("output_dir", "tracker", "trust", "register_anew")
 
 
 def sync(query: str, overrides: Sequence[str]) -> int:
@@ -31,9 +32,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         ResumeError: There is no such run, or it is alive.
         TrackerError: The tracker cannot be reached; what was sent until then counts, and nothing is lost.
     """
-    for item in overrides:
-        if item.lstrip("+~").split("=")[0].split(".")[0] not in _TAKES:
-            raise ConfigError(f"{item}: with sync= only tracker.*, output_dir and register_anew can be given")
+    allow_only(overrides, "sync", *_TAKES)
     composed = compose_config(overrides)
     outputs = OutputPaths(composed.output_dir)
     run_id = find_local(outputs, query)

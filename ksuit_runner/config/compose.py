@@ -19,7 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ksuit_runner.config.overrides import bare_name, parse, root
+from ksuit_runner.config.overrides import bare_name, full_name, parse, root
 from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 from ksuit_runner.system.shipped_folders import shipped
 from ksuit_runner.system.untrusted_files import SIZE_LIMIT
@@ -164,7 +164,7 @@ def output_dir_of(overrides: Sequence[str]) -> str:
     Raises:
         ConfigError: An override has no meaning.
     """
-    named = [item for item in overrides if item.startswith("output_dir=")]
+    named = [item for item in overrides if full_name(item) == "output_dir"]
     found = with_values(OmegaConf.create({"output_dir": "???"}), named[-1:]) if named else None
     return str((found or compose_locations(overrides)).output_dir)
 
@@ -197,7 +197,7 @@ def refuse_lost_overrides(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: A group is both chosen and appended to.
     """
-    names = [item.partition("=")[0] for item in overrides]
+    names = [full_name(item) for item in overrides]
     for group in groups():
         if group in names and f"+{group}" in names:
             raise ConfigError(f"{group}: it is given twice, as {group}= and +{group}=. Put both into one list")

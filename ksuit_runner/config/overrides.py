@@ -84,6 +84,11 @@ def full_name(override: str) -> str:
     return override.partition("=")[0]
 
 
+def value_text(override: str) -> str:
+    """Return the value of an override as it is written, empty if it has none."""
+    return override.partition("=")[2]
+
+
 def bare_name(override: str) -> str:
     """Return what an override is about: its config path, or its group."""
     return full_name(override).lstrip("+~").partition("@")[0]
@@ -100,7 +105,7 @@ def value_of(name: str, overrides: Sequence[str]) -> str | None:
     Raises:
         ConfigError: It is given without a value, or twice.
     """
-    values = [item.partition("=")[2].strip() for item in overrides if bare_name(item) == name and "=" in item]
+    values = [value_text(item).strip() for item in overrides if bare_name(item) == name and "=" in item]
     if len(values) > 1:
         raise ConfigError(f"{name}: it is given {len(values)} times: {', '.join(values)}")
     if not values or values[0] == "null":
@@ -109,3 +114,19 @@ def value_of(name: str, overrides: Sequence[str]) -> str | None:
     if not value:
         raise ConfigError(f"{name}=: there is no value, as with an empty variable of the shell. {name}=null is none")
     return value
+
+
+def allow_only(overrides: Sequence[str], command: str, *others: str) -> None:
+    """Refuse what a command does not take.
+
+    Args:
+        overrides: The command line.
+        command: The key that asks for the command, such as ``sync``.
+        *others: First parts of the config paths that may be given with it.
+
+    Raises:
+        ConfigError: Something else is given.
+    """
+    for item in overrides:
+        if root(item) not in (command, *others):
+            raise ConfigError(f"{item}: with {command}= only {', '.join(others)} can be given")

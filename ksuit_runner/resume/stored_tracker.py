@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.overrides import bare_name, full_name
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.stored_run import read_config_and_text
 from ksuit_runner.security.reveal import reveal
@@ -17,13 +18,13 @@ def tracker_factory(paths: PathProvider, composed: DictConfig, overrides: Sequen
     Raises:
         ConfigError: The stored config is not this user's, and names something that the user does not trust.
     """
-    if not paths.config.is_file() or any(item.startswith("tracker=") for item in overrides):
+    if not paths.config.is_file() or any(full_name(item) == "tracker" for item in overrides):
         return Factory(composed)
     config, text = read_config_and_text(paths)
     stored = config.tracker
     for item in overrides:
-        path = item.lstrip("+").partition("=")[0]
-        if path.startswith("tracker."):
+        path = bare_name(item)
+        if path.startswith("tracker.") and not item.startswith("~"):
             OmegaConf.update(stored, path.removeprefix("tracker."), OmegaConf.select(composed, path), force_add=True)
     trust = trust_in(paths.signature, [text], paths, stored, overrides)
     return Factory(reveal({"tracker": OmegaConf.to_container(stored)}, overrides), trust)

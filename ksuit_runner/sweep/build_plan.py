@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import NO_PART_OF_A_RUN, SWEEP_NODES, compose_config, project_conf, shipped_conf
-from ksuit_runner.config.overrides import bare_name, full_name, parse, root
+from ksuit_runner.config.overrides import bare_name, full_name, parse, root, value_of, value_text
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
@@ -53,7 +53,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     parameters = read_parameters(settings.params, settings.seed)
     fixed = [item for item in fixed if not _is_about_the_sweep(item)]
     jobs = _jobs(fixed, settings, parameters)
-    choice = next((item.partition("=")[2] for item in fixed if item.startswith("sweep=")), None)
+    choice = value_of("sweep", fixed)
     plan = SweepPlan(
         name=values["name"] or choice or "sweep",
         command=command,
@@ -94,14 +94,14 @@ def _resolve_base(config: DictConfig) -> dict[str, Any]:
 
 
 def _is_about_the_sweep(override: str) -> bool:
-    return root(override) in SWEEP_NODES and not override.startswith("sweep=")
+    return root(override) in SWEEP_NODES and full_name(override) != "sweep"
 
 
 def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
     """Return what varies: the parameters of the command line, and those of the YAML that it does not override."""
     given = {bare_name(item) for item in [*swept, *fixed]}
     params = {key: value for key, value in settings.params.items() if bare_name(str(key)) not in given}
-    params |= {full_name(item): item.partition("=")[2] for item in swept}
+    params |= {full_name(item): value_text(item) for item in swept}
     # One run on a launcher is a sweep with one job.
     is_launched = settings.method is Method.GRID and any(bare_name(item) == "launcher" for item in fixed)
     if not params and not is_launched:

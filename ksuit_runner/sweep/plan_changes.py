@@ -10,7 +10,7 @@ from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.differences import is_same
-from ksuit_runner.config.overrides import bare_name, parse, root
+from ksuit_runner.config.overrides import bare_name, parse, root, value_of
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.build_plan import read_yaml
@@ -73,7 +73,7 @@ def refuse_changed_yaml(paths: SweepPaths, plan: SweepPlan) -> None:
     """
     if plan.yaml is None or plan.settings.on_change is OnChange.KEEP:
         return
-    choice = next(item.partition("=")[2] for item in plan.fixed if item.startswith("sweep="))
+    choice = value_of("sweep", plan.fixed)
     now = read_yaml(choice)
     lines = ["its file is gone"] if now is None else _differences(_relevant(plan.yaml), _relevant(now))
     if lines:

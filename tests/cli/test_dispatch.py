@@ -91,3 +91,9 @@ def test_flags_may_stand_anywhere(capsys):
         assert ended.value.code == 0
         printed = capsys.readouterr().out
         assert "seed: 7" in printed and "name: x" in printed
+
+
+@pytest.mark.parametrize("command", ["list=3", "sync=last"])
+def test_a_query_takes_nothing_about_training(command):
+    with pytest.raises(ConfigError, match=f"^\\+optimizer.lr=1: with {command.partition('=')[0]}= only output_dir, tr"):
+        _main([command, "+optimizer.lr=1"])
