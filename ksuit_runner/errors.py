@@ -40,11 +40,11 @@ class ResumeError(KsuitError):
 
 
 class TakenOverError(ResumeError):
-    """Another process has taken this run over, and it is that one's to write."""
+    """Another process has taken this run over and owns its files now."""
 
 
 class AliveError(ResumeError):
-    """A process that is alive is at it."""
+    """A process that is alive holds the run."""
 
 
 class CheckpointError(KsuitError):
@@ -56,7 +56,7 @@ class TrackerError(KsuitError):
 
 
 class LostRunError(TrackerError):
-    """The tracker can be used, but does not have the run, or has it no longer."""
+    """The tracker can be used, but does not have the run, or no longer has it."""
 
 
 class StorageError(KsuitError):
@@ -68,15 +68,15 @@ class StopTraining(Exception):  # a signal, not an error
 
 
 class Interrupted(Exception):  # a signal, not an error
-    """Raised where a run waits for data while it is asked to end: nothing there has to be finished first."""
+    """Raised where a run waits for data when a signal asks it to end: nothing has to be finished first."""
 
 
 @contextmanager
 def files_explained() -> Iterator[None]:
-    """Explain what the file system refuses in a line, where only files of the runner are read and written.
+    """Turn an OSError into a StorageError of one line, where only files of the runner are read and written.
 
     Raises:
-        StorageError: It refused something.
+        StorageError: The file system refused something.
     """
     try:
         yield

@@ -107,7 +107,7 @@ MISTAKES = {
     "launcher": (mistake(lambda config: None, "launcher=joblib"), "launcher: "),
     "text": (lambda few: "model=mlp", "overrides are a list of texts, such as ['model=mlp'], not 'model=mlp'"),
     "override": (lambda few: [*few, "modle=mlp"], "modle=mlp: the config has no 'modle'. Did you mean 'model'?"),
-    "no override": (lambda few: [*few, "model"], "'model' is no override"),
+    "no override": (lambda few: [*few, "model"], "'model' is not an override"),
     "flag": (lambda few: [*few, "--help"], "--help: from Python, -m is the only flag"),
     "other command": (lambda few: ["list=10"], "list=: not for run()"),
     "two at once": (lambda few: ["-m", "resume=last"], "resume=last: it cannot be given together with -m"),

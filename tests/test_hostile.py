@@ -161,7 +161,7 @@ def hostile_configs(canary):
     writes = "ksuit_runner.system.atomic_files.write_text"
     yield in_config("schedule", writes, path=str(canary), text="x"), ("schedule._target_", "cannot be used here")
     for target_value in (["os.system"], 3, "a." * 50_000 + "b", "os", "..os.system", "os.system\n"):
-        yield in_config("model", target_value), ("model._target_", "no dotted name")
+        yield in_config("model", target_value), ("model._target_", "not a dotted name")
     for value in ("${oc.env:PATH}", "${now:%Y}", "${seed}"):
         yield written_line("name", value), ("config.yaml", "'${'")
     yield written_line("name", f"!!python/object/apply:os.system ['{shell}']"), ("config.yaml", "python/object")

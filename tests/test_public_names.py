@@ -48,7 +48,7 @@ def test_every_name_is_listed_once():
     ("override", "message"),
     [
         ("trainer._target_=ksuit_runner.SgdTrainr", "there is no 'SgdTrainr' in 'ksuit_runner'. Did you mean 'SgdTr"),
-        ("trainer._target_=ksuit_runner.CallbackBase", "'ksuit_runner.CallbackBase' is no SgdTrainer"),
+        ("trainer._target_=ksuit_runner.CallbackBase", "'ksuit_runner.CallbackBase' does not derive from SgdTrainer"),
     ],
 )
 def test_a_mistake_in_such_a_name_is_found_before_anything_is_created(override, message):

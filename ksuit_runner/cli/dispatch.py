@@ -1,4 +1,4 @@
-"""The command line. Torch and MLflow are imported when a run really starts, and not before."""
+"""The command line; torch and MLflow are imported only when a run starts."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def _main(arguments: Sequence[str]) -> int:
         return start_sweep(overrides, command_line()).exit_status
     if not others:
         refuse_sweep_settings(overrides)
-    sys.argv[1:] = [*others, *overrides]  # argparse wants flags before the overrides, a person writes them anywhere
+    sys.argv[1:] = [*others, *overrides]  # argparse expects flags before the overrides, users write them anywhere
     return _run_composed(overrides)
 
 
@@ -96,7 +96,7 @@ def _run_composed(overrides: Sequence[str]) -> int:
         has_begun = True
         try:
             results.append(start_composed(config, command_line()))
-        except KsuitError as error:  # Hydra would print more about it than a person needs
+        except KsuitError as error:  # Hydra would print more about it than the user needs
             results.append(error)
 
     register_search_path()

@@ -1,4 +1,4 @@
-"""What ``--help`` says. Hydra's own takes twice the time: it loads every group of the config anew."""
+"""The text of ``--help``. Hydra's own takes twice the time, as it loads every group of the config again."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,21 @@ from omegaconf import OmegaConf
 from ksuit_runner.config.compose import choices, compose_config, groups
 
 _COMMANDS = """\
-ksuit-runner trains a model as the config says, tracks it, and goes on with it after whatever happened.
+ksuit-runner trains a model as the config says, tracks it, and resumes it exactly after whatever happened.
 
   python -m ksuit_runner callbacks=[ema,accuracy]         choose callbacks
   python -m ksuit_runner model=mlp optimizer.lr=3e-4      any group, any value
   python -m ksuit_runner -m seed=0,1,2                    a sweep; or sweep=NAME
-  python -m ksuit_runner resume=RUN_ID                    go on, bit for bit; also fork= and evaluate=
+  python -m ksuit_runner resume=RUN_ID                    resume, bit for bit; also fork= and evaluate=
   python -m ksuit_runner list=10                          the newest runs
   python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
-  python -m ksuit_runner leaderboard=SWEEP_ID             what a sweep has found; resume=SWEEP_ID goes on with it
+  python -m ksuit_runner leaderboard=SWEEP_ID             what a sweep has found; resume=SWEEP_ID resumes it
 
 RUN_ID is a run's id, its first 6 or more characters, its name, or `last`; SWEEP_ID likewise, without `last`.
 """
 _FLAGS = """\
-Any value can be given as PLACE=VALUE, such as trainer.max_epochs=20; a new key as +PLACE=VALUE, and ~PLACE removes one.
---cfg job prints the config and ends; --hydra-help shows the flags of Hydra, which composes the config.
+Any value can be given as PATH=VALUE, such as trainer.max_epochs=20; +PATH=VALUE adds a key, and ~PATH removes one.
+--cfg job prints the config and exits; --hydra-help shows the flags of Hydra, which composes the config.
 """
 
 

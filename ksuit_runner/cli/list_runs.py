@@ -32,7 +32,7 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: The count is no number, or something else was asked for.
+        ConfigError: The count is not a number, or another override is given.
     """
     if not count.isdecimal() and count != "all":
         raise ConfigError(f"list={count}: a number of runs is needed, or all")

@@ -1,4 +1,4 @@
-"""Starting what is asked for, from the command line or from Python: a new run, a stored one, or a sweep."""
+"""Starts what the command line or Python code asks for: a new run, a stored one, or a sweep."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """
     for item in overrides:
         if "=" not in item and not item.startswith("~"):
-            raise ConfigError(f"'{item}' is no override: PLACE=VALUE sets a value, ~PLACE removes one")
+            raise ConfigError(f"'{item}' is not an override: PATH=VALUE sets a value, ~PATH removes one")
     refuse_long_overrides(overrides)
     refuse_lost_overrides(overrides)
 
 
 def start_composed(config: DictConfig, command: str) -> RunOutcome:
-    """Do the run that Hydra has just composed the config of.
+    """Run the config that Hydra has just composed.
 
     Args:
         config: The whole config.
@@ -56,27 +56,27 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
 
 
 def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
-    """Do a new run with a config that was checked; see ``start_composed``."""
+    """Start a new run with a checked config; see ``start_composed``."""
     from ksuit_runner.engine.runner import run
 
     return run(values, Launch(command, list(overrides)))
 
 
 def refuse_launcher(config: DictConfig, name: str | None) -> None:
-    """Refuse a launcher for a run that is no sweep.
+    """Refuse a launcher for a run that is not a sweep.
 
     Args:
         config: The whole config.
         name: What the launcher is called on the command line.
 
     Raises:
-        ConfigError: It would run elsewhere than in this process.
+        ConfigError: It would not run in this process.
     """
     target = OmegaConf.select(config, "launcher._target_")
     if target not in (None, "ksuit_runner.launchers.in_process.InProcessLauncher"):
         raise ConfigError(
             f"{name} is for the runs of a sweep, and this is a single one. "
-            f"To launch it so: -m launcher={name}; to do it here: launcher=in_process",
+            f"To launch it that way: -m launcher={name}; to run it here: launcher=in_process",
             path="launcher",
         )
 
@@ -108,7 +108,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
 
 
 def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
-    """Do a sweep.
+    """Run a sweep.
 
     Raises:
         KsuitError: It could not be started; then nothing was trained.

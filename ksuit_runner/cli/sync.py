@@ -1,4 +1,4 @@
-"""Telling the tracker afterwards what it does not know of a run: ``sync=RUN_ID``."""
+"""Sends the tracker afterwards what it is missing of a run: ``sync=RUN_ID``."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _TAKES = ("output_dir", "tracker", "trust", "register_anew")
 
 
 def sync(query: str, overrides: Sequence[str]) -> int:
-    """Register a run if it is not, and send what is left: metrics, files and checkpoints, and how it ended.
+    """Register a run if needed, and send what is missing: metrics, files and checkpoints, and how it ended.
 
     Args:
         query: The run's id, the first 6 or more characters of it, its name, or ``last``.
@@ -48,7 +48,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
             tracker.attach_run(run_id)
             sent = send_all(tracker, paths)
         except (TrackerError, OSError) as error:
-            again = f"What is not sent yet is kept; to try again: {sync_command(run_id, outputs.output_dir)}"
+            again = f"What is not sent yet stays stored; to try again: {sync_command(run_id, outputs.output_dir)}"
             raise TrackerError(f"{error}\n{again}") from error
     make_console().print(sent, soft_wrap=True)
     return 0

@@ -1,1 +1,1 @@
-"""From YAML to objects: composing a config, what stands where in it, and building what it names."""
+"""From YAML to objects: composes a config, checks it, and builds the objects that it describes."""

@@ -1,4 +1,4 @@
-"""Composing a run's config with Hydra: where YAML files are found, and mistakes said in the user's words."""
+"""Composes a run's config with Hydra, and explains Hydra's errors in the user's words."""
 
 import copy
 import os
@@ -26,16 +26,16 @@ from ksuit_runner.system.untrusted_files import SIZE_LIMIT
 
 CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
-"""What Hydra raises for a user's mistake; ``explain`` says it in the user's words."""
+"""What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
 _LOCATIONS = ("output_dir", "tracker", "trust")
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
-"""Places of the config that are about a sweep and not about its runs."""
+"""Keys at the top of the config that are about a sweep and not about its runs."""
 ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
-"""What refers to Hydra, and stands for something in the config that Hydra has composed last only."""
-NO_PART_OF_A_RUN = (*SWEEP_NODES, "trust")
-"""Places of the config that are not stored with a run."""
+"""An interpolation of Hydra's own config, which resolves only in the config that Hydra composed last."""
+NOT_STORED = (*SWEEP_NODES, "trust")
+"""Keys at the top of the config that are not stored with a run."""
 
 
 def shipped_conf() -> Path:
@@ -60,7 +60,7 @@ class ProjectConf(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Make Hydra know the project's own folder.
+    """Register the project's own ``conf`` folder with Hydra.
 
     Raises:
         ConfigError: A YAML file is so large that reading it would take minutes.
@@ -87,12 +87,12 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             return _without_hydra(compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True))
-    except Exception as error:  # nothing but Hydra runs here, and it does not wrap all that its parser raises
+    except Exception as error:  # only Hydra runs here, and it does not wrap everything that its parser raises
         raise explain(error, overrides) from None
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    """Take Hydra's own node out of a config, in which ``${hydra:...}`` means from now on what it does in a run."""
+    """Remove Hydra's own node from a config; ``${hydra:...}`` resolves from now on as it does in a run."""
     with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
         config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
     HydraConfig.instance().set_config(config)
@@ -109,7 +109,7 @@ def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | No
         overrides: What is to be set, added or removed.
 
     Returns:
-        The config; None where it takes Hydra itself, for groups, and to explain a mistake.
+        The config; None where Hydra itself is needed, for groups or to explain a mistake.
     """
     try:
         return set_values(config, [parse(item) for item in overrides])
@@ -122,7 +122,7 @@ def set_values(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
 
     Raises:
         ConfigError: An override chooses from a group, or has several values.
-        HydraException: The config does not have what is to be changed or removed, or has what is to be added.
+        HydraException: What is to be changed or removed does not exist, or what is to be added does.
     """
     for item in overrides:
         if chooses_group(item) or item.is_sweep_override():
@@ -139,7 +139,7 @@ def chooses_group(override: Override) -> bool:
 
 
 def compose_locations(overrides: Sequence[str]) -> DictConfig:
-    """Compose only what says where runs are, their folder and their tracker, by the overrides that are about that.
+    """Compose only what says where runs are, the output folder and the tracker, from the overrides that concern it.
 
     Raises:
         ConfigError: One of them has no meaning.
@@ -154,12 +154,12 @@ def _compose_locations(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def forget_locations() -> None:
-    """Have ``compose_locations`` read the YAML files anew: in a long process they may have changed."""
+    """Have ``compose_locations`` read the YAML files again: in a long process they may have changed."""
     _compose_locations.cache_clear()
 
 
 def output_dir_of(overrides: Sequence[str]) -> str:
-    """Return the output folder that a command line means; Hydra has to compose only if it does not name one itself.
+    """Return the output folder of a command line; Hydra composes only if the command line does not name one.
 
     Raises:
         ConfigError: An override has no meaning.
@@ -184,9 +184,9 @@ def refuse_long_overrides(overrides: Sequence[str]) -> None:
 
 
 def without_sweep(config: DictConfig) -> DictConfig:
-    """Return the config of a run: what says how a sweep's runs are made and launched is no part of it."""
+    """Return the config of a run, without what says how a sweep's runs are made and launched."""
     with open_dict(config):
-        for name in NO_PART_OF_A_RUN:
+        for name in NOT_STORED:
             config.pop(name, None)
     return config
 
@@ -200,7 +200,7 @@ def refuse_lost_overrides(overrides: Sequence[str]) -> None:
     names = [full_name(item) for item in overrides]
     for group in groups():
         if group in names and f"+{group}" in names:
-            raise ConfigError(f"{group}: it is given twice, as {group}= and +{group}=. Put both into one list")
+            raise ConfigError(f"{group}: given twice, as {group}= and +{group}=. Put both into one list")
 
 
 def choices(group: str) -> list[str]:
@@ -216,7 +216,7 @@ def groups() -> list[str]:
 
 
 def explain(error: Exception, overrides: Sequence[str], config: DictConfig | None = None) -> ConfigError:
-    """Say in the user's words what Hydra could not do, with the nearest valid name.
+    """Explain an error of Hydra in the user's words, with the nearest valid name.
 
     Args:
         error: What Hydra raised.
@@ -262,7 +262,7 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
         config = _groups_chosen([item for item in overrides if item != given])
     node = OmegaConf.select(config, parent) if parent else config
     if not isinstance(node, DictConfig | None):
-        return ConfigError(f"{given}: '{parent}' is a value that has no keys")
+        return ConfigError(f"{given}: '{parent}' is a value and has no keys")
     where = f"'{parent}' has" if parent else "the config has"
     how = f"To add a new key, write +{given}"
     if bare_name(given) in groups():
@@ -271,7 +271,7 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
 
 
 def _groups_chosen(overrides: Sequence[str]) -> DictConfig:
-    """Return the config that the choices of groups among some overrides make, an empty one if they make none."""
+    """Return the config that the group choices among some overrides compose, an empty one if they do not compose."""
     with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
         try:
             return compose(CONFIG_NAME, overrides=[item for item in overrides if "." not in bare_name(item)])

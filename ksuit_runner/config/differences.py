@@ -1,10 +1,10 @@
-"""How two configs differ, as plain values, and putting what differs into a third one."""
+"""The differences of two configs, as plain values, and their transfer into a third one."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 REMOVED: Any = object()
-"""Stands for the new value of what is not there any more."""
+"""Stands for the new value of a key that was removed."""
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -27,7 +27,7 @@ def differences(old: Mapping[Any, Any], new: Mapping[Any, Any], prefix: str = ""
 
 
 def put_differences(target: dict[Any, Any], old: Mapping[Any, Any], new: Mapping[Any, Any]) -> None:
-    """Change a config where two others differ, to what the newer one has there; all else in it stays."""
+    """Change a config where two others differ, to the newer value; everything else in it stays."""
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key, REMOVED), new.get(key, REMOVED)
         if isinstance(before, dict) and isinstance(after, dict) and isinstance(target.get(key), dict):

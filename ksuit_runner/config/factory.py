@@ -37,7 +37,7 @@ Built = TypeVar("Built")
 
 
 class OnDemand(NamedTuple):
-    """A collaborator that is worked out only for an object that asks for it."""
+    """A collaborator that is created only for an object that asks for it."""
 
     get: Callable[[], Any]
 
@@ -84,10 +84,10 @@ class Factory:
             error.locate(path)
             raise
         except SystemExit as error:
-            raise _ends_the_process(path, error) from error
+            raise _called_exit(path, error) from error
         if not isinstance(built, kind):
             raise ConfigError(
-                f"it builds a {type(built).__name__}, which is no {kind.__name__}", path=f"{path}._target_"
+                f"it builds a {type(built).__name__} instead of a {kind.__name__}", path=f"{path}._target_"
             )
         return built
 
@@ -131,7 +131,7 @@ class Factory:
         """
         node = self._node(path)
         if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError("a `_target_` is needed", path=path)
+            raise ConfigError("an object with a _target_ is needed", path=path)
         for below, name in targets_in(path, node):
             made = _locate(below, name, self._trust)
             _check(below, name, made, kind if below == path else None, self._trust)
@@ -201,7 +201,7 @@ def _build(path: str, value: Any) -> Any:
         error.locate(path)
         raise
     except SystemExit as error:
-        raise _ends_the_process(path, error) from error
+        raise _called_exit(path, error) from error
     except Exception as error:
         raise ConfigError(_what_was_raised(error), path=path) from error
 
@@ -219,7 +219,7 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
     except HydraException as error:
         raise ConfigError(_reason(error), path=path) from error
     except SystemExit as error:
-        raise _ends_the_process(path, error) from error
+        raise _called_exit(path, error) from error
 
 
 @cache
@@ -239,11 +239,11 @@ def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | No
         if trust is not None:
             trust.check_definition(path, name, module, file)
             if module.startswith("ksuit_runner.") and spec_at(path) is None and not _may_be_nested(made):
-                raise ConfigError(f"'{name}' is nothing that a config builds")
+                raise ConfigError(f"'{name}' is not a class that a config builds")
         if kind is not None and isinstance(made, type) and not issubclass(made, kind):
-            raise ConfigError(f"{made.__qualname__} is no {kind.__name__}")
+            raise ConfigError(f"{made.__qualname__} does not derive from {kind.__name__}")
         if spec_at(path) is DATASETS and not _is_dataset(made):
-            raise ConfigError(f"{made.__qualname__} is no dataset: it has no __len__ and __getitem__")
+            raise ConfigError(f"{made.__qualname__} is not a dataset: it has no __len__ and __getitem__")
     except ConfigError as error:
         error.locate(f"{path}._target_")
         raise
@@ -254,7 +254,7 @@ def _is_dataset(made: type) -> bool:
 
 
 def _may_be_nested(made: Any) -> bool:
-    """Whether a shipped class is of a kind that configs are made of: others open files and the like."""
+    """Whether a shipped class is one that configs nest; others open files and the like."""
     ancestors = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
     kinds = {spec.kind for spec in OBJECT_SPECS.values()}
     return not ancestors.isdisjoint(kinds) or (isinstance(made, type) and _is_dataset(made))
@@ -264,7 +264,7 @@ def _value(collaborator: Any) -> Any:
     return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
 
 
-def _ends_the_process(path: str, error: SystemExit) -> ConfigError:
+def _called_exit(path: str, error: SystemExit) -> ConfigError:
     return ConfigError(f"it calls sys.exit({error.code!r}) instead of being built", path=path)
 
 
@@ -274,7 +274,7 @@ def _reason(error: Exception) -> str:
 
 
 def _what_was_raised(error: Exception) -> str:
-    """Say what a constructor raised and where in the user's own code, the rest of which is of no use to them."""
+    """Say what a constructor raised, and where in the user's own code: other frames would not help."""
     lines = str(error).splitlines()[:_MOST_LINES]
     text = f"{type(error).__name__}: " + "\n".join(lines) if lines else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]

@@ -1,4 +1,4 @@
-"""Values and names as the overrides of a command line have them."""
+"""Overrides of a command line: their names and values, parsed and written."""
 
 import re
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ _KEY = re.compile(r"[\w./$%*@?|+ ()\[\]{}:=,\\\t-]+", re.ASCII)
 
 
 def to_text(value: Any) -> str:
-    """Return a value as an override has it: what Hydra's parser makes of the text is the value, of the same type.
+    """Return a value as the text of an override, which Hydra's parser turns into the same value of the same type.
 
     Args:
         value: None, a bool, number or text, or a list or mapping of such.
 
     Raises:
-        ConfigError: The value is of a kind that no override can have, or a key of a mapping cannot be written in one.
+        ConfigError: An override cannot have a value of this type, or cannot express a key of the mapping.
     """
     if value is None:
         return "null"
@@ -41,7 +41,7 @@ def to_text(value: Any) -> str:
 
 
 def _key_text(key: Any) -> str:
-    """Return a key of a mapping, which Hydra takes no quotes around: its special characters are escaped instead."""
+    """Return a key of a mapping with special characters escaped, as Hydra does not accept quotes around keys."""
     if not isinstance(key, str):
         return to_text(key)
     if not _KEY.fullmatch(key) or _is_other_value(key):
@@ -68,19 +68,19 @@ def parse(override: str) -> Override:
     """
     try:
         return OverridesParser.create().parse_override(override)
-    except (HydraException, ValueError, RecursionError) as error:  # not all that its parser raises is its own
+    except (HydraException, ValueError, RecursionError) as error:  # its parser also raises errors that are not its own
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{override[:200]}: {lines[0][:200] if lines else 'it cannot be read'}") from None
 
 
 def shell_word(text: str) -> str:
-    """Return a text as one word of a shell's command line, with the quotes that are easiest to read."""
+    """Return a text quoted as one word of a shell's command line, with the quotes that are easiest to read."""
     in_double_quotes = "'" in text and not set(text) & set('"$`\\!')
     return f'"{text}"' if in_double_quotes else quote(text)
 
 
 def full_name(override: str) -> str:
-    """Return what an override is about, with its ``+`` or ``~``."""
+    """Return the key of an override, with its ``+`` or ``~``."""
     return override.partition("=")[0]
 
 
@@ -90,7 +90,7 @@ def value_text(override: str) -> str:
 
 
 def bare_name(override: str) -> str:
-    """Return what an override is about: its config path, or its group."""
+    """Return the key of an override: its config path, or its group."""
     return full_name(override).lstrip("+~").partition("@")[0]
 
 
@@ -107,12 +107,14 @@ def value_of(name: str, overrides: Sequence[str]) -> str | None:
     """
     values = [value_text(item).strip() for item in overrides if bare_name(item) == name and "=" in item]
     if len(values) > 1:
-        raise ConfigError(f"{name}: it is given {len(values)} times: {', '.join(values)}")
+        raise ConfigError(f"{name}: given {len(values)} times: {', '.join(values)}")
     if not values or values[0] == "null":
         return None
     value = re.sub(r"""^(['"])(.*)\1$""", r"\2", values[0])
     if not value:
-        raise ConfigError(f"{name}=: there is no value, as with an empty variable of the shell. {name}=null is none")
+        raise ConfigError(
+            f"{name}=: the value is empty, as with an unset variable of the shell. For none, write {name}=null"
+        )
     return value
 
 

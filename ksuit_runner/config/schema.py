@@ -1,6 +1,6 @@
 """The config paths that hold objects, what the runner injects at each, and the rule for argument names.
 
-Both the check before a run and the factory that builds the objects go by what stands here.
+Both the check before a run and the factory that builds the objects use these rules.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,10 +10,10 @@ from typing import Any
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 UNKNOWN: Any = object()
-"""Default of a parameter that has a default which is not a plain value."""
+"""Default of a parameter whose default is not a plain value."""
 
 SPECIAL_KEYS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
-"""Keys of an object's node that are no arguments."""
+"""Keys of an object's node that are not arguments."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ObjectSpec:
         kind: Dotted name of the class that it has to derive from, where that class is defined; None for any class.
         injects: Key of INJECTED.
         functions: Whether a function may stand for the class.
-        optional: Whether it may be null or left out.
+        optional: Whether it may be null or missing.
     """
 
     kind: str | None
@@ -83,7 +83,7 @@ VALUES: dict[str, str] = {
 """Key at the top of the config that holds a plain value -> what fits there."""
 
 LATER_VALUES: dict[str, str] = {"register_anew": "bool"}
-"""The same of keys that configs may lack, as those that earlier versions have stored do."""
+"""The same for keys that may be missing, as in configs that earlier versions stored."""
 
 INJECTED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset(

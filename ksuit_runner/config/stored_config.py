@@ -1,4 +1,4 @@
-"""A stored config as data: plain YAML, stored with everything resolved, that stands for what it says alone."""
+"""Stored configs: plain YAML with everything resolved, read without references, variables or Python objects."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _WORDS = frozenset({"y", "yes", "n", "no", "on", "off", "true", "false", "null",
 
 
 class _Dumper(_SafeDumper):  # type: ignore[misc]
-    """Writes a repeated part as often as it comes, and no text as something that reads as a number or a word."""
+    """Repeats a shared part instead of referring to it, and quotes text that would read as a number or a keyword."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -33,7 +33,7 @@ _Dumper.add_representer(str, _Dumper._text)
 
 
 def format_config(config: Mapping[str, Any]) -> str:
-    """Return a resolved config as YAML text: what ``parse_config`` reads. Five times as fast as OmegaConf's own way."""
+    """Return a resolved config as YAML text, which ``parse_config`` reads; five times as fast as OmegaConf."""
     text: str = yaml.dump(dict(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
     return text
 
@@ -42,10 +42,10 @@ def parse_config(text: str) -> DictConfig:
     """Return the config that a YAML text holds.
 
     Args:
-        text: What ``stored_run.store`` wrote, or what somebody made of it.
+        text: What ``stored_run.store`` wrote, possibly changed by others since.
 
     Raises:
-        UnsafeFileError: It is broken, too deep or no mapping, refers to other places, to variables or to Python
+        UnsafeFileError: It is broken, too deep or not a mapping, refers to other paths, to variables or to Python
             objects, or repeats a part of itself.
     """
     try:
@@ -54,7 +54,7 @@ def parse_config(text: str) -> DictConfig:
         values = OmegaConf.to_container(config)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnsafeFileError(f"is no config that can be read ({reason[:200]})") from None
+        raise UnsafeFileError(f"is not a readable config ({reason[:200]})") from None
     assert isinstance(config, DictConfig) and isinstance(values, dict)
     try:
         check_values(values)
@@ -64,7 +64,7 @@ def parse_config(text: str) -> DictConfig:
 
 
 def _check_events(text: str) -> None:
-    """Refuse what no stored config has, before anything is built of it: a few lines of YAML can stand for terabytes."""
+    """Refuse what no stored config has before anything is built: a few lines of YAML can expand to terabytes."""
     depth, root = 0, None
     for event in yaml.parse(text, Loader=_Loader):
         root = root or (event if isinstance(event, yaml.NodeEvent) else None)
@@ -76,4 +76,4 @@ def _check_events(text: str) -> None:
         if depth > DEEPEST:
             raise UnsafeFileError(f"is nested more than {DEEPEST} levels deep")
     if not isinstance(root, yaml.MappingStartEvent):
-        raise UnsafeFileError("is no mapping")
+        raise UnsafeFileError("is not a mapping")

@@ -1,4 +1,4 @@
-"""What a ``_target_`` may name, for every config, whether it was just composed or comes back from a tracking server.
+"""What a ``_target_`` may name, in a config that was just composed as in one that comes from a tracking server.
 
 Classes of installed packages and of the project's own code. Nothing of Python's standard library and nothing of Hydra,
 which could call anything. A function only where a config path allows one, and only one of ksuit_runner or of the
@@ -25,9 +25,9 @@ _REFUSED = {
 }
 _LONGEST = 300
 DEEPEST = 50
-"""How many levels of a config may be nested in each other."""
+"""How many levels of a config may be nested."""
 TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
-"""Where a class may be defined that any config names: to build one of these opens no file and starts no program."""
+"""Modules whose classes any config may name: building one of them opens no file and starts no program."""
 _SHIPPED = (Path(ksuit_runner.__file__).resolve().parent, shipped(NAME))
 _WRITTEN = ("runs", "sweeps", ".fetching")
 
@@ -41,18 +41,18 @@ def targets_in(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
         depth: How deep it is nested.
 
     Raises:
-        ConfigError: It is nested too deep, or a text in it would be resolved once more and change then.
+        ConfigError: It is nested too deep, or a text in it would be resolved again, and change.
     """
     if depth > DEEPEST:
         raise ConfigError(f"more than {DEEPEST} levels are nested here", path=_short(path))
     if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{_short(value)} is still to be resolved; a value may not hold '${{'", path=path)
+        raise ConfigError(f"{_short(value)} is not resolved; a value must not contain '${{'", path=path)
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield path, value["_target_"]
         for key, item in value.items():
             if "${" in str(key):
-                raise ConfigError("a key may not hold '${'", path=path)
+                raise ConfigError("a key must not contain '${'", path=path)
             yield from targets_in(f"{path}.{key}", item, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -60,14 +60,14 @@ def targets_in(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
 
 
 def check_values(values: Mapping[Any, Any]) -> None:
-    """Check that a whole config is flat enough, and that no text in it would be resolved once more.
+    """Check that a whole config is not nested too deep, and that no text in it would be resolved again.
 
     Raises:
-        ConfigError: It is not so.
+        ConfigError: One of these does not hold.
     """
     for path, value in values.items():
         if "${" in str(path):
-            raise ConfigError("a key may not hold '${'", path=_short(path))
+            raise ConfigError("a key must not contain '${'", path=_short(path))
         for _ in targets_in(str(path), value):
             pass
 
@@ -76,13 +76,13 @@ def check_name(target: Any) -> str:
     """Return a target's dotted name if nothing in it is refused, before anything of it is imported.
 
     Raises:
-        ConfigError: It is no dotted name, reaches into Python's own attributes, or belongs to the standard library or
-            to Hydra.
+        ConfigError: It is not a dotted name, reaches into Python's own attributes, or belongs to the standard library
+            or to Hydra.
     """
     if not isinstance(target, str) or len(target) > _LONGEST or not _is_dotted(target):
-        raise ConfigError(f"{_short(target)} is no dotted name like package.module.Class")
+        raise ConfigError(f"{_short(target)} is not a dotted name like package.module.Class")
     if hidden := next((part for part in target.split(".") if part.startswith("__")), None):
-        raise ConfigError(f"'{target}' reaches into '{hidden}'; only a class of a module may stand here")
+        raise ConfigError(f"'{target}' reaches into '{hidden}'; write a class of a module")
     check_module(target, target)
     return target
 
@@ -100,11 +100,13 @@ def check_module(target: str, module: str) -> None:
     owner = _REFUSED.get(module.partition(".")[0])
     if owner is not None:
         name = f"'{target}'" if module == target else f"'{target}', defined in '{module}',"
-        raise ConfigError(f"{name} belongs to {owner}; only the project's classes and those of packages may stand here")
+        raise ConfigError(
+            f"{name} belongs to {owner}; only the project's classes and those of packages are accepted here"
+        )
 
 
 def check_function(target: str, is_allowed: bool, module: str, file: str | None) -> None:
-    """Check a target that is no class.
+    """Check a target that is not a class.
 
     Args:
         target: Its name in the config.
@@ -116,10 +118,10 @@ def check_function(target: str, is_allowed: bool, module: str, file: str | None)
         ConfigError: A function may not stand there, or not this one.
     """
     if not is_allowed:
-        raise ConfigError(f"'{target}' is a function; only a class may stand here")
+        raise ConfigError(f"'{target}' is a function; only a class is accepted here")
     if module.partition(".")[0] != "ksuit_runner" and not _is_own(file):
         raise ConfigError(
-            f"'{target}' is a function of a package; only those of ksuit_runner and of the project may stand here"
+            f"'{target}' is a function of a package; only those of ksuit_runner and of the project are accepted here"
         )
 
 
@@ -148,7 +150,7 @@ class Trust:
             target: Its target.
 
         Raises:
-            ConfigError: It is neither shipped nor the project's own, and nobody trusts it.
+            ConfigError: It is neither shipped nor the project's own, and the user does not trust it.
         """
         top = target.partition(".")[0]
         if self._is_changed(path) or any(top == entry.partition(".")[0] for entry in (*TRUSTED, *self.packages)):
@@ -171,7 +173,7 @@ class Trust:
             file: File of that module.
 
         Raises:
-            ConfigError: That is neither shipped nor the project's own, and nobody trusts it.
+            ConfigError: That is neither shipped nor the project's own, and the user does not trust it.
         """
         entries = (*TRUSTED, *self.packages)
         is_listed = any(module == entry or module.startswith(f"{entry}.") for entry in entries)
@@ -189,7 +191,7 @@ class Trust:
         path, project, outputs = Path(file).resolve(), Path.cwd().resolve(), self.outputs.resolve()
         if any(path.is_relative_to(folder) for folder in _SHIPPED):
             return True
-        # Where the output folder is the project's, or around it, runs are all that is kept apart.
+        # Where the output folder is the project's or contains it, only the runs are excluded.
         apart = [outputs] if not project.is_relative_to(outputs) else [outputs / name for name in _WRITTEN]
         return _is_own(file) and not any(path.is_relative_to(folder) for folder in apart)
 
@@ -197,7 +199,7 @@ class Trust:
     def _refusal(target: str, module: str) -> ConfigError:
         package = module.partition(".")[0]
         return ConfigError(
-            f"'{target}' is of the package '{package}', and this config was not made by you on this machine. "
+            f"'{target}' is from the package '{package}', and this config was not made by you on this machine. "
             f"If you trust what it says: trust=[{package}]"
         )
 

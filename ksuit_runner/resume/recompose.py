@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.compose import (
     MISTAKES,
-    NO_PART_OF_A_RUN,
+    NOT_STORED,
     chooses_group,
     compose_config,
     explain,
@@ -81,4 +81,4 @@ def _choose(tree: dict[Any, Any], chosen: Sequence[Override], for_hydra: Sequenc
 def _plain(config: DictConfig) -> dict[Any, Any]:
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
-    return {key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN}
+    return {key: value for key, value in values.items() if key not in NOT_STORED}

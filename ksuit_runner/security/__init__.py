@@ -1,1 +1,1 @@
-"""What is not shown and what is not trusted: passwords, and configs that others may have made."""
+"""Masking of passwords, and limits for configs that others may have made."""

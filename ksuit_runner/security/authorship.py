@@ -1,7 +1,7 @@
-"""Which stored texts this user has made on this machine: told by a keyed signature beside them.
+"""Keyed signatures that tell which stored texts this user has made on this machine.
 
-The signature is a list of codes, a line each, of every text that was stored; one is added before its text is, so that
-no crash leaves a text without its code. It gives nothing away and may be uploaded with the run.
+A signature file, beside the texts, has a line with a code for every text that was stored. The code is added before its
+text, so that no crash leaves a text without one. It reveals nothing and may be uploaded with the run.
 """
 
 import hmac
@@ -24,7 +24,7 @@ _SIZE_LIMIT = 100_000_000  # a sweep has a code for every job
 
 
 def sign(signature: Path, *texts: str) -> None:
-    """Add texts that are about to be stored to those that this user has made; without a place for a key, none are.
+    """Sign texts that are about to be stored; nothing is signed where no key can be stored.
 
     Args:
         signature: File of the codes, beside the texts.

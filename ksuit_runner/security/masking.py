@@ -1,6 +1,6 @@
-"""Passwords and tokens in addresses, overrides and settings: never printed, stored or recorded, and asked for again.
+"""Masks passwords and tokens in addresses, overrides and settings, which are never printed, stored or recorded.
 
-What is stored has ``***`` instead. A run that goes on gets the real ones from where the user keeps them.
+What is stored has ``***`` instead. A resumed run gets the real ones from where the user keeps them.
 """
 
 import re
@@ -32,7 +32,7 @@ def mask_addresses(text: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """Mask passwords and tokens in a text that a person reads: addresses, ``password=...`` and the like."""
+    """Mask passwords and tokens in a text that the user reads: addresses, ``password=...`` and the like."""
     return _SETTING.sub(rf"\g<1>\g<2>{MASK}", mask_addresses(text))
 
 

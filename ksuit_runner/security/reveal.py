@@ -1,4 +1,4 @@
-"""The passwords and tokens of a stored config, which are not stored: said again, or found where the user has them."""
+"""Restores the passwords and tokens of a stored config: given again, or found in the user's config or environment."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ def reveal(config: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, 
     """Return a stored config with its passwords and tokens.
 
     The tracking URI is the one of the user's own config or of the environment, if that is the same but for the
-    password; else the password comes from the environment. All others have to be given anew.
+    password; else the password comes from the environment. All others have to be given again.
 
     Args:
         config: The config as plain values, with what the command line says.
         overrides: Overrides of the command line.
 
     Raises:
-        ConfigError: One is known nowhere; says how to give it.
+        ConfigError: One is not found; says how to give it.
     """
     if not any(masked_values(config)):
         return config

@@ -1,4 +1,4 @@
-"""How far a stored config is trusted: wholly if this user has made it on this machine, else within limits."""
+"""The trust in a stored config: full if this user has made it on this machine, else within limits."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -29,14 +29,14 @@ def trust_in(
 
     Args:
         signature: Their signature.
-        texts: The texts, as they were read: what is read again could be another one.
+        texts: The texts, as they were read: a second read could give another one.
         paths: The output folder.
         tracker: The tracker's node, with what the command line says about it.
         overrides: Overrides of the command line.
-        changes: Places of the config that the command line has changed: what stands there is the user's own.
+        changes: Config paths that the command line has changed, whose values are the user's own.
 
     Raises:
-        ConfigError: The texts are not the user's and name a place for records that the user does not.
+        ConfigError: The texts are not the user's, and name a tracking store that the user does not.
     """
     return None if is_signed(signature, texts) else limits(paths, tracker, overrides, changes)
 
@@ -50,7 +50,7 @@ def limits(
     packages = list(packages) if isinstance(packages, ListConfig) else packages
     if problem := mismatch(packages, "list[str]"):
         raise ConfigError(problem, path="trust")
-    for key in ("uri", "artifact_root"):  # what is recorded, and the user's password, would go there
+    for key in ("uri", "artifact_root"):  # records, and the user's password, would be sent there
         known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))
         if tracker.get(key) not in (None, *known, *map(mask_addresses, filter(None, known))):
             raise ConfigError(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
-from ksuit_runner.config.compose import NO_PART_OF_A_RUN, SWEEP_NODES, compose_config, project_conf, shipped_conf
+from ksuit_runner.config.compose import NOT_STORED, SWEEP_NODES, compose_config, project_conf, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, value_of, value_text
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.job_config import JobComposer, as_job
@@ -60,7 +60,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
         fixed=fixed,
         settings=settings,
         launcher=values["launcher"],
-        base={key: value for key, value in values.items() if key not in NO_PART_OF_A_RUN},
+        base={key: value for key, value in values.items() if key not in NOT_STORED},
         objective=values["objective"],
         yaml=read_yaml(choice),
         job_count=None if settings.method is Method.TPE else len(jobs),

@@ -1,4 +1,4 @@
-"""Command lines: the one that started this process, and those that are printed for the user to type."""
+"""Command lines: the one that started this process, and those that are printed for the user."""
 
 import shlex
 import sys
@@ -13,7 +13,7 @@ DEFAULT_OUTPUT_DIR = "outputs"
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return the command that started this process, quoted so that a shell takes it back, with passwords masked.
+    """Return the command that started this process, quoted for a shell, with passwords masked.
 
     Args:
         argv: The arguments, by default those of the process; the first one is the program.
@@ -31,13 +31,13 @@ def resume_command(run_id: str, output_dir: Path | None = None) -> str:
 
     Args:
         run_id: Id of the run.
-        output_dir: Where the run is, to be said if it is not where the command looks first.
+        output_dir: Where the run is; it is part of the command unless it is the default.
     """
     return _command("resume", run_id, output_dir)
 
 
 def sync_command(run_id: str, output_dir: Path | None = None) -> str:
-    """Return the command that tells the tracker what it does not know of a run yet; see ``resume_command``."""
+    """Return the command that sends the tracker what it is missing of a run; see ``resume_command``."""
     return _command("sync", run_id, output_dir)
 
 

@@ -1,4 +1,4 @@
-"""Standard output and error that never raise: a reader that leaves, or a full disk, ends no training."""
+"""Standard output and error that never raise, so that a closed pipe or a full disk ends no training."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from typing import Any, TextIO
 
 
 class LastingStream:
-    """A text stream that leaves out what the one below it does not take, instead of raising an error.
+    """A text stream that drops what the underlying one does not accept, instead of raising an error.
 
-    What is left out is lost (the reader of a pipe is gone, the terminal was closed, the disk is full); what comes later
-    is tried again. Characters that the encoding does not have are escaped.
+    What is dropped is lost (the reader of a pipe is gone, the terminal was closed, the disk is full); later text is
+    tried again. Characters that the encoding does not have are escaped.
 
     Args:
         stream: The stream that is written to; all else is looked up there.
@@ -21,7 +21,7 @@ class LastingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text and return its length, whether or not it was taken."""
+        """Write a text and return its length, whether or not it was accepted."""
         with suppress(OSError, ValueError):  # ValueError: the stream was closed
             try:
                 self._stream.write(text)
@@ -36,7 +36,7 @@ class LastingStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Pass on what is buffered, as far as it is taken."""
+        """Flush what is buffered, as far as it is accepted."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -45,10 +45,10 @@ class LastingStream:
 
 
 def secure_output() -> None:
-    """Have this process write to standard output and error through streams that last; to none where there is none.
+    """Make standard output and error of this process streams that never raise, also where they are closed.
 
-    A descriptor that was closed (``>&-``) is taken by ``os.devnull``, so that no file of a run gets its number: what a
-    library or a child process prints would be written into that file.
+    A descriptor that was closed (``>&-``) is replaced by ``os.devnull``, so that no file of a run gets its number: what
+    a library or a child process prints would be written into that file.
     """
     for number in (0, 1, 2):
         try:

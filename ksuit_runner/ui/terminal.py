@@ -1,4 +1,4 @@
-"""What a person sees of a run, besides its progress bar: its start, its end, its log and its errors."""
+"""The terminal output of a run besides its progress bar: its start, its end, its log and its errors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL"
 
 
 def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is no terminal.
+    """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is not a terminal.
 
-    A file has no width, so there no line is broken or cut. What cannot be written is left out, see ``LastingStream``.
+    A file has no width, so there no line is broken or cut. What cannot be written is dropped, see ``LastingStream``.
     """
     stream: Any = file or (sys.stderr if stderr else sys.stdout)
     if stream is not None and not isinstance(stream, LastingStream):
@@ -45,7 +45,7 @@ def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
 
 
 def run_console() -> Console:
-    """Return the console that the run's log goes to: a progress bar drawn on it gets on with the log's lines."""
+    """Return the console that the run's log goes to: log lines do not tear a progress bar drawn on it."""
     handlers = logging.getLogger("ksuit_runner").handlers
     return next((handler.console for handler in handlers if isinstance(handler, _ConsoleHandler)), make_console())
 
@@ -56,7 +56,7 @@ def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.L
 
     Args:
         log_path: File to append to, each line with its time; None for no file.
-        console: Where a person reads along; lines come out above a progress bar that this console shows.
+        console: Where the user follows the run; lines appear above a progress bar of this console.
 
     Yields:
         The logger.
@@ -78,20 +78,20 @@ def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.L
 
 
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
-    """Print which run begins, where it is tracked and where its files are."""
+    """Print which run starts, where it is tracked and where its files are."""
     print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
 
 
 def print_end(
     console: Console, summary: Mapping[str, Summary], run_dir: Path, resume_command: str | None, status: str
 ) -> None:
-    """Print how a run ended: its metrics as a table, its folder, and the command that goes on with it.
+    """Print how a run ended: its metrics as a table, its folder, and the command that resumes it.
 
     Args:
         console: Where to print.
         summary: Metrics by key, in the order of the table's rows.
         run_dir: Folder of the run.
-        resume_command: Command that goes on with the run, if one can.
+        resume_command: Command that resumes the run, if it can be resumed.
         status: FINISHED, FAILED or KILLED.
     """
     if summary:
@@ -106,13 +106,13 @@ def print_end(
 def print_table(
     console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], status_column: int | None = None
 ) -> None:
-    """Print a table of text; columns of numbers are set to the right.
+    """Print a table of text; columns of numbers are right-aligned.
 
     Args:
         console: Where to print.
         heads: Heads of the columns.
         rows: Cells, row by row.
-        status_column: Column whose cells have a colour of their own.
+        status_column: Column whose cells are coloured by status.
     """
     numeric = [index for index in range(len(heads)) if rows and all(_is_number(row[index]) for row in rows)]
     table = _table(console, *heads, numeric=numeric)
@@ -129,7 +129,7 @@ def _is_number(text: str) -> bool:
 
 
 def print_error(console: Console, error: KsuitError) -> None:
-    """Print an error that the user can mend: a red ``error:`` and its message, 6 lines at most."""
+    """Print an error that the user can fix: a red ``error:`` and its message, 6 lines at most."""
     lines = mask_text(str(error)).splitlines() or [type(error).__name__]
     if len(lines) > _ERROR_LINES:
         lines = [*lines[: _ERROR_LINES - 1], f"({len(lines) - _ERROR_LINES + 1} more lines)"]
@@ -137,7 +137,7 @@ def print_error(console: Console, error: KsuitError) -> None:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that nobody has explained as Python does, with passwords masked; for ``sys.excepthook``."""
+    """Print an unexpected error as Python does, with passwords masked; for ``sys.excepthook``."""
     sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))
 
 
@@ -157,7 +157,7 @@ def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str
 
 
 def _table(console: Console, *columns: str, numeric: Sequence[int]) -> Table:
-    # In a narrow terminal a cell is broken over several lines: a run id that is cut is of no use.
+    # In a narrow terminal a cell wraps: a run id that is cut off is useless.
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if index in numeric else "left", overflow="fold")
@@ -185,14 +185,14 @@ def _file_handler(path: Path) -> logging.FileHandler:
 
 
 class _Formatter(logging.Formatter):
-    """Leaves passwords out, those in tracebacks too."""
+    """Masks passwords, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_text(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):
-    """Leaves out what a full disk does not take: the terminal has it, and the run goes on."""
+    """Drops what a full disk does not accept: the terminal shows it, and the run continues."""
 
     def _open(self) -> Any:
         descriptor = open_stored(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

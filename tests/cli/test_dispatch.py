@@ -30,14 +30,14 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("word", ["trainer.max_updates", "resume", "ema"])
 def test_a_word_that_means_nothing_is_refused(command, word):
-    with pytest.raises(ConfigError, match=f"'{word}' is no override: PLACE=VALUE sets a value, ~PLACE removes one"):
+    with pytest.raises(ConfigError, match=f"'{word}' is not an override: PATH=VALUE sets a value, ~PATH removes one"):
         _main([*command, word])
 
 
 @pytest.mark.parametrize("key", ["resume", "fork", "evaluate", "sync", "list", "leaderboard", "sweep"])
 @pytest.mark.parametrize("value", ["", "''", " "])
 def test_an_empty_value_starts_nothing(key, value):
-    with pytest.raises(ConfigError, match=f"{key}=: there is no value, as with an empty variable of the shell"):
+    with pytest.raises(ConfigError, match=f"{key}=: the value is empty, as with an unset variable of the shell"):
         _main([f"{key}={value}", "model=linear"])
 
 
@@ -47,7 +47,7 @@ def test_a_run_is_asked_for_once_however_it_is_written():
     for written in ("resume=abc", "++resume=abc", "resume='abc'", 'resume="abc"'):
         assert requested([written]) == Request("resume", "abc")
     for twice in (["resume=a", "resume=b"], ["fork=a", "++fork=b"]):
-        with pytest.raises(ConfigError, match="it is given 2 times: a, b"):
+        with pytest.raises(ConfigError, match="given 2 times: a, b"):
             requested(twice)
 
 

@@ -29,7 +29,7 @@ def project(tmp_path, monkeypatch):
             "model.hiden=3: 'model' has no 'hiden'. Did you mean 'hidden_dims'?",
             "+model.hiden",
         ),
-        (["optimizer.lr.x=3"], "optimizer.lr.x=3: 'optimizer.lr' is a value that has no keys", ""),
+        (["optimizer.lr.x=3"], "optimizer.lr.x=3: 'optimizer.lr' is a value and has no keys", ""),
         (
             ["experiment=vision/smal"],
             "experiment/vision: there is no 'smal'. Did you mean 'small'?",

@@ -186,7 +186,7 @@ def test_parameters_through_the_bases(target, required, optional):
         ("Mine", {"rates": [], "path_provider": 1}, "callbacks.mine.path_provider: 'path_provider' is provided"),
         ("Mine", {"rates": [], "name": "other"}, "callbacks.mine.name: 'name' is provided by the runner"),
         ("Picky", {"size": 9}, "callbacks.mine: size: 9 is too much"),
-        ("Anything", {}, "callbacks.mine._target_: Anything is no CallbackBase"),
+        ("Anything", {}, "callbacks.mine._target_: Anything does not derive from CallbackBase"),
         ("make_linear", {}, "callbacks.mine._target_: .*make_linear' is a function"),
         ("Mien", {}, "callbacks.mine: .*Mien"),
     ],
@@ -198,7 +198,7 @@ def test_mistakes_name_their_config_path(collaborators, cls, arguments, message)
 
 @pytest.mark.parametrize("node", [{"_target": "x.Y"}, {}, "x.Y", None])
 def test_a_target_is_needed(node):
-    with pytest.raises(ConfigError, match=r"callbacks.mine: a `_target_` is needed"):
+    with pytest.raises(ConfigError, match=r"callbacks.mine: an object with a _target_ is needed"):
         factory(callbacks={"mine": node}).build("callbacks.mine", CallbackBase)
 
 
@@ -224,7 +224,7 @@ def test_a_bare_function_is_not_called_inside_of_arguments_either(tmp_path, targ
 
 
 def test_a_function_that_builds_the_wrong_kind_is_refused():
-    with pytest.raises(ConfigError, match=r"schedule._target_: it builds a Linear, which is no LRScheduler"):
+    with pytest.raises(ConfigError, match=r"schedule._target_: it builds a Linear instead of a LRScheduler"):
         config = {"schedule": {"_target_": f"{HERE}.make_linear"}}
         factory(**config).build("schedule", torch.optim.lr_scheduler.LRScheduler)
 

@@ -35,10 +35,10 @@ def test_names_that_may_stand(name):
         ("callbacks.ema.Ema.__init__.__globals__", "'__init__'"),
         ("__main__.X", "'__main__'"),
         *(
-            (name, "no dotted name")
+            (name, "not a dotted name")
             for name in ("", "x", ".x", "x.", "a..b", "a b.c", "a.b\n", "a.b()", "x.\0", "a." * 9999 + "b")
         ),
-        *((name, "no dotted name") for name in (None, 3, 1.5, True, ["os.system"], {"a": "b"}, b"os.system")),
+        *((name, "not a dotted name") for name in (None, 3, 1.5, True, ["os.system"], {"a": "b"}, b"os.system")),
     ],
 )
 def test_names_that_are_refused(name, why):
@@ -66,13 +66,13 @@ def test_functions_are_those_of_the_project_and_of_the_runner(tmp_path, monkeypa
     ):
         with pytest.raises(ConfigError, match="function of a package"):
             check_function(f"{module}.f", True, module, file)
-    with pytest.raises(ConfigError, match="only a class may stand here"):
+    with pytest.raises(ConfigError, match="only a class is accepted here"):
         check_function("a.f", False, "a", str(own))
 
 
 def test_depth_and_what_is_still_to_be_resolved():
     check_values({"a": [{"b": "$x {y}"}]})
-    with pytest.raises(ConfigError, match=r"a\[0\].b: '\$\{c\}' is still to be resolved"):
+    with pytest.raises(ConfigError, match=r"a\[0\].b: '\$\{c\}' is not resolved"):
         check_values({"a": [{"b": "${c}"}]})
     deep: list = []
     for _ in range(DEEPEST + 1):

@@ -170,16 +170,16 @@ def test_a_shipped_class_that_opens_files_is_no_argument(project):
     victim.write_text("untouched")
     for target, argument in (("record.journal.Journal", "path"), ("ui.terminal._FileHandler", "filename")):
         node = {**NESTED, "x": {"_target_": f"ksuit_runner.{target}", argument: str(victim)}}
-        with pytest.raises(ConfigError, match=f"ksuit_runner.{target}' is nothing that a config builds"):
+        with pytest.raises(ConfigError, match=f"ksuit_runner.{target}' is not a class that a config builds"):
             Factory({"loss": node}, trust(project)).build("loss", torch.nn.Module)
     assert victim.read_text() == "untouched"
     data = {**NESTED, "_args_": [{"_target_": "ksuit_runner.data.digits.Digits", "split": "train"}]}
     assert isinstance(Factory({"loss": data}, trust(project)).delayed("loss", None).args[0], Digits)
 
 
-def test_what_is_no_dataset_is_told_before_it_is_built(project):
+def test_what_is_not_a_dataset_is_refused_before_it_is_built(project):
     for given in (trust(project), None):
-        with pytest.raises(ConfigError, match=r"data\.datasets\.x\._target_: ReLU is no dataset"):
+        with pytest.raises(ConfigError, match=r"data\.datasets\.x\._target_: ReLU is not a dataset"):
             Factory({"data": {"datasets": {"x": {"_target_": "torch.nn.ReLU"}}}}, given).delayed(
                 "data.datasets.x", None
             )

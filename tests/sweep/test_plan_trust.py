@@ -61,7 +61,7 @@ def test_the_users_own_plan_is_known_until_it_is_touched(paths, plan):
     [
         ("data.datasets.test", {"_target_": "psutil.Popen", "args": ["true"]}, r"trust=\[psutil\]"),
         ("loss", {"_target_": "numpy.memmap", "filename": "x", "mode": "w+"}, r"trust=\[numpy\]"),
-        ("name", "${oc.env:HOME}", "still to be resolved"),
+        ("name", "${oc.env:HOME}", "is not resolved"),
     ],
 )
 def test_a_job_of_others_that_names_more_is_refused_before_anything_starts(paths, plan, place, value, reason):

@@ -1,1 +1,1 @@
-"""The check of a config before anything heavy is imported: signatures are read from source, nothing is executed."""
+"""Checks a config before anything heavy is imported: signatures are read from source, nothing is executed."""

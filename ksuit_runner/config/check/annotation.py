@@ -24,7 +24,7 @@ _OBJECTS = frozenset({"Callable", "Tensor", "Parameter", "Module", "Optimizer", 
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """Tell whether a plain value fits; True also where that cannot be judged.
+    """Whether a plain value fits; True also where the annotation says too little.
 
     A mapping with ``_target_`` stands for an object and fits everything. A whole number fits ``float``; true and false
     fit ``bool`` alone.
@@ -64,7 +64,7 @@ def _with_bars(annotation: str) -> str:
 
 @cache
 def mentions(annotation: str | None, name: str) -> bool:
-    """Tell whether a name occurs in an annotation."""
+    """Whether a name occurs in an annotation."""
     tree = _parse(annotation) if annotation else None
     return tree is not None and any(_name(node) == name for node in ast.walk(tree))
 

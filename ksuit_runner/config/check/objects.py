@@ -1,4 +1,4 @@
-"""Checks the objects of a config one by one: their target, its kind, and the names and types of its arguments."""
+"""Checks the objects of a config one by one: the target, its kind, and the names and types of the arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CheckedObject:
     Attributes:
         path: Its config path.
         target: Its ``_target_``.
-        signature: What its target asks for; None if that cannot be told from source.
+        signature: What its target takes; None if the source does not tell.
         given: Its arguments from the config.
     """
 
@@ -47,7 +47,7 @@ class CheckedObject:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Its arguments with the defaults of those not given; UNKNOWN for a default that is no plain value."""
+        """Its arguments with the defaults of those not given; UNKNOWN for a default that is not a plain value."""
         return {item.name: item.default for item in self.parameters} | dict(self.given)
 
 
@@ -143,11 +143,13 @@ def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Tr
         error.locate(f"{path}._target_")
         raise
     if expected.kind and signature.is_class and signature.knows_bases and expected.kind not in signature.bases:
-        raise ConfigError(f"'{signature.target}' is no {expected.kind.rpartition('.')[2]}", path=f"{path}._target_")
+        raise ConfigError(
+            f"'{signature.target}' does not derive from {expected.kind.rpartition('.')[2]}", path=f"{path}._target_"
+        )
 
 
 def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[TargetParameter]:
-    """Return the parameters that are left to be given by name."""
+    """Return the parameters that remain to be given by name."""
     parameters = list(signature.parameters[len(node.get("_args_") or ()) :])
     if node.get("_partial_"):
         return [replace(parameter, required=False) for parameter in parameters]

@@ -1,4 +1,4 @@
-"""Checks the values of a config that depend on others: intervals, keys of datasets, keys of metrics."""
+"""Checks the values of a config that refer to others: intervals, keys of datasets, keys of metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_intervals(item: CheckedObject) -> None:
     """Check that a periodic callback has exactly one interval, and the checkpoint one or none.
 
     Raises:
-        ConfigError: It is not so, or the interval is no positive whole number.
+        ConfigError: It has none or several, or the interval is not a positive whole number.
     """
     asked = {parameter.name for parameter in item.parameters}
     if not asked.issuperset(_INTERVALS) or not (item.path == "checkpoint" or is_callback(item)):
@@ -64,7 +64,7 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for path, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):
-            hint = did_you_mean(key, logged, longest=0) if logged else "None of them logs anything."
+            hint = did_you_mean(key, logged, longest=0) if logged else "No callback logs anything."
             listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
             raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
 

@@ -1,4 +1,4 @@
-"""What a class or factory function asks for, read from its source without importing it."""
+"""The signature of a class or factory function, read from its source without importing it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOTS = frozenset({"object", "Generic", "Protocol", "ABC"})
 
 @dataclass(frozen=True)
 class Signature:
-    """What can be told about a target from its source.
+    """What the source of a target tells about it.
 
     Attributes:
         target: Dotted name that was asked for.

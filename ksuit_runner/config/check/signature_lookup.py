@@ -61,7 +61,7 @@ class Sources:
         return self._modules[name]
 
     def locate(self, target: str) -> Definition | None:
-        """Return the definition behind a dotted name, or None if it cannot be told from source.
+        """Return the definition behind a dotted name, or None if the source does not tell.
 
         Raises:
             MissingName: It does not exist; names the nearest that do.
@@ -188,7 +188,7 @@ def _find(name: str, folders: Iterable[str]) -> Module | None:
 
 
 def _loaded(module: Module, names: list[str]) -> Definition | None:
-    """Look a name up in a compiled module, if the process has it loaded anyway: functions can be told from classes."""
+    """Look a name up in a compiled module that the process has loaded anyway, to distinguish functions from classes."""
     item: Any = sys.modules.get(module.name)
     if item is None:
         return None

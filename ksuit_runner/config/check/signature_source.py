@@ -17,7 +17,7 @@ class Module:
 
     Attributes:
         name: Its dotted name.
-        folders: Where its submodules are, or None if it is no package.
+        folders: Where its submodules are, or None if it is not a package.
     """
 
     def __init__(self, name: str, loader: Any = None, folders: Sequence[str] | None = None) -> None:
@@ -78,7 +78,7 @@ class Module:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may have names that do not stand in its source."""
+        """Whether it may have names that are not in its source."""
         source = self.source
         if source is None:
             return True
@@ -86,7 +86,7 @@ class Module:
         return makes_up_names and self.exported is None
 
     def may_have(self, name: str) -> bool:
-        """Whether its text leaves it open that it has a name; a text without it is not worth to be parsed."""
+        """Whether its text leaves it open that it has a name; otherwise it need not be parsed."""
         source = self.source
         marks = (name, "import *", "__getattr__", "globals()", "sys.modules[")
         return source is None or any(mark in source for mark in marks)

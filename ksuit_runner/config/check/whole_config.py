@@ -1,7 +1,7 @@
 """Checks a composed config before anything heavy is imported, so that a mistake ends within a second or two.
 
-Nothing that the config names is imported: what it asks for is read from its source. What cannot be told from source
-passes here and is checked by the factory, with the same rules, when it is built.
+Nothing that the config names is imported: what it asks for is read from its source. What the source does not
+tell passes here and is checked by the factory, with the same rules, when it is built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_config(
 
     Args:
         config: The composed config of a run.
-        reader: Knows the signatures that it has read; a sweep gives the same one for all of its jobs.
+        reader: Caches the signatures that it has read; a sweep passes the same one for all of its jobs.
         trust: Limits of a config that was not composed here.
 
     Returns:

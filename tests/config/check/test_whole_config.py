@@ -135,7 +135,7 @@ def test_what_is_right_passes(check, changes):
     assert check(*changes) is None
 
 
-OF_PYTHON = "belongs to Python's standard library; only the project's classes and those of packages may stand here"
+OF_PYTHON = "belongs to Python's standard library; only the project's classes and those of packages are accepted here"
 MISTAKES = {
     # interpolations and missing values
     "model.width=${data.batch_sise}": "model.width: cannot resolve '${data.batch_sise}': Interpolation key "
@@ -157,23 +157,23 @@ MISTAKES = {
     "model.head={_target__: a.B}": "model.head._target__: there is no such key here. Did you mean '_target_'?",
     "model.layers=[{_traget_: a.B}]": "model.layers[0]._traget_: there is no such key here. Did you mean '_target_'?",
     # targets
-    "loss._target_=Net": "loss._target_: 'Net' is no dotted name like package.module.Class",
-    "loss._target_=3": "loss._target_: 3 is no dotted name like package.module.Class",
+    "loss._target_=Net": "loss._target_: 'Net' is not a dotted name like package.module.Class",
+    "loss._target_=3": "loss._target_: 3 is not a dotted name like package.module.Class",
     "loss._target_=torch.nn.CrossEntropyLos": "loss._target_: there is no 'CrossEntropyLos' in 'torch.nn'. "
     "Did you mean 'CrossEntropyLoss'?",
     "callbacks.score._target_=lab.calbacks.Score": "callbacks.score._target_: there is no 'calbacks' in 'lab'. "
     "Did you mean 'callbacks'?",
     "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
-    "loss._target_=lab.parts.make": "loss._target_: 'lab.parts.make' is a function; only a class may stand here",
+    "loss._target_=lab.parts.make": "loss._target_: 'lab.parts.make' is a function; only a class is accepted here",
     "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function of a package; only those of "
-    "ksuit_runner and of the project may stand here",
+    "ksuit_runner and of the project are accepted here",
     "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
     "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' " + OF_PYTHON,
     # kinds
-    "callbacks.score={_target_: lab.parts.Points, size: 1}": "callbacks.score._target_: 'lab.parts.Points' is no "
-    "CallbackBase",
-    "model={_target_: lab.parts.Points, size: 1}": "model._target_: 'lab.parts.Points' is no Module",
-    "optimizer={_target_: torch.nn.ReLU}": "optimizer._target_: 'torch.nn.ReLU' is no Optimizer",
+    "callbacks.score={_target_: lab.parts.Points, size: 1}": "callbacks.score._target_: 'lab.parts.Points' does not "
+    "derive from CallbackBase",
+    "model={_target_: lab.parts.Points, size: 1}": "model._target_: 'lab.parts.Points' does not derive from Module",
+    "optimizer={_target_: torch.nn.ReLU}": "optimizer._target_: 'torch.nn.ReLU' does not derive from Optimizer",
     # names of arguments
     "callbacks.score.smothing=0.1": "callbacks.score.smothing: there is no such argument. Did you mean 'smoothing'?",
     "data.datasets.test.sizze=1": "data.datasets.test.sizze: there is no such argument. Did you mean 'size'?",
@@ -235,7 +235,7 @@ def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs
 
 def test_a_metric_to_watch_where_nothing_is_logged(check):
     message = check("callbacks={}", "default_callbacks={}", "objective=score/test")
-    assert message == "objective: no callback logs 'score/test'. None of them logs anything."
+    assert message == "objective: no callback logs 'score/test'. No callback logs anything."
 
 
 def test_a_class_that_cannot_be_read_passes_with_any_argument_but_those_of_the_runner(check):
