@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 
 class KsuitError(Exception):
@@ -105,3 +106,9 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     if longest is not None and len(names) > longest:
         return ""
     return f"Valid: {', '.join(names)}." if names else "There are none."
+
+
+def short(value: Any) -> str:
+    """Return the repr of a value for an error message, cut to 60 characters."""
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 70 else f"{text[:60]}…"

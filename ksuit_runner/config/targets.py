@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ksuit_runner
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, short
 from ksuit_runner.system.shipped_folders import INSTALLED, NAME, shipped
 
 _REFUSED = {
@@ -44,9 +44,9 @@ def targets_in(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
         ConfigError: It is nested too deep, or a text in it would be resolved again, and change.
     """
     if depth > DEEPEST:
-        raise ConfigError(f"more than {DEEPEST} levels are nested here", path=_short(path))
+        raise ConfigError(f"more than {DEEPEST} levels are nested here", path=short(path))
     if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{_short(value)} is not resolved; a value must not contain '${{'", path=path)
+        raise ConfigError(f"{short(value)} is not resolved; a value must not contain '${{'", path=path)
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield path, value["_target_"]
@@ -67,7 +67,7 @@ def check_values(values: Mapping[Any, Any]) -> None:
     """
     for path, value in values.items():
         if "${" in str(path):
-            raise ConfigError("a key must not contain '${'", path=_short(path))
+            raise ConfigError("a key must not contain '${'", path=short(path))
         for _ in targets_in(str(path), value):
             pass
 
@@ -80,7 +80,7 @@ def check_name(target: Any) -> str:
             or to Hydra.
     """
     if not isinstance(target, str) or len(target) > _LONGEST or not _is_dotted(target):
-        raise ConfigError(f"{_short(target)} is not a dotted name like package.module.Class")
+        raise ConfigError(f"{short(target)} is not a dotted name like package.module.Class")
     if hidden := next((part for part in target.split(".") if part.startswith("__")), None):
         raise ConfigError(f"'{target}' reaches into '{hidden}'; write a class of a module")
     check_module(target, target)
@@ -214,8 +214,3 @@ def _is_own(file: str | None) -> bool:
 
 def _is_dotted(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
-
-
-def _short(value: Any) -> str:
-    text = repr(value[:60] if isinstance(value, str) else value)
-    return text if len(text) <= 70 else f"{text[:60]}…"

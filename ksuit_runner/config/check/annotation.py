@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cache, reduce
 from typing import Any
 
+from ksuit_runner.errors import short
+
 _PLAIN: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
@@ -41,7 +43,7 @@ def mismatch(value: Any, annotation: str) -> str | None:
     """Say why a value does not fit, such as ``expects int | None, got 'abc' (str)``; None if it fits."""
     if fits(value, annotation):
         return None
-    return f"expects {_with_bars(annotation)}, got {_short(value)} ({type(value).__name__})"
+    return f"expects {_with_bars(annotation)}, got {short(value)} ({type(value).__name__})"
 
 
 class _Bars(ast.NodeTransformer):
@@ -74,11 +76,6 @@ def _parse(annotation: str) -> ast.expr | None:
         return ast.parse(annotation.strip(), mode="eval").body
     except SyntaxError:
         return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _name(node: ast.AST) -> str | None:

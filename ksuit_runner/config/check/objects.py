@@ -19,7 +19,7 @@ from ksuit_runner.config.schema import (
     spec_at,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, short
 
 _NESTED = ObjectSpec(kind=None)
 
@@ -120,7 +120,7 @@ def _near_target(keys: Iterable[Any]) -> str | None:
 
 def _target(path: str, node: Any) -> str:
     if not isinstance(node, Mapping):
-        raise ConfigError(f"an object with a _target_ is needed, not {node!r}", path=path)
+        raise ConfigError(f"an object with a _target_ is needed, not {short(node)}", path=path)
     if "_target_" not in node:
         if typo := _near_target(node):
             raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")

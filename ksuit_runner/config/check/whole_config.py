@@ -20,7 +20,7 @@ from ksuit_runner.config.check.references import check_dataset_keys, check_inter
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.schema import LATER_VALUES, OBJECT_SPECS, VALUES
 from ksuit_runner.config.targets import Trust, check_values
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, short
 
 
 def check_config(
@@ -91,7 +91,7 @@ def _check_objects(values: Mapping[str, Any]) -> None:
         for part in parent.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"a mapping from names to objects is needed, not {value!r}", path=parent)
+            raise ConfigError(f"a mapping from names to objects is needed, not {short(value)}", path=parent)
         if dotted := next((key for key in value or () if "." in str(key)), None):
             raise ConfigError(f"the name '{dotted}' has a dot, which separates the parts of a config path", path=parent)
 
