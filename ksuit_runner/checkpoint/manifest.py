@@ -3,9 +3,10 @@
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, conform, parse_json, read_text
 
@@ -14,14 +15,12 @@ MANIFEST = "manifest.json"
 _BLOCK = 4_000_000  # bytes of a file that are read at once
 
 
-@dataclass(frozen=True)
-class _Fingerprint:
+class _Fingerprint(msgspec.Struct, forbid_unknown_fields=True):
     size: int
     crc32: int
 
 
-@dataclass(frozen=True)
-class _Manifest:
+class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     name: str
     config_hash: str

@@ -109,11 +109,13 @@ def test_a_name_may_have_200_characters(folder, length):
         ({"tags": ["best", 1]}, "does not fit its schema: Expected `str`, got `int` - at `$.tags[1]`"),
         ({"tags": {}}, "does not fit its schema: Expected `array`, got `object` - at `$.tags`"),
         ({"unfinished": 1}, "does not fit its schema: Expected `bool`, got `int` - at `$.unfinished`"),
+        ({"more": 1}, "does not fit its schema: Object contains unknown field `more`"),
         ({"files": {"a": []}}, "does not fit its schema: Expected `object`, got `array` - at `$.files[...]`"),
         *(
             ({"files": {"a": {"crc32": 0, **size}}}, f"does not fit its schema: {message} - at `$.files[...]{at}`")
             for size, message, at in (
                 ({}, "Object missing required field `size`", ""),
+                ({"size": 1, "more": 1}, "Object contains unknown field `more`", ""),
                 ({"size": "0"}, "Expected `int`, got `str`", ".size"),
                 ({"size": True}, "Expected `int`, got `bool`", ".size"),
             )
