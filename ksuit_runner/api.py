@@ -186,10 +186,10 @@ def _result(outcome: RunOutcome | SweepOutcome) -> RunResult:
     from ksuit_runner.engine.runner import RunOutcome
 
     if not isinstance(outcome, RunOutcome):
-        return RunResult(outcome.run_id, outcome.status, outcome.folder, jobs=tuple(outcome.jobs))
+        return RunResult(outcome.run_id, outcome.status.value, outcome.folder, jobs=tuple(outcome.jobs))
     if isinstance(outcome.error, SystemExit):  # which would end the caller, and with status 0 perhaps
         raise KsuitError(f"the run called sys.exit({outcome.error.code!r}) and has failed") from outcome.error
     if outcome.error is not None:
         raise outcome.error
     metrics = {key: replace(summary) for key, summary in outcome.summary.items()}
-    return RunResult(outcome.run_id, outcome.status, outcome.folder, MappingProxyType(metrics))
+    return RunResult(outcome.run_id, outcome.status.value, outcome.folder, MappingProxyType(metrics))

@@ -24,7 +24,7 @@ from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.parameters import read_parameters
 from ksuit_runner.system.signals import Interruption
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
 
 CONF = shipped_conf()
@@ -70,7 +70,7 @@ def built(overrides, tmp_path):
         run.hooks.close()
     finally:
         trainer.data_container.close()
-        record.close("FINISHED")
+        record.close(EndStatus.FINISHED)
 
 
 def first_batch(run):

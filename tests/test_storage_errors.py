@@ -9,6 +9,7 @@ from command import ksuit
 from ksuit_runner.engine.runner import RunOutcome, _closing
 from ksuit_runner.errors import StorageError, files_explained
 from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.base import EndStatus
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO])
@@ -53,12 +54,12 @@ def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog, 
             closed.append(status)
             raise OSError(errno.ESTALE, "stale")
 
-    outcome = RunOutcome("run00000", tmp_path, "FINISHED")
+    outcome = RunOutcome("run00000", tmp_path, EndStatus.FINISHED)
     if broken == "data":
         with pytest.raises(ZeroDivisionError), _closing(Record(), Trainer(), outcome):
             pass
     else:
         with _closing(Record(), Trainer(), outcome):
             pass
-    assert closed == ["FINISHED"] and outcome.status == "FINISHED" and outcome.exit_status == 0
+    assert closed == [EndStatus.FINISHED] and outcome.status == EndStatus.FINISHED and outcome.exit_status == 0
     assert "stale" in caplog.text

@@ -15,6 +15,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import IndexEntry, entries
 from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.terminal import make_console, print_table
 
@@ -72,7 +73,7 @@ def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequen
     try:
         lock.acquire(wait=False)
     except ResumeError:  # its process is alive, or on a host of which only the clock tells
-        return "RUNNING" if lock.seems_alive() else "KILLED"
+        return "RUNNING" if lock.seems_alive() else EndStatus.KILLED
     try:
         tracker = DeferredTracker(build_tracker(tracker_factory(paths, composed, overrides), paths), paths)
         tracker.attach_run(paths.run_id)
@@ -81,4 +82,4 @@ def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequen
         return "KILLED, which the tracker does not know yet"
     finally:
         lock.release()
-    return "KILLED"
+    return EndStatus.KILLED

@@ -131,7 +131,7 @@ class DeferredTracker(LocalIdTracker):
         """Attach to a run of the output folder that has ended, to deliver the rest; one without a status is KILLED."""
         self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
-        box.status = box.status or "KILLED"
+        box.status = box.status or EndStatus.KILLED
         self._is_resumed = False
         return self._take(box)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import uuid4
 
 import msgspec
@@ -173,8 +173,8 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
     box = Outbox(paths.run_id, paths.run_id[:8], paths.run_id)
     for info in tracker.find(paths.run_id):
         box.name, box.start_time, box.tracker_id = info.name, info.start_time, info.run_id
-        if info.status in ("FINISHED", "FAILED", "KILLED"):
-            box.status, box.is_end_delivered = cast(EndStatus, info.status), True
+        box.status = EndStatus.of(info.status)
+        box.is_end_delivered = box.status is not None
     return box
 
 

@@ -52,7 +52,7 @@ class RunRecord:
         paths: PathProvider,
         lock: RunLock,
         journal: Journal,
-        status_before: EndStatus = "FAILED",
+        status_before: EndStatus = EndStatus.FAILED,
     ) -> None:
         self.tracker = tracker
         self.paths = paths
@@ -121,7 +121,7 @@ class RunRecord:
         if lock.was_forced:
             renew(paths.journal)  # its earlier owner may wake up in the middle of a write
         journal = open_journal(paths, deferred, partial(lock.check, _OWNER_KNOWN_S))
-        return cls(deferred, paths, lock, journal, deferred.status_before or deferred.status or "KILLED")
+        return cls(deferred, paths, lock, journal, deferred.status_before or deferred.status or EndStatus.KILLED)
 
     def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""

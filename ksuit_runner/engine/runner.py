@@ -53,7 +53,7 @@ class RunOutcome:
 
     run_id: str
     folder: Path
-    status: EndStatus = "FAILED"
+    status: EndStatus = EndStatus.FAILED
     signal: int | None = None
     error: BaseException | None = None
     summary: dict[str, Summary] = field(default_factory=dict)
@@ -197,10 +197,10 @@ def _assemble_and_execute(
     if launch.mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:
-        outcome.status = "FINISHED"
+        outcome.status = EndStatus.FINISHED
     else:
         assert assembled.interruption.signal is not None, "training ended early, and nothing says why"
-        outcome.status, outcome.signal = "KILLED", assembled.interruption.signal
+        outcome.status, outcome.signal = EndStatus.KILLED, assembled.interruption.signal
 
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
@@ -241,9 +241,9 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Ite
     try:
         yield
     except KeyboardInterrupt:
-        outcome.status, outcome.signal = "KILLED", signal.SIGINT
+        outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
     except BaseException as error:  # SystemExit as well, which a callback or a library may raise
-        outcome.status, outcome.error = "FAILED", error
+        outcome.status, outcome.error = EndStatus.FAILED, error
         if isinstance(error, KsuitError):
             _LOGGER.error("error: %s", error)
         else:

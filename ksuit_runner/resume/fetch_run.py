@@ -1,7 +1,6 @@
 """Fetches a run from its tracker to a machine that does not have it."""
 
 import shutil
-from typing import cast
 
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.outbox import Outbox
@@ -66,7 +65,7 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     journal.close()
     tags = {key: value for key, value in info.tags.items() if not key.startswith("mlflow.")}
     box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id, tags)
-    if info.status in ("FINISHED", "FAILED", "KILLED"):
-        box.status, box.is_end_delivered = cast(EndStatus, info.status), True
+    box.status = EndStatus.of(info.status)
+    box.is_end_delivered = box.status is not None
     box.store(run)
     Mirror(tracker, run, lambda: True).adopt()

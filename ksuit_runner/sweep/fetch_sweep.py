@@ -13,7 +13,7 @@ from ksuit_runner.sweep.plan import read_jobs, read_plan
 from ksuit_runner.sweep.sweep_settings import Method
 from ksuit_runner.system.atomic_files import commit_folder, make_folder
 from ksuit_runner.system.untrusted_files import check_folder, remove
-from ksuit_runner.tracker.base import KIND_TAG, BaseTracker
+from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus
 
 
 def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepPaths | None:
@@ -68,7 +68,7 @@ def fetch_runs(tracker: DeferredTracker, paths: SweepPaths, records: Mapping[int
         return
     for record in records.values():
         run = PathProvider(paths.output_dir, record.run_id)
-        if record.status == "FINISHED" or run.run_dir.exists():
+        if record.status == EndStatus.FINISHED or run.run_dir.exists():
             continue
         if {run.config.name, run.launch.name} <= {*tracker.store.list_artifacts("", record.tracker_id)}:
             fetch(tracker.store, paths, record.tracker_id)

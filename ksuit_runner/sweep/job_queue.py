@@ -7,6 +7,7 @@ from typing import Any
 from ksuit_runner.launchers.base import Handle, Launcher
 from ksuit_runner.sweep.run_job import JobResult, JobTask, run_job
 from ksuit_runner.system.signals import Interruption
+from ksuit_runner.tracker.base import EndStatus
 
 _POLL_S = 0.02
 
@@ -42,7 +43,7 @@ def run_jobs(
         for index in ended:
             handle, task = running.pop(index)
             on_end(task, result := _job_result(handle, task))
-            is_ending |= result.signal is not None or (fail_fast and result.status == "FAILED")
+            is_ending |= result.signal is not None or (fail_fast and result.status == EndStatus.FAILED)
         is_ending |= interruption.signal is not None
         if is_ending and running and not is_stopped:
             launcher.stop([handle for handle, _ in running.values()])
@@ -61,6 +62,6 @@ def _job_result(handle: Handle, task: JobTask) -> JobResult:
         if isinstance(error, KeyboardInterrupt):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return JobResult(task.index, "FAILED", task.run_id, error=f"the process of this job died: {reason}")
+        return JobResult(task.index, EndStatus.FAILED, task.run_id, error=f"the process of this job died: {reason}")
     assert isinstance(result, JobResult)
     return result

@@ -13,7 +13,7 @@ from ksuit_runner.sweep.job_runs import JobRecord
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.system.atomic_files import append_line
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, parse_json
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
 
 
 def read_metrics(
@@ -59,7 +59,7 @@ class JobEnd:
 
     index: int
     seconds: float
-    status: str
+    status: EndStatus
     error: str
 
 

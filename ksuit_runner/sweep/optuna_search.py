@@ -16,7 +16,7 @@ from ksuit_runner.sweep.leaderboard import shown_metrics
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optuna, sampler
 from ksuit_runner.sweep.parameters import SweepParameter, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
 
 
@@ -67,7 +67,7 @@ class OptunaSearch:
     def job_ended(self, job: Job, status: str, run_id: str | None) -> None:
         """Report the result of a finished job to Optuna."""
         trial = self._study.get_trials(deepcopy=False)[job.index]
-        if status != "FINISHED" or run_id is None or trial.state.is_finished():
+        if status != EndStatus.FINISHED or run_id is None or trial.state.is_finished():
             return
         import optuna
 

@@ -23,6 +23,7 @@ from ksuit_runner.sweep.gpu_lock import claim_device
 from ksuit_runner.sweep.job_runs import find_records, local_record
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console
@@ -70,7 +71,7 @@ class JobResult:
 
     Attributes:
         index: Number of the job.
-        status: FINISHED, FAILED or KILLED.
+        status: How.
         run_id: Its run, None if it did not get as far.
         seconds: How long it took this time, in seconds.
         signal: Number of the signal that ended it.
@@ -79,7 +80,7 @@ class JobResult:
     """
 
     index: int
-    status: str
+    status: EndStatus
     run_id: str | None = None
     seconds: float = 0.0
     signal: int | None = None
@@ -98,7 +99,7 @@ def run_job(task: JobTask) -> JobResult:
     try:
         return _run_alone(task, start)
     except KeyboardInterrupt:
-        return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, signal.SIGINT)
+        return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, signal.SIGINT)
     except BaseException as error:
         return _failed(task, error, task.run_id, start)
 
@@ -110,11 +111,11 @@ def _run_alone(task: JobTask, start: float) -> JobResult:
     _enter_folder(task.folder)
     with ExitStack() as stack:
         if number := _claim(paths, task.index, stack):
-            return JobResult(task.index, "KILLED", task.run_id, time.monotonic() - start, number)
+            return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, number)
         if is_requeued:
             task = _with_its_run(task, paths)
-        if task.run_id is not None and local_record(paths, task.run_id).status == "FINISHED":
-            return JobResult(task.index, "FINISHED", task.run_id, time.monotonic() - start)
+        if task.run_id is not None and local_record(paths, task.run_id).status == EndStatus.FINISHED:
+            return JobResult(task.index, EndStatus.FINISHED, task.run_id, time.monotonic() - start)
         claim_device([(device, paths.device_lock(device)) for device in task.devices])
         return _run(task, start)
 
@@ -176,7 +177,9 @@ def _run(task: JobTask, start: float) -> JobResult:
 def _failed(task: JobTask, error: BaseException, run_id: str | None, start: float) -> JobResult:
     trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
     text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
-    return JobResult(task.index, "FAILED", run_id, time.monotonic() - start, None, mask_text(text), mask_text(trace))
+    return JobResult(
+        task.index, EndStatus.FAILED, run_id, time.monotonic() - start, None, mask_text(text), mask_text(trace)
+    )
 
 
 def _enter_folder(folder: Path) -> None:

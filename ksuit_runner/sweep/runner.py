@@ -51,14 +51,14 @@ class SweepOutcome:
 
     run_id: str
     folder: Path
-    status: EndStatus = "FAILED"
+    status: EndStatus = EndStatus.FAILED
     signal: int | None = None
     jobs: list[Row] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
         """Exit status of a process that runs this sweep only."""
-        return 128 + self.signal if self.signal is not None else int(self.status == "FAILED")
+        return 128 + self.signal if self.signal is not None else int(self.status == EndStatus.FAILED)
 
 
 class SweepRunner:
@@ -128,10 +128,10 @@ class SweepRunner:
                 print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
                 self._share_plan()
                 outcome.signal = self._run_jobs(source, interruption)
-                has_failed = "FAILED" in self._statuses()
-                outcome.status = "KILLED" if outcome.signal else "FAILED" if has_failed else "FINISHED"
+                of_all = EndStatus.FAILED if EndStatus.FAILED in self._statuses() else EndStatus.FINISHED
+                outcome.status = EndStatus.KILLED if outcome.signal else of_all
             except KeyboardInterrupt:
-                outcome.signal, outcome.status = signal.SIGINT, "KILLED"
+                outcome.signal, outcome.status = signal.SIGINT, EndStatus.KILLED
             finally:
                 self._launcher.close()
                 if is_started and not self._lock.lost.is_set():
@@ -169,7 +169,7 @@ class SweepRunner:
             self._results[task.index] = result
             source.job_ended(job, result.status, result.run_id)
             print_job(self._console, job, self._total, result.status.lower(), result.seconds)
-            if result.status == "FAILED":
+            if result.status == EndStatus.FAILED:
                 print_failure(self._console, job, result, self.paths, has_trace=not self._launcher.runs_here)
 
         tasks = self._tasks(source, jobs)
@@ -182,7 +182,7 @@ class SweepRunner:
         for job in source.jobs():
             record, end = self._records.get(job.index), ends.get(job.index)
             status = status_of(record, end)
-            if status == "FINISHED" or (status == "FAILED" and not self._plan.settings.retry):
+            if status == EndStatus.FINISHED or (status == EndStatus.FAILED and not self._plan.settings.retry):
                 self._skipped[job.index] = status
                 if record is not None and not record.is_delivered:
                     self._deliver(job, record)

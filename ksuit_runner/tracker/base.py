@@ -4,13 +4,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.point import Point
-
-EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 KIND_TAG = "ksuit.kind"
 """Tag that says what a run is; ``sweep`` for the parent of a sweep's runs."""
@@ -20,6 +19,19 @@ RUN_ID_TAG = "ksuit.run_id"
 
 START_TAG = "ksuit.start_id"
 """Tag with a unique id of a run's start: a run whose creation was not acknowledged is not created twice."""
+
+
+class EndStatus(StrEnum):
+    """How a run ended; as text, it is the status in files, in trackers and for the user."""
+
+    FINISHED = "FINISHED"  # it is complete
+    FAILED = "FAILED"  # an error ended it
+    KILLED = "KILLED"  # a signal ended it
+
+    @classmethod
+    def of(cls, status: str) -> "EndStatus | None":
+        """Return the member of a recorded status; None for one that is not an end, such as RUNNING."""
+        return next((member for member in cls if member == status), None)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class MlflowTracker(BaseTracker):
     @explained
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Mark the run as ended, now or at a time in ms since 1970."""
-        self._client.set_terminated(self.run_id, status, end_time)
+        self._client.set_terminated(self.run_id, status.value, end_time)
 
     @explained
     def log_points(self, points: Sequence[Point]) -> None:

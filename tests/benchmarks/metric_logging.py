@@ -19,6 +19,7 @@ from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .measure import Scale, Spread
@@ -55,7 +56,7 @@ def _log_all(result: Result, store: str, tracker: MlflowTracker, folder: Path, p
     seconds = perf_counter() - start
     growth = (process.memory_info().rss - before) / 1e6
     journal.close()
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     result.add(f"{store}: cost per scalar in the training thread", Spread.of(costs), "us")
     result.values.append(Value(f"{store}: rows per second at the store", _one(points / seconds), "rows/s"))
     result.aim(f"{store}: cost per scalar", Spread.of(costs).scaled(1e6), 3.0, "us")

@@ -18,7 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.record.stored_run import find_local
-from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, RunInfo
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.noop import NoopTracker
 
@@ -36,7 +36,7 @@ def _begun_in_an_outage(paths: OutputPaths, name: str = "early", parent: str | N
         tracker.log_params({"lr": 0.1})
         tracker.set_tags({"command": "x"})
         tracker.log_inputs([DatasetInfo("digits", "training", "c0ffee", "somewhere")])
-        tracker.end_run("FAILED")
+        tracker.end_run(EndStatus.FAILED)
         with pytest.raises(TrackerError, match="database is locked"):
             tracker.deliver()
     return run_id
@@ -184,7 +184,7 @@ def test_a_parent_is_registered_with_its_child(paths: OutputPaths) -> None:
 def test_an_outage_at_a_resume_ends_as_the_run_does(paths: OutputPaths) -> None:
     tracker = DeferredTracker(_mlflow(paths), paths)
     run_id = tracker.start_run("digits", {}).run_id
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     tracker.deliver_end()
     again = DeferredTracker(_mlflow(paths), paths)
     with locked(paths.database):
@@ -197,7 +197,7 @@ def test_an_outage_at_a_resume_ends_as_the_run_does(paths: OutputPaths) -> None:
     assert MlflowTracker(paths).find(run_id)[0].status == "RUNNING"
     again.log_points([Point("a", 1, 1, 1)])
     assert again.last_steps() == {"a": 1}
-    again.end_run("KILLED")
+    again.end_run(EndStatus.KILLED)
     again.deliver_end()
     assert MlflowTracker(paths).find(run_id)[0].status == "KILLED"
 
@@ -211,7 +211,7 @@ def test_a_run_that_nobody_ended_was_killed(paths: OutputPaths) -> None:
 def test_a_run_of_before_there_were_outboxes_is_taken_up(paths: OutputPaths) -> None:
     old = MlflowTracker(paths)
     run_id = old.start_run("old", {}).run_id
-    old.end_run("FINISHED")
+    old.end_run(EndStatus.FINISHED)
     tracker = DeferredTracker(_mlflow(paths), paths)
     assert tracker.resume_run(run_id).name == "old"
     assert tracker.status_before == "FINISHED"
@@ -282,7 +282,7 @@ def test_a_run_that_the_store_has_lost_is_registered_anew_on_request(paths: Outp
     run = PathProvider(paths.output_dir, run_id)
     journal = Journal(run.journal)
     journal.append(1, {"a@b": 0.5, "c": math.inf}, timestamp=7)
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     send_all(tracker, run)
     before = _recorded(paths, run_id)
     for lost in (run_id, sweep):
@@ -387,7 +387,7 @@ def test_nothing_is_written_after_it_was_closed(tmp_path: Path) -> None:
     tracker = DeferredTracker(NoopTracker(), paths)
     run = PathProvider(tmp_path, tracker.start_run(None, {}).run_id)
     tracker.close()
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     box = Outbox.load(run)
     assert box is not None
     assert box.status is None

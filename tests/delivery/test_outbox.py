@@ -8,7 +8,7 @@ from ksuit_runner.delivery.outbox import Messages, Outbox, index_registered, loa
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.stored_run import entries
-from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, DatasetInfo, RunInfo
+from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.noop import NoopTracker
 
 DIGITS, MORE = (DatasetInfo(name, "training", "c0ffee", "here") for name in ("digits", "more"))
@@ -46,7 +46,7 @@ def full_box(**changes):
         **{
             **{"tracker_id": "t1", "start_time": 7, "parent_run_id": "parent00", "start_tags": {"author": "me"}},
             **{"params": {"lr": "1"}, "tags": {"a": "1"}, "inputs": [DIGITS], "other_tags": {"other000": {"b": "2"}}},
-            **{"status": "FAILED", "end_time": 9, "is_end_delivered": True, **changes},
+            **{"status": EndStatus.FAILED, "end_time": 9, "is_end_delivered": True, **changes},
         },
     )
 
@@ -57,7 +57,7 @@ def test_everything_is_read_as_it_was_stored_under_the_keys_of_the_first_version
         box.store(paths)
         assert Outbox.load(paths) == box
     stored = json.loads(paths.outbox.read_text())
-    assert (stored["told_version"], stored["is_end_told"]) == (0, True)
+    assert (stored["told_version"], stored["is_end_told"], stored["status"]) == (0, True, "FAILED")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_delivered()
 def test_an_end_is_due_until_it_is_delivered():
     ends = [
         full_box(status=status, is_end_delivered=is_delivered).has_end
-        for status in (None, "FINISHED")
+        for status in (None, EndStatus.FINISHED)
         for is_delivered in (0, 1)
     ]
     assert ends == [False, False, True, False]
-    assert Outbox("run00000", "mine", status="FINISHED").has_end
+    assert Outbox("run00000", "mine", status=EndStatus.FINISHED).has_end
 
 
 def test_the_tracker_is_asked_about_a_run_without_a_file(paths):
@@ -149,8 +149,8 @@ def test_the_tracker_is_asked_about_a_run_without_a_file(paths):
 
     long = PathProvider(paths.output_dir, "run00000111")
     assert load_or_ask(long, Recorder()) == Outbox("run00000111", "run00000", "run00000111")
-    for status in ("FINISHED", "FAILED", "KILLED"):
-        box = load_or_ask(paths, Recorder([info(status)]))
+    for status in EndStatus:
+        box = load_or_ask(paths, Recorder([info(status.value)]))
         assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_delivered=True)
     assert load_or_ask(paths, Recorder([info("RUNNING")])) == Outbox("run00000", "theirs", "t1", 7)
     full_box().store(paths)

@@ -6,6 +6,7 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, store
 from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 CONFIG = {"name": None, "parent_run_id": None, "trainer": {"recall@5 (macro)": 1}}
@@ -19,7 +20,7 @@ def test_a_run_that_ended_before_it_was_described_is_described_at_its_resume(mak
     with monkeypatch.context() as patch, pytest.raises(OSError, match="stale"):
         patch.setattr(type(data), "describe", lambda self: (_ for _ in ()).throw(OSError("stale file handle")))
         first.describe(CONFIG, data, provenance)
-    first.close("FAILED")
+    first.close(EndStatus.FAILED)
     paths = PathProvider(maker.folder, first.paths.run_id)
     paths.environment.unlink()  # as a kill a moment earlier leaves it
     for value in (1, 2):  # what was recorded once stays
@@ -27,7 +28,7 @@ def test_a_run_that_ended_before_it_was_described_is_described_at_its_resume(mak
         lock.acquire()
         record = RunRecord.resume(NoopTracker(), paths, lock)
         record.describe({**CONFIG, "seed": value}, data, provenance)
-        record.close("FINISHED")
+        record.close(EndStatus.FINISHED)
         box = Outbox.load(paths)
         assert box.params == {"name": "None", "parent_run_id": "None", "trainer.recall@5 (macro)": "1", "seed": "1"}
         assert [info.name for info in box.inputs] == ["train", "test"]

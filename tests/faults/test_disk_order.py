@@ -32,6 +32,7 @@ from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs, read_pla
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.sweep.sweep_settings import SweepSettings
 from ksuit_runner.system.atomic_files import commit_folder, make_folder, sync, write_text
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 RUN = "run00000"
@@ -162,7 +163,7 @@ def plan_sweep(folder: Path, version: int) -> None:
         store_plan(paths, SweepPlan("plan", "ksuit", [], SweepSettings(), {}, {}), [Job(0, {"lr": "1"}, {"lr": 1})])
     else:
         add_job(paths, Job(version - 1, {"lr": "2"}, {"lr": 2}))
-    record_end(paths, JobResult(version - 1, "FINISHED", seconds=1.0))
+    record_end(paths, JobResult(version - 1, EndStatus.FINISHED, seconds=1.0))
 
 
 def read_sweep(folder: Path) -> set[int]:

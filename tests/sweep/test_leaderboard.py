@@ -17,6 +17,7 @@ from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leade
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.sweep.sweep_settings import RankedValue, SweepSettings
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.ui.terminal import make_console
 
@@ -32,7 +33,7 @@ class Sweep:
         self.paths.sweep_dir.mkdir(parents=True)
         self.jobs = []
 
-    def job(self, combination, status="FINISHED", seconds=2.0, **histories):
+    def job(self, combination, status=EndStatus.FINISHED, seconds=2.0, **histories):
         """Add a job whose run has logged these values, one per update; without a status it has not started."""
         index = len(self.jobs)
         self.jobs.append(Job(index, combination, {}))
@@ -116,8 +117,8 @@ def test_only_what_differs_is_shown(sweep, capsys):
 
 
 def test_what_has_not_finished_keeps_its_status_and_ranks_below_all_that_has(sweep):
-    sweep.job({"lr": "0"}, "FAILED", accuracy=[0.99])
-    sweep.job({"lr": "1"}, "KILLED", accuracy=[0.98])
+    sweep.job({"lr": "0"}, EndStatus.FAILED, accuracy=[0.99])
+    sweep.job({"lr": "1"}, EndStatus.KILLED, accuracy=[0.98])
     sweep.job({"lr": "2"}, "")
     sweep.job({"lr": "3"}, "RUNNING", accuracy=[0.97])
     sweep.job({"lr": "4"}, accuracy=[0.1])
@@ -133,14 +134,14 @@ def test_what_has_not_finished_keeps_its_status_and_ranks_below_all_that_has(swe
 
 def test_a_job_that_failed_before_it_had_a_run_has_failed(sweep):
     sweep.job({"lr": "1"}, "")
-    record_end(sweep.paths, JobResult(0, "FAILED", None, 1.0, error="no such model"))
+    record_end(sweep.paths, JobResult(0, EndStatus.FAILED, None, 1.0, error="no such model"))
     (row,) = sweep.board().rows
     assert (row.status, row.run_id, row.seconds) == ("failed", None, 1.0)
 
 
 def test_the_time_of_a_job_is_that_of_all_its_attempts(sweep):
     sweep.job({"lr": "1"}, seconds=2.0)
-    record_end(sweep.paths, JobResult(0, "FINISHED", "run0", 3.5))
+    record_end(sweep.paths, JobResult(0, EndStatus.FINISHED, "run0", 3.5))
     with sweep.paths.ended.open("a") as file:
         file.write('{"index": 0, "sec')  # torn by a crash
     assert sweep.board().rows[0].seconds == 5.5
@@ -192,8 +193,8 @@ def test_a_seed_that_diverged_is_no_mean_and_comes_last(sweep, diverged, capsys)
 
 def test_failed_seeds_are_left_out_of_the_mean(sweep):
     sweep.job({"lr": "1", "seed": "0"}, accuracy=[0.5])
-    sweep.job({"lr": "1", "seed": "1"}, "FAILED", accuracy=[0.1])
-    sweep.job({"lr": "2", "seed": "0"}, "FAILED", accuracy=[0.1])
+    sweep.job({"lr": "1", "seed": "1"}, EndStatus.FAILED, accuracy=[0.1])
+    sweep.job({"lr": "2", "seed": "0"}, EndStatus.FAILED, accuracy=[0.1])
     (group,) = sweep.board().groups
     assert (group.values, group.mean, group.deviation, group.count) == ({"lr": "1"}, 0.5, None, 1)
 
@@ -222,7 +223,7 @@ def test_without_an_objective_jobs_stay_in_their_order_with_all_metrics_that_can
 
 def test_the_files_have_what_the_terminal_shows(sweep):
     sweep.job({"lr": "0.000123456789", "seed": "0"}, accuracy=[2 / 3])
-    sweep.job({"lr": "'a|b'", "seed": "1"}, "FAILED")
+    sweep.job({"lr": "'a|b'", "seed": "1"}, EndStatus.FAILED)
     sweep.job({"lr": "'a|b'", "seed": "0"}, "")
     write_leaderboard(sweep.paths, sweep.board())
     assert sweep.paths.table.read_text().splitlines() == [

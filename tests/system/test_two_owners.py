@@ -19,6 +19,7 @@ from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.system.background import Background
 from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 ELSEWHERE = """
@@ -91,12 +92,12 @@ def test_what_is_recorded_elsewhere_is_refused_after_a_takeover(record):
         lambda: record.tracker.set_tags({"a": "2"}),
         lambda: record.tracker.log_points([Point("a", 1.0, 1, 1)]),
         record.tracker.deliver,
-        lambda: record.tracker.end_run("FINISHED"),
+        lambda: record.tracker.end_run(EndStatus.FINISHED),
         record.tracker.deliver_end,
     ):
         with pytest.raises(TakenOverError):
             write()
-    record.close("FINISHED")
+    record.close(EndStatus.FINISHED)
     assert record.tracker._paths(record.tracker._outbox.run_id).outbox.read_bytes() == stored
     assert record.taken_over.is_set()
     record._sender._thread.join(60)
@@ -114,7 +115,7 @@ def test_who_takes_over_by_force_writes_to_a_journal_that_the_first_owner_cannot
     first.append(2, {"a": 2.0})
     record.journal.append(2, {"a": 3.0})
     assert [point.value for points, _ in record.journal.read() for point in points] == [1.0, 3.0]
-    record.close("FINISHED")
+    record.close(EndStatus.FINISHED)
 
 
 def test_a_thread_behind_training_ends_with_the_ownership():

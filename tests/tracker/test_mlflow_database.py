@@ -10,7 +10,7 @@ from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.tracker import mlflow_database
 from ksuit_runner.tracker import mlflow_store as embedded
-from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.mlflow_database import unsafe_and_quick
 
@@ -49,7 +49,7 @@ def test_with_other_tables_a_run_that_was_registered_late_works_without_them(
     tracker = _registered_late(paths)
     assert "does not show the files" in caplog.text and LOCAL_ID in caplog.text
     assert tracker.artifacts_are_local  # so that nothing is copied, and no second folder of the run comes to be
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     (found,) = MlflowTracker(paths).find(LOCAL_ID)
     assert (found.run_id, found.status) == (tracker.run_id, "FINISHED")
 

@@ -12,6 +12,7 @@ from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.mlflow_client import connect, log_datasets
 
@@ -74,7 +75,7 @@ def test_a_server_that_goes_and_comes_back(
             assert not sender.flush(1)
             server.start()
     assert is_back.wait(60) and sender.flush(60) and sender.close() == 0
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
 
     assert tracker.history("a") == [p for points, _ in journal.read() for p in points if p.key == "a"]
     assert [point.step for point in tracker.history("b")] == list(range(1, 101))

@@ -12,6 +12,7 @@ from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker import mlflow_store as embedded
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 _LOG = """
@@ -19,12 +20,13 @@ import sys
 from pathlib import Path
 from ksuit_runner.record.point import Point
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 tracker = MlflowTracker(OutputPaths(sys.argv[1]))
 tracker.start_run(sys.argv[2], {})
 for step in range(10):
     tracker.log_points([Point(f"k{i}", i, step, 1) for i in range(100)])
-tracker.end_run("FINISHED")
+tracker.end_run(EndStatus.FINISHED)
 """
 
 
@@ -73,7 +75,7 @@ def test_a_moved_folder_keeps_its_runs_and_their_files(tmp_path: Path, copied: b
     config = PathProvider(old.output_dir, run_id).config
     config.parent.mkdir(parents=True)
     config.write_text("seed: 1")
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     shutil.copytree(old.output_dir, new.output_dir)
     if not copied:
         shutil.rmtree(old.output_dir)

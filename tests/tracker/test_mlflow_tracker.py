@@ -17,7 +17,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker import mlflow_client, mlflow_database
-from ksuit_runner.tracker.base import DatasetInfo
+from ksuit_runner.tracker.base import DatasetInfo, EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 
@@ -31,11 +31,11 @@ def test_a_run_from_start_to_end(paths: OutputPaths, tracker: MlflowTracker) -> 
     run = tracker.run
     assert (run.name, run.status, run.tags["author"], run.parent_run_id) == ("digits", "RUNNING", "me", None)
     assert abs(run.start_time / 1000 - time.time()) < 600
-    tracker.end_run("KILLED")
+    tracker.end_run(EndStatus.KILLED)
     other = MlflowTracker(paths)
     assert other.find(run.run_id)[0].status == "KILLED"
     assert other.resume_run(run.run_id).status == "RUNNING"
-    other.end_run("FINISHED")
+    other.end_run(EndStatus.FINISHED)
     assert other.find("digits")[0].status == "FINISHED"
 
 
@@ -214,7 +214,7 @@ def test_nothing_is_printed(paths: OutputPaths, capfd: pytest.CaptureFixture[str
     tracker = MlflowTracker(paths)
     tracker.start_run(None, {})
     tracker.log_params({"a": 1})
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     assert capfd.readouterr() == ("", "")
 
 

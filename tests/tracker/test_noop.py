@@ -4,6 +4,7 @@ import pytest
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.point import Point
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 
@@ -22,7 +23,7 @@ def test_records_and_finds_nothing(tmp_path: Path) -> None:
     tracker.resume_run("0123456789abcdef")
     tracker.log_params({"lr": 0.1})
     tracker.log_points([Point("loss", 0.1, 1, 1)])
-    tracker.end_run("FINISHED")
+    tracker.end_run(EndStatus.FINISHED)
     assert tracker.run_id == "0123456789abcdef"
     assert tracker.artifacts_are_local
     assert tracker.find("last") == tracker.children(tracker.run_id) == tracker.history("loss") == []
