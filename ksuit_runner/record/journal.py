@@ -22,9 +22,56 @@ _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what foll
 _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
 _LONGEST_LINE = 1 << 26  # in bytes; anything longer is not a line of a journal
 _INTEGER_LIMIT = 1 << 63
+_CHUNK = 1 << 16  # in bytes, of what is read at once to look for the last line
 
 
-class Journal:
+class JournalReader:
+    """Reads a journal that another process may be writing to; the file is never repaired, cut or held open.
+
+    Args:
+        path: The file. It may be replaced by a copy at any time, as whoever takes a run over does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def size(self) -> int:
+        """Position after the last whole line that the file has now, in bytes; 0 if there is no file."""
+        try:
+            with open_to_read(self.path) as file:
+                return _end_of_last_line(file)
+        except FileNotFoundError:
+            return 0
+
+    def sync(self) -> None:
+        """Wait until everything that is in the file is on the disk.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with open_to_read(self.path) as file:
+            os.fsync(file)
+
+    def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
+        """Yield the points of each whole line from a position on, with the position after it.
+
+        Args:
+            offset: Position in bytes: 0 or one that this method returned.
+        """
+        size = self.size
+        return _read(self.path, offset, size) if offset < size else iter(())
+
+    def is_boundary(self, offset: int) -> bool:
+        """Whether a position is the start of a line, or the end of the last whole one."""
+        size = self.size
+        if not 0 < offset < size:
+            return offset in (0, size)
+        with open_to_read(self.path) as file:
+            return os.pread(file.fileno(), 1, offset - 1) == b"\n"
+
+
+class Journal(JournalReader):
     """Append-only file of metric points: one checked line of JSON per flush.
 
     Opening an existing file cuts off a last line that a killed process left half written (its update is computed again
@@ -37,19 +84,18 @@ class Journal:
         check_owner: Raises an error if the run is no longer this process's to write; called before every write.
 
     Attributes:
-        size: Size of the file in bytes.
         damaged: Number of damaged lines that were found when it was opened.
     """
 
     def __init__(self, path: Path, check_owner: Callable[[], None] = lambda: None) -> None:
-        self.path = path
+        super().__init__(path)
         self.check_owner = check_owner
         make_folder(path.parent)
         self._file = open_stored(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         sync(path.parent)
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
-        self.size, self.damaged = self._repair()
+        self._end, self.damaged = self._repair()
 
     def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
         """Write the metrics of one update.
@@ -65,7 +111,7 @@ class Journal:
         self._unwritten.append(_encode(step, timestamp, metrics))
         was_full = len(self._unwritten) > 1
         try:
-            self._write()
+            self.write_rest()
         except OSError as error:
             if not was_full:
                 _LOGGER.error("metrics cannot be written, and stay in memory for now: %s: %s", self.path, error)
@@ -73,22 +119,34 @@ class Journal:
             if was_full:
                 _LOGGER.warning("metrics can be written again, and none is missing: %s", self.path)
 
+    def write_rest(self) -> None:
+        """Write what a full disk did not take, without waiting until it is on the disk.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with self._lock:
+            if self._unwritten:
+                self.check_owner()
+            while self._unwritten:
+                line = self._unwritten[0]
+                # A single write: another process that is reading sees whole lines, and a killed one leaves at most one
+                # torn line.
+                written = os.write(self._file, line)
+                if written != len(line):
+                    os.ftruncate(self._file, self._end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._end += written
+                del self._unwritten[0]
+
     def sync(self) -> None:
         """Wait until everything appended is on the disk.
 
         Raises:
             OSError: It cannot be written.
         """
-        self._write()
+        self.write_rest()
         os.fsync(self._file)
-
-    def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
-        """Yield the points of each line from a position on, with the position after it.
-
-        Args:
-            offset: Position in bytes: 0 or one that this method returned.
-        """
-        return _read(self.path, offset, self.size)
 
     def load_after(self, step: int) -> dict[int, dict[str, Point]]:
         """Return all points of later steps, by step and key: what a run that resumes at ``step`` has logged."""
@@ -105,30 +163,11 @@ class Journal:
             if at <= step:
                 self.append(at, {point.key: point.value for point in points}, timestamp)
 
-    def is_boundary(self, offset: int) -> bool:
-        """Whether a position is the start of a line, or the end of the file."""
-        return offset == 0 or (0 < offset <= self.size and os.pread(self._file, 1, offset - 1) == b"\n")
-
     def close(self) -> None:
         """Close the file; what it holds can still be read."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def _write(self) -> None:
-        with self._lock:
-            if self._unwritten:
-                self.check_owner()
-            while self._unwritten:
-                line = self._unwritten[0]
-                # A single write: another process that is reading sees whole lines, and a killed one leaves at most one
-                # torn line.
-                written = os.write(self._file, line)
-                if written != len(line):
-                    os.ftruncate(self._file, self.size)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self.size += written
-                del self._unwritten[0]
 
     def _repair(self) -> tuple[int, int]:
         whole, damaged = _scan(self.path)
@@ -167,6 +206,25 @@ def _scan(path: Path) -> tuple[int, list[int]]:
                 damaged.append(whole)
             whole += len(line)
     return whole, damaged
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Return where the last whole line ends; one whose newline alone is damaged is whole, as for ``_scan``."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.seek(end)
+        rest = file.read(min(size - end, _LONGEST_LINE))
+        if _is_good(rest) and _points(rest):
+            return end + len(rest)
+    return end
 
 
 def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]]:

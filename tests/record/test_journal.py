@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksuit_runner.record.journal import Journal, is_damaged, read_points
+from ksuit_runner.record.journal import Journal, JournalReader, is_damaged, read_points
 from ksuit_runner.record.point import Point
+from ksuit_runner.system.atomic_files import renew
 
 
 def _points(journal: Journal, offset: int = 0) -> list[Point]:
@@ -240,6 +241,41 @@ def test_it_asks_who_owns_the_run_before_it_writes(tmp_path: Path) -> None:
     for step in (1, 2):
         journal.append(step, {"a": 1.0})
     assert asked == [0, journal.size // 2]
+
+
+def test_another_process_follows_what_is_appended_and_touches_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    reader = JournalReader(path)
+    assert (reader.size, reader.is_boundary(0), list(reader.read())) == (0, True, [])
+    journal = Journal(path)
+    for step in (1, 2):
+        journal.append(step, {"a": float(step)})
+    content = path.read_bytes()
+    for torn in (b"", b"{", content[: len(content) // 2 - 1], b"0" * 100_000):  # in the middle of a write
+        path.write_bytes(content + torn)
+        assert reader.size == len(content)
+        assert [points[0].step for points, _ in reader.read(len(content) // 2)] == [2]
+        assert reader.is_boundary(len(content)) and not reader.is_boundary(len(content) - 1)
+        reader.sync()
+        assert path.read_bytes() == content + torn
+    path.write_bytes(content[:-1] + b"!")  # all of the last line is there, except for the end of it
+    assert reader.size == len(content)
+    path.write_bytes(content)
+    renew(path)  # by another process that takes the run over
+    Journal(path).append(3, {"a": 3.0})
+    journal.append(3, {"a": 4.0})  # where nobody reads it
+    assert [points[0].value for points, _ in reader.read(len(content))] == [3.0]
+
+
+def test_what_a_full_disk_did_not_take_is_written_without_waiting_for_the_disk(tmp_path: Path, monkeypatch) -> None:
+    journal = Journal(tmp_path / "j")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, line: _take(os.write, file, line, 0))
+        journal.append(1, {"a": 1.0})
+        assert journal.size == 0
+    monkeypatch.setattr(os, "fsync", lambda file: pytest.fail("it waits for the disk"))
+    journal.write_rest()
+    assert [point.step for point in _points(journal)] == [1]
 
 
 def test_closing_twice_closes_no_other_file(tmp_path: Path) -> None:
