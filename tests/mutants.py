@@ -69,6 +69,7 @@ TESTS = {
         *("tests/trainer/test_modes.py", "tests/engine/test_failed_run.py", "tests/test_callback_draws.py"),
     ),
     "checkpoint/manifest": ("tests/checkpoint/test_format.py",),
+    "system/lock_file": ("tests/system/test_run_lock.py",),
     "system/run_lock": ("tests/system/test_two_owners.py",),
     "engine/run": ("tests/engine/test_loop.py", "tests/engine/test_loop_ends.py", "tests/engine/test_failed_run.py"),
     "checkpoint/host_buffers": ("tests/checkpoint/test_writer.py", "tests/tensors/test_layout.py"),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ksuit_runner.system.run_lock import try_lock
+from ksuit_runner.system.lock_file import try_lock
 
 DEVICE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _CLAIMED = "KSUIT_CLAIMED_DEVICE"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.system.atomic_files import make_folder, sync
-from ksuit_runner.system.run_lock import try_lock
+from ksuit_runner.system.lock_file import try_lock
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, open_stored
 from ksuit_runner.tracker.mlflow_client import import_quietly
 from ksuit_runner.tracker.mlflow_database import move_experiments, unsafe_and_quick

@@ -5,7 +5,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from ksuit_runner.system import run_lock
+from ksuit_runner.system import lock_file, run_lock
 
 
 class FakeEnvironment(NamedTuple):
@@ -28,7 +28,7 @@ class FakeEnvironment(NamedTuple):
         if self.host:
             socket.gethostname = lambda: self.host
         if self.host == "machine":
-            run_lock._kernel = lambda: self.host
+            lock_file.kernel = lambda: self.host
         if self.clock_s:
             self._set_clock()
         if not self.has_reader:

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from ksuit_runner.errors import ResumeError, TakenOverError
-from ksuit_runner.system import run_lock
-from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system import lock_file, run_lock
+from ksuit_runner.system.run_lock import LockView, RunLock
 
 RUN_ID = "3f2a9c51e0d84b7aa1b2c3d4e5f60718"
 
@@ -308,7 +308,7 @@ def test_what_cannot_be_read_in_its_place_is_a_takeover(path, monkeypatch):
             moved = path.rename(path.with_name("moved"))
             path.symlink_to(moved)  # to the very file, which no process would have put there
             if error:
-                monkeypatch.setattr(run_lock, "_see", partial(fails_with, error))
+                monkeypatch.setattr(run_lock, "open_stored", partial(fails_with, error))
             with pytest.raises(TakenOverError):
                 lock.check()
         path.unlink()
@@ -366,7 +366,7 @@ def test_locks_that_fail_for_another_reason_than_the_file_system_are_an_error(pa
 
 def test_without_an_id_of_the_kernel_its_host_stands_for_it(path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", partial(fails_with, errno.ENOENT))
-    assert run_lock._kernel() == socket.gethostname()
+    assert lock_file.kernel() == socket.gethostname()
 
 
 class Clock(types.SimpleNamespace):
@@ -489,3 +489,114 @@ def test_the_first_question_is_asked_and_no_answer_counts_at_the_same_instant(pa
             path.unlink()
             with pytest.raises(TakenOverError):
                 lock.check(asked_s)
+
+
+def held_by(contender: Contender, path: Path) -> LockView:
+    contender.go_on()
+    assert contender.read() == "held"
+    return LockView(path, json.loads(path.read_text())["token"])
+
+
+def test_who_works_for_the_holder_sees_it_live_die_and_be_taken_over(path, contender):
+    before = os.listdir("/proc/self/fd")
+    holder = contender()
+    view = held_by(holder, path)
+    view.check()
+    assert not view.is_holder_dead() and not view.remove_dead() and path.exists()
+    holder.kill()
+    view.check()  # nobody has taken it over
+    assert view.is_holder_dead()
+    with RunLock(path) as lock:
+        assert lock.token != view._token
+        assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+        view.check(at_most_s=60)
+        with pytest.raises(TakenOverError, match="another process has resumed run 3f2a9c51"):
+            view.check()
+        assert view.lost.is_set()
+        lock.check()
+    view.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_dead_holder_is_removed_once_and_only_where_it_is_still_in_place(path, contender):
+    holder = contender()
+    view = held_by(holder, path)
+    holder.kill()
+    assert view.remove_dead() and os.listdir(path.parent) == []
+    assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+    with pytest.raises(TakenOverError):
+        view.check()
+
+
+def test_a_lock_that_is_released_was_not_left_by_a_dead_holder(path):
+    with RunLock(path) as lock:
+        view = LockView(path, lock.token)
+        view.check()
+    assert not view.is_holder_dead() and not view.remove_dead()
+    with pytest.raises(TakenOverError):
+        view.check()
+
+
+def test_a_later_file_is_not_taken_for_that_of_the_holder_when_its_inode_number_is_used_again(path):
+    """The file that the view has seen is kept, or the file system gives its number to one of the next."""
+    with RunLock(path) as lock:
+        view = LockView(path, lock.token)
+        view.check()
+    for _ in range(20):
+        with RunLock(path):
+            assert not view._is_in_place()
+
+
+def test_a_view_finds_the_holder_again_where_the_numbers_of_files_change(path):
+    before = os.listdir("/proc/self/fd")
+    with RunLock(path) as lock:
+        view = LockView(path, lock.token)
+        for suffix in ("a", "b"):
+            copy = path.with_name(suffix)
+            copy.write_text(path.read_text())
+            copy.replace(path)
+            view.check()
+        view.close()
+        view.check()
+        view.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_of_a_holder_whom_the_kernel_does_not_know_the_caller_says_that_it_is_dead(path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", partial(fails_with, errno.ENOLCK))
+    leave_behind(path)
+    view = LockView(path, json.loads(path.read_text())["token"])
+    assert not view.is_holder_dead() and not view.remove_dead() and path.exists()
+    assert view.remove_dead(is_known_dead=True) and not path.exists()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere"), os.mkfifo])
+def test_something_else_in_the_place_of_a_lock_is_a_takeover_for_a_view_and_stays(path, make):
+    path.parent.mkdir()
+    make(path)
+    view = LockView(path, "token")
+    assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+    with pytest.raises(TakenOverError):
+        view.check()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_taker_and_the_removal_of_a_dead_holder_do_not_meet(path, monkeypatch):
+    """Whoever takes the lock while its dead holder is removed has it afterwards."""
+    leave_behind(path)
+    view = LockView(path, json.loads(path.read_text())["token"])
+    taker = RunLock(path)
+    thread = threading.Thread(target=taker.acquire)
+
+    def look(path):
+        seen = lock_file.see(path)
+        thread.start()
+        time.sleep(0.2)  # enough to take it, if it were not excluded
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_lock, "see", lambda path: look(path) if not thread.ident else lock_file.see(path))
+        assert view.remove_dead()
+        thread.join()
+    taker.check()
+    taker.release()
