@@ -66,6 +66,25 @@ class RunOutcome:
         return getattr(self.error, "exit_status", 1) if self.error is not None else 0
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a run starts with.
+
+    Attributes:
+        config: Its config.
+        launch: How it was started.
+        origin: The stored run that it continues from, if any.
+        checkpoint: The checkpoint that it starts from, if any.
+        provenance: Provenance of a new run.
+    """
+
+    config: Mapping[str, Any]
+    launch: Launch
+    origin: Origin | None
+    checkpoint: Checkpoint | None
+    provenance: Provenance
+
+
 def run(
     config: Mapping[str, Any],
     launch: Launch,
@@ -101,13 +120,12 @@ def run(
             tracker = build_tracker(factory, outputs)
         trainer = build_trainer(factory, int(config["seed"]), interruption)
         with files_explained():
-            provenance = provenance or Provenance()
-            record = _open_record(config, launch, origin, lock, tracker, outputs, provenance)
+            start = _Start(config, launch, origin, checkpoint, provenance or Provenance())
+            record = _open_record(start, tracker, outputs, lock)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):
-            assembly = Assembly(factory, config, trainer, record)
-            _assemble_and_execute(assembly, launch, origin, checkpoint, outcome, console, provenance)
+            _assemble_and_execute(start, Assembly(factory, config, trainer, record), outcome, console)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
 
@@ -144,63 +162,59 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
     return read_newest(paths, origin.checkpoint)
 
 
-def _open_record(
-    config: Mapping[str, Any],
-    launch: Launch,
-    origin: Origin | None,
-    lock: RunLock | None,
-    tracker: BaseTracker,
-    outputs: OutputPaths,
-    provenance: Provenance,
-) -> RunRecord:
+def _open_record(start: _Start, tracker: BaseTracker, outputs: OutputPaths, lock: RunLock | None) -> RunRecord:
+    origin = start.origin
     if origin is None or lock is None:
-        return RunRecord.begin(tracker, outputs, config, launch, provenance)
+        return RunRecord.begin(tracker, outputs, start.config, start.launch, start.provenance)
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(config.get("register_anew"))
+    is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(start.config.get("register_anew"))
     return RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew)
 
 
-def _assemble_and_execute(
-    assembly: Assembly,
-    launch: Launch,
-    origin: Origin | None,
-    checkpoint: Checkpoint | None,
-    outcome: RunOutcome,
-    console: Console,
-    provenance: Provenance,
-) -> None:
-    record, config = assembly.record, assembly.config
-    with files_explained():  # first of all: without its config a killed run cannot be resumed
-        if launch.mode in (Mode.TRAIN, Mode.FORK):
-            store(record.paths, config, launch)
-    if launch.mode != Mode.EVALUATE:
-        assembly.trainer.data_container.check_repeatable()
+def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome, console: Console) -> None:
+    record = assembly.record
     try:
-        with files_explained():
-            if launch.mode != Mode.EVALUATE:
-                record.describe(config, assembly.trainer.data_container, provenance)
-            if launch.mode == Mode.FORK and checkpoint is not None:
-                record.carry_history(checkpoint.paths, checkpoint.progress.update)
-        assembled = assembly.run(checkpoint, origin)
-        if launch.mode == Mode.RESUME and origin is not None and origin.changes:
-            with files_explained():
-                if checkpoint is not None and _differs(assembled, checkpoint):
-                    save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
-                store_changes(record.paths, config, launch)
+        assembled = _assemble(start, assembly)
     except KsuitError as error:
         outcome.status, outcome.error = record.status_before, error
         _LOGGER.error("error: %s", error)
         return
     outcome.summary = assembled.log_writer.summary
-    _print_start(console, record, checkpoint)
-    _execute(assembled, launch, record)
-    if launch.mode == Mode.EVALUATE:
+    _print_start(console, record, start.checkpoint)
+    _execute(assembled, start.launch, record)
+    if start.launch.mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:
         outcome.status = EndStatus.FINISHED
     else:
         assert assembled.interruption.signal is not None, "training ended early, and nothing says why"
         outcome.status, outcome.signal = EndStatus.KILLED, assembled.interruption.signal
+
+
+def _assemble(start: _Start, assembly: Assembly) -> Run:
+    """Store what the run was started with, and assemble it.
+
+    Raises:
+        KsuitError: It cannot be started like this.
+    """
+    record, mode, checkpoint = assembly.record, start.launch.mode, start.checkpoint
+    with files_explained():  # first of all: without its config a killed run cannot be resumed
+        if mode in (Mode.TRAIN, Mode.FORK):
+            store(record.paths, start.config, start.launch)
+    if mode != Mode.EVALUATE:
+        assembly.trainer.data_container.check_repeatable()
+    with files_explained():
+        if mode != Mode.EVALUATE:
+            record.describe(start.config, assembly.trainer.data_container, start.provenance)
+        if mode == Mode.FORK and checkpoint is not None:
+            record.carry_history(checkpoint.paths, checkpoint.progress.update)
+    assembled = assembly.run(checkpoint, start.origin)
+    if mode == Mode.RESUME and start.origin is not None and start.origin.changes:
+        with files_explained():
+            if checkpoint is not None and _differs(assembled, checkpoint):
+                save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
+            store_changes(record.paths, start.config, start.launch)
+    return assembled
 
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
