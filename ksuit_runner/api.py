@@ -19,19 +19,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ksuit_runner.cli.start import (
-    check_overrides,
-    refuse_launcher,
-    start_composed,
-    start_new,
-    start_stored,
-    start_sweep,
-)
+from ksuit_runner.cli.start import check_overrides, refuse_launcher, start_composed, start_new, start_stored
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_locations, without_sweep
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.config.schema import OBJECT_SPECS
-from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 
@@ -138,7 +131,10 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
             raise ConfigError(f"{request}: it cannot be given together with {'-m' if has_flag else f'sweep={choice}'}")
         return start_stored(request, overrides, command)
     if has_flag or choice:
-        return start_sweep(overrides, command)
+        from ksuit_runner.sweep.commands import start_sweep
+
+        with files_explained():
+            return start_sweep(overrides, command)
     refuse_sweep_settings(overrides)
     return start_composed(compose_config(overrides), command)
 

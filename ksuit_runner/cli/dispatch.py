@@ -10,7 +10,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from ksuit_runner.cli.start import check_overrides, start_composed, start_stored, start_sweep
+from ksuit_runner.cli.start import check_overrides, start_composed, start_stored
 from ksuit_runner.config.compose import CONFIG_NAME, MISTAKES, explain, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
@@ -68,7 +68,10 @@ def _main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{request}: it cannot be given together with {(*flags, f'sweep={choice}')[0]}")
         return start_stored(request, overrides, command_line()).exit_status
     if not others and (multirun or choice):
-        return start_sweep(overrides, command_line()).exit_status
+        from ksuit_runner.sweep.commands import start_sweep
+
+        with files_explained():
+            return start_sweep(overrides, command_line()).exit_status
     if not others:
         refuse_sweep_settings(overrides)
     sys.argv[1:] = [*others, *overrides]  # argparse expects flags before the overrides, users write them anywhere

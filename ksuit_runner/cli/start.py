@@ -1,4 +1,4 @@
-"""Starts what the command line or Python code asks for: a new run, a stored one, or a sweep."""
+"""Starts what the command line or Python code asks for: a new run, or a stored run or sweep."""
 
 from __future__ import annotations
 
@@ -105,15 +105,3 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     launch = Launch(command, stored.overrides, mode, run_id)
     origin = Origin(mode, run_id, tuple(stored.changes), request.checkpoint)
     return run(values, launch, origin, trust=stored.trust)
-
-
-def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
-    """Run a sweep.
-
-    Raises:
-        KsuitError: It could not be started; then nothing was trained.
-    """
-    from ksuit_runner.sweep import commands as sweep
-
-    with files_explained():
-        return sweep.start_sweep(overrides, command)
