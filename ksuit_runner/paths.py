@@ -59,6 +59,7 @@ class PathProvider(OutputPaths):
         self.run_id = run_id
         self.run_dir = self.runs_dir / run_id
         self.lock = self.run_dir / "lock.json"
+        self.recorder_lock = self.run_dir / "recorder.lock"
         self.journal = self.run_dir / "metrics.jsonl"
         self.journal_sent = self.run_dir / "metrics.sent"
         self.outbox = self.run_dir / "tracker.json"
