@@ -27,6 +27,7 @@ LAYERS = (
     ("record",),
     ("tracker", "log_writer"),
     ("delivery", "callback_base"),
+    ("recorder",),
     ("resume", "periodic_callback", "metric_callback"),
     ("engine",),
     ("sweep", "testing"),

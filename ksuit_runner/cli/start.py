@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, files_explained
-from ksuit_runner.paths import PathProvider
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.sweep.stored_sweep import find_sweep
@@ -57,6 +59,7 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
 
 def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
     """Start a new run with a checked config; see ``start_composed``."""
+    warm_up(Factory(values), OutputPaths(values["output_dir"]))
     from ksuit_runner.engine.runner import run
 
     return run(values, Launch(command, list(overrides)))
@@ -100,6 +103,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     if mode == Mode.FORK:
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     values = check_config(config, trust=stored.trust)
+    warm_up(Factory(values, stored.trust), outputs)
     from ksuit_runner.engine.runner import run
 
     launch = Launch(command, stored.overrides, mode, run_id)

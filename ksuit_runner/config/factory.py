@@ -56,13 +56,13 @@ class Factory:
     """
 
     def __init__(self, config: DictConfig | Mapping[str, Any], trust: Trust | None = None) -> None:
-        self._trust = trust
+        self.trust = trust
         # From here on nothing refers to another config path, so that what is built is what was checked.
         self._config: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
 
     def has(self, path: str) -> bool:
         """Whether the config describes an object at this config path."""
-        return self._node(path) is not None
+        return self.node(path) is not None
 
     def build(self, path: str, kind: type[Built], **collaborators: Any) -> Built:
         """Build the object at a config path.
@@ -107,7 +107,7 @@ class Factory:
             **collaborators: What the runner can provide, by name.
         """
         built = {}
-        for key in self._node(path) or {}:
+        for key in self.node(path) or {}:
             with scope(key):
                 built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
         return built
@@ -118,7 +118,8 @@ class Factory:
         self._bind(path, target)
         return target
 
-    def _node(self, path: str) -> Any:
+    def node(self, path: str) -> Any:
+        """Return the part of the config at a config path as plain values; None if there is none."""
         node = self._config
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
@@ -129,12 +130,12 @@ class Factory:
 
         Everything that would be called is checked first, however deep it is nested.
         """
-        node = self._node(path)
+        node = self.node(path)
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError("an object with a _target_ is needed", path=path)
         for below, name in targets_in(path, node):
-            made = _locate(below, name, self._trust)
-            _check(below, name, made, kind if below == path else None, self._trust)
+            made = _locate(below, name, self.trust)
+            _check(below, name, made, kind if below == path else None, self.trust)
         target = _build(path, {**node, "_partial_": True})
         assert isinstance(target, partial)
         return target

@@ -25,12 +25,12 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tensors.device import deterministic_kernels
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
-from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
@@ -117,7 +117,7 @@ def run(
         with files_explained():
             lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
-            tracker = build_tracker(factory, outputs)
+            tracker = open_tracker(factory, outputs)
         trainer = build_trainer(factory, int(config["seed"]), interruption)
         with files_explained():
             start = _Start(config, launch, origin, checkpoint, provenance or Provenance())

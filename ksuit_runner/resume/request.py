@@ -56,10 +56,10 @@ def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str
     run_id = find_local(paths, query)
     if run_id is None and (config := compose_locations(overrides)).tracker.get("uri"):
         from ksuit_runner.config.factory import Factory
+        from ksuit_runner.recorder.tracker import open_tracker
         from ksuit_runner.resume.fetch_run import fetch
-        from ksuit_runner.tracker.build import build_tracker
 
-        run_id = fetch(build_tracker(Factory(config), paths), paths, query)
+        run_id = fetch(open_tracker(Factory(config), paths), paths, query)
     if run_id is None and "@" in query and request.mode != Mode.RESUME:
         raise ConfigError(f"{request}: the @ after a run needs a checkpoint, such as E2_U90_S2880")
     if run_id is None:

@@ -16,6 +16,7 @@ from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
 from ksuit_runner.sweep.build_plan import plan_sweep
@@ -31,7 +32,6 @@ from ksuit_runner.sweep.sweep_settings import Method
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
-from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.terminal import make_console
 
 
@@ -49,7 +49,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     launcher = _build_launcher(planned.plan.launcher)
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
-    tracker = DeferredTracker(build_tracker(Factory(planned.config), outputs), outputs)
+    tracker = DeferredTracker(open_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
     paths = SweepPaths(outputs.output_dir, info.run_id)
@@ -77,7 +77,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         trust = _trust_in(paths, plan, overrides)
         plan = _with_password(plan, overrides)
         config = _config_of(paths, plan)
-        tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)
+        tracker = DeferredTracker(open_tracker(Factory(config, trust), paths), paths)
         launcher = _build_launcher(plan.launcher, trust)
         runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
@@ -98,7 +98,7 @@ def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: DeferredTr
     """Register those runs of the jobs again that the tracker has lost."""
     for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
-        job = DeferredTracker(build_tracker(factory, paths), paths)
+        job = DeferredTracker(open_tracker(factory, paths), paths)
         with RunLock(run.lock):
             if job.forget_lost(run.run_id):
                 job.attach_run(run.run_id)
@@ -118,7 +118,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     trust = _trust_in(paths, plan, overrides)
     plan = _with_password(plan, overrides)
     config = _config_of(paths, plan)
-    tracker = DeferredTracker(build_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
+    tracker = DeferredTracker(open_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
     source, _ = _source(paths, plan)
     properties = build_properties(config, plan.objective, trust)
     board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())

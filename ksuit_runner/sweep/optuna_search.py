@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.sweep.job_config import JobComposer
 from ksuit_runner.sweep.job_status import read_metrics
 from ksuit_runner.sweep.leaderboard import shown_metrics
@@ -17,7 +18,6 @@ from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optun
 from ksuit_runner.sweep.parameters import SweepParameter, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
-from ksuit_runner.tracker.build import build_tracker
 
 
 class OptunaSearch:
@@ -94,7 +94,7 @@ class OptunaSearch:
 
     @cached_property
     def _tracker(self) -> BaseTracker:
-        return build_tracker(self._factory, self._paths)
+        return open_tracker(self._factory, self._paths)
 
     def _trial(self, number: int) -> Any:
         """Ask for a trial, or load the one that was asked for before the process was killed."""

@@ -18,13 +18,13 @@ from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.sweep.gpu_lock import claim_device
 from ksuit_runner.sweep.job_runs import find_records, local_record
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.tracker.base import EndStatus
-from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console
 
@@ -133,7 +133,7 @@ def _is_first_start(paths: SweepPaths, index: int) -> bool:
 
 def _with_its_run(task: JobTask, paths: SweepPaths) -> JobTask:
     """Return the task with the run that its job has by now, if it has one."""
-    tracker = DeferredTracker(build_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
+    tracker = DeferredTracker(open_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
     record = find_records(paths, tracker).get(task.index)
     return task if record is None else replace(task, run_id=record.run_id)
 

@@ -18,6 +18,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import add_to_index, entries
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.sweep.fetch_sweep import fetch_runs
 from ksuit_runner.sweep.job_queue import run_jobs
 from ksuit_runner.sweep.job_runs import JobRecord, find_records, launch_of
@@ -32,7 +33,6 @@ from ksuit_runner.sweep.run_job import JobResult, JobTask
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
-from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.command_line import sync_command
 from ksuit_runner.ui.terminal import print_error
 
@@ -195,7 +195,7 @@ class SweepRunner:
     def _deliver(self, job: Job, record: JobRecord) -> None:
         """Send what the tracker lacks of a run that has ended: the run was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
-        tracker = build_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
+        tracker = open_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
         deferred = DeferredTracker(tracker, self.paths)
         try:
             with RunLock(run.lock):

@@ -41,10 +41,10 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     if find_local(outputs, query) is not None or not (config := compose_locations(overrides)).tracker.get("uri"):
         return None
     from ksuit_runner.config.factory import Factory
+    from ksuit_runner.recorder.tracker import open_tracker
     from ksuit_runner.sweep.fetch_sweep import fetch_plan
-    from ksuit_runner.tracker.build import build_tracker
 
-    return fetch_plan(build_tracker(Factory(config), outputs), outputs, query)
+    return fetch_plan(open_tracker(Factory(config), outputs), outputs, query)
 
 
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:

@@ -150,6 +150,9 @@ class BaseTracker(ABC):
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000; one that is recorded already changes nothing."""
 
+    def warm_up(self) -> None:  # noqa: B027 - optional
+        """Import what the first call needs, ahead of it; opens and creates nothing."""
+
     @property
     def is_behind(self) -> bool:
         """Whether something is not recorded yet; never true for a tracker that records at once."""

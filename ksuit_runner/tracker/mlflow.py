@@ -23,6 +23,7 @@ from ksuit_runner.tracker.mlflow_client import (
     delete_artifacts,
     experiment_id,
     explained,
+    import_client,
     log_datasets,
 )
 from ksuit_runner.tracker.mlflow_names import escape, escape_short
@@ -77,6 +78,10 @@ class MlflowTracker(BaseTracker):
         self._connecting = threading.Lock()
         self._bound: Run | None = None
         self._known_params: set[str] = set()
+
+    def warm_up(self) -> None:
+        """Import MLflow, which takes a second."""
+        import_client(self._uri)
 
     @property
     def artifacts_are_local(self) -> bool:

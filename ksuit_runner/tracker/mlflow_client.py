@@ -56,13 +56,18 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
     for name, value in settings.items():
         if os.environ.get(name) == _our_settings.get(name):  # neither the user's nor changed since
             os.environ[name] = _our_settings[name] = value
-    import_quietly("mlflow.store.tracking.sqlalchemy_store" if uri.startswith(DATABASES) else "mlflow")
+    import_client(uri)
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     if uri.startswith("sqlite:"):
         limit_lock_wait(uri, timeout_s)
     return client
+
+
+def import_client(uri: str | None) -> None:
+    """Import what a client needs for a tracking URI; None is that of the embedded store."""
+    import_quietly("mlflow.store.tracking.sqlalchemy_store" if uri is None or uri.startswith(DATABASES) else "mlflow")
 
 
 def import_quietly(module: str) -> Any:

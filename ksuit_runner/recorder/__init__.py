@@ -1,0 +1,1 @@
+"""The recorder: the process that records a run, beside the one that trains it."""

@@ -1,0 +1,188 @@
+"""What the training process and the recorder send each other: requests, their answers, and events."""
+
+import inspect
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from ksuit_runner import errors
+from ksuit_runner.errors import KsuitError
+
+
+class ClosedError(Exception):
+    """The other side is gone."""
+
+
+class RemoteError(Exception):
+    """The recorder raised an error that is nobody's mistake; the text has its traceback."""
+
+
+class Request(msgspec.Struct, array_like=True, tag=True):
+    """Calls a method of one of the recorder's sessions.
+
+    Attributes:
+        number: Number of the request, 0 if nobody waits for an answer.
+        session: Number of the session.
+        method: Name of the method.
+        arguments: Its arguments, by name, as ``pack`` returns them.
+    """
+
+    number: int
+    session: int
+    method: str
+    arguments: dict[str, Any]
+
+
+class Answer(msgspec.Struct, array_like=True, tag=True):
+    """Answers a request, with a value or an error."""
+
+    number: int
+    value: Any = None
+    error: "Failure | None" = None
+
+
+class Event(msgspec.Struct, array_like=True, tag=True):
+    """Tells the training process what the recorder has done or has to say."""
+
+    session: int
+    name: str
+    values: list[Any]
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """An error that crosses the channel.
+
+    Attributes:
+        kind: Name of its class.
+        text: Its message.
+        path: Config path of what is wrong.
+        details: Number, reason and file of an OSError.
+        trace: The traceback of an error that is not explained by its message.
+    """
+
+    kind: str
+    text: str
+    path: str | None = None
+    details: tuple[int | None, str | None, str | None] | None = None
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """Describe an error."""
+        kind, text = type(error).__name__, str(error)
+        if isinstance(error, KsuitError):
+            return cls(kind, text, error.path)
+        if isinstance(error, OSError):
+            name = error.filename if isinstance(error.filename, str) else None
+            return cls("OSError", text, details=(error.errno, error.strerror, name))
+        return cls(kind, text, trace="".join(traceback.format_exception(error)))
+
+    def error(self) -> Exception:
+        """Return the error, as the caller of a method would have got it here."""
+        if self.details is not None:
+            number, reason, name = self.details
+            return OSError(number, reason, name) if number is not None else OSError(self.text)
+        known = getattr(errors, self.kind, None)
+        if isinstance(known, type) and issubclass(known, KsuitError):
+            error = known(self.text)
+            error.path = self.path
+            return error
+        return RemoteError(f"{self.kind}: {self.text}\nin the recorder:\n{self.trace}")
+
+
+Message = Request | Answer | Event
+
+
+class Channel:
+    """One end of the connection between the two processes; several threads may send.
+
+    Args:
+        connection: The end.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Send a message.
+
+        Raises:
+            ClosedError: The other side is gone.
+        """
+        content = msgspec.msgpack.encode(message, enc_hook=_to_text)
+        with self._sending:
+            try:
+                self._connection.send_bytes(content)
+            except OSError as error:
+                raise ClosedError from error
+
+    def receive(self, timeout_s: float | None = None) -> Message | None:
+        """Wait for a message; None if the time is up.
+
+        Raises:
+            ClosedError: The other side is gone.
+        """
+        try:
+            if timeout_s is not None and not self._connection.poll(timeout_s):
+                return None
+            return msgspec.msgpack.decode(self._connection.recv_bytes(), type=Message)  # type: ignore[no-any-return]
+        except (OSError, EOFError) as error:
+            raise ClosedError from error
+
+    def close(self) -> None:
+        """Close this end; a thread that waits for a message gets a ClosedError."""
+        with suppress(OSError), socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def pack(method: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call, without ``self``, by their names.
+
+    Raises:
+        TypeError: The method does not take them.
+    """
+    given = dict(inspect.signature(method).bind(None, *arguments, **named).arguments)
+    given.pop("self")
+    return given
+
+
+def unpack(method: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call as the types that the method's annotations name."""
+    types = _types(method)
+    return {name: _convert(value, types[name]) for name, value in arguments.items()}
+
+
+def unpack_result(method: Callable[..., Any], value: Any) -> Any:
+    """Return the result of a call as the type that the method's annotation names."""
+    return _convert(value, _types(method)["return"])
+
+
+@cache
+def _types(method: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(method)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    return msgspec.convert(value, kind, dec_hook=from_text)
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a {type(value).__name__} cannot be sent to the recorder")
+
+
+def from_text(kind: type, value: Any) -> Any:
+    """Return what was sent as text because no message can hold it: a path."""
+    if issubclass(kind, Path):
+        return kind(value)
+    raise NotImplementedError(kind)

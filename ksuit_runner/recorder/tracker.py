@@ -1,0 +1,135 @@
+"""The tracker of a config as the training process sees it: every call is made by the recorder."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import msgspec
+
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.recorder.client import Recorder
+from ksuit_runner.recorder.protocol import pack, unpack_result
+from ksuit_runner.recorder.session import Description, Opening
+from ksuit_runner.tracker.base import BaseTracker, RunInfo
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_recorder: Recorder | None = None
+_warm: dict[bytes, int] = {}  # sessions that were opened ahead, by what they were opened with
+
+
+def recorder() -> Recorder:
+    """Return the recorder of this process, which is started by its first session."""
+    global _recorder
+    if _recorder is None or not _recorder.is_own:
+        _recorder = Recorder()
+        atexit.register(_recorder.shut_down)
+        _warm.clear()
+    return _recorder
+
+
+def warm_up(factory: Factory, outputs: OutputPaths) -> None:
+    """Start the recorder and have it import what a tracker needs, while this process imports torch."""
+    opening = _opening(factory, outputs)
+    session = recorder().open(opening)
+    recorder().send(session, "warm_up")
+    _warm[_key(opening)] = session
+
+
+def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
+    """Return the tracker of a config, which is not bound to a run yet. It is built, and does its work, in the recorder.
+
+    Raises:
+        ConfigError: It does not fit its config.
+        TrackerError: The recorder dies again and again.
+    """
+    opening = _opening(factory, outputs)
+    process = recorder()
+    session = _warm.pop(_key(opening), None) or process.open(opening)
+    return RemoteTracker(process, session)
+
+
+def _opening(factory: Factory, outputs: OutputPaths) -> Opening:
+    return Opening(factory.node("tracker"), str(outputs.output_dir), factory.trust)
+
+
+def _key(opening: Opening) -> bytes:
+    return msgspec.msgpack.encode(opening, enc_hook=str)
+
+
+def _remote(
+    method: Callable[Concatenate[Any, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """Return a method that has the recorder call the method of that name."""
+
+    def call(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        result: Result = unpack_result(method, self._call(method.__name__, pack(method, args, kwargs)))
+        return result
+
+    call.__name__, call.__doc__ = method.__name__, method.__doc__  # not ``wraps``: it would be abstract, too
+    return call
+
+
+def _binding(
+    method: Callable[Concatenate[Any, Arguments], RunInfo],
+) -> Callable[Concatenate[Any, Arguments], RunInfo]:
+    """Return a remote method that binds the tracker to a run."""
+    remote = _remote(method)
+
+    def call(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> RunInfo:
+        info = remote(self, *args, **kwargs)
+        self._bound_to(info)
+        return info
+
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
+
+
+class RemoteTracker(BaseTracker):
+    """Has every method called in the recorder, by the tracker that a session was opened for.
+
+    Args:
+        recorder: The recorder.
+        session: Number of the session.
+    """
+
+    def __init__(self, recorder: Recorder, session: int) -> None:
+        super().__init__()
+        self._recorder, self._session = recorder, session
+        description = msgspec.convert(recorder.call(session, "describe", {}), Description)
+        self.require, self.close_timeout_s = description.require, description.close_timeout_s
+
+    def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+        return self._recorder.call(self._session, method, arguments)
+
+    def _bound_to(self, info: RunInfo) -> None:
+        self._run = info
+        self._recorder.bind(self._session, info.run_id)
+
+    @property
+    def artifacts_are_local(self) -> bool:
+        """Whether the run's files need no upload."""
+        return bool(self._call("artifacts_are_local", {}))
+
+    start_run = _binding(BaseTracker.start_run)
+    resume_run = _binding(BaseTracker.resume_run)
+    attach_run = _binding(BaseTracker.attach_run)
+    end_run = _remote(BaseTracker.end_run)
+    log_points = _remote(BaseTracker.log_points)
+    log_params = _remote(BaseTracker.log_params)
+    set_tags = _remote(BaseTracker.set_tags)
+    log_inputs = _remote(BaseTracker.log_inputs)
+    last_steps = _remote(BaseTracker.last_steps)
+    history = _remote(BaseTracker.history)
+    upload = _remote(BaseTracker.upload)
+    download = _remote(BaseTracker.download)
+    list_artifacts = _remote(BaseTracker.list_artifacts)
+    delete_artifacts = _remote(BaseTracker.delete_artifacts)
+    find = _remote(BaseTracker.find)
+    children = _remote(BaseTracker.children)
+    where = _remote(BaseTracker.where)
+    check_key = _remote(BaseTracker.check_key)

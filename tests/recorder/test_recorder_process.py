@@ -1,0 +1,262 @@
+"""The recorder as a process: its start, its end, its deaths, and what it takes over from the training process."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.recorder import client
+from ksuit_runner.recorder.client import Recorder
+from ksuit_runner.recorder.protocol import RemoteError
+from ksuit_runner.recorder.session import Opening
+from ksuit_runner.recorder.tracker import RemoteTracker, recorder
+
+TRACKER = """
+    import os
+    import time
+    from pathlib import Path
+    from ksuit_runner.errors import TrackerError
+    from ksuit_runner.tracker.noop import NoopTracker
+
+    class OwnTracker(NoopTracker):
+        def __init__(self, note=""):
+            super().__init__()
+            self.note = note
+
+        def where(self):
+            return f"{os.getpid()} {self.note} {os.environ.get('COLOUR')} {Path.cwd()}"
+
+        def list_artifacts(self, path="", run_id=None):
+            Path(path).touch()
+            time.sleep(60)
+
+        def check_key(self, key):
+            if key == "die":
+                print("these are my last words", flush=True)
+                os._exit(1)
+            raise ValueError(key)
+
+        def end_run(self, status, end_time=None):
+            raise TrackerError(f"run {self.run_id} cannot end")
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "own_tracker.py").write_text(textwrap.dedent(TRACKER))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(params=["process", "thread"])
+def any_recorder(request):
+    recorder = Recorder(in_place=request.param == "thread")
+    yield recorder
+    recorder.shut_down()
+
+
+@pytest.fixture
+def process():
+    recorder = Recorder()
+    yield recorder
+    recorder.shut_down()
+
+
+def opened(recorder, project, **arguments):
+    opening = Opening({"_target_": "own_tracker.OwnTracker", **arguments}, str(project / "outputs"))
+    return RemoteTracker(recorder, recorder.open(opening))
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pid_of(tracker):
+    return int(tracker.where().split()[0])
+
+
+def test_calls_are_made_by_the_recorder(any_recorder, project):
+    tracker = opened(any_recorder, project, note="hello")
+    pid, note = tracker.where().split()[:2]
+    assert note == "hello"
+    assert (int(pid) == os.getpid()) is any_recorder.in_place
+    info = tracker.start_run("name", {"key": "value"})
+    assert tracker.run == info
+    assert info.name == "name"
+    assert tracker.artifacts_are_local is True
+    assert (tracker.require, tracker.close_timeout_s) == (True, 10.0)
+    with pytest.raises(TrackerError, match=f"^run {info.run_id} cannot end$"):
+        tracker.end_run("FINISHED")
+    with pytest.raises(RemoteError, match="ValueError: loss"):
+        tracker.check_key("loss")
+
+
+def test_sessions_have_trackers_of_their_own(process, project):
+    first, second = opened(process, project, note="first"), opened(process, project, note="second")
+    first.start_run("one", {})
+    second.start_run("two", {})
+    assert first.where().split()[:2] == [str(pid_of(second)), "first"]
+    assert first.run_id != second.run_id
+
+
+def test_a_config_that_does_not_fit_is_an_error_here(process, project):
+    with pytest.raises(ConfigError, match="^tracker"):
+        opened(process, project, notte="hello")
+
+
+def test_the_recorder_takes_over_the_present_surroundings(process, project, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLOUR", "red")
+    pid = pid_of(opened(process, project))
+    monkeypatch.setenv("COLOUR", "blue")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    tracker = opened(process, project, note="-")
+    assert tracker.where() == f"{pid} - blue {tmp_path / 'below'}"
+    monkeypatch.delenv("COLOUR")
+    assert opened(process, project).where().split()[1] == "None"
+
+
+def test_a_recorder_that_dies_is_started_again_and_bound_to_the_run(process, project):
+    tracker = opened(process, project, note="again")
+    run = tracker.start_run(None, {})
+    before = pid_of(tracker)
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(TrackerError, match=run.run_id):  # of the tracker that is bound to it
+        tracker.end_run("FINISHED")
+    assert pid_of(tracker) != before
+    assert tracker.where().split()[1] == "again"
+
+
+def test_a_request_is_repeated_when_the_recorder_dies_meanwhile(process, project):
+    tracker = opened(process, project)
+    before, begun = pid_of(tracker), project / "begun"
+
+    def call():
+        with suppress(TrackerError):
+            tracker.list_artifacts(str(begun))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    wait_for(begun.exists)
+    begun.unlink()
+    os.kill(before, signal.SIGKILL)
+    wait_for(begun.exists)
+    process.shut_down()
+    caller.join(10)
+    assert not caller.is_alive()
+
+
+def test_a_recorder_that_dies_each_time_is_an_error_with_its_last_words(process, project):
+    tracker = opened(process, project)
+    with pytest.raises(TrackerError, match=r"has died 4 times.*\nthese are my last words"):
+        tracker.check_key("die")
+    assert tracker.where()
+
+
+def test_it_runs_in_this_process_where_no_other_can_be_started(project, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(client.subprocess, "Popen", refuse)
+    recorder = Recorder()
+    with caplog.at_level(logging.WARNING):
+        tracker = opened(recorder, project)
+    assert pid_of(tracker) == os.getpid()
+    assert "no process can be started for the recorder" in caplog.text
+    recorder.shut_down()
+
+
+def test_a_forked_child_has_a_recorder_of_its_own():
+    ours = recorder()
+    if (child := os.fork()) == 0:
+        os._exit(recorder() is ours)
+    assert os.waitpid(child, 0)[1] == 0
+    assert recorder() is ours
+
+
+def has_ended(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+SCRIPT = """
+    import os, sys, time
+    from ksuit_runner.recorder.client import Recorder
+    from ksuit_runner.recorder.session import Opening
+    from ksuit_runner.recorder.tracker import RemoteTracker
+
+    recorder = Recorder()
+    target = "ksuit_runner.tracker.mlflow.MlflowTracker"
+    session = recorder.open(Opening({"_target_": target}, "outputs"))
+    tracker = RemoteTracker(recorder, session)
+    tracker.find("nothing")
+    print(recorder._life.process.pid, {"mlflow", "sqlalchemy"} & sys.modules.keys(), flush=True)
+    END
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "killed", "killed_with_children"])
+def test_it_ends_with_the_training_process(project, how):
+    end = {
+        "exit": "",
+        "killed": "os.kill(os.getpid(), 9)",
+        "killed_with_children": "os.fork() or time.sleep(60); os.kill(os.getppid(), 9); time.sleep(60)",
+    }[how]
+    if how == "killed_with_children":  # the child that stays has this process's end of the channel
+        end = "child = os.fork()\nif child:\n    print(child, flush=True)\n    os.kill(os.getpid(), 9)\ntime.sleep(60)"
+    script = textwrap.dedent(SCRIPT).replace("END", end)
+    started = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=project)
+    pid, imported = started.stdout.readline().split(maxsplit=1)
+    child = int(started.stdout.readline()) if how == "killed_with_children" else None
+    started.wait(30)
+    try:
+        assert imported == "set()\n", "what only the recorder should import"
+        wait_for(lambda: has_ended(int(pid)), seconds=5)
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+        started.stdout.close()
+
+
+def test_signals_to_the_group_do_not_end_it(process, project):
+    tracker = opened(process, project)
+    pid = pid_of(tracker)
+    assert os.getpgid(pid) != os.getpgid(0), "Ctrl-C does not reach it"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(pid, number)
+    assert pid_of(tracker) == pid
+
+
+def test_it_imports_no_torch(process, tmp_path):
+    Path(tmp_path / "seeing.py").write_text(
+        "import sys\nfrom ksuit_runner.tracker.mlflow import MlflowTracker\n"
+        "class Seeing(MlflowTracker):\n    def where(self):\n        return str('torch' in sys.modules)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        factory = Factory({"tracker": {"_target_": "seeing.Seeing"}})
+        tracker = RemoteTracker(
+            process, process.open(Opening(factory.node("tracker"), str(OutputPaths(tmp_path).output_dir)))
+        )
+        tracker.start_run(None, {})
+        assert tracker.where() == "False"
+    finally:
+        sys.path.remove(str(tmp_path))
