@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ksuit_runner import __version__
+from ksuit_runner.config.flatten import flatten
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.delivery.artifact_uploader import Uploader
 from ksuit_runner.delivery.deferred import DeferredTracker
@@ -132,7 +133,7 @@ class RunRecord:
         if not self.tracker.is_described:
             datasets = _dataset_infos(data)
             with self.tracker.together():
-                self.tracker.log_params(flat(config))
+                self.tracker.log_params(flatten(config))
                 self.tracker.log_inputs(datasets)
         self._sender.notify()  # what is sent while a short run trains need not be waited for at its end
         self.upload()
@@ -199,14 +200,6 @@ def _acquire(outputs: OutputPaths, run_id: str) -> RunLock:
     lock = RunLock(PathProvider(outputs.output_dir, run_id).lock)
     lock.acquire()
     return lock
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts into ``a.b.c`` keys, a dot in a name after a backslash; empty ones and lists are values."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix[:-1]: tree}
-    names = {name: str(name).replace("\\", "\\\\").replace(".", "\\.") for name in tree}
-    return {key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}{names[name]}.").items()}
 
 
 def _dataset_infos(data: DataContainer) -> list[DatasetInfo]:

@@ -1,6 +1,6 @@
 """The config of a stored run with the changes that are allowed, before torch is imported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import without_sweep
-from ksuit_runner.config.differences import REMOVED, differences
+from ksuit_runner.config.differences import ABSENT, Difference, differences
 from ksuit_runner.config.overrides import bare_name, shell_word
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import ResumeError
@@ -69,23 +69,24 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     refuse_sweep_settings(extra)
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
-    changes = dict(differences(before, resolve(config)))
+    found = list(differences(before, resolve(config)))
     if mode == Mode.RESUME:
-        _refuse_rewriting(changes, before, paths.run_id, extra)
+        _refuse_rewriting(found, paths.run_id, extra)
+    changes = [difference.path for difference in found]
     trust = trust_in(paths.signature, [text], paths, config.get("tracker") or {}, overrides, changes)
     values = resolve(config)
     if (revealed := reveal(values, overrides)) is not values:
         config = OmegaConf.create(dict(revealed))
-    return Composed(config, list(changes), [*read_launch(paths).overrides, *extra], trust)
+    return Composed(config, changes, [*read_launch(paths).overrides, *extra], trust)
 
 
-def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run_id: str, extra: Sequence[str]) -> None:
+def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequence[str]) -> None:
     # A password that is given again is not a change.
-    new = [path for path, value in changes.items() if mask_value(path, value) != _value_at(before, path)]
-    refused = [path for path in new if not any(fnmatchcase(path, pattern) for pattern in MAY_CHANGE)]
+    new = [item for item in changes if mask_value(item.path, item.new) != item.old]
+    refused = [item for item in new if not any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)]
     if not refused:
         return
-    lines = [f"  {path}: {_short(_value_at(before, path))} -> {_short(changes[path])}" for path in refused]
+    lines = [f"  {path}: {_short(old)} -> {_short(new)}" for path, old, new in refused]
     if len(lines) > _LISTED:
         lines = [*lines[: _LISTED - 1], f"  and {len(lines) - _LISTED + 1} more"]
     fork = " ".join([program(), *(shell_word(item) for item in (f"fork={run_id}", *extra))])
@@ -95,13 +96,6 @@ def _refuse_rewriting(changes: Mapping[str, Any], before: Mapping[str, Any], run
 _LISTED = 4
 
 
-def _value_at(config: Mapping[str, Any], path: str) -> Any:
-    value: Any = config
-    for key in path.split("."):
-        value = value.get(key, REMOVED) if isinstance(value, Mapping) else REMOVED
-    return value
-
-
 def _short(value: Any) -> str:
-    text = "none" if value is REMOVED else str(value)
+    text = "none" if value is ABSENT else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -16,7 +16,7 @@ from ksuit_runner.config.compose import (
     refuse_long_overrides,
     set_values,
 )
-from ksuit_runner.config.differences import REMOVED, put_differences
+from ksuit_runner.config.differences import ABSENT, put_differences
 from ksuit_runner.config.overrides import parse
 from ksuit_runner.errors import ConfigError
 
@@ -62,14 +62,14 @@ def _choose(tree: dict[Any, Any], chosen: Sequence[Override], for_hydra: Sequenc
     for item in chosen:
         line = str(item.input_line)
         today = _plain(compose_config([*for_hydra, line if item.package else line.lstrip("+")]))
-        composed.append((item, today.get(item.key_or_group, REMOVED)))
+        composed.append((item, today.get(item.key_or_group, ABSENT)))
         named = () if item.package else (item.key_or_group,)
         put_differences(
             tree, *({key: node for key, node in values.items() if key not in named} for values in (default, today))
         )
     for item, node in composed:
         group = item.key_or_group
-        if node is REMOVED or item.package:
+        if node is ABSENT or item.package:
             if item.is_delete():
                 tree.pop(group, None)
         elif item.is_add():

@@ -1,6 +1,6 @@
 """What a resume may change in a sweep's plan, and what it refuses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import compose_config
-from ksuit_runner.config.differences import is_same
+from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.overrides import bare_name, parse, root, value_of
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import SweepPaths
@@ -75,7 +75,11 @@ def refuse_changed_yaml(paths: SweepPaths, plan: SweepPlan) -> None:
         return
     choice = value_of("sweep", plan.fixed)
     now = read_yaml(choice)
-    lines = ["its file is gone"] if now is None else _differences(_relevant(plan.yaml), _relevant(now))
+    if now is None:
+        lines = ["its file is gone"]
+    else:
+        found = differences(_relevant(plan.yaml), _relevant(now))
+        lines = [f"{path}: was {_shown(old)}, is {_shown(new)}" for path, old, new in found]
     if lines:
         raise ResumeError(
             f"sweep={choice}: the YAML has changed since this sweep was planned: {'; '.join(lines[:3])}\n"
@@ -91,18 +95,5 @@ def _relevant(yaml: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in yaml.items() if key != "launcher"} | {"sweep": kept}
 
 
-def _differences(stored: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """Return where two YAML files differ, a line each: the config path with its value then and now."""
-    before, after = _flatten(stored or {}), _flatten(now or {})
-    return [
-        f"{path}: was {before.get(path, 'not there')}, is {after.get(path, 'not there')}"
-        for path in dict.fromkeys([*before, *after])
-        if not is_same(before.get(path), after.get(path))
-    ]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+def _shown(value: Any) -> str:
+    return "not there" if value is ABSENT else str(value)

@@ -2,7 +2,7 @@
 
 from math import nan
 
-from ksuit_runner.config.differences import REMOVED, differences, is_same, put_differences
+from ksuit_runner.config.differences import ABSENT, differences, is_same, put_differences
 
 
 def test_nan_is_equal_to_itself_at_any_depth_and_to_nothing_else():
@@ -13,10 +13,11 @@ def test_nan_is_equal_to_itself_at_any_depth_and_to_nothing_else():
     assert not is_same([1], {"a": 1})
 
 
-def test_differences_are_config_paths_with_their_new_values():
+def test_differences_are_config_paths_with_their_old_and_new_values():
     old = {"a": {"b": 1, "c": nan, "d": 2}, "e": {"f": 1}, "g": [1, 2]}
     new = {"a": {"b": 3, "c": float("nan")}, "e": {}, "g": [1, 2], "h": None}
-    assert dict(differences(old, new)) == {"a.b": 3, "a.d": REMOVED, "e": {}, "h": None}
+    found = [("a.b", 1, 3), ("a.d", 2, ABSENT), ("e", {"f": 1}, {}), ("h", ABSENT, None)]
+    assert list(differences(old, new)) == found
 
 
 def test_what_differs_is_put_into_another_config_and_the_rest_of_it_stays():

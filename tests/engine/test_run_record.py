@@ -1,7 +1,7 @@
 import pytest
 
 from ksuit_runner.delivery.outbox import Outbox
-from ksuit_runner.engine.run_record import RunRecord, flat
+from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, store
@@ -33,8 +33,3 @@ def test_a_run_that_ended_before_it_was_described_is_described_at_its_resume(mak
         assert box.params == {"name": "None", "parent_run_id": "None", "trainer.recall@5 (macro)": "1", "seed": "1"}
         assert [info.name for info in box.inputs] == ["train", "test"]
     assert '"torch"' in paths.environment.read_text()
-
-
-def test_names_with_dots_do_not_collide_in_a_flat_config():
-    config = {"a.b": 1, "a": {"b": 2, "c": {}}, "a\\": {"b": [3]}}
-    assert flat(config) == {"a\\.b": 1, "a.b": 2, "a.c": {}, "a\\\\.b": [3]}

@@ -37,7 +37,8 @@ def stored():
 
 
 def changes(stored, *overrides):
-    return dict(differences(stored, resolve(with_overrides(OmegaConf.create(stored), overrides))))
+    found = differences(stored, resolve(with_overrides(OmegaConf.create(stored), overrides)))
+    return {path: new for path, _, new in found}
 
 
 def test_values_are_set_added_and_removed(project, stored):

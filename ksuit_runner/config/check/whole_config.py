@@ -7,7 +7,7 @@ tell passes here and is checked by the factory, with the same rules, when it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.flatten import nodes
 from ksuit_runner.config.schema import LATER_VALUES, OBJECT_SPECS, VALUES
 from ksuit_runner.config.targets import Trust, check_values
 from ksuit_runner.errors import ConfigError, short
@@ -101,20 +102,10 @@ def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> ConfigErro
     path = str(error.full_key)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError("a value is needed instead of '???'", path=path)
-    raw = dict(_flat("", OmegaConf.to_container(config)))
     reason = str(error).splitlines()[0]
     name = re.search(r"Interpolation key '(.+)' not found", reason)
-    near = get_close_matches(name[1], [key for key in raw if key != path], 1) if name else []
+    tree = OmegaConf.to_container(config)
+    assert isinstance(tree, dict)
+    near = get_close_matches(name[1], [key for key, _ in nodes(tree) if key != path], 1) if name else []
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"cannot resolve '{raw.get(path)}': {reason}.{hint}", path=path)
-
-
-def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield everything in a container by its config path."""
-    yield path, value
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(f"{path}.{key}" if path else str(key), item)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _flat(f"{path}[{index}]", item)
+    return ConfigError(f"cannot resolve '{error.child_node}': {reason}.{hint}", path=path)
