@@ -1,1 +1,1 @@
-"""Files, signals, threads and locks of the operating system."""
+"""Files, signals, threads, processes and locks of the operating system."""
