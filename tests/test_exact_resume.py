@@ -50,8 +50,8 @@ def test_default_run_killed_in_an_epoch_is_the_same_in_mlflow(tmp_path):
 def test_killed_several_times_with_other_numbers_of_workers(tmp_path, undisturbed):
     workers = [0, 2, 1, 0]
     for update, number in zip((40, 200, 420), workers[:-1], strict=True):
-        go_on = () if update == 40 else ("resume=last",)
-        process = start(tmp_path, *(go_on or HARD), f"data.num_workers={number}")
+        request = () if update == 40 else ("resume=last",)
+        process = start(tmp_path, *(request or HARD), f"data.num_workers={number}")
         stop_at(process, tmp_path, update)
     ksuit(tmp_path, "resume=last", f"data.num_workers={workers[-1]}")
     assert_same(run_dir(tmp_path), undisturbed)
@@ -66,7 +66,7 @@ def test_killed_before_the_first_checkpoint_starts_from_its_beginning(tmp_path, 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_finishes_the_update_and_the_run_goes_on_from_there(tmp_path, undisturbed, number, status):
+def test_signal_finishes_the_update_and_the_run_continues_from_there(tmp_path, undisturbed, number, status):
     process = start(tmp_path, *HARD)
     output = stop_at(process, tmp_path, 100, number)
     assert process.returncode == status
@@ -80,7 +80,7 @@ def test_signal_finishes_the_update_and_the_run_goes_on_from_there(tmp_path, und
     assert journal(run_dir(tmp_path)) == journal(undisturbed)
 
 
-def test_outputs_copied_to_another_path_go_on_there(tmp_path, undisturbed):
+def test_outputs_copied_to_another_path_are_resumed_there(tmp_path, undisturbed):
     here, there = tmp_path / "here", tmp_path / "there" / "outputs"
     process = start(here, *HARD)
     stop_at(process, here, update=150)

@@ -1,4 +1,4 @@
-"""A run that a callback has ended early goes on when that callback is given other settings, or removed."""
+"""A run that a callback has ended early continues when that callback is given other settings, or removed."""
 
 import shutil
 
@@ -50,12 +50,12 @@ def test_with_more_patience_it_ends_like_one_that_had_it_from_the_start(copy, tm
     assert "nothing is left to do" in capsys.readouterr().out
 
 
-def test_without_what_ended_it_it_goes_on_to_its_end(copy):
+def test_without_what_ended_it_it_continues_to_its_end(copy):
     assert ksuit(copy, "resume=last", "~callbacks.early_stop", "resume_strict=false") == 0
     assert updates(copy) == 132
 
 
-def test_it_goes_on_also_when_it_was_killed_before_its_next_checkpoint(copy, monkeypatch):
+def test_it_continues_also_when_it_was_killed_before_its_next_checkpoint(copy, monkeypatch):
     with monkeypatch.context() as patch:
 
         def killed(*arguments):
@@ -68,7 +68,7 @@ def test_it_goes_on_also_when_it_was_killed_before_its_next_checkpoint(copy, mon
 
 
 @pytest.mark.parametrize(
-    ("changes", "stopped_by", "goes_on"),
+    ("changes", "stopped_by", "continues"),
     [
         (["callbacks.stop.patience"], ["stop"], True),
         (["callbacks.stop"], ["stop"], True),
@@ -81,5 +81,5 @@ def test_it_goes_on_also_when_it_was_killed_before_its_next_checkpoint(copy, mon
         (["callbacks.stop.patience"], [], False),
     ],
 )
-def test_what_has_ended_it_must_have_changed(changes, stopped_by, goes_on):
-    assert Origin("resume", "a", tuple(changes)).changes_all(stopped_by) is goes_on
+def test_what_has_ended_it_must_have_changed(changes, stopped_by, continues):
+    assert Origin("resume", "a", tuple(changes)).changes_all(stopped_by) is continues

@@ -1,4 +1,4 @@
-"""A run whose machine is gone goes on at another one that has only the code and the tracking server."""
+"""A run whose machine is gone is resumed on another one that has only the code and the tracking server."""
 
 import signal
 import time
@@ -91,7 +91,7 @@ def check(server, elsewhere, undisturbed):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, project, server, undisturbed):
+def test_a_run_is_resumed_twice_with_nothing_but_the_tracking_uri(tmp_path, project, server, undisturbed):
     server.start()
     (project / "armed").touch()
     gone, other = tmp_path / "gone", tmp_path / "other"
@@ -108,7 +108,7 @@ def test_a_run_goes_on_twice_with_nothing_but_the_tracking_uri(tmp_path, project
 
 
 @pytest.mark.slow
-def test_a_run_that_began_without_the_server_goes_on_elsewhere(tmp_path, project, server, undisturbed):
+def test_a_run_that_began_without_the_server_is_resumed_elsewhere(tmp_path, project, server, undisturbed):
     (project / "armed").touch()
     gone, other = tmp_path / "gone", tmp_path / "other"
     arguments = (*ARGUMENTS, "trainer.max_epochs=120", f"tracker.uri={server.uri}", "tracker.require=false")

@@ -147,7 +147,7 @@ def test_a_server_that_stops_hangs_and_fails_in_the_middle(tmp_path, server):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_in_an_outage_sends_everything_when_it_goes_on(tmp_path, server):
+def test_a_run_that_is_killed_in_an_outage_sends_everything_when_it_is_resumed(tmp_path, server):
     arguments = (*LONG, "name=killed", f"tracker.uri={server.uri}")
     process = start(tmp_path, *arguments)
     progress(process, tmp_path)
@@ -190,7 +190,7 @@ def test_what_cannot_be_synced_is_refused(tmp_path):
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_long_outage(tmp_path, server):
-    """Two runs side by side, one of which loses its tracker: both go on equally fast, and nothing is lost."""
+    """Two runs side by side, one of which loses its tracker: both continue equally fast, and nothing is lost."""
     seconds = float(os.environ.get("KSUIT_OUTAGE_S", "600"))
     arguments = ("trainer.max_epochs=1000000", "checkpoint.every_n_epochs=20", "name=patient")
     folders = (tmp_path / "patient", tmp_path / "twin")
@@ -198,7 +198,7 @@ def test_a_long_outage(tmp_path, server):
     processes = [start(folders[0], *arguments, uri), start(folders[1], *arguments, "tracker=noop")]
 
     def updates_in(seconds):
-        """Let both runs go on for a while and return how many updates each of them did."""
+        """Let both runs train for a while and return how many updates each of them did."""
         before = [last_step(folder) for folder in folders]
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

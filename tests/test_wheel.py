@@ -193,7 +193,7 @@ def test_a_project_with_its_own_conf_and_callbacks(bin_dir, project):
     assert made == {"callbacks", "conf", "networks.py", "outputs"}
 
 
-def test_the_console_script_runs_it_and_goes_on_with_it(bin_dir, project):
+def test_the_console_script_runs_and_resumes_it(bin_dir, project):
     program = bin_dir / "ksuit-runner"
     call(program, "experiment=mine", "tracker=noop", "callbacks=[mine]", "trainer.max_epochs=1", cwd=project)
     done = call(program, "resume=last", "trainer.max_epochs=2", cwd=project)

@@ -36,7 +36,7 @@ class Saves:
         self.counter.update = update
         self.save(**options)
 
-    def go_on(self, updates, tags=None):
+    def advance(self, updates, tags=None):
         """Do updates; ``tags`` are what a callback asks for after an update."""
         for _ in range(updates):
             self.counter.update += 1
@@ -77,24 +77,24 @@ def saves(tmp_path):
 )
 def test_what_is_kept(saves, options, kept):
     item = saves(**options)
-    item.go_on(12)
+    item.advance(12)
     assert item.kept() == kept
     assert all(damage(item.paths.checkpoints_dir / name) is None for name in names(item.paths))
 
 
 def test_a_tagged_checkpoint_is_kept_until_the_tag_moves_on(saves):
     item = saves(every_n_updates=2, keep_last=1)
-    item.go_on(6, tags={3: ["best"]})
+    item.advance(6, tags={3: ["best"]})
     assert item.kept() == ["U3", "U6"]
     assert read_tags(item.paths) == {"best": "E1_U3_S6"}
-    item.go_on(2, tags={7: ["best", "other"]})
+    item.advance(2, tags={7: ["best", "other"]})
     assert item.kept() == ["U7", "U8"]
     assert set(read_tags(item.paths).values()) == {"E2_U7_S14"}
 
 
 def test_tags_lost_by_a_kill_after_the_commit_are_restored(saves):
     item = saves(every_n_updates=1)
-    item.go_on(3, tags={2: ["old"], 3: ["best"]})
+    item.advance(3, tags={2: ["old"], 3: ["best"]})
     item.paths.tags.write_text('{"old": "E0_U2_S4"}')
     found = read_newest(item.paths)
     item.writer.restore_tags(str(found.progress), found.tags)
@@ -106,13 +106,13 @@ def test_tags_lost_by_a_kill_after_the_commit_are_restored(saves):
 
 def test_a_request_holds_for_one_update(saves):
     item = saves()
-    item.go_on(4, tags={2: ["best"]})
+    item.advance(4, tags={2: ["best"]})
     assert item.kept() == ["U2"]
 
 
 def test_latest_names_the_newest(saves):
     item = saves(every_n_updates=1)
-    item.go_on(5)
+    item.advance(5)
     assert item.paths.latest.read_text() == "E1_U5_S10\n"
     assert read_newest(item.paths).model["w"].tolist() == [5.0] * 4
 
@@ -231,7 +231,7 @@ def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
         left.pop()
 
     item.writer.check_owner = check
-    item.go_on(1)
+    item.advance(1)
     with pytest.raises(TakenOverError):
         item.save_at(2, wait=True, before=lambda: synced.append(True))
     assert len(synced) == checks
@@ -241,7 +241,7 @@ def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
 def test_a_written_checkpoint_is_announced(saves):
     item, found = saves(every_n_updates=1, keep_last=2), []
     item.writer.on_written = lambda: found.append((item.paths.latest.read_text().strip(), item.kept()))
-    item.go_on(3)
+    item.advance(3)
     assert found == [("E0_U1_S2", ["U1"]), ("E0_U2_S4", ["U1", "U2"]), ("E1_U3_S6", ["U2", "U3"])]
 
 
@@ -260,21 +260,21 @@ def test_half_written_files_of_a_killed_process_are_removed(saves):
     (folder / ".E0_U1_S2.tmp").mkdir(parents=True)
     (folder / ".E9_U9_S9.tmp").mkdir()
     (folder / ".latest.tmp").write_text("half")
-    item.go_on(1)
+    item.advance(1)
     assert not list(folder.glob(".*"))
 
 
 def test_what_cannot_be_removed_is_left(saves):
     item = saves(every_n_updates=1, keep_last=1)
-    item.go_on(1)
+    item.advance(1)
     (item.paths.checkpoints_dir / "E0_U0_S0").write_text("a file")
-    item.go_on(2)
+    item.advance(2)
     assert item.kept() == ["U0", "U3"]
 
 
 def test_invalid_tags_are_ignored(saves):
     item = saves(every_n_updates=1)
-    item.go_on(1)
+    item.advance(1)
     for text in ("", "[]", "null", json.dumps({"number": 1, "list": [], "gone": "E9_U9_S9"})):
         item.paths.tags.write_text(text)
         assert read_tags(item.paths) == {}
@@ -316,21 +316,21 @@ def test_weights_alone_can_be_saved_and_read(saves):
 
 def test_a_damaged_position_is_written_again(saves):
     item = saves(every_n_updates=1, keep_last=2)
-    item.go_on(3)
+    item.advance(3)
     (item.paths.checkpoints_dir / "E1_U3_S6" / "model.safetensors").write_bytes(b"")
     item.counter.update = 2
-    item.go_on(1)
+    item.advance(1)
     assert str(read_newest(item.paths).progress) == "E1_U3_S6"
     assert item.kept() == ["U2", "U3"]
 
 
 def test_a_later_damaged_checkpoint_does_not_push_out_a_good_one(saves):
     item = saves(every_n_updates=1, keep_last=2)
-    item.go_on(3)
+    item.advance(3)
     for name in ("E1_U3_S6", "E0_U2_S4"):
         (item.paths.checkpoints_dir / name / "trainer.pt").unlink()
     item.counter.update = 1
-    item.go_on(1)
+    item.advance(1)
     assert str(read_newest(item.paths).progress) == "E0_U2_S4"
 
 

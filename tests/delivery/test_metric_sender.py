@@ -219,14 +219,14 @@ class WholeTracker(ListTracker):
 def test_the_end_is_told_last_and_only_after_every_point(journal: Journal, tmp_path: Path) -> None:
     tracker = WholeTracker()
     sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
-    assert sender.flush(30)  # everything is sent, but the run goes on
+    assert sender.flush(30)  # everything is sent, but the run continues
     tracker.failing = True
     journal.append(1, {"a": 1})
     assert not sender.finish(0.3)
     assert set(tracker.told) == {"start"}
     tracker.failing = False
     assert sender.finish(30)
-    end = tracker.told.index("end")  # after which the thread goes on looking for something to do
+    end = tracker.told.index("end")  # after which the thread keeps looking for something to do
     assert tracker.told[end - 1] == "points" and "points" not in tracker.told[end:]
     assert sender.close() == 0
 
@@ -283,7 +283,7 @@ def test_a_shipment_says_how_many_points_it_has_sent(journal: Journal, tmp_path:
     assert (shipment.send(), shipment.pending()) == (0, 1)
 
 
-def test_goes_on_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
+def test_continues_where_the_last_one_ended(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     journal.append(1, {"a": 1})
     _send_all(MetricSender(journal, tmp_path / "sent", tracker))

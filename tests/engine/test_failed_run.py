@@ -133,7 +133,7 @@ def undisturbed(maker):
     return result(maker, "whole000")
 
 
-def go_on(maker, **kwargs):
+def resumed(maker, **kwargs):
     train(new_run(maker, "broken00", resume=True, **kwargs))
     return result(maker, "broken00")
 
@@ -152,7 +152,7 @@ def test_a_fault_in_a_hook(maker, undisturbed, hook):
         train(new_run(maker, "broken00", hook=hook, update=update))
     assert f"raised in callback 'fault', hook {hook}" in info.value.__notes__
     assert read_newest(maker.paths("broken00")).progress.update == update
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 @pytest.mark.parametrize("call", [1, 9, 10])
@@ -161,7 +161,7 @@ def test_a_fault_in_the_model(maker, undisturbed, call):
         train(new_run(maker, "broken00", fails_at=call))
     assert info.value.__notes__ == [f"raised in update {(call + 1) // 2}"]
     assert read_newest(maker.paths("broken00")).progress.update == (call - 1) // 2
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 class Eager(CallbackBase):
@@ -203,7 +203,7 @@ def test_a_fault_in_the_data(maker, undisturbed, workers):
     assert "a broken file" in text and "raised by data.datasets.train, in batch 1 of epoch 2" in text
     assert "raised after update 4" in text
     assert read_newest(maker.paths("broken00")).progress.update == 4
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 class Recurrent(SgdTrainer):
@@ -234,7 +234,7 @@ def test_the_state_that_a_trainer_adds_is_that_of_the_last_full_update(maker):
     with pytest.raises(ZeroDivisionError):
         train(new_run(maker, "broken00", trainer_class=partial(Recurrent, fails_at=5)))
     assert len(read_newest(maker.paths("broken00")).state["trainer"]["seen"]) == 10
-    assert_same(go_on(maker, trainer_class=Recurrent), result(maker, "whole000"))
+    assert_same(resumed(maker, trainer_class=Recurrent), result(maker, "whole000"))
 
 
 class FaultyAdamW(torch.optim.AdamW):
@@ -258,7 +258,7 @@ def test_a_fault_in_the_optimizer_leaves_the_checkpoint_before_it(maker, undistu
     run.checkpoint_writer.wait()
     assert "the state after the last full update is lost" in caplog.text
     assert read_newest(maker.paths("broken00")).progress.update == 3
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 def test_a_fault_of_a_callback_with_files_leaves_the_checkpoint_before_it(maker, undisturbed, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_signal_in_the_middle_of_an_evaluation(maker, undisturbed, update, wor
     assert run.counter.update == update and not run.is_finished
     state = read_newest(maker.paths("broken00")).state["unfinished"]
     assert state["phase"] == "AFTER_UPDATE" and "accuracy.periodic_callback" in state["done"]
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 def test_interrupted_again_and_again_at_the_same_update(maker, undisturbed):
@@ -289,7 +289,7 @@ def test_interrupted_again_and_again_at_the_same_update(maker, undisturbed):
         train(new_run(maker, "broken00", signal_at=6, resume=True))
     with pytest.raises(ZeroDivisionError):
         train(new_run(maker, "broken00", hook="after_log", update=6, resume=True))
-    assert_same(go_on(maker), undisturbed)
+    assert_same(resumed(maker), undisturbed)
 
 
 class Diverging(nn.Module):

@@ -76,7 +76,7 @@ def test_a_torn_line_of_the_index_is_passed_over(paths):
     assert find_local(paths, "calm-owl") == FIRST
 
 
-def test_an_index_goes_on_after_a_torn_line(paths):
+def test_an_index_continues_after_a_torn_line(paths):
     with paths.index.open("a") as file:
         file.write('{"run_id": "01')
     PathProvider(paths.output_dir, "feedfeedfeed").run_dir.mkdir()

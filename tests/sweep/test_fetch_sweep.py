@@ -104,7 +104,7 @@ def test_what_is_no_sweep_is_left_to_others(store, outputs):
         (lambda store: store.add("../away"), "is not a run id"),
     ],
 )
-def test_what_cannot_go_on_here_is_refused_in_a_line(store, outputs, make, reason):
+def test_what_cannot_be_resumed_here_is_refused_in_a_line(store, outputs, make, reason):
     make(store)
     with pytest.raises(ResumeError) as raised:
         fetch_plan(store, outputs, "mine")

@@ -49,7 +49,7 @@ def kill_in(job, update, process, output_dir):
     process.communicate()
 
 
-def test_a_search_that_is_killed_goes_on_with_the_same_trials(tmp_path):
+def test_a_search_that_is_killed_continues_with_the_same_trials(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = ksuit(whole, "sweep=optuna", *QUICK)
     kill_in(5, 22, start(killed, "sweep=optuna", *QUICK), killed)

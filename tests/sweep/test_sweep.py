@@ -103,7 +103,7 @@ def test_a_run_of_a_sweep_can_be_resumed_by_itself(swept):
 QUICK = ("trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")
 
 
-def test_a_failed_job_is_reported_at_once_and_the_others_go_on(project, tmp_path):
+def test_a_failed_job_is_reported_at_once_and_the_others_continue(project, tmp_path):
     output = ksuit(tmp_path / "outputs", "sweep=fails", *QUICK, status=1, cwd=project)
     assert output.index("RuntimeError: this one breaks") < output.index("job 2/3  starts")
     report = output[output.index("error: job 1 failed: RuntimeError: this one breaks") :]

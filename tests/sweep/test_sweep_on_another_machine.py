@@ -1,4 +1,4 @@
-"""A sweep whose machine is gone goes on at another one that has only the code and the tracking server."""
+"""A sweep whose machine is gone is resumed on another one that has only the code and the tracking server."""
 
 import shutil
 
@@ -58,7 +58,7 @@ def latest(server, run_id):
     return found[0].read_text().strip() if found else ""
 
 
-def test_a_killed_sweep_goes_on_with_nothing_but_the_tracking_uri(project, server, proxy, tmp_path):
+def test_a_killed_sweep_is_resumed_with_nothing_but_the_tracking_uri(project, server, proxy, tmp_path):
     gone, other, whole = tmp_path / "gone", tmp_path / "other", tmp_path / "whole"
     (project / "armed").touch()
     tracker = (f"tracker.uri={server.uri}", "tracker.close_timeout_s=120")

@@ -56,7 +56,7 @@ class Contender:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -116,13 +116,13 @@ def test_it_goes_also_when_the_run_ends_by_an_error(path):
 
 def test_a_run_that_is_alive_is_refused_with_who_holds_it(path, contender):
     holder = contender()
-    holder.go_on()
+    holder.proceed()
     assert holder.read() == "held"
     with pytest.raises(ResumeError) as caught:
         RunLock(path).acquire()
     pid, host = holder.process.pid, socket.gethostname()
     assert str(caught.value) == f"run 3f2a9c51… is still running: pid {pid} on host {host}"
-    holder.go_on()
+    holder.proceed()
     assert holder.process.wait() == 0
     with RunLock(path):
         pass
@@ -138,9 +138,9 @@ def test_a_second_run_in_the_same_process_is_refused_and_leaves_the_lock(path):
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_run_can_go_on_at_once(path, contender, reaped):
+def test_a_killed_run_can_be_resumed_at_once(path, contender, reaped):
     holder = contender()
-    holder.go_on()
+    holder.proceed()
     assert holder.read() == "held"
     os.kill(holder.process.pid, signal.SIGKILL)
     if reaped:
@@ -156,7 +156,7 @@ def test_a_killed_run_can_go_on_at_once(path, contender, reaped):
 
 def test_a_process_that_is_stopped_still_holds_it(path, contender):
     holder = contender()
-    holder.go_on()
+    holder.proceed()
     assert holder.read() == "held"
     holder.process.send_signal(signal.SIGSTOP)
     with pytest.raises(ResumeError):
@@ -165,12 +165,12 @@ def test_a_process_that_is_stopped_still_holds_it(path, contender):
 
 def test_of_several_that_find_a_dead_holder_one_takes_over(path, contender):
     first = contender()
-    first.go_on()
+    first.proceed()
     assert first.read() == "held"
     first.kill()
     others = [contender() for _ in range(4)]
     for other in others:
-        other.go_on()
+        other.proceed()
     answers = [other.read() for other in others]
     assert answers.count("held") == 1
     winner = others[answers.index("held")].process.pid
@@ -267,14 +267,14 @@ def test_of_several_that_wait_for_a_silent_holder_one_takes_over(path):
 
 def test_who_is_suspended_can_be_taken_over_from_elsewhere_and_stops_writing_at_once(path, contender, monkeypatch):
     suspended = contender()
-    suspended.go_on()
+    suspended.proceed()
     assert suspended.read() == "held"
     suspended.process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     with RunLock(path, stale_after_s=0.1, beat_s=0.01) as lock:
         assert lock.was_forced
         suspended.process.send_signal(signal.SIGCONT)
-        suspended.go_on()
+        suspended.proceed()
         assert suspended.read() == "lost"
         lock.check()
     assert os.listdir(path.parent) == []
@@ -492,7 +492,7 @@ def test_the_first_question_is_asked_and_no_answer_counts_at_the_same_instant(pa
 
 
 def held_by(contender: Contender, path: Path) -> LockView:
-    contender.go_on()
+    contender.proceed()
     assert contender.read() == "held"
     return LockView(path, json.loads(path.read_text())["token"])
 

@@ -100,7 +100,7 @@ def test_a_callback_that_ends_the_process_ends_its_run_as_failed(project):
     assert list((run_dir(project / "outputs") / "artifacts" / "checkpoints").glob("E*_U7_*"))
 
 
-def test_a_run_whose_reader_leaves_goes_on_to_its_end(project, monkeypatch):
+def test_a_run_whose_reader_leaves_continues_to_its_end(project, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
     callback = ("callbacks=[accuracy]", "+callbacks.leaves._target_=leaves.Leaves", "+callbacks.leaves.update=0")
     process = start(project / "outputs", "model=linear", "trainer.max_epochs=2", *callback, cwd=project)

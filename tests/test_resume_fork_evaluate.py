@@ -163,7 +163,7 @@ def test_run_that_is_alive_is_not_resumed_twice(tmp_path):
         process.communicate()
 
 
-def test_failing_run_says_why_and_how_to_go_on(tmp_path):
+def test_failing_run_says_why_and_how_to_resume(tmp_path):
     project = tmp_path / "project"
     (project / "callbacks").mkdir(parents=True)
     (project / "callbacks" / "faulty.py").write_text(
