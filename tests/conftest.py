@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.schedule import cosine
 from ksuit_runner.security.authorship import KEY_VARIABLE
+from ksuit_runner.system.signals import SIGNALS
 from ksuit_runner.testing import build_callbacks
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -30,6 +32,11 @@ from ksuit_runner.trainer.sgd import SgdTrainer
 # Tests must not fail because the machine is busy.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+# What is started by nohup or in the background of a script ignores these, and so would every run of the tests.
+for number in SIGNALS:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 class Augmented:
