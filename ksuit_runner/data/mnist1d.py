@@ -3,13 +3,12 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.optional_package import require_package
 
 
 class Mnist1d(TensorDataset):
@@ -31,8 +30,7 @@ class Mnist1d(TensorDataset):
 
     def __init__(self, split: Split, data_seed: int = 42) -> None:
         check_split(split, 0.2)
-        if find_spec("mnist1d") is None:
-            raise ConfigError("'mnist1d' is not installed. pip install 'ksuit_runner[mnist1d]'")
+        require_package("mnist1d")
         from mnist1d.data import get_dataset_args, make_dataset
 
         arguments = get_dataset_args()

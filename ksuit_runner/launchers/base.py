@@ -3,7 +3,6 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ksuit_runner.errors import ConfigError
@@ -57,21 +56,6 @@ class Launcher(ABC):
     def where(self) -> str:
         """Return in a few words where the jobs run."""
         return type(self).__name__
-
-
-def require_package(module: str, extra: str, launcher: str) -> None:
-    """Check that an optional package is installed.
-
-    Args:
-        module: Module that is imported.
-        extra: Extra of this project that installs it.
-        launcher: Name of the launcher that needs it.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    if find_spec(module) is None:
-        raise ConfigError(f"launcher={launcher}: '{module}' is not installed. pip install 'ksuit_runner[{extra}]'")
 
 
 def check_max_jobs(max_jobs: int | None) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, require_package, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, visible_devices
 from ksuit_runner.system.cores import core_count
+from ksuit_runner.system.optional_package import require_package
 
 
 class JoblibLauncher(Launcher):
@@ -25,7 +26,7 @@ class JoblibLauncher(Launcher):
     """
 
     def __init__(self, max_jobs: int | None = None, threads: int | None = None) -> None:
-        require_package("joblib", "joblib", "joblib")
+        require_package("joblib", "launcher=joblib")
         check_max_jobs(max_jobs)
         self._devices = visible_devices()
         self.max_jobs = local_cap(max_jobs, self._devices)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, require_package
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.system.optional_package import require_package
 
 
 class RayJob:
@@ -51,7 +52,7 @@ class RayLauncher(Launcher):
     def __init__(
         self, address: str | None = None, max_jobs: int | None = None, num_cpus: float = 1, num_gpus: float = 0
     ) -> None:
-        require_package("ray", "ray", "ray")
+        require_package("ray", "launcher=ray")
         check_max_jobs(max_jobs)
         self._address = address
         self._cap = max_jobs

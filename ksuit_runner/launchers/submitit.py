@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, require_package, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, visible_devices
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.system.optional_package import require_package
 
 
 class Preemptible:
@@ -66,7 +67,7 @@ class SubmititLauncher(Launcher):
         timeout_min: int = 1440,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        require_package("submitit", "submitit", "submitit")
+        require_package("submitit", "launcher=submitit")
         check_max_jobs(max_jobs)
         self._cluster = executor
         self._devices = visible_devices() if executor == "local" else []

@@ -14,9 +14,10 @@ from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.sweep.job_config import JobComposer
 from ksuit_runner.sweep.job_status import read_metrics
 from ksuit_runner.sweep.leaderboard import shown_metrics
-from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optuna, sampler
+from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, sampler
 from ksuit_runner.sweep.parameters import SweepParameter, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs
+from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 
 
@@ -36,7 +37,7 @@ class OptunaSearch:
     """
 
     def __init__(self, paths: SweepPaths, plan: SweepPlan) -> None:
-        require_optuna("sweep.method")
+        require_package("optuna", path="sweep.method")
         self._paths = paths
         self._plan = plan
         config = OmegaConf.create(plan.base)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.errors import ConfigError
 from ksuit_runner.metric_property import Direction
 from ksuit_runner.paths import SweepPaths
 
@@ -15,16 +13,6 @@ if TYPE_CHECKING:
 
 PRUNED_AT = "pruned_at"
 """Attribute of a trial that a callback stopped early: the update at which it did."""
-
-
-def require_optuna(path: str) -> None:
-    """Check that Optuna is installed.
-
-    Raises:
-        ConfigError: It is not; begins with ``path``, the config path that needs it.
-    """
-    if find_spec("optuna") is None:
-        raise ConfigError("'optuna' is not installed. pip install 'ksuit_runner[optuna]'", path=path)
 
 
 def open_study(paths: SweepPaths, direction: Direction, pruner: Any = None) -> optuna.Study:
