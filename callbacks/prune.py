@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.metric_callback import MetricCallback
 from ksuit_runner.paths import PathProvider, SweepPaths
-from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study, require_optuna
+from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
+from ksuit_runner.system.optional_package import require_package
 
 
 class Prune(MetricCallback):
@@ -44,7 +45,7 @@ class Prune(MetricCallback):
         super().__init__(**kwargs)
         if min_trials < 1 or min_updates < 0:
             raise ConfigError(f"min_trials: at least 1 is needed (not {min_trials}), and min_updates of 0 or more")
-        require_optuna(f"callbacks.{self.display_name}")
+        require_package("optuna", path=f"callbacks.{self.display_name}")
         self.min_trials = min_trials
         self.min_updates = min_updates
         self.paths = SweepPaths(path_provider.output_dir, study) if study is not None else None

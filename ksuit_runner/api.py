@@ -73,8 +73,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     check_overrides(_texts(overrides))
     config = compose_config(overrides)
     _look_up_hydra(config, OmegaConf.to_container(config))
-    for names in (pattern.removesuffix(".*") for pattern in OBJECT_SPECS if pattern.endswith(".*")):
-        if isinstance(node := OmegaConf.select(config, names), DictConfig):
+    named = [pattern for pattern, spec in OBJECT_SPECS.items() if pattern.endswith(".*") and not spec.beside]
+    for pattern in named:
+        if isinstance(node := OmegaConf.select(config, pattern.removesuffix(".*")), DictConfig):
             OmegaConf.set_struct(node, False)
     return config
 

@@ -65,6 +65,8 @@ class PathProvider(OutputPaths):
         self.outbox = self.run_dir / "tracker.json"
         self.uploaded = self.run_dir / "uploaded.json"
         self.log = self.run_dir / "run.log"
+        self.tensorboard_dir = self.run_dir / "tensorboard"
+        self.wandb_dir = self.run_dir / "wandb"
         self.artifacts_dir = self.run_dir / "artifacts"
         self.config = self.artifacts_dir / "config.yaml"
         self.launch = self.artifacts_dir / "launch.json"
@@ -75,6 +77,10 @@ class PathProvider(OutputPaths):
         self.latest = self.checkpoints_dir / "latest"
         self.tags = self.checkpoints_dir / "tags.json"
         self._checkpoint = checkpoint
+
+    def backlog(self, tracker: str) -> Path:
+        """Return the file with what a tracker beside the first could not take yet."""
+        return self.run_dir / f"backlog.{tracker}.jsonl"
 
     @property
     def output_path(self) -> Path:

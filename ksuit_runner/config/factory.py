@@ -25,6 +25,7 @@ from ksuit_runner.config.schema import (
     TargetParameter,
     bind,
     check_injected,
+    objects_beside,
     spec_at,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
@@ -112,6 +113,10 @@ class Factory:
                 built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
         return built
 
+    def objects_beside(self, path: str) -> list[str]:
+        """Return the config paths of the objects that stand beside the arguments of the one at a config path."""
+        return [f"{path}.{name}" for name in objects_beside(path, self.node(path))]
+
     def delayed(self, path: str, kind: type | None) -> Callable[..., Any]:
         """Return what builds the object at a config path once its collaborators are there, such as an optimizer."""
         target = self._target(path, kind)
@@ -133,6 +138,8 @@ class Factory:
         node = self.node(path)
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError("an object with a _target_ is needed", path=path)
+        beside = objects_beside(path, node)
+        node = {key: value for key, value in node.items() if key not in beside}
         for below, name in targets_in(path, node):
             made = _locate(below, name, self.trust)
             _check(below, name, made, kind if below == path else None, self.trust)

@@ -42,12 +42,15 @@ class ObjectSpec:
         injects: Key of INJECTED.
         functions: Whether a function may stand for the class.
         optional: Whether it may be null or missing.
+        beside: Whether it stands beside the arguments of the object above it, or alone, under any name that none of
+            these has; what has no ``_target_`` there is such an argument.
     """
 
     kind: str | None
     injects: str = ""
     functions: bool = False
     optional: bool = False
+    beside: bool = False
 
 
 _CALLBACK = ObjectSpec("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
@@ -64,6 +67,7 @@ OBJECT_SPECS: Mapping[str, ObjectSpec] = {
     "schedule": ObjectSpec(None, injects="schedule", functions=True, optional=True),
     "trainer": ObjectSpec("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
     "tracker": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
+    "tracker.*": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker", beside=True),
     "checkpoint": ObjectSpec("ksuit_runner.checkpoint.writer.CheckpointWriter", injects="checkpoint"),
     "metric_property_provider": ObjectSpec("ksuit_runner.metric_property.MetricPropertyProvider", optional=True),
     "launcher": ObjectSpec("ksuit_runner.launchers.base.Launcher", optional=True),
@@ -116,6 +120,13 @@ def spec_at(path: str) -> ObjectSpec | None:
     """Return what a config path holds, or None if it holds no object of OBJECT_SPECS."""
     above = path.rpartition(".")[0]
     return OBJECT_SPECS.get(path) or OBJECT_SPECS.get(f"{above}.*")
+
+
+def objects_beside(path: str, node: Any) -> list[str]:
+    """Return the names, in the node of an object, of the objects that stand beside its arguments."""
+    if not isinstance(node, Mapping) or not OBJECT_SPECS.get(f"{path}.*", ObjectSpec(None)).beside:
+        return []
+    return [str(key) for key, value in node.items() if isinstance(value, Mapping) and "_target_" in value]
 
 
 def bind(

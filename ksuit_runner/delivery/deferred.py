@@ -67,7 +67,7 @@ class DeferredTracker(LocalIdTracker):
     @property
     def is_behind(self) -> bool:
         """Whether something is not delivered yet."""
-        return not self._is_bound or self._outbox.has_messages or self._outbox.has_end
+        return not self._is_bound or self._outbox.has_messages or self._outbox.has_end or self._tracker.is_behind
 
     @property
     def has_end(self) -> bool:
@@ -102,7 +102,8 @@ class DeferredTracker(LocalIdTracker):
                 raise
             box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, {**tags, RUN_ID_TAG: own_id})
         else:
-            if self._paths(info.run_id).run_dir.exists():
+            paths = self._paths(info.run_id)
+            if any(path.exists() for path in (paths.outbox, paths.journal, paths.artifacts_dir)):
                 raise TrackerError(f"the tracker has given a new run the id of one in the output folder: {info.run_id}")
             box = Outbox(info.run_id, info.name, info.run_id, info.start_time, parent_run_id, tags)
             self._is_bound = True
@@ -173,6 +174,7 @@ class DeferredTracker(LocalIdTracker):
         """Register the run if it is not, and deliver what is stored, except for its end."""
         self.check_owner()
         self._bind()
+        self._tracker.deliver()
         box = self._outbox
         if not box.has_messages:
             return
@@ -193,6 +195,8 @@ class DeferredTracker(LocalIdTracker):
             with self._lock:
                 box.is_end_delivered = True
                 self._store()
+        if self._is_bound:
+            self._tracker.deliver_end()
 
     def check_owner(self) -> None:
         """Make sure that the run is this process's to record; asked before everything that is recorded.

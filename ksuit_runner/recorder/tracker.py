@@ -115,11 +115,18 @@ class RemoteTracker(BaseTracker):
         """Whether the run's files need no upload."""
         return bool(self._call("artifacts_are_local", {}))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is not recorded yet."""
+        return bool(self._call("is_behind", {}))
+
     start_run = _binding(BaseTracker.start_run)
     resume_run = _binding(BaseTracker.resume_run)
     attach_run = _binding(BaseTracker.attach_run)
     end_run = _remote(BaseTracker.end_run)
     log_points = _remote(BaseTracker.log_points)
+    deliver = _remote(BaseTracker.deliver)
+    deliver_end = _remote(BaseTracker.deliver_end)
     log_params = _remote(BaseTracker.log_params)
     set_tags = _remote(BaseTracker.set_tags)
     log_inputs = _remote(BaseTracker.log_inputs)

@@ -11,6 +11,7 @@ from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.differences import ABSENT, Difference, differences
 from ksuit_runner.config.overrides import bare_name, shell_word
+from ksuit_runner.config.schema import objects_beside
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import PathProvider
@@ -32,6 +33,7 @@ MAY_CHANGE = (
     "checkpoint*",
     *("tracker.uri", "tracker.experiment", "tracker.timeout_s", "tracker.require", "tracker.close_timeout_s"),
     "tracker.artifact_root",
+    "tracker.*.*",  # those beside the first, which may also come and go
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
@@ -83,7 +85,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
 def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequence[str]) -> None:
     # A password that is given again is not a change.
     new = [item for item in changes if mask_value(item.path, item.new) != item.old]
-    refused = [item for item in new if not any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)]
+    refused = [item for item in new if not _may_change(item)]
     if not refused:
         return
     lines = [f"  {path}: {_short(old)} -> {_short(new)}" for path, old, new in refused]
@@ -94,6 +96,12 @@ def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequenc
 
 
 _LISTED = 4
+
+
+def _may_change(item: Difference) -> bool:
+    above, _, name = item.path.rpartition(".")
+    comes_or_goes = any(objects_beside(above, {name: value}) for value in (item.old, item.new))
+    return comes_or_goes or any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)
 
 
 def _short(value: Any) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.compose import compose_locations
+from ksuit_runner.config.schema import objects_beside
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import OutputPaths
@@ -50,12 +51,17 @@ def limits(
     packages = list(packages) if isinstance(packages, ListConfig) else packages
     if problem := mismatch(packages, "list[str]"):
         raise ConfigError(problem, path="trust")
-    for key in ("uri", "artifact_root"):  # records, and the user's password, would be sent there
-        known = (own.tracker.get(key), os.environ.get(URI_VARIABLE))
-        if tracker.get(key) not in (None, *known, *map(mask_addresses, filter(None, known))):
+    beside = [f"tracker.{name}" for name in objects_beside("tracker", tracker)]
+    nodes = {"tracker": tracker, **{path: tracker[path.partition(".")[2]] for path in beside}}
+    for path in (f"{above}.{key}" for above in nodes for key in ("uri", "artifact_root")):
+        # Records, and the user's password, would be sent there.
+        above, _, key = path.rpartition(".")
+        named = nodes[above].get(key)
+        known = (OmegaConf.select(own, path), os.environ.get(URI_VARIABLE))
+        if named not in (None, *known, *map(mask_addresses, filter(None, known))):
             raise ConfigError(
-                f"the stored config was not made by you on this machine, and names {tracker[key]}. "
-                f"If you trust that: tracker.{key}={tracker[key]}",
-                path=f"tracker.{key}",
+                f"the stored config was not made by you on this machine, and names {named}. "
+                f"If you trust that: {path}={named}",
+                path=path,
             )
     return Trust(tuple(map(str, packages)), paths.output_dir, tuple(changes))

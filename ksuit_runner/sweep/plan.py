@@ -69,7 +69,12 @@ class SweepPlan:
 
     def with_tracker(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config of this sweep with the values of the tracker that a resume has changed."""
-        return {**config, "tracker": {**config.get("tracker", {}), **self.tracker}}
+        before = config.get("tracker", {})
+        changed = {
+            key: {**before.get(key, {}), **value} if isinstance(value, dict) else value
+            for key, value in self.tracker.items()
+        }
+        return {**config, "tracker": {**before, **changed}}
 
 
 def store_plan(paths: SweepPaths, plan: SweepPlan, jobs: Sequence[Job]) -> None:

@@ -45,10 +45,13 @@ def with_changes(plan: SweepPlan, overrides: Sequence[str]) -> SweepPlan:
 
 def with_tracker_overrides(plan: SweepPlan, overrides: Sequence[str]) -> SweepPlan:
     """Return the plan with the overrides of ``tracker``."""
-    given = {bare_name(item): parse(item).value() for item in overrides}
-    prefix = "tracker."
-    found = {path.removeprefix(prefix): value for path, value in given.items() if path.startswith(prefix)}
-    return replace(plan, tracker={**plan.tracker, **found})
+    changed = OmegaConf.create({"tracker": plan.tracker})
+    for item in overrides:
+        if bare_name(item).startswith("tracker."):
+            OmegaConf.update(changed, bare_name(item), parse(item).value())
+    found = OmegaConf.to_container(changed)
+    assert isinstance(found, dict)
+    return replace(plan, tracker=found["tracker"])
 
 
 def _launcher_node(plan: SweepPlan, overrides: Sequence[str]) -> dict[str, Any]:

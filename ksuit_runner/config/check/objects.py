@@ -16,6 +16,7 @@ from ksuit_runner.config.schema import (
     TargetParameter,
     bind,
     check_injected,
+    objects_beside,
     spec_at,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
@@ -74,7 +75,12 @@ class ObjectChecker:
             ConfigError: Something is wrong with an object; carries its config path.
         """
         expected = spec_at(path)
-        if expected and not (value is None and expected.optional):
+        beside = objects_beside(path, value)
+        if expected and expected.beside and not (isinstance(value, Mapping) and "_target_" in value):
+            expected = None  # an argument
+        if beside and "_target_" not in value and len(beside) == len(value):
+            self._walk_all((f"{path}.{key}", value[key]) for key in beside)
+        elif expected and not (value is None and expected.optional):
             self._check(path, value, expected)
         elif isinstance(value, Mapping) and "_target_" in value:
             self._check(path, value, _NESTED)
@@ -99,7 +105,8 @@ class ObjectChecker:
         except ConfigError as error:
             error.locate(f"{path}._target_")
             raise
-        given = {str(key): value for key, value in node.items() if key not in SPECIAL_KEYS}
+        beside = objects_beside(path, node)
+        given = {str(key): value for key, value in node.items() if key not in (*SPECIAL_KEYS, *beside)}
         injected = INJECTED[expected.injects]
         if signature is None:
             bind(path, (), given, injected, any_name=True)
@@ -111,7 +118,7 @@ class ObjectChecker:
             _check_types(path, parameters, given)
         self.objects.append(CheckedObject(path, target, signature, given))
         self.walk(f"{path}._args_", node.get("_args_"))
-        self._walk_all((f"{path}.{name}", value) for name, value in given.items())
+        self._walk_all((f"{path}.{name}", node[name]) for name in (*given, *beside))
 
 
 def _near_target(keys: Iterable[Any]) -> str | None:

@@ -1,0 +1,207 @@
+"""Writes and reads TensorBoard's event files, with TensorBoard's own messages; imports neither torch nor TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ksuit_runner.record.point import Point
+from ksuit_runner.system.atomic_files import sync
+from ksuit_runner.system.untrusted_files import open_to_read
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+TEXT_PREFIX = "ksuit/"
+"""How the tags of texts begin; a tag cannot hold both texts and numbers."""
+
+HPARAMS_PREFIX = "_hparams_/"
+"""How the tags of TensorBoard's table of hyperparameters begin."""
+
+_NAME = "events.out.tfevents."  # TensorBoard reads the files whose names contain its second part, in their order
+_LONGEST_RECORD = 1 << 26  # in bytes
+_SCALARS, _TEXT, _HPARAMS = "scalars", "text", "hparams"  # plugins of TensorBoard
+
+
+class EventFile:
+    """A new event file in a folder. Nothing is appended to older ones: a killed process may have torn their ends.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        path = folder / f"{_NAME}{time.time_ns()}"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._described: set[str] = set()  # tags whose plugin is named in this file
+        self._write([Event(wall_time=time.time(), file_version="brain.Event:2")])
+        sync(folder)
+
+    def add_points(self, points: Sequence[Point]) -> None:
+        """Write metric points, and wait until they are on the disk.
+
+        TensorBoard's default reader takes floats only. The exact value stands beside that, where no reader looks.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+
+        events = []
+        for (step, timestamp), group in groupby(points, key=lambda point: (point.step, point.timestamp)):
+            values = [
+                Summary.Value(
+                    tag=point.key,
+                    metadata=self._metadata(point.key, _SCALARS),
+                    tensor=TensorProto(
+                        dtype=DT_FLOAT,
+                        tensor_shape=TensorShapeProto(),
+                        float_val=[point.value],
+                        double_val=[point.value],
+                    ),
+                )
+                for point in group
+            ]
+            events.append(_event(step, timestamp, values))
+        self._write(events)
+
+    def add_table(self, name: str, rows: Mapping[str, str], step: int) -> None:
+        """Write a table of names and values, which TensorBoard shows as text."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        lines = ["| | |", "|-|-|", *(f"| `{_cell(key)}` | `{_cell(value)}` |" for key, value in rows.items())]
+        tag = TEXT_PREFIX + name
+        text = TensorProto(dtype=DT_STRING, string_val=["\n".join(lines).encode()])
+        self._write([_event(step, _now(), [Summary.Value(tag=tag, metadata=self._metadata(tag, _TEXT), tensor=text)])])
+
+    def add_hparams(self, name: str, params: Mapping[str, str], start_time: int) -> None:
+        """Write parameters for TensorBoard's table of hyperparameters; numbers and truth values as such.
+
+        Args:
+            name: Name of the run.
+            params: The parameters.
+            start_time: When the run was started, in ms since 1970.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+        start = SessionStartInfo(group_name=name, start_time_secs=start_time / 1000)
+        for key, value in params.items():
+            _set_hparam(start.hparams[key], value)
+        tag = f"{HPARAMS_PREFIX}session_start_info"
+        content = HParamsPluginData(version=0, session_start_info=start).SerializeToString()
+        value = Summary.Value(tag=tag, metadata=self._metadata(tag, _HPARAMS, content), tensor=_empty_tensor())
+        self._write([_event(0, start_time, [value])])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _metadata(self, tag: str, plugin: str, content: bytes = b"") -> Any:
+        from tensorboard.compat.proto import summary_pb2
+
+        if tag in self._described:
+            return None
+        self._described.add(tag)
+        data = summary_pb2.SummaryMetadata.PluginData(plugin_name=plugin, content=content)
+        is_scalar = plugin == _SCALARS
+        kind = summary_pb2.DATA_CLASS_SCALAR if is_scalar else summary_pb2.DATA_CLASS_TENSOR
+        return summary_pb2.SummaryMetadata(plugin_data=data, data_class=kind)
+
+    def _write(self, events: Iterable[Event]) -> None:
+        content = b"".join(_record(event.SerializeToString()) for event in events)
+        if os.write(self._file, content) != len(content):
+            raise OSError(f"only a part of {len(content):,} bytes could be written")
+        os.fsync(self._file)
+
+
+def import_messages() -> None:
+    """Import TensorBoard's messages ahead of their use."""
+    import tensorboard.compat.proto.event_pb2
+    import tensorboard.compat.tensorflow_stub.pywrap_tensorflow
+    import tensorboard.plugins.hparams.plugin_data_pb2  # noqa: F401
+
+
+def read_points(folder: Path) -> Iterator[Point]:
+    """Yield the metric points in the event files of a folder, in the order in which they were written.
+
+    A file is read up to its first damaged record: a killed process leaves the last one torn.
+    """
+    for path in sorted(folder.glob(f"{_NAME}*")):
+        with open_to_read(path) as file:
+            for event in _events(file):
+                for value in event.summary.value:
+                    for exact in value.tensor.double_val:
+                        yield Point(value.tag, exact, event.step, round(event.wall_time * 1000))
+
+
+def _events(file: BinaryIO) -> Iterator[Event]:
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    while len(head := file.read(12)) == 12:
+        (length,) = struct.unpack("<Q", head[:8])
+        if length > _LONGEST_RECORD:
+            return
+        content = file.read(length)
+        if head + content + file.read(4) != _record(content) or len(content) != length:
+            return
+        try:
+            yield Event.FromString(content)
+        except DecodeError:
+            return
+
+
+def _record(content: bytes) -> bytes:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    head = struct.pack("<Q", len(content))
+    return b"".join((head, struct.pack("<I", masked_crc32c(head)), content, struct.pack("<I", masked_crc32c(content))))
+
+
+def _event(step: int, timestamp: int, values: Sequence[Any]) -> Event:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Event(wall_time=timestamp / 1000, step=step, summary=Summary(value=values))
+
+
+def _empty_tensor() -> Any:
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+
+    return TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
+
+
+def _set_hparam(target: Any, value: str) -> None:
+    try:
+        parsed = json.loads(value.lower() if value in ("True", "False") else value)
+    except ValueError:
+        parsed = value
+    if isinstance(parsed, bool):
+        target.bool_value = parsed
+    elif isinstance(parsed, int | float):
+        target.number_value = parsed
+    else:
+        target.string_value = value
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
