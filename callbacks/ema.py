@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.format import fits_file
+from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.keyed_random import uses_no_rng

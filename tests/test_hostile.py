@@ -14,7 +14,7 @@ import torch
 from command import REPOSITORY, SMALL, ksuit, mlflow_points, run_dir
 
 from ksuit_runner.checkpoint.format import MODEL, STATE
-from ksuit_runner.checkpoint.manifest import MANIFEST, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 
 # Does what a user does, many times in one process: imports are most of what a command costs.
 PROGRAM = """
@@ -278,7 +278,8 @@ def test_what_is_no_run_id_is_refused(trained, outputs):
 def sealed(folder):
     """Write a manifest that vouches for what is in a checkpoint's folder now."""
     (folder / MANIFEST).unlink()
-    write_manifest(folder, folder.name, "hash", False, {})
+    files = {path.name: fingerprint(path) for path in folder.iterdir()}
+    write_manifest(folder, files, folder.name, "hash", False, {})
 
 
 class Evil:
@@ -297,6 +298,8 @@ def checkpoints(folder):
 
 
 def evil_state(canary):
+    """A pickle that runs code, as torch writes it, in place of the state."""
+
     def change(folder):
         torch.save({"trainer": Evil(f"touch {canary}"), "callbacks": {}}, folder / STATE)
         sealed(folder)
@@ -305,15 +308,30 @@ def evil_state(canary):
 
 
 def evil_pickle(canary):
+    """The same in the file that early versions had."""
+
     def change(folder):
-        (folder / STATE).write_bytes(pickle.dumps(Evil(f"touch {canary}")))
+        (folder / "trainer.pt").write_bytes(pickle.dumps(Evil(f"touch {canary}")))
+        (folder / STATE).unlink()
+        sealed(folder)
+
+    return change
+
+
+def evil_kind(canary):
+    """A value of a type that would run code if types were looked up by name."""
+
+    def change(folder):
+        state = json.loads((folder / STATE).read_text())
+        state["trainer"]["counter"] = {"__kind__": "os.system", "command": f"touch {canary}"}
+        (folder / STATE).write_text(json.dumps(state))
         sealed(folder)
 
     return change
 
 
 def no_state(folder):
-    torch.save([1, 2], folder / STATE)
+    (folder / STATE).write_text("[1, 2]")
     sealed(folder)
 
 
@@ -328,7 +346,7 @@ def no_tensors(file):
 @pytest.mark.slow
 def test_pickled_code_in_a_checkpoint_is_not_run_and_an_older_one_is_taken(trained, outputs, tmp_path):
     canary = tmp_path / "canary"
-    harmful = [(evil_state(canary), STATE), (evil_pickle(canary), STATE), (no_state, STATE)]
+    harmful = [(change(canary), STATE) for change in (evil_state, evil_pickle, evil_kind)] + [(no_state, STATE)]
     (ema,) = (path.name for path in checkpoints(trained)[-1].glob("ema*"))
     harmful += [(no_tensors(MODEL), MODEL), (no_tensors(ema), ema)]
     lines = [

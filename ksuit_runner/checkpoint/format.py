@@ -4,17 +4,18 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ksuit_runner import __version__
-from ksuit_runner.checkpoint.manifest import verify, write_manifest
-from ksuit_runner.checkpoint.state_types import callback_location, pack, unpack
+from ksuit_runner.checkpoint.manifest import verify, write_file, write_manifest
+from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
+from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
@@ -23,8 +24,9 @@ from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link
 
 _LOGGER = logging.getLogger(__name__)
 
-MODEL = "model.safetensors"
-STATE = "trainer.pt"
+MODEL, STATE_TENSORS, STATE = "model.safetensors", "trainer.safetensors", "trainer.json"
+RESERVED = ("model", "trainer")
+"""Names of files that no callback may write."""
 _PARTIAL, _REPLACED = ".tmp", ".old"
 _LISTED = 5
 
@@ -55,51 +57,43 @@ def pack_state(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return the content of a checkpoint's files, after a check that all of it can be read back.
 
-    What a safetensors file cannot hold of the model (extra state, sparse or quantized tensors ...) goes into the state.
+    What a safetensors file cannot hold of the model (extra state, sparse tensors ...) goes into the state.
 
     Args:
         files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
         state: State of trainer and callbacks; a missing one is empty.
 
+    Returns:
+        The tensors of every file, ``trainer`` among them, and the document for ``trainer.json``.
+
     Raises:
         CheckpointError: Something cannot be stored; the message names it.
     """
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in files}
-    extra = {}
+    packer, extra = Packer(), {}
     for name, values in files.items():
         for key, value in values.items():
-            if fits_file(value):
+            if fits_file(value) and key != METADATA:
                 tensors[name][key] = value
             elif name == "model":
-                extra[key] = pack(f"model[{key!r}]", value)
+                extra[key] = packer.pack(f"model[{key!r}]", value, pointer("model", key))
             else:
                 raise CheckpointError(
                     f"{name}.safetensors: {key!r} is not a dense tensor, and the file can hold nothing else"
                 )
-    packed = {key: pack(key, value) for key, value in state.items() if key != "callbacks"}
-    callbacks = {name: pack(callback_location(name), value) for name, value in state.get("callbacks", {}).items()}
-    return tensors, {"trainer": {}, **packed, "callbacks": callbacks, **({"model": extra} if extra else {})}
-
-
-def fits_file(value: Any) -> bool:
-    """Whether a safetensors file can hold a value of a ``state_dict``."""
-    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
-    return is_dense and not value.is_quantized and not value.is_meta and _has_file_type(value.dtype)
-
-
-@lru_cache
-def _has_file_type(dtype: torch.dtype) -> bool:
-    """Whether a file can hold tensors of a dtype; some can be written and not read."""
-    try:
-        return bool(safetensors.torch.load(safetensors.torch.save({"x": torch.empty((), dtype=dtype)})))
-    except Exception:
-        return False
+    packed = {key: packer.pack(key, value, pointer(key)) for key, value in state.items() if key != "callbacks"}
+    callbacks = {
+        name: packer.pack(callback_location(name), value, pointer("callbacks", name))
+        for name, value in state.get("callbacks", {}).items()
+    }
+    document = {"trainer": {}, **packed, "callbacks": callbacks, **({"model": extra} if extra else {})}
+    return {**tensors, "trainer": packer.tensors}, document
 
 
 def write_folder(
     folder: Path,
     files: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    document: Mapping[str, Any],
     config_hash: str,
     tags: Sequence[str] = (),
 ) -> None:
@@ -108,7 +102,7 @@ def write_folder(
     Args:
         folder: Its final path; its name is the position.
         files: Tensors by name, for each safetensors file by its name without the suffix.
-        state: Plain values and tensors for ``trainer.pt``, as ``pack_state`` returns them.
+        document: What ``pack_state`` returns for ``trainer.json``.
         config_hash: Hash of the run's config.
         tags: Tags that it is written for.
 
@@ -121,30 +115,20 @@ def write_folder(
     make_folder(folder.parent)
     temporary.mkdir()
     try:
-        for name, tensors in files.items():
-            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            safetensors.torch.save_file(whole, temporary / f"{name}.safetensors", {"format": "pt"})
-        _save_state(temporary / STATE, state)
+        written = {
+            path.name: write_file(path, parts(tensors))
+            for name, tensors in files.items()
+            for path in [temporary / f"{name}.safetensors"]
+        }
+        written[STATE] = write_file(temporary / STATE, [msgspec.json.encode(document)])
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
-        write_manifest(temporary, folder.name, config_hash, is_unfinished(state), versions, tags)
+        write_manifest(temporary, written, folder.name, config_hash, is_unfinished(document), versions, tags)
         if folder.exists():
             folder.rename(_aside(folder))  # if the process is killed before the next rename, `recover` undoes this one
         commit_folder(temporary, folder)
-    except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from error
     finally:
         _finish_replacement(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _save_state(path: Path, state: Mapping[str, Any]) -> None:
-    with open(path, "wb") as file:
-        try:
-            torch.save(dict(state), file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides the error of the disk behind its own
-                raise error.__context__ from None
-            raise
 
 
 def names(paths: PathProvider) -> list[str]:
@@ -208,17 +192,8 @@ def has_traces(paths: PathProvider) -> bool:
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written."""
-    return _problem(folder, verify)
-
-
-def resume_problem(folder: Path) -> str | None:
-    """Return why a run cannot resume from a checkpoint, or None; everything is read as a resume reads it."""
-    return _problem(folder, _read)
-
-
-def _problem(folder: Path, reader: Callable[[Path, Path], Any]) -> str | None:
     try:
-        reader(folder, _root(folder))
+        verify(folder, _root(folder))
     except UnsafeFileError as error:
         return str(error)
     except OSError as error:
@@ -292,18 +267,19 @@ def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dic
         The manifest, the model's values, and the state.
     """
     manifest = verify(folder, root)
-    if missing := [file for file in (MODEL, STATE) if file not in manifest["files"]]:
+    if missing := [file for file in (MODEL, STATE_TENSORS, STATE) if file not in manifest["files"]]:
         raise UnsafeFileError(f"{missing[0]} is missing")
-    state = _load(folder / STATE, _read_state)
+    tensors = _load(folder / STATE_TENSORS, safetensors.torch.load_file)
+    state = _load(folder / STATE, lambda path: _read_state(path, tensors))
     for file in manifest["files"]:  # callbacks read theirs later, when it is too late to choose another checkpoint
-        if file.endswith(".safetensors") and file != MODEL:
+        if file.endswith(".safetensors") and file not in (MODEL, STATE_TENSORS):
             _load(folder / file, _read_header)
     model = _load(folder / MODEL, safetensors.torch.load_file)
     return manifest, {**model, **state.pop("model", {})}, state
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    state = unpack(torch.load(path, map_location="cpu", weights_only=True))
+def _read_state(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state = unpack(msgspec.json.decode(path.read_bytes()), tensors)
     _check_shape(state)
     assert isinstance(state, dict)
     return state
@@ -312,7 +288,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except Exception as error:  # torch alone raises a dozen types of errors for a damaged file
+    except Exception as error:  # the libraries raise a dozen types of errors
         lines = str(error).splitlines() or [type(error).__name__]
         raise UnsafeFileError(f"{path.name} cannot be loaded ({lines[0][:200]})") from None
 

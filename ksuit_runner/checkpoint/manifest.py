@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import msgspec
 
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, conform, parse_json, read_text
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+Fingerprint = dict[str, int]
+"""``size`` and ``crc32`` of a file."""
 _BLOCK = 4_000_000  # bytes of a file that are read at once
 
 
@@ -31,22 +33,43 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     crc32: int
 
 
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Fingerprint:
+    """Write a file part by part, and return its fingerprint, computed from memory: what a manifest says of it.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    size = checksum = 0
+    with open(path, "wb") as file:
+        for part in parts:
+            file.write(part)
+            size += len(part)
+            checksum = zlib.crc32(part, checksum)
+    return {"size": size, "crc32": checksum}
+
+
 def write_manifest(
-    folder: Path, name: str, config_hash: str, unfinished: bool, versions: Mapping[str, str], tags: Sequence[str] = ()
+    folder: Path,
+    files: Mapping[str, Fingerprint],
+    name: str,
+    config_hash: str,
+    unfinished: bool,
+    versions: Mapping[str, str],
+    tags: Sequence[str] = (),
 ) -> None:
-    """Write the manifest of all files that are in a folder.
+    """Write the manifest of a folder.
 
     Args:
         folder: The folder, without a manifest.
+        files: What was written to it: the fingerprint of every file by its name.
         name: Name of the checkpoint.
         config_hash: Hash of the config that it was written under.
         unfinished: Whether what follows the last update was half done.
         versions: Versions of the libraries that wrote it.
         tags: Tags that it was written for.
     """
-    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     head = {"format": FORMAT, "name": name, "config_hash": config_hash, "unfinished": unfinished}
-    body = {**head, "tags": list(tags), "versions": dict(versions), "files": files}
+    body = {**head, "tags": list(tags), "versions": dict(versions), "files": dict(sorted(files.items()))}
     (folder / MANIFEST).write_text(_seal(body))
 
 
@@ -86,7 +109,7 @@ def verify(folder: Path, root: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         try:
             # The size detects most damage without reading gigabytes.
-            if check_file(folder / name, folder) != expected["size"] or _fingerprint(folder / name) != expected:
+            if check_file(folder / name, folder) != expected["size"] or fingerprint(folder / name) != expected:
                 raise UnsafeFileError("is not what was written")
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{name} {error}") from None
@@ -102,7 +125,7 @@ def verify(folder: Path, root: Path) -> dict[str, Any]:
 def _check(found: Any, name: str) -> None:
     manifest = conform(_Manifest, found)
     if manifest.format != FORMAT:
-        raise UnsafeFileError(f"has format {str(manifest.format)[:20]}, this version reads {FORMAT}")
+        raise UnsafeFileError(f"has format {manifest.format}, and this version of ksuit_runner reads {FORMAT}"[:200])
     if manifest.name != name:
         raise UnsafeFileError("belongs to another checkpoint")
     if not all(map(_is_plain, manifest.files)):
@@ -119,7 +142,8 @@ def _seal(body: Mapping[str, Any]) -> str:
     return json.dumps({**body, "crc32": checksum}, indent=2) + "\n"
 
 
-def _fingerprint(path: Path) -> dict[str, int]:
+def fingerprint(path: Path) -> Fingerprint:
+    """Return the fingerprint of a file, which is read."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -13,15 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint.format import (
-    damage,
-    holds,
-    names,
-    pack_state,
-    recover,
-    resume_problem,
-    write_folder,
-)
+from ksuit_runner.checkpoint.format import RESERVED, damage, holds, names, pack_state, recover, write_folder
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -91,7 +83,6 @@ class CheckpointWriter:
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
         self._tags: dict[str, str] | None = None  # read when the first checkpoint is written
-        self._kinds: list[Any] = []  # of the values of the checkpoint that was last read back completely
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
@@ -104,7 +95,7 @@ class CheckpointWriter:
             name: Name of the file without its suffix.
             provider: Returns the tensors by name; called for every checkpoint.
         """
-        if name in self._providers or name == "model":
+        if name in self._providers or name in RESERVED:
             raise ConfigError(f"two of them write '{name}.safetensors' into the checkpoints", path="callbacks")
         self._providers[name] = provider
 
@@ -163,14 +154,13 @@ class CheckpointWriter:
         Raises:
             CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
         """
-        files, packed = pack_state(self._files(model), state)
+        files, document = pack_state(self._files(model), state)
         buffers = self._unused_buffers()
         tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
             tags.append(f"update-{update_counter.update}")
-        files, packed = buffers.copy((files, packed))
-        name = str(update_counter.progress)
-        write = partial(self._write, name, files, packed, buffers.kinds, tags, before)
+        files, name = buffers.copy(files), str(update_counter.progress)
+        write = partial(self._write, name, files, document, tags, before)
         if wait:
             write = partial(self._write_with_patience, write)
         at_once = buffers.size <= TINY and self._is_quick and not self._writing
@@ -243,8 +233,7 @@ class CheckpointWriter:
         self,
         name: str,
         tensors: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        kinds: list[Any],
+        document: Mapping[str, Any],
         tags: list[str],
         before: Callable[[], None],
     ) -> None:
@@ -255,19 +244,16 @@ class CheckpointWriter:
         if self._tags is None:
             recover(paths)
         # The same position may have been committed just before a kill.
-        if not (folder.exists() and holds(folder, state, self.config_hash)):
-            write_folder(folder, tensors, state, self.config_hash, tags)
+        if not (folder.exists() and holds(folder, document, self.config_hash)):
+            write_folder(folder, tensors, document, self.config_hash, tags)
             self.check_owner()
         if tags or self._tags is None:
             all_tags = (read_tags(paths) if self._tags is None else self._tags) | dict.fromkeys(tags, name)
             write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
             self._tags = all_tags
         write_text(paths.latest, name + "\n")
-        # Whether an intact checkpoint can be loaded depends on the types of its values: if known, checksums are enough.
-        problem = damage(folder) if kinds == self._kinds else resume_problem(folder)
-        if problem is not None:
+        if (problem := damage(folder)) is not None:
             raise OSError(f"read back, {problem}")
-        self._kinds = kinds
         self._prune(name, self._tags)
         self.on_written()
 

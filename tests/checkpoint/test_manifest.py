@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ksuit_runner.checkpoint import manifest
-from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, read_manifest, verify, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, read_manifest, verify, write_file, write_manifest
 from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 NAME = "E1_U2_S4"
@@ -16,9 +16,9 @@ NAME = "E1_U2_S4"
 def folder(tmp_path):
     folder = tmp_path / NAME
     folder.mkdir()
-    (folder / "a.safetensors").write_bytes(b"weights" * 1000)
-    (folder / "trainer.pt").write_bytes(b"")
-    write_manifest(folder, NAME, "hash", False, {"torch": "2"}, ["best"])
+    files = {"trainer.json": [], "a.safetensors": [b"weights" * 500, memoryview(b"weights" * 500)]}
+    files = {name: write_file(folder / name, parts) for name, parts in files.items()}
+    write_manifest(folder, files, NAME, "hash", False, {"torch": "2"}, ["best"])
     return folder
 
 
@@ -39,7 +39,7 @@ def sealed(folder, **changes):
 
 def test_a_manifest_describes_what_was_written(folder):
     found = verify(folder, folder.parent)
-    assert found["files"]["trainer.pt"] == {"size": 0, "crc32": 0}
+    assert found["files"]["trainer.json"] == {"size": 0, "crc32": 0}
     assert found["files"]["a.safetensors"]["size"] == 7000
     assert (found["name"], found["config_hash"], found["unfinished"]) == (NAME, "hash", False)
     assert (found["tags"], found["versions"]) == (["best"], {"torch": "2"})
@@ -71,15 +71,15 @@ def test_missing_and_additional_files_are_detected(folder):
     (folder / "more").write_text("")
     assert problem(folder) == "more is not among the files that were written"
     (folder / "more").unlink()
-    (folder / "trainer.pt").unlink()
-    assert problem(folder) == "trainer.pt is missing"
+    (folder / "trainer.json").unlink()
+    assert problem(folder) == "trainer.json is missing"
 
 
 def test_a_disk_that_cannot_be_read_is_named_with_the_file(folder, monkeypatch):
     def fail(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(manifest, "_fingerprint", fail)
+    monkeypatch.setattr(manifest, "fingerprint", fail)
     assert problem(folder) == "a.safetensors cannot be read (Input/output error)"
 
 
@@ -87,7 +87,7 @@ ENTRY = {"size": 0, "crc32": 0}
 
 
 @pytest.mark.parametrize(
-    "file", ["../trainer.pt", "..", ".hidden", "", "a/b", "a\\b", "c:b", "a\nb", "n" * 201, "/etc/passwd"]
+    "file", ["../trainer.json", "..", ".hidden", "", "a/b", "a\\b", "c:b", "a\nb", "n" * 201, "/etc/passwd"]
 )
 def test_it_names_files_of_its_folder_only(folder, file):
     sealed(folder, files={file: ENTRY})
@@ -104,7 +104,7 @@ def test_a_name_may_have_200_characters(folder, length):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": 1}, "has format 1, and this version of ksuit_runner reads 2"),
         ({"name": "E1_U3_S6"}, "belongs to another checkpoint"),
         ({"tags": ["best", 1]}, "does not fit its schema: Expected `str`, got `int` - at `$.tags[1]`"),
         ({"tags": {}}, "does not fit its schema: Expected `array`, got `object` - at `$.tags`"),

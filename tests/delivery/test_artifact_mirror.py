@@ -25,7 +25,7 @@ def tracker(tmp_path: Path) -> FolderTracker:
 def write(paths: PathProvider, name: str, content: str = "") -> None:
     folder = paths.checkpoints_dir / name
     folder.mkdir(exist_ok=True)
-    for file in ("manifest.json", "model.safetensors", "trainer.pt"):
+    for file in ("manifest.json", "model.safetensors", "trainer.json"):
         (folder / file).write_text(f"{name} {file} {content}")
     paths.latest.write_text(f"{name}\n")
     paths.tags.write_text(f'{{"best": "{name}"}}')
@@ -49,7 +49,7 @@ def test_each_file_comes_after_what_it_needs(paths, tracker):
     mirror = Mirror(tracker, paths, lambda: True)
     assert len(mirror.missing()) == 5
     assert mirror.update() == 5
-    parts = ("model.safetensors", "trainer.pt", "manifest.json")
+    parts = ("model.safetensors", "trainer.json", "manifest.json")
     folders = [[f"checkpoints/{name}/{part}" for part in parts] for name in (FIRST, SECOND)]
     assert sorted(tracker.log[1:3]) == sorted(folders[0][:2])
     assert [tracker.log[0], tracker.log[3], tracker.log[6:]] == [

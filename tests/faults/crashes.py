@@ -1,5 +1,6 @@
 """Runs that are killed and resumed until they end, and the comparison with the uninterrupted run."""
 
+import json
 import random
 import shutil
 import signal
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-import torch
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
 from disk import cut_power
 from fake_environment import FakeEnvironment
@@ -267,7 +267,7 @@ class Project:
     def result(self) -> Result:
         directory = next(path for path in self.run_dirs() if (path / "artifacts" / "launch.json").is_file())
         newest = max(directory.glob("artifacts/checkpoints/E*"), key=lambda path: int(path.name.split("_")[1][1:]))
-        trainer = torch.load(newest / "trainer.pt", weights_only=True)["trainer"]
+        trainer = json.loads((newest / "trainer.json").read_text())["trainer"]
         rate = next(iter(trainer["optimizer"]["groups"].values()))["lr"]
         position = (trainer["counter"]["update"], trainer["counter"]["sample"], rate)
         ((status,),) = query(self.outputs, f"select status from runs where run_uuid = '{directory.name}'")

@@ -15,7 +15,7 @@ from disk import SURVIVALS, Disk, Step, Tree, write_tree
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.format import damage, has_traces, names, read_newest, recover, write_folder
+from ksuit_runner.checkpoint.format import damage, has_traces, names, pack_state, read_newest, recover, write_folder
 from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.artifact_mirror import Mirror
@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, version: int) -> None:
     """Write the same position again, as a run does that found it damaged or has another config."""
     tensors = {"model": {"w": torch.tensor(float(version))}, "ema": {"w": torch.zeros(3)}}
     state = {"trainer": {}, "callbacks": {}, "unfinished": None}
-    write_folder(PathProvider(folder, RUN).checkpoints_dir / "E1_U2_S4", tensors, state, "hash")
+    write_folder(PathProvider(folder, RUN).checkpoints_dir / "E1_U2_S4", *pack_state(tensors, state), "hash")
 
 
 def read_checkpoint(folder: Path) -> set[int]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ksuit_runner.checkpoint.format import damage, has_traces, read_newest, write_folder
+from ksuit_runner.checkpoint.format import damage, has_traces, pack_state, read_newest, write_folder
 from ksuit_runner.checkpoint.manifest import MANIFEST, _seal
 from ksuit_runner.checkpoint.writer import read_tags
 from ksuit_runner.config.stored_config import parse_config
@@ -72,7 +72,7 @@ def whole(tmp_path_factory):
     """A run with one intact checkpoint, which every example restores."""
     paths = PathProvider(tmp_path_factory.mktemp("fuzz"), "run00000")
     tensors = {"model": {"weight": torch.arange(6.0)}}
-    write_folder(paths.checkpoints_dir / NAME, tensors, {"trainer": {"x": 1}, "callbacks": {}}, "hash")
+    write_folder(paths.checkpoints_dir / NAME, *pack_state(tensors, {"trainer": {"x": 1}}), "hash")
     return paths
 
 
@@ -117,7 +117,7 @@ def test_a_manifest_that_says_something_else_is_damage(whole, data):
         (folder / MANIFEST).write_text(before)
 
 
-@given(file=st.sampled_from([MANIFEST, "model.safetensors", "trainer.pt"]), changes=edits)
+@given(file=st.sampled_from([MANIFEST, "model.safetensors", "trainer.safetensors", "trainer.json"]), changes=edits)
 def test_a_changed_file_is_damage(whole, file, changes):
     path = whole.checkpoints_dir / NAME / file
     before = path.read_bytes()

@@ -94,7 +94,7 @@ def test_a_resumed_run_has_the_layouts_and_bits_of_the_uninterrupted_one(maker, 
     assert not whole.trainer.model.module.convolutions[2].weight.is_contiguous()
     assert whole.trainer.model.module.mask.stride() == (0,)
     folders = [read_newest(maker.paths(run_id)).paths.checkpoint_dir for run_id in ("run00000", "run00000-resumed")]
-    for file in ("model.safetensors", "ema.safetensors", "trainer.pt"):
+    for file in ("model.safetensors", "ema.safetensors", "trainer.safetensors", "trainer.json"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
 
 

@@ -1,0 +1,74 @@
+"""Safetensors files: which tensors fit into one, and its bytes, from the memory in which the tensors are."""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+from torch import Tensor
+
+METADATA = "__metadata__"
+"""The one name that no tensor in a file can have."""
+_ALIGNMENT = 8
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+}
+
+
+def fits_file(value: Any) -> bool:
+    """Whether a safetensors file can hold a value of a ``state_dict``."""
+    return isinstance(value, Tensor) and is_dense(value) and not value.is_meta and is_file_type(value.dtype)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is one block of plain numbers: not sparse, nested or quantized."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+@lru_cache
+def is_file_type(dtype: torch.dtype) -> bool:
+    """Whether a file can hold tensors of a dtype, and the installed version of safetensors can read it."""
+    try:
+        return bool(safetensors.torch.load(b"".join(parts({"x": torch.empty((), dtype=dtype)}))))
+    except Exception:
+        return False
+
+
+def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield the content of a file: its header, and the memory of one tensor after the other.
+
+    Only a tensor that is not row-major is copied, when its turn comes.
+
+    Args:
+        tensors: Dense tensors by name.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # every tensor is aligned
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tuple(tensor.shape), "data_offsets": (start, end)}
+    encoded = msgspec.json.encode(header)
+    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    yield len(encoded).to_bytes(8, "little") + encoded
+    for _, tensor in ordered:
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
