@@ -5,7 +5,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import psutil
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
-from disk import cut_power
+from commit_order import OrderedDisk
+from disk import power_cuts
 from fake_environment import FakeEnvironment
 from kill_points import POINTS, kill_at
 from preloaded import Command, Preloaded
+from watched_calls import join
 
 DATASET = '''
 """Noisy points of three classes, with noise from every generator that an augmentation may use."""
@@ -161,18 +163,12 @@ class Project:
     def outputs(self) -> Path:
         return self.folder / "outputs"
 
-    @property
-    def _remains(self) -> Path:
-        """What remains after a power cut."""
-        return self.folder / "left"
-
-    def start(self, *arguments: str, kill: Kill | None = None) -> Command:
+    def start(self, *arguments: str, kill: Kill | None = None, disk: Mapping[str, str] | None = None) -> Command:
         kill = kill or Kill(None)
         given = (*(arguments or ARGUMENTS), f"data.num_workers={kill.workers}")
         if arguments:
             given = (*given, "output_dir=outputs")
-        prepare = partial(prepare_process, kill, self.outputs, self._remains)
-        return self._start(given, prepare)
+        return self._start(given, partial(prepare_process, kill, disk))
 
     def _start(self, arguments: Sequence[str], prepare: Callable[[], None]) -> Command:
         self._started += 1
@@ -188,6 +184,8 @@ class Project:
 
     def kill(self, kill: Kill, *arguments: str) -> bool:
         """Start or resume a run, and kill it; return whether it was killed before it ended."""
+        if kill.point == POWER:
+            return self._cut_power_once(kill, *arguments)
         owner = self._owner()
         command = self.start(*arguments, kill=kill)
         self._wake(command, owner)
@@ -205,9 +203,19 @@ class Project:
         assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
         assert_gone(workers)
         self.kills += status != 0
-        if status != 0 and kill.point == POWER:
+        return status != 0
+
+    def _cut_power_once(self, kill: Kill, *arguments: str) -> bool:
+        owner, remains = self._owner(), self.folder / "remains"
+        with power_cuts(self.outputs, remains, [kill.count], is_last=True) as (_, variables):
+            command = self.start(*arguments, kill=kill, disk=variables)
+            self._wake(command, owner)
+            status = command.wait()
+        assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
+        if status != 0:
+            self.kills += 1
             shutil.rmtree(self.outputs)
-            (self._remains / str(kill.count)).rename(self.outputs)
+            (remains / str(kill.count)).rename(self.outputs)
         return status != 0
 
     def _owner(self) -> str:
@@ -286,13 +294,18 @@ class Project:
         if template is not None:
             shutil.copytree(template, self.outputs)
 
-    def cut_power(self, target: Path, at: Sequence[int]) -> list[Path]:
-        """Do a whole run, and return what power cuts during its n-th operations on the disk would leave."""
-        arguments = (*ARGUMENTS, "data.num_workers=0")
-        prepare = partial(cut_power, self.outputs, target, at)
-        command = self._start(arguments, prepare)
-        assert command.wait() == 0, command.output()
-        return sorted(target.iterdir(), key=lambda path: int(path.name))
+    def cut_power(self, target: Path, at: Sequence[int]) -> tuple[OrderedDisk, list[Path]]:
+        """Do a whole run, and check the order of its operations on the disk.
+
+        Returns:
+            The disk, and what power cuts during its n-th operations would leave.
+        """
+        with power_cuts(self.outputs, target, at, kind=OrderedDisk) as (disk, variables):
+            command = self.start(disk=variables)
+            assert command.wait() == 0, command.output()
+            assert disk.needed_but_unsynced() == []
+        assert isinstance(disk, OrderedDisk)
+        return disk, sorted(target.iterdir(), key=lambda path: int(path.name))
 
     def survive(self, kills: Sequence[Kill], last_workers: int = 0) -> Result:
         """Kill a run again and again, then let it end."""
@@ -304,12 +317,12 @@ class Project:
         return self.result()
 
 
-def prepare_process(kill: Kill, outputs: Path, left: Path) -> None:
-    """Prepare the calling process for its kill; one after some time comes from outside."""
+def prepare_process(kill: Kill, disk: Mapping[str, str] | None) -> None:
+    """Prepare the calling process for its kill; one after some time, and a power cut, come from outside."""
     kill.environment.enter()
-    if kill.point == POWER:
-        cut_power(outputs, left, [kill.count], is_killed=True)
-    elif kill.point is not None:
+    if disk is not None:
+        join(disk)
+    if kill.point in POINTS:
         kill_at(kill.point, kill.count, kill.number)
 
 

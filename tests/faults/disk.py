@@ -1,4 +1,4 @@
-"""A simulated disk: records the order in which a process changes a folder, and what a power cut would leave of it.
+"""A simulated disk: records the order in which processes change a folder, and what a power cut would leave of it.
 
 POSIX promises little. What a file holds is safe once ``fsync`` has been called for it; that it has its name, once it
 has been called for the folder. Whatever came after may survive as well, or not, or the name without the content. So a
@@ -6,7 +6,6 @@ has been called for the folder. Whatever came after may survive as well, or not,
 would be found after a cut at this moment.
 """
 
-import builtins
 import io
 import itertools
 import os
@@ -15,11 +14,13 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, contextmanager, suppress
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 from zlib import crc32
+
+from watched_calls import Inode, Step, WatchedCalls, environment
 
 Tree = dict[str, bytes | None]
 """What a folder holds: contents by path, None for a folder."""
@@ -36,22 +37,7 @@ SURVIVALS: Mapping[str, Survival] = {
     "everything": lambda path, is_folder: 1,
 }
 
-_open, _close, _fstat, _readlink = os.open, os.close, os.fstat, os.readlink
-_CHANGES_NAMES = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink")
-_CHANGES_CONTENTS = ("write", "pwrite", "ftruncate")
-_WRITES = os.O_WRONLY | os.O_RDWR
-
-
-class Step(NamedTuple):
-    """One operation: ``open`` to write, ``read``, ``write``, ``fsync``, ``rename``, ``unlink`` ..., on paths below the
-    folder."""
-
-    what: str
-    path: str
-    target: str = ""
-
-    def __str__(self) -> str:
-        return " ".join(part for part in (self.what, self.path, self.target and f"to {self.target}") if part)
+_open, _close, _fstat, _io_open = os.open, os.close, os.fstat, io.open
 
 
 class _Node:
@@ -65,12 +51,13 @@ class _Node:
 
 
 class Disk:
-    """Watches what this process does below a folder, in all its threads, while it is entered.
+    """Watches what processes do below a folder: this one while it is entered, others that are started meanwhile.
 
-    Real ``fsync`` calls are skipped, because this disk need not survive anything.
+    One operation happens at a time, in whatever process and thread. Real ``fsync`` calls are skipped, because this disk
+    need not survive anything.
 
     Args:
-        folder: What is there when it is entered counts as synced.
+        folder: What is there at the beginning counts as synced.
         before: Called before every operation with that; a cut here finds all operations before it.
 
     Attributes:
@@ -81,50 +68,137 @@ class Disk:
         self.folder = folder.resolve()
         self.before = before
         self.log: list[Step] = []
-        self._nodes: dict[tuple[int, int], _Node] = {}
+        self._nodes: dict[Inode, _Node] = {}
         self._lock = threading.RLock()
         self._is_busy = False
-        self._pid = os.getpid()
-        self._patches = ExitStack()
+        self._calls = WatchedCalls(self.folder, self)
+        self._pids: set[int] = set()
+        self._is_off = False
+        self._errors: list[BaseException] = []
 
     def __enter__(self) -> "Disk":
         self._sync_all(self._node(self.folder))
-        patch = self._patches.enter_context
-        for name in _CHANGES_NAMES:
-            patch(mock.patch.object(os, name, self._watch_name(name, getattr(os, name))))
-        for name in _CHANGES_CONTENTS:
-            patch(mock.patch.object(os, name, self._watch_descriptor(name, getattr(os, name))))
-        patch(mock.patch.object(os, "fsync", self._fsync))
-        patch(mock.patch.object(os, "fdatasync", self._fsync))
-        patch(mock.patch.object(os, "open", self._watch_os_open))
-        for module in (builtins, io):
-            patch(mock.patch.object(module, "open", self._watch_open))
+        self._calls.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._patches.close()
+        self._calls.__exit__()
+        self._close()
+
+    @contextmanager
+    def of_processes(self) -> Iterator[dict[str, str]]:
+        """Watch all processes of the command line that are started with an environment, and their recorders.
+
+        Returns:
+            What the environment has to have.
+
+        Raises:
+            BaseException: What ``before`` has raised.
+        """
+        self._sync_all(self._node(self.folder))
+        with Listener(family="AF_UNIX", backlog=16) as listener:
+            serving: list[threading.Thread] = []
+            accepting = threading.Thread(target=self._accept, args=(listener, serving), daemon=True)
+            accepting.start()
+            try:
+                yield environment(str(listener.address), self.folder)
+            finally:
+                with Client(listener.address) as last:
+                    last.send(None)
+                accepting.join()
+                for thread in serving:
+                    thread.join()
+                self._close()
+        if self._errors:
+            raise self._errors[0]
+
+    @contextmanager
+    def operation(self, step: Step, inode: Inode | None = None) -> Iterator[None]:
+        """Do an operation while the block runs.
+
+        Args:
+            step: The operation.
+            inode: The open file or folder, for an ``fsync``.
+        """
+        with self._lock:
+            if not self._is_busy:
+                self._is_busy = True
+                try:
+                    self.before(step)
+                finally:
+                    self._is_busy = False
+                self.log.append(step)
+                if step.what == "fsync":
+                    node = (inode and self._nodes.get(inode)) or self._node(self.folder / step.path)
+                    node.synced = self._entries(node) if node.is_folder else _content(node)
+            yield
+
+    def switch_off(self) -> None:
+        """Kill all other processes that are watched, also those that come later."""
+        self._is_off = True
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _accept(self, listener: Listener, serving: list[threading.Thread]) -> None:
+        while True:
+            connection = listener.accept()
+            try:
+                pid = connection.recv()
+            except EOFError:  # it was killed at this moment
+                continue
+            if pid is None:
+                break
+            self._pids.add(pid)
+            if self._is_off:
+                self.switch_off()
+            serving.append(threading.Thread(target=self._serve, args=(connection,), daemon=True))
+            serving[-1].start()
+
+    def _serve(self, connection: Connection) -> None:
+        """Let a process do one operation after the other, until it has ended."""
+        with connection, suppress(EOFError, ConnectionError):
+            while True:
+                step, inode = connection.recv()
+                try:
+                    with self.operation(step, inode):
+                        connection.send(True)
+                        connection.recv()
+                except (EOFError, ConnectionError):
+                    raise
+                except BaseException as error:  # of a check: the test fails, the process need not
+                    self._errors.append(error)
+                    connection.send(True)
+                    connection.recv()
+
+    def _close(self) -> None:
         for node in self._nodes.values():
             _close(node.descriptor)
         self._nodes.clear()
 
     def after_cut(self, survival: Survival) -> Tree:
         """Return what a power cut at this moment would leave."""
-        with self._lock:
-            was_busy, self._is_busy = self._is_busy, True
-            try:
-                return dict(self._below(self._node(self.folder), "", survival))
-            finally:
-                self._is_busy = was_busy
+        return self._after_cut("", survival)
 
     def after_all_cuts(self) -> dict[str, Tree]:
         """Return what a power cut at this moment would leave, for each of ``SURVIVALS``."""
         return {name: self.after_cut(survival) for name, survival in SURVIVALS.items()}
 
     def unsynced(self, path: str = "") -> list[str]:
-        """Return what a power cut at this moment could change, at or below a path."""
-        now, synced = self.after_cut(lambda path, is_folder: 1), self.after_cut(lambda path, is_folder: 0)
-        wrong = [key for key in now.keys() | synced.keys() if now.get(key, 0) != synced.get(key, 0)]
-        return sorted(key for key in wrong if not path or key == path or key.startswith(f"{path}/"))
+        """Return what a power cut at this moment could change of a file or below a folder, its own name apart."""
+        now, synced = (self._after_cut(path, lambda path, is_folder, share=share: share) for share in (1, 0))
+        return sorted(key for key in now.keys() | synced.keys() if now.get(key, 0) != synced.get(key, 0))
+
+    def _after_cut(self, path: str, survival: Survival) -> Tree:
+        with self._lock:
+            was_busy, self._is_busy = self._is_busy, True
+            try:
+                node = self._node(self.folder / path)
+                if node.is_folder:
+                    return dict(self._below(node, path, survival))
+                return {path: _torn(node.synced, _content(node), survival(path, False))}
+            finally:
+                self._is_busy = was_busy
 
     def _below(self, folder: _Node, prefix: str, survival: Survival) -> Iterator[tuple[str, bytes | None]]:
         entries = self._entries(folder) if survival(prefix, True) else folder.synced
@@ -159,87 +233,6 @@ class Disk:
         for child in node.synced.values() if node.is_folder else ():
             self._sync_all(child)
 
-    def _step(self, what: str, path: str, target: str = "") -> None:
-        step = Step(what, path, target)
-        self._is_busy = True
-        try:
-            self.before(step)
-            self.log.append(step)
-        finally:
-            self._is_busy = False
-
-    def _inside(self, path: Any, folder: int | None = None) -> str | None:
-        """Return a path below the folder, None for one elsewhere."""
-        if isinstance(path, int):
-            with suppress(OSError):
-                return self._inside(_readlink(f"/proc/self/fd/{path}"))
-            return None
-        text = os.fsdecode(path)
-        if not os.path.isabs(text):
-            text = os.path.join(os.getcwd() if folder is None else _readlink(f"/proc/self/fd/{folder}"), text)
-        text, root = os.path.normpath(text), str(self.folder)
-        return text[len(root) + 1 :] if text == root or text.startswith(f"{root}/") else None
-
-    def _is_watching(self) -> bool:
-        return not self._is_busy and os.getpid() == self._pid
-
-    def _watch_name(self, what: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(path: Any, *given: Any, dir_fd: int | None = None, **options: Any) -> Any:
-            options |= {} if dir_fd is None else {"dir_fd": dir_fd}
-            with self._lock:
-                inside = self._inside(path, dir_fd) if self._is_watching() else None
-                if inside is not None:
-                    has_target = what in ("rename", "replace", "link") and given
-                    self._step(_NAMES.get(what, what), inside, (self._inside(given[0]) or "") if has_target else "")
-                return real(path, *given, **options)
-
-        return call
-
-    def _watch_descriptor(self, what: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(descriptor: int, *given: Any) -> Any:
-            with self._lock:
-                inside = self._inside(descriptor) if self._is_watching() else None
-                if inside is not None:
-                    self._step(_NAMES.get(what, what), inside)
-                return real(descriptor, *given)
-
-        return call
-
-    def _fsync(self, file: Any) -> None:
-        descriptor = file if isinstance(file, int) else file.fileno()
-        with self._lock:
-            inside = self._inside(descriptor) if self._is_watching() else None
-            if inside is not None:
-                self._step("fsync", inside)
-                node = self._node_of(descriptor)
-                node.synced = self._entries(node) if node.is_folder else _content(node)
-
-    def _node_of(self, descriptor: int) -> _Node:
-        status = _fstat(descriptor)
-        known = self._nodes.get((status.st_dev, status.st_ino))
-        return known or self._node(_readlink(f"/proc/self/fd/{descriptor}"))
-
-    def _watch_os_open(self, path: Any, flags: int, *given: Any, dir_fd: int | None = None, **options: Any) -> int:
-        options |= {} if dir_fd is None else {"dir_fd": dir_fd}
-        self._note_open(path, bool(flags & _WRITES), dir_fd)
-        return _open(path, flags, *given, **options)
-
-    def _watch_open(self, file: Any, mode: str = "r", *given: Any, **options: Any) -> Any:
-        self._note_open(file, bool(set(mode) & set("wax+")))
-        return _io_open(file, mode, *given, **options)
-
-    def _note_open(self, path: Any, is_written: bool, folder: int | None = None) -> None:
-        if isinstance(path, int):
-            return
-        with self._lock:
-            inside = self._inside(path, folder) if self._is_watching() else None
-            if inside is not None and not os.path.isdir(self.folder / inside):
-                self._step("open" if is_written else "read", inside)
-
-
-_NAMES = {"replace": "rename", "remove": "unlink", "pwrite": "write", "ftruncate": "truncate"}
-_io_open = io.open
-
 
 def _content(node: _Node) -> bytes:
     with _io_open(node.link, "rb") as file:
@@ -270,22 +263,31 @@ def write_tree(tree: Tree, folder: Path) -> None:
             (folder / path).write_bytes(content)
 
 
-def cut_power(folder: Path, target: Path, at: Sequence[int], is_killed: bool = False) -> None:
-    """Make this process write what power cuts during its n-th operations would leave, each with another survival.
+@contextmanager
+def power_cuts(
+    folder: Path, target: Path, at: Sequence[int], is_last: bool = False, kind: type[Disk] = Disk
+) -> Iterator[tuple[Disk, dict[str, str]]]:
+    """Write what power cuts during n-th operations of processes would leave, each with another survival.
 
     Args:
         folder: What the disk holds.
         target: Gets a folder ``n`` for each.
         at: The numbers n, from 0.
-        is_killed: Whether the first one ends the process.
+        is_last: Whether the first one ends the processes.
+        kind: Class of the disk.
+
+    Returns:
+        The disk, and what the environment of the processes has to have.
     """
     ways, count = list(SURVIVALS.values()), itertools.count()
 
     def cut(step: Step) -> None:
         if (number := next(count)) in at:
             write_tree(disk.after_cut(ways[number % len(ways)]), target / str(number))
-            if is_killed:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if is_last:
+                disk.switch_off()
 
     folder.mkdir(exist_ok=True)
-    disk = Disk(folder, cut).__enter__()
+    disk = kind(folder, cut)
+    with disk.of_processes() as variables:
+        yield disk, variables

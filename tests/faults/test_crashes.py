@@ -44,11 +44,13 @@ def test_killed_at_a_point(project, reference, template, point):
 
 
 @pytest.mark.slow
-def test_a_power_cut_during_an_operation_on_the_disk(project, reference, template, tmp_path):
+def test_the_order_on_the_disk_and_a_power_cut_during_an_operation(project, reference, template, tmp_path):
     """What was not synced is lost, as a whole or in parts; `test_disk_order.py` does this at every operation."""
     project.clear(template)
-    cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
+    disk, cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
     assert project.result().differences(reference) == [] and len(cuts) >= 6
+    assert len(disk.committed) == 6 and len(disk.removed) >= 2
+    assert {path: processes for path, processes in disk.writers().items() if len(processes) > 1} == {}
     for cut in cuts:
         project.clear()
         shutil.copytree(cut, project.outputs)
