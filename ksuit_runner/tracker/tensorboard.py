@@ -8,34 +8,19 @@ from shlex import quote
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
-from ksuit_runner.errors import ConfigError, LostRunError, ResumeError, TrackerError
-from ksuit_runner.paths import OutputPaths, PathProvider, RunId
+from ksuit_runner.errors import ConfigError, LostRunError, ResumeError
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import Point
-from ksuit_runner.system.atomic_files import make_folder, write_text
+from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
-from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, check_inside, conform, read_json
+from ksuit_runner.system.untrusted_files import UnsafeFileError, check_inside
 from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.recorded_steps import RecordedSteps
+from ksuit_runner.tracker.run_file import RunFile
 from ksuit_runner.tracker.tensorboard_events import HPARAMS_PREFIX, TEXT_PREFIX, EventFile, import_messages, read_points
 
 _guarded = guarded("TensorBoard's files", OSError, ResumeError, UnsafeFileError)
-
-
-class StoredRun(msgspec.Struct, forbid_unknown_fields=True):
-    """What was recorded of a run besides its metrics, for a later process: event files cannot be asked for it."""
-
-    run_id: RunId
-    name: str
-    start_time: int
-    parent_run_id: RunId | None = None
-    status: str = "RUNNING"
-    end_time: int | None = None
-    tags: dict[str, str] = msgspec.field(default_factory=dict)
-    params: dict[str, str] = msgspec.field(default_factory=dict)
-    datasets: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class TensorboardTracker(BaseTracker):
@@ -60,7 +45,7 @@ class TensorboardTracker(BaseTracker):
         self._outputs = output_paths
         self.require, self.close_timeout_s = require, close_timeout_s
         self._lock = threading.Lock()
-        self._stored: StoredRun | None = None
+        self._stored: RunFile | None = None
         self._recorded: RecordedSteps | None = None
         self._events: EventFile | None = None
 
@@ -80,7 +65,7 @@ class TensorboardTracker(BaseTracker):
         run_id = tags.get(RUN_ID_TAG) or uuid4().hex
         stored = self._load(run_id)
         if stored is None:
-            stored = StoredRun(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
+            stored = RunFile(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
         return self._bind(stored, "RUNNING")
 
     @_guarded
@@ -97,7 +82,7 @@ class TensorboardTracker(BaseTracker):
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Write how the run ended, as text, and close the file."""
         run = self._run_stored
-        run.status, run.end_time = str(status), end_time or _now()
+        run.status = str(status)
         self._write_table("status", {"status": run.status})
         self._store()
         self._close()
@@ -163,7 +148,7 @@ class TensorboardTracker(BaseTracker):
             raise ConfigError(f"metric '{key[:50]}': TensorBoard needs names that do not begin with {TEXT_PREFIX}")
 
     @property
-    def _run_stored(self) -> StoredRun:
+    def _run_stored(self) -> RunFile:
         assert self._stored is not None, "no run was started"
         return self._stored
 
@@ -176,39 +161,26 @@ class TensorboardTracker(BaseTracker):
         check_inside(folder, self._outputs.runs_dir)
         return folder
 
-    def _file_of(self, run_id: str) -> Path:
-        return self._folder_of(run_id) / "run.json"
+    def _load(self, run_id: str) -> RunFile | None:
+        return RunFile.load(self._folder_of(run_id), self._outputs.runs_dir, run_id)
 
-    def _load(self, run_id: str) -> StoredRun | None:
-        try:
-            stored = conform(StoredRun, read_json(self._file_of(run_id), self._outputs.runs_dir))
-        except MissingFileError:
-            return None
-        if stored.run_id != run_id:
-            raise TrackerError(f"{self._file_of(run_id)} is another run's: {stored.run_id}")
-        return stored
-
-    def _load_existing(self, run_id: str) -> StoredRun:
+    def _load_existing(self, run_id: str) -> RunFile:
         stored = self._load(run_id)
         if stored is None:
             raise LostRunError(f"there are no files of run {run_id} for TensorBoard in {self._folder_of(run_id)}")
         return stored
 
-    def _bind(self, stored: StoredRun, status: str | None = None) -> RunInfo:
+    def _bind(self, stored: RunFile, status: str | None = None) -> RunInfo:
         self._close()
         self._stored, self._recorded = stored, None
         if status is not None:
-            stored.status, stored.end_time = status, None
+            stored.status = status
             self._store()
-        self._run = RunInfo(
-            stored.run_id, stored.name, stored.status, dict(stored.tags), stored.parent_run_id, stored.start_time
-        )
+        self._run = stored.info
         return self._run
 
     def _store(self) -> None:
-        path = self._file_of(self._run_stored.run_id)
-        make_folder(path.parent)
-        write_text(path, msgspec.json.format(msgspec.json.encode(self._run_stored)).decode() + "\n")
+        self._run_stored.store(self._folder)
 
     def _write_table(self, name: str, rows: Mapping[str, str]) -> None:
         step = max(self._recorded.steps.values(), default=0) if self._recorded is not None else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ksuit_runner.record.point import Point
 from ksuit_runner.system.atomic_files import sync
 from ksuit_runner.system.untrusted_files import open_to_read
+from ksuit_runner.tracker.plain_value import plain_value
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -186,15 +186,12 @@ def _empty_tensor() -> Any:
     return TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
 
 
-def _set_hparam(target: Any, value: str) -> None:
-    try:
-        parsed = json.loads(value.lower() if value in ("True", "False") else value)
-    except ValueError:
-        parsed = value
-    if isinstance(parsed, bool):
-        target.bool_value = parsed
-    elif isinstance(parsed, int | float):
-        target.number_value = parsed
+def _set_hparam(target: Any, text: str) -> None:
+    value = plain_value(text)
+    if isinstance(value, bool):
+        target.bool_value = value
+    elif isinstance(value, int | float):
+        target.number_value = value
     else:
         target.string_value = value
 

@@ -1,0 +1,312 @@
+"""The tracker that records runs by Weights & Biases, online or in files that can be uploaded later."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.point import Point
+from ksuit_runner.system.atomic_files import make_folder
+from ksuit_runner.system.optional_package import require_package
+from ksuit_runner.system.untrusted_files import check_inside
+from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.guarded import guarded
+from ksuit_runner.tracker.plain_value import plain_value
+from ksuit_runner.tracker.recorded_steps import RecordedSteps
+from ksuit_runner.tracker.run_file import RunFile
+from ksuit_runner.tracker.wandb_files import STEP, TIMESTAMP, RecordReader, points_of, read_points
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+_FLUSH_S, _POLL_S = 0.05, 0.02  # how often W&B's process writes its file, and how often that is looked at
+
+_guarded = guarded("W&B", Exception)
+_live_lock = threading.Lock()
+_live = 0  # runs of this process that W&B's service has open
+
+
+class WandbTracker(BaseTracker):
+    """Records runs by W&B, under their ids in the output folder; its files are in the run's folder.
+
+    W&B's own process writes everything to its files and uploads it; it is ended with the last run. A point counts as
+    recorded once it is in the files, and what is in them is not sent again, so that a resumed run has every point once.
+    What that process could not upload before it was killed is uploaded by ``wandb sync``.
+
+    Args:
+        output_paths: The output folder.
+        project: W&B's project.
+        entity: W&B's user or team; by default that of the API key.
+        mode: ``online``, or ``offline``: only files are written, and ``wandb sync`` uploads them. By default what the
+            environment variable WANDB_MODE says, else ``online``.
+        timeout_s: How long the server may take to start or resume a run, in seconds.
+        require: Whether a run may start only if it can be recorded at once.
+        close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
+
+    Raises:
+        ConfigError: W&B is not installed.
+    """
+
+    def __init__(
+        self,
+        output_paths: OutputPaths,
+        project: str = "ksuit_runner",
+        entity: str | None = None,
+        mode: Literal["online", "offline"] | None = None,
+        timeout_s: float = 5,
+        require: bool = True,
+        close_timeout_s: float = 10,
+    ) -> None:
+        super().__init__()
+        require_package("wandb", "tracker=wandb")
+        self._outputs = output_paths
+        self._project, self._entity = project, entity
+        self._mode = mode or os.environ.get("WANDB_MODE", "online")
+        self._timeout_s = timeout_s
+        self.require, self.close_timeout_s = require, close_timeout_s
+        self._lock = threading.Lock()
+        self._stored: RunFile | None = None
+        self._recorded: RecordedSteps | None = None
+        self._open_run: Run | None = None
+        self._reader: RecordReader | None = None
+
+    def warm_up(self) -> None:
+        """Import W&B, which takes a second."""
+        _import_quietly()
+
+    @_guarded
+    def start_run(
+        self,
+        name: str | None,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        start_time: int | None = None,
+    ) -> RunInfo:
+        """Start a run under a new id, or under the one that it has in the output folder; there may be one already."""
+        run_id = tags.get(RUN_ID_TAG) or uuid4().hex
+        new = RunFile(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
+        self._bind(self._load(run_id) or new)
+        self._send_to()
+        return self.run
+
+    @_guarded
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run and have W&B resume it; started anew there if it does not know it."""
+        if self._run is None or self.run_id != run_id:
+            self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], _now()))
+        self._send_to()
+        return self.run
+
+    @_guarded
+    def attach_run(self, run_id: str) -> RunInfo:
+        """Bind the tracker to a run; W&B resumes it when there is something to send."""
+        return self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], _now()))
+
+    @_guarded
+    def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
+        """Have W&B finish the run, and wait until it has uploaded everything; W&B notes the time itself.
+
+        Raises:
+            TrackerError: It has not, in time; what is left is in the run's folder, for ``wandb sync``.
+        """
+        run = self._send_to()
+        run.summary["status"] = str(status)
+        try:
+            run.finish(exit_code=0 if status == EndStatus.FINISHED else 1)
+        except TimeoutError as error:
+            raise TrackerError(f"W&B: not everything is uploaded. To upload it: {self._sync_command}") from error
+        finally:
+            self._let_go()
+
+    @_guarded
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Send metric points, except for those that were sent."""
+        if self._recorded is None:
+            self._recorded = RecordedSteps(read_points(self._folder_of(self.run_id)))
+        new = self._recorded.new(points)
+        if not new:
+            return
+        run = self._send_to()
+        for (step, timestamp), group in groupby(new, key=lambda point: (point.step, point.timestamp)):
+            run.log({STEP: step, TIMESTAMP: timestamp / 1000, **{point.key: point.value for point in group}})
+        self._wait_for(new, self._recorded)
+
+    @_guarded
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Send parameters as the config of the run; those that were sent keep their values."""
+        run = self._run_stored
+        new = {key: str(value) for key, value in params.items() if key not in run.params}
+        if new:
+            self._send_to().config.update({key: plain_value(value) for key, value in new.items()})
+            run.params |= new
+            self._store()
+
+    @_guarded
+    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
+        """Send tags of the run as a part of its config; W&B's own tags are words without a value."""
+        run = self._run_stored
+        changed = {**run.tags, **tags}
+        if run_id in (None, run.run_id) and changed != run.tags:
+            self._send_to().config.update({"tags": changed}, allow_val_change=True)
+            run.tags = changed
+            self._store()
+
+    @_guarded
+    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
+        """Send which datasets the run uses, as a part of its config."""
+        run = self._run_stored
+        new = {info.name: f"{info.context}, {info.digest}, {info.source} {info.profile}" for info in datasets}
+        if not new.items() <= run.datasets.items():
+            self._send_to().config.update({"datasets": {**run.datasets, **new}}, allow_val_change=True)
+            run.datasets |= new
+            self._store()
+
+    @_guarded
+    def last_steps(self, run_id: str | None = None) -> dict[str, int]:
+        """Return the last recorded step of every metric, from W&B's files."""
+        return RecordedSteps(read_points(self._folder_of(run_id or self.run_id))).steps
+
+    @_guarded
+    def history(self, key: str, run_id: str | None = None) -> list[Point]:
+        """Return all recorded points of a metric in the order of their steps, from W&B's files."""
+        points = [point for point in read_points(self._folder_of(run_id or self.run_id)) if point.key == key]
+        return sorted(points, key=lambda point: (point.step, point.timestamp))
+
+    def where(self) -> str:
+        """Say in one line where the run is recorded and how to look at it."""
+        if self._mode != "online":
+            return f"W&B ({self._mode}), upload it with: {self._sync_command}"
+        run = self._open_run
+        return f"W&B, {run.url if run is not None and run.url else self._project}"
+
+    def check_key(self, key: str) -> None:
+        """Check that the name of a metric is not one that W&B or this tracker uses."""
+        if not key or key == STEP or key.startswith("_"):
+            raise ConfigError(f"metric '{key[:50]}': W&B needs names that do not begin with '_' and are not '{STEP}'")
+
+    @property
+    def _run_stored(self) -> RunFile:
+        assert self._stored is not None, "no run was started"
+        return self._stored
+
+    @property
+    def _sync_command(self) -> str:
+        return f"wandb sync {quote(str(self._folder_of(self._run_stored.run_id)))}/*run-*"
+
+    def _folder_of(self, run_id: str) -> Path:
+        folder = PathProvider(self._outputs.output_dir, run_id).wandb_dir
+        check_inside(folder, self._outputs.runs_dir)
+        return folder
+
+    def _load(self, run_id: str) -> RunFile | None:
+        return RunFile.load(self._folder_of(run_id), self._outputs.runs_dir, run_id)
+
+    def _bind(self, stored: RunFile) -> RunInfo:
+        self._let_go()
+        self._stored, self._recorded = stored, None
+        self._run = stored.info
+        return self._run
+
+    def _store(self) -> None:
+        self._run_stored.store(self._folder_of(self._run_stored.run_id))
+
+    def _wait_for(self, points: Sequence[Point], recorded: RecordedSteps) -> None:
+        """Wait until points are in W&B's file; its process writes them a moment after it got them."""
+        assert self._reader is not None, "no run is open"
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            recorded.add(point for record in self._reader.read() for point in points_of(record))
+            if not recorded.new(points):
+                return
+            if time.monotonic() > deadline:
+                self._recorded = None  # as the files will have it
+                raise TrackerError(f"W&B's process has not written its file for {self._timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def _send_to(self) -> Run:
+        """Return W&B's object for the run, which W&B starts or resumes first if it has not."""
+        global _live
+        if self._open_run is None:
+            with _live_lock:
+                self._open_run = self._begin()
+                _live += 1
+            self._reader = RecordReader(Path(self._open_run.settings.sync_file))
+            self._open_run.define_metric(STEP)
+            self._open_run.define_metric("*", step_metric=STEP)
+            self._store()
+        return self._open_run
+
+    def _begin(self) -> Run:
+        wandb = _import_quietly()
+        is_online = self._mode == "online"
+        if is_online and not os.environ.get("WANDB_API_KEY") and not wandb.login(prompt=False, verify=False):
+            raise TrackerError("W&B: there is no API key. Set WANDB_API_KEY, run `wandb login`, or set mode to offline")
+        stored = self._run_stored
+        folder = self._folder_of(stored.run_id)
+        make_folder(folder)
+        settings = wandb.Settings(
+            **{"silent": True, "console": "off", "symlink": False},
+            # What was sent is what the runner sends: no code, command lines or system metrics of this process.
+            **{"disable_git": True, "disable_code": True, "save_code": False, "x_save_requirements": False},
+            **{"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True},
+            init_timeout=self._timeout_s,
+            x_transaction_log_flush_interval=_FLUSH_S,
+            finish_timeout=self.close_timeout_s,
+            finish_timeout_raises=True,
+        )
+        try:
+            run: Run = wandb.init(
+                project=self._project,
+                entity=self._entity,
+                mode=self._mode,
+                id=stored.run_id,
+                name=stored.name,
+                group=stored.parent_run_id,
+                dir=str(folder.parent),
+                resume="allow" if is_online else None,
+                reinit="create_new",
+                config={key: plain_value(value) for key, value in stored.params.items()}
+                | {"tags": stored.tags, "datasets": stored.datasets},
+                settings=settings,
+            )
+        except BaseException:
+            _end_service()
+            raise
+        return run
+
+    def _let_go(self) -> None:
+        """Forget W&B's object for the run; the last one of this process takes W&B's own process with it."""
+        global _live
+        if self._open_run is not None:
+            self._open_run = self._reader = None
+            with _live_lock:
+                _live -= 1
+                _end_service()
+
+
+def _end_service() -> None:
+    """End W&B's own process if no run is open."""
+    if _live == 0:
+        _import_quietly().teardown()
+
+
+def _import_quietly() -> Any:
+    """Import W&B, without its reports of errors to its makers, and without what it prints."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,171 @@
+"""W&B without a server: what is in its own files, that every point is in them once, and that nothing outlives a run."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("wandb", reason="wandb is not installed: pip install 'ksuit_runner[wandb]'")
+
+from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.point import Point
+from ksuit_runner.tracker.base import RUN_ID_TAG, DatasetInfo, EndStatus
+from ksuit_runner.tracker.wandb import WandbTracker
+from ksuit_runner.tracker.wandb_files import RecordReader, points_of
+
+POINTS = [
+    Point("loss/train", 0.1, 1, 1_700_000_000_123),
+    Point("loss/test", 1e300, 1, 1_700_000_000_123),
+    Point("loss/train", math.nan, 2, 1_700_000_001_001),
+    Point("loss/train", -math.inf, 3, 1_700_000_001_002),
+]
+
+KILLED = """
+import os, signal, sys
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.record.point import Point
+from ksuit_runner.tracker.base import RUN_ID_TAG
+from ksuit_runner.tracker.wandb import WandbTracker
+tracker = WandbTracker(OutputPaths(sys.argv[1]), mode="offline")
+tracker.start_run("x", {RUN_ID_TAG: "run00000"}, "parent")
+tracker.log_params({"lr": "0.1"})
+tracker.log_points([Point("loss", 0.5, 1, 1000), Point("loss", 0.25, 2, 2000)])
+tracker._open_run.log({"loss": 0.125, "update": 3, "_timestamp": 3.0})  # not acknowledged
+print(sorted({"torch", "mlflow"} & set(sys.modules)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch, tmp_path):
+    """Have W&B find no account of the machine, and check that it leaves no process."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    assert not [child for child in psutil.Process().children() if "wandb" in child.name()]
+
+
+def outputs(tmp_path: Path) -> OutputPaths:
+    return OutputPaths(tmp_path / "outputs")
+
+
+def offline(tmp_path: Path) -> WandbTracker:
+    return WandbTracker(outputs(tmp_path), "digits", "me", "offline")
+
+
+def records(tmp_path: Path, run_id: str) -> list:
+    files = sorted(PathProvider(tmp_path / "outputs", run_id).wandb_dir.glob("*/*.wandb"))
+    return [record for file in files for record in RecordReader(file).read()]
+
+
+def of_kind(found: list, kind: str) -> list:
+    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def same(found: list[Point], expected: list[Point]) -> bool:
+    return str(found) == str(expected)  # a NaN does not equal itself
+
+
+def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
+    tracker = offline(tmp_path)
+    info = tracker.start_run("x", {"author": "me"}, "parent")
+    folder = PathProvider(tmp_path / "outputs", info.run_id).wandb_dir
+    assert tracker.where() == f"W&B (offline), upload it with: wandb sync {folder}/*run-*"
+    tracker.log_params({"lr": "0.1", "model._target_": "x"})
+    tracker.log_inputs([DatasetInfo("train", "training", "c0ffee", "somewhere")])
+    tracker.set_tags({"command": "y"})
+    tracker.log_points(POINTS)
+    tracker.log_points(POINTS)
+    tracker.log_points([Point("loss/train", 5.0, 2, 1_700_000_002_000)])  # the evaluation of an older checkpoint
+    assert tracker.last_steps() == {"loss/train": 3, "loss/test": 1}
+    assert same(tracker.history("loss/test"), POINTS[1:2])
+    tracker.end_run(EndStatus.KILLED)
+    found = records(tmp_path, info.run_id)
+    (run,), (ended,) = of_kind(found, "run"), of_kind(found, "exit")
+    assert (run.run_id, run.run_group, run.display_name, run.project) == (info.run_id, "parent", "x", "digits")
+    assert ended.exit_code == 1
+    config = {item.key: json.loads(item.value_json) for record in of_kind(found, "config") for item in record.update}
+    assert (config["lr"], config["model._target_"], config["tags"]) == (0.1, "x", {"author": "me", "command": "y"})
+    assert config["datasets"]["train"].startswith("training, c0ffee")
+    metrics = of_kind(found, "metric")
+    assert {metric.glob_name or metric.name: metric.step_metric for metric in metrics} == {"update": "", "*": "update"}
+    steps = [[point.step for point in points_of(record)] for record in found]
+    assert [step for step in steps if step] == [[1, 1], [2], [3], [2]]
+
+
+def test_a_killed_run_is_resumed_with_every_point_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "outputs")]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "[]\n"), killed.stderr
+    tracker = offline(tmp_path)
+    assert (tracker.attach_run("run00000").name, tracker.run.parent_run_id) == ("x", "parent")
+    assert not of_kind(records(tmp_path, "run00000"), "exit")
+    tracker.resume_run("run00000")
+    tracker.log_params({"lr": "0.2"})
+    tracker.log_points([Point("loss", 2.0**-step, step, 1000 * step) for step in range(1, 6)])
+    tracker.end_run(EndStatus.FINISHED)
+    assert tracker.history("loss") == [Point("loss", 2.0**-step, step, 1000 * step) for step in range(1, 6)]
+    found = records(tmp_path, "run00000")
+    assert [run.run_id for run in of_kind(found, "run")] == ["run00000"] * 2
+    assert [record.exit_code for record in of_kind(found, "exit")] == [0]
+    config = {item.key: item.value_json for item in of_kind(found, "run")[1].config.update}
+    assert config["lr"] == "0.1"
+
+
+def test_several_runs_share_a_process_that_ends_with_the_last(tmp_path: Path) -> None:
+    parent, job = offline(tmp_path), offline(tmp_path)
+    parent.start_run("parent", {RUN_ID_TAG: "parent00"}, start_time=1)
+    job.start_run("job", {RUN_ID_TAG: "job00000"}, "parent00", start_time=1)
+    job.log_points(POINTS)
+    job.end_run(EndStatus.FINISHED)
+    parent.log_points(POINTS[:1])
+    parent.end_run(EndStatus.FINISHED)
+    assert len(job.history("loss/train")) == 3 and len(parent.history("loss/train")) == 1
+
+
+def test_without_an_account_or_a_server_there_is_an_error_of_one_line(tmp_path, monkeypatch) -> None:
+    tracker = WandbTracker(outputs(tmp_path), mode="online", timeout_s=1)
+    with pytest.raises(TrackerError, match="^W&B: there is no API key. Set WANDB_API_KEY, run `wandb login`"):
+        tracker.start_run("x", {})
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(TrackerError, match=r"^W&B: .*") as raised:
+        tracker.start_run("x", {})
+    assert "\n" not in str(raised.value) and time.monotonic() - start < 20
+
+
+def test_a_process_of_wandb_that_writes_nothing_is_an_error(tmp_path, monkeypatch) -> None:
+    tracker = offline(tmp_path)
+    tracker.start_run("x", {})
+    monkeypatch.setattr(RecordReader, "read", lambda reader: iter(()))
+    tracker._timeout_s = 0.1
+    with pytest.raises(TrackerError, match=r"^W&B's process has not written its file for 0\.1 s$"):
+        tracker.log_points(POINTS)
+    monkeypatch.undo()
+    tracker._timeout_s = 5
+    tracker.log_points(POINTS)
+    tracker.end_run(EndStatus.FINISHED)
+    assert len(tracker.history("loss/train")) == 3
+
+
+def test_names_and_a_missing_package_are_explained(tmp_path, monkeypatch) -> None:
+    for key in ("", "update", "_step"):
+        with pytest.raises(ConfigError, match="W&B needs names"):
+            offline(tmp_path).check_key(key)
+    offline(tmp_path).check_key("loss/train")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = r"^tracker=wandb: 'wandb' is not installed. pip install 'ksuit_runner\[wandb\]'$"
+    with pytest.raises(ConfigError, match=message):
+        offline(tmp_path)
+    assert not (tmp_path / "outputs").exists()
