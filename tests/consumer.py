@@ -1,22 +1,36 @@
 """Code of a user's project, checked by mypy (``make lint``) and never run: the public API of ksuit_runner is typed."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, assert_type
 
+import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksuit_runner import (
+    BaseTracker,
+    CallbackBase,
+    ConfigError,
     DataContainer,
+    DatasetCallback,
+    Interval,
+    Launcher,
+    MetricCallback,
     ModelBase,
+    PathProvider,
     PeriodicCallback,
     RunResult,
     SgdTrainer,
+    StopTraining,
+    TensorDataset,
     UpdateCounter,
     compose,
     run,
 )
+from ksuit_runner.launchers.base import Handle
 from ksuit_runner.testing import TinyRun, tiny_run
+from ksuit_runner.tracker.base import EndStatus
 
 
 class Mine(PeriodicCallback):
@@ -27,10 +41,49 @@ class Mine(PeriodicCallback):
         assert_type(self.model, ModelBase)
         assert_type(self.trainer, SgdTrainer)
         assert_type(self.data_container, DataContainer)
+        assert_type(self.tracker, BaseTracker)
+        assert_type(self.interval, Interval)
         self.scale = scale
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("mine", self.scale * update_counter.update)
+
+
+class Watcher(CallbackBase):
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        raise ConfigError("is not what it should be", path="callbacks.watcher")
+
+
+class Largest(DatasetCallback):
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        assert_type(self.metric_key("largest", "ema"), str)
+
+
+class Patience(MetricCallback):
+    def _process_value(self, value: float) -> None:
+        if value > 3:
+            raise StopTraining("it diverges")
+
+
+class Two(SgdTrainer):
+    def training_step(self, batch: Any, model: nn.Module) -> tuple[dict[str, Tensor], Any]:
+        losses, outputs = super().training_step(batch, model)
+        assert_type(losses, dict[str, Tensor])
+        return losses, outputs
+
+
+class Elsewhere(Launcher):
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
+        raise NotImplementedError
+
+
+def points() -> TensorDataset:
+    return TensorDataset(torch.zeros(3, 2), torch.zeros(3), output_shape=(1,))
+
+
+def end(tracker: BaseTracker, paths: PathProvider) -> Path:
+    tracker.end_run(EndStatus.FINISHED)
+    return paths.run_dir
 
 
 def train(folder: Path) -> float:

@@ -1,5 +1,6 @@
 """What a project's own code imports from ``ksuit_runner`` itself."""
 
+import ast
 import subprocess
 import sys
 
@@ -42,6 +43,12 @@ def test_every_name_is_listed_once():
     assert set(ksuit_runner.__all__) <= set(dir(ksuit_runner))
     with pytest.raises(AttributeError, match="module 'ksuit_runner' has no attribute 'CallbackBas'"):
         _ = ksuit_runner.CallbackBas
+
+
+def test_the_types_of_every_name_are_checked():
+    code = ast.parse((REPOSITORY / "tests" / "consumer.py").read_text()).body
+    (names,) = (node.names for node in code if isinstance(node, ast.ImportFrom) and node.module == "ksuit_runner")
+    assert [item.name for item in names] == ksuit_runner.__all__
 
 
 @pytest.mark.parametrize(
