@@ -6,7 +6,7 @@ from datetime import datetime
 from omegaconf import DictConfig
 
 from ksuit_runner.checkpoint.format import names
-from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.delivery.outbox import Outbox
@@ -38,7 +38,7 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     if not count.isdecimal() and count != "all":
         raise ConfigError(f"list={count}: a number of runs is needed, or all")
     allow_only(overrides, "list", *_TAKES)
-    composed = compose_config(overrides)
+    composed = compose_config(with_trackers_beside(overrides))
     outputs = OutputPaths(composed.output_dir)
     found = {entry.run_id: entry for entry in entries(outputs)}
     newest = sorted(found.values(), key=lambda entry: entry.start_time, reverse=True)

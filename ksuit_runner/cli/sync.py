@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.catch_up import send_all
 from ksuit_runner.delivery.deferred import DeferredTracker
@@ -33,7 +33,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         TrackerError: The tracker cannot be reached; what was sent until then counts, and nothing is lost.
     """
     allow_only(overrides, "sync", *_TAKES)
-    composed = compose_config(overrides)
+    composed = compose_config(with_trackers_beside(overrides))
     outputs = OutputPaths(composed.output_dir)
     run_id = find_local(outputs, query)
     if run_id is None:

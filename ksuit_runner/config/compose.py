@@ -3,7 +3,7 @@
 import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +28,7 @@ CONFIG_NAME = "config"
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
 _LOCATIONS = ("output_dir", "tracker", "trust")
+_BESIDE = re.compile(r"tracker\.[\w-]+\.")
 _LONGEST_OVERRIDE = 20_000
 _WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
@@ -145,7 +146,12 @@ def compose_locations(overrides: Sequence[str]) -> DictConfig:
         ConfigError: One of them has no meaning.
     """
     chosen = (item for item in overrides if root(item) in _LOCATIONS)
-    return _compose_locations(Path.cwd(), tuple(chosen))
+    return _compose_locations(Path.cwd(), tuple(with_trackers_beside(chosen)))
+
+
+def with_trackers_beside(overrides: Iterable[str]) -> list[str]:
+    """Return overrides that may set what a tracker beside the first has in a stored config, and not in today's."""
+    return [f"++{item}" if _BESIDE.match(item) else item for item in overrides]
 
 
 @cache

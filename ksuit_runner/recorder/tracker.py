@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from ksuit_runner.config.factory import Factory
+from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.recorder.client import Recorder
 from ksuit_runner.recorder.protocol import pack, unpack_result
@@ -117,8 +118,11 @@ class RemoteTracker(BaseTracker):
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is not recorded yet."""
-        return bool(self._call("is_behind", {}))
+        """Whether something is not recorded yet, as far as the recorder can say."""
+        try:
+            return bool(self._call("is_behind", {}))
+        except TrackerError:
+            return True
 
     start_run = _binding(BaseTracker.start_run)
     resume_run = _binding(BaseTracker.resume_run)

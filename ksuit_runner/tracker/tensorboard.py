@@ -41,7 +41,7 @@ class TensorboardTracker(BaseTracker):
 
     def __init__(self, output_paths: OutputPaths, require: bool = True, close_timeout_s: float = 10) -> None:
         super().__init__()
-        require_package("tensorboard", "tracker=tensorboard")
+        require_package("tensorboard")
         self._outputs = output_paths
         self.require, self.close_timeout_s = require, close_timeout_s
         self._lock = threading.Lock()

@@ -67,7 +67,7 @@ class WandbTracker(BaseTracker):
         close_timeout_s: float = 10,
     ) -> None:
         super().__init__()
-        require_package("wandb", "tracker=wandb")
+        require_package("wandb")
         self._outputs = output_paths
         self._project, self._entity = project, entity
         self._mode = mode or os.environ.get("WANDB_MODE", "online")

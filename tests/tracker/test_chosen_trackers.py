@@ -7,6 +7,7 @@ import pytest
 from command import journal
 
 from ksuit_runner import ConfigError, run
+from ksuit_runner.cli.sync import sync
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
@@ -96,8 +97,14 @@ def test_a_tracker_can_be_added_to_a_stored_run_but_not_replaced(tmp_path) -> No
     with pytest.raises(ResumeError, match="rewrite the past"):
         run([f"output_dir={tmp_path}", f"resume={first.run_id}", "trainer.max_epochs=2", "tracker=mlflow"])
     run([f"output_dir={tmp_path}", f"resume={first.run_id}", "trainer.max_epochs=2", "+tracker=tensorboard"])
-    points = tensorboard_points(PathProvider(tmp_path, first.run_id))
+    paths = PathProvider(tmp_path, first.run_id)
+    points = tensorboard_points(paths)
     assert points and min(step for _, step in points) > 22  # from the resume on
+    with paths.backlog("tensorboard").open("w") as file:
+        file.write('\n{"points": [["late", 1.5, 44, 1700000000000]]}\n')
+    changes = [f"output_dir={tmp_path}", "tracker.tensorboard.require=false"]
+    assert sync(first.run_id, [f"sync={first.run_id}", *changes]) == 0
+    assert tensorboard_points(paths) == {**points, ("late", 44): 1.5}
 
 
 def test_a_sweep_is_recorded_by_several_trackers(tmp_path) -> None:

@@ -180,7 +180,7 @@ def test_what_is_missing_or_strange_gets_an_error_of_one_line(tmp_path: Path) ->
 
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    message = r"^tracker=tensorboard: 'tensorboard' is not installed. pip install 'ksuit_runner\[tensorboard\]'$"
+    message = r"^'tensorboard' is not installed. pip install 'ksuit_runner\[tensorboard\]'$"
     with pytest.raises(ConfigError, match=message):
         TensorboardTracker(outputs(tmp_path))
     assert not (tmp_path / "outputs").exists()

@@ -165,7 +165,7 @@ def test_names_and_a_missing_package_are_explained(tmp_path, monkeypatch) -> Non
             offline(tmp_path).check_key(key)
     offline(tmp_path).check_key("loss/train")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    message = r"^tracker=wandb: 'wandb' is not installed. pip install 'ksuit_runner\[wandb\]'$"
+    message = r"^'wandb' is not installed. pip install 'ksuit_runner\[wandb\]'$"
     with pytest.raises(ConfigError, match=message):
         offline(tmp_path)
     assert not (tmp_path / "outputs").exists()
