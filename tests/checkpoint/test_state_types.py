@@ -144,9 +144,10 @@ LAYOUTS = {
     "empty": torch.rand(0, 3).T,
     "scalar": torch.tensor(1.5),
     "transposed, complex": torch.rand(2, 3, dtype=torch.complex128).T,
-    "transposed, of a type that no file has": torch.rand(2, 3).to(torch.float8_e8m0fnu).T,
     "part of a larger one": torch.rand(4, 5)[:, 1:3].contiguous(),
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    LAYOUTS["transposed, of a type that no file has"] = torch.rand(2, 3).to(torch.float8_e8m0fnu).T
 
 
 @pytest.mark.parametrize("way", [stored, lambda state: copy_state("state", state)], ids=["stored", "copied"])

@@ -45,7 +45,7 @@ def read(tensors):
 
 def test_tensors_of_all_types_and_forms_are_read_by_the_library(bits):
     dtypes = [dtype for dtype in _NAMES if is_file_type(dtype)]
-    assert len(dtypes) > 12
+    assert len(dtypes) >= 12  # 18 with a newer safetensors than the oldest
     tensors = {str(dtype): torch.arange(7).to(dtype) for dtype in dtypes}
     forms = {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 3), "one": torch.ones(1, 1, 1)}
     strided = {"transposed": torch.rand(3, 4).T, "expanded": torch.rand(3, 1).expand(3, 4), "part": torch.rand(9)[1::3]}
