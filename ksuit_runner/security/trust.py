@@ -53,7 +53,7 @@ def limits(
         raise ConfigError(problem, path="trust")
     beside = [f"tracker.{name}" for name in objects_beside("tracker", tracker)]
     nodes = {"tracker": tracker, **{path: tracker[path.partition(".")[2]] for path in beside}}
-    for path in (f"{above}.{key}" for above in nodes for key in ("uri", "artifact_root")):
+    for path in (f"{above}.{key}" for above in nodes for key in ("uri", "artifact_root", "entity")):
         # Records, and the user's password, would be sent there.
         above, _, key = path.rpartition(".")
         named = nodes[above].get(key)

@@ -90,11 +90,10 @@ class TensorboardTracker(BaseTracker):
     @_guarded
     def log_points(self, points: Sequence[Point]) -> None:
         """Write metric points to the disk, except for those that the files have."""
-        if self._recorded is None:
-            self._recorded = RecordedSteps(read_points(self._folder))
-        if new := self._recorded.new(points):
+        known = self._known
+        if new := known.new(points):
             self._write(lambda file: file.add_points(new))
-            self._recorded.add(new)
+            known.add(new)
 
     @_guarded
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -130,6 +129,8 @@ class TensorboardTracker(BaseTracker):
     @_guarded
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric, from the event files."""
+        if self._stored is not None and run_id in (None, self._stored.run_id):
+            return self._known.steps
         return RecordedSteps(read_points(self._folder_of(run_id or self.run_id))).steps
 
     @_guarded
@@ -151,6 +152,12 @@ class TensorboardTracker(BaseTracker):
     def _run_stored(self) -> RunFile:
         assert self._stored is not None, "no run was started"
         return self._stored
+
+    @property
+    def _known(self) -> RecordedSteps:
+        if self._recorded is None:
+            self._recorded = RecordedSteps(read_points(self._folder))
+        return self._recorded
 
     @property
     def _folder(self) -> Path:

@@ -26,6 +26,7 @@ HPARAMS_PREFIX = "_hparams_/"
 
 _NAME = "events.out.tfevents."  # TensorBoard reads the files whose names contain its second part, in their order
 _LONGEST_RECORD = 1 << 26  # in bytes
+_MAY_BE_TORN = 1 << 20  # bytes at the end whose checksums are computed, in Python: what comes before them was synced
 _SCALARS, _TEXT, _HPARAMS = "scalars", "text", "hparams"  # plugins of TensorBoard
 
 
@@ -151,12 +152,14 @@ def _events(file: BinaryIO) -> Iterator[Event]:
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
+    position, checked_from = 0, os.fstat(file.fileno()).st_size - _MAY_BE_TORN
     while len(head := file.read(12)) == 12:
         (length,) = struct.unpack("<Q", head[:8])
         if length > _LONGEST_RECORD:
             return
-        content = file.read(length)
-        if head + content + file.read(4) != _record(content) or len(content) != length:
+        content, checksum = file.read(length), file.read(4)
+        position += len(head) + length + len(checksum)
+        if len(checksum) < 4 or (position > checked_from and head + content + checksum != _record(content)):
             return
         try:
             yield Event.FromString(content)

@@ -14,6 +14,7 @@ from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import read_config
+from ksuit_runner.security.trust import limits
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.several import SeveralTrackers
@@ -105,6 +106,16 @@ def test_a_tracker_can_be_added_to_a_stored_run_but_not_replaced(tmp_path) -> No
     changes = [f"output_dir={tmp_path}", "tracker.tensorboard.require=false"]
     assert sync(first.run_id, [f"sync={first.run_id}", *changes]) == 0
     assert tensorboard_points(paths) == {**points, ("late", 44): 1.5}
+
+
+@pytest.mark.parametrize(("name", "key"), [("wandb", "entity"), ("other", "uri"), ("other", "artifact_root")])
+def test_a_stored_config_of_somebody_else_names_no_store_of_a_tracker_beside(tmp_path, name, key) -> None:
+    def check(*overrides: str) -> None:
+        limits(OutputPaths(tmp_path), {"_target_": "x", name: {"_target_": "y", key: "theirs"}}, overrides)
+
+    with pytest.raises(ConfigError, match=rf"If you trust that: tracker.{name}.{key}=theirs$"):
+        check()
+    check(f"tracker.{name}.{key}=theirs")
 
 
 def test_a_sweep_is_recorded_by_several_trackers(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip ins
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from ksuit_runner.delivery.catch_up import send_all
+from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.errors import ConfigError, LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.base import RUN_ID_TAG, DatasetInfo, EndStatus
 from ksuit_runner.tracker.tensorboard import TensorboardTracker
@@ -176,6 +180,26 @@ def test_what_is_missing_or_strange_gets_an_error_of_one_line(tmp_path: Path) ->
         with pytest.raises(ConfigError):
             tracker.check_key(key)
     tracker.check_key("loss/train")
+
+
+def test_a_run_whose_files_are_gone_is_written_again_on_request(tmp_path: Path) -> None:
+    tracker = DeferredTracker(TensorboardTracker(outputs(tmp_path)), outputs(tmp_path))
+    run_id = tracker.start_run("digits", {}).run_id
+    paths = PathProvider(tmp_path / "outputs", run_id)
+    journal = Journal(paths.journal)
+    for step in range(3):
+        journal.append(step, {"loss/train": float(step)})
+    journal.close()
+    tracker.end_run(EndStatus.FINISHED)
+    send_all(tracker, paths)
+    shutil.rmtree(paths.tensorboard_dir)
+    again = DeferredTracker(TensorboardTracker(outputs(tmp_path)), outputs(tmp_path))
+    with pytest.raises(LostRunError, match="register_anew=true"):
+        again.resume_run(run_id)
+    assert again.forget_lost(run_id)
+    again.attach_run(run_id)
+    send_all(again, paths)
+    assert steps(tmp_path, run_id) == [0, 1, 2]
 
 
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:
