@@ -63,6 +63,7 @@ class PathProvider(OutputPaths):
         self.journal = self.run_dir / "metrics.jsonl"
         self.journal_sent = self.run_dir / "metrics.sent"
         self.outbox = self.run_dir / "tracker.json"
+        self.delivered = self.run_dir / "delivered.json"
         self.uploaded = self.run_dir / "uploaded.json"
         self.log = self.run_dir / "run.log"
         self.tensorboard_dir = self.run_dir / "tensorboard"

@@ -36,6 +36,9 @@ _POWER = f"{_DISK}::test_a_power_cut_leaves_the_old_version_or_the_new_one"
 TESTS = {
     # Tests of a module besides tests/test_MODULE*.py, the quick ones first.
     "system/background": ("tests/delivery/test_metric_sender.py", "tests/delivery/test_artifact_uploader.py"),
+    "delivery/delivered": ("tests/delivery/test_outbox.py", "tests/delivery/test_binding.py"),
+    "delivery/registration": ("tests/delivery/test_outbox.py", "tests/delivery/test_binding.py"),
+    "delivery/recording": ("tests/delivery/test_binding.py",),
     "checkpoint/writer": (
         *(
             f"{_POWER}[the newest checkpoint]",

@@ -93,6 +93,7 @@ def tampered(trained, outputs, number, change):
     shutil.copytree(trained, folder)
     box = folder / "tracker.json"
     box.write_text(json.dumps({**json.loads(box.read_text()), "run_id": folder.name, "tracker_id": None}))
+    (folder / "delivered.json").unlink()
     change(folder)
     return f"resume={folder.name}"
 

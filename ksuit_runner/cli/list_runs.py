@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from ksuit_runner.checkpoint.format import names
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.deferred import DeferredTracker
-from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.delivery.outbox import Outbox, mark_if_killed
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import IndexEntry, entries
@@ -75,9 +75,9 @@ def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequen
     except ResumeError:  # its process is alive, or on a host of which only the clock tells
         return "RUNNING" if lock.seems_alive() else EndStatus.KILLED
     try:
-        tracker = DeferredTracker(build_tracker(tracker_factory(paths, composed, overrides), paths), paths)
-        tracker.attach_run(paths.run_id)
-        tracker.deliver_end()
+        tracker = build_tracker(tracker_factory(paths, composed, overrides), paths)
+        mark_if_killed(paths, tracker)
+        Recording(tracker, paths, lock.check).deliver_end()
     except TrackerError:
         return "KILLED, which the tracker does not know yet"
     finally:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.catch_up import send_all
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.outbox import mark_if_killed
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import find_local, unknown_run
@@ -40,13 +40,14 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
     factory = tracker_factory(paths, composed, overrides)
-    with RunLock(paths.lock):
+    with RunLock(paths.lock) as lock:
         try:
-            tracker = DeferredTracker(build_tracker(factory, outputs), outputs)
+            tracker = build_tracker(factory, outputs)
+            recording = Recording(tracker, paths, lock.check)
             if composed.register_anew:
-                tracker.forget_lost(run_id)
-            tracker.attach_run(run_id)
-            sent = send_all(tracker, paths)
+                recording.forget_lost()
+            mark_if_killed(paths, tracker)
+            sent = recording.deliver_all()
         except (TrackerError, OSError) as error:
             again = f"What is not sent yet stays stored; to try again: {sync_command(run_id, outputs.output_dir)}"
             raise TrackerError(f"{error}\n{again}") from error

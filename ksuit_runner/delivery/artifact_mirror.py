@@ -27,12 +27,20 @@ class Mirror:
         tracker: Tracker, bound to the run.
         paths: Paths of the run.
         are_metrics_sent: Returns whether the tracker has all metrics up to now; may wait for a while.
+        check_owner: Raises an error if the run is no longer this process's to record; called before every change.
     """
 
-    def __init__(self, tracker: BaseTracker, paths: PathProvider, are_metrics_sent: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        tracker: BaseTracker,
+        paths: PathProvider,
+        are_metrics_sent: Callable[[], bool],
+        check_owner: Callable[[], None] = lambda: None,
+    ) -> None:
         self._tracker = tracker
         self._paths = paths
         self._are_metrics_sent = are_metrics_sent
+        self._check_owner = check_owner
         self._known = _read_known(paths)
 
     def missing(self) -> list[str]:
@@ -60,6 +68,7 @@ class Mirror:
         if self._only_here(here):
             return count  # new since then: the store needs what it replaces until it is uploaded
         for path in sorted(self._known.keys() - here.keys() - {self._paths.log.name}):
+            self._check_owner()
             self._tracker.delete_artifacts(path)
             del self._known[path]
             self._store()
@@ -70,6 +79,7 @@ class Mirror:
         log = self._paths.log
         if not log.exists() or self._known.get(log.name) == (fingerprint := _stat(log)):
             return 0
+        self._check_owner()
         self._tracker.upload(log, log.name)
         self._remember(log.name, fingerprint)
         return 1
@@ -88,6 +98,7 @@ class Mirror:
         try:
             files = [source] if source.is_file() else sorted(source.iterdir(), key=lambda file: file.name == _MANIFEST)
             for file in files:
+                self._check_owner()
                 self._tracker.upload(file, str(file.relative_to(self._paths.artifacts_dir)))
         except (TrackerError, OSError):
             if source.exists():
@@ -108,6 +119,7 @@ class Mirror:
             with tempfile.TemporaryDirectory() as folder:  # the file itself may name a newer one before it is read
                 copy = Path(folder) / file.name
                 copy.write_text(text)
+                self._check_owner()
                 self._tracker.upload(copy, path)
             self._remember(path, _crc(text))
             count += 1
@@ -122,6 +134,7 @@ class Mirror:
         self._store()
 
     def _store(self) -> None:
+        self._check_owner()
         write_text(self._paths.uploaded, json.dumps(self._known, indent=2) + "\n")
 
 

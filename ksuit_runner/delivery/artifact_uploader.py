@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from ksuit_runner.delivery.artifact_mirror import Mirror
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.background import Background
@@ -16,7 +16,7 @@ class Uploader(Background):
     """Thread that keeps the store's copy of a run's artifacts up to date; idle where the run's folder is the store.
 
     Args:
-        tracker: Tracker of the run.
+        binding: The run in the tracker's store.
         paths: Paths of the run.
         are_metrics_sent: Returns whether the tracker has all metrics up to now; may wait for a while.
         interval_s: How often to check for new requests, in seconds.
@@ -24,28 +24,23 @@ class Uploader(Background):
 
     def __init__(
         self,
-        tracker: DeferredTracker,
+        binding: Binding,
         paths: PathProvider,
         are_metrics_sent: Callable[[], bool],
         interval_s: float = 1.0,
     ) -> None:
         super().__init__("artifact-upload", interval_s)
-        self._tracker = tracker
-        self._mirror = Mirror(tracker.store, paths, are_metrics_sent)
-        self._requests, self._done = 0, (0, 0)
+        self._binding = binding
+        self._mirror = Mirror(binding.store, paths, are_metrics_sent, binding.check_owner)
+        self._asked = self._done = 0
         self._is_last = False
         self._thread.start()
 
     def request(self) -> None:
         """Have what is new uploaded; returns at once."""
         with self._changed:
-            self._requests += 1
+            self._asked += 1
         self.notify()
-
-    @property
-    def _asked(self) -> tuple[int, int]:
-        """What uploads are due for: requests, and files that the tracker has taken."""
-        return self._requests, self._tracker.file_changes
 
     def finish(self, timeout_s: float) -> bool:
         """Upload everything, the log included, within the given time; return whether all of it is uploaded."""
@@ -55,7 +50,7 @@ class Uploader(Background):
 
     def missing(self) -> int:
         """Number of files and checkpoints that are not known to be uploaded."""
-        if self._tracker.is_bound and self._tracker.artifacts_are_local:
+        if self._binding.is_bound and self._binding.artifacts_are_local:
             return 0
         return len(self._mirror.missing())
 
@@ -65,10 +60,9 @@ class Uploader(Background):
 
     def _work(self) -> None:
         asked = self._asked
-        if asked == self._done or not self._tracker.is_bound:
+        if asked == self._done or not self._binding.is_bound:
             return
-        if not self._tracker.artifacts_are_local:
-            self._tracker.check_owner()
+        if not self._binding.artifacts_are_local:
             self._mirror.update()
             if self._is_last:
                 self._mirror.upload_log()

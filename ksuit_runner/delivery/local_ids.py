@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import Point
@@ -22,14 +23,14 @@ class LocalIdTracker(BaseTracker):
         outputs: The output folder.
 
     Attributes:
-        file_changes: Number of times that files were added to the run's artifacts or removed from them.
+        on_files: Called after files were added to the run's artifacts or removed from them.
     """
 
     def __init__(self, tracker: BaseTracker, outputs: OutputPaths) -> None:
         super().__init__()
         self._tracker = tracker
         self._outputs = outputs
-        self.file_changes = 0
+        self.on_files: Callable[[], None] = lambda: None
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""
@@ -55,7 +56,7 @@ class LocalIdTracker(BaseTracker):
                 shutil.copytree(path, target, dirs_exist_ok=True)
             else:
                 shutil.copy2(path, target)
-        self.file_changes += 1
+        self.on_files()
 
     def delete_artifacts(self, path: str) -> None:
         """Delete a file or folder of the run's artifacts."""
@@ -64,7 +65,7 @@ class LocalIdTracker(BaseTracker):
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
-        self.file_changes += 1
+        self.on_files()
 
     def download(self, artifact_path: str, destination: Path, run_id: str | None = None) -> Path:
         """Copy a file or folder of a run, from this run's folder or else from the store."""
@@ -111,5 +112,5 @@ class LocalIdTracker(BaseTracker):
     def _known(self, run_id: str | None) -> str | None:
         """Return a run's id in the store, None if it is not registered there."""
         run_id = run_id or self.run_id
-        box = Outbox.load(self._paths(run_id))
-        return run_id if box is None else box.tracker_id
+        state = read_state(self._paths(run_id))
+        return run_id if state is None else state.tracker_id

@@ -3,19 +3,43 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.point import Point
 from ksuit_runner.system.atomic_files import open_new
 from ksuit_runner.system.background import Background
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
-from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
 _BATCH_SIZE = 1000
+
+
+class TakesPoints(Protocol):
+    """What metric points are sent to."""
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Record points, at most 1000, before it returns; one that is recorded already changes nothing."""
+
+
+class Receiver(TakesPoints, Protocol):
+    """What a run is delivered to; see ``Binding``."""
+
+    def check_owner(self) -> None:
+        """Raise an error if the run is no longer this process's to record."""
+
+    def deliver(self) -> None:
+        """Deliver everything but the points and the end of the run."""
+
+    def deliver_end(self) -> None:
+        """Deliver how the run ended, if it has."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is not delivered yet, apart from the points."""
 
 
 class Shipment:
@@ -28,19 +52,27 @@ class Shipment:
     run would record them a second time under another timestamp.
 
     Args:
-        journal: Journal of the run; only this process appends to it.
+        journal: Journal of the run, which another process may be writing.
         sent_path: File that holds how far the journal has been sent.
-        tracker: Tracker, bound to the run.
+        tracker: Takes the points, as a tracker does that is bound to the run.
+        check_owner: Raises an error if the run is no longer this process's to record; called before every write.
 
     Attributes:
         offset: Everything before this position has been sent.
         is_cancelled: Set to end a ``send`` before its next batch.
     """
 
-    def __init__(self, journal: Journal, sent_path: Path, tracker: BaseTracker) -> None:
+    def __init__(
+        self,
+        journal: JournalReader,
+        sent_path: Path,
+        tracker: TakesPoints,
+        check_owner: Callable[[], None] = lambda: None,
+    ) -> None:
         self._journal = journal
         self._sent_path = sent_path
         self._tracker = tracker
+        self._check_owner = check_owner
         self.is_cancelled = threading.Event()
         self._advance(self._load_offset())
 
@@ -59,11 +91,12 @@ class Shipment:
         Raises:
             TrackerError: They could not be sent, or not all of them.
         """
-        if self.is_complete:
+        whole = self._journal.size
+        if self.offset >= whole:
             return 0
-        self._journal.sync()
-        count, whole = 0, self._journal.size
-        for points, end in self._batches():
+        self._journal.sync()  # what is appended from now on is sent another time
+        count = 0
+        for points, end in self._batches(whole):
             if self.is_cancelled.is_set():
                 return count
             self._tracker.log_points(points)
@@ -72,11 +105,11 @@ class Shipment:
         self._advance(max(whole, self.offset))  # past damaged lines at its end
         return count
 
-    def _batches(self) -> Iterator[tuple[list[Point], int]]:
+    def _batches(self, whole: int) -> Iterator[tuple[list[Point], int]]:
         """Yield the unsent points in batches, each with the position that is reached when it is sent."""
         batch: list[Point] = []
         start = self.offset
-        for points, end in self._journal.read(start):
+        for points, end in self._journal.read(start, whole):
             if batch and len(batch) + len(points) > _BATCH_SIZE:
                 yield batch, start
                 batch = []
@@ -94,6 +127,7 @@ class Shipment:
         return offset if self._journal.is_boundary(offset) else 0
 
     def _advance(self, offset: int) -> None:
+        self._check_owner()
         temporary = self._sent_path.with_name(self._sent_path.name + ".tmp")
         with open_new(temporary) as file:
             file.write(str(offset))
@@ -113,26 +147,26 @@ class MetricSender(Background):
     """Thread that delivers a run to its tracker: what is stored for it, then the journal's points, at last the end.
 
     Args:
-        journal: Journal of the run; only this process appends to it.
+        journal: Journal of the run, which another process may be writing.
         sent_path: File that holds how far the journal has been sent.
-        tracker: Tracker of the run.
+        receiver: What it is delivered to.
         on_recovered: Called, in the thread, when the tracker can be reached again.
         interval_s: How often to check the journal, in seconds.
     """
 
     def __init__(
         self,
-        journal: Journal,
+        journal: JournalReader,
         sent_path: Path,
-        tracker: BaseTracker,
+        receiver: Receiver,
         on_recovered: Callable[[], None] = lambda: None,
         interval_s: float = 1.0,
     ) -> None:
         super().__init__("metric-sender", interval_s)
         self._on_recovered = on_recovered
         self._journal = journal
-        self._tracker = tracker
-        self._shipment = Shipment(journal, sent_path, tracker)
+        self._receiver = receiver
+        self._shipment = Shipment(journal, sent_path, receiver, receiver.check_owner)
         self._has_delivered = False  # once since the thread began
         self._is_ending = False
         self._thread.start()
@@ -149,24 +183,19 @@ class MetricSender(Background):
     def finish(self, timeout_s: float) -> bool:
         """Deliver how the run ended, after everything else; return whether that is done."""
         self._is_ending = True
-        return self._wait_for(lambda: self._shipment.is_complete and not self._tracker.is_behind, timeout_s)
+        return self._wait_for(lambda: self._shipment.is_complete and not self._receiver.is_behind, timeout_s)
 
-    def close(self) -> int:
-        """End the thread, without waiting for a batch in progress.
-
-        Returns:
-            Number of points that were not sent; they stay in the journal for the next start.
-        """
+    def close(self) -> None:
+        """End the thread, without waiting for a batch in progress; what is not sent stays in the journal."""
         self._shipment.is_cancelled.set()
         self._stop()
-        return self.pending()
 
     def _work(self) -> None:
-        self._tracker.deliver()
+        self._receiver.deliver()
         self._has_delivered = True
         self._shipment.send()
         if self._is_ending and self._shipment.is_complete:
-            self._tracker.deliver_end()
+            self._receiver.deliver_end()
         self._progressed()
 
     def _log_failing(self, error: BaseException) -> None:

@@ -113,7 +113,7 @@ class Assembly:
         given = {
             "path_provider": self.record.paths,
             "config_hash": sha256(text.encode()).hexdigest()[:16],
-            "on_written": self.record.upload,
+            "on_written": self.record.notify,
             "check_owner": self.record.check_owner,
             "is_urgent": lambda: self.trainer.data_container.interruption.signal is not None,
         }

@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -12,9 +11,8 @@ from typing import Any
 from ksuit_runner import __version__
 from ksuit_runner.config.flatten import flatten
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.delivery.artifact_uploader import Uploader
-from ksuit_runner.delivery.deferred import DeferredTracker
-from ksuit_runner.delivery.metric_sender import MetricSender
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording, RunFollower, RunFollowerFactory, Unsent
 from ksuit_runner.delivery.tracked_points import copy_history, open_journal
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -27,9 +25,7 @@ from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndSta
 from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
-_AWAY_TIMEOUT_S = 2.5  # how long the end of a run waits for a tracker that was unreachable before
 _OWNER_KNOWN_S = 0.01  # every flush asks, which must cost next to nothing; what another owner writes then is never read
-_STATUS_S = 2.0  # part of the time for closing that is reserved for the status
 
 
 class RunRecord:
@@ -40,6 +36,7 @@ class RunRecord:
         paths: Paths of the run.
         lock: The run's lock, held by this process.
         journal: Journal of the run.
+        follower: Delivers what is in the run's folder.
         status_before: Status of a stored run before it was resumed, KILLED if no process had set one; it is restored
             if the run cannot be resumed as asked. A new run that cannot start has FAILED.
 
@@ -49,20 +46,22 @@ class RunRecord:
 
     def __init__(
         self,
-        tracker: DeferredTracker,
+        tracker: RecordedTracker,
         paths: PathProvider,
         lock: RunLock,
         journal: Journal,
+        follower: RunFollower,
         status_before: EndStatus = EndStatus.FAILED,
     ) -> None:
         self.tracker = tracker
         self.paths = paths
         self.journal = journal
-        self._uploader = Uploader(tracker, paths, self.are_metrics_sent)
-        self._sender = MetricSender(self.journal, paths.journal_sent, tracker, self._uploader.notify)
         self.taken_over = lock.lost
         self.status_before = status_before
         self._lock = lock
+        self._follower = follower
+        follower.start()
+        tracker.on_files = follower.notify
 
     @classmethod
     def begin(
@@ -72,8 +71,17 @@ class RunRecord:
         config: Mapping[str, Any],
         launch: Launch,
         provenance: Provenance,
+        make_follower: RunFollowerFactory = Recording,
     ) -> "RunRecord":
         """Start the record of a new run.
+
+        Args:
+            tracker: The tracker that it is delivered to.
+            outputs: The output folder.
+            config: Config of the run.
+            launch: How it was started.
+            provenance: What it was started from.
+            make_follower: Makes what delivers it; by default threads of this process.
 
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none.
@@ -83,12 +91,13 @@ class RunRecord:
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow draws names from it: after an earlier run of this process they would repeat
-        deferred = DeferredTracker(tracker, outputs, partial(_acquire, outputs))
-        info = deferred.start_run(config["name"], tags, config["parent_run_id"])
+        recorded = RecordedTracker(tracker, outputs, partial(_acquire, outputs))
+        info = recorded.start_run(config["name"], tags, config["parent_run_id"])
         add_to_index(outputs, info.run_id, info.name, launch.mode, tags=launch.tags)
-        paths, lock = PathProvider(outputs.output_dir, info.run_id), deferred.run_lock
+        paths, lock = PathProvider(outputs.output_dir, info.run_id), recorded.run_lock
         assert lock is not None
-        return cls(deferred, paths, lock, Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S)))
+        journal = Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S))
+        return cls(recorded, paths, lock, journal, make_follower(tracker, paths, lock.check))
 
     @classmethod
     def resume(
@@ -98,6 +107,7 @@ class RunRecord:
         lock: RunLock,
         is_evaluation: bool = False,
         register_anew: bool = False,
+        make_follower: RunFollowerFactory = Recording,
     ) -> "RunRecord":
         """Resume the record of a run, whose lock this process holds.
 
@@ -107,22 +117,27 @@ class RunRecord:
             lock: Its lock.
             is_evaluation: Whether the run only gets more metrics, and keeps its status.
             register_anew: Whether a run that the tracker has lost is recorded there again, with its whole history.
+            make_follower: Makes what delivers it; by default threads of this process.
 
         Raises:
             TrackerError: The tracker requires an answer at the start, and there was none; or it has lost the run.
         """
-        deferred = DeferredTracker(tracker, paths, lambda run_id: lock)
+        recorded, follower = (
+            RecordedTracker(tracker, paths, lambda run_id: lock),
+            make_follower(tracker, paths, lock.check),
+        )
         if register_anew:
-            deferred.forget_lost(paths.run_id)
+            follower.forget_lost()
+        follower.reach()  # a run that cannot be resumed stays as it is
         if is_evaluation:
-            deferred.attach_run(paths.run_id)
-            deferred.reach()
+            recorded.attach_run(paths.run_id)
         else:
-            deferred.resume_run(paths.run_id)
+            recorded.resume_run(paths.run_id)
         if lock.was_forced:
             renew(paths.journal)  # its earlier owner may wake up in the middle of a write
-        journal = open_journal(paths, deferred, partial(lock.check, _OWNER_KNOWN_S))
-        return cls(deferred, paths, lock, journal, deferred.status_before or deferred.status or EndStatus.KILLED)
+        journal = open_journal(paths, recorded, partial(lock.check, _OWNER_KNOWN_S))
+        status_before = recorded.status_before or recorded.status or EndStatus.KILLED
+        return cls(recorded, paths, lock, journal, follower, status_before)
 
     def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""
@@ -135,8 +150,7 @@ class RunRecord:
             with self.tracker.together():
                 self.tracker.log_params(flatten(config))
                 self.tracker.log_inputs(datasets)
-        self._sender.notify()  # what is sent while a short run trains need not be waited for at its end
-        self.upload()
+        self.notify()  # what is sent while a short run trains need not be waited for at its end
 
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that were recorded at an update."""
@@ -148,10 +162,6 @@ class RunRecord:
         self.tracker.set_tags({f"ksuit.forked_to.{self.paths.run_id[:8]}": self.paths.run_id}, parent.run_id)
         copy_history(parent, self.journal, self.tracker, update)
 
-    def are_metrics_sent(self) -> bool:
-        """Wait, for a bounded time, until the tracker has all metrics up to now, and return whether it has."""
-        return self._sender.flush(self.tracker.close_timeout_s)
-
     def check_owner(self) -> None:
         """Make sure that no other process has taken the run over.
 
@@ -160,40 +170,32 @@ class RunRecord:
         """
         self._lock.check()
 
-    def upload(self) -> None:
-        """Upload new files and checkpoints, behind training."""
-        self._uploader.request()
+    def notify(self) -> None:
+        """Have new files and checkpoints uploaded, and everything else sent, behind training."""
+        self._follower.notify()
 
     def close(self, status: EndStatus) -> None:
         """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost."""
+        unsent = Unsent()
         with suppress(TakenOverError):  # the status is the other process's to set
             self.check_owner()
             if self.tracker.status != status:
                 self.tracker.end_run(status)
-            self._send_the_rest()
-        if self.taken_over.is_set():
-            self.tracker.close()
-        missing = self._uploader.missing()
-        self._uploader.close()
-        unsent = self._sender.close()
+            with suppress(OSError):  # of a full disk, which was reported
+                self.journal.write_rest()
+            unsent = self._follower.finish(self.tracker.close_timeout_s)
+        self._follower.close()
         self.tracker.close()
         self.journal.close()
-        if not self.taken_over.is_set() and (unsent or missing or self.tracker.is_behind):
+        lacks_status = unsent.messages or not self.tracker.is_stored
+        if not self.taken_over.is_set() and (unsent or lacks_status):
             _LOGGER.error(
                 "not everything is recorded by the tracker: %d metric points, %d files and checkpoints%s are in %s\n"
                 "To send them: %s",
-                *(unsent, missing, f", and the status {status}" if self.tracker.is_behind else ""),
+                *(unsent.points, unsent.files, f", and the status {status}" if lacks_status else ""),
                 *(self.paths.run_dir, sync_command(self.paths.run_id, self.paths.output_dir)),
             )
         self._lock.release()
-
-    def _send_the_rest(self) -> None:
-        is_away = not self.tracker.is_bound or self._sender.is_failing or self._uploader.is_failing
-        whole_s = self.tracker.close_timeout_s
-        deadline = time.monotonic() + (min(_AWAY_TIMEOUT_S, whole_s) if is_away else whole_s)
-        if self._sender.flush(deadline - time.monotonic()):
-            self._uploader.finish(deadline - _STATUS_S - time.monotonic())
-            self._sender.finish(deadline - time.monotonic())
 
 
 def _acquire(outputs: OutputPaths, run_id: str) -> RunLock:

@@ -53,14 +53,15 @@ class JournalReader:
         with open_to_read(self.path) as file:
             os.fsync(file)
 
-    def read(self, offset: int = 0) -> Iterator[tuple[list[Point], int]]:
+    def read(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[list[Point], int]]:
         """Yield the points of each whole line from a position on, with the position after it.
 
         Args:
             offset: Position in bytes: 0 or one that this method returned.
+            end: A ``size``, where reading ends; by default what it is now.
         """
-        size = self.size
-        return _read(self.path, offset, size) if offset < size else iter(())
+        end = self.size if end is None else end
+        return _read(self.path, offset, end) if offset < end else iter(())
 
     def is_boundary(self, offset: int) -> bool:
         """Whether a position is the start of a line, or the end of the last whole one."""

@@ -3,6 +3,7 @@
 import shutil
 
 from ksuit_runner.delivery.artifact_mirror import Mirror
+from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.delivery.tracked_points import tracked_points, write_points
 from ksuit_runner.errors import ResumeError
@@ -66,6 +67,6 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     tags = {key: value for key, value in info.tags.items() if not key.startswith("mlflow.")}
     box = Outbox(info.local_id, info.name, info.run_id, info.start_time, info.parent_run_id, tags)
     box.status = EndStatus.of(info.status)
-    box.is_end_delivered = box.status is not None
     box.store(run)
+    Delivery(info.run_id, box.version, box.status).store(run)
     Mirror(tracker, run, lambda: True).adopt()

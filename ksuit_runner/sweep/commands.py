@@ -11,8 +11,9 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import root, value_of
 from ksuit_runner.config.targets import Trust, check_values
-from ksuit_runner.delivery.catch_up import send_all
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.outbox import mark_if_killed
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
@@ -49,7 +50,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     launcher = _build_launcher(planned.plan.launcher)
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
-    tracker = DeferredTracker(open_tracker(Factory(planned.config), outputs), outputs)
+    tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
     paths = SweepPaths(outputs.output_dir, info.run_id)
@@ -77,7 +78,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         trust = _trust_in(paths, plan, overrides)
         plan = _with_password(plan, overrides)
         config = _config_of(paths, plan)
-        tracker = DeferredTracker(open_tracker(Factory(config, trust), paths), paths)
+        tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)
         launcher = _build_launcher(plan.launcher, trust)
         runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
@@ -85,7 +86,8 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
 
         def resume() -> None:
             if register_anew:
-                tracker.forget_lost(paths.sweep_id)
+                runner.recording.forget_lost()
+            runner.recording.reach()
             tracker.resume_run(paths.sweep_id)
             if register_anew:
                 _register_lost_jobs(paths, Factory(config, trust), tracker)
@@ -94,15 +96,16 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         return runner.run(source, total, resume)
 
 
-def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: DeferredTracker) -> None:
+def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTracker) -> None:
     """Register those runs of the jobs again that the tracker has lost."""
     for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
-        job = DeferredTracker(open_tracker(factory, paths), paths)
-        with RunLock(run.lock):
-            if job.forget_lost(run.run_id):
-                job.attach_run(run.run_id)
-                send_all(job, run)
+        store = open_tracker(factory, paths)
+        with RunLock(run.lock) as lock:
+            recording = Recording(store, run, lock.check)
+            if recording.forget_lost():
+                mark_if_killed(run, store)
+                recording.deliver_all()
 
 
 def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
@@ -118,7 +121,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     trust = _trust_in(paths, plan, overrides)
     plan = _with_password(plan, overrides)
     config = _config_of(paths, plan)
-    tracker = DeferredTracker(open_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
+    tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
     source, _ = _source(paths, plan)
     properties = build_properties(config, plan.objective, trust)
     board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 
 from ksuit_runner.config.targets import check_values
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.resume.fetch_run import fetch
@@ -56,7 +56,7 @@ def fetch_plan(tracker: BaseTracker, outputs: OutputPaths, query: str) -> SweepP
     return paths
 
 
-def fetch_runs(tracker: DeferredTracker, paths: SweepPaths, records: Mapping[int, JobRecord]) -> None:
+def fetch_runs(tracker: RecordedTracker, paths: SweepPaths, records: Mapping[int, JobRecord]) -> None:
     """Fetch the unfinished runs that are not in the output folder; one that stored no config has nothing to fetch.
 
     Args:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ksuit_runner.config.overrides import bare_name
-from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.record.stored_run import Launch, tags_of_runs
@@ -50,13 +50,13 @@ def runs_of_jobs(paths: SweepPaths) -> dict[int, str]:
 def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
     """Return what the output folder knows of a run; of one whose outbox is damaged, only that it exists."""
     try:
-        box = Outbox.load(PathProvider(paths.output_dir, run_id))
+        state = read_state(PathProvider(paths.output_dir, run_id))
     except TrackerError:
-        box = None
-    if box is None:
+        state = None
+    if state is None:
         return JobRecord(run_id, "", run_id[:8], run_id)
-    is_delivered = not (box.has_messages or box.has_end)
-    return JobRecord(run_id, box.status or "", box.name, box.tracker_id or run_id, is_delivered)
+    is_delivered = not (state.has_messages or state.has_end)
+    return JobRecord(run_id, state.box.status or "", state.box.name, state.tracker_id or run_id, is_delivered)
 
 
 def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.record.mode import Mode
@@ -133,7 +133,7 @@ def _is_first_start(paths: SweepPaths, index: int) -> bool:
 
 def _with_its_run(task: JobTask, paths: SweepPaths) -> JobTask:
     """Return the task with the run that its job has by now, if it has one."""
-    tracker = DeferredTracker(open_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
+    tracker = RecordedTracker(open_tracker(Factory(task.config), paths), OutputPaths(task.output_dir))
     record = find_records(paths, tracker).get(task.index)
     return task if record is None else replace(task, run_id=record.run_id)
 

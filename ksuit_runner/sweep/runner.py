@@ -10,8 +10,9 @@ from rich.console import Console
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.delivery.catch_up import send_all
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.outbox import mark_if_killed
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import AliveError, ConfigError, TrackerError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.metric_property import MetricPropertyProvider
@@ -73,6 +74,9 @@ class SweepRunner:
         console: Where progress and the leaderboard are printed.
         lock: The sweep's lock, held by this process.
         trust: Limits of configs that this user did not write.
+
+    Attributes:
+        recording: Delivers the parent run.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class SweepRunner:
         paths: SweepPaths,
         plan: SweepPlan,
         config: DictConfig,
-        tracker: DeferredTracker,
+        tracker: RecordedTracker,
         launcher: Launcher,
         console: Console,
         lock: RunLock,
@@ -89,6 +93,7 @@ class SweepRunner:
         self.paths = paths
         self._plan = plan
         self._tracker = tracker
+        self.recording = Recording(tracker.store, PathProvider(paths.output_dir, paths.sweep_id), lock.check)
         self._launcher = launcher
         self._console = console
         self._properties = build_properties(config, plan.objective, trust)
@@ -144,13 +149,10 @@ class SweepRunner:
             self._tracker.upload(path, path.name)
         if not self._tracker.artifacts_are_local:
             try:
-                self._send()
+                self.recording.deliver_all()
             except TrackerError as error:
                 message = f"{error}\nThe sweep continues, but as long as this fails only this machine can resume it"
                 print_error(self._console, TrackerError(message))
-
-    def _send(self) -> None:
-        send_all(self._tracker, PathProvider(self.paths.output_dir, self.paths.sweep_id))
 
     def _statuses(self) -> set[str]:
         return {result.status for result in self._results.values()} | set(self._skipped.values())
@@ -196,11 +198,10 @@ class SweepRunner:
         """Send what the tracker lacks of a run that has ended: the run was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
         tracker = open_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
-        deferred = DeferredTracker(tracker, self.paths)
         try:
-            with RunLock(run.lock):
-                deferred.attach_run(run.run_id)
-                send_all(deferred, run)
+            with RunLock(run.lock) as lock:
+                mark_if_killed(run, tracker)
+                Recording(tracker, run, lock.check).deliver_all()
         except AliveError:  # it is still sending it itself
             return
         except (TrackerError, OSError) as error:
@@ -254,7 +255,7 @@ class SweepRunner:
         self._tracker.end_run(status)
         run = PathProvider(self.paths.output_dir, self.paths.sweep_id)
         try:
-            self._send()
+            self.recording.deliver_all()
         except TrackerError as error:
             again = sync_command(run.run_id, run.output_dir)
             print_error(self._console, TrackerError(f"{error}\nTo send how the sweep ended: {again}"))

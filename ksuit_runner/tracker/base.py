@@ -111,6 +111,10 @@ class BaseTracker(ABC):
         """Id of the run that is being recorded."""
         return self.run.run_id
 
+    def is_bound_to(self, run_id: str) -> bool:
+        """Whether this is the run that was last started, resumed or attached to."""
+        return self._run is not None and self._run.run_id == run_id
+
     @property
     def artifacts_are_local(self) -> bool:
         """Whether the run's artifact root is ``PathProvider.artifacts_dir``: then files need no upload."""
@@ -130,8 +134,9 @@ class BaseTracker(ABC):
             name: Name of the run; chosen by the tracker by default.
             tags: Tags of the run.
             parent_run_id: Run under which it is shown.
-            start_time: When it was started, in ms since 1970, for a run that is registered later than that and has a
-                START_TAG and a RUN_ID_TAG. If the store has a run with this START_TAG, no other is created.
+            start_time: When it was started, in ms since 1970, for a run that is registered later than that, or whose
+                registration was not acknowledged. If the store has a run with its START_TAG, no other is created; a
+                RUN_ID_TAG is added to that one.
         """
 
     @abstractmethod
@@ -155,7 +160,7 @@ class BaseTracker(ABC):
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is not recorded yet; never true for a tracker that records at once."""
+        """Whether something that it was told is not recorded yet; never true for a tracker that records at once."""
         return False
 
     def deliver(self) -> None:  # noqa: B027 - optional

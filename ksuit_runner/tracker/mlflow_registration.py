@@ -30,7 +30,7 @@ def register(
         client: MLflow's client.
         experiment_id: Id of the experiment.
         name: Name of the run.
-        tags: Its tags, START_TAG and RUN_ID_TAG among them.
+        tags: Its tags, START_TAG among them, and RUN_ID_TAG if the output folder has it under another id.
         start_time: When it was started, in ms since 1970.
     """
     start = f"tags.`{START_TAG}` = '{tags[START_TAG]}'"
@@ -41,7 +41,7 @@ def register(
     first, *others = sorted(found, key=lambda run: str(run.info.run_id))
     for other in others:
         client.delete_run(other.info.run_id)
-    if RUN_ID_TAG not in first.data.tags:
+    if RUN_ID_TAG in tags and RUN_ID_TAG not in first.data.tags:
         client.set_tag(first.info.run_id, RUN_ID_TAG, tags[RUN_ID_TAG])
     return client.get_run(first.info.run_id)
 

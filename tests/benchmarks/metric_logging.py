@@ -14,10 +14,11 @@ from time import perf_counter
 import psutil
 
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
-from ksuit_runner.paths import OutputPaths
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
@@ -41,18 +42,19 @@ def measure(scale: Scale, folder: Path) -> Result:
 
 
 def _log_all(result: Result, store: str, tracker: MlflowTracker, folder: Path, points: int) -> None:
-    tracker.start_run(None, {})
-    journal = Journal(folder / "metrics.jsonl")
+    paths = PathProvider(folder, tracker.start_run(None, {}).run_id)
+    journal = Journal(paths.journal)
     counter = UpdateCounter(1, 1, max_updates=points)
     writer = LogWriter(journal, counter, MetricPropertyProvider(), tracker.check_key, lambda key, step: False)
-    sender = MetricSender(journal, folder / "metrics.sent", tracker)
+    sender = MetricSender(journal, paths.journal_sent, Binding(tracker, paths, lambda: None))
     process = psutil.Process()
     before, costs, start = process.memory_info().rss, [], perf_counter()
     for _ in range(20):
         costs.append(_log(writer, counter, points // 20))
     logged = perf_counter() - start
     unsent = sender.pending()
-    assert sender.flush(timeout_s=3600) and sender.close() == 0
+    assert sender.flush(timeout_s=3600) and sender.pending() == 0
+    sender.close()
     seconds = perf_counter() - start
     growth = (process.memory_info().rss - before) / 1e6
     journal.close()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.delivery.artifact_uploader import Uploader
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.binding import Binding
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.tracker.noop import NoopTracker
@@ -41,7 +42,7 @@ def store(tmp_path: Path) -> RemoteTracker:
 @pytest.fixture
 def paths(tmp_path: Path, store: RemoteTracker) -> PathProvider:
     outputs = OutputPaths(tmp_path / "outputs")
-    tracker = DeferredTracker(store, outputs)
+    tracker = RecordedTracker(store, outputs)
     paths = PathProvider(outputs.output_dir, tracker.start_run(None, {}).run_id)
     paths.artifacts_dir.mkdir(parents=True)
     paths.config.write_text("seed: 1")
@@ -50,9 +51,9 @@ def paths(tmp_path: Path, store: RemoteTracker) -> PathProvider:
 
 
 def _uploader(store: RemoteTracker, paths: PathProvider) -> Uploader:
-    tracker = DeferredTracker(store, paths)
-    tracker.resume_run(paths.run_id)
-    return Uploader(tracker, paths, lambda: True, interval_s=0.01)
+    binding = Binding(store, paths, lambda: None)
+    binding.bind()
+    return Uploader(binding, paths, lambda: True, interval_s=0.01)
 
 
 def test_everything_is_there_at_the_end(store: RemoteTracker, paths: PathProvider) -> None:

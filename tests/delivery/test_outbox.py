@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from ksuit_runner.delivery.outbox import Messages, Outbox, index_registered, load_or_ask
+from ksuit_runner.delivery.delivered import Delivery, RunState, read_state
+from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
+from ksuit_runner.delivery.registration import index_registered
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.stored_run import entries
@@ -46,18 +48,30 @@ def full_box(**changes):
         **{
             **{"tracker_id": "t1", "start_time": 7, "parent_run_id": "parent00", "start_tags": {"author": "me"}},
             **{"params": {"lr": "1"}, "tags": {"a": "1"}, "inputs": [DIGITS], "other_tags": {"other000": {"b": "2"}}},
-            **{"status": EndStatus.FAILED, "end_time": 9, "is_end_delivered": True, **changes},
+            **{"status": EndStatus.FAILED, "end_time": 9, **changes},
         },
     )
 
 
-def test_everything_is_read_as_it_was_stored_under_the_keys_of_the_first_version(paths):
-    assert Outbox.load(paths) is None
+def test_everything_is_read_as_it_was_stored(paths):
+    assert Outbox.load(paths) is read_state(paths) is None
     for box in (full_box(), full_box(version=(1 << 53) - 1)):
-        box.store(paths)
+        assert box.store(paths)
         assert Outbox.load(paths) == box
-    stored = json.loads(paths.outbox.read_text())
-    assert (stored["told_version"], stored["is_end_told"], stored["status"]) == (0, True, "FAILED")
+        assert read_state(paths) == RunState(box, Delivery("t1"))
+    delivery = Delivery("t2", 3, EndStatus.FAILED, 9)
+    delivery.store(paths)
+    assert read_state(paths) == RunState(box, delivery)
+    Delivery().store(paths)  # the tracker has lost it since
+    assert read_state(paths).tracker_id is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"tracker_id": "../x"}', '{"version": -1}', '{"status": "RUNNING"}'])
+def test_without_a_usable_note_nothing_is_delivered(paths, text):
+    full_box().store(paths)
+    Delivery("t2", 3).store(paths)
+    paths.delivered.write_text(text)
+    assert read_state(paths).delivery == Delivery("t1")
 
 
 @pytest.mark.parametrize(
@@ -73,38 +87,33 @@ def test_a_damaged_file_is_an_error_that_says_so(paths, text):
 def test_a_full_disk_ends_no_run(paths, caplog):
     paths.runs_dir.mkdir(parents=True)
     paths.run_dir.write_text("a file where the folder should be")
-    full_box().store(paths)
-    assert "run run00000 could not be written" in caplog.text
+    assert not full_box().store(paths)
+    Delivery("t1").store(paths)
+    assert caplog.text.count("run run00000 could not be written") == 1
+    assert "what the tracker of run run00000 has could not be written" in caplog.text
 
 
 def test_all_messages_are_delivered_and_nothing_else():
     box, tracker = full_box(other_tags={"other000": {"b": "2"}, "unknown0": {"c": "3"}}), Recorder()
-    box.messages().deliver(tracker, {"other000": "t2"}.get)
+    box.deliver(tracker, {"other000": "t2"}.get)
     assert tracker.delivered == [
         *[("params", {"lr": "1"}), ("inputs", [DIGITS]), ("tags", {"a": "1"}, None)],
         ("tags", {"b": "2"}, "t2"),
     ]
     tracker = Recorder()
-    Messages(0, {}, {}, [], {}).deliver(tracker, lambda run_id: run_id)
+    Outbox("run00000", "mine").deliver(tracker, lambda run_id: run_id)
     assert tracker.delivered == []
 
 
-def test_what_changes_during_a_delivery_is_delivered_by_the_next_one():
+def test_what_is_there_stays_and_what_is_new_is_added():
     box = full_box()
-    messages = box.messages()
     box.add_params({"lr": "other", "decay": "2"})
     box.add_tags({"a": "other", "c": "3"}, "run00000")
     box.add_tags({"b": "other"}, "other000")
     box.add_inputs([DIGITS, MORE])
-    assert box.version == messages.version + 4
-    assert (messages.params, messages.tags, messages.inputs) == ({"lr": "1"}, {"a": "1"}, [DIGITS])
-    assert messages.other_tags == {"other000": {"b": "2"}}
+    assert box.version == 4
     assert (box.params, box.tags) == ({"lr": "1", "decay": "2"}, {"a": "other", "c": "3"})
     assert (box.inputs, box.other_tags) == ([DIGITS, MORE], {"other000": {"b": "other"}})
-    box.delivered_version = messages.version
-    assert box.has_messages
-    box.delivered_version = box.messages().version
-    assert not box.has_messages
 
 
 @pytest.mark.parametrize(
@@ -115,32 +124,38 @@ def test_what_changes_during_a_delivery_is_delivered_by_the_next_one():
     ],
 )
 def test_whatever_is_added_is_a_message(add):
-    box = full_box()
-    assert not box.has_messages
-    add(box)
-    assert box.has_messages
+    state = RunState(full_box(version=3), Delivery("t1", 3))
+    assert not state.has_messages
+    add(state.box)
+    assert state.has_messages
 
 
 def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_delivered():
-    box = full_box(version=3, delivered_version=3)
-    box.forget_registration()
-    assert box.has_messages and (box.tracker_id, box.delivered_version, box.is_end_delivered) == (None, 0, False)
-    assert box.start_tags["author"] == "me" and box.start_tags[RUN_ID_TAG] == "run00000"
-    box.delivered_version = box.version
-    assert box.has_messages and box.has_end
-    start = box.start_tags[START_TAG]
-    box.forget_registration()
-    assert box.start_tags[START_TAG] == start
+    state = RunState(full_box(version=3), Delivery(None, 3))
+    assert state.has_messages and state.has_end
+    tags = {"author": "me", START_TAG: "run00000", RUN_ID_TAG: "run00000"}
+    assert state.box.registration_tags() == tags
+    assert full_box(start_tags={START_TAG: "before"}).registration_tags()[START_TAG] == "before"
 
 
 def test_an_end_is_due_until_it_is_delivered():
-    ends = [
-        full_box(status=status, is_end_delivered=is_delivered).has_end
-        for status in (None, EndStatus.FINISHED)
-        for is_delivered in (0, 1)
-    ]
-    assert ends == [False, False, True, False]
-    assert Outbox("run00000", "mine", status=EndStatus.FINISHED).has_end
+    for status, end_time, delivered, has_end in [
+        *((None, None, (None, None), False), (None, None, ("FINISHED", 9), False)),
+        *(("FINISHED", 9, (None, None), True), ("FINISHED", 9, ("FINISHED", 9), False)),
+        *(("FINISHED", 9, ("FINISHED", 8), True), ("KILLED", None, ("FINISHED", 8), True)),
+    ]:
+        box = full_box(status=status and EndStatus(status), end_time=end_time)
+        delivery = Delivery("t1", 0, delivered[0] and EndStatus(delivered[0]), delivered[1])
+        assert RunState(box, delivery).has_end is has_end
+
+
+def test_who_holds_the_lock_of_a_dead_run_says_that_it_was_killed(paths):
+    for status in (EndStatus.FINISHED, None):
+        full_box(status=status).store(paths)
+        mark_if_killed(paths, Recorder(), {"ksuit.exit": "SIGKILL"})
+        box = Outbox.load(paths)
+        assert box.status is (status or EndStatus.KILLED)
+        assert (box.version, box.tags.get("ksuit.exit")) == ((0, None) if status else (1, "SIGKILL"))
 
 
 def test_the_tracker_is_asked_about_a_run_without_a_file(paths):
@@ -151,7 +166,7 @@ def test_the_tracker_is_asked_about_a_run_without_a_file(paths):
     assert load_or_ask(long, Recorder()) == Outbox("run00000111", "run00000", "run00000111")
     for status in EndStatus:
         box = load_or_ask(paths, Recorder([info(status.value)]))
-        assert box == Outbox("run00000", "theirs", "t1", 7, status=status, is_end_delivered=True)
+        assert box == Outbox("run00000", "theirs", "t1", 7, status=status)
     assert load_or_ask(paths, Recorder([info("RUNNING")])) == Outbox("run00000", "theirs", "t1", 7)
     full_box().store(paths)
     assert load_or_ask(paths, Recorder([info("RUNNING")])) == full_box()
@@ -179,7 +194,7 @@ def test_what_another_run_left_is_not_taken_for_its_own(tmp_path, paths):
 WRONG = {
     **{"name": 1, "tracker_id": "../t", "start_time": -1, "parent_run_id": 7, "start_tags": {"a": 1}, "params": []},
     **{"tags": {"a": None}, "inputs": [{"name": "a"}], "other_tags": {"../x": {}}, "version": True},
-    **{"told_version": 1 << 53, "status": "RUNNING", "end_time": 0.5, "is_end_told": 1},
+    **{"status": "RUNNING", "end_time": 0.5},
 }
 
 
@@ -190,13 +205,3 @@ def test_every_value_is_checked(paths, key):
     paths.outbox.write_text(json.dumps({**stored, key: WRONG[key]}))
     with pytest.raises(TrackerError, match=rf"schema: .*at .*\$\.{key}"):
         Outbox.load(paths)
-
-
-def test_what_an_earlier_version_left_is_still_delivered(paths):
-    full_box().store(paths)
-    stored = json.loads(paths.outbox.read_text())
-    kept = {key: value for key, value in stored.items() if key not in ("version", "told_version")}
-    paths.outbox.write_text(json.dumps(kept))
-    assert Outbox.load(paths).has_messages
-    paths.outbox.write_text('{"run_id": "run00000", "name": "mine"}')
-    assert Outbox.load(paths) == Outbox("run00000", "mine", version=1)

@@ -19,6 +19,7 @@ from ksuit_runner.checkpoint.format import damage, has_traces, names, pack_state
 from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.artifact_mirror import Mirror
+from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.metric_sender import Shipment
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.engine.loop import train
@@ -125,6 +126,15 @@ def read_outbox(folder: Path) -> set[int]:
     return {int(box.tags["version"]) if box else 0}
 
 
+def store_delivered(folder: Path, version: int) -> None:
+    make_folder(PathProvider(folder, RUN).run_dir)
+    Delivery("id", version).store(PathProvider(folder, RUN))
+
+
+def read_delivered(folder: Path) -> set[int]:
+    return {Delivery.load(PathProvider(folder, RUN), Outbox(RUN, "name")).version}
+
+
 def store_uploaded(folder: Path, version: int) -> None:
     paths = PathProvider(folder, RUN)
     make_folder(paths.artifacts_dir)
@@ -183,6 +193,7 @@ WRITERS = {
     "the newest checkpoint": Writer(save_checkpoint, read_saved),
     "the journal": Writer(append_to_journal, read_journal),
     "tracker.json": Writer(store_outbox, read_outbox),
+    "delivered.json": Writer(store_delivered, read_delivered),
     "uploaded.json": Writer(store_uploaded, read_uploaded),
     "config and launch": Writer(store_config, read_stored),
     "the index": Writer(index, read_index),

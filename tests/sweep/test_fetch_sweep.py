@@ -5,8 +5,9 @@ import shutil
 import pytest
 from servers import free_port
 
-from ksuit_runner.delivery.deferred import DeferredTracker
 from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.sweep.build_plan import plan_sweep
@@ -114,8 +115,9 @@ def test_what_cannot_be_resumed_here_is_refused_in_a_line(store, outputs, make, 
 
 def test_runs_that_are_here_or_have_finished_or_stored_nothing_are_not_brought(store, outputs):
     paths = SweepPaths(outputs.output_dir, ID)
-    tracker = DeferredTracker(store, outputs)
+    tracker = RecordedTracker(store, outputs)
     tracker.resume_run(ID)
+    Recording(store, PathProvider(outputs.output_dir, ID)).reach()
     store.add("c" * 32, "train")
     PathProvider(outputs.output_dir, "here").run_dir.mkdir(parents=True)
     records = {

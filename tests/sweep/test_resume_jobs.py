@@ -12,8 +12,9 @@ import pytest
 from command import query
 
 from ksuit_runner.config.differences import is_same
+from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.outbox import Outbox
-from ksuit_runner.engine.run_record import RunRecord
+from ksuit_runner.delivery.recording import Recording, Unsent
 from ksuit_runner.errors import AliveError, ConfigError, ResumeError
 from ksuit_runner.launchers.joblib import JoblibLauncher
 from ksuit_runner.paths import PathProvider, SweepPaths
@@ -51,7 +52,8 @@ def add_run(folder, run_id, status):
     """Leave what a run of the first job leaves that has ended."""
     run = PathProvider(folder, run_id)
     run.run_dir.mkdir(parents=True)
-    Outbox(run_id, "name", run_id, status=status, is_end_delivered=True).store(run)
+    Outbox(run_id, "name", run_id, status=status).store(run)
+    Delivery(run_id, 0, status).store(run)
     add_to_index(run, run_id, "name", "train", tags=task_in(folder).launch.tags)
 
 
@@ -103,7 +105,7 @@ def test_runs_are_matched_to_jobs_by_their_tags_whatever_the_clock_says(tmp_path
 
 def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(RunRecord, "_send_the_rest", lambda record: None)  # killed after it has noted how it ended
+        patch.setattr(Recording, "finish", lambda *arguments: Unsent(1))  # killed after it has noted how it ended
         paths = sweep_in(tmp_path, "default_callbacks=standard", "tracker.close_timeout_s=0.1")
     runs = "from runs join tags on runs.run_uuid = tags.run_uuid and key = 'ksuit.job'"
     assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0

@@ -10,7 +10,8 @@ from pausing import make_project
 
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.checkpoint.format import names
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.engine.loop import train
 from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.errors import TakenOverError
@@ -79,29 +80,34 @@ def record(tmp_path):
     paths = PathProvider(tmp_path, "run00000")
     lock = RunLock(paths.lock)
     lock.acquire()
-    tracker = DeferredTracker(NoopTracker(), OutputPaths(tmp_path), lambda run_id: lock)
-    tracker.start_run("mine", {})
-    return RunRecord(tracker, paths, lock, Journal(paths.journal, lock.check))
+    tracker = RecordedTracker(NoopTracker(), OutputPaths(tmp_path), lambda run_id: lock)
+    tracker.resume_run(paths.run_id)
+    recording = Recording(tracker.store, paths, lock.check)
+    return RunRecord(tracker, paths, lock, Journal(paths.journal, lock.check), recording)
 
 
 def test_what_is_recorded_elsewhere_is_refused_after_a_takeover(record):
     record.tracker.set_tags({"a": "1"})
     record.paths.lock.unlink()
-    stored = record.tracker._paths(record.tracker._outbox.run_id).outbox.read_bytes()
+    stored = {path: path.read_bytes() for path in record.paths.run_dir.glob("*.*")}
+    assert {path.name for path in stored} >= {"tracker.json", "metrics.sent"}
+    recording = record._follower
     for write in (
         lambda: record.tracker.set_tags({"a": "2"}),
         lambda: record.tracker.log_points([Point("a", 1.0, 1, 1)]),
-        record.tracker.deliver,
         lambda: record.tracker.end_run(EndStatus.FINISHED),
-        record.tracker.deliver_end,
+        recording.reach,
+        recording.deliver_all,
+        recording.deliver_end,
     ):
         with pytest.raises(TakenOverError):
             write()
     record.close(EndStatus.FINISHED)
-    assert record.tracker._paths(record.tracker._outbox.run_id).outbox.read_bytes() == stored
+    assert {path: path.read_bytes() for path in record.paths.run_dir.glob("*.*")} == stored
     assert record.taken_over.is_set()
-    record._sender._thread.join(60)
-    assert not record._sender._thread.is_alive()
+    for thread in (recording._following.sender._thread, recording._following.uploader._thread):
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_who_takes_over_by_force_writes_to_a_journal_that_the_first_owner_cannot_reach(tmp_path):

@@ -261,7 +261,7 @@ def test_a_list_of_uploads_may_be_anything(tmp_path):
 
 
 def test_a_store_that_gives_a_new_run_an_id_that_is_taken_is_refused(tmp_path):
-    from ksuit_runner.delivery.deferred import DeferredTracker
+    from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 
     class Repeats(NoopTracker):
         def start_run(self, *args, **kwargs):
@@ -271,7 +271,7 @@ def test_a_store_that_gives_a_new_run_an_id_that_is_taken_is_refused(tmp_path):
     paths = PathProvider(tmp_path, "run00000")
     paths.artifacts_dir.mkdir(parents=True)
     with pytest.raises(TrackerError, match="the id of one in the output folder: run00000"):
-        DeferredTracker(Repeats(), OutputPaths(tmp_path)).start_run(None, {})
+        RecordedTracker(Repeats(), OutputPaths(tmp_path)).start_run(None, {})
 
 
 class Hostile(NoopTracker):

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from servers import MlflowServer, answering_500, free_port, never_answering
 
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -65,7 +66,8 @@ def test_a_server_that_goes_and_comes_back(
 
     journal = Journal(run.journal)
     is_back = threading.Event()
-    sender = MetricSender(journal, run.journal_sent, tracker, is_back.set, interval_s=0.01)
+    binding = Binding(tracker, run, lambda: None)
+    sender = MetricSender(journal, run.journal_sent, binding, is_back.set, interval_s=0.01)
     for step in range(1, 101):
         journal.append(step, {"a": step / 3, "b": math.inf})
         if step == 30:
@@ -74,7 +76,8 @@ def test_a_server_that_goes_and_comes_back(
         if step == 60:
             assert not sender.flush(1)
             server.start()
-    assert is_back.wait(60) and sender.flush(60) and sender.close() == 0
+    assert is_back.wait(60) and sender.flush(60) and sender.pending() == 0
+    sender.close()
     tracker.end_run(EndStatus.FINISHED)
 
     assert tracker.history("a") == [p for points, _ in journal.read() for p in points if p.key == "a"]

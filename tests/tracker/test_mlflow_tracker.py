@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker import mlflow_client, mlflow_database
-from ksuit_runner.tracker.base import DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import START_TAG, DatasetInfo, EndStatus
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 
@@ -218,6 +219,13 @@ def test_nothing_is_printed(paths: OutputPaths, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_start_that_was_not_acknowledged_is_repeated_and_makes_no_second_run(paths: OutputPaths) -> None:
+    tags = {START_TAG: "a" * 32}
+    first = MlflowTracker(paths).start_run("early", tags)
+    again = MlflowTracker(paths).start_run("early", tags, start_time=7)
+    assert again.run_id == again.local_id == first.run_id
+
+
 def test_a_file_store_is_refused(paths: OutputPaths, tmp_path: Path) -> None:
     with pytest.raises(TrackerError):
         MlflowTracker(paths, f"file://{tmp_path}/mlruns").start_run(None, {})
@@ -228,14 +236,16 @@ def test_the_position_is_lost_and_all_is_sent_again(paths: OutputPaths, tracker:
     journal = Journal(run.journal)
     for step in range(1, 401):
         journal.append(step, {"a": step / 7, "b": math.nan, "c": -step})
-    sender = MetricSender(journal, run.journal_sent, tracker)
-    assert sender.flush(60) and sender.close() == 0
+    sender = MetricSender(journal, run.journal_sent, Binding(tracker, run, lambda: None))
+    assert sender.flush(60) and sender.pending() == 0
+    sender.close()
     run.journal_sent.unlink()
     journal.append(401, {"a": 0.0})
     again = MlflowTracker(paths)
     again.resume_run(tracker.run_id)
-    sender = MetricSender(journal, run.journal_sent, again)
-    assert sender.flush(60) and sender.close() == 0
+    sender = MetricSender(journal, run.journal_sent, Binding(again, run, lambda: None))
+    assert sender.flush(60) and sender.pending() == 0
+    sender.close()
     expected = [point for points, _ in journal.read() for point in points]
     for key in "ac":
         assert again.history(key) == [point for point in expected if point.key == key]

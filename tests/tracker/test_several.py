@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ksuit_runner.delivery.catch_up import send_all
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
@@ -208,7 +208,7 @@ def test_a_run_that_requires_the_second_tracker_does_not_start_without_it(output
     tracker = both(outputs, first, second, require=True)
     assert tracker.require
     with pytest.raises(TrackerError, match=r"^tracker\.second: away$"):
-        DeferredTracker(tracker, outputs).start_run("x", {})
+        RecordedTracker(tracker, outputs).start_run("x", {})
     assert kinds(first) == ["start", "end"] and first.calls[-1][1] == "FAILED"
     assert not outputs.runs_dir.exists()
     with pytest.raises(TrackerError, match=r"^tracker\.second: away$"):
@@ -221,7 +221,7 @@ def test_a_run_that_requires_the_second_tracker_does_not_start_without_it(output
 
 
 def test_sync_sends_what_the_second_tracker_lacks(outputs, first, second) -> None:
-    tracker = DeferredTracker(both(outputs, first, second), outputs)
+    tracker = RecordedTracker(both(outputs, first, second), outputs)
     run_id = tracker.start_run("x", {}).run_id
     tracker.log_params({"lr": 0.1})
     paths = PathProvider(outputs.output_dir, run_id)
@@ -232,14 +232,13 @@ def test_sync_sends_what_the_second_tracker_lacks(outputs, first, second) -> Non
     second.is_away = True
     with pytest.raises(TrackerError, match="away"):
         tracker.end_run(EndStatus.FINISHED)
-        send_all(tracker, paths)
-    assert tracker.is_behind and [point.step for point in first.points] == [0, 1, 2] and second.points == []
+        Recording(tracker.store, paths).deliver_all()
+    assert tracker.store.is_behind and [point.step for point in first.points] == [0, 1, 2] and second.points == []
     assert first.calls[-1][:2] == ("end", "FINISHED")
     before = len(first.calls)
     second.is_away = False
-    again = DeferredTracker(both(outputs, first, second), outputs)
-    again.attach_run(run_id)
-    assert "Everything is recorded" in send_all(again, paths)
+    again = both(outputs, first, second)
+    assert "Everything is recorded" in Recording(again, paths).deliver_all()
     assert not again.is_behind and [point.step for point in second.points] == [0, 1, 2]
     assert kinds(second) == ["start", "start", "params", "points", "end"] and second.calls[-1][1] == "FINISHED"
     assert len(first.calls) == before

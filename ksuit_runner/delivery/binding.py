@@ -1,0 +1,193 @@
+"""Binds a tracker to the run of a folder, and delivers what the folder says about the run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from ksuit_runner.delivery.delivered import Delivery, RunState, read_state
+from ksuit_runner.delivery.outbox import Outbox, load_or_ask
+from ksuit_runner.delivery.registration import index_registered, is_lost, register
+from ksuit_runner.errors import LostRunError, TrackerError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.point import Point
+from ksuit_runner.tracker.base import BaseTracker
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Binding:
+    """A run of the output folder in a tracker's store: bound or registered there when the store can be reached.
+
+    What is to be delivered is read from the run's outbox, which another process may be writing. Only what is delivered
+    is written here.
+
+    Args:
+        store: The tracker that everything is delivered to.
+        paths: Paths of the run.
+        check_owner: Raises an error if the run is no longer this process's to record; called before everything that is
+            written or recorded.
+
+    Attributes:
+        is_bound: Whether the store knows the run and has been reached since this object was made.
+    """
+
+    def __init__(self, store: BaseTracker, paths: PathProvider, check_owner: Callable[[], None]) -> None:
+        self.store = store
+        self.check_owner = check_owner
+        self.is_bound = False
+        self._paths = paths
+        self._is_running = False  # as the store knows it
+        self._is_anew = False
+        self._read: tuple[tuple[int, ...] | None, Outbox] | None = None
+        self._delivery: Delivery | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> RunState:
+        """What is to be delivered, as it is stored now, and what is delivered.
+
+        Raises:
+            TrackerError: The outbox is damaged, or there is none and the tracker, which is asked then, does not answer.
+        """
+        seen = _version_of(self._paths)
+        if self._read is None or self._read[0] != seen:
+            self._read = (seen, load_or_ask(self._paths, self.store))
+        box = self._read[1]
+        if self._delivery is None:
+            self._delivery = Delivery.load(self._paths, box)
+        return RunState(box, self._delivery)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the outbox has changed since it was last read."""
+        return self._read is None or self._read[0] != _version_of(self._paths)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is not delivered yet, or cannot be read."""
+        try:
+            state = self.state
+            return not self.is_bound or state.has_messages or state.has_end or self.store.is_behind
+        except TrackerError:
+            return True
+
+    @property
+    def artifacts_are_local(self) -> bool:
+        """Whether the run's files need no upload; taken as true until the store is reached."""
+        return not self.is_bound or self.store.artifacts_are_local
+
+    def bind(self) -> None:
+        """Bind the tracker to the run, and register it if it is not.
+
+        Raises:
+            TrackerError: The store cannot be reached, has lost the run, or has another one under its id.
+        """
+        with self._lock:
+            if self.is_bound:
+                return
+            self.check_owner()
+            state = self.state
+            if state.tracker_id is None:
+                tracker_id = register(self.store, self._paths, state.box, self._is_anew)
+                self._note(tracker_id=tracker_id)
+                index_registered(self._paths, state.box, tracker_id)
+                _LOGGER.info("run %s is registered now: %s", state.box.run_id, self.store.where())
+                self._is_running = True
+            elif self.store.is_bound_to(state.tracker_id) and self.store.run.local_id == self._paths.run_id:
+                self._is_running = self.store.run.status == "RUNNING"  # as it is if it was started by this tracker
+            else:
+                self._attach(state.tracker_id)
+            self.is_bound = True
+
+    def deliver(self) -> None:
+        """Deliver what is stored, except for the end of the run; a run that is resumed is RUNNING again.
+
+        Raises:
+            TrackerError: The store cannot be reached; everything is delivered again another time.
+        """
+        self.bind()
+        self.check_owner()
+        self.store.deliver()
+        state = self.state
+        assert state.tracker_id is not None, "it was registered when it was bound"
+        if state.box.status is None and not self._is_running:
+            self._note(status=None, end_time=None)
+            self.store.resume_run(state.tracker_id)
+            self._is_running = True
+        if state.has_messages:
+            self.check_owner()
+            state.box.deliver(self.store, self._known)
+            self._note(version=state.box.version)
+
+    def deliver_end(self) -> None:
+        """Deliver how the run ended, if it has."""
+        self.bind()
+        state = self.state
+        if state.box.status is not None and state.has_end:
+            self.check_owner()
+            self.store.end_run(state.box.status, state.box.end_time)
+            self._note(status=state.box.status, end_time=state.box.end_time)
+        self.check_owner()
+        self.store.deliver_end()
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Record metric points at once: the caller has them in the journal and waits for the answer."""
+        self.bind()
+        self.check_owner()
+        self.store.log_points(points)
+
+    def forget_lost(self) -> bool:
+        """Have the run registered again if the store has lost it; return whether it was lost, or never registered.
+
+        All of its metrics and files are sent then, with its id in the output folder as a tag. The run that it is
+        grouped under is registered with it if that is lost, too.
+
+        Raises:
+            TrackerError: The store cannot be reached.
+        """
+        self._is_anew = True
+        tracker_id = self.state.tracker_id
+        if tracker_id is None:
+            return True
+        if not is_lost(self.store, tracker_id):
+            return False
+        self.check_owner()
+        for path in (self._paths.journal_sent, self._paths.uploaded):
+            path.unlink(missing_ok=True)
+        self._delivery = Delivery()
+        self._note()
+        return True
+
+    def _attach(self, tracker_id: str) -> None:
+        run_id, folder = self._paths.run_id, self._paths.run_dir
+        try:
+            info = self.store.attach_run(tracker_id)
+        except LostRunError as error:
+            raise LostRunError(f"{error}. To record it again from {folder}: register_anew=true") from None
+        if info.local_id != run_id:
+            raise TrackerError(f"the folder of run {run_id} names another run in the store: {tracker_id}")
+
+    def _known(self, run_id: str) -> str | None:
+        state = read_state(PathProvider(self._paths.output_dir, run_id))
+        return run_id if state is None else state.tracker_id
+
+    def _note(self, **changes: Any) -> None:
+        """Store what is delivered by now; in memory it counts even if the disk is full."""
+        assert self._delivery is not None, "nothing was read"
+        self.check_owner()
+        self._delivery = msgspec.structs.replace(self._delivery, **changes)
+        self._delivery.store(self._paths)
+
+
+def _version_of(paths: PathProvider) -> tuple[int, ...] | None:
+    """Return what changes whenever the outbox is replaced; None if there is none."""
+    try:
+        found = paths.outbox.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

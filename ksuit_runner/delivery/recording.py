@@ -1,0 +1,272 @@
+"""Records a run: follows its folder, and delivers to the tracker what is in it."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ksuit_runner.delivery.artifact_mirror import Mirror
+from ksuit_runner.delivery.artifact_uploader import Uploader
+from ksuit_runner.delivery.binding import Binding
+from ksuit_runner.delivery.metric_sender import MetricSender, Shipment
+from ksuit_runner.errors import KsuitError, TakenOverError, TrackerError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import JournalReader
+from ksuit_runner.system.background import Background
+from ksuit_runner.tracker.base import BaseTracker
+
+_LOGGER = logging.getLogger(__name__)
+_AWAY_TIMEOUT_S = 2.5  # how long the end of a run waits for a tracker that was unreachable before
+_STATUS_S = 2.0  # part of the time for the end that is reserved for the status
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """What the tracker lacks of a run.
+
+    Attributes:
+        points: Number of metric points.
+        files: Number of files and checkpoints.
+        messages: Whether parameters, tags, inputs or the status are missing.
+    """
+
+    points: int = 0
+    files: int = 0
+    messages: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is missing."""
+        return bool(self.points or self.files or self.messages)
+
+
+class RunFollower(Protocol):
+    """What the process that trains asks of whoever records its run, there or in another process."""
+
+    def forget_lost(self) -> bool:
+        """Have the run registered again if the store has lost it; return whether it was lost, or never registered.
+
+        Raises:
+            TrackerError: The store cannot be reached.
+        """
+
+    def reach(self) -> None:
+        """Connect to the store now and not at the first delivery.
+
+        Raises:
+            TrackerError: That has failed, and the tracker requires it.
+        """
+
+    def start(self) -> None:
+        """Begin to follow the folder: called when its journal is open, and before anything is added to it."""
+
+    def notify(self) -> None:
+        """Look at the folder now: there are new files or checkpoints, or something else than points to be delivered."""
+
+    def finish(self, timeout_s: float) -> Unsent:
+        """Deliver the rest and how the run ended, within a bounded time, and return what is left."""
+
+    def close(self) -> None:
+        """Write and record nothing from now on; returns at once."""
+
+
+RunFollowerFactory = Callable[[BaseTracker, PathProvider, Callable[[], None]], RunFollower]
+"""Makes the follower of a run from its tracker, its paths and a check that the run is still this process's."""
+
+
+class Recording:
+    """Delivers a run to its tracker from what is in the run's folder, in threads or, for one that has ended, at once.
+
+    It reads what the process that trains writes (``Outbox``, the journal, artifacts), and writes how much of it is
+    delivered: nobody else writes those files, and it writes no others.
+
+    Args:
+        tracker: The tracker that everything is delivered to.
+        paths: Paths of the run.
+        check_owner: Raises TakenOverError if the run is no longer this process's to record; called before everything
+            that is written or recorded.
+        commit: Makes the checkpoints durable that are handed over, and returns whether there were any. Called once
+            ``notify`` was, and otherwise at the interval; in a thread of its own, since it waits for no tracker.
+        interval_s: How often to look at the folder, in seconds.
+    """
+
+    def __init__(
+        self,
+        tracker: BaseTracker,
+        paths: PathProvider,
+        check_owner: Callable[[], None] = lambda: None,
+        commit: Callable[[], bool] | None = None,
+        interval_s: float = 1.0,
+    ) -> None:
+        self._tracker = tracker
+        self._paths = paths
+        self._check_owner = check_owner
+        self._commit = commit
+        self._interval_s = interval_s
+        self._is_closed = False
+        self._binding = Binding(tracker, paths, self._check)
+        self._threads: _Threads | None = None
+
+    def forget_lost(self) -> bool:
+        """Have the run registered again if the store has lost it; return whether it was lost, or never registered.
+
+        Raises:
+            TrackerError: The store cannot be reached.
+        """
+        return self._binding.forget_lost()
+
+    def reach(self) -> None:
+        """Connect to the store now and not at the first delivery; a failure counts only if the tracker requires it."""
+        try:
+            self._binding.bind()
+        except TrackerError:
+            if self._tracker.require:
+                raise
+
+    def start(self) -> None:
+        """Begin to follow the folder in threads."""
+        assert self._threads is None, "it follows the folder already"
+        self._threads = _Threads(self._binding, self._paths, self._commit, self._interval_s)
+
+    def notify(self) -> None:
+        """Look at the folder now instead of at the next interval."""
+        self._following.notify()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all points that are in the journal now are sent; return whether they are."""
+        return self._following.sender.flush(timeout_s)
+
+    def finish(self, timeout_s: float) -> Unsent:
+        """Deliver the rest and how the run ended, within a bounded time, and return what is left.
+
+        For a tracker that was unreachable before, that is a short time. The status is delivered even if files are not.
+        """
+        following = self._following
+        is_away = not self._binding.is_bound or following.is_failing
+        following.finish(min(_AWAY_TIMEOUT_S, timeout_s) if is_away else timeout_s)
+        return Unsent(following.sender.pending(), following.uploader.missing(), self._binding.is_behind)
+
+    def close(self) -> None:
+        """Write and record nothing from now on, without waiting for a request in progress."""
+        self._is_closed = True
+        if self._threads is not None:
+            self._threads.close()
+
+    def deliver_all(self) -> str:
+        """Deliver all of a run that has ended, in this thread, and return a line that says what that was.
+
+        Raises:
+            TrackerError: The store cannot be reached; what was sent until then stays.
+        """
+        if self._commit is not None:
+            self._commit()
+        was_behind = self._binding.state.has_end
+        self._binding.deliver()
+        points = Shipment(
+            JournalReader(self._paths.journal), self._paths.journal_sent, self._binding, self._check
+        ).send()
+        files = 0
+        if not self._binding.artifacts_are_local:
+            mirror = Mirror(self._tracker, self._paths, lambda: True, self._check)
+            files = mirror.update() + mirror.upload_log()
+        self._binding.deliver_end()
+        box = self._binding.state.box
+        status = f", status {box.status}" if was_behind else ""
+        what = f"{points} metric points, {files} files and checkpoints{status}"
+        return f"run {box.name} ({box.run_id}): sent {what}\nEverything is recorded: {self._tracker.where()}"
+
+    def deliver_end(self) -> None:
+        """Deliver only how the run ended, in this thread.
+
+        Raises:
+            TrackerError: The store cannot be reached.
+        """
+        self._binding.deliver_end()
+
+    @property
+    def _following(self) -> "_Threads":
+        assert self._threads is not None, "it does not follow the folder yet"
+        return self._threads
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise TakenOverError(f"run {self._paths.run_id} is no longer recorded here")
+        self._check_owner()
+
+
+class _Threads:
+    """The threads that follow a folder: one sends, one uploads, and one commits, so that none waits for another."""
+
+    def __init__(
+        self, binding: Binding, paths: PathProvider, commit: Callable[[], bool] | None, interval_s: float
+    ) -> None:
+        self._binding = binding
+        self.uploader = Uploader(binding, paths, self._are_metrics_sent, interval_s)
+        journal = JournalReader(paths.journal)
+        self.sender = MetricSender(journal, paths.journal_sent, binding, self.uploader.notify, interval_s)
+        self._committer = None if commit is None else _Committer(commit, self.uploader.request, interval_s)
+
+    @property
+    def is_failing(self) -> bool:
+        return self.sender.is_failing or self.uploader.is_failing
+
+    def notify(self) -> None:
+        if self._committer is not None:
+            self._committer.notify()
+        self.uploader.request()
+        if self._binding.has_news:  # points can wait: checkpoints may come every few milliseconds
+            self.sender.notify()
+
+    def finish(self, timeout_s: float) -> None:
+        if self._committer is not None:
+            self._committer.finish(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        if self.sender.flush(timeout_s):
+            self.uploader.finish(deadline - _STATUS_S - time.monotonic())
+            self.sender.finish(deadline - time.monotonic())
+
+    def close(self) -> None:
+        self.sender.close()
+        self.uploader.close()
+        if self._committer is not None:
+            self._committer.close()
+
+    def _are_metrics_sent(self) -> bool:
+        return self.sender.flush(self._binding.store.close_timeout_s)
+
+
+class _Committer(Background):
+    """Thread that makes checkpoints durable; ``on_committed`` is called after some were."""
+
+    def __init__(self, commit: Callable[[], bool], on_committed: Callable[[], None], interval_s: float) -> None:
+        super().__init__("checkpoint-commit", interval_s)
+        self._commit = commit
+        self._on_committed = on_committed
+        self._begun = self._done = 0
+        self._thread.start()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Commit what is handed over by now, within the given time; return whether that is done."""
+        with self._changed:
+            due = self._begun + 1
+        return self._wait_for(lambda: self._done >= due, timeout_s)
+
+    def close(self) -> None:
+        """End the thread, without waiting for a commit in progress."""
+        self._stop()
+
+    def _work(self) -> None:
+        with self._changed:
+            self._begun += 1
+            begun = self._begun
+        if self._commit():
+            self._on_committed()
+        self._done = begun
+        self._progressed()
+
+    def _log_failing(self, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, OSError | KsuitError) else repr(error)
+        _LOGGER.warning("Checkpoints cannot be made durable for now (the older ones stay): %s", reason)
+
+    def _log_recovered(self) -> None:
+        _LOGGER.warning("Checkpoints can be made durable again, and the newest one is")

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.tracker.base import EndStatus
+from ksuit_runner.tracker.noop import NoopTracker
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tracker_id", "../x"),
+        ("tracker_id", 1),
+        ("name", None),
+        ("start_time", 10**30),
+        ("start_time", True),
+        ("parent_run_id", "a/b"),
+        ("params", {"a": 1}),
+        ("tags", ["a"]),
+        ("inputs", [{"name": "a"}]),
+        ("other_tags", {"../x": {}}),
+        ("other_tags", {"a": {"b": None}}),
+        ("status", "RUNNING"),
+        ("status", []),
+        ("end_time", -1),
+        ("version", -1),
+    ],
+)
+def test_an_outbox_of_wrong_types_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    paths = OutputPaths(tmp_path)
+    run = PathProvider(tmp_path, RecordedTracker(NoopTracker(), paths).start_run(None, {}).run_id)
+    run.outbox.write_text(json.dumps({**json.loads(run.outbox.read_text()), key: value}))
+    with pytest.raises(TrackerError, match=rf"tracker\.json is damaged: it does not fit its schema: .*\$\.{key}"):
+        RecordedTracker(NoopTracker(), paths).resume_run(run.run_id)
+
+
+def test_nothing_is_written_after_it_was_closed(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path)
+    tracker = RecordedTracker(NoopTracker(), paths)
+    run = PathProvider(tmp_path, tracker.start_run(None, {}).run_id)
+    assert tracker.is_stored
+    tracker.close()
+    tracker.end_run(EndStatus.FINISHED)
+    box = Outbox.load(run)
+    assert box is not None
+    assert box.status is None
+
+
+def test_a_damaged_outbox_is_said(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path)
+    run = PathProvider(tmp_path, RecordedTracker(NoopTracker(), paths).start_run(None, {}).run_id)
+    for damage in ("", "[]", '{"inputs": [1]}', '{"inputs": [], "run_id": "a", "what": 1}'):
+        run.outbox.write_text(damage)
+        with pytest.raises(TrackerError, match=r"tracker\.json is damaged"):
+            RecordedTracker(NoopTracker(), paths).resume_run(run.run_id)
+
+
+def test_files_are_stored_in_the_folder_before_anybody_is_told(tmp_path: Path) -> None:
+    tracker = RecordedTracker(NoopTracker(), OutputPaths(tmp_path / "outputs"))
+    run_id, changes = tracker.start_run(None, {}).run_id, []
+    tracker.on_files = lambda: changes.append(tracker.list_artifacts())
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.txt").write_text("a")
+    tracker.upload(tmp_path / "plots" / "a.txt", "a.txt")
+    tracker.upload(tmp_path / "plots", "plots")
+    assert tracker.list_artifacts() == ["a.txt", "plots"]
+    assert tracker.list_artifacts("plots", run_id) == ["plots/a.txt"]
+    assert tracker.download("plots", tmp_path / "there").joinpath("a.txt").read_text() == "a"
+    tracker.delete_artifacts("a.txt")
+    tracker.delete_artifacts("a.txt")
+    assert tracker.list_artifacts() == ["plots"]
+    assert changes == [["a.txt"], ["a.txt", "plots"], ["plots"], ["plots"]]
+    with pytest.raises(TrackerError):
+        tracker.download("nothing", tmp_path / "there")
