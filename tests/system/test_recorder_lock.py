@@ -1,5 +1,7 @@
 """The lock of a run's recorder: who waits for it gets it, at the latest from one that it kills."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -180,4 +182,18 @@ def test_a_recorder_that_has_died_keeps_nobody_waiting(path, start):
     lock = RecorderLock(path)
     lock.acquire(timeout_s=0)
     assert not lock.was_forced
+    lock.release()
+
+
+def test_without_locks_of_the_file_system_a_silent_recorder_is_killed_before_it_is_taken_over(path, start, monkeypatch):
+    holder = start(HOLD, path, RECORDER)
+    holder.process.send_signal(signal.SIGSTOP)
+
+    def fails(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    lock = RecorderLock(path, stale_after_s=0.2, beat_s=0.01)
+    lock.acquire(timeout_s=0.1)
+    assert lock.was_forced and holder.process.wait(60) == -signal.SIGKILL
     lock.release()
