@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -78,6 +79,7 @@ class WandbTracker(BaseTracker):
         self._recorded: RecordedSteps | None = None
         self._open_run: Run | None = None
         self._reader: RecordReader | None = None
+        self._sent = RecordedSteps()  # what W&B's process has got, and may not have written yet
 
     def warm_up(self) -> None:
         """Import W&B, which takes a second."""
@@ -136,8 +138,15 @@ class WandbTracker(BaseTracker):
         if not new:
             return
         run = self._send_to()
-        for (step, timestamp), group in groupby(new, key=lambda point: (point.step, point.timestamp)):
-            run.log({STEP: step, TIMESTAMP: timestamp / 1000, **{point.key: point.value for point in group}})
+        unsent = self._sent.new(new)
+        try:
+            for (step, timestamp), group in groupby(unsent, key=lambda point: (point.step, point.timestamp)):
+                run.log({STEP: step, TIMESTAMP: timestamp / 1000, **{point.key: point.value for point in group}})
+        except Exception:
+            self._recorded = None  # what is in the files counts
+            self._let_go()  # W&B's process has died: another one gets the batch
+            raise
+        self._sent.add(unsent)
         self._wait_for(new, self._recorded)
 
     @_guarded
@@ -228,7 +237,6 @@ class WandbTracker(BaseTracker):
             if not recorded.new(points):
                 return
             if time.monotonic() > deadline:
-                self._recorded = None  # as the files will have it
                 raise TrackerError(f"W&B's process has not written its file for {self._timeout_s:g} s")
             time.sleep(_POLL_S)
 
@@ -239,6 +247,7 @@ class WandbTracker(BaseTracker):
             with _live_lock:
                 self._open_run = self._begin()
                 _live += 1
+            self._sent = RecordedSteps()
             self._reader = RecordReader(Path(self._open_run.settings.sync_file))
             self._open_run.define_metric(STEP)
             self._open_run.define_metric("*", step_metric=STEP)
@@ -296,7 +305,8 @@ class WandbTracker(BaseTracker):
 def _end_service() -> None:
     """End W&B's own process if no run is open."""
     if _live == 0:
-        _import_quietly().teardown()
+        with suppress(Exception, SystemExit):  # it calls sys.exit if that process has died
+            _import_quietly().teardown()
 
 
 def _import_quietly() -> Any:

@@ -44,6 +44,30 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+REPLACED = """
+import sys
+import psutil
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.record.point import Point
+from ksuit_runner.tracker.wandb import WandbTracker
+tracker = WandbTracker(OutputPaths(sys.argv[1]), mode="offline")
+tracker.start_run("x", {})
+tracker.log_points([Point("loss", 0.5, 1, 1000)])
+for child in psutil.Process().children():
+    child.kill()
+    child.wait()
+points = [Point("loss", 0.5, 1, 1000), Point("loss", 0.25, 2, 2000)]
+try:
+    tracker.log_points(points)
+except TrackerError:
+    tracker.log_points(points)
+tracker.end_run("FINISHED")
+print([point.step for point in tracker.history("loss")])
+assert not psutil.Process().children()
+"""
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch, tmp_path):
     """Have W&B find no account of the machine, and check that it leaves no process."""
@@ -145,18 +169,32 @@ def test_without_an_account_or_a_server_there_is_an_error_of_one_line(tmp_path, 
     assert "\n" not in str(raised.value) and time.monotonic() - start < 20
 
 
-def test_a_process_of_wandb_that_writes_nothing_is_an_error(tmp_path, monkeypatch) -> None:
-    tracker = offline(tmp_path)
+def service() -> psutil.Process:
+    (found,) = (child for child in psutil.Process().children() if "wandb" in child.name())
+    return found
+
+
+def test_what_its_suspended_process_has_got_is_not_sent_again(tmp_path) -> None:
+    tracker = WandbTracker(outputs(tmp_path), mode="offline", timeout_s=0.3)
     tracker.start_run("x", {})
-    monkeypatch.setattr(RecordReader, "read", lambda reader: iter(()))
-    tracker._timeout_s = 0.1
-    with pytest.raises(TrackerError, match=r"^W&B's process has not written its file for 0\.1 s$"):
-        tracker.log_points(POINTS)
-    monkeypatch.undo()
+    tracker.log_points(POINTS[:2])
+    service().send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            with pytest.raises(TrackerError, match=r"^W&B's process has not written its file for 0\.3 s$"):
+                tracker.log_points(POINTS)
+    finally:
+        service().send_signal(signal.SIGCONT)
     tracker._timeout_s = 5
     tracker.log_points(POINTS)
     tracker.end_run(EndStatus.FINISHED)
-    assert len(tracker.history("loss/train")) == 3
+    assert same(tracker.history("loss/train"), [POINTS[0], *POINTS[2:]])
+
+
+def test_its_process_is_replaced_when_it_dies(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REPLACED, str(tmp_path / "outputs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[1, 2]\n"), done.stderr
 
 
 def test_names_and_a_missing_package_are_explained(tmp_path, monkeypatch) -> None:
