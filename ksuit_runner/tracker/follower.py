@@ -93,7 +93,8 @@ class Follower:
             if self._info is None or self._info.run_id != info.run_id:
                 self._is_joined, self._taken = False, 0
             self._info, self._backlog = info, backlog
-            self._is_resumed |= is_resumed
+            if is_resumed:
+                self._is_joined, self._is_resumed = False, True
 
     def join(self) -> None:
         """Have the tracker start or resume the run now.
@@ -104,7 +105,7 @@ class Follower:
         with self._lock:
             try:
                 self._join()
-            except TrackerError as error:
+            except Exception as error:  # a tracker of the user's own may raise anything
                 self._failed(error)
                 if self.tracker.require:
                     raise TrackerError(self.reason) from error
@@ -120,7 +121,7 @@ class Follower:
                 try:
                     self._join()
                     return message.deliver(self.tracker)
-                except TrackerError as error:
+                except Exception as error:
                     self._failed(error)
             try:
                 make_folder(self._backlog.parent)
@@ -139,7 +140,7 @@ class Follower:
                 try:
                     self._join()
                     self._send_backlog()
-                except (TrackerError, OSError) as error:
+                except Exception as error:
                     self._failed(error)
             return not self.is_behind
 
@@ -176,11 +177,12 @@ class Follower:
             message.deliver(self.tracker)
 
     def _failed(self, error: Exception) -> None:
-        if not self._reason or not self.is_behind:
+        is_new = not self._reason or not self.is_behind
+        self._reason = str(error) if isinstance(error, TrackerError) else repr(error)
+        if is_new:
             _LOGGER.warning(
                 "tracker.%s cannot be used for now (what it lacks is stored, the other trackers continue): %s",
-                *(self._name, error),
+                *(self._name, self._reason),
             )
-        self._reason = str(error)
         self._retry_at = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

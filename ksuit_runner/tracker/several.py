@@ -56,7 +56,8 @@ class SeveralTrackers(BaseTracker):
         info = self._follow(self._first.start_run(name, tags, parent_run_id, start_time))
         if start_time is None:
             try:
-                self._join()
+                for follower in self._followers.values():
+                    follower.join()
             except TrackerError:
                 with suppress(TrackerError):
                     self._first.end_run(EndStatus.FAILED)
@@ -64,12 +65,8 @@ class SeveralTrackers(BaseTracker):
         return info
 
     def resume_run(self, run_id: str) -> RunInfo:
-        """Bind all trackers to a run that exists and mark it RUNNING again."""
-        if self._run is None or self.run_id != run_id:
-            self.attach_run(run_id)
-        self._follow(self.run, is_resumed=True)
-        self._join()
-        return self._follow(self._first.resume_run(run_id))
+        """Bind the first tracker to a run that exists and mark it RUNNING again; the others with their next message."""
+        return self._follow(self._first.resume_run(run_id), is_resumed=True)
 
     def attach_run(self, run_id: str) -> RunInfo:
         """Bind the first tracker to a run that exists; the others get to know it when there is something to record."""
@@ -172,10 +169,6 @@ class SeveralTrackers(BaseTracker):
             follower.follow(info, paths.backlog(name), is_resumed)
         self._run = info
         return info
-
-    def _join(self) -> None:
-        for follower in self._followers.values():
-            follower.join()
 
     def _send(self, message: Message) -> None:
         for follower in self._followers.values():

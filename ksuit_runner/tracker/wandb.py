@@ -95,6 +95,8 @@ class WandbTracker(BaseTracker):
     ) -> RunInfo:
         """Start a run under a new id, or under the one that it has in the output folder; there may be one already."""
         run_id = tags.get(RUN_ID_TAG) or uuid4().hex
+        if self._open_run is not None and self.run_id == run_id:
+            return self.run
         new = RunFile(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
         self._bind(self._load(run_id) or new)
         self._send_to()

@@ -14,8 +14,8 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip ins
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from ksuit_runner.delivery.catch_up import send_all
-from ksuit_runner.delivery.deferred import DeferredTracker
+from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, LostRunError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
@@ -183,7 +183,7 @@ def test_what_is_missing_or_strange_gets_an_error_of_one_line(tmp_path: Path) ->
 
 
 def test_a_run_whose_files_are_gone_is_written_again_on_request(tmp_path: Path) -> None:
-    tracker = DeferredTracker(TensorboardTracker(outputs(tmp_path)), outputs(tmp_path))
+    tracker = RecordedTracker(TensorboardTracker(outputs(tmp_path)), outputs(tmp_path))
     run_id = tracker.start_run("digits", {}).run_id
     paths = PathProvider(tmp_path / "outputs", run_id)
     journal = Journal(paths.journal)
@@ -191,14 +191,13 @@ def test_a_run_whose_files_are_gone_is_written_again_on_request(tmp_path: Path) 
         journal.append(step, {"loss/train": float(step)})
     journal.close()
     tracker.end_run(EndStatus.FINISHED)
-    send_all(tracker, paths)
+    Recording(tracker.store, paths).deliver_all()
     shutil.rmtree(paths.tensorboard_dir)
-    again = DeferredTracker(TensorboardTracker(outputs(tmp_path)), outputs(tmp_path))
     with pytest.raises(LostRunError, match="register_anew=true"):
-        again.resume_run(run_id)
-    assert again.forget_lost(run_id)
-    again.attach_run(run_id)
-    send_all(again, paths)
+        Recording(TensorboardTracker(outputs(tmp_path)), paths).deliver_all()
+    again = Recording(TensorboardTracker(outputs(tmp_path)), paths)
+    assert again.forget_lost()
+    again.deliver_all()
     assert steps(tmp_path, run_id) == [0, 1, 2]
 
 
