@@ -14,7 +14,8 @@ from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import IndexEntry, entries
 from ksuit_runner.resume.stored_tracker import tracker_factory
-from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.recorder_lock import StoredRunLock
+from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.terminal import make_console, print_table
@@ -69,7 +70,9 @@ def _recorded_status(paths: PathProvider) -> str | None:
 
 def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
     """Return RUNNING for a run whose process is alive; else record it as KILLED, also with its tracker."""
-    lock = RunLock(paths.lock)
+    lock = StoredRunLock(paths.lock, paths.recorder_lock)
+    if is_held(paths.recorder_lock) and not is_held(paths.lock):
+        return EndStatus.KILLED  # its recorder is delivering that
     try:
         lock.acquire(wait=False)
     except ResumeError:  # its process is alive, or on a host of which only the clock tells

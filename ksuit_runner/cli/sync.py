@@ -10,7 +10,7 @@ from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import find_local, unknown_run
 from ksuit_runner.resume.stored_tracker import tracker_factory
-from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.command_line import sync_command
 from ksuit_runner.ui.terminal import make_console
@@ -40,7 +40,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
     factory = tracker_factory(paths, composed, overrides)
-    with RunLock(paths.lock) as lock:
+    with StoredRunLock(paths.lock, paths.recorder_lock) as lock:
         try:
             tracker = build_tracker(factory, outputs)
             recording = Recording(tracker, paths, lock.check)

@@ -14,6 +14,7 @@ from ksuit_runner.errors import KsuitError, TakenOverError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.system.background import Background
+from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ class RunFollower(Protocol):
         """Write and record nothing from now on; returns at once."""
 
 
-RunFollowerFactory = Callable[[BaseTracker, PathProvider, Callable[[], None]], RunFollower]
-"""Makes the follower of a run from its tracker, its paths and a check that the run is still this process's."""
+RunFollowerFactory = Callable[[BaseTracker, PathProvider, RunLock], RunFollower]
+"""Makes the follower of a run from its tracker, its paths and its lock, which this process holds."""
 
 
 class Recording:
@@ -104,8 +105,14 @@ class Recording:
         self._commit = commit
         self._interval_s = interval_s
         self._is_closed = False
+        self._is_unreachable = False  # when it was reached for
         self._binding = Binding(tracker, paths, self._check)
         self._threads: _Threads | None = None
+
+    @classmethod
+    def of_owner(cls, tracker: BaseTracker, paths: PathProvider, lock: RunLock) -> "Recording":
+        """Make the recording of a run whose lock this process holds."""
+        return cls(tracker, paths, lock.check)
 
     def forget_lost(self) -> bool:
         """Have the run registered again if the store has lost it; return whether it was lost, or never registered.
@@ -120,6 +127,7 @@ class Recording:
         try:
             self._binding.bind()
         except TrackerError:
+            self._is_unreachable = True
             if self._tracker.require:
                 raise
 
@@ -142,7 +150,7 @@ class Recording:
         For a tracker that was unreachable before, that is a short time. The status is delivered even if files are not.
         """
         following = self._following
-        is_away = not self._binding.is_bound or following.is_failing
+        is_away = following.is_failing or (self._is_unreachable and not self._binding.is_bound)
         following.finish(min(_AWAY_TIMEOUT_S, timeout_s) if is_away else timeout_s)
         return Unsent(following.sender.pending(), following.uploader.missing(), self._binding.is_behind)
 
@@ -151,6 +159,11 @@ class Recording:
         self._is_closed = True
         if self._threads is not None:
             self._threads.close()
+
+    def join(self) -> None:
+        """Wait until nothing is in progress, after ``close``."""
+        if self._threads is not None:
+            self._threads.join()
 
     def deliver_all(self) -> str:
         """Deliver all of a run that has ended, in this thread, and return a line that says what that was.
@@ -230,6 +243,11 @@ class _Threads:
         self.uploader.close()
         if self._committer is not None:
             self._committer.close()
+
+    def join(self) -> None:
+        for thread in (self.sender, self.uploader, self._committer):
+            if thread is not None:
+                thread.join()
 
     def _are_metrics_sent(self) -> bool:
         return self.sender.flush(self._binding.store.close_timeout_s)

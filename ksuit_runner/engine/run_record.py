@@ -71,7 +71,7 @@ class RunRecord:
         config: Mapping[str, Any],
         launch: Launch,
         provenance: Provenance,
-        make_follower: RunFollowerFactory = Recording,
+        make_follower: RunFollowerFactory = Recording.of_owner,
     ) -> "RunRecord":
         """Start the record of a new run.
 
@@ -97,7 +97,7 @@ class RunRecord:
         paths, lock = PathProvider(outputs.output_dir, info.run_id), recorded.run_lock
         assert lock is not None
         journal = Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S))
-        return cls(recorded, paths, lock, journal, make_follower(tracker, paths, lock.check))
+        return cls(recorded, paths, lock, journal, make_follower(tracker, paths, lock))
 
     @classmethod
     def resume(
@@ -107,7 +107,7 @@ class RunRecord:
         lock: RunLock,
         is_evaluation: bool = False,
         register_anew: bool = False,
-        make_follower: RunFollowerFactory = Recording,
+        make_follower: RunFollowerFactory = Recording.of_owner,
     ) -> "RunRecord":
         """Resume the record of a run, whose lock this process holds.
 
@@ -124,7 +124,7 @@ class RunRecord:
         """
         recorded, follower = (
             RecordedTracker(tracker, paths, lambda run_id: lock),
-            make_follower(tracker, paths, lock.check),
+            make_follower(tracker, paths, lock),
         )
         if register_anew:
             follower.forget_lost()

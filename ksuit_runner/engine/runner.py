@@ -25,7 +25,9 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
+from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
+from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.system.untrusted_files import check_folder
@@ -140,7 +142,7 @@ def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitSta
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
     check_folder(paths.run_dir)
-    lock = RunLock(paths.lock)
+    lock = StoredRunLock(paths.lock, paths.recorder_lock)
     lock.acquire()
     stack.callback(lock.release)
     recover(paths)
@@ -165,10 +167,10 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
 def _open_record(start: _Start, tracker: BaseTracker, outputs: OutputPaths, lock: RunLock | None) -> RunRecord:
     origin = start.origin
     if origin is None or lock is None:
-        return RunRecord.begin(tracker, outputs, start.config, start.launch, start.provenance)
+        return RunRecord.begin(tracker, outputs, start.config, start.launch, start.provenance, RemoteRecording)
     paths = PathProvider(outputs.output_dir, origin.run_id)
     is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(start.config.get("register_anew"))
-    return RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew)
+    return RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew, RemoteRecording)
 
 
 def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome, console: Console) -> None:

@@ -1,13 +1,18 @@
 """The recorder's process: ``python -m ksuit_runner.recorder FD PID``, started by the training process only."""
 
+import logging
 import os
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from ksuit_runner.recorder.protocol import Channel
-from ksuit_runner.recorder.server import Server, Surroundings
-from ksuit_runner.system.signals import ignore_signals
+from ksuit_runner.recorder.server import ChannelHandler, Server, Surroundings
+from ksuit_runner.system.detached_process import ignore_signals
+from ksuit_runner.system.process_watch import ProcessWatch
+
+_LOOK_S = 10.0
 
 
 class _Adopted:
@@ -30,11 +35,28 @@ class _Adopted:
             os.chdir(surroundings.directory)
 
 
+def _close_after(watch: ProcessWatch, channel: Channel) -> None:
+    """Close the channel when the other process has died: a child of its may have inherited its end."""
+    while not watch.is_gone(_LOOK_S):
+        pass
+    channel.close()
+
+
 def main() -> None:
-    """Serve the training process, at the other end of the channel, until it is gone."""
+    """Serve the training process, at the other end of the channel, until it is gone; then record its death."""
     ignore_signals()
-    channel, parent = Channel(Connection(int(sys.argv[1]))), int(sys.argv[2])
-    Server(channel, lambda: os.getppid() == parent, _Adopted().adopt).serve()
+    channel, watch = Channel(Connection(int(sys.argv[1]))), ProcessWatch(int(sys.argv[2]))
+    logger = logging.getLogger("ksuit_runner")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(ChannelHandler(channel))
+    threading.Thread(target=_close_after, args=(watch, channel), daemon=True).start()
+    server = Server(channel, _Adopted().adopt)
+    server.serve()
+    if server.records_runs:  # of which none was closed
+        while not watch.is_gone(_LOOK_S):
+            pass
+        server.end_dead(watch.reason())
     os._exit(0)  # threads that still wait for a server must not keep this process alive
 
 

@@ -1,102 +1,135 @@
-"""The training process's side of the channel: starts the recorder, sends requests, and starts it again if it dies."""
+"""The recorder as the training process uses it: its sessions survive its deaths."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-import subprocess
-import sys
-import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from multiprocessing import Pipe
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.recorder.protocol import Answer, Channel, ClosedError, Request
-from ksuit_runner.recorder.server import Server, Surroundings
+from ksuit_runner.recorder.life import Life, surroundings
+from ksuit_runner.recorder.protocol import ClosedError, LogLine, Message, Request
 from ksuit_runner.recorder.session import Opening
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_STARTS = 4  # for one request
+_MOST_DEATHS, _DEATHS_S = 3, 60.0  # while it follows a run: so many within this time are too many
 _EXIT_S = 2.0
-_LONGEST_OUTPUT = 2000
 
 
 @dataclass
-class _Life:
-    """The recorder from one start to its end, as a process or, where none can be started, as a thread.
+class _Session:
+    """What a session is made from again when the recorder has died.
 
     Attributes:
-        channel: The channel to it.
-        process: The process; None for a thread.
-        output: What it prints, such as why it dies.
-        waiting: Requests that wait for an answer.
-        listener: The thread that takes its answers, and ends with it.
-        is_over: Whether it has ended.
-        last_words: The end of what it printed, once it has ended.
+        opening: What it was opened with.
+        run: The run that it records, as ``Session`` is told.
+        is_started: Whether its folder is followed.
+        is_notified: Whether a notification is under way.
     """
 
-    channel: Channel
-    process: subprocess.Popen[bytes] | None
-    output: IO[bytes] | None = None
-    waiting: dict[int, Future[Any]] = field(default_factory=dict)
-    listener: threading.Thread = field(init=False)
-    is_over: bool = False
-    last_words: str = ""
+    opening: Opening
+    run: dict[str, Any] | None = None
+    is_started: bool = False
+    is_notified: bool = False
 
 
-class Recorder:
+class RecorderClient:
     """The recorder of this process: started by the first session, and again when it has died.
 
+    While it follows a run, it is started again at once; if it keeps dying, only when it is asked for something.
+
+    Args:
+        in_place: Whether it runs in a thread of this process, as it does where no process can be started.
+
     Attributes:
-        in_place: Whether it runs in a thread of this process.
+        in_place: Whether it does.
     """
 
     def __init__(self, in_place: bool = False) -> None:
         self.in_place = in_place
         self._owner = os.getpid()
         self._lock = threading.RLock()
-        self._life: _Life | None = None
+        self._life: Life | None = None
+        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
         self._is_shut_down = False
         self._numbers = itertools.count(1)
-        self._openings: dict[int, Opening] = {}
+        self._sessions: dict[int, _Session] = {}
 
     @property
     def is_own(self) -> bool:
         """Whether this process has started it, and not one that this process was forked from."""
         return os.getpid() == self._owner
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs; not if it has died again and again."""
+        return self._life is not None and not self._life.is_over
+
     def open(self, opening: Opening) -> int:
         """Open a session and return its number; does not wait for it."""
-        session = next(self._numbers)
         with self._lock:
-            life = self._living()
-            self._openings[session] = opening
-            self._send_opening(life, session)
-        return session
+            life, number = self._living(), next(self._numbers)
+            self._sessions[number] = _Session(opening)
+            self._open(life, number)
+        return number
+
+    def close(self, session: int) -> None:
+        """Close a session; in a forked child it stays open for the parent."""
+        if not self.is_own:
+            return
+        with self._lock:
+            self._sessions.pop(session)
+            if self._life is not None:
+                self._life.send(Request(0, session, "close", {}))
 
     def bind(self, session: int, run_id: str) -> None:
         """Have the tracker of a session bound to a run again if the recorder dies."""
-        self._openings[session] = msgspec.structs.replace(self._openings[session], run_id=run_id)
+        state = self._sessions[session]
+        state.opening = msgspec.structs.replace(state.opening, run_id=run_id)
 
-    def close(self, session: int) -> None:
-        """Close a session."""
+    def warm_up(self, session: int) -> None:
+        """Have imported what the tracker of a session will need; does not wait for it."""
         with self._lock:
-            self._openings.pop(session, None)
-            if self._life is not None and not self._life.is_over:
-                self._send(self._life, Request(0, session, "close", {}))
+            self._living().send(Request(0, session, "warm_up", {}))
 
-    def send(self, session: int, method: str) -> None:
-        """Have a method called, without waiting for it."""
+    def record(self, session: int, run_id: str, token: str) -> None:
+        """Have a run recorded; see ``RecordedRun``."""
+        arguments = {"run_id": run_id, "token": token}
+        self.call(session, "record", arguments)
+        self._sessions[session].run = arguments
+
+    def start(self, session: int) -> None:
+        """Have the folder of the run followed."""
+        self.call(session, "start", {})
+        self._sessions[session].is_started = True
+
+    def notify(self, session: int) -> None:
+        """Have the run's folder looked at now; does not wait, and never for a recorder that hangs."""
+        state = self._sessions[session]
         with self._lock:
-            self._send(self._living(), Request(0, session, method, {}))
+            if not self.is_alive or state.is_notified or self._life is None:
+                return  # it looks at the interval, too
+            state.is_notified = True
+            answer = self._life.ask(Request(next(self._numbers), session, "notify", {}))
+        answer.add_done_callback(lambda _: setattr(state, "is_notified", False))
+
+    def close_run(self, session: int) -> None:
+        """Have the run recorded no more, without waiting for it."""
+        with self._lock:
+            self._sessions[session].run = None
+            self._sessions[session].is_started = False
+            if self._life is not None:
+                self._life.send(Request(0, session, "close_run", {}))
 
     def call(self, session: int, method: str, arguments: Mapping[str, Any]) -> Any:
         """Have a method called, and return its result; repeated if the recorder dies meanwhile.
@@ -106,110 +139,64 @@ class Recorder:
             Exception: What the method has raised.
         """
         for _ in range(_MOST_STARTS):
-            answer = Future[Any]()
             with self._lock:
-                life, number = self._living(), next(self._numbers)
-                life.waiting[number] = answer
-                self._send(life, Request(number, session, method, dict(arguments)))
+                life = self._living()
+                answer = life.ask(Request(next(self._numbers), session, method, dict(arguments)))
             with suppress(ClosedError):
                 return answer.result()
-        said = f". It printed at last:\n{life.last_words}" if life.last_words else ""
-        raise TrackerError(f"the recorder process has died {_MOST_STARTS} times{said}")
+        raise TrackerError(f"the recorder process has died {_MOST_STARTS} times{_quote(life.last_words)}")
 
     def shut_down(self) -> None:
         """Let the recorder end, and wait for it for a short while."""
         with self._lock:
             life, self._is_shut_down = self._life, True
         if life is not None and self.is_own:
-            life.channel.close()
-            life.listener.join(_EXIT_S)
+            life.end(_EXIT_S)
 
-    def _living(self) -> _Life:
+    def _living(self) -> Life:
         """Return the living recorder; start one if there is none."""
-        if self._is_shut_down:
-            raise TrackerError("the recorder of this process has ended")
+        if self._is_shut_down or not self.is_own:
+            raise TrackerError("the recorder has ended, or is another process's")
         if self._life is None or self._life.is_over:
-            self._life = self._start_process() if not self.in_place else self._start_thread()
-            self._life.listener = threading.Thread(
-                target=self._listen, args=(self._life,), name="recorder-client", daemon=True
-            )
-            self._life.listener.start()
-            for session in self._openings:
-                self._send_opening(self._life, session)
+            self._life = Life(self.in_place, self._take, self._restart)
+            self.in_place = self._life.is_in_place
+            for number in self._sessions:
+                self._open(self._life, number)
         return self._life
 
-    def _send_opening(self, life: _Life, session: int) -> None:
-        values = {"opening": self._openings[session], "surroundings": _surroundings()}
-        self._send(life, Request(0, session, "open", msgspec.to_builtins(values, enc_hook=str)))
+    def _open(self, life: Life, number: int) -> None:
+        state = self._sessions[number]
+        values = {"opening": state.opening, "surroundings": surroundings()}
+        life.send(Request(0, number, "open", msgspec.to_builtins(values, enc_hook=str)))
+        if state.run is not None:
+            life.send(Request(0, number, "record", state.run))
+        if state.is_started:
+            life.send(Request(0, number, "start", {}))
 
-    def _send(self, life: _Life, request: Request) -> None:
-        with suppress(ClosedError):  # who listens to it notices, and knows what was waiting
-            life.channel.send(request)
+    def _take(self, message: Message) -> None:
+        if isinstance(message, LogLine):
+            logging.getLogger(message.logger).log(message.level, "%s", message.text)
 
-    def _start_process(self) -> _Life:
-        ours, theirs = Pipe()
-        output = tempfile.TemporaryFile()  # noqa: SIM115 - read when it has died
-        command = [sys.executable, "-P", "-m", "ksuit_runner.recorder", str(theirs.fileno()), str(os.getpid())]
-        try:
-            process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
-                start_new_session=True,
-            )
-        except OSError as error:
-            _LOGGER.warning("no process can be started for the recorder, which runs in this one instead: %s", error)
-            ours.close()
-            output.close()
-            self.in_place = True
-            return self._start_thread()
-        finally:
-            theirs.close()
-        return _Life(Channel(ours), process, output)
-
-    def _start_thread(self) -> _Life:
-        ours, theirs = Pipe()
-        server = Server(Channel(theirs))
-        threading.Thread(target=server.serve, name="recorder", daemon=True).start()
-        return _Life(Channel(ours), None)
-
-    def _listen(self, life: _Life) -> None:
-        """Pass on what the recorder sends, until it is gone."""
-        with suppress(ClosedError):
-            while True:
-                message = life.channel.receive()
-                if isinstance(message, Answer) and (waiting := life.waiting.pop(message.number, None)):
-                    if message.error is None:
-                        waiting.set_result(message.value)
-                    else:
-                        waiting.set_exception(message.error.error())
+    def _restart(self, life: Life) -> None:
+        """Start it again if it has died while it followed a run, and not too often."""
         with self._lock:
-            life.is_over = True
-        if life.process is not None and life.output is not None:
-            life.process.wait()
-            life.last_words = _end_of(life.output)
-            life.output.close()
-        for answer in life.waiting.values():
-            answer.set_exception(ClosedError())
+            if self._is_shut_down or self._life is not life:
+                return
+            if not any(state.is_started for state in self._sessions.values()):
+                return
+            self._deaths.append(time.monotonic())
+            if len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_S:
+                _LOGGER.error(
+                    "the recorder process has died %d times%s\nTraining continues, and everything stays in the run's "
+                    "folder; it is sent at the end of the run, by resume=, or by sync=",
+                    _MOST_DEATHS,
+                    _quote(life.last_words),
+                )
+                self._deaths.clear()
+                return
+            _LOGGER.warning("the recorder process has died and is started again%s", _quote(life.last_words))
+            self._living()
 
 
-def _import_path() -> list[str]:
-    """Return the import path of this process, for one that may have another working directory."""
-    return [path or os.getcwd() for path in sys.path]
-
-
-def _end_of(output: IO[bytes]) -> str:
-    size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - _LONGEST_OUTPUT))
-    return output.read().decode(errors="replace").strip()
-
-
-def _surroundings() -> Surroundings:
-    try:
-        directory = os.getcwd()
-    except OSError:  # it was removed
-        directory = os.sep
-    return Surroundings(dict(os.environ), directory, _import_path())
+def _quote(last_words: str) -> str:
+    return f". It printed at last:\n{last_words}" if last_words else ""

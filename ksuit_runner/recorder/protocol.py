@@ -49,12 +49,12 @@ class Answer(msgspec.Struct, array_like=True, tag=True):
     error: "Failure | None" = None
 
 
-class Event(msgspec.Struct, array_like=True, tag=True):
-    """Tells the training process what the recorder has done or has to say."""
+class LogLine(msgspec.Struct, array_like=True, tag=True):
+    """Something that the recorder logs."""
 
-    session: int
-    name: str
-    values: list[Any]
+    logger: str
+    level: int
+    text: str
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -98,7 +98,7 @@ class Failure(msgspec.Struct, array_like=True):
         return RemoteError(f"{self.kind}: {self.text}\nin the recorder:\n{self.trace}")
 
 
-Message = Request | Answer | Event
+Message = Request | Answer | LogLine
 
 
 class Channel:

@@ -1,5 +1,7 @@
 """The recorder's side of the channel: serves requests until the training process is gone."""
 
+import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -8,10 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ksuit_runner.recorder.protocol import Answer, Channel, ClosedError, Failure, Request, from_text
+from ksuit_runner.recorder.protocol import Answer, Channel, ClosedError, Failure, LogLine, Request, from_text
 from ksuit_runner.recorder.session import Opening, Session
-
-_LOOK_S = 0.5  # between two looks at whether the training process is alive
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -33,30 +33,41 @@ class Server:
 
     Args:
         channel: The channel to it.
-        is_alive: Returns whether it is alive: a child of its may have inherited its end of the channel.
         adopt: Called with the present surroundings of the training process before a session is opened.
     """
 
     def __init__(
         self,
         channel: Channel,
-        is_alive: Callable[[], bool] = lambda: True,
         adopt: Callable[[Surroundings], None] = lambda surroundings: None,
     ) -> None:
         self._channel = channel
-        self._is_alive = is_alive
         self._adopt = adopt
         self._sessions: dict[int, Session] = {}
 
     def serve(self) -> None:
-        """Serve until the training process closes its end, or is gone."""
+        """Serve until the channel is closed."""
         with suppress(ClosedError):
             while True:
-                message = self._channel.receive(_LOOK_S)
+                message = self._channel.receive()
                 if isinstance(message, Request):
                     self._take(message)
-                elif not self._is_alive():
-                    break
+
+    @property
+    def records_runs(self) -> bool:
+        """Whether there are runs that were not closed."""
+        return any(session.records_run for session in self._sessions.values())
+
+    def end_dead(self, reason: str | None) -> None:
+        """Record the end of all runs that were not closed: their process has died."""
+        ends = [
+            threading.Thread(target=session.end_dead, args=(reason,), daemon=True)
+            for session in self._sessions.values()
+        ]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
 
     def _take(self, request: Request) -> None:
         if request.method == "open":
@@ -75,3 +86,16 @@ class Server:
         if number:
             with suppress(ClosedError):
                 self._channel.send(answer)
+
+
+class ChannelHandler(logging.Handler):
+    """Passes log records on to the training process, which shows them."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record."""
+        with suppress(ClosedError):  # what is logged after the end of the training process goes into the run's log
+            self._channel.send(LogLine(record.name, record.levelno, self.format(record)))

@@ -1,16 +1,19 @@
 """One tracker in the recorder, and the run that it records."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.paths import OutputPaths
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder.protocol import unpack
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.recorder.recorded_run import RecordedRun
+from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
 
 
@@ -37,6 +40,10 @@ class Description(msgspec.Struct, frozen=True):
     close_timeout_s: float
 
 
+_OF_SESSION = ("describe", "warm_up", "record", "close_run")
+_OF_RUN = ("forget_lost", "reach", "start", "notify", "finish")
+
+
 class Session:
     """Serves the requests about one tracker, in their order, in a thread of its own.
 
@@ -46,6 +53,8 @@ class Session:
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
+        self._run: RecordedRun | None = None
+        self._has_new_run = False
         self._tracker: BaseTracker | None = None
         self._lost_run = opening.run_id
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder-session")
@@ -58,13 +67,33 @@ class Session:
         """Take no more requests."""
         self._thread.shutdown(wait=False)
 
-    def describe(self) -> Description:
-        """Return the settings of the tracker."""
+    @property
+    def records_run(self) -> bool:
+        """Whether there is a run that has not ended."""
+        return self._run is not None or self._has_new_run
+
+    def end_dead(self, reason: str | None) -> None:
+        """Record the end of a run whose process has died, for whatever reason if that is not known."""
+        if self._run is not None:
+            self._run.end_dead(reason)
+        elif self._has_new_run:  # it died before it could write anything of the run that it had begun
+            with suppress(TrackerError):
+                self._built.end_run(EndStatus.KILLED)
+
+    def _describe(self) -> Description:
         return Description(self._built.require, self._built.close_timeout_s)
 
-    def warm_up(self) -> None:
-        """Import what the tracker's first call needs."""
+    def _warm_up(self) -> None:
         self._built.warm_up()
+
+    def _record(self, run_id: str, token: str) -> None:
+        """Begin to record a run of the output folder, whose lock the training process holds."""
+        self._run = RecordedRun(self._built, PathProvider(self._opening.output_dir, run_id), token)
+
+    def _close_run(self) -> None:
+        if self._run is not None:
+            self._run.close()
+        self._run, self._has_new_run = None, False
 
     @property
     def _built(self) -> BaseTracker:
@@ -74,16 +103,19 @@ class Session:
         return self._tracker
 
     def _call(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Call a method of the session or of the tracker, or return a property of it."""
-        if method in _OWN:
-            return _OWN[method](self, **arguments)
+        """Call a method of the session, of its run or of its tracker, or return a property of that."""
+        if method in _OF_SESSION:
+            return getattr(self, f"_{method}")(**arguments)
+        if method in _OF_RUN:
+            assert self._run is not None, "no run is recorded"
+            return getattr(self._run, method)(**arguments)
         if self._lost_run is not None:
             self._built.attach_run(self._lost_run)
             self._lost_run = None
         found = getattr(BaseTracker, method)
         if isinstance(found, property):
             return getattr(self._built, method)
-        return getattr(self._built, method)(**unpack(found, arguments))
-
-
-_OWN: dict[str, Callable[..., Any]] = {method.__name__: method for method in (Session.describe, Session.warm_up)}
+        result = getattr(self._built, method)(**unpack(found, arguments))
+        if method in ("start_run", "end_run"):
+            self._has_new_run = method == "start_run"
+        return result

@@ -11,7 +11,7 @@ import msgspec
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.recorder.client import Recorder
+from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import pack, unpack_result
 from ksuit_runner.recorder.session import Description, Opening
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
@@ -19,15 +19,15 @@ from ksuit_runner.tracker.base import BaseTracker, RunInfo
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_recorder: Recorder | None = None
+_recorder: RecorderClient | None = None
 _warm: dict[bytes, int] = {}  # sessions that were opened ahead, by what they were opened with
 
 
-def recorder() -> Recorder:
+def recorder() -> RecorderClient:
     """Return the recorder of this process, which is started by its first session."""
     global _recorder
     if _recorder is None or not _recorder.is_own:
-        _recorder = Recorder()
+        _recorder = RecorderClient()
         atexit.register(_recorder.shut_down)
         _warm.clear()
     return _recorder
@@ -37,7 +37,7 @@ def warm_up(factory: Factory, outputs: OutputPaths) -> None:
     """Start the recorder and have it import what a tracker needs, while this process imports torch."""
     opening = _opening(factory, outputs)
     session = recorder().open(opening)
-    recorder().send(session, "warm_up")
+    recorder().warm_up(session)
     _warm[_key(opening)] = session
 
 
@@ -94,22 +94,22 @@ class RemoteTracker(BaseTracker):
     """Has every method called in the recorder, by the tracker that a session was opened for.
 
     Args:
-        recorder: The recorder.
+        client: The recorder.
         session: Number of the session.
     """
 
-    def __init__(self, recorder: Recorder, session: int) -> None:
+    def __init__(self, client: RecorderClient, session: int) -> None:
         super().__init__()
-        self._recorder, self._session = recorder, session
-        description = msgspec.convert(recorder.call(session, "describe", {}), Description)
+        self.client, self.session = client, session
+        description = msgspec.convert(client.call(session, "describe", {}), Description)
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        return self._recorder.call(self._session, method, arguments)
+        return self.client.call(self.session, method, arguments)
 
     def _bound_to(self, info: RunInfo) -> None:
         self._run = info
-        self._recorder.bind(self._session, info.run_id)
+        self.client.bind(self.session, info.run_id)
 
     @property
     def artifacts_are_local(self) -> bool:
@@ -124,6 +124,7 @@ class RemoteTracker(BaseTracker):
         except TrackerError:
             return True
 
+    is_bound_to = _remote(BaseTracker.is_bound_to)
     start_run = _binding(BaseTracker.start_run)
     resume_run = _binding(BaseTracker.resume_run)
     attach_run = _binding(BaseTracker.attach_run)

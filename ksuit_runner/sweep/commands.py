@@ -30,6 +30,7 @@ from ksuit_runner.sweep.plan_changes import refuse_changed_yaml, with_changes, w
 from ksuit_runner.sweep.runner import SweepOutcome, SweepRunner, build_properties
 from ksuit_runner.sweep.stored_sweep import find_sweep, unknown_sweep
 from ksuit_runner.sweep.sweep_settings import Method
+from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
@@ -101,7 +102,7 @@ def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTr
     for record in find_records(paths, tracker).values():
         run = PathProvider(paths.output_dir, record.run_id)
         store = open_tracker(factory, paths)
-        with RunLock(run.lock) as lock:
+        with StoredRunLock(run.lock, run.recorder_lock) as lock:
             recording = Recording(store, run, lock.check)
             if recording.forget_lost():
                 mark_if_killed(run, store)

@@ -31,6 +31,7 @@ from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leade
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs
 from ksuit_runner.sweep.progress_lines import print_failure, print_job, print_sweep
 from ksuit_runner.sweep.run_job import JobResult, JobTask
+from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
@@ -199,7 +200,7 @@ class SweepRunner:
         run = PathProvider(self.paths.output_dir, record.run_id)
         tracker = open_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
         try:
-            with RunLock(run.lock) as lock:
+            with StoredRunLock(run.lock, run.recorder_lock) as lock:
                 mark_if_killed(run, tracker)
                 Recording(tracker, run, lock.check).deliver_all()
         except AliveError:  # it is still sending it itself

@@ -37,6 +37,10 @@ class Background(ABC):
         """Work now instead of at the next interval, and try again at once after a failure."""
         self._wake.set()
 
+    def join(self) -> None:
+        """Wait until the thread has ended, which it does once it was stopped and its current work is done."""
+        self._thread.join()
+
     @abstractmethod
     def _work(self) -> None:
         """Do what there is to do; anything that it raises is a failure."""

@@ -73,6 +73,37 @@ class RecorderLock(RunLock):
         return f"the recorder of {super()._what()}"
 
 
+class StoredRunLock(RunLock):
+    """The lock of a run that was recorded before: also waits until its earlier recorder writes to it no more.
+
+    Args:
+        path: The file of the run's lock.
+        recorder_path: The file of its recorder's lock.
+        **timing: See ``RunLock``.
+    """
+
+    def __init__(self, path: Path, recorder_path: Path, **timing: float) -> None:
+        super().__init__(path, **timing)
+        self._recorder_path = recorder_path
+
+    def acquire(self, wait: bool = True) -> None:
+        """Acquire the run's lock, and wait for that of the recorder.
+
+        Args:
+            wait: See ``RunLock.acquire``.
+
+        Raises:
+            AliveError: A process that is alive holds one of them.
+        """
+        super().acquire(wait)
+        try:
+            with RecorderLock(self._recorder_path):
+                pass
+        except BaseException:
+            self.release()
+            raise
+
+
 def _is_local(holder: Holder) -> bool:
     is_other = holder.pid != os.getpid()  # another thread of this process records it
     return is_other and holder.host == socket.gethostname() and holder.kernel == kernel()

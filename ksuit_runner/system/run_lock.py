@@ -322,6 +322,11 @@ class RunLock(Ownership):
         return f"{self._what()} is still running{who}"
 
 
+def is_held(path: Path) -> bool:
+    """Whether the kernel keeps a lock for a process that is alive; false where it cannot tell."""
+    return (seen := see(path)) is not None and seen.is_free is False
+
+
 def _close_in_child(lock: weakref.ref[RunLock]) -> None:
     if (held := lock()) is not None:
         held._close_file()

@@ -78,9 +78,3 @@ def catch_signals() -> Iterator[Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def ignore_signals() -> None:
-    """Ignore what asks a run to end: for a process that has work to do after the run."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

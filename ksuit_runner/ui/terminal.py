@@ -77,6 +77,18 @@ def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.L
             handler.close()
 
 
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append what the logger ``ksuit_runner`` gets in the block to a run's log, besides what it does with it."""
+    logger, handler = logging.getLogger("ksuit_runner"), _file_handler(path)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
     """Print which run starts, where it is tracked and where its files are."""
     print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})

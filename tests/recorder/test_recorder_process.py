@@ -17,8 +17,8 @@ import pytest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.recorder import client
-from ksuit_runner.recorder.client import Recorder
+from ksuit_runner.recorder import life
+from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.session import Opening
 from ksuit_runner.recorder.tracker import RemoteTracker, recorder
@@ -63,14 +63,14 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(params=["process", "thread"])
 def any_recorder(request):
-    recorder = Recorder(in_place=request.param == "thread")
+    recorder = RecorderClient(in_place=request.param == "thread")
     yield recorder
     recorder.shut_down()
 
 
 @pytest.fixture
 def process():
-    recorder = Recorder()
+    recorder = RecorderClient()
     yield recorder
     recorder.shut_down()
 
@@ -173,8 +173,8 @@ def test_it_runs_in_this_process_where_no_other_can_be_started(project, monkeypa
     def refuse(*args, **kwargs):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(client.subprocess, "Popen", refuse)
-    recorder = Recorder()
+    monkeypatch.setattr(life, "start_detached", refuse)
+    recorder = RecorderClient()
     with caplog.at_level(logging.WARNING):
         tracker = opened(recorder, project)
     assert pid_of(tracker) == os.getpid()
@@ -199,16 +199,16 @@ def has_ended(pid):
 
 SCRIPT = """
     import os, sys, time
-    from ksuit_runner.recorder.client import Recorder
+    from ksuit_runner.recorder.client import RecorderClient
     from ksuit_runner.recorder.session import Opening
     from ksuit_runner.recorder.tracker import RemoteTracker
 
-    recorder = Recorder()
+    recorder = RecorderClient()
     target = "ksuit_runner.tracker.mlflow.MlflowTracker"
     session = recorder.open(Opening({"_target_": target}, "outputs"))
     tracker = RemoteTracker(recorder, session)
     tracker.find("nothing")
-    print(recorder._life.process.pid, {"mlflow", "sqlalchemy"} & sys.modules.keys(), flush=True)
+    print(recorder._life._process.pid, {"mlflow", "sqlalchemy"} & sys.modules.keys(), flush=True)
     END
 """
 

@@ -1,0 +1,155 @@
+"""The training process dies, the recorder dies, or both: what is recorded of the run then."""
+
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from command import journal, ksuit, mlflow_points, query, read_until, run_dir, start, wait_until
+from pausing import make_project
+
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.run_lock import is_held
+
+RUN = ("model=pauses", "model.pauses_at=60", "trainer.max_epochs=3", "callbacks=[accuracy]")
+
+
+@pytest.fixture
+def project(tmp_path):
+    make_project(tmp_path)
+    (tmp_path / "armed").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def outputs(project, template):
+    return shutil.copytree(template, project / "outputs")
+
+
+def paused(project, outputs, *arguments):
+    """Start a run that pauses in the middle, and return its process and that of its recorder."""
+    process = start(outputs, *RUN, *arguments, cwd=project)
+    read_until(process, "paused")
+    return process, recorder_of(process.pid)
+
+
+def recorder_of(pid):
+    (found,) = recorders_of(pid)
+    return found
+
+
+def recorders_of(pid):
+    return [child for child in psutil.Process(pid).children() if is_recorder(child)]
+
+
+def is_recorder(process):
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return "ksuit_runner.recorder" in process.cmdline()
+    return False
+
+
+def statuses(outputs):
+    return [status for (status,) in query(outputs, "select status from runs")]
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def exits(outputs):
+    return query(outputs, "select value from tags where key = 'ksuit.exit'")
+
+
+def test_a_killed_run_is_recorded_as_killed_with_all_of_its_metrics(project, outputs):
+    process, recorder = paused(project, outputs)
+    process.kill()
+    wait_for(lambda: statuses(outputs) == ["KILLED"], 5)
+    recorder.wait(5)
+    process.communicate()
+    assert exits(outputs) == [("SIGKILL",)]
+    directory = run_dir(outputs)
+    assert journal(directory) == mlflow_points(outputs)
+    paths = PathProvider(outputs, directory.name)
+    assert not paths.lock.exists() and not paths.recorder_lock.exists()
+    assert "the process of this run has died: SIGKILL" in paths.log.read_text()
+
+
+def test_a_killed_run_that_is_resumed_at_once_is_not_touched_by_its_first_recorder(project, outputs):
+    process, recorder = paused(project, outputs)
+    recorder.send_signal(signal.SIGSTOP)
+    process.kill()
+    process.communicate()
+    (project / "armed").unlink()
+    resumed = start(outputs, "resume=last", cwd=project)
+    wait_for(lambda: not recorder.is_running() or recorder.status() == psutil.STATUS_ZOMBIE, 60)  # it was killed
+    assert resumed.wait(120) == 0, resumed.stdout.read()
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
+    assert exits(outputs) == []
+
+
+def test_training_continues_when_the_recorder_dies(project, outputs):
+    process, recorder = paused(project, outputs)
+    recorder.kill()
+    wait_until(lambda: recorder not in (found := recorders_of(process.pid)) and found, process)
+    (project / "armed").unlink()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the recorder process has died and is started again" in output
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
+
+
+def test_a_recorder_that_dies_again_and_again_is_reported_and_tried_once_more_at_the_end(project, outputs):
+    process, recorder = paused(project, outputs)
+    for _ in range(2):
+        recorder.kill()
+        wait_until(lambda: recorder not in (found := recorders_of(process.pid)) and found, process)  # noqa: B023
+        recorder = recorder_of(process.pid)
+    recorder.kill()
+    wait_until(lambda: "has died 3 times" in log_of(outputs), process)
+    assert not recorders_of(process.pid)
+    (project / "armed").unlink()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the recorder process has died 3 times" in output
+    assert "Training continues" in output
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
+
+
+def log_of(outputs):
+    return PathProvider(outputs, run_dir(outputs).name).log.read_text()
+
+
+def test_when_both_die_a_resume_finds_everything(project, outputs):
+    process, recorder = paused(project, outputs)
+    recorder.send_signal(signal.SIGSTOP)
+    process.kill()
+    recorder.kill()
+    process.communicate()
+    assert statuses(outputs) == ["RUNNING"]
+    (project / "armed").unlink()
+    ksuit(outputs, "resume=last", cwd=project)
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
+
+
+def test_signals_to_the_whole_group_end_the_run_and_not_its_record(project, outputs):
+    process, recorder = paused(project, outputs)
+    (project / "armed").unlink()
+    for number in (signal.SIGTERM,):
+        process.send_signal(number)
+        os.kill(recorder.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert statuses(outputs) == ["KILLED"]
+    assert exits(outputs) == []
+    assert not recorder.is_running()
+    assert not is_held(PathProvider(outputs, run_dir(outputs).name).recorder_lock)

@@ -1,0 +1,53 @@
+"""Whole runs with the recorder in a process, and in place where none can be started."""
+
+import errno
+import logging
+import shutil
+import subprocess
+import sys
+
+from command import journal, mlflow_points, query, run_dir
+
+from ksuit_runner.api import run
+from ksuit_runner.recorder import life, tracker
+
+RUN = ["model=linear", "trainer.max_epochs=1", "callbacks=[accuracy]"]
+IMPORTS = """
+import sys
+from ksuit_runner.api import run
+result = run([*sys.argv[1:]])
+assert result.status == "FINISHED", result
+print(sorted({"mlflow", "sqlalchemy"} & sys.modules.keys()))
+"""
+
+
+def test_the_process_that_trains_imports_no_mlflow(template, tmp_path):
+    shutil.copytree(template, tmp_path / "outputs")
+    command = [sys.executable, "-c", IMPORTS, *RUN, f"output_dir={tmp_path / 'outputs'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert mlflow_points(tmp_path / "outputs")
+
+
+def test_where_no_process_can_be_started_it_runs_in_threads(template, tmp_path, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    outputs = shutil.copytree(template, tmp_path / "outputs")
+    monkeypatch.setattr(life, "start_detached", refuse)
+    monkeypatch.setattr(tracker, "_recorder", None)
+    with caplog.at_level(logging.WARNING):
+        result = run([*RUN, f"output_dir={outputs}"])
+    assert result.status == "FINISHED"
+    assert "no process can be started for the recorder" in caplog.text
+    assert query(outputs, "select status from runs") == [("FINISHED",)]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
+
+
+def test_a_second_run_of_a_process_has_the_same_recorder(template, tmp_path):
+    outputs = shutil.copytree(template, tmp_path / "outputs")
+    run([*RUN, f"output_dir={outputs}"])
+    first = tracker.recorder()
+    assert run([*RUN, f"output_dir={outputs}"]).status == "FINISHED"
+    assert tracker.recorder() is first
