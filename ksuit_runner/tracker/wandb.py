@@ -211,7 +211,9 @@ class WandbTracker(BaseTracker):
 
     @property
     def _sync_command(self) -> str:
-        return f"wandb sync {quote(str(self._folder_of(self._run_stored.run_id)))}/*run-*"
+        if self._stored is None:  # nothing is recorded of the run yet
+            return "wandb sync"
+        return f"wandb sync {quote(str(self._folder_of(self._stored.run_id)))}/*run-*"
 
     def _folder_of(self, run_id: str) -> Path:
         folder = PathProvider(self._outputs.output_dir, run_id).wandb_dir
@@ -292,6 +294,8 @@ class WandbTracker(BaseTracker):
         except BaseException:
             _end_service()
             raise
+        finally:
+            _remove_links(folder)
         return run
 
     def _let_go(self) -> None:
@@ -302,6 +306,13 @@ class WandbTracker(BaseTracker):
             with _live_lock:
                 _live -= 1
                 _end_service()
+
+
+def _remove_links(folder: Path) -> None:
+    """Remove W&B's links to logs elsewhere: a run's folder with a link that leaves it is not resumed."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def _end_service() -> None:

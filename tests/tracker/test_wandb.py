@@ -17,6 +17,7 @@ pytest.importorskip("wandb", reason="wandb is not installed: pip install 'ksuit_
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import Point
+from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import RUN_ID_TAG, DatasetInfo, EndStatus
 from ksuit_runner.tracker.wandb import WandbTracker
 from ksuit_runner.tracker.wandb_files import RecordReader, points_of
@@ -102,6 +103,7 @@ def same(found: list[Point], expected: list[Point]) -> bool:
 
 def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     tracker = offline(tmp_path)
+    assert tracker.where() == "W&B (offline), upload it with: wandb sync"
     info = tracker.start_run("x", {"author": "me"}, "parent")
     folder = PathProvider(tmp_path / "outputs", info.run_id).wandb_dir
     assert tracker.where() == f"W&B (offline), upload it with: wandb sync {folder}/*run-*"
@@ -131,6 +133,7 @@ def test_a_killed_run_is_resumed_with_every_point_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "outputs")]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "[]\n"), killed.stderr
+    check_folder(PathProvider(tmp_path / "outputs", "run00000").run_dir)
     tracker = offline(tmp_path)
     assert (tracker.attach_run("run00000").name, tracker.run.parent_run_id) == ("x", "parent")
     assert not of_kind(records(tmp_path, "run00000"), "exit")
@@ -139,6 +142,7 @@ def test_a_killed_run_is_resumed_with_every_point_once(tmp_path: Path) -> None:
     tracker.log_points([Point("loss", 2.0**-step, step, 1000 * step) for step in range(1, 6)])
     tracker.end_run(EndStatus.FINISHED)
     assert tracker.history("loss") == [Point("loss", 2.0**-step, step, 1000 * step) for step in range(1, 6)]
+    check_folder(PathProvider(tmp_path / "outputs", "run00000").run_dir)
     found = records(tmp_path, "run00000")
     assert [run.run_id for run in of_kind(found, "run")] == ["run00000"] * 2
     assert [record.exit_code for record in of_kind(found, "exit")] == [0]
