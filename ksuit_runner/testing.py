@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.format import has_traces, read_newest, recover
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import has_traces
+from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import parameters_of
 from ksuit_runner.counter import UpdateCounter
@@ -141,7 +143,7 @@ def tiny_run(
     if stop_at is not None:
         callbacks = {**callbacks, "interrupt": partial(InterruptAt, stop_at)}
     journal = Journal(paths.journal)
-    recover(paths)
+    Committer(paths).recover()
     run = build_run(
         trainer,
         paths,

@@ -14,7 +14,8 @@ from command import end_started
 from hypothesis import HealthCheck, settings
 from torch import nn
 
-from ksuit_runner.checkpoint.format import names, read_newest
+from ksuit_runner.checkpoint.folders import names
+from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import Progress
 from ksuit_runner.data.container import DataContainer

@@ -39,18 +39,10 @@ TESTS = {
     "delivery/delivered": ("tests/delivery/test_outbox.py", "tests/delivery/test_binding.py"),
     "delivery/registration": ("tests/delivery/test_outbox.py", "tests/delivery/test_binding.py"),
     "delivery/recording": ("tests/delivery/test_binding.py",),
-    "checkpoint/writer": (
-        *(
-            f"{_POWER}[the newest checkpoint]",
-            f"{_DISK}::test_a_checkpoint_that_reads_back_wrong_replaces_no_older_one",
-        ),
-        *("tests/checkpoint/test_state.py", "tests/engine/test_loop_ends.py"),
-    ),
-    "checkpoint/format": (
-        "tests/checkpoint/test_writer.py",
-        f"{_POWER}[a checkpoint]",
-        "tests/checkpoint/test_state.py",
-    ),
+    "checkpoint/writer": ("tests/checkpoint/test_state.py", "tests/engine/test_loop_ends.py"),
+    "checkpoint/format": ("tests/checkpoint/test_writer.py", "tests/checkpoint/test_state.py"),
+    "checkpoint/commit": ("tests/checkpoint/test_writer.py", _DISK),
+    "checkpoint/folders": ("tests/checkpoint/test_commit.py", "tests/checkpoint/test_writer.py"),
     "system/atomic_files": (_DISK,),
     "engine/hooks": (
         *("tests/engine/test_loop_ends.py", "tests/engine/test_logging.py", "tests/test_callback_base.py"),

@@ -280,7 +280,7 @@ def sealed(folder):
     """Write a manifest that vouches for what is in a checkpoint's folder now."""
     (folder / MANIFEST).unlink()
     files = {path.name: fingerprint(path) for path in folder.iterdir()}
-    write_manifest(folder, files, folder.name, "hash", False, {})
+    write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
 
 
 class Evil:

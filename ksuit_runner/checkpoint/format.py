@@ -1,4 +1,4 @@
-"""The format of a checkpoint on disk: a folder is written atomically, and read only if all of it is intact."""
+"""The content of a checkpoint: it is written to a folder of its own, and read only if all of it is intact."""
 
 import logging
 import shutil
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from ksuit_runner import __version__
+from ksuit_runner.checkpoint.folders import PARTIAL, READY, beside, names
 from ksuit_runner.checkpoint.manifest import verify, write_file, write_manifest
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
 from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.system.atomic_files import commit_folder, make_folder
-from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link
+from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 _LOGGER = logging.getLogger(__name__)
 
 MODEL, STATE_TENSORS, STATE = "model.safetensors", "trainer.safetensors", "trainer.json"
 RESERVED = ("model", "trainer")
 """Names of files that no callback may write."""
-_PARTIAL, _REPLACED = ".tmp", ".old"
 _LISTED = 5
 
 
@@ -90,137 +89,45 @@ def pack_state(
     return {**tensors, "trainer": packer.tensors}, document
 
 
-def write_folder(
+def write_ready(
     folder: Path,
     files: Mapping[str, Mapping[str, Tensor]],
     document: Mapping[str, Any],
     config_hash: str,
+    keep_last: int,
     tags: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint atomically: the folder has everything in it, or does not exist.
+    """Write a checkpoint so that it can be committed: ``.NAME.ready`` has everything in it, or does not exist.
+
+    Nothing waits for the disk. A power cut may leave anything; a kill of this process leaves it whole.
 
     Args:
         folder: Its final path; its name is the position.
         files: Tensors by name, for each safetensors file by its name without the suffix.
         document: What ``pack_state`` returns for ``trainer.json``.
         config_hash: Hash of the run's config.
+        keep_last: Number of newest checkpoints that the run keeps.
         tags: Tags that it is written for.
 
     Raises:
         OSError: It could not be written; nothing has changed.
     """
-    temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
+    temporary, ready = beside(folder, PARTIAL), beside(folder, READY)
     shutil.rmtree(temporary, ignore_errors=True)
-    _finish_replacement(folder)
-    make_folder(folder.parent)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     try:
-        written = {
-            path.name: write_file(path, parts(tensors))
-            for name, tensors in files.items()
-            for path in [temporary / f"{name}.safetensors"]
-        }
+        written = {}
+        for name, tensors in files.items():
+            file = f"{name}.safetensors"
+            written[file] = write_file(temporary / file, parts(tensors))
         written[STATE] = write_file(temporary / STATE, [msgspec.json.encode(document)])
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
-        write_manifest(temporary, written, folder.name, config_hash, is_unfinished(document), versions, tags)
-        if folder.exists():
-            folder.rename(_aside(folder))  # if the process is killed before the next rename, `recover` undoes this one
-        commit_folder(temporary, folder)
+        is_unfinished = document.get("unfinished") is not None
+        write_manifest(temporary, written, folder.name, config_hash, is_unfinished, versions, keep_last, tags)
+        shutil.rmtree(ready, ignore_errors=True)
+        temporary.rename(ready)
     finally:
-        _finish_replacement(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def names(paths: PathProvider) -> list[str]:
-    """Return the names of a run's checkpoints, newest first, intact or not."""
-    if not _has_folder(paths):
-        return []
-    found = [(Progress.parse(path.name), path.name) for path in paths.checkpoints_dir.iterdir()]
-    whole = [(progress, name) for progress, name in found if progress is not None]
-    return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
-
-
-def recover(paths: PathProvider) -> None:
-    """Clean up after a killed process: restore the checkpoint that it was replacing, remove half-written ones.
-
-    Only the process that holds the run's lock may call this; it does so before it reads or writes a checkpoint.
-    """
-    for replaced in _replaced(paths):
-        _finish_replacement(replaced)
-    for path in paths.checkpoints_dir.glob(f".*{_PARTIAL}") if _has_folder(paths) else ():
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def needs_recovery(paths: PathProvider) -> bool:
-    """Whether there is a checkpoint that ``recover`` would restore; or it is being replaced right now."""
-    return any(not replaced.exists() for replaced in _replaced(paths))
-
-
-def _replaced(paths: PathProvider) -> list[Path]:
-    """Return the folders of the checkpoints that were moved aside to be replaced."""
-    found = paths.checkpoints_dir.glob(f".*{_REPLACED}") if _has_folder(paths) else ()
-    return [path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED)) for path in found]
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}{_REPLACED}")
-
-
-def _finish_replacement(folder: Path) -> None:
-    """Remove the checkpoint that was moved aside; if nothing has replaced it, move it back."""
-    aside = _aside(folder)
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-    elif aside.exists():
-        aside.rename(folder)
-
-
-def _has_folder(paths: PathProvider) -> bool:
-    return paths.checkpoints_dir.is_dir() and not is_behind_link(paths.checkpoints_dir, paths.runs_dir)
-
-
-def has_traces(paths: PathProvider) -> bool:
-    """Whether a run ever had a checkpoint, even if none is left: then it may not silently start over.
-
-    What a process left half written when it was killed is hidden and does not count.
-    """
-    folder = paths.checkpoints_dir
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        return True
-    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-
-
-def damage(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written."""
-    try:
-        verify(folder, _root(folder))
-    except UnsafeFileError as error:
-        return str(error)
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    return None
-
-
-def holds(folder: Path, state: Mapping[str, Any], config_hash: str) -> bool:
-    """Whether a checkpoint is intact, and is what a state at its position would be written as.
-
-    Under another config it holds other states; and what followed an update may have been half done when it was written.
-    """
-    try:
-        manifest = verify(folder, _root(folder))
-    except (UnsafeFileError, OSError):
-        return False
-    return (manifest["config_hash"], manifest["unfinished"]) == (config_hash, is_unfinished(state))
-
-
-def is_unfinished(state: Mapping[str, Any]) -> bool:
-    """Whether a state was taken while what follows an update was half done."""
-    return state.get("unfinished") is not None
-
-
-def _root(folder: Path) -> Path:
-    """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
-    return folder.parents[3]
 
 
 def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:

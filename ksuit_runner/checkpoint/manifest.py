@@ -4,7 +4,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     config_hash: str
     unfinished: bool
+    keep_last: Annotated[int, msgspec.Meta(ge=1)]
     tags: list[str]
     versions: dict[str, Any]
     files: dict[str, _Fingerprint]
@@ -55,6 +56,7 @@ def write_manifest(
     config_hash: str,
     unfinished: bool,
     versions: Mapping[str, str],
+    keep_last: int,
     tags: Sequence[str] = (),
 ) -> None:
     """Write the manifest of a folder.
@@ -66,19 +68,27 @@ def write_manifest(
         config_hash: Hash of the config that it was written under.
         unfinished: Whether what follows the last update was half done.
         versions: Versions of the libraries that wrote it.
+        keep_last: Number of newest checkpoints that the run keeps.
         tags: Tags that it was written for.
     """
     head = {"format": FORMAT, "name": name, "config_hash": config_hash, "unfinished": unfinished}
-    body = {**head, "tags": list(tags), "versions": dict(versions), "files": dict(sorted(files.items()))}
+    body = {
+        **head,
+        "keep_last": keep_last,
+        "tags": list(tags),
+        "versions": dict(versions),
+        "files": dict(sorted(files.items())),
+    }
     (folder / MANIFEST).write_text(_seal(body))
 
 
-def read_manifest(folder: Path, root: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, root: Path, name: str | None = None) -> dict[str, Any]:
     """Read a manifest, and check every byte by its checksum and every value by its type.
 
     Args:
         folder: The checkpoint's folder.
         root: Folder of the run, which no link may leave.
+        name: Name of the checkpoint; by default that of the folder.
 
     Raises:
         UnsafeFileError: It is damaged; the message names the file.
@@ -86,7 +96,7 @@ def read_manifest(folder: Path, root: Path) -> dict[str, Any]:
     try:
         text = read_text(folder / MANIFEST, root)
         found = parse_json(text)
-        _check(found, folder.name)
+        _check(found, name or folder.name)
         if text != _seal({key: value for key, value in found.items() if key != "crc32"}):
             raise UnsafeFileError("is not what was written")
     except UnsafeFileError as error:
@@ -95,26 +105,27 @@ def read_manifest(folder: Path, root: Path) -> dict[str, Any]:
     return found
 
 
-def verify(folder: Path, root: Path) -> dict[str, Any]:
+def verify(folder: Path, root: Path, name: str | None = None) -> dict[str, Any]:
     """Check every file of a checkpoint against its manifest, which is returned.
 
     Args:
         folder: The checkpoint's folder.
         root: Folder of the run, which no link may leave.
+        name: Name of the checkpoint; by default that of the folder.
 
     Raises:
         UnsafeFileError: A file is missing, unexpected or damaged; the message names it.
     """
-    manifest = read_manifest(folder, root)
-    for name, expected in manifest["files"].items():
+    manifest = read_manifest(folder, root, name)
+    for file, expected in manifest["files"].items():
         try:
             # The size detects most damage without reading gigabytes.
-            if check_file(folder / name, folder) != expected["size"] or fingerprint(folder / name) != expected:
+            if check_file(folder / file, folder) != expected["size"] or fingerprint(folder / file) != expected:
                 raise UnsafeFileError("is not what was written")
         except UnsafeFileError as error:
-            raise UnsafeFileError(f"{name} {error}") from None
+            raise UnsafeFileError(f"{file} {error}") from None
         except OSError as error:
-            raise UnsafeFileError(f"{name} cannot be read ({error.strerror})") from None
+            raise UnsafeFileError(f"{file} cannot be read ({error.strerror})") from None
     # Hidden files are ignored: network file systems leave some behind.
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if unexpected := sorted(present - manifest["files"].keys() - {MANIFEST}):

@@ -1,25 +1,23 @@
 """The checkpoint writer: when checkpoints are written, which are kept, and the thread that writes them."""
 
 import errno
-import json
 import logging
-import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint.format import RESERVED, damage, holds, names, pack_state, recover, write_folder
+from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
+from ksuit_runner.checkpoint.format import RESERVED, pack_state, write_ready
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.system.atomic_files import write_text
-from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
 
 _LOGGER = logging.getLogger(__name__)
 TINY = 1_000_000
@@ -32,8 +30,29 @@ _SMALL, _MOST_WAITING = (
 )  # bytes of a state up to which several copies may wait to be written, and how many
 
 
+@dataclass(frozen=True)
+class _Saving:
+    """A checkpoint on its way.
+
+    Attributes:
+        written: Done once its files are written and handed over, with what says when it is committed.
+        buffers: Hold its tensors until then.
+    """
+
+    written: Future[Future[None]]
+    buffers: HostBuffers
+
+    @property
+    def is_done(self) -> bool:
+        return self.written.done() and (self.written.exception() is not None or self.written.result().done())
+
+    def finish(self) -> None:
+        """Wait until it is committed, and raise the error if it could not be."""
+        self.written.result().result()
+
+
 class CheckpointWriter:
-    """Writes the checkpoints of a run and removes old ones.
+    """Writes the checkpoints of a run, and hands them over to be committed.
 
     A checkpoint is written at the given interval, when a callback requests one, at the end, and when the run is
     interrupted. The last ones are kept, every n-th, and those with a tag.
@@ -47,9 +66,10 @@ class CheckpointWriter:
         keep_every: Keep every n-th of the interval's checkpoints for good; None keeps none of them.
         room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
-        on_written: Called, in the thread that writes, after every checkpoint.
+        on_written: Called after every checkpoint that is committed in this process.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
         check_owner: Raises an error if another process has taken the run over; called before every write.
+        hand_over: Commits what was written; by default in the thread that has written it.
     """
 
     def __init__(
@@ -65,6 +85,7 @@ class CheckpointWriter:
         on_written: Callable[[], None] = lambda: None,
         check_owner: Callable[[], None] = lambda: None,
         is_urgent: Callable[[], bool] = lambda: False,
+        hand_over: HandOver | None = None,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"at least 1 is needed, not {keep_last}", path="checkpoint.keep_last")
@@ -82,11 +103,13 @@ class CheckpointWriter:
         self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
-        self._tags: dict[str, str] | None = None  # read when the first checkpoint is written
+        committer = Committer(path_provider, lambda: self.check_owner(), on_committed=lambda: self.on_written())
+        self._hand_over = hand_over or InPlace(committer)
+        self._submitted: tuple[str, Future[None]] | None = None  # the last one
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
-        self._writing: deque[tuple[Future[None], HostBuffers]] = deque()
+        self._saving: deque[_Saving] = deque()
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
         """Write tensors to a file of their own, ``NAME.safetensors``, in every checkpoint.
@@ -105,9 +128,7 @@ class CheckpointWriter:
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
-        paths, before = self.path_provider, read_tags(self.path_provider)
-        if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
-            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
+        self._hand_over.restore_tags(name, tags)
 
     def take_requests(self) -> list[str]:
         """Return the requested tags and clear them: the next checkpoint does not get them."""
@@ -163,44 +184,45 @@ class CheckpointWriter:
         write = partial(self._write, name, files, document, tags, before)
         if wait:
             write = partial(self._write_with_patience, write)
-        at_once = buffers.size <= TINY and self._is_quick and not self._writing
-        self._writing.append((self._write_now(write) if at_once else self._thread.submit(write), buffers))
+        at_once = buffers.size <= TINY and self._is_quick and all(saving.written.done() for saving in self._saving)
+        self._saving.append(_Saving(self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
             self.wait(is_last=True)
 
     def wait(self, is_last: bool = False) -> None:
         """Wait until all checkpoints are written; a failure is an error for the last one, else a warning."""
-        while self._writing:
-            self._finish_first(is_last and len(self._writing) == 1)
+        while self._saving:
+            self._finish_first(is_last and len(self._saving) == 1)
 
     def _files(self, model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {"model": model, **{name: provider() for name, provider in self._providers.items()}}
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that are not being written, as soon as there are some."""
-        while self._writing:
-            (first, _), (_, newest) = self._writing[0], self._writing[-1]
-            if not (first.done() or len(self._writing) == _MOST_WAITING or newest.size > _SMALL):
+        while self._saving:
+            is_full = len(self._saving) == _MOST_WAITING or self._saving[-1].buffers.size > _SMALL
+            if not (is_full or self._saving[0].is_done):
                 break
             self._finish_first()
         return self._spare.pop() if self._spare else HostBuffers()
 
-    def _write_now(self, write: Callable[[], None]) -> Future[None]:
-        writing, start = Future[None](), perf_counter()
+    def _write_now(self, write: Callable[[], Future[None]]) -> Future[Future[None]]:
+        written, start = Future[Future[None]](), perf_counter()
         try:
-            write()
-            writing.set_result(None)
+            written.set_result(write())
         except Exception as error:
-            writing.set_exception(error)
+            written.set_exception(error)
         self._took_s.append(perf_counter() - start)
-        return writing
+        return written
 
-    def _write_with_patience(self, write: Callable[[], None]) -> None:
-        """Write the last checkpoint; while the disk is full, try again."""
+    def _write_with_patience(self, write: Callable[[], Future[None]]) -> Future[None]:
+        """Write the last checkpoint, and wait until it is committed; while the disk is full, try again."""
         deadline, has_warned = monotonic() + self._room_timeout_s, False
         while True:
             try:
-                return write()
+                committed = write()
+                committed.result()
+                return committed
             except OSError as error:
                 if error.errno not in _FULL or self.is_urgent() or monotonic() > deadline:
                     raise
@@ -214,20 +236,22 @@ class CheckpointWriter:
         return len(self._took_s) < 2 or min(self._took_s) < _QUICK_S  # the first one is never quick
 
     def _finish_first(self, is_last: bool = False) -> None:
-        writing, buffers = self._writing.popleft()
-        self._spare.append(buffers)
+        saving = self._saving.popleft()
         try:
-            writing.result()
+            saving.finish()
         except OSError as error:
             message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
             if is_last:
                 raise CheckpointError(message) from error
             _LOGGER.error("%s; the run continues with the last good one, and tries again at the next interval", message)
+        finally:
+            self._spare.append(saving.buffers)
 
     def close(self) -> None:
-        """Wait until all checkpoints are written, and end the thread."""
+        """Wait until all checkpoints are committed, and end the thread."""
         self.wait()
         self._thread.shutdown()
+        self._hand_over.close()
 
     def _write(
         self,
@@ -236,41 +260,15 @@ class CheckpointWriter:
         document: Mapping[str, Any],
         tags: list[str],
         before: Callable[[], None],
-    ) -> None:
-        paths = self.path_provider
-        folder = paths.checkpoints_dir / name
+    ) -> Future[None]:
         self.check_owner()
         before()
-        if self._tags is None:
-            recover(paths)
-        # The same position may have been committed just before a kill.
-        if not (folder.exists() and holds(folder, document, self.config_hash)):
-            write_folder(folder, tensors, document, self.config_hash, tags)
-            self.check_owner()
-        if tags or self._tags is None:
-            all_tags = (read_tags(paths) if self._tags is None else self._tags) | dict.fromkeys(tags, name)
-            write_text(paths.tags, json.dumps(all_tags, indent=2) + "\n")
-            self._tags = all_tags
-        write_text(paths.latest, name + "\n")
-        if (problem := damage(folder)) is not None:
-            raise OSError(f"read back, {problem}")
-        self._prune(name, self._tags)
-        self.on_written()
-
-    def _prune(self, newest: str, tags: Mapping[str, str]) -> None:
-        existing = names(self.path_provider)
-        past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
-        for name in past[self._keep_last :]:
-            if name not in tags.values():
-                shutil.rmtree(self.path_provider.checkpoints_dir / name, ignore_errors=True)
-
-
-def read_tags(paths: PathProvider) -> dict[str, str]:
-    """Return the name of the checkpoint by tag, for all tagged checkpoints of a run; invalid entries are skipped."""
-    try:
-        found = read_json(paths.tags, paths.runs_dir)
-    except UnsafeFileError:
-        return {}
-    existing = set(names(paths))
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {tag: name for tag, name in pairs if isinstance(name, str) and name in existing}
+        if self._submitted is None:
+            remove_partial(self.path_provider)
+        elif self._submitted[0] == name:
+            self._submitted[1].exception()  # waits until its folder is free
+        folder = self.path_provider.checkpoints_dir / name
+        write_ready(folder, tensors, document, self.config_hash, self._keep_last, tags)
+        committed = self._hand_over.submit(name)
+        self._submitted = name, committed
+        return committed

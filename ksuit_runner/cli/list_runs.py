@@ -5,7 +5,7 @@ from datetime import datetime
 
 from omegaconf import DictConfig
 
-from ksuit_runner.checkpoint.format import names
+from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.outbox import Outbox, mark_if_killed

@@ -5,7 +5,7 @@ import pytest
 
 from callbacks.best_checkpoint import BestCheckpoint
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.writer import read_tags
+from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import PeriodicCallback
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from ksuit_runner.checkpoint.writer import read_tags
+from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.engine.runner import run

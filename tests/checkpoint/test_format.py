@@ -7,22 +7,12 @@ import shutil
 import pytest
 import safetensors
 import torch
+from stored_checkpoint import store_checkpoint
 
+from ksuit_runner.checkpoint import folders
 from ksuit_runner.checkpoint import format as checkpoint_format
-from ksuit_runner.checkpoint.format import (
-    MODEL,
-    STATE,
-    STATE_TENSORS,
-    damage,
-    has_traces,
-    holds,
-    names,
-    needs_recovery,
-    pack_state,
-    read_newest,
-    recover,
-    write_folder,
-)
+from ksuit_runner.checkpoint.folders import damage, has_traces, names
+from ksuit_runner.checkpoint.format import MODEL, STATE, STATE_TENSORS, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 from ksuit_runner.checkpoint.state_types import KIND
 from ksuit_runner.errors import CheckpointError
@@ -40,11 +30,10 @@ def paths(tmp_path):
     return PathProvider(tmp_path, "run00000")
 
 
-def write(paths, name, value=1.0):
+def write(paths, name, value=1.0, **options):
     files = {"model": WEIGHTS, "ema": {"layer.weight": torch.full((2,), value)}}
     state = {"trainer": {"x": [1, None, torch.ones(2)]}, "callbacks": {"a": {"best": value}}}
-    write_folder(paths.checkpoints_dir / name, *pack_state(files, state), "hash")
-    return paths.checkpoints_dir / name
+    return store_checkpoint(paths, name, *pack_state(files, state), **options)
 
 
 def flip_a_bit(path):
@@ -78,7 +67,7 @@ def test_the_manifest_has_every_file_with_its_size_and_the_versions(paths):
 
 def test_nothing_else_is_left_in_the_folder(paths):
     write(paths, "E1_U3_S9")
-    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E1_U3_S9"]
+    assert sorted(path.name for path in paths.checkpoints_dir.iterdir()) == ["E1_U3_S9", "latest", "tags.json"]
 
 
 def test_names_are_in_the_order_of_updates_newest_first(paths):
@@ -145,47 +134,6 @@ def test_a_named_checkpoint_is_read_and_no_other(paths):
         read_newest(paths, "E0_U1_S1")
 
 
-def test_a_damaged_folder_and_a_left_over_are_replaced(paths):
-    folder = write(paths, "E0_U1_S1")
-    cut(folder / MODEL)
-    temporary = folder.with_name(".E0_U1_S1.tmp")
-    temporary.mkdir()
-    (temporary / "left_over").write_text("of a process that was killed")
-    write(paths, "E0_U1_S1", value=2.0)
-    assert read_newest(paths).state["callbacks"] == {"a": {"best": 2.0}}
-    assert not (folder / "left_over").exists()
-    assert not temporary.exists()
-
-
-@pytest.mark.parametrize("is_whole", [True, False], ids=["beside the new one", "alone"])
-def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, is_whole):
-    folder = write(paths, "E0_U1_S1")
-    replaced = folder.with_name(".E0_U1_S1.old")
-    (shutil.copytree if is_whole else os.rename)(folder, replaced)
-    before = sorted(paths.checkpoints_dir.rglob("*"))
-    assert needs_recovery(paths) is not is_whole and names(paths) == ["E0_U1_S1"] * is_whole
-    assert sorted(paths.checkpoints_dir.rglob("*")) == before, "looking changes nothing"
-    recover(paths)
-    assert names(paths) == ["E0_U1_S1"] and damage(folder) is None and not replaced.exists()
-    (shutil.copytree if is_whole else os.rename)(folder, replaced)
-    write(paths, "E0_U1_S1", value=2.0)
-    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E0_U1_S1"]
-    assert read_newest(paths).state["callbacks"] == {"a": {"best": 2.0}}
-
-
-def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeypatch):
-    write(paths, "E0_U1_S1")
-    monkeypatch.setattr(checkpoint_format, "commit_folder", fail)
-    with pytest.raises(OSError, match="no room"):
-        write(paths, "E0_U1_S1", value=2.0)
-    assert [path.name for path in paths.checkpoints_dir.iterdir()] == ["E0_U1_S1"]
-    assert read_newest(paths).state["callbacks"] == {"a": {"best": 1.0}}
-
-
-def fail(*args):
-    raise OSError(28, "no room")
-
-
 def test_a_folder_behind_a_link_has_no_checkpoints(paths, tmp_path):
     write(paths, "E0_U1_S1")
     paths.checkpoints_dir.rename(tmp_path / "elsewhere")
@@ -208,20 +156,11 @@ def test_a_disk_that_cannot_be_read_is_damage(paths, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     folder = write(paths, "E0_U1_S1")
-    monkeypatch.setattr(checkpoint_format, "verify", fail)
+    for module in (checkpoint_format, folders):
+        monkeypatch.setattr(module, "verify", fail)
     assert damage(folder) == "it cannot be read (Input/output error)"
-    assert holds(folder, {}, "hash") is False
     with pytest.raises(CheckpointError, match=r"can be read\n  E0_U1_S1: it cannot be read \(Input/output error\)"):
         read_newest(paths)
-
-
-def test_a_checkpoint_holds_a_state_of_the_same_config_that_is_as_finished(paths):
-    folder = write(paths, "E0_U1_S1")
-    assert holds(folder, {"trainer": {}}, "hash")
-    assert not holds(folder, {"trainer": {}}, "other")
-    assert not holds(folder, {"trainer": {}, "unfinished": []}, "hash")
-    cut(folder / STATE)
-    assert holds(folder, {"trainer": {}}, "hash") is False
 
 
 @pytest.mark.parametrize(
@@ -236,8 +175,7 @@ def test_a_checkpoint_holds_a_state_of_the_same_config_that_is_as_finished(paths
     ],
 )
 def test_an_intact_checkpoint_of_something_else_is_damaged(paths, files, document, problem):
-    folder = paths.checkpoints_dir / "E0_U1_S1"
-    write_folder(folder, files, document, "hash")
+    folder = store_checkpoint(paths, "E0_U1_S1", files, document)
     assert damage(folder) is None
     with pytest.raises(CheckpointError, match=re.escape(problem)):
         read_newest(paths)
@@ -247,7 +185,7 @@ def sealed(folder):
     """Write a manifest for what is in a folder now."""
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {path.name: fingerprint(path) for path in folder.iterdir()}
-    write_manifest(folder, files, folder.name, "hash", False, {})
+    write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
 
 
 @pytest.mark.parametrize(
@@ -303,16 +241,6 @@ def test_values_that_fit_no_file_go_into_the_state_for_a_model_and_are_refused_f
     assert pack_state({"model": WEIGHTS}, {})[1] == {"trainer": {}, "callbacks": {}}
     with pytest.raises(CheckpointError, match="^ema.safetensors: 'sparse' is not a dense tensor"):
         pack_state({"model": {}, "ema": {"sparse": SPARSE}}, {})
-
-
-def test_an_error_other_than_of_the_disk_is_raised_and_leaves_nothing(paths, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(checkpoint_format, "write_file", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        write(paths, "E0_U1_S1")
-    assert not list(paths.checkpoints_dir.iterdir())
 
 
 def test_a_small_file_is_replaced(tmp_path):

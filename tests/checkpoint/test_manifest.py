@@ -18,7 +18,7 @@ def folder(tmp_path):
     folder.mkdir()
     files = {"trainer.json": [], "a.safetensors": [b"weights" * 500, memoryview(b"weights" * 500)]}
     files = {name: write_file(folder / name, parts) for name, parts in files.items()}
-    write_manifest(folder, files, NAME, "hash", False, {"torch": "2"}, ["best"])
+    write_manifest(folder, files, NAME, "hash", False, {"torch": "2"}, 3, ["best"])
     return folder
 
 
@@ -42,7 +42,7 @@ def test_a_manifest_describes_what_was_written(folder):
     assert found["files"]["trainer.json"] == {"size": 0, "crc32": 0}
     assert found["files"]["a.safetensors"]["size"] == 7000
     assert (found["name"], found["config_hash"], found["unfinished"]) == (NAME, "hash", False)
-    assert (found["tags"], found["versions"]) == (["best"], {"torch": "2"})
+    assert (found["tags"], found["versions"], found["keep_last"]) == (["best"], {"torch": "2"}, 3)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_a_name_may_have_200_characters(folder, length):
     [
         ({"format": 1}, "has format 1, and this version of ksuit_runner reads 2"),
         ({"name": "E1_U3_S6"}, "belongs to another checkpoint"),
+        ({"keep_last": None}, "does not fit its schema: Expected `int`, got `null` - at `$.keep_last`"),
+        ({"keep_last": 0}, "does not fit its schema: Expected `int` >= 1 - at `$.keep_last`"),
         ({"tags": ["best", 1]}, "does not fit its schema: Expected `str`, got `int` - at `$.tags[1]`"),
         ({"tags": {}}, "does not fit its schema: Expected `array`, got `object` - at `$.tags`"),
         ({"unfinished": 1}, "does not fit its schema: Expected `bool`, got `int` - at `$.unfinished`"),

@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import resource
 import threading
+from concurrent.futures import Future
 from functools import partial
 from itertools import chain
 
@@ -11,9 +14,11 @@ from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.format import damage, names, read_newest
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import damage, names, read_tags
+from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
-from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, TakenOverError
@@ -221,9 +226,9 @@ def test_the_writer_ends_its_thread_once_the_queue_is_written(behind):
     assert not thread.is_alive() and behind.kept() == ["U0"]
 
 
-@pytest.mark.parametrize("checks", [0, 1], ids=["before it writes", "while it writes"])
+@pytest.mark.parametrize("checks", [0, 1, 2], ids=["before it writes", "before the commit", "before it is named"])
 def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
-    item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (2 + checks), []
+    item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (3 + checks), []
 
     def check():
         if not left:
@@ -234,7 +239,7 @@ def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
     item.advance(1)
     with pytest.raises(TakenOverError):
         item.save_at(2, wait=True, before=lambda: synced.append(True))
-    assert len(synced) == checks
+    assert len(synced) == min(checks, 1)
     assert item.paths.latest.read_text() == "E0_U1_S2\n" and "U1" in item.kept()
 
 
@@ -253,6 +258,107 @@ def test_half_written_files_of_a_killed_process_are_removed(saves):
     (folder / ".latest.tmp").write_text("half")
     item.advance(1)
     assert not list(folder.glob(".*"))
+
+
+class Recorder:
+    """Commits when it is told to, as another process does in its own time."""
+
+    def __init__(self, paths):
+        self.committer = Committer(paths)
+        self.submitted = {}
+        self.is_closed = False
+
+    def submit(self, name):
+        self.submitted[name] = Future()
+        return self.submitted[name]
+
+    def restore_tags(self, name, tags):
+        self.committer.restore_tags(name, tags)
+
+    def commit(self):
+        for name, error in self.committer.commit_waiting().items():
+            self.submitted[name].set_exception(error) if error else self.submitted[name].set_result(None)
+
+    def close(self):
+        self.is_closed = True
+
+
+@pytest.fixture
+def handed_over(saves, tmp_path):
+    recorder = Recorder(PathProvider(tmp_path, "run00000"))
+    return saves(hand_over=recorder, keep_last=9), recorder
+
+
+def hidden(item):
+    return sorted(path.name for path in item.paths.checkpoints_dir.glob(".*"))
+
+
+def test_training_waits_for_no_commit_until_four_are_on_their_way(handed_over):
+    item, recorder = handed_over
+    for update in range(1, 5):
+        item.save_at(update)
+    assert item.kept() == [] and hidden(item) == [f".{name}.ready" for name in sorted(recorder.submitted)]
+    assert not item.paths.tags.exists() and not item.paths.latest.exists()
+    fifth = threading.Thread(target=partial(item.save_at, 5))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive()
+    recorder.commit()
+    fifth.join(60)
+    recorder.commit()
+    item.writer.close()
+    assert item.kept() == ["U1", "U2", "U3", "U4", "U5"] and hidden(item) == [] and recorder.is_closed
+
+
+def test_files_are_handed_over_without_waiting_for_the_disk(handed_over, monkeypatch):
+    item, recorder = handed_over
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it waits for the disk"))
+    item.save_at(1)
+    item.save_at(2)
+    monkeypatch.undo()
+    recorder.commit()
+    assert item.kept() == ["U1", "U2"]
+
+
+def test_the_same_position_is_written_again_when_its_commit_is_done(handed_over, monkeypatch):
+    item, recorder = handed_over
+    item.save_at(1)
+    again = threading.Thread(target=partial(item.save_at, 1))
+    again.start()
+    again.join(0.2)
+    assert again.is_alive() and len(recorder.submitted) == 1
+    recorder.commit()
+    again.join(60)
+    recorder.commit()
+    assert not again.is_alive() and item.kept() == ["U1"] and hidden(item) == []
+
+
+def test_an_error_of_a_commit_elsewhere_is_one_of_the_checkpoint(handed_over, caplog):
+    item, recorder = handed_over
+    item.save_at(1)
+    recorder.submitted["E0_U1_S2"].set_exception(OSError(errno.EIO, "Input/output error"))
+    item.save_at(2)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and "tries again at the next interval" in record.message
+    recorder.submitted["E0_U2_S4"].set_exception(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(CheckpointError, match="No space left") as error:
+        item.writer.wait(is_last=True)
+    assert error.value.__cause__.errno == errno.ENOSPC
+
+
+def test_the_last_checkpoint_is_written_again_while_the_recorder_finds_no_room(handed_over, monkeypatch, caplog):
+    item, recorder = handed_over
+    monkeypatch.setattr(checkpoint, "_ROOM_POLL_S", 0)
+    results = [OSError(errno.ENOSPC, "No space left on device"), None]
+
+    def submit(name):
+        done, error = Future(), results.pop(0)
+        done.set_exception(error) if error else done.set_result(recorder.committer.commit(name))
+        return done
+
+    recorder.submit = submit
+    item.save_at(1, wait=True)
+    assert item.kept() == ["U1"] and results == [] and "waits for room" in caplog.text
 
 
 def test_what_cannot_be_removed_is_left(saves):

@@ -12,8 +12,8 @@ from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
-from ksuit_runner.checkpoint.writer import read_tags
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, StopTraining

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.format import names, read_newest
+from ksuit_runner.checkpoint.folders import names
+from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback

@@ -10,8 +10,8 @@ from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.format import names, read_newest
-from ksuit_runner.checkpoint.writer import read_tags
+from ksuit_runner.checkpoint.folders import names, read_tags
+from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ResumeError
 

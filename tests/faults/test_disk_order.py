@@ -12,11 +12,14 @@ import pytest
 import torch
 from command import checkpoint_bytes
 from disk import SURVIVALS, Disk, Step, Tree, write_tree
+from stored_checkpoint import store_checkpoint
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.format import damage, has_traces, names, pack_state, read_newest, recover, write_folder
-from ksuit_runner.checkpoint.writer import CheckpointWriter, read_tags
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import damage, has_traces, names, read_tags
+from ksuit_runner.checkpoint.format import pack_state, read_newest
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.delivered import Delivery
@@ -37,6 +40,7 @@ from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 RUN = "run00000"
+OLD, NEW = "E0_U1_S2", "E0_U2_S4"
 
 
 class Writer(NamedTuple):
@@ -70,12 +74,12 @@ def write_checkpoint(folder: Path, version: int) -> None:
     """Write the same position again, as a run does that found it damaged or has another config."""
     tensors = {"model": {"w": torch.tensor(float(version))}, "ema": {"w": torch.zeros(3)}}
     state = {"trainer": {}, "callbacks": {}, "unfinished": None}
-    write_folder(PathProvider(folder, RUN).checkpoints_dir / "E1_U2_S4", *pack_state(tensors, state), "hash")
+    store_checkpoint(PathProvider(folder, RUN), "E1_U2_S4", *pack_state(tensors, state), config_hash=str(version))
 
 
 def read_checkpoint(folder: Path) -> set[int]:
     paths = PathProvider(folder, RUN)
-    recover(paths)
+    Committer(paths).recover()
     return {int(read_newest(paths).model["w"]) if names(paths) else 0}
 
 
@@ -91,7 +95,7 @@ def save_checkpoint(folder: Path, version: int) -> None:
 def read_saved(folder: Path) -> set[int]:
     """Read the newest checkpoint; what ``latest`` and the tags name has to be there and whole at any moment."""
     paths = PathProvider(folder, RUN)
-    recover(paths)
+    Committer(paths).recover()
     if not has_traces(paths):
         return {0}
     named = [paths.latest.read_text().strip()] if paths.latest.exists() else []
@@ -258,24 +262,49 @@ def test_old_checkpoints_are_removed_after_the_new_one_is_durable_and_named(tmp_
     assert len(set(removed)) == 2
 
 
+def test_a_commit_is_files_fsync_rename_parent_fsync_and_read_back_before_anything_is_removed(tmp_path):
+    save_checkpoint(tmp_path, 1)
+    disk = Disk(tmp_path)
+    with disk:
+        save_checkpoint(tmp_path, 2)
+    here = "runs/run00000/artifacts/checkpoints"
+    temporary, ready, folder, old = (f"{here}/{name}" for name in (".E0_U2_S4.tmp", ".E0_U2_S4.ready", NEW, OLD))
+    files = [f"/{file.name}" for file in (tmp_path / folder).iterdir()]
+    assert len(files) == 4
+
+    def at(*step: str) -> int:
+        return disk.log.index(Step(*step))
+
+    handed_over, committed = at("rename", temporary, ready), at("rename", ready, folder)
+    assert not [step for step in disk.log[:handed_over] if step.what == "fsync"], "who writes waits for the disk"
+    for file in files:
+        assert at("open", temporary + file) < handed_over
+    assert handed_over < min(at("fsync", ready + file) for file in ["", *files])
+    assert max(at("fsync", ready + file) for file in ["", *files]) < committed
+    durable = disk.log.index(Step("fsync", here), committed)
+    read_back = [at("read", folder + file) for file in files]
+    assert committed < durable < min(read_back)
+    named = max(at("rename", f"{here}/.{name}.tmp", f"{here}/{name}") for name in ("tags.json", "latest"))
+    removed = [number for number, step in enumerate(disk.log) if step.what in ("unlink", "rmdir") and old in step.path]
+    assert max(read_back) < named < min(removed)
+
+
 def test_a_checkpoint_that_reads_back_wrong_replaces_no_older_one(tmp_path):
     """A disk that loses a bit between the write and the first read of it."""
 
     def flip(step: Step) -> None:
-        if step.target.endswith("/latest") and version == 2:
-            path = PathProvider(disk.folder, RUN).checkpoints_dir / "E0_U2_S4" / "model.safetensors"
+        if step.target.endswith("/E0_U2_S4"):
+            path = disk.folder / step.path / "model.safetensors"
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)
 
     disk = Disk(tmp_path, flip)
     with disk:
-        version = 1
-        save_checkpoint(tmp_path, version)
-        version = 2
+        save_checkpoint(tmp_path, 1)
         with pytest.raises(CheckpointError, match=r"read back, .*model\.safetensors"):
-            save_checkpoint(tmp_path, version)
-    assert read_newest(PathProvider(tmp_path, RUN)).progress.update == 1
+            save_checkpoint(tmp_path, 2)
+    assert names(PathProvider(tmp_path, RUN)) == ["E0_U1_S2"]
 
 
 def replace_without_sync(path: Path, text: str) -> None:
@@ -361,7 +390,7 @@ def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, objec
     maker.folder = folder
     paths = maker.paths()
     callbacks = {"metrics": (Metrics, {"send": lambda: shipment.send()})}
-    recover(paths)
+    Committer(paths).recover()
     is_resumed = bool(names(paths))
     run = maker.run(callbacks, checkpoint={"every_n_updates": 2}, resume=is_resumed, max_updates=7)
     if is_resumed:

@@ -26,12 +26,8 @@ from crashes import Kill, assert_gone, children
 # Points in the middle of the run; the signal comes when they are reached for the n-th time.
 POINTS = {
     **{"fetching data": 30, "after the forward pass": 61, "in the optimizer's step": 31, "in an evaluation": 5},
-    **{
-        "taking a snapshot": 3,
-        "writing a file of a checkpoint": 8,
-        "between commit and latest": 5,
-        "after a line of the journal": 12,
-    },
+    **{"taking a snapshot": 3, "writing a file of a checkpoint": 8, "between commit and latest": 5},
+    **{"after a line of the journal": 12},
 }
 HANGS = '''
 """Data that hang at a sample, and a model that hangs."""

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from stored_checkpoint import store_checkpoint
 
-from ksuit_runner.checkpoint.format import damage, has_traces, pack_state, read_newest, write_folder
+from ksuit_runner.checkpoint.folders import damage, has_traces, read_tags
+from ksuit_runner.checkpoint.format import pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, _seal
-from ksuit_runner.checkpoint.writer import read_tags
 from ksuit_runner.config.stored_config import parse_config
 from ksuit_runner.errors import CheckpointError, KsuitError
 from ksuit_runner.paths import PathProvider, is_run_id
@@ -72,7 +73,9 @@ def whole(tmp_path_factory):
     """A run with one intact checkpoint, which every example restores."""
     paths = PathProvider(tmp_path_factory.mktemp("fuzz"), "run00000")
     tensors = {"model": {"weight": torch.arange(6.0)}}
-    write_folder(paths.checkpoints_dir / NAME, *pack_state(tensors, {"trainer": {"x": 1}}), "hash")
+    store_checkpoint(paths, NAME, *pack_state(tensors, {"trainer": {"x": 1}}))
+    paths.latest.unlink()
+    paths.tags.unlink()
     return paths
 
 

@@ -9,7 +9,7 @@ from command import checkpoint_bytes, journal, ksuit, mlflow_points, query, read
 from pausing import make_project
 
 from callbacks.train_loss import TrainLoss
-from ksuit_runner.checkpoint.format import names
+from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.engine.loop import train

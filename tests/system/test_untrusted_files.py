@@ -12,7 +12,8 @@ import pytest
 from folder_tracker import FolderTracker
 from msgspec import Meta
 
-from ksuit_runner.checkpoint.format import names, recover
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.metric_sender import Shipment
 from ksuit_runner.delivery.outbox import Outbox
@@ -312,7 +313,7 @@ def test_looking_at_runs_changes_nothing_behind_a_link(tmp_path):
     (outputs.runs_dir / "run11111" / "artifacts").symlink_to(victim / "artifacts")
     for run_id in ("run00000", "run11111"):
         add_to_index(outputs, run_id, "x", "train")
-        recover(PathProvider(outputs.output_dir, run_id))
+        Committer(PathProvider(outputs.output_dir, run_id)).recover()
         assert names(PathProvider(outputs.output_dir, run_id)) == []
     assert [entry.run_id for entry in entries(outputs)] == ["run11111"]
     assert [path.name for path in (victim / "artifacts" / "checkpoints").iterdir()] == [".E1_U2_S3.old"]

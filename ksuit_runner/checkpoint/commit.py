@@ -1,0 +1,282 @@
+"""Commits checkpoints: what was handed over as written becomes durable, is read back, named, and replaces older ones.
+
+A checkpoint is written to ``.NAME.tmp``, and handed over by renaming that to ``.NAME.ready``; until then nothing waits
+for the disk. From there on it is the committer's, which may work in another process: this module imports no torch.
+"""
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from ksuit_runner.checkpoint.folders import (
+    PARTIAL,
+    READY,
+    REPLACED,
+    beside,
+    damage,
+    has_folder,
+    hidden,
+    names,
+    read_tags,
+    root_of,
+)
+from ksuit_runner.checkpoint.manifest import read_manifest, verify
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.atomic_files import sync, write_text
+from ksuit_runner.system.untrusted_files import UnsafeFileError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class HandOver(Protocol):
+    """Where the process that trains hands its checkpoints over; whoever commits them may be another process."""
+
+    def submit(self, name: str) -> "Future[None]":
+        """Take over the checkpoint in ``.NAME.ready``, without waiting for it.
+
+        Args:
+            name: Its position. The next one of the same position is submitted after this one is done.
+
+        Returns:
+            Done once it is committed. Its error is an ``OSError``, with the ``errno`` of the disk, if it could not be,
+            or a ``KsuitError`` if another process owns the run.
+        """
+
+    def restore_tags(self, name: str, tags: Sequence[str]) -> None:
+        """Restore the tags of a committed checkpoint, which a kill right after its commit may have lost."""
+
+    def close(self) -> None:
+        """Take over no more checkpoints; those that were submitted are still committed."""
+
+
+class Committer:
+    """Commits the checkpoints of a run, and removes old ones.
+
+    How many are kept is in the manifest of each: it is needed when the process that knows it is gone.
+
+    Args:
+        paths: Paths of the run.
+        check_owner: Raises an error if the run is not this process's to record; called before every change.
+        sync_journal: Makes the metrics up to a checkpoint durable, before it is.
+        on_committed: Called after every checkpoint.
+    """
+
+    def __init__(
+        self,
+        paths: PathProvider,
+        check_owner: Callable[[], None] = lambda: None,
+        sync_journal: Callable[[], None] = lambda: None,
+        on_committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._paths = paths
+        self._check_owner = check_owner
+        self._sync_journal = sync_journal
+        self._on_committed = on_committed
+        self._tags: dict[str, str] | None = None  # read before the first checkpoint is committed
+
+    def commit(self, name: str) -> None:
+        """Commit a checkpoint: afterwards it survives a power cut, and is the newest one.
+
+        An intact checkpoint of this position that would hold the same stays; any other is replaced, and lost only
+        after the new one was read back.
+
+        Raises:
+            OSError: It could not be committed; it is dropped, and what was committed before is as it was.
+            KsuitError: The run is not this process's to record; its names and older checkpoints are as they were.
+        """
+        folder = self._paths.checkpoints_dir / name
+        ready, replaced = beside(folder, READY), beside(folder, REPLACED)
+        self._check_owner()
+        try:
+            manifest = _verified(ready, name)
+            self._sync_journal()
+            if not _is_same(folder, manifest):
+                self._replace(folder, ready)
+        except OSError:
+            shutil.rmtree(ready, ignore_errors=True)
+            raise
+        self._check_owner()
+        shutil.rmtree(ready, ignore_errors=True)
+        self._name(name, manifest["tags"])
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._prune(name, manifest["keep_last"])
+        self._on_committed()
+
+    def commit_waiting(self) -> dict[str, Exception | None]:
+        """Commit all checkpoints that wait, the oldest one first.
+
+        Those that would be removed again at once are dropped: of many that pile up, only the last ones count.
+
+        Returns:
+            The error of each, by name; None for one that was committed or dropped.
+        """
+        waiting = hidden(self._paths, READY)
+        results: dict[str, Exception | None] = {}
+        for newer, name in reversed(list(enumerate(waiting))):
+            try:
+                if self._is_superseded(name, newer):
+                    self._check_owner()
+                    shutil.rmtree(beside(self._paths.checkpoints_dir / name, READY), ignore_errors=True)
+                else:
+                    self.commit(name)
+                results[name] = None
+            except Exception as error:
+                results[name] = error
+        return results
+
+    def recover(self) -> None:
+        """Finish what a dead process has left: commit what is whole, and remove what is half written.
+
+        Only for a process that owns the run, before it reads or writes a checkpoint, or once nobody writes any more.
+        """
+        for name in hidden(self._paths, REPLACED):
+            _finish_replacement(self._paths.checkpoints_dir / name)
+        for name, error in self.commit_waiting().items():
+            if isinstance(error, OSError):
+                _LOGGER.warning("checkpoint %s of a process that died is dropped: %s", name, error)
+            elif error is not None:
+                raise error
+        remove_partial(self._paths)
+
+    def restore_tags(self, name: str, tags: Sequence[str]) -> None:
+        """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
+        before = read_tags(self._paths)
+        if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
+            self._check_owner()
+            self._write_tags(all_tags)
+
+    def _replace(self, folder: Path, ready: Path) -> None:
+        """Give a verified checkpoint its name, and read it back; if that fails, what had the name before has it."""
+        replaced = beside(folder, REPLACED)
+        _finish_replacement(folder)
+        sync(*(path for path in ready.iterdir() if not path.name.startswith(".")), ready)
+        if self._tags is None:  # whoever wrote it waited for no disk
+            sync(*self._paths.checkpoints_dir.parents[:4])
+        try:
+            if folder.exists():
+                folder.rename(replaced)  # if the process is killed before the next rename, `recover` undoes this one
+            ready.rename(folder)
+            sync(folder.parent)
+            _read_back(folder)
+        except OSError:
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            _finish_replacement(folder)
+            raise
+
+    def _name(self, name: str, tags: Sequence[str]) -> None:
+        if tags or self._tags is None:
+            before = read_tags(self._paths) if self._tags is None else self._tags
+            self._write_tags({**before, **dict.fromkeys(tags, name)})
+        write_text(self._paths.latest, f"{name}\n")
+
+    def _write_tags(self, tags: dict[str, str]) -> None:
+        write_text(self._paths.tags, json.dumps(tags, indent=2) + "\n")
+        self._tags = tags
+
+    def _prune(self, newest: str, keep_last: int) -> None:
+        assert self._tags is not None
+        existing = names(self._paths)
+        past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
+        for name in past[keep_last:]:
+            if name not in self._tags.values():
+                shutil.rmtree(self._paths.checkpoints_dir / name, ignore_errors=True)
+
+    def _is_superseded(self, name: str, newer: int) -> bool:
+        """Whether a checkpoint would be removed again once as many newer ones are committed as wait."""
+        ready = beside(self._paths.checkpoints_dir / name, READY)
+        try:
+            manifest = read_manifest(ready, root_of(ready), name)
+        except (UnsafeFileError, OSError):
+            return False
+        return not manifest["tags"] and newer >= manifest["keep_last"]
+
+
+class InPlace:
+    """Commits every checkpoint in the thread that hands it over.
+
+    Args:
+        committer: Committer of the run.
+    """
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self.restore_tags = committer.restore_tags
+
+    def submit(self, name: str) -> "Future[None]":
+        """Commit a checkpoint; see ``HandOver``."""
+        done = Future[None]()
+        try:
+            self._committer.commit(name)
+            done.set_result(None)
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def close(self) -> None:
+        """Do nothing: everything is committed."""
+
+
+def remove_partial(paths: PathProvider) -> None:
+    """Remove what a dead process has half written. Only the process that writes checkpoints may call this."""
+    for path in paths.checkpoints_dir.glob(f".*{PARTIAL}") if has_folder(paths) else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _verified(ready: Path, name: str) -> dict[str, Any]:
+    try:
+        return verify(ready, root_of(ready), name)
+    except UnsafeFileError as error:
+        raise OSError(errno.EIO, f"what was written is damaged, {error}") from None
+
+
+def _is_same(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a checkpoint is intact, and is what one with this manifest would be.
+
+    Under another config it holds other states; and what followed an update may have been half done when it was written.
+    """
+    try:
+        found = verify(folder, root_of(folder)) if folder.exists() else None
+    except (UnsafeFileError, OSError):
+        return False
+    return found is not None and all(found[key] == manifest[key] for key in ("config_hash", "unfinished"))
+
+
+def _read_back(folder: Path) -> None:
+    """Check that a checkpoint is as it was written, and that every file in it can be opened.
+
+    Raises:
+        OSError: It is not, or one cannot be.
+    """
+    if (problem := damage(folder)) is not None:
+        raise OSError(errno.EIO, f"read back, {problem}")
+    for path in folder.iterdir():
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "np"):
+                    pass
+            elif path.suffix == ".json":
+                msgspec.json.decode(path.read_bytes())
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise OSError(errno.EIO, f"read back, {path.name} cannot be read ({error})") from None
+
+
+def _finish_replacement(folder: Path) -> None:
+    """Remove the checkpoint that was moved aside, if its successor is whole; otherwise move it back."""
+    replaced = beside(folder, REPLACED)
+    if not replaced.exists():
+        return
+    if folder.exists() and damage(folder) is not None and damage(replaced, folder.name) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        replaced.rename(folder)

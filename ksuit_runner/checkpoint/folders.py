@@ -1,0 +1,88 @@
+"""The folders of a run's checkpoints: which there are, and in which state; none of it is changed here."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ksuit_runner.checkpoint.manifest import verify
+from ksuit_runner.counter import Progress
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link, read_json
+
+PARTIAL, READY, REPLACED = ".tmp", ".ready", ".old"
+"""Suffixes of what is not a checkpoint: one being written, one to be committed, and one that is being replaced."""
+
+
+def names(paths: PathProvider) -> list[str]:
+    """Return the names of a run's checkpoints, newest first, intact or not."""
+    return _newest_first(path.name for path in paths.checkpoints_dir.iterdir()) if has_folder(paths) else []
+
+
+def hidden(paths: PathProvider, suffix: str) -> list[str]:
+    """Return the names of checkpoints that have a hidden folder with a suffix, newest first."""
+    found = paths.checkpoints_dir.glob(f".*{suffix}") if has_folder(paths) else ()
+    return _newest_first(path.name.removeprefix(".").removesuffix(suffix) for path in found)
+
+
+def _newest_first(found: Iterable[str]) -> list[str]:
+    pairs = [(Progress.parse(name), name) for name in found]
+    whole = [(progress, name) for progress, name in pairs if progress is not None]
+    return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """Return the hidden folder of a checkpoint with a suffix."""
+    return folder.with_name(f".{folder.name}{suffix}")
+
+
+def needs_recovery(paths: PathProvider) -> bool:
+    """Whether there is a checkpoint that ``Committer.recover`` would restore; or it is being committed right now."""
+    replaced = hidden(paths, REPLACED)
+    return bool(hidden(paths, READY)) or any(not (paths.checkpoints_dir / name).exists() for name in replaced)
+
+
+def has_folder(paths: PathProvider) -> bool:
+    """Whether a run has a folder of checkpoints, in its own folder."""
+    return paths.checkpoints_dir.is_dir() and not is_behind_link(paths.checkpoints_dir, paths.runs_dir)
+
+
+def has_traces(paths: PathProvider) -> bool:
+    """Whether a run ever had a checkpoint, even if none is left: then it may not silently start over.
+
+    What a process left half written when it was killed is hidden and does not count.
+    """
+    folder = paths.checkpoints_dir
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return True
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def damage(folder: Path, name: str | None = None) -> str | None:
+    """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written.
+
+    Args:
+        folder: Its folder.
+        name: Its name; by default that of the folder.
+    """
+    try:
+        verify(folder, root_of(folder), name)
+    except UnsafeFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def root_of(folder: Path) -> Path:
+    """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
+    return folder.parents[3]
+
+
+def read_tags(paths: PathProvider) -> dict[str, str]:
+    """Return the name of the checkpoint by tag, for all tagged checkpoints of a run; invalid entries are skipped."""
+    try:
+        found = read_json(paths.tags, paths.runs_dir)
+    except UnsafeFileError:
+        return {}
+    existing = set(names(paths))
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {tag: name for tag, name in pairs if isinstance(name, str) and name in existing}

@@ -1,0 +1,217 @@
+"""Checkpoints are committed by a process without torch, whatever became of the one that has written them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from stored_checkpoint import store_checkpoint
+
+from ksuit_runner.checkpoint import commit as commit_module
+from ksuit_runner.checkpoint import format as checkpoint_format
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, read_tags
+from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest, write_ready
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
+from ksuit_runner.errors import TakenOverError
+from ksuit_runner.paths import PathProvider
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return PathProvider(tmp_path, "run00000")
+
+
+def content(value=1.0, **state):
+    files = {"model": {"w": torch.full((3,), value)}, "ema": {"w": torch.zeros(2)}}
+    return pack_state(files, {"callbacks": {"a": {"best": value}}, **state})
+
+
+def ready(paths, name, value=1.0, config_hash="hash", keep_last=99, tags=(), **state):
+    write_ready(paths.checkpoints_dir / name, *content(value, **state), config_hash, keep_last, tags)
+    return paths.checkpoints_dir / f".{name}.ready"
+
+
+def value(paths):
+    return read_newest(paths).state["callbacks"]["a"]["best"]
+
+
+def left(paths):
+    return sorted(path.name for path in paths.checkpoints_dir.iterdir())
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size * 9 // 10)
+
+
+def test_what_commits_imports_no_torch(paths, tmp_path):
+    ready(paths, "E0_U1_S1", tags=["best"])
+    script = f"""
+import sys
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.paths import PathProvider
+Committer(PathProvider({str(tmp_path)!r}, "run00000")).recover()
+print(*sorted(sys.modules.keys() & {{"torch", "mlflow"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [] and done.stderr == ""
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
+
+
+def test_what_is_handed_over_is_no_checkpoint_yet(paths):
+    ready(paths, "E0_U1_S1")
+    assert names(paths) == [] and left(paths) == [".E0_U1_S1.ready"]
+    Committer(paths).commit("E0_U1_S1")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
+
+
+def test_metrics_are_durable_before_the_checkpoint(paths):
+    found = []
+    ready(paths, "E0_U1_S1")
+    Committer(
+        paths, sync_journal=lambda: found.append(names(paths)), on_committed=lambda: found.append(names(paths))
+    ).commit("E0_U1_S1")
+    assert found == [[], ["E0_U1_S1"]]
+
+
+def test_a_checkpoint_whose_metrics_cannot_be_made_durable_is_dropped(paths):
+    def fail():
+        raise OSError(5, "Input/output error")
+
+    ready(paths, "E0_U1_S1")
+    with pytest.raises(OSError, match="Input/output error"):
+        Committer(paths, sync_journal=fail).commit("E0_U1_S1")
+    assert left(paths) == []
+
+
+@pytest.mark.parametrize("name", [MODEL, STATE, MANIFEST])
+@pytest.mark.parametrize("change", [cut, os.unlink], ids=["cut", "missing"])
+def test_what_is_not_whole_is_dropped_and_replaces_nothing(paths, caplog, name, change):
+    store_checkpoint(paths, "E0_U1_S1", *content(), keep_last=1)
+    change(ready(paths, "E0_U1_S1", 2.0, config_hash="other") / name)
+    with pytest.raises(OSError, match=f"what was written is damaged, {name}"):
+        Committer(paths).commit("E0_U1_S1")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
+    change(ready(paths, "E0_U2_S2", 2.0, keep_last=1) / name)
+    Committer(paths).recover()
+    (record,) = caplog.records
+    assert "E0_U2_S2 of a process that died is dropped" in record.message and name in record.message
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", STATE])
+def test_a_file_that_cannot_be_opened_is_found_when_it_is_read_back(paths, file):
+    store_checkpoint(paths, "E0_U1_S1", *content())
+    folder = ready(paths, "E0_U1_S1", 2.0, config_hash="other")
+    (folder / file).write_text("something else")
+    (folder / MANIFEST).unlink()
+    files = {path.name: fingerprint(path) for path in folder.iterdir()}
+    write_manifest(folder, files, "E0_U1_S1", "other", False, {}, keep_last=1)
+    with pytest.raises(OSError, match=f"read back, {file} cannot be read"):
+        Committer(paths).commit("E0_U1_S1")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "stays"),
+    [({}, True), ({"config_hash": "other"}, False), ({"unfinished": {"phase": "x"}}, False)],
+    ids=["the same", "another config", "half done"],
+)
+def test_an_intact_checkpoint_of_the_same_stays_and_another_is_replaced(paths, options, stays):
+    store_checkpoint(paths, "E0_U1_S1", *content(), tags=["old"])
+    ready(paths, "E0_U1_S1", 2.0, tags=["new"], **options)
+    Committer(paths).commit("E0_U1_S1")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
+    assert value(paths) == (1.0 if stays else 2.0)
+    assert read_tags(paths) == {"old": "E0_U1_S1", "new": "E0_U1_S1"}
+
+
+def test_a_damaged_checkpoint_and_leftovers_are_replaced(paths):
+    folder = store_checkpoint(paths, "E0_U1_S1", *content())
+    cut(folder / MODEL)
+    for suffix in ("tmp", "ready"):
+        folder.with_name(f".E0_U1_S1.{suffix}").mkdir()
+        (folder.with_name(f".E0_U1_S1.{suffix}") / "left_over").write_text("of a process that was killed")
+    store_checkpoint(paths, "E0_U1_S1", *content(2.0))
+    assert value(paths) == 2.0 and not (folder / "left_over").exists()
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
+
+
+@pytest.mark.parametrize("new", ["whole", "damaged", "missing"])
+def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, new):
+    folder = store_checkpoint(paths, "E0_U1_S1", *content())
+    replaced = folder.with_name(".E0_U1_S1.old")
+    (os.rename if new == "missing" else shutil.copytree)(folder, replaced)
+    if new == "damaged":
+        cut(folder / MODEL)
+    before = sorted(paths.checkpoints_dir.rglob("*"))
+    assert needs_recovery(paths) is (new == "missing") and names(paths) == ["E0_U1_S1"] * (new != "missing")
+    assert sorted(paths.checkpoints_dir.rglob("*")) == before, "looking changes nothing"
+    Committer(paths).recover()
+    assert names(paths) == ["E0_U1_S1"] and damage(folder) is None and not replaced.exists()
+    (shutil.copytree if new == "whole" else os.rename)(folder, replaced)
+    store_checkpoint(paths, "E0_U1_S1", *content(2.0), config_hash="other")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 2.0
+
+
+@pytest.mark.parametrize("step", ["sync", "_read_back"])
+def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeypatch, step):
+    store_checkpoint(paths, "E0_U1_S1", *content())
+
+    def fail(*args):
+        raise OSError(28, "no room")
+
+    monkeypatch.setattr(commit_module, step, fail)
+    ready(paths, "E0_U1_S1", 2.0, config_hash="other")
+    with pytest.raises(OSError, match="no room"):
+        Committer(paths).commit("E0_U1_S1")
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
+
+
+def test_of_many_that_wait_those_that_count_are_committed_in_order(paths):
+    committer, found = Committer(paths, on_committed=lambda: found.append(paths.latest.read_text().strip())), []
+    for update, tags in enumerate([[], ["best"], [], [], []], start=1):
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, tags=tags)
+    cut(ready(paths, "E0_U6_S6", keep_last=2) / MODEL)
+    assert needs_recovery(paths)
+    errors = committer.commit_waiting()
+    assert [name for name, error in errors.items() if error] == ["E0_U6_S6"] and len(errors) == 6
+    assert found == ["E0_U2_S2", "E0_U5_S5"] and names(paths) == ["E0_U5_S5", "E0_U2_S2"]
+    assert read_tags(paths) == {"best": "E0_U2_S2"} and committer.commit_waiting() == {}
+
+
+def test_as_many_are_kept_as_the_checkpoint_says(paths):
+    for update, keep_last in ((1, 9), (2, 9), (3, 2), (4, 9), (5, 1)):
+        ready(paths, f"E0_U{update}_S{update}", keep_last=keep_last, tags=["best"] if update == 2 else [])
+        Committer(paths).commit(f"E0_U{update}_S{update}")
+        assert len(names(paths)) == (1, 2, 2, 3, 2)[update - 1]
+    assert names(paths) == ["E0_U5_S5", "E0_U2_S2"]
+
+
+@pytest.mark.parametrize("checks", [0, 1])
+def test_who_does_not_own_the_run_any_more_changes_nothing(paths, checks):
+    store_checkpoint(paths, "E0_U1_S1", *content(), keep_last=1)
+    ready(paths, "E0_U2_S2", keep_last=1, tags=["best"])
+    remaining = [None] * checks
+
+    def check():
+        if not remaining:
+            raise TakenOverError("somebody else")
+        remaining.pop()
+
+    with pytest.raises(TakenOverError):
+        Committer(paths, check).recover()
+    assert left(paths) == sorted([("E0_U2_S2" if checks else ".E0_U2_S2.ready"), "E0_U1_S1", "latest", "tags.json"])
+    assert paths.latest.read_text() == "E0_U1_S1\n" and read_tags(paths) == {}
+
+
+def test_an_error_other_than_of_the_disk_is_raised_and_leaves_nothing(paths, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(checkpoint_format, "write_file", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        ready(paths, "E0_U1_S1")
+    assert left(paths) == []
