@@ -1,5 +1,6 @@
 """Runs that are killed and resumed until they end, and the comparison with the uninterrupted run."""
 
+import itertools
 import json
 import random
 import shutil
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import psutil
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
 from commit_order import OrderedDisk
-from disk import power_cuts
+from disk import Disk, power_cuts
 from fake_environment import FakeEnvironment
 from kill_points import POINTS, kill_at
 from preloaded import Command, Preloaded
-from watched_calls import join
+from watched_calls import Step, join
 
 DATASET = '''
 """Noisy points of three classes, with noise from every generator that an augmentation may use."""
@@ -306,6 +307,20 @@ class Project:
             assert disk.needed_but_unsynced() == []
         assert isinstance(disk, OrderedDisk)
         return disk, sorted(target.iterdir(), key=lambda path: int(path.name))
+
+    def kill_recorder(self, at: Sequence[int]) -> None:
+        """Do a whole run, and kill its recorder before the n-th operations of that on the disk."""
+        count = itertools.count()
+
+        def kill(step: Step) -> None:
+            if step.process == "recorder" and next(count) in at:
+                disk.kill("recorder")
+                self.kills += 1
+
+        disk = Disk(self.outputs, kill)
+        with disk.of_processes() as variables:
+            command = self.start(disk=variables)
+            assert command.wait() == 0, command.output()
 
     def survive(self, kills: Sequence[Kill], last_workers: int = 0) -> Result:
         """Kill a run again and again, then let it end."""

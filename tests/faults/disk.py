@@ -72,7 +72,8 @@ class Disk:
         self._lock = threading.RLock()
         self._is_busy = False
         self._calls = WatchedCalls(self.folder, self)
-        self._pids: set[int] = set()
+        self._processes: dict[int, str] = {}
+        self._killed: tuple[str, ...] = ()
         self._is_off = False
         self._errors: list[BaseException] = []
 
@@ -123,39 +124,51 @@ class Disk:
         with self._lock:
             if not self._is_busy:
                 self._is_busy = True
+                self._killed = ()
                 try:
                     self.before(step)
                 finally:
                     self._is_busy = False
-                self.log.append(step)
-                if step.what == "fsync":
-                    node = (inode and self._nodes.get(inode)) or self._node(self.folder / step.path)
-                    node.synced = self._entries(node) if node.is_folder else _content(node)
+                if not step.process or step.process not in self._killed:
+                    self._begin(step, inode)
             yield
+
+    def _begin(self, step: Step, inode: Inode | None) -> None:
+        self.log.append(step)
+        if step.what == "fsync":
+            node = (inode and self._nodes.get(inode)) or self._node(self.folder / step.path)
+            node.synced = self._entries(node) if node.is_folder else _content(node)
+
+    def kill(self, *names: str) -> None:
+        """Kill the other processes that are watched and have one of these names, before what they are about to do."""
+        self._killed = names
+        for pid, name in list(self._processes.items()):
+            if name in names:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def switch_off(self) -> None:
         """Kill all other processes that are watched, also those that come later."""
         self._is_off = True
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.kill("training", "recorder")
 
     def _accept(self, listener: Listener, serving: list[threading.Thread]) -> None:
         while True:
             connection = listener.accept()
             try:
-                pid = connection.recv()
+                joins = connection.recv()
             except EOFError:  # it was killed at this moment
                 continue
-            if pid is None:
+            if joins is None:
                 break
-            self._pids.add(pid)
+            pid, name = joins
+            self._processes[pid] = name
             if self._is_off:
                 self.switch_off()
-            serving.append(threading.Thread(target=self._serve, args=(connection,), daemon=True))
+            serving.append(threading.Thread(target=self._serve, args=(connection, pid), daemon=True))
             serving[-1].start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, pid: int) -> None:
         """Let a process do one operation after the other, until it has ended."""
         with connection, suppress(EOFError, ConnectionError):
             while True:
@@ -170,6 +183,7 @@ class Disk:
                     self._errors.append(error)
                     connection.send(True)
                     connection.recv()
+        self._processes.pop(pid, None)
 
     def _close(self) -> None:
         for node in self._nodes.values():

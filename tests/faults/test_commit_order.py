@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from commit_order import OrderedDisk
-from disk import power_cuts
+from disk import Disk, power_cuts
+from watched_calls import Step
 
 PROTOCOL = """
 import os, subprocess, sys
@@ -123,5 +124,17 @@ def test_the_right_order_of_both_processes_is_recorded(folder, wrong):
 def test_a_power_cut_ends_both_processes_and_leaves_what_was_synced(folder, tmp_path):
     with power_cuts(folder, tmp_path / "left", [12], is_last=True) as (disk, variables):
         assert run(folder, variables, "") == -signal.SIGKILL
-    assert len(disk.log) == 13 and disk.log[-1].process == "recorder"
+    assert len(disk.log) == 12 and disk.log[-1].process == "recorder"
     assert (tmp_path / "left" / "12" / "runs/r/artifacts/checkpoints/latest").read_text() == "E1_U1_S2"
+
+
+def test_one_of_the_processes_can_be_killed_before_what_it_is_about_to_do(folder):
+    def kill(step: Step) -> None:
+        if step.what == "fsync" and step.path.endswith("/model"):
+            disk.kill("recorder")
+
+    disk = Disk(folder, kill)
+    with disk.of_processes() as variables:
+        assert run(folder, variables, "") == 256 - signal.SIGKILL  # as the other one says
+        checkpoint = "runs/r/artifacts/checkpoints/.E2_U2_S4.ready"
+        assert disk.unsynced(f"{checkpoint}/model") and not disk.unsynced(f"{checkpoint}/manifest.json")

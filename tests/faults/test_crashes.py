@@ -50,6 +50,7 @@ def test_the_order_on_the_disk_and_a_power_cut_during_an_operation(project, refe
     project.clear(template)
     disk, cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
     assert project.result().differences(reference) == [] and len(cuts) >= 6
+    assert {step.process for step in disk.log} == {"training", "recorder"}
     assert len(disk.committed) == 6 and len(disk.removed) >= 2
     assert {path: processes for path, processes in disk.writers().items() if len(processes) > 1} == {}
     for cut in cuts:
@@ -57,6 +58,14 @@ def test_the_order_on_the_disk_and_a_power_cut_during_an_operation(project, refe
         shutil.copytree(cut, project.outputs)
         project.run(*project.resume_arguments())
         assert project.result().differences(reference) == [], cut.name
+
+
+def test_the_recorder_is_killed_at_operations_on_the_disk(project, reference, template):
+    project.clear(template)
+    kills = project.kills
+    project.kill_recorder(at=(5, 17, 33))
+    assert project.kills == kills + 3
+    assert project.result().differences(reference) == []
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -160,9 +160,9 @@ class WatchedCalls:
 class _RemoteDisk:
     """A disk in another process."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, process: str) -> None:
         self._connection = Client(address)
-        self._connection.send(os.getpid())
+        self._connection.send((os.getpid(), process))
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._connection.close)  # the disk waits for the last copy
 
@@ -210,4 +210,4 @@ def join_at_start() -> None:
 
 
 def _join(process: str) -> None:
-    WatchedCalls(Path(os.environ[_FOLDER]), _RemoteDisk(os.environ[_DISK]), process).__enter__()
+    WatchedCalls(Path(os.environ[_FOLDER]), _RemoteDisk(os.environ[_DISK], process), process).__enter__()
