@@ -103,6 +103,9 @@ class Disk:
             accepting.start()
             try:
                 yield environment(str(listener.address), self.folder)
+            except BaseException:
+                self.switch_off()  # a test that fails has not waited for their end
+                raise
             finally:
                 with Client(listener.address) as last:
                     last.send(None)
