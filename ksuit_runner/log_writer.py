@@ -215,9 +215,13 @@ class LogWriter:
         self._written_step = self._counter.update
         self._pending, *self._to_come = [rounds.get(number, {}) for number in range(max(rounds, default=0) + 1)]
 
-    def sync(self) -> None:
-        """Wait until everything that was flushed is on the disk."""
-        self._journal.sync()
+    def write_rest(self) -> None:
+        """Write what a full disk did not take, without waiting for the disk.
+
+        Raises:
+            OSError: It is still full.
+        """
+        self._journal.write_rest()
 
     def summarize(self, points: Iterable[Point]) -> None:
         """Add points that were recorded before to the summary.

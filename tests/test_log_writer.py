@@ -195,8 +195,8 @@ def test_a_metric_is_also_a_line_of_the_callbacks_logger(log, caplog):
     assert len(caplog.messages) == 2
 
 
-def test_what_was_flushed_is_on_the_disk_after_a_sync(log):
+def test_what_was_flushed_is_in_the_file_after_writing_the_rest(log):
     log.add(1, loss=0.5)
     log.writer.flush()
-    log.writer.sync()
+    log.writer.write_rest()
     assert '"loss":0.5' in log.journal.path.read_text()

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from ksuit_runner.checkpoint.folders import (
 from ksuit_runner.checkpoint.manifest import read_manifest, verify
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.atomic_files import sync, write_text
-from ksuit_runner.system.untrusted_files import UnsafeFileError
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -137,14 +138,26 @@ class Committer:
 
         Only for a process that owns the run, before it reads or writes a checkpoint, or once nobody writes any more.
         """
-        for name in hidden(self._paths, REPLACED):
-            _finish_replacement(self._paths.checkpoints_dir / name)
+        self.finish_interrupted()
         for name, error in self.commit_waiting().items():
             if isinstance(error, OSError):
                 _LOGGER.warning("checkpoint %s of a process that died is dropped: %s", name, error)
             elif error is not None:
                 raise error
         remove_partial(self._paths)
+
+    def finish_interrupted(self) -> None:
+        """Finish what a dead committer was doing: what it was replacing, and the names of what it had committed."""
+        for name in hidden(self._paths, REPLACED):
+            self._check_owner()
+            _finish_replacement(self._paths.checkpoints_dir / name)
+        for name in names(self._paths)[:1]:
+            folder = self._paths.checkpoints_dir / name
+            with suppress(UnsafeFileError, OSError):  # a damaged one is found when it is read
+                tags = read_manifest(folder, root_of(folder), name)["tags"]
+                if not self._is_named(name, tags):
+                    self._check_owner()
+                    self._name(name, tags)
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
@@ -171,6 +184,10 @@ class Committer:
                 shutil.rmtree(folder, ignore_errors=True)
             _finish_replacement(folder)
             raise
+
+    def _is_named(self, name: str, tags: Sequence[str]) -> bool:
+        is_latest = self._paths.latest.is_file() and read_text(self._paths.latest, self._paths.runs_dir) == f"{name}\n"
+        return is_latest and dict.fromkeys(tags, name).items() <= read_tags(self._paths).items()
 
     def _name(self, name: str, tags: Sequence[str]) -> None:
         if tags or self._tags is None:

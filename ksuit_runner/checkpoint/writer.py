@@ -66,7 +66,6 @@ class CheckpointWriter:
         keep_every: Keep every n-th of the interval's checkpoints for good; None keeps none of them.
         room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
-        on_written: Called after every checkpoint that is committed in this process.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
         check_owner: Raises an error if another process has taken the run over; called before every write.
         hand_over: Commits what was written; by default in the thread that has written it.
@@ -82,7 +81,6 @@ class CheckpointWriter:
         keep_every: int | None = None,
         room_timeout_s: float = 30.0,
         config_hash: str = "",
-        on_written: Callable[[], None] = lambda: None,
         check_owner: Callable[[], None] = lambda: None,
         is_urgent: Callable[[], bool] = lambda: False,
         hand_over: HandOver | None = None,
@@ -94,7 +92,6 @@ class CheckpointWriter:
         given = (every_n_epochs, every_n_updates, every_n_samples)
         self.path_provider = path_provider
         self.config_hash = config_hash
-        self.on_written = on_written
         self.check_owner = check_owner
         self.is_urgent = is_urgent
         self._interval = Interval(*given) if any(n is not None for n in given) else None
@@ -103,8 +100,7 @@ class CheckpointWriter:
         self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._requested: set[str] = set()
-        committer = Committer(path_provider, lambda: self.check_owner(), on_committed=lambda: self.on_written())
-        self._hand_over = hand_over or InPlace(committer)
+        self._hand_over = hand_over or InPlace(Committer(path_provider, check_owner))
         self._submitted: tuple[str, Future[None]] | None = None  # the last one
         self._took_s: deque[float] = deque(maxlen=100)
         self._spare: list[HostBuffers] = []
@@ -169,7 +165,7 @@ class CheckpointWriter:
             update_counter: Position of the run.
             model: What the model's ``state_dict`` holds.
             state: State of trainer and callbacks.
-            before: Makes durable what has to be so before the checkpoint, such as the metrics up to it.
+            before: Writes what has to be there before the checkpoint, such as the metrics up to it.
             wait: Return only when it is on the disk.
 
         Raises:

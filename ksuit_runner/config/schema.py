@@ -108,7 +108,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed", "interruption"}),
     "tracker": frozenset({"output_paths"}),
-    "checkpoint": frozenset({"path_provider", "config_hash", "on_written", "check_owner", "is_urgent"}),
+    "checkpoint": frozenset({"path_provider", "config_hash", "check_owner", "is_urgent", "hand_over"}),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_updates"}),
     "": frozenset(),

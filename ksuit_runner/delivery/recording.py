@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.artifact_uploader import Uploader
 from ksuit_runner.delivery.binding import Binding
@@ -58,6 +59,10 @@ class RunFollower(Protocol):
             TrackerError: That has failed, and the tracker requires it.
         """
 
+    @property
+    def checkpoints(self) -> HandOver:
+        """Takes the checkpoints of the run."""
+
     def start(self) -> None:
         """Begin to follow the folder: called when its journal is open, and before anything is added to it."""
 
@@ -70,6 +75,9 @@ class RunFollower(Protocol):
     def close(self) -> None:
         """Write and record nothing from now on; returns at once."""
 
+
+OnCheckpoint = Callable[[str, Exception | None], None]
+"""Called with the name of a checkpoint once it is committed, or with the error if it could not be."""
 
 RunFollowerFactory = Callable[[BaseTracker, PathProvider, RunLock], RunFollower]
 """Makes the follower of a run from its tracker, its paths and its lock, which this process holds."""
@@ -86,9 +94,13 @@ class Recording:
         paths: Paths of the run.
         check_owner: Raises TakenOverError if the run is no longer this process's to record; called before everything
             that is written or recorded.
-        commit: Makes the checkpoints durable that are handed over, and returns whether there were any. Called once
-            ``notify`` was, and otherwise at the interval; in a thread of its own, since it waits for no tracker.
+        on_checkpoint: Called for every checkpoint that was handed over in the folder, by name, with None once it is
+            committed, or with the error. By default only what ``checkpoints`` is given is committed.
         interval_s: How often to look at the folder, in seconds.
+
+    Attributes:
+        committer: Commits the run's checkpoints.
+        checkpoints: Takes the run's checkpoints in this process, and commits them at once.
     """
 
     def __init__(
@@ -96,18 +108,20 @@ class Recording:
         tracker: BaseTracker,
         paths: PathProvider,
         check_owner: Callable[[], None] = lambda: None,
-        commit: Callable[[], bool] | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
         interval_s: float = 1.0,
     ) -> None:
         self._tracker = tracker
         self._paths = paths
         self._check_owner = check_owner
-        self._commit = commit
+        self._on_checkpoint = on_checkpoint
         self._interval_s = interval_s
         self._is_closed = False
         self._is_unreachable = False  # when it was reached for
         self._binding = Binding(tracker, paths, self._check)
         self._threads: _Threads | None = None
+        self.committer = Committer(paths, self._check, JournalReader(paths.journal).sync, self._request_upload)
+        self.checkpoints = InPlace(self.committer)
 
     @classmethod
     def of_owner(cls, tracker: BaseTracker, paths: PathProvider, lock: RunLock) -> "Recording":
@@ -134,7 +148,8 @@ class Recording:
     def start(self) -> None:
         """Begin to follow the folder in threads."""
         assert self._threads is None, "it follows the folder already"
-        self._threads = _Threads(self._binding, self._paths, self._commit, self._interval_s)
+        commit = None if self._on_checkpoint is None else self._commit_waiting
+        self._threads = _Threads(self._binding, self._paths, commit, self._interval_s)
 
     def notify(self) -> None:
         """Look at the folder now instead of at the next interval."""
@@ -171,8 +186,7 @@ class Recording:
         Raises:
             TrackerError: The store cannot be reached; what was sent until then stays.
         """
-        if self._commit is not None:
-            self._commit()
+        self.committer.recover()
         was_behind = self._binding.state.has_end
         self._binding.deliver()
         points = Shipment(
@@ -196,6 +210,15 @@ class Recording:
         """
         self._binding.deliver_end()
 
+    def _commit_waiting(self) -> None:
+        assert self._on_checkpoint is not None
+        for name, error in self.committer.commit_waiting().items():
+            self._on_checkpoint(name, error)
+
+    def _request_upload(self) -> None:
+        if self._threads is not None:
+            self._threads.uploader.request()
+
     @property
     def _following(self) -> "_Threads":
         assert self._threads is not None, "it does not follow the folder yet"
@@ -211,13 +234,13 @@ class _Threads:
     """The threads that follow a folder: one sends, one uploads, and one commits, so that none waits for another."""
 
     def __init__(
-        self, binding: Binding, paths: PathProvider, commit: Callable[[], bool] | None, interval_s: float
+        self, binding: Binding, paths: PathProvider, commit: Callable[[], None] | None, interval_s: float
     ) -> None:
         self._binding = binding
         self.uploader = Uploader(binding, paths, self._are_metrics_sent, interval_s)
         journal = JournalReader(paths.journal)
         self.sender = MetricSender(journal, paths.journal_sent, binding, self.uploader.notify, interval_s)
-        self._committer = None if commit is None else _Committer(commit, self.uploader.request, interval_s)
+        self._committer = None if commit is None else _Committer(commit, interval_s)
 
     @property
     def is_failing(self) -> bool:
@@ -254,12 +277,11 @@ class _Threads:
 
 
 class _Committer(Background):
-    """Thread that makes checkpoints durable; ``on_committed`` is called after some were."""
+    """Thread that commits the checkpoints that are handed over in the folder."""
 
-    def __init__(self, commit: Callable[[], bool], on_committed: Callable[[], None], interval_s: float) -> None:
+    def __init__(self, commit: Callable[[], None], interval_s: float) -> None:
         super().__init__("checkpoint-commit", interval_s)
         self._commit = commit
-        self._on_committed = on_committed
         self._begun = self._done = 0
         self._thread.start()
 
@@ -277,8 +299,7 @@ class _Committer(Background):
         with self._changed:
             self._begun += 1
             begun = self._begun
-        if self._commit():
-            self._on_committed()
+        self._commit()
         self._done = begun
         self._progressed()
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.commit import Committer, InPlace
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import Factory, OnDemand
@@ -113,9 +114,9 @@ class Assembly:
         given = {
             "path_provider": self.record.paths,
             "config_hash": sha256(text.encode()).hexdigest()[:16],
-            "on_written": self.record.notify,
             "check_owner": self.record.check_owner,
             "is_urgent": lambda: self.trainer.data_container.interruption.signal is not None,
+            "hand_over": self.record.checkpoints,
         }
         writer = self.factory.build("checkpoint", CheckpointWriter, **given)
         if writer.check_owner is not given["check_owner"]:
@@ -182,7 +183,8 @@ def build_run(
         lambda key, step: key in known.get(step, ()),
         EVALUATION_PREFIX if origin.mode == Mode.EVALUATE else "",
     )
-    checkpoint_writer = checkpoint_writer or CheckpointWriter(paths)
+    if checkpoint_writer is None:
+        checkpoint_writer = CheckpointWriter(paths, hand_over=InPlace(Committer(paths, sync_journal=journal.sync)))
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,

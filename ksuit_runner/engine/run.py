@@ -92,7 +92,7 @@ def save_checkpoint(run: Run, wait: bool = False) -> None:
         log, requested = run.log_writer.state_dict(), run.checkpoint_writer.take_requests()
         unfinished = {"phase": run.phase.name, "done": list(run.hooks.done), "log": log, "requested": requested}
     state = {**_state(run), "unfinished": unfinished}
-    run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, run.log_writer.sync, wait=wait)
+    run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, run.log_writer.write_rest, wait=wait)
 
 
 def check_state(run: Run) -> None:

@@ -41,6 +41,7 @@ class RunRecord:
             if the run cannot be resumed as asked. A new run that cannot start has FAILED.
 
     Attributes:
+        checkpoints: Takes the checkpoints of the run.
         taken_over: Set when another process has taken the run over.
     """
 
@@ -60,6 +61,7 @@ class RunRecord:
         self.status_before = status_before
         self._lock = lock
         self._follower = follower
+        self.checkpoints = follower.checkpoints
         follower.start()
         tracker.on_files = follower.notify
 

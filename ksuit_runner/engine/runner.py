@@ -154,12 +154,7 @@ def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitSta
 
 def _recover(paths: PathProvider, lock: RunLock) -> None:
     """Commit what the run's dead process has handed over, and clean up after it."""
-
-    def sync_journal() -> None:
-        with suppress(FileNotFoundError):
-            JournalReader(paths.journal).sync()
-
-    Committer(paths, lock.check, sync_journal).recover()
+    Committer(paths, lock.check, JournalReader(paths.journal).sync).recover()
 
 
 def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,7 +51,7 @@ class JournalReader:
         Raises:
             OSError: It cannot be written.
         """
-        with open_to_read(self.path) as file:
+        with suppress(FileNotFoundError), open_to_read(self.path) as file:  # nothing was logged yet
             os.fsync(file)
 
     def read(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[list[Point], int]]:

@@ -9,21 +9,40 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import msgspec
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.recorder.life import Life, surroundings
-from ksuit_runner.recorder.protocol import ClosedError, LogLine, Message, Request
+from ksuit_runner.recorder.protocol import CheckpointEnd, ClosedError, LogLine, Message, Request
 from ksuit_runner.recorder.session import Opening
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_STARTS = 4  # for one request
 _MOST_DEATHS, _DEATHS_S = 3, 60.0  # while it follows a run: so many within this time are too many
 _EXIT_S = 2.0
+
+
+class Checkpoints(Protocol):
+    """Learns what becomes of the checkpoints of a run that is recorded; called in threads of their own."""
+
+    def ended(self, name: str, error: Exception | None) -> None:
+        """A checkpoint was committed, or could not be."""
+
+    def recorder_died(self) -> None:
+        """The recorder has died, and is not started again yet."""
+
+    def recorder_restarted(self) -> None:
+        """It follows the folder again, and has finished what it was doing when it died."""
+
+    def recorder_given_up(self) -> None:
+        """It has died too often, and nobody follows the folder."""
 
 
 @dataclass
@@ -33,14 +52,18 @@ class _Session:
     Attributes:
         opening: What it was opened with.
         run: The run that it records, as ``Session`` is told.
+        checkpoints: Learns of its checkpoints.
         is_started: Whether its folder is followed.
         is_notified: Whether a notification is under way.
+        has_news: Whether another one is due after it.
     """
 
     opening: Opening
     run: dict[str, Any] | None = None
+    checkpoints: Checkpoints | None = None
     is_started: bool = False
     is_notified: bool = False
+    has_news: bool = False
 
 
 class RecorderClient:
@@ -102,11 +125,12 @@ class RecorderClient:
         with self._lock:
             self._living().send(Request(0, session, "warm_up", {}))
 
-    def record(self, session: int, run_id: str, token: str) -> None:
+    def record(self, session: int, run_id: str, token: str, checkpoints: Checkpoints) -> None:
         """Have a run recorded; see ``RecordedRun``."""
         arguments = {"run_id": run_id, "token": token}
         self.call(session, "record", arguments)
-        self._sessions[session].run = arguments
+        state = self._sessions[session]
+        state.run, state.checkpoints = arguments, checkpoints
 
     def start(self, session: int) -> None:
         """Have the folder of the run followed."""
@@ -117,11 +141,20 @@ class RecorderClient:
         """Have the run's folder looked at now; does not wait, and never for a recorder that hangs."""
         state = self._sessions[session]
         with self._lock:
+            state.has_news = state.is_notified
             if not self.is_alive or state.is_notified or self._life is None:
-                return  # it looks at the interval, too
+                return
             state.is_notified = True
             answer = self._life.ask(Request(next(self._numbers), session, "notify", {}))
-        answer.add_done_callback(lambda _: setattr(state, "is_notified", False))
+        answer.add_done_callback(partial(self._notify_again, session))
+
+    def _notify_again(self, session: int, _: Future[Any]) -> None:
+        with self._lock:
+            state = self._sessions.get(session)
+            if state is not None:
+                state.is_notified = False
+        if state is not None and state.has_news:
+            self.notify(session)
 
     def close_run(self, session: int) -> None:
         """Have the run recorded no more, without waiting for it."""
@@ -131,14 +164,24 @@ class RecorderClient:
             if self._life is not None:
                 self._life.send(Request(0, session, "close_run", {}))
 
-    def call(self, session: int, method: str, arguments: Mapping[str, Any]) -> Any:
+    def call(
+        self, session: int, method: str, arguments: Mapping[str, Any], again: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
         """Have a method called, and return its result; repeated if the recorder dies meanwhile.
+
+        Args:
+            session: Number of the session.
+            method: Name of the method.
+            arguments: Its arguments, by name.
+            again: Arguments that a repetition has besides, or instead.
 
         Raises:
             TrackerError: It dies again and again.
             Exception: What the method has raised.
         """
-        for _ in range(_MOST_STARTS):
+        for number in range(_MOST_STARTS):
+            if number:
+                arguments = {**arguments, **again}
             with self._lock:
                 life = self._living()
                 answer = life.ask(Request(next(self._numbers), session, method, dict(arguments)))
@@ -171,31 +214,46 @@ class RecorderClient:
         if state.run is not None:
             life.send(Request(0, number, "record", state.run))
         if state.is_started:
-            life.send(Request(0, number, "start", {}))
+            started = life.ask(Request(next(self._numbers), number, "start", {}))
+            started.add_done_callback(partial(self._report_restart, state))
 
     def _take(self, message: Message) -> None:
         if isinstance(message, LogLine):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
+        elif isinstance(message, CheckpointEnd):
+            state = self._sessions.get(message.session)
+            if state is not None and state.checkpoints is not None:
+                state.checkpoints.ended(message.name, None if message.error is None else message.error.error())
+
+    def _report_restart(self, state: _Session, started: Future[Any]) -> None:
+        if state.checkpoints is not None and started.exception() is None:
+            state.checkpoints.recorder_restarted()
 
     def _restart(self, life: Life) -> None:
         """Start it again if it has died while it followed a run, and not too often."""
         with self._lock:
-            if self._is_shut_down or self._life is not life:
-                return
-            if not any(state.is_started for state in self._sessions.values()):
+            following = [state.checkpoints for state in self._sessions.values() if state.is_started]
+            if self._is_shut_down or self._life is not life or not following:
                 return
             self._deaths.append(time.monotonic())
-            if len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_S:
-                _LOGGER.error(
-                    "the recorder process has died %d times%s\nTraining continues, and everything stays in the run's "
-                    "folder; it is sent at the end of the run, by resume=, or by sync=",
-                    _MOST_DEATHS,
-                    _quote(life.last_words),
-                )
-                self._deaths.clear()
+            is_given_up = len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_S
+            for checkpoints in following:
+                if checkpoints is not None:
+                    checkpoints.recorder_died()
+            if not is_given_up:
+                _LOGGER.warning("the recorder process has died and is started again%s", _quote(life.last_words))
+                self._living()
                 return
-            _LOGGER.warning("the recorder process has died and is started again%s", _quote(life.last_words))
-            self._living()
+            self._deaths.clear()
+        _LOGGER.error(
+            "the recorder process has died %d times%s\nTraining continues, and everything stays in the run's folder; "
+            "the end of the run, resume= or sync= sends it",
+            _MOST_DEATHS,
+            _quote(life.last_words),
+        )
+        for checkpoints in following:
+            if checkpoints is not None:
+                checkpoints.recorder_given_up()
 
 
 def _quote(last_words: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,6 +21,7 @@ from ksuit_runner.system.detached_process import is_refused, start_detached
 
 _LOGGER = logging.getLogger(__name__)
 _LONGEST_OUTPUT = 2000
+_PING, _PING_S, _HANGS_S = -1, 10.0, 60.0
 
 
 class Life:
@@ -43,6 +45,7 @@ class Life:
         self._on_message = on_message
         self._on_end = on_end
         self._waiting: dict[int, Future[Any]] = {}
+        self._pinged: float | None = None
         self._lock = threading.Lock()
         ours, theirs = Pipe()
         self._channel = Channel(ours)
@@ -88,11 +91,15 @@ class Life:
     def _listen(self) -> None:
         with suppress(ClosedError):
             while True:
-                message = self._channel.receive()
-                if isinstance(message, Answer):
+                message = self._channel.receive(_PING_S)
+                if isinstance(message, Answer) and message.number == _PING:
+                    self._pinged = None
+                elif isinstance(message, Answer):
                     _settle(self._waiting.pop(message.number), message)
                 elif message is not None:
                     self._on_message(message)
+                else:
+                    self._ping()
         if self._process is not None:
             self._process.wait()
         if self._output is not None:
@@ -103,6 +110,16 @@ class Life:
         for answer in self._waiting.values():
             answer.set_exception(ClosedError())
         self._on_end(self)
+
+    def _ping(self) -> None:
+        """Ask for a sign of life, and kill a recorder that has given none for long: it hangs, or is suspended."""
+        now = time.monotonic()
+        if self._pinged is None:
+            self._pinged = now
+            self._channel.send(Request(_PING, 0, "ping", {}))
+        elif now - self._pinged > _HANGS_S and self._process is not None:
+            _LOGGER.warning("the recorder process has not answered for %.0f s and is killed", now - self._pinged)
+            self._process.kill()
 
 
 def _start_process(descriptor: int, output: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -49,6 +49,14 @@ class Answer(msgspec.Struct, array_like=True, tag=True):
     error: "Failure | None" = None
 
 
+class CheckpointEnd(msgspec.Struct, array_like=True, tag=True):
+    """Tells that a checkpoint was committed, or why not."""
+
+    session: int
+    name: str
+    error: "Failure | None" = None
+
+
 class LogLine(msgspec.Struct, array_like=True, tag=True):
     """Something that the recorder logs."""
 
@@ -98,7 +106,7 @@ class Failure(msgspec.Struct, array_like=True):
         return RemoteError(f"{self.kind}: {self.text}\nin the recorder:\n{self.trace}")
 
 
-Message = Request | Answer | LogLine
+Message = Request | Answer | CheckpointEnd | LogLine
 
 
 class Channel:

@@ -2,9 +2,10 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from ksuit_runner.delivery.outbox import mark_if_killed
-from ksuit_runner.delivery.recording import Recording, Unsent
+from ksuit_runner.delivery.recording import OnCheckpoint, Recording, Unsent
 from ksuit_runner.errors import KsuitError, TakenOverError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.recorder_lock import RecorderLock
@@ -25,20 +26,27 @@ class RecordedRun:
         tracker: The tracker that it is delivered to.
         paths: Paths of the run.
         token: Token of the run's lock, which the training process holds.
+        on_checkpoint: See ``Recording``.
 
     Raises:
         TakenOverError: Another process holds the lock by now.
         AliveError: Another recorder does not let go of the run.
     """
 
-    def __init__(self, tracker: BaseTracker, paths: PathProvider, token: str) -> None:
+    def __init__(
+        self,
+        tracker: BaseTracker,
+        paths: PathProvider,
+        token: str,
+        on_checkpoint: OnCheckpoint,
+    ) -> None:
         self._tracker = tracker
         self._paths = paths
         self._view = LockView(paths.lock, token)
         self._view.check()
         self._lock = RecorderLock(paths.recorder_lock)
         self._lock.acquire()
-        self._recording = Recording(tracker, paths, self._check)
+        self._recording = Recording(tracker, paths, self._check, on_checkpoint)
         self._is_started = False
         self._closed, self._closing = threading.Event(), threading.Lock()
         threading.Thread(target=self._make_way, name="recorder-owner", daemon=True).start()
@@ -51,9 +59,14 @@ class RecordedRun:
         """See ``RunFollower``."""
         self._recording.reach()
 
+    def restore_tags(self, name: str, tags: Sequence[str]) -> None:
+        """See ``HandOver``."""
+        self._recording.committer.restore_tags(name, tags)
+
     def start(self) -> None:
-        """See ``RunFollower``."""
+        """See ``RunFollower``. What a recorder that has died was doing is finished first."""
         self._is_started = True
+        self._recording.committer.finish_interrupted()
         self._recording.start()
 
     def notify(self) -> None:
@@ -85,6 +98,7 @@ class RecordedRun:
             self._check()
             with log_to_file(self._paths.log):
                 _LOGGER.error("the process of this run has died%s", f": {reason}" if reason else "")
+                self._recording.committer.recover()
                 mark_if_killed(self._paths, self._tracker, {EXIT_TAG: reason} if reason else None)
                 if not self._is_started:
                     self.start()

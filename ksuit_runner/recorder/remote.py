@@ -1,9 +1,19 @@
 """The recording of a run as the training process sees it: everything is done by the recorder."""
 
+import errno
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
 import msgspec
 
+from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.folders import READY, beside, damage, names
+from ksuit_runner.counter import Progress
 from ksuit_runner.delivery.recording import Unsent
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import JournalReader
+from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.tracker import RemoteTracker
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import BaseTracker
@@ -16,12 +26,16 @@ class RemoteRecording:
         tracker: Tracker of the run, in the recorder.
         paths: Paths of the run.
         lock: The run's lock, held by this process.
+
+    Attributes:
+        checkpoints: Has the run's checkpoints committed by the recorder.
     """
 
     def __init__(self, tracker: BaseTracker, paths: PathProvider, lock: RunLock) -> None:
         assert isinstance(tracker, RemoteTracker), "its tracker is in another process"
         self._client, self._session = tracker.client, tracker.session
-        self._client.record(self._session, paths.run_id, lock.token)
+        self.checkpoints = RemoteHandOver(self._client, self._session, paths, lock)
+        self._client.record(self._session, paths.run_id, lock.token, self.checkpoints)
 
     def forget_lost(self) -> bool:
         """Have the run registered again if the store has lost it; return whether it was lost, or never registered."""
@@ -46,3 +60,87 @@ class RemoteRecording:
     def close(self) -> None:
         """Have nothing written and recorded from now on."""
         self._client.close_run(self._session)
+
+
+class RemoteHandOver:
+    """Has the recorder commit a run's checkpoints; if it has died too often, they are committed here. See ``HandOver``.
+
+    Args:
+        client: The recorder.
+        session: Number of the run's session.
+        paths: Paths of the run.
+        lock: The run's lock, held by this process.
+    """
+
+    def __init__(self, client: RecorderClient, session: int, paths: PathProvider, lock: RunLock) -> None:
+        self._client, self._session, self._paths = client, session, paths
+        self._own = Committer(paths, lock.check, JournalReader(paths.journal).sync)
+        self._waiting: dict[str, Future[None]] = {}
+        self._early: dict[str, Exception | None] = {}  # the recorder looks by itself, too, and may be quicker
+        self._renamed: list[str] = []  # by a recorder that has died, which may not have done the rest
+        self._lock = threading.RLock()
+
+    def submit(self, name: str) -> Future[None]:
+        """Have a checkpoint committed, without waiting for it."""
+        done = Future[None]()
+        with self._lock:
+            self._waiting[name] = done
+            if name in self._early:
+                self.ended(name, self._early.pop(name))
+                return done
+        if self._client.is_alive:
+            self._client.notify(self._session)
+        else:
+            self._commit_here()
+        return done
+
+    def restore_tags(self, name: str, tags: Sequence[str]) -> None:
+        """Have the tags of a committed checkpoint restored."""
+        self._client.call(self._session, "restore_tags", {"name": name, "tags": list(tags)})
+
+    def close(self) -> None:
+        """Do nothing: what was submitted is committed."""
+
+    def ended(self, name: str, error: Exception | None) -> None:
+        """See ``Checkpoints``."""
+        with self._lock:
+            done = self._waiting.pop(name, None)
+            if done is None:
+                self._early[name] = error
+        if done is not None and error is None:
+            done.set_result(None)
+        elif done is not None:
+            done.set_exception(error)
+
+    def recorder_died(self) -> None:
+        """See ``Checkpoints``."""
+        with self._lock:
+            self._renamed = [name for name in self._waiting if not self._is_ready(name)]
+
+    def recorder_restarted(self) -> None:
+        """See ``Checkpoints``."""
+        for name in self._renamed:
+            existing = names(self._paths)
+            is_superseded = name not in existing and any(_update(other) > _update(name) for other in existing)
+            problem = None if is_superseded else damage(self._paths.checkpoints_dir / name)
+            self.ended(name, None if problem is None else OSError(errno.EIO, problem))
+
+    def recorder_given_up(self) -> None:
+        """See ``Checkpoints``."""
+        self._own.finish_interrupted()
+        self.recorder_restarted()
+        self._commit_here()
+
+    def _is_ready(self, name: str) -> bool:
+        return beside(self._paths.checkpoints_dir / name, READY).exists()
+
+    def _commit_here(self) -> None:
+        with self._lock:
+            for name, error in self._own.commit_waiting().items():
+                self.ended(name, error)
+
+
+def _update(name: str) -> int:
+    progress = Progress.parse(name)
+    assert progress is not None, name
+    return progress.update

@@ -10,8 +10,19 @@ from typing import Any
 
 import msgspec
 
-from ksuit_runner.recorder.protocol import Answer, Channel, ClosedError, Failure, LogLine, Request, from_text
+from ksuit_runner.recorder.protocol import (
+    Answer,
+    Channel,
+    CheckpointEnd,
+    ClosedError,
+    Failure,
+    LogLine,
+    Request,
+    from_text,
+)
 from ksuit_runner.recorder.session import Opening, Session
+
+_DRAIN_S = 1.0  # the training process waits for longer than that at its end
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -52,6 +63,8 @@ class Server:
                 message = self._channel.receive()
                 if isinstance(message, Request):
                     self._take(message)
+        for session in self._sessions.values():
+            session.drain(_DRAIN_S)
 
     @property
     def records_runs(self) -> bool:
@@ -73,12 +86,18 @@ class Server:
         if request.method == "open":
             self._adopt(msgspec.convert(request.arguments["surroundings"], Surroundings))
             opening = msgspec.convert(request.arguments["opening"], Opening, dec_hook=from_text)
-            self._sessions[request.session] = Session(opening)
+            self._sessions[request.session] = Session(opening, partial(self._report_checkpoint, request.session))
+        elif request.method == "ping":
+            self._channel.send(Answer(request.number))
         elif request.method == "close":
             self._sessions.pop(request.session).close()
         else:
             doing = self._sessions[request.session].submit(request.method, request.arguments)
             doing.add_done_callback(partial(self._answer, request.number))
+
+    def _report_checkpoint(self, session: int, name: str, error: Exception | None) -> None:
+        with suppress(ClosedError):
+            self._channel.send(CheckpointEnd(session, name, None if error is None else Failure.of(error)))
 
     def _answer(self, number: int, doing: Future[Any]) -> None:
         error = doing.exception()

@@ -9,6 +9,7 @@ import msgspec
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
+from ksuit_runner.delivery.recording import OnCheckpoint
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder.protocol import unpack
@@ -41,7 +42,7 @@ class Description(msgspec.Struct, frozen=True):
 
 
 _OF_SESSION = ("describe", "warm_up", "record", "close_run")
-_OF_RUN = ("forget_lost", "reach", "start", "notify", "finish")
+_OF_RUN = ("forget_lost", "reach", "start", "notify", "finish", "restore_tags")
 
 
 class Session:
@@ -49,10 +50,12 @@ class Session:
 
     Args:
         opening: What to build it from.
+        on_checkpoint: See ``Recording``.
     """
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, on_checkpoint: OnCheckpoint) -> None:
         self._opening = opening
+        self._on_checkpoint = on_checkpoint
         self._run: RecordedRun | None = None
         self._has_new_run = False
         self._tracker: BaseTracker | None = None
@@ -66,6 +69,11 @@ class Session:
     def close(self) -> None:
         """Take no more requests."""
         self._thread.shutdown(wait=False)
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until the requests are done that were taken, for a bounded time."""
+        with suppress(TimeoutError, RuntimeError):  # the interpreter of a recorder in place may be shutting down
+            self._thread.submit(lambda: None).result(timeout_s)
 
     @property
     def records_run(self) -> bool:
@@ -88,7 +96,8 @@ class Session:
 
     def _record(self, run_id: str, token: str) -> None:
         """Begin to record a run of the output folder, whose lock the training process holds."""
-        self._run = RecordedRun(self._built, PathProvider(self._opening.output_dir, run_id), token)
+        paths = PathProvider(self._opening.output_dir, run_id)
+        self._run = RecordedRun(self._built, paths, token, self._on_checkpoint)
 
     def _close_run(self) -> None:
         if self._run is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -105,7 +106,10 @@ class RemoteTracker(BaseTracker):
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        return self.client.call(self.session, method, arguments)
+        again = {}
+        if method == "start_run":  # with a time, a run that has been created is found by its START_TAG
+            again = {"start_time": arguments.get("start_time") or time.time_ns() // 1_000_000}
+        return self.client.call(self.session, method, arguments, again)
 
     def _bound_to(self, info: RunInfo) -> None:
         self._run = info

@@ -14,7 +14,7 @@ from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.commit import Committer, InPlace
 from ksuit_runner.checkpoint.folders import damage, names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
@@ -50,6 +50,9 @@ class Saves:
             if self.writer.is_due(self.counter):
                 self.save()
         self.writer.wait(is_last=True)
+
+    def latest(self):
+        return self.paths.latest.read_text().strip()
 
     def kept(self):
         return [name.split("_")[1] for name in reversed(names(self.paths))]
@@ -228,14 +231,14 @@ def test_the_writer_ends_its_thread_once_the_queue_is_written(behind):
 
 @pytest.mark.parametrize("checks", [0, 1, 2], ids=["before it writes", "before the commit", "before it is named"])
 def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
-    item, left, synced = saves(every_n_updates=1, keep_last=1), [None] * (3 + checks), []
+    left, synced = [None] * (3 + checks), []
 
     def check():
         if not left:
             raise TakenOverError("somebody else")
         left.pop()
 
-    item.writer.check_owner = check
+    item = saves(every_n_updates=1, keep_last=1, check_owner=check)
     item.advance(1)
     with pytest.raises(TakenOverError):
         item.save_at(2, wait=True, before=lambda: synced.append(True))
@@ -245,7 +248,8 @@ def test_a_process_that_was_taken_over_writes_no_names(saves, checks):
 
 def test_a_written_checkpoint_is_announced(saves):
     item, found = saves(every_n_updates=1, keep_last=2), []
-    item.writer.on_written = lambda: found.append((item.paths.latest.read_text().strip(), item.kept()))
+    committer = Committer(item.paths, on_committed=lambda: found.append((item.latest(), item.kept())))
+    item.writer = CheckpointWriter(item.paths, every_n_updates=1, keep_last=2, hand_over=InPlace(committer))
     item.advance(3)
     assert found == [("E0_U1_S2", ["U1"]), ("E0_U2_S4", ["U1", "U2"]), ("E1_U3_S6", ["U2", "U3"])]
 

@@ -6,8 +6,11 @@ import threading
 import time
 
 import pytest
+import torch
 from folder_tracker import FolderTracker
 
+from ksuit_runner.checkpoint.folders import names
+from ksuit_runner.checkpoint.format import pack_state, write_ready
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
@@ -204,32 +207,33 @@ def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
     assert content(paths) == before and store.log == []
 
 
-def test_checkpoints_are_committed_whether_the_store_answers_or_not(store, tracker, paths, caplog):
-    committed, fails = [], [OSError("no space")]
+def hand_over(paths, update):
+    name = f"E0_U{update}_S{update}"
+    files, document = pack_state({"model": {"w": torch.full((2,), float(update))}}, {})
+    write_ready(paths.checkpoints_dir / name, files, document, "hash", 2)
+    return name
 
-    def commit():
-        if fails:
-            raise fails.pop()
-        if not (paths.artifacts_dir / "committed").exists():
-            (paths.artifacts_dir / "committed").write_text("all of it")
-            committed.append(1)
-            return True
-        return False
 
-    recording = Recording(store, paths, commit=commit, interval_s=60)
+def test_checkpoints_are_committed_whether_the_store_answers_or_not(store, tracker, paths):
+    ends = []
+    recording = Recording(store, paths, on_checkpoint=lambda name, error: ends.append((name, error)), interval_s=60)
     store.is_away = True
+    first = hand_over(paths, 1)
     recording.start()
     recording.notify()
     recording.finish(10)
-    assert committed == [1]
-    assert "Checkpoints cannot be made durable for now" in caplog.text and "no space" in caplog.text
+    assert ends == [(first, None)] and names(paths) == [first]
+    damaged = hand_over(paths, 2)
+    (paths.checkpoints_dir / f".{damaged}.ready" / "trainer.json").write_text("{")
     store.is_away = False
     assert not recording.finish(60)
-    assert "committed" in store.log
+    assert f"checkpoints/{first}/manifest.json" in store.log
+    assert [name for name, _ in ends] == [first, damaged] and isinstance(ends[1][1], OSError)
     recording.close()
-    (paths.artifacts_dir / "committed").unlink()
-    Recording(store, paths, commit=commit).deliver_all()
-    assert committed == [1, 1]
+    last = hand_over(paths, 3)
+    Recording(store, paths).deliver_all()
+    assert names(paths) == [last, first]
+    assert f"checkpoints/{last}/manifest.json" in store.log
 
 
 def wait_for(store, *lines):

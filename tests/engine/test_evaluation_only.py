@@ -59,7 +59,7 @@ def callbacks(seen, first=Size):
 
 
 def points(run):
-    run.log_writer.sync()
+    run.log_writer.write_rest()
     return [(key, step, value) for entry, _ in run.log_writer._journal.read() for key, value, step, *_ in entry]
 
 

@@ -19,7 +19,7 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 
 def points(run):
     """Return all points of a run's journal; none is there twice."""
-    run.log_writer.sync()
+    run.log_writer.write_rest()
     found = [(key, step, value) for line, _ in run.log_writer._journal.read() for key, value, step, _ in line]
     assert len({point[:2] for point in found}) == len(found)
     return found

@@ -161,7 +161,7 @@ class Counts(Raises):
 
 
 def logged(run):
-    run.log_writer.sync()
+    run.log_writer.write_rest()
     return [(point.key, point.step, point.value) for points, _ in run.log_writer._journal.read() for point in points]
 
 
@@ -287,7 +287,7 @@ def naps(monkeypatch):
 
 def test_the_last_checkpoint_waits_for_room_on_a_full_disk(maker, naps, caplog):
     run = maker.run()
-    run.log_writer.sync = FullDisk(3)
+    run.log_writer.write_rest = FullDisk(3)
     train(run)
     assert read_newest(maker.paths()).progress.update == 8
     assert caplog.text.count("the last checkpoint waits for room, up to 30 s") == 1
@@ -297,7 +297,7 @@ def test_the_last_checkpoint_waits_for_room_on_a_full_disk(maker, naps, caplog):
 @pytest.mark.parametrize(("why", "times"), [("signal", 2), ("time", 61), ("a shorter time", 3), ("another error", 0)])
 def test_that_wait_has_an_end(maker, naps, why, times):
     run = maker.run(checkpoint={"room_timeout_s": 1} if why == "a shorter time" else {})
-    run.log_writer.sync = FullDisk(10**9, errno.EIO if why == "another error" else errno.EDQUOT)
+    run.log_writer.write_rest = FullDisk(10**9, errno.EIO if why == "another error" else errno.EDQUOT)
     run.checkpoint_writer.is_urgent = lambda: why == "signal" and len(naps) == 2
     with pytest.raises(CheckpointError, match="full"):
         train(run)

@@ -398,7 +398,7 @@ def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, objec
         run.checkpoint_writer.restore_tags(str(newest.progress), newest.tags)
     journal = run.log_writer._journal
     shipment = Shipment(journal, paths.journal_sent, received)
-    run.checkpoint_writer.on_written = shipment.send
+    run.checkpoint_writer._hand_over._committer._on_committed = shipment.send
     train(run)
     shipment.send()
     maker.close()

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -153,3 +155,28 @@ def test_signals_to_the_whole_group_end_the_run_and_not_its_record(project, outp
     assert exits(outputs) == []
     assert not recorder.is_running()
     assert not is_held(PathProvider(outputs, run_dir(outputs).name).recorder_lock)
+
+
+HANGS_SOON = """
+from ksuit_runner.recorder import life
+life._PING_S, life._HANGS_S = 0.2, 1.0
+from ksuit_runner.cli.dispatch import main
+main()
+"""
+
+
+def test_a_recorder_that_hangs_is_killed_and_started_again(project, outputs):
+    command = [sys.executable, "-c", HANGS_SOON, f"output_dir={outputs}", *RUN]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        read_until(process, "paused")
+        recorder = recorder_of(process.pid)
+        recorder.send_signal(signal.SIGSTOP)
+        (project / "armed").unlink()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "has not answered for 1 s and is killed" in output
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
