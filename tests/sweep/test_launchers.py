@@ -95,7 +95,7 @@ def test_a_process_that_is_lost_is_one_failed_job_and_the_sweep_resumes(experime
     assert "job 2/2  finished" in output
     again = start(tmp_path, "resume=sweep", "launcher=in_process", cwd=experiments)
     deadline = time.monotonic() + 100
-    while f'"pid": {again.pid},' not in lock.read_text():
+    while not lock.exists() or f'"pid": {again.pid},' not in lock.read_text():  # the dead process's was removed
         assert time.monotonic() < deadline and again.poll() is None
         time.sleep(0.05)
     again.send_signal(signal.SIGINT)
