@@ -87,6 +87,7 @@ class RecorderClient:
         self._is_shut_down = False
         self._numbers = itertools.count(1)
         self._sessions: dict[int, _Session] = {}
+        self._abandoned: deque[int] = deque()
 
     @property
     def is_own(self) -> bool:
@@ -101,6 +102,8 @@ class RecorderClient:
     def open(self, opening: Opening) -> int:
         """Open a session and return its number; does not wait for it."""
         with self._lock:
+            while self._abandoned:
+                self.close(self._abandoned.popleft())
             life, number = self._living(), next(self._numbers)
             self._sessions[number] = _Session(opening)
             self._open(life, number)
@@ -114,6 +117,10 @@ class RecorderClient:
             self._sessions.pop(session)
             if self._life is not None:
                 self._life.send(Request(0, session, "close", {}))
+
+    def abandon(self, session: int) -> None:
+        """Have a session closed when the next one is opened; takes no lock, so that a finalizer can call it."""
+        self._abandoned.append(session)
 
     def bind(self, session: int, run_id: str) -> None:
         """Have the tracker of a session bound to a run again if the recorder dies."""

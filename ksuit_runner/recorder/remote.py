@@ -33,6 +33,7 @@ class RemoteRecording:
 
     def __init__(self, tracker: BaseTracker, paths: PathProvider, lock: RunLock) -> None:
         assert isinstance(tracker, RemoteTracker), "its tracker is in another process"
+        self._tracker = tracker  # whose session is open for as long as it is used
         self._client, self._session = tracker.client, tracker.session
         self.checkpoints = RemoteHandOver(self._client, self._session, paths, lock)
         self._client.record(self._session, paths.run_id, lock.token, self.checkpoints)

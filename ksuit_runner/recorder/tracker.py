@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -92,7 +93,7 @@ def _binding(
 
 
 class RemoteTracker(BaseTracker):
-    """Has every method called in the recorder, by the tracker that a session was opened for.
+    """Has every method called in the recorder, by the tracker that a session was opened for; closed when unused.
 
     Args:
         client: The recorder.
@@ -103,6 +104,7 @@ class RemoteTracker(BaseTracker):
         super().__init__()
         self.client, self.session = client, session
         description = msgspec.convert(client.call(session, "describe", {}), Description)
+        weakref.finalize(self, client.abandon, session).atexit = False
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:

@@ -115,6 +115,15 @@ def test_sessions_have_trackers_of_their_own(process, project):
     assert first.run_id != second.run_id
 
 
+def test_the_session_of_a_tracker_that_is_no_longer_used_is_closed(process, project):
+    used = opened(process, project, note="used")
+    threads = psutil.Process(pid_of(used)).num_threads()
+    for _ in range(20):
+        opened(process, project).where()
+    wait_for(lambda: psutil.Process(pid_of(used)).num_threads() <= threads + 2)
+    assert used.where().split()[1] == "used"
+
+
 def test_a_config_that_does_not_fit_is_an_error_here(process, project):
     with pytest.raises(ConfigError, match="^tracker"):
         opened(process, project, notte="hello")
