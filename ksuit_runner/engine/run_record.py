@@ -177,18 +177,15 @@ class RunRecord:
         self._follower.notify()
 
     def close(self, status: EndStatus) -> None:
-        """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost."""
-        unsent = Unsent()
-        with suppress(TakenOverError):  # the status is the other process's to set
-            self.check_owner()
-            if self.tracker.status != status:
-                self.tracker.end_run(status)
-            with suppress(OSError):  # of a full disk, which was reported
-                self.journal.write_rest()
-            unsent = self._follower.finish(self.tracker.close_timeout_s)
-        self._follower.close()
-        self.tracker.close()
-        self.journal.close()
+        """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost.
+
+        Raises:
+            Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.
+        """
+        try:
+            unsent = self._finish(status)
+        finally:
+            self._let_go()
         lacks_status = unsent.messages or not self.tracker.is_stored
         if not self.taken_over.is_set() and (unsent or lacks_status):
             _LOGGER.error(
@@ -197,6 +194,21 @@ class RunRecord:
                 *(unsent.points, unsent.files, f", and the status {status}" if lacks_status else ""),
                 *(self.paths.run_dir, sync_command(self.paths.run_id, self.paths.output_dir)),
             )
+
+    def _finish(self, status: EndStatus) -> Unsent:
+        with suppress(TakenOverError):  # the status is the other process's to set
+            self.check_owner()
+            if self.tracker.status != status:
+                self.tracker.end_run(status)
+            with suppress(OSError):  # of a full disk, which was reported
+                self.journal.write_rest()
+            return self._follower.finish(self.tracker.close_timeout_s)
+        return Unsent()
+
+    def _let_go(self) -> None:
+        self._follower.close()
+        self.tracker.close()
+        self.journal.close()
         self._lock.release()
 
 

@@ -28,6 +28,7 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
+from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -282,7 +283,7 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Ite
 def _close(record: RunRecord, status: EndStatus) -> None:
     try:
         record.close(status)
-    except OSError as error:  # the run has ended as it has, all the same
+    except (KsuitError, RemoteError, OSError) as error:  # the run has ended as it has, all the same
         _LOGGER.error("the record could not be delivered to the tracker, sync= will do it: %s", error)
 
 

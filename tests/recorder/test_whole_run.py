@@ -9,9 +9,17 @@ import sys
 from command import journal, mlflow_points, query, run_dir
 
 from ksuit_runner.api import run
-from ksuit_runner.recorder import life, tracker
+from ksuit_runner.recorder import client, life, tracker
 
 RUN = ["model=linear", "trainer.max_epochs=1", "callbacks=[accuracy]"]
+DYING = """
+import os
+from ksuit_runner.tracker.noop import NoopTracker
+
+class Dying(NoopTracker):
+    def deliver_end(self):
+        os._exit(1)
+"""
 IMPORTS = """
 import sys
 from ksuit_runner.api import run
@@ -51,3 +59,13 @@ def test_a_second_run_of_a_process_has_the_same_recorder(template, tmp_path):
     first = tracker.recorder()
     assert run([*RUN, f"output_dir={outputs}"]).status == "FINISHED"
     assert tracker.recorder() is first
+
+
+def test_a_run_has_ended_even_if_no_recorder_can_deliver_that(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dying.py").write_text(DYING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(client, "_MOST_STARTS", 1)
+    result = run([*RUN, f"output_dir={tmp_path}", "tracker=noop", "tracker._target_=dying.Dying"])
+    assert (result.status, result.error) == ("FINISHED", None)
+    assert "the record could not be delivered to the tracker, sync= will do it" in capsys.readouterr().out
+    assert not (run_dir(tmp_path) / "lock.json").exists()
