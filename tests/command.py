@@ -94,6 +94,17 @@ def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: in
     return process.communicate(timeout=60)[0]
 
 
+def lose_machine(process: subprocess.Popen) -> None:
+    """Kill a process and its recorder, which cannot notice the death of the other."""
+    recorders = psutil.Process(process.pid).children()
+    for recorder in recorders:
+        recorder.suspend()
+    process.kill()
+    for recorder in recorders:
+        recorder.kill()
+    process.communicate(timeout=60)
+
+
 def interrupt_again(process: subprocess.Popen) -> None:
     """Send a second SIGINT after the process has received the first: two pending ones would be one."""
     status = Path(f"/proc/{process.pid}/status")

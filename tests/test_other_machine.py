@@ -10,6 +10,7 @@ from command import (
     journal,
     ksuit,
     last_step,
+    lose_machine,
     read_until,
     run_dir,
     start,
@@ -55,13 +56,12 @@ def uploaded(server):
 
 
 def lose(process, server, project):
-    """Kill a run that stands still, once the server knows more of it than its last checkpoint."""
+    """Lose the machine of a run that stands still, once the server knows more of it than its last checkpoint."""
     read_until(process, "paused")
     wait_until(
         lambda: any(recorded(server) > Progress.parse(name.strip()).update for name in uploaded(server)), process
     )
-    process.kill()
-    process.communicate()
+    lose_machine(process)
     (project / "armed").unlink()
 
 
