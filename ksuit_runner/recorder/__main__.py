@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -45,7 +46,9 @@ def _close_after(watch: ProcessWatch, channel: Channel) -> None:
 def main() -> None:
     """Serve the training process, at the other end of the channel, until it is gone; then record its death."""
     ignore_signals()
-    channel, watch = Channel(Connection(int(sys.argv[1]))), ProcessWatch(int(sys.argv[2]))
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)  # a tracker's own processes must not keep it open
+    channel, watch = Channel(Connection(descriptor)), ProcessWatch(int(sys.argv[2]))
     logger = logging.getLogger("ksuit_runner")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -57,7 +60,13 @@ def main() -> None:
         while not watch.is_gone(_LOOK_S):
             pass
         server.end_dead(watch.reason())
-    os._exit(0)  # threads that still wait for a server must not keep this process alive
 
 
-main()
+status = 1
+try:
+    main()
+    status = 0
+except BaseException:
+    traceback.print_exc()
+finally:
+    os._exit(status)  # threads that still wait for a server must not keep this process alive

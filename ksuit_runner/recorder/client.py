@@ -198,9 +198,11 @@ class RecorderClient:
 
     def shut_down(self) -> None:
         """Let the recorder end, and wait for it for a short while."""
+        if not self.is_own:  # nor may its lock be waited for, which another thread may have held at the fork
+            return
         with self._lock:
             life, self._is_shut_down = self._life, True
-        if life is not None and self.is_own:
+        if life is not None:
             life.end(_EXIT_S)
 
     def _living(self) -> Life:

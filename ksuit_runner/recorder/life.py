@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -20,7 +21,7 @@ from ksuit_runner.recorder.server import Server, Surroundings
 from ksuit_runner.system.detached_process import is_refused, start_detached
 
 _LOGGER = logging.getLogger(__name__)
-_LONGEST_OUTPUT = 2000
+_LONGEST_OUTPUT, _MOST_OUTPUT = 2000, 1_000_000
 _PING, _PING_S, _HANGS_S = -1, 10.0, 60.0
 
 
@@ -53,7 +54,7 @@ class Life:
         self._process: subprocess.Popen[bytes] | None = None
         if not in_place:
             try:
-                self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when it has ended
+                self._output = _make_output()
                 self._process = _start_process(theirs.fileno(), self._output)
                 theirs.close()
             except OSError as error:
@@ -92,6 +93,7 @@ class Life:
         with suppress(ClosedError):
             while True:
                 message = self._channel.receive(_PING_S)
+                self._limit_output()
                 if isinstance(message, Answer) and message.number == _PING:
                     self._pinged = None
                 elif isinstance(message, Answer):
@@ -113,6 +115,8 @@ class Life:
 
     def _ping(self) -> None:
         """Ask for a sign of life, and kill a recorder that has given none for long: it hangs, or is suspended."""
+        if self._process is not None and self._process.poll() is not None:
+            raise ClosedError  # a child of one of the two may have inherited its end, and keep it open
         now = time.monotonic()
         if self._pinged is None:
             self._pinged = now
@@ -121,11 +125,26 @@ class Life:
             _LOGGER.warning("the recorder process has not answered for %.0f s and is killed", now - self._pinged)
             self._process.kill()
 
+    def _limit_output(self) -> None:
+        """Drop what the recorder has printed once that is much: only the end is ever read."""
+        if self._output is not None and os.fstat(self._output.fileno()).st_size > _MOST_OUTPUT:
+            self._output.seek(0)  # the position is that of the recorder, too
+            self._output.truncate()
 
-def _start_process(descriptor: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+
+def _make_output() -> IO[bytes] | None:
+    with suppress(OSError):  # there is no folder for it: the recorder's last words stay unknown
+        return tempfile.TemporaryFile()
+    return None
+
+
+def _start_process(descriptor: int, output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise OSError(errno.ENOSYS, "this Python is part of another program")
     command = [sys.executable, "-P", "-m", "ksuit_runner.recorder", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())}
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+    printed = subprocess.DEVNULL if output is None else output
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": printed}
     return start_detached(command, pass_fds=[descriptor], env=environment, **options)
 
 
@@ -144,13 +163,16 @@ def _end_of(output: IO[bytes]) -> str:
 
 def surroundings() -> Surroundings:
     """Return what the recorder takes over from this process."""
-    try:
-        directory = os.getcwd()
-    except OSError:  # it was removed
-        directory = os.sep
-    return Surroundings(dict(os.environ), directory, _import_path())
+    return Surroundings(dict(os.environ), _directory(), _import_path())
 
 
 def _import_path() -> list[str]:
     """Return the import path of this process, for one that may have another working directory."""
-    return [path or os.getcwd() for path in sys.path]
+    return [path or _directory() for path in sys.path if isinstance(path, str)]  # as the import system skips the others
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return os.sep

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
@@ -46,6 +48,8 @@ TRACKER = """
             if key == "die":
                 print("these are my last words", flush=True)
                 os._exit(1)
+            if key.startswith("print"):
+                print(key, flush=True)
             raise ValueError(key)
 
         def end_run(self, status, end_time=None):
@@ -189,6 +193,52 @@ def test_it_runs_in_this_process_where_no_other_can_be_started(project, monkeypa
     assert pid_of(tracker) == os.getpid()
     assert "no process can be started for the recorder" in caplog.text
     recorder.shut_down()
+
+
+def test_it_runs_in_this_process_where_that_is_part_of_another_program(project, monkeypatch):
+    monkeypatch.setattr(sys, "executable", None)
+    recorder = RecorderClient()
+    assert pid_of(opened(recorder, project)) == os.getpid()
+    recorder.shut_down()
+
+
+def test_it_starts_without_folders_and_with_paths_that_are_no_text(process, project, monkeypatch, tmp_path):
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(removed))
+    monkeypatch.setattr(sys, "path", ["", *sys.path, tmp_path])
+    assert pid_of(opened(process, project)) != os.getpid()
+
+
+def test_a_death_is_noticed_though_a_child_keeps_the_channel_open(process, project, monkeypatch):
+    monkeypatch.setattr(life, "_PING_S", 0.1)
+    kept = []
+
+    def pipe():
+        ends = Pipe()
+        kept.append(os.dup(ends[1].fileno()))
+        return ends
+
+    monkeypatch.setattr(life, "Pipe", pipe)
+    tracker = opened(process, project)
+    before = pid_of(tracker)
+    os.kill(before, signal.SIGKILL)
+    assert pid_of(tracker) != before
+    for descriptor in kept:
+        os.close(descriptor)
+
+
+def test_what_it_prints_does_not_fill_the_disk(process, project, monkeypatch):
+    monkeypatch.setattr(life, "_MOST_OUTPUT", 1000)
+    tracker = opened(process, project)
+    for _ in range(20):
+        with pytest.raises(RemoteError):
+            tracker.check_key("print " + 1000 * "x")
+    assert os.fstat(process._life._output.fileno()).st_size <= 2100
+    with pytest.raises(TrackerError, match="\nthese are my last words$"):
+        tracker.check_key("die")
 
 
 def test_a_forked_child_has_a_recorder_of_its_own():
