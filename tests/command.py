@@ -90,13 +90,32 @@ def run_dir(output_dir: Path) -> Path:
 def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: int = signal.SIGKILL) -> str:
     """Send a signal as soon as the run has logged an update at or after the given one."""
     wait_until(lambda: last_step(output_dir) >= update, process)
+    return end_by(process, number)
+
+
+def recorders_of(pid: int) -> list[psutil.Process]:
+    """Return the recorders that a process has started."""
+    return [child for child in psutil.Process(pid).children() if _is_recorder(child)]
+
+
+def _is_recorder(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return "ksuit_runner.recorder" in process.cmdline()
+    return False
+
+
+def end_by(process: subprocess.Popen, number: int) -> str:
+    """Send a signal, and return the output once the process and its recorder have ended."""
+    recorders = recorders_of(process.pid)
     process.send_signal(number)
-    return process.communicate(timeout=60)[0]
+    output, _ = process.communicate(timeout=60)
+    assert not psutil.wait_procs(recorders, timeout=30)[1]
+    return output
 
 
 def lose_machine(process: subprocess.Popen) -> None:
     """Kill a process and its recorder, which cannot notice the death of the other."""
-    recorders = psutil.Process(process.pid).children()
+    recorders = recorders_of(process.pid)
     for recorder in recorders:
         recorder.suspend()
     process.kill()

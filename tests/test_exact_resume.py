@@ -4,7 +4,19 @@ import shutil
 import signal
 
 import pytest
-from command import checkpoint_bytes, journal, ksuit, mlflow_points, query, run_dir, start, stop_at
+from command import (
+    checkpoint_bytes,
+    journal,
+    ksuit,
+    last_step,
+    lose_machine,
+    mlflow_points,
+    query,
+    run_dir,
+    start,
+    stop_at,
+    wait_until,
+)
 
 # Dropout draws in the model; an odd batch size leaves a smaller last one; several accumulation steps.
 HARD = (
@@ -35,8 +47,8 @@ def test_default_run_killed_in_an_epoch_is_the_same_in_mlflow(tmp_path):
     reference, killed = tmp_path / "reference", tmp_path / "killed"
     ksuit(reference)
     process = start(killed)
-    stop_at(process, killed, update=170)
-    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: last_step(killed) >= 170, process)
+    lose_machine(process)
     assert query(killed, "select status from runs") == [("RUNNING",)]
     assert f"{run_dir(killed).name}" in (listed := ksuit(killed, "list=1")) and "killed" in listed
     assert query(killed, "select status from runs") == [("KILLED",)]

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import psutil
 import pytest
-from command import journal, ksuit, mlflow_points, query, read_until, run_dir, start, wait_until
+from command import journal, ksuit, mlflow_points, query, read_until, recorders_of, run_dir, start, wait_until
 from pausing import make_project
 
 from ksuit_runner.paths import PathProvider
@@ -41,16 +40,6 @@ def paused(project, outputs, *arguments):
 def recorder_of(pid):
     (found,) = recorders_of(pid)
     return found
-
-
-def recorders_of(pid):
-    return [child for child in psutil.Process(pid).children() if is_recorder(child)]
-
-
-def is_recorder(process):
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return "ksuit_runner.recorder" in process.cmdline()
-    return False
 
 
 def statuses(outputs):

@@ -14,11 +14,12 @@ from command import query
 from ksuit_runner.config.differences import is_same
 from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.outbox import Outbox
-from ksuit_runner.delivery.recording import Recording, Unsent
+from ksuit_runner.delivery.recording import Unsent
 from ksuit_runner.errors import AliveError, ConfigError, ResumeError
 from ksuit_runner.launchers.joblib import JoblibLauncher
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.stored_run import Launch, add_to_index
+from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.commands import resume_sweep, show_leaderboard, start_sweep
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, runs_of_jobs
@@ -105,7 +106,7 @@ def test_runs_are_matched_to_jobs_by_their_tags_whatever_the_clock_says(tmp_path
 
 def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "finish", lambda *arguments: Unsent(1))  # killed after it has noted how it ended
+        patch.setattr(RemoteRecording, "finish", lambda *arguments: Unsent(1))  # killed after it has noted how it ended
         paths = sweep_in(tmp_path, "default_callbacks=standard", "tracker.close_timeout_s=0.1")
     runs = "from runs join tags on runs.run_uuid = tags.run_uuid and key = 'ksuit.job'"
     assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0

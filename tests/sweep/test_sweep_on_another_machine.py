@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from command import TIMINGS, checkpoint_bytes, journal, ksuit, run_dirs, start, wait_until
+from command import TIMINGS, checkpoint_bytes, journal, ksuit, lose_machine, run_dirs, start, wait_until
 from pausing import make_project
 from servers import MlflowServer, Proxy
 
@@ -66,8 +66,7 @@ def test_a_killed_sweep_is_resumed_with_nothing_but_the_tracking_uri(project, se
     wait_until(
         lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process
     )
-    process.kill()
-    process.communicate()
+    lose_machine(process)
     before = jobs_on(server)
     assert [before[job][1] for job in (0, 1)] == ["FINISHED", "RUNNING"]
     (sweep_id,) = (path.name for path in (gone / "sweeps").iterdir())

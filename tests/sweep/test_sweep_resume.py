@@ -5,11 +5,11 @@ import signal
 import time
 
 import pytest
-from command import checkpoint_bytes, journal, ksuit, query, start
+from command import checkpoint_bytes, end_by, journal, ksuit, query, start
 
 from ksuit_runner.counter import Progress
 
-# A tracker that is killed right after MLflow has created a run: nothing is known of it but its id and its tags.
+# All is killed right after MLflow has created a run: nothing is known of it but its id and its tags.
 TRACKER = """
 import os
 import signal
@@ -24,7 +24,8 @@ class Killed(MlflowTracker):
         armed = Path("armed")
         if tags.get("ksuit.job") == "0" and armed.exists():
             armed.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+            for pid in os.getppid(), os.getpid():  # the sweep, and its recorder
+                os.kill(pid, signal.SIGKILL)
         return info
 """
 SWEEP = """# @package _global_
@@ -77,8 +78,7 @@ def killed_in(job, update, output_dir, project, *arguments):
         if file and file.exists() and f'"s":{update},' in file.read_text():
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    return process.communicate()[0]
+    return end_by(process, signal.SIGKILL)
 
 
 @pytest.mark.slow
