@@ -4,6 +4,7 @@ import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,8 @@ TINY = 1_000_000
 """Size in bytes up to which a state is written without a thread, if that is quick."""
 _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
-_SMALL, _MOST_WAITING = (
-    32_000_000,
-    4,
-)  # bytes of a state up to which several copies may wait to be written, and how many
+_OWNER_S = 1.0  # how often who waits for a commit looks whether the run is still this process's
+_SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written; how many
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,6 @@ class _Saving:
     @property
     def is_done(self) -> bool:
         return self.written.done() and (self.written.exception() is not None or self.written.result().done())
-
-    def finish(self) -> None:
-        """Wait until it is committed, and raise the error if it could not be."""
-        self.written.result().result()
 
 
 class CheckpointWriter:
@@ -217,6 +212,7 @@ class CheckpointWriter:
         while True:
             try:
                 committed = write()
+                self._wait_for(committed)
                 committed.result()
                 return committed
             except OSError as error:
@@ -234,7 +230,9 @@ class CheckpointWriter:
     def _finish_first(self, is_last: bool = False) -> None:
         saving = self._saving.popleft()
         try:
-            saving.finish()
+            committed = saving.written.result()
+            self._wait_for(committed)
+            committed.result()
         except OSError as error:
             message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
             if is_last:
@@ -242,6 +240,11 @@ class CheckpointWriter:
             _LOGGER.error("%s; the run continues with the last good one, and tries again at the next interval", message)
         finally:
             self._spare.append(saving.buffers)
+
+    def _wait_for(self, committed: Future[None]) -> None:
+        """Wait until a checkpoint is committed, or could not be; once the run is taken over, nobody commits it."""
+        while not futures.wait([committed], _OWNER_S).done:
+            self.check_owner()
 
     def close(self) -> None:
         """Wait until all checkpoints are committed, and end the thread."""
@@ -262,7 +265,7 @@ class CheckpointWriter:
         if self._submitted is None:
             remove_partial(self.path_provider)
         elif self._submitted[0] == name:
-            self._submitted[1].exception()  # waits until its folder is free
+            self._wait_for(self._submitted[1])  # until its folder is free
         folder = self.path_provider.checkpoints_dir / name
         write_ready(folder, tensors, document, self.config_hash, self._keep_last, tags)
         committed = self._hand_over.submit(name)

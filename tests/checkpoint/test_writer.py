@@ -337,6 +337,19 @@ def test_the_same_position_is_written_again_when_its_commit_is_done(handed_over,
     assert not again.is_alive() and item.kept() == ["U1"] and hidden(item) == []
 
 
+def test_nobody_waits_for_a_commit_once_the_run_is_taken_over(handed_over, monkeypatch):
+    item, _ = handed_over
+    item.save_at(1)
+
+    def refuse():
+        raise TakenOverError("another process has resumed the run")
+
+    monkeypatch.setattr(checkpoint, "_OWNER_S", 0.01)
+    item.writer.check_owner = refuse
+    with pytest.raises(TakenOverError):
+        item.writer.close()
+
+
 def test_an_error_of_a_commit_elsewhere_is_one_of_the_checkpoint(handed_over, caplog):
     item, recorder = handed_over
     item.save_at(1)
