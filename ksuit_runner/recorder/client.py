@@ -27,6 +27,9 @@ _LOGGER = logging.getLogger(__name__)
 _MOST_STARTS = 4  # for one request
 _MOST_DEATHS, _DEATHS_S = 3, 60.0  # while it follows a run: so many within this time are too many
 _EXIT_S = 2.0
+_CONTINUES = (
+    "Training continues, and everything stays in the run's folder; the end of the run, resume= or sync= sends it"
+)
 
 
 class Checkpoints(Protocol):
@@ -42,7 +45,7 @@ class Checkpoints(Protocol):
         """It follows the folder again, and has finished what it was doing when it died."""
 
     def recorder_given_up(self) -> None:
-        """It has died too often, and nobody follows the folder."""
+        """Nobody follows the folder: it has died too often, or cannot follow the run any more."""
 
 
 @dataclass
@@ -94,10 +97,9 @@ class RecorderClient:
         """Whether this process has started it, and not one that this process was forked from."""
         return os.getpid() == self._owner
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it runs; not if it has died again and again."""
-        return self._life is not None and not self._life.is_over
+    def follows(self, session: int) -> bool:
+        """Whether it runs, and follows the run of a session; not if it has died again and again."""
+        return self._life is not None and not self._life.is_over and self._sessions[session].is_started
 
     def open(self, opening: Opening) -> int:
         """Open a session and return its number; does not wait for it."""
@@ -149,7 +151,7 @@ class RecorderClient:
         state = self._sessions[session]
         with self._lock:
             state.has_news = state.is_notified
-            if not self.is_alive or state.is_notified or self._life is None:
+            if state.is_notified or self._life is None or not self.follows(session):
                 return
             state.is_notified = True
             answer = self._life.ask(Request(next(self._numbers), session, "notify", {}))
@@ -221,7 +223,8 @@ class RecorderClient:
         values = {"opening": state.opening, "surroundings": surroundings()}
         life.send(Request(0, number, "open", msgspec.to_builtins(values, enc_hook=str)))
         if state.run is not None:
-            life.send(Request(0, number, "record", state.run))
+            recorded = life.ask(Request(next(self._numbers), number, "record", state.run))
+            recorded.add_done_callback(partial(self._check_restart, state))
         if state.is_started:
             started = life.ask(Request(next(self._numbers), number, "start", {}))
             started.add_done_callback(partial(self._report_restart, state))
@@ -235,8 +238,18 @@ class RecorderClient:
                 state.checkpoints.ended(message.name, None if message.error is None else message.error.error())
 
     def _report_restart(self, state: _Session, started: Future[Any]) -> None:
-        if state.checkpoints is not None and started.exception() is None:
+        if self._check_restart(state, started) and state.checkpoints is not None:
             state.checkpoints.recorder_restarted()
+
+    def _check_restart(self, state: _Session, answer: Future[Any]) -> bool:
+        """Return whether a recorder that was started again has done a request, or give it up for that run."""
+        error = answer.exception()
+        if error is not None and state.is_started and not isinstance(error, ClosedError):  # else it is started again
+            state.is_started = False
+            _LOGGER.error("the recorder process cannot follow the run any more: %s\n%s", error, _CONTINUES)
+            if state.checkpoints is not None:
+                state.checkpoints.recorder_given_up()
+        return error is None
 
     def _restart(self, life: Life) -> None:
         """Start it again if it has died while it followed a run, and not too often."""
@@ -251,15 +264,14 @@ class RecorderClient:
                     checkpoints.recorder_died()
             if not is_given_up:
                 _LOGGER.warning("the recorder process has died and is started again%s", _quote(life.last_words))
-                self._living()
-                return
+                try:
+                    self._living()
+                    return
+                except OSError as error:
+                    _LOGGER.error("the recorder process cannot be started: %s", error)
+            count = len(self._deaths)
             self._deaths.clear()
-        _LOGGER.error(
-            "the recorder process has died %d times%s\nTraining continues, and everything stays in the run's folder; "
-            "the end of the run, resume= or sync= sends it",
-            _MOST_DEATHS,
-            _quote(life.last_words),
-        )
+        _LOGGER.error("the recorder process has died %d times%s\n%s", count, _quote(life.last_words), _CONTINUES)
         for checkpoints in following:
             if checkpoints is not None:
                 checkpoints.recorder_given_up()

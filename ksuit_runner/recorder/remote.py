@@ -4,6 +4,7 @@ import errno
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 import msgspec
 
@@ -11,6 +12,7 @@ from ksuit_runner.checkpoint.commit import Committer
 from ksuit_runner.checkpoint.folders import READY, beside, damage, names
 from ksuit_runner.counter import Progress
 from ksuit_runner.delivery.recording import Unsent
+from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.recorder.client import RecorderClient
@@ -89,7 +91,7 @@ class RemoteHandOver:
             if name in self._early:
                 self.ended(name, self._early.pop(name))
                 return done
-        if self._client.is_alive:
+        if self._client.follows(self._session):
             self._client.notify(self._session)
         else:
             self._commit_here()
@@ -120,7 +122,8 @@ class RemoteHandOver:
 
     def recorder_restarted(self) -> None:
         """See ``Checkpoints``."""
-        for name in self._renamed:
+        renamed, self._renamed = self._renamed, []
+        for name in renamed:
             existing = names(self._paths)
             is_superseded = name not in existing and any(_update(other) > _update(name) for other in existing)
             problem = None if is_superseded else damage(self._paths.checkpoints_dir / name)
@@ -128,7 +131,8 @@ class RemoteHandOver:
 
     def recorder_given_up(self) -> None:
         """See ``Checkpoints``."""
-        self._own.finish_interrupted()
+        with suppress(KsuitError, OSError):  # each checkpoint gets an error of its own
+            self._own.finish_interrupted()
         self.recorder_restarted()
         self._commit_here()
 

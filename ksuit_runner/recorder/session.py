@@ -116,7 +116,8 @@ class Session:
         if method in _OF_SESSION:
             return getattr(self, f"_{method}")(**arguments)
         if method in _OF_RUN:
-            assert self._run is not None, "no run is recorded"
+            if self._run is None:
+                raise TrackerError("the recorder could not be started again for this run")
             return getattr(self._run, method)(**arguments)
         if self._lost_run is not None:
             self._built.attach_run(self._lost_run)

@@ -1,5 +1,6 @@
 """The recorder as a process: its start, its end, its deaths, and what it takes over from the training process."""
 
+import errno
 import logging
 import os
 import signal
@@ -12,18 +13,20 @@ import time
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, TrackerError
-from ksuit_runner.paths import OutputPaths
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder import life
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.session import Opening
 from ksuit_runner.recorder.tracker import RemoteTracker, recorder
+from ksuit_runner.system.run_lock import RunLock
 
 TRACKER = """
     import os
@@ -239,6 +242,40 @@ def test_what_it_prints_does_not_fill_the_disk(process, project, monkeypatch):
     assert os.fstat(process._life._output.fileno()).st_size <= 2100
     with pytest.raises(TrackerError, match="\nthese are my last words$"):
         tracker.check_key("die")
+
+
+class Checkpoints:
+    """Notes what becomes of the recorder of a run."""
+
+    def __init__(self):
+        self.seen = []
+
+    def recorder_died(self):
+        self.seen.append("died")
+
+    def recorder_given_up(self):
+        self.seen.append("given up")
+
+
+@pytest.mark.parametrize("why", ["its lock is damaged", "no descriptor is left"])
+def test_a_run_that_a_new_recorder_cannot_follow_is_given_up(process, project, monkeypatch, caplog, why):
+    paths, checkpoints = PathProvider(project / "outputs", "run00000"), Checkpoints()
+    tracker = opened(process, project)
+    with RunLock(paths.lock) as lock:
+        process.record(tracker.session, "run00000", lock.token, checkpoints)
+        process.start(tracker.session)
+        assert process.follows(tracker.session)
+        if why == "its lock is damaged":
+            paths.recorder_lock.unlink()
+            paths.recorder_lock.mkdir()
+        else:
+            full = OSError(errno.EMFILE, "Too many open files")
+            monkeypatch.setattr(life, "Pipe", mock.Mock(side_effect=full))
+        os.kill(process._life._process.pid, signal.SIGKILL)
+        wait_for(lambda: "given up" in checkpoints.seen)
+        assert checkpoints.seen == ["died", "given up"]
+        assert not process.follows(tracker.session)
+        assert "Training continues" in caplog.text
 
 
 def test_a_forked_child_has_a_recorder_of_its_own():
