@@ -150,7 +150,8 @@ def _is_plain(name: str) -> bool:
 def _seal(body: Mapping[str, Any]) -> str:
     """Return the text of a manifest, which ends with the checksum of everything before."""
     checksum = zlib.crc32(json.dumps(body).encode())
-    return json.dumps({**body, "crc32": checksum}, indent=2) + "\n"
+    # `json` indents in Python, which took a quarter of the time of a small checkpoint.
+    return msgspec.json.format(json.dumps({**body, "crc32": checksum}), indent=2) + "\n"
 
 
 def fingerprint(path: Path) -> Fingerprint:

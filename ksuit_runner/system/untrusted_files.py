@@ -135,9 +135,11 @@ def check_inside(path: Path, root: Path) -> None:
     """
     if ".." in path.parts or not path.is_relative_to(root):
         raise UnsafeFileError(f"leaves {root}")
-    for part in [path, *path.parents][: len(path.relative_to(root).parts)]:
+    part = path
+    while part != root:
         if part.is_symlink():
             raise UnsafeFileError("is a link" if part == path else f"is behind a link, {part}")
+        part = part.parent
 
 
 def is_behind_link(path: Path, root: Path) -> bool:
