@@ -87,7 +87,7 @@ class RecorderClient:
         self._lock = threading.RLock()
         self._life: Life | None = None
         self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
-        self._is_shut_down = False
+        self._is_shut_down = self._is_used = False
         self._numbers = itertools.count(1)
         self._sessions: dict[int, _Session] = {}
         self._abandoned: deque[int] = deque()
@@ -188,6 +188,7 @@ class RecorderClient:
             TrackerError: It dies again and again.
             Exception: What the method has raised.
         """
+        self._is_used = True
         for number in range(_MOST_STARTS):
             if number:
                 arguments = {**arguments, **again}
@@ -199,13 +200,13 @@ class RecorderClient:
         raise TrackerError(f"the recorder process has died {_MOST_STARTS} times{_quote(life.last_words)}")
 
     def shut_down(self) -> None:
-        """Let the recorder end, and wait for it for a short while."""
+        """Let the recorder end, and wait for it for a short while if it has done anything."""
         if not self.is_own:  # nor may its lock be waited for, which another thread may have held at the fork
             return
         with self._lock:
             life, self._is_shut_down = self._life, True
         if life is not None:
-            life.end(_EXIT_S)
+            life.end(_EXIT_S if self._is_used else 0.0)
 
     def _living(self) -> Life:
         """Return the living recorder; start one if there is none."""

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from command import journal, mlflow_points, query, run_dir
 
 from ksuit_runner.api import run
+from ksuit_runner.errors import KsuitError
 from ksuit_runner.recorder import client, life, tracker
 
 RUN = ["model=linear", "trainer.max_epochs=1", "callbacks=[accuracy]"]
@@ -19,6 +21,24 @@ from ksuit_runner.tracker.noop import NoopTracker
 class Dying(NoopTracker):
     def deliver_end(self):
         os._exit(1)
+"""
+SLOW = """
+import time
+from pathlib import Path
+from ksuit_runner.tracker.noop import NoopTracker
+
+class Slow(NoopTracker):
+    def warm_up(self):
+        time.sleep(20)
+        Path("imported").touch()
+
+class Missing:
+    def __init__(self, split: str):
+        raise FileNotFoundError(2, "No such file", "/missing")
+    def __len__(self):
+        return 0
+    def __getitem__(self, index):
+        return 0
 """
 IMPORTS = """
 import sys
@@ -69,3 +89,12 @@ def test_a_run_has_ended_even_if_no_recorder_can_deliver_that(tmp_path, monkeypa
     assert result.status == "FINISHED"
     assert "the record could not be delivered to the tracker, sync= will do it" in capsys.readouterr().out
     assert not (run_dir(tmp_path) / "lock.json").exists()
+
+
+def test_a_mistake_is_found_while_the_recorder_still_imports(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KsuitError, match="/missing"):
+        run([*RUN, "tracker=noop", "tracker._target_=slow.Slow", "data.datasets.train._target_=slow.Missing"])
+    assert not (tmp_path / "imported").exists()
