@@ -6,26 +6,31 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import psutil
 
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.delivery.binding import Binding
-from ksuit_runner.delivery.metric_sender import MetricSender
+from ksuit_runner.delivery.metric_sender import read_offset
+from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
-from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.journal import Journal
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.record.provenance import Provenance
+from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.recorder.remote import RemoteRecording
+from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.tracker.base import EndStatus
-from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .measure import Scale, Spread
 from .result import Result, Value
 
+MLFLOW = "ksuit_runner.tracker.mlflow.MlflowTracker"
 KEYS = [f"group_{i}/metric" for i in range(10)]
 """Metrics per update."""
 
@@ -33,38 +38,38 @@ KEYS = [f"group_{i}/metric" for i in range(10)]
 def measure(scale: Scale, folder: Path) -> Result:
     points = scale.pick(1_000_000, 2_000)
     result = Result(f"Metric logging: {points:,} scalars, {len(KEYS)} per update")
-    _log_all(result, "SQLite", MlflowTracker(OutputPaths(folder / "sqlite")), folder / "sqlite", points)
+    _log_all(result, "SQLite", {}, folder / "sqlite", points)
     with _server(folder) as uri:
-        root = str(folder / "artifacts")
-        tracker = MlflowTracker(OutputPaths(folder / "server"), uri=uri, timeout_s=30, artifact_root=root)
-        _log_all(result, "mlflow server", tracker, folder / "server", points)
+        settings = {"uri": uri, "timeout_s": 30, "artifact_root": str(folder / "artifacts")}
+        _log_all(result, "mlflow server", settings, folder / "server", points)
     return result
 
 
-def _log_all(result: Result, store: str, tracker: MlflowTracker, folder: Path, points: int) -> None:
-    paths = PathProvider(folder, tracker.start_run(None, {}).run_id)
-    journal = Journal(paths.journal)
+def _log_all(result: Result, store: str, settings: Mapping[str, Any], folder: Path, points: int) -> None:
+    config = {"name": None, "parent_run_id": None, "tracker": {"_target_": MLFLOW, "close_timeout_s": 3600, **settings}}
+    outputs = OutputPaths(folder)
+    tracker = open_tracker(Factory(config), outputs)
+    record = RunRecord.begin(tracker, outputs, config, Launch("benchmark", []), Provenance(), RemoteRecording)
     counter = UpdateCounter(1, 1, max_updates=points)
-    writer = LogWriter(journal, counter, MetricPropertyProvider(), tracker.check_key, lambda key, step: False)
-    sender = MetricSender(journal, paths.journal_sent, Binding(tracker, paths, lambda: None))
+    writer = LogWriter(
+        record.journal, counter, MetricPropertyProvider(), record.tracker.check_key, lambda *point: False
+    )
     process = psutil.Process()
     before, costs, start = process.memory_info().rss, [], perf_counter()
     for _ in range(20):
         costs.append(_log(writer, counter, points // 20))
     logged = perf_counter() - start
-    unsent = sender.pending()
-    assert sender.flush(timeout_s=3600) and sender.pending() == 0
-    sender.close()
-    seconds = perf_counter() - start
     growth = (process.memory_info().rss - before) / 1e6
-    journal.close()
-    tracker.end_run(EndStatus.FINISHED)
+    sent = read_offset(record.paths.journal_sent) / record.journal.size
+    record.close(EndStatus.FINISHED)
+    seconds = perf_counter() - start
+    assert read_offset(record.paths.journal_sent) == record.journal.size
     result.add(f"{store}: cost per scalar in the training thread", Spread.of(costs), "us")
     result.values.append(Value(f"{store}: rows per second at the store", _one(points / seconds), "rows/s"))
     result.aim(f"{store}: cost per scalar", Spread.of(costs).scaled(1e6), 3.0, "us")
     result.notes.append(
-        f"{store}: all logged after {logged:.1f} s, {points - unsent:,} of them sent by then; all sent after "
-        f"{seconds:.1f} s; memory grew by {growth:.0f} MB"
+        f"{store}: all logged after {logged:.1f} s, {100 * sent:.0f}% of them sent by then; all sent after "
+        f"{seconds:.1f} s; memory of the training process grew by {growth:.0f} MB"
     )
 
 
