@@ -15,6 +15,7 @@ from ksuit_runner.ui.terminal import log_to_file
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 0.1  # between two looks at whether the run is still this process's to record
+_CLOSE_S = 2.0
 EXIT_TAG = "ksuit.exit"
 """Tag of a run whose process has died: why, such as ``SIGKILL`` or ``out of memory (SIGKILL)``."""
 
@@ -91,6 +92,8 @@ class RecordedRun:
     def end_dead(self, reason: str | None) -> None:
         """Record what the training process has left when it died: the rest of its metrics, its last checkpoint, KILLED.
 
+        For a process that ends afterwards: what is in progress is waited for only for a bounded time.
+
         Args:
             reason: Why it died, if that is known.
         """
@@ -107,7 +110,9 @@ class RecordedRun:
             pass
         except (KsuitError, OSError) as error:
             _LOGGER.error("%s", error)
-        self.close()
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)  # a request that hangs ends with this process
         self._view.remove_dead(is_known_dead=True)
 
     def _check(self) -> None:
