@@ -103,8 +103,8 @@ class RemoteTracker(BaseTracker):
     def __init__(self, client: RecorderClient, session: int) -> None:
         super().__init__()
         self.client, self.session = client, session
-        description = msgspec.convert(client.call(session, "describe", {}), Description)
         weakref.finalize(self, client.abandon, session).atexit = False
+        description = msgspec.convert(client.call(session, "describe", {}), Description)
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:

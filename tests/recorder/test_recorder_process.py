@@ -1,6 +1,7 @@
 """The recorder as a process: its start, its end, its deaths, and what it takes over from the training process."""
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -134,6 +135,9 @@ def test_the_session_of_a_tracker_that_is_no_longer_used_is_closed(process, proj
 def test_a_config_that_does_not_fit_is_an_error_here(process, project):
     with pytest.raises(ConfigError, match="^tracker"):
         opened(process, project, notte="hello")
+    gc.collect()  # the error's traceback held it
+    opened(process, project)
+    assert len(process._sessions) == 1, "a tracker that could not be built keeps its session"
 
 
 def test_the_recorder_takes_over_the_present_surroundings(process, project, monkeypatch, tmp_path):
