@@ -2,24 +2,30 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import forked_recorder
 import psutil
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
 from commit_order import OrderedDisk
 from disk import Disk, power_cuts
 from fake_environment import FakeEnvironment
-from kill_points import POINTS, kill_at
+from forked_recorder import fork_recorders
+from kill_points import AFTER_DEATH, POINTS, RECORDER, TRAINING, choose_writer, strike_at
 from preloaded import Command, Preloaded
 from watched_calls import Step, join
+
+from ksuit_runner.recorder import life
 
 DATASET = '''
 """Noisy points of three classes, with noise from every generator that an augmentation may use."""
@@ -102,12 +108,15 @@ class Kill(NamedTuple):
 
     Attributes:
         point: Key of ``POINTS``; ``POWER`` for a power cut during the n-th operation on the disk, which loses what is
-            not synced; None for a time.
+            not synced; None for a time. At those in ``AFTER_DEATH``, the process that trains was killed before.
         count: Number n.
         seconds: Time after the start.
         workers: Number of data workers.
-        number: Signal; with SIGSTOP the process is suspended, and wakes up after another one has taken the run over.
-        environment: The fake environment of the process.
+        number: Signal for the process that trains, 0 for none; with SIGSTOP it is suspended, and wakes up after another
+            one has taken the run over.
+        environment: The fake environment of the processes.
+        recorder: Signal for the recorder, 0 for none. A suspended one wakes up after another process has taken the run
+            over, unless it was killed for that; or is killed by the process that it works for.
     """
 
     point: str | None
@@ -116,6 +125,7 @@ class Kill(NamedTuple):
     workers: int = 0
     number: int = signal.SIGKILL
     environment: FakeEnvironment = FakeEnvironment()
+    recorder: int = 0
 
 
 @dataclass
@@ -152,6 +162,7 @@ class Project:
     takeovers: int = field(default=0, init=False)
     _started: int = field(default=0, init=False)
     _suspended: list[tuple[Command, str]] = field(default_factory=list, init=False)
+    suspended_recorders: list[psutil.Process] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,11 +180,17 @@ class Project:
         given = (*(arguments or ARGUMENTS), f"data.num_workers={kill.workers}")
         if arguments:
             given = (*given, "output_dir=outputs")
-        return self._start(given, partial(prepare_process, kill, disk))
+        self._struck.unlink(missing_ok=True)
+        return self._start(given, partial(prepare_process, kill, disk, self._struck))
 
     def _start(self, arguments: Sequence[str], prepare: Callable[[], None]) -> Command:
         self._started += 1
         return self.preloaded.start(self.folder, self.folder / f"log-{self._started}", arguments, prepare)
+
+    @property
+    def _struck(self) -> Path:
+        """Says that a kill has come, and what the recorder's id was."""
+        return self.folder / "struck"
 
     def run(self, *arguments: str, workers: int = 0) -> str:
         owner = self._owner()
@@ -194,17 +211,36 @@ class Project:
         if kill.point is None:
             time.sleep(kill.seconds)
             workers = children(command.pid)
-            command.send(kill.number)
+            self._strike(kill, command, workers)
         if kill.number == signal.SIGSTOP and command.is_suspended():
             if self.resume_arguments():
                 self._suspended.append((command, kill.environment.host))
+                self._remember_recorder(kill)
                 return False
             command.kill()  # else it would wake up as a second run
         status = command.wait()
         assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
+        self._remember_recorder(kill)
+        if status == 0 or not self.resume_arguments():
+            self._continue()
         assert_gone(workers)
-        self.kills += status != 0
-        return status != 0
+        was_killed = status != 0 or (kill.recorder == signal.SIGKILL and self._struck.exists())
+        self.kills += was_killed
+        return was_killed
+
+    def _strike(self, kill: Kill, command: Command, processes: Sequence[psutil.Process]) -> None:
+        recorder = next((process for process in processes if is_recorder(process)), None)
+        if kill.recorder and recorder is not None and command.is_alive():
+            self._struck.write_text(str(recorder.pid))
+            with suppress(psutil.NoSuchProcess):
+                recorder.send_signal(kill.recorder)
+        if kill.number:
+            command.send(kill.number)
+
+    def _remember_recorder(self, kill: Kill) -> None:
+        if kill.recorder == signal.SIGSTOP and self._struck.exists():
+            with suppress(psutil.NoSuchProcess):
+                self.suspended_recorders.append(psutil.Process(int(self._struck.read_text())))
 
     def _cut_power_once(self, kill: Kill, *arguments: str) -> bool:
         owner, remains = self._owner(), self.folder / "remains"
@@ -225,13 +261,13 @@ class Project:
 
     def _wake(self, command: Command, owner: str) -> None:
         """Wake up what is suspended once another process has taken its run over; it has to notice that and end."""
-        if not self._suspended:
+        if not self._suspended and not self.suspended_recorders:
             return
         deadline = time.monotonic() + 60
         while self._owner() == owner and command.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.2)
-        self.takeovers += len(self._suspended)
+        self.takeovers += len(self._suspended) + len(self.suspended_recorders)
         self._continue()
 
     def _check_ownership(self, environment: FakeEnvironment) -> None:
@@ -255,15 +291,24 @@ class Project:
         for command, _ in self._suspended:
             command.kill()
             command.wait()
+        for recorder in self.suspended_recorders:
+            with suppress(psutil.NoSuchProcess):
+                recorder.kill()
         self._suspended.clear()
+        self.suspended_recorders.clear()
 
     def _continue(self) -> None:
+        for recorder in self.suspended_recorders:
+            with suppress(psutil.NoSuchProcess):
+                recorder.send_signal(signal.SIGCONT)
         for command, _ in self._suspended:
             command.send(signal.SIGCONT)
         for command, _ in self._suspended:
             status = command.wait()
             assert status in (0, 2), f"it woke up and ended with {status}: {command.output()}"
+        assert_gone(self.suspended_recorders)
         self._suspended.clear()
+        self.suspended_recorders.clear()
 
     def resume_arguments(self) -> Sequence[str]:
         """Return the arguments that resume the run; none, for a new run, if it was killed before it had a config."""
@@ -332,13 +377,39 @@ class Project:
         return self.result()
 
 
-def prepare_process(kill: Kill, disk: Mapping[str, str] | None) -> None:
-    """Prepare the calling process for its kill; one after some time, and a power cut, come from outside."""
+def prepare_process(kill: Kill, disk: Mapping[str, str] | None, struck: Path) -> None:
+    """Prepare the calling process and its recorders for their kill, unless that comes from outside."""
     kill.environment.enter()
+    fork_recorders(partial(_prepare_recorder, kill, disk, struck))
     if disk is not None:
-        join(disk)
+        join(disk, TRAINING)
+    if kill.recorder == signal.SIGSTOP:  # sooner than after a minute
+        life._PING_S, life._HANGS_S = 0.5, 2.0
     if kill.point in POINTS:
-        kill_at(kill.point, kill.count, kill.number)
+        choose_writer(kill.count)
+        if POINTS[kill.point].process == TRAINING:
+            strike_at(kill.point, kill.count, lambda: _strike(kill, os.getpid(), forked_recorder.newest_pid, struck))
+
+
+def _prepare_recorder(kill: Kill, disk: Mapping[str, str] | None, struck: Path, number: int, training: int) -> None:
+    if disk is not None:
+        join(disk, RECORDER)
+    if number or kill.point not in POINTS or POINTS[kill.point].process != RECORDER:
+        return
+    count = kill.count
+    if kill.point in AFTER_DEATH:
+        strike_at("after the commit", count, partial(os.kill, training, signal.SIGKILL))
+        count = 1
+    strike_at(kill.point, count, lambda: _strike(kill, training, os.getpid(), struck))
+
+
+def _strike(kill: Kill, training: int, recorder: int | None, struck: Path) -> None:
+    struck.write_text(str(recorder or 0))
+    signals = [(training, kill.number), (recorder, kill.recorder)]
+    for pid, number in sorted(signals, key=lambda item: item[0] == os.getpid()):
+        if pid and number:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -346,6 +417,13 @@ def children(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def is_recorder(process: psutil.Process) -> bool:
+    """Whether a process below one that trains is its recorder: no other one has a session of its own."""
+    with suppress(ProcessLookupError):
+        return os.getsid(process.pid) == process.pid
+    return False
 
 
 def assert_gone(processes: Sequence[psutil.Process]) -> None:

@@ -16,7 +16,13 @@ import psutil
 
 IMPORTS = (
     *("ksuit_runner.cli.dispatch", "ksuit_runner.engine.runner", "ksuit_runner.tracker.mlflow"),
-    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "hydra._internal.hydra", "torch._dynamo"),
+    *(
+        "ksuit_runner.recorder.server",
+        "mlflow",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "hydra._internal.hydra",
+        "torch._dynamo",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed by SIGKILL at any moment and resumed by its id ends like the uninterrupted run.
+"""A run whose processes are killed by SIGKILL at any moment and resumed by its id ends like the uninterrupted run.
 
 The run has dropout, batch norm, a dataset that draws from torch, numpy and random, two accumulation steps, a smaller
 last batch, two averages, evaluations, and checkpoints kept by number, by tag and for good. The comparison covers the
@@ -7,10 +7,12 @@ bytes of all checkpoints, the points in the journal and in MLflow, status, updat
 """
 
 import shutil
+import signal
 
 import pytest
-from crashes import Kill, random_kills
-from kill_points import POINTS
+from crashes import Kill, assert_gone, random_kills
+from fake_environment import FakeEnvironment
+from kill_points import AFTER_DEATH, POINTS, RECORDER
 
 # The kill comes when a point is reached for the n-th time; by default the first.
 COUNTS = {
@@ -19,12 +21,22 @@ COUNTS = {
     **{"after a line of the journal": 12, "taking a snapshot": 3, "writing a file of a checkpoint": 8},
     **{"writing the manifest": 4, "before the hand-over": 4, "before the commit": 4, "before files are synced": 3},
     **{"between commit and read-back": 5, "between commit and latest": 3},
-    **{"between tags and latest": 7, "while latest is replaced": 14, "before old checkpoints are removed": 4},
-    **{"removing an old checkpoint": 20, "while the config is stored": 1},
+    **{"between tags and latest": 7, "while a file is replaced": 14, "before old checkpoints are removed": 4},
+    **{
+        "removing an old checkpoint": 6,
+        "after the hand-over": 3,
+        "after the commit": 2,
+        **dict.fromkeys(AFTER_DEATH, 3),
+    },
 }
 
-NO_CONFIG_YET = ("before the run has a folder", "before the config is stored", "while the config is stored")
+NO_CONFIG_YET = (
+    *("before the run has a folder", "before the run is recorded", "before the folder is followed"),
+    *("before the config is stored", "while the config is stored"),
+)
 """Points where a kill leaves a run without a config; it cannot be resumed, and a new one starts."""
+
+OF_RECORDER = [point for point, found in POINTS.items() if found.process == RECORDER]
 
 
 def test_the_comparison_finds_differences(project, reference, template):
@@ -34,14 +46,55 @@ def test_the_comparison_finds_differences(project, reference, template):
     assert project.result().differences(reference)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in OF_RECORDER])
 def test_killed_at_a_point(project, reference, template, point):
+    check(project, reference, template, Kill(point, COUNTS.get(point, 1)))
+
+
+@pytest.mark.parametrize("point", [point for point in OF_RECORDER if point not in AFTER_DEATH])
+def test_the_recorder_alone_is_killed_at_a_point(project, reference, template, point):
+    """The run continues, without a resume."""
+    project.clear(template)
+    assert project.kill(Kill(point, COUNTS.get(point, 1), number=0, recorder=signal.SIGKILL)), "it was not reached"
+    assert project.result().differences(reference) == []
+
+
+@pytest.mark.parametrize("point", OF_RECORDER)
+def test_both_are_killed_at_a_point_of_the_recorder(project, reference, template, point):
+    check(project, reference, template, Kill(point, COUNTS.get(point, 1), recorder=signal.SIGKILL))
+
+
+@pytest.mark.parametrize(
+    ("point", "host"),
+    [("before files are synced", ""), ("between commit and latest", "container"), ("before metrics are sent", "")],
+)
+def test_a_recorder_that_is_suspended_over_a_resume_changes_nothing_afterwards(
+    project, reference, template, point, host
+):
+    """The process that trains is killed at that moment, so that the resume has to finish what was being recorded."""
+    takeovers = project.takeovers
+    kill = Kill(point, environment=FakeEnvironment(host), recorder=signal.SIGSTOP)
+    check(project, reference, template, kill)
+    assert project.takeovers == takeovers + 1
+
+
+def test_a_suspended_recorder_is_killed_by_a_resume(project, reference, template):
+    project.clear(template)
+    assert project.kill(Kill("before files are synced", 3, recorder=signal.SIGSTOP))
+    (recorder,) = project.suspended_recorders
+    command = project.start(*project.resume_arguments())
+    assert command.wait() == 0, command.output()
+    assert_gone([recorder])
+    assert project.result().differences(reference) == []
+
+
+def check(project, reference, template, kill):
     project.clear(template)
     kills = project.kills
-    result = project.survive([Kill(point, COUNTS.get(point, 1))])
+    result = project.survive([kill])
     assert project.kills == kills + 1, "the point was not reached"
     assert result.differences(reference) == []
-    assert len(project.run_dirs()) == (2 if point in NO_CONFIG_YET else 1)
+    assert len(project.run_dirs()) == (2 if kill.point in NO_CONFIG_YET else 1)
 
 
 @pytest.mark.slow

@@ -195,11 +195,10 @@ def environment(address: str, folder: Path) -> dict[str, str]:
     return {_DISK: address, _FOLDER: str(folder), "PYTHONPATH": os.pathsep.join([_INJECTED, *sys.path])}
 
 
-def join(variables: Mapping[str, str]) -> None:
-    """Have this process, which has begun already, join a disk, and all that it starts."""
+def join(variables: Mapping[str, str], process: str) -> None:
+    """Have this process, which has begun already, join a disk under a name."""
     os.environ.update(variables)
-    sys.path.insert(0, _INJECTED)
-    _join("training")
+    _join(process)
 
 
 def join_at_start() -> None:
