@@ -160,6 +160,7 @@ class Project:
     preloaded: Preloaded
     kills: int = field(default=0, init=False)
     takeovers: int = field(default=0, init=False)
+    recorders_hit: int = field(default=0, init=False)
     _started: int = field(default=0, init=False)
     _suspended: list[tuple[Command, str]] = field(default_factory=list, init=False)
     suspended_recorders: list[psutil.Process] = field(default_factory=list, init=False)
@@ -215,12 +216,12 @@ class Project:
         if kill.number == signal.SIGSTOP and command.is_suspended():
             if self.resume_arguments():
                 self._suspended.append((command, kill.environment.host))
-                self._remember_recorder(kill)
+                self._count_recorder(kill)
                 return False
             command.kill()  # else it would wake up as a second run
         status = command.wait()
         assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
-        self._remember_recorder(kill)
+        self._count_recorder(kill)
         if status == 0 or not self.resume_arguments():
             self._continue()
         assert_gone(workers)
@@ -237,8 +238,12 @@ class Project:
         if kill.number:
             command.send(kill.number)
 
-    def _remember_recorder(self, kill: Kill) -> None:
-        if kill.recorder == signal.SIGSTOP and self._struck.exists():
+    def _count_recorder(self, kill: Kill) -> None:
+        """Count a recorder that was killed or suspended, and remember the latter."""
+        if not kill.recorder or not self._struck.exists():
+            return
+        self.recorders_hit += 1
+        if kill.recorder == signal.SIGSTOP:
             with suppress(psutil.NoSuchProcess):
                 self.suspended_recorders.append(psutil.Process(int(self._struck.read_text())))
 
@@ -432,6 +437,14 @@ def assert_gone(processes: Sequence[psutil.Process]) -> None:
     assert not alive, f"orphans: {alive}"
 
 
+_SIGNALS = (
+    *[(signal.SIGKILL, 0), (signal.SIGSTOP, 0)] * 3,
+    *[(0, signal.SIGKILL), (signal.SIGKILL, signal.SIGKILL), (signal.SIGKILL, signal.SIGSTOP)] * 2,
+    *[(0, signal.SIGSTOP), (signal.SIGSTOP, signal.SIGKILL), (signal.SIGSTOP, signal.SIGSTOP)],
+)
+"""Signals for the process that trains and for its recorder, as often as they are drawn."""
+
+
 def random_kills(seed: int, longest: float) -> list[Kill]:
     """Return two to five kills at random points or times, with random numbers of workers, in random environments."""
     draw = random.Random(seed)
@@ -441,10 +454,12 @@ def random_kills(seed: int, longest: float) -> list[Kill]:
 def _random_kill(draw: random.Random, longest: float) -> Kill:
     point = draw.choice([*POINTS, *[None] * len(POINTS), *[POWER] * (len(POINTS) // 2)])
     count = draw.randrange(250) if point == POWER else draw.randint(1, 9)
-    number = signal.SIGSTOP if point != POWER and draw.random() < 0.3 else signal.SIGKILL
+    number, recorder = draw.choice(_SIGNALS) if point != POWER else (signal.SIGKILL, 0)
+    if point in AFTER_DEATH:
+        number, recorder = signal.SIGKILL, draw.choice((signal.SIGKILL, signal.SIGSTOP))
     environment = FakeEnvironment(
         host=draw.choice(("", "", "", "container", "machine")),
         clock_s=draw.choice((0, 0, 0, -3600, -3, 40)),
         has_reader=draw.random() < 0.8,
     )
-    return Kill(point, count, draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)), number, environment)
+    return Kill(point, count, draw.uniform(0.0, longest), draw.choice((0, 0, 0, 2)), number, environment, recorder)

@@ -3,12 +3,13 @@
     make soak                                   # 20 minutes, two runs at a time
     make soak ARGS="--minutes 5 --seed 7"       # other kills than with seed 0
 
-Every run is killed, suspended or loses power two to five times, at random points and times; resumed with 0 or 2 data
-workers, on this host, in another container or on another machine, with a wrong clock, with output that nobody reads;
-and compared with the uninterrupted run: bytes of all checkpoints, points in the journal and in
-MLflow, status, updates, samples, learning rate. A power cut loses what is not synced, as a whole or in part. A run that
-is suspended wakes up when another host has taken it over. The model has weights that are not row-major and a buffer
-that is reassigned. A difference is printed with the kills that led to it, which the same seed repeats.
+Every run is killed, suspended or loses power two to five times, at random points and times: the process that trains,
+its recorder, or both. It is resumed with 0 or 2 data workers, on this host, in another container or on another machine,
+with a wrong clock, with output that nobody reads; and compared with the uninterrupted run: bytes of all checkpoints,
+points in the journal and in MLflow, status, updates, samples, learning rate. A power cut loses what is not synced, as a
+whole or in part. What is suspended wakes up when another process has taken its run over. The model has weights that are
+not row-major and a buffer that is reassigned. A difference is printed with the kills that led to it, which the same
+seed repeats.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from ksuit_runner.tracker import mlflow_store as embedded
 _LONGEST_S = 2.5
 
 
-def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple[int, int, int, list[str]]:
-    """Kill runs until the deadline; return the number of runs, of kills, of takeovers, and the differences."""
+def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple[int, int, int, int, list[str]]:
+    """Kill runs until the deadline; return how many runs, kills, recorders hit and takeovers, and differences."""
     template = folder / "template"
     embedded.open_store(OutputPaths(template))
     project = Project(folder / "project", Preloaded())
@@ -51,9 +52,9 @@ def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple
             found.append(f"seed {seed}: {kills}\n    " + "\n    ".join(differences))
             print(found[-1], flush=True)
         if runs % 10 == 0:
-            done = f"{project.kills} kills and {project.takeovers} takeovers in {runs} runs"
-            print(f"{done}, {len(found)} differences", flush=True)
-    return runs, project.kills, project.takeovers, found
+            done = f"{project.kills} kills, {project.recorders_hit} recorders hit, {project.takeovers} takeovers"
+            print(f"{done} in {runs} runs, {len(found)} differences", flush=True)
+    return runs, project.kills, project.recorders_hit, project.takeovers, found
 
 
 def main() -> int:
@@ -72,10 +73,11 @@ def main() -> int:
             seeds = range(1000 * given.seed + number, 10**9, given.processes)
             jobs.append(pool.submit(attack, subfolder, seeds, deadline))
         results = [job.result() for job in jobs]
-    runs, kills, takeovers = (sum(numbers) for numbers in list(zip(*results, strict=True))[:3])
+    runs, kills, recorders, takeovers = (sum(numbers) for numbers in list(zip(*results, strict=True))[:4])
     differences = sum(len(found) for *_, found in results)
     print(
-        f"{kills} kills and {takeovers} takeovers of suspended runs in {runs} runs: "
+        f"{kills} kills, {recorders} recorders killed or suspended, {takeovers} takeovers of what was suspended, "
+        f"in {runs} runs: "
         f"{differences} runs differ from the uninterrupted run"
     )
     return int(differences > 0)
