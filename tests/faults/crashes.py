@@ -224,7 +224,7 @@ class Project:
         self._count_recorder(kill)
         if status == 0 or not self.resume_arguments():
             self._continue()
-        assert_gone(workers)
+        assert_gone([process for process in workers if process not in self.suspended_recorders])
         was_killed = status != 0 or (kill.recorder == signal.SIGKILL and self._struck.exists())
         self.kills += was_killed
         return was_killed

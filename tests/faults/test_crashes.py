@@ -8,11 +8,12 @@ bytes of all checkpoints, the points in the journal and in MLflow, status, updat
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from crashes import Kill, assert_gone, random_kills
 from fake_environment import FakeEnvironment
-from kill_points import AFTER_DEATH, POINTS, RECORDER
+from kill_points import AFTER_DEATH, POINTS, RECORDER, TRAINING
 
 # The kill comes when a point is reached for the n-th time; by default the first.
 COUNTS = {
@@ -103,9 +104,13 @@ def test_the_order_on_the_disk_and_a_power_cut_during_an_operation(project, refe
     project.clear(template)
     disk, cuts = project.cut_power(tmp_path, at=range(25, 300, 43))
     assert project.result().differences(reference) == [] and len(cuts) >= 6
-    assert {step.process for step in disk.log} == {"training", "recorder"}
+    assert {step.process for step in disk.log} == {TRAINING, RECORDER}
     assert len(disk.committed) == 6 and len(disk.removed) >= 2
     assert {path: processes for path, processes in disk.writers().items() if len(processes) > 1} == {}
+    committing = [step for step in disk.log if step.what == "rename" and Path(step.target).name in disk.committed]
+    assert len(committing) == 6 and {step.process for step in committing} == {RECORDER}
+    syncing = [step for step in disk.log if step.what == "fsync" and "/checkpoints" in step.path]
+    assert {step.process for step in syncing} == {RECORDER}, "training waits for no disk"
     for cut in cuts:
         project.clear()
         shutil.copytree(cut, project.outputs)
