@@ -81,6 +81,7 @@ class RemoteHandOver:
         self._waiting: dict[str, Future[None]] = {}
         self._early: dict[str, Exception | None] = {}  # the recorder looks by itself, too, and may be quicker
         self._renamed: list[str] = []  # by a recorder that has died, which may not have done the rest
+        self._is_given_up = False
         self._lock = threading.RLock()
 
     def submit(self, name: str) -> Future[None]:
@@ -91,10 +92,10 @@ class RemoteHandOver:
             if name in self._early:
                 self.ended(name, self._early.pop(name))
                 return done
-        if self._client.follows(self._session):
-            self._client.notify(self._session)
-        else:
+        if self._is_given_up and not self._client.follows(self._session):
             self._commit_here()
+        else:  # one that has just died is started again, and first finishes what it was committing
+            self._client.notify(self._session)
         return done
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
@@ -131,6 +132,7 @@ class RemoteHandOver:
 
     def recorder_given_up(self) -> None:
         """See ``Checkpoints``."""
+        self._is_given_up = True
         with suppress(KsuitError, OSError):  # each checkpoint gets an error of its own
             self._own.finish_interrupted()
         self.recorder_restarted()
