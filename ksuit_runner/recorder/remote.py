@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -77,7 +78,8 @@ class RemoteHandOver:
 
     def __init__(self, client: RecorderClient, session: int, paths: PathProvider, lock: RunLock) -> None:
         self._client, self._session, self._paths = client, session, paths
-        self._own = Committer(paths, lock.check, JournalReader(paths.journal).sync)
+        # Made anew each time: a recorder may have written tags in between.
+        self._make_committer = partial(Committer, paths, lock.check, JournalReader(paths.journal).sync)
         self._waiting: dict[str, Future[None]] = {}
         self._early: dict[str, Exception | None] = {}  # the recorder looks by itself, too, and may be quicker
         self._renamed: list[str] = []  # by a recorder that has died, which may not have done the rest
@@ -134,7 +136,7 @@ class RemoteHandOver:
         """See ``Checkpoints``."""
         self._is_given_up = True
         with suppress(KsuitError, OSError):  # each checkpoint gets an error of its own
-            self._own.finish_interrupted()
+            self._make_committer().finish_interrupted()
         self.recorder_restarted()
         self._commit_here()
 
@@ -143,7 +145,7 @@ class RemoteHandOver:
 
     def _commit_here(self) -> None:
         with self._lock:
-            for name, error in self._own.commit_waiting().items():
+            for name, error in self._make_committer().commit_waiting().items():
                 self.ended(name, error)
 
 
