@@ -31,6 +31,7 @@ from ksuit_runner.checkpoint.folders import (
 )
 from ksuit_runner.checkpoint.manifest import read_manifest, verify
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.system import lock_file
 from ksuit_runner.system.atomic_files import sync, write_text
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
 
@@ -139,6 +140,7 @@ class Committer:
         Only for a process that owns the run, before it reads or writes a checkpoint, or once nobody writes any more.
         """
         self.finish_interrupted()
+        self._drop_unsynced()
         for name, error in self.commit_waiting().items():
             if isinstance(error, OSError):
                 _LOGGER.warning("checkpoint %s of a process that died is dropped: %s", name, error)
@@ -165,6 +167,15 @@ class Committer:
         if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
             self._check_owner()
             self._write_tags(all_tags)
+
+    def _drop_unsynced(self) -> None:
+        """Drop what was handed over under another kernel: a power cut may have left it whole, and the journal not."""
+        for name in hidden(self._paths, READY):
+            ready = beside(self._paths.checkpoints_dir / name, READY)
+            with suppress(UnsafeFileError, OSError):  # a damaged one is dropped where it is to be committed
+                if read_manifest(ready, root_of(ready), name)["kernel"] != lock_file.kernel():
+                    self._check_owner()
+                    shutil.rmtree(ready, ignore_errors=True)
 
     def _replace(self, folder: Path, ready: Path) -> None:
         """Give a verified checkpoint its name, and read it back; if that fails, what had the name before has it."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ksuit_runner.system import lock_file
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, conform, parse_json, read_text
 
 FORMAT = 2
@@ -31,6 +32,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     tags: list[str]
     versions: dict[str, Any]
     files: dict[str, _Fingerprint]
+    kernel: str
     crc32: int
 
 
@@ -59,7 +61,7 @@ def write_manifest(
     keep_last: int,
     tags: Sequence[str] = (),
 ) -> None:
-    """Write the manifest of a folder.
+    """Write the manifest of a folder. It names the running kernel, which is another one after a power cut.
 
     Args:
         folder: The folder, without a manifest.
@@ -78,6 +80,7 @@ def write_manifest(
         "tags": list(tags),
         "versions": dict(versions),
         "files": dict(sorted(files.items())),
+        "kernel": lock_file.kernel(),
     }
     (folder / MANIFEST).write_text(_seal(body))
 

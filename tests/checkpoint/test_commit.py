@@ -17,6 +17,7 @@ from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.system import lock_file
 
 
 @pytest.fixture
@@ -215,3 +216,12 @@ def test_an_error_other_than_of_the_disk_is_raised_and_leaves_nothing(paths, mon
     with pytest.raises(RuntimeError, match="a bug"):
         ready(paths, "E0_U1_S1")
     assert left(paths) == []
+
+
+def test_what_was_handed_over_before_a_restart_of_the_machine_may_be_newer_than_the_journal(paths, monkeypatch):
+    ready(paths, "E0_U1_S1")
+    Committer(paths).commit("E0_U1_S1")
+    ready(paths, "E0_U2_S2", 2.0)
+    monkeypatch.setattr(lock_file, "kernel", lambda: "the next one")
+    Committer(paths).recover()
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"], "what is committed stays"

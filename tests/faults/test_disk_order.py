@@ -16,7 +16,7 @@ from stored_checkpoint import store_checkpoint
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.commit import Committer, InPlace
 from ksuit_runner.checkpoint.folders import damage, has_traces, names, read_tags
 from ksuit_runner.checkpoint.format import pack_state, read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
@@ -28,13 +28,14 @@ from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.journal import Journal, JournalReader
 from ksuit_runner.record.point import Point
 from ksuit_runner.record.stored_run import Launch, add_to_index, entries, read_config, read_launch, store
 from ksuit_runner.sweep.job_status import read_ends, record_end
 from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs, read_plan, store_plan
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.sweep.sweep_settings import SweepSettings
+from ksuit_runner.system import lock_file
 from ksuit_runner.system.atomic_files import commit_folder, make_folder, sync, write_text
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
@@ -390,15 +391,17 @@ def train_to_the_end(maker, folder: Path, received: Received) -> dict[str, objec
     maker.folder = folder
     paths = maker.paths()
     callbacks = {"metrics": (Metrics, {"send": lambda: shipment.send()})}
-    Committer(paths).recover()
+    sync_journal = JournalReader(paths.journal).sync
+    Committer(paths, sync_journal=sync_journal).recover()
     is_resumed = bool(names(paths))
-    run = maker.run(callbacks, checkpoint={"every_n_updates": 2}, resume=is_resumed, max_updates=7)
+    hand_over = InPlace(Committer(paths, sync_journal=sync_journal, on_committed=lambda: shipment.send()))
+    options = {"every_n_updates": 2, "hand_over": hand_over}
+    run = maker.run(callbacks, checkpoint=options, resume=is_resumed, max_updates=7)
     if is_resumed:
         newest = read_newest(paths)
         run.checkpoint_writer.restore_tags(str(newest.progress), newest.tags)
     journal = run.log_writer._journal
     shipment = Shipment(journal, paths.journal_sent, received)
-    run.checkpoint_writer._hand_over._committer._on_committed = shipment.send
     train(run)
     shipment.send()
     maker.close()
@@ -425,6 +428,7 @@ def test_a_run_resumes_exactly_from_what_a_power_cut_leaves_at_any_operation(mak
         expected = train_to_the_end(maker, disk.folder, received)
     assert len(found) > 100
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no more cuts
+    monkeypatch.setattr(lock_file, "kernel", lambda: "the one after the power cut")
     for name, tree, points in found:
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
         write_tree(tree, tmp_path / "cut")
