@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.registration import registered
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.security.masking import mask_text, mask_value
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
@@ -83,7 +82,7 @@ class RecordedTracker(LocalIdTracker):
         start_time: int | None = None,
     ) -> RunInfo:
         """Start a new run, under the store's id or, if that need not be reached, under an id of its own."""
-        own_id, now = uuid4().hex, start_time or _now()
+        own_id, begun = uuid4().hex, start_time or now()
         tags = {**{key: mask_text(value) for key, value in tags.items()}, START_TAG: own_id}
         try:
             parent = registered(self._tracker, self._outputs, parent_run_id) if parent_run_id else None
@@ -91,7 +90,7 @@ class RecordedTracker(LocalIdTracker):
         except TrackerError:
             if self.require:
                 raise
-            box = Outbox(own_id, name or own_id[:8], None, now, parent_run_id, tags)
+            box = Outbox(own_id, name or own_id[:8], None, begun, parent_run_id, tags)
         else:
             paths = self._paths(info.run_id)
             if any(path.exists() for path in (paths.outbox, paths.journal, paths.artifacts_dir)):
@@ -124,7 +123,7 @@ class RecordedTracker(LocalIdTracker):
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Store how the run ended."""
         with self._lock:
-            self._outbox.status, self._outbox.end_time = status, end_time or _now()
+            self._outbox.status, self._outbox.end_time = status, end_time or now()
             self._store()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -208,7 +207,3 @@ class RecordedTracker(LocalIdTracker):
         if not (self._is_closed or self._is_held):
             self.check_owner()
             self.is_stored = self._outbox.store(self._paths(self._outbox.run_id))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import LostRunError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.point import now
 from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker
 
@@ -26,7 +25,7 @@ def register(store: BaseTracker, outputs: OutputPaths, box: Outbox, is_anew: boo
         The run's id in the store.
     """
     parent = registered(store, outputs, box.parent_run_id, is_anew) if box.parent_run_id else None
-    start_time = box.start_time or time.time_ns() // 1_000_000
+    start_time = box.start_time or now()
     return store.start_run(box.name, box.registration_tags(), parent, start_time).run_id
 
 

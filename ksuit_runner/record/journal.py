@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
 
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.system.atomic_files import make_folder, sync
 from ksuit_runner.system.untrusted_files import open_stored, open_to_read
 
@@ -109,7 +108,7 @@ class Journal(JournalReader):
         """
         if not metrics:
             return
-        timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+        timestamp = now() if timestamp is None else timestamp
         self._unwritten.append(_encode(step, timestamp, metrics))
         was_full = len(self._unwritten) > 1
         try:

@@ -1,5 +1,6 @@
-"""A point of a metric."""
+"""A point of a metric, and the time that it is stamped with."""
 
+import time
 from typing import NamedTuple
 
 
@@ -17,3 +18,8 @@ class Point(NamedTuple):
     value: float
     step: int
     timestamp: int
+
+
+def now() -> int:
+    """Return the present time as timestamps have it: in ms since 1970."""
+    return time.time_ns() // 1_000_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -13,6 +12,7 @@ import msgspec
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.record.point import now
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import pack, unpack_result
 from ksuit_runner.recorder.session import Description, Opening
@@ -110,7 +110,7 @@ class RemoteTracker(BaseTracker):
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         again = {}
         if method == "start_run":  # with a time, a run that has been created is found by its START_TAG
-            again = {"start_time": arguments.get("start_time") or time.time_ns() // 1_000_000}
+            again = {"start_time": arguments.get("start_time") or now()}
         return self.client.call(self.session, method, arguments, again)
 
     def _bound_to(self, info: RunInfo) -> None:

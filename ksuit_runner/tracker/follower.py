@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.system.atomic_files import append_line, make_folder
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, open_to_read, parse_json
 from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
@@ -152,7 +152,7 @@ class Follower:
         if parent is not None and (found := self.tracker.find(parent)):
             parent = found[0].run_id
         tags = {**info.tags, RUN_ID_TAG: info.local_id}
-        joined = self.tracker.start_run(info.name, tags, parent, info.start_time or time.time_ns() // 1_000_000)
+        joined = self.tracker.start_run(info.name, tags, parent, info.start_time or now())
         if self._is_resumed:
             self.tracker.resume_run(joined.run_id)
         self._is_joined, self._is_resumed = True, False

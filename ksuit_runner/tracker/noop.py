@@ -1,10 +1,9 @@
 """The tracker that records nothing: metrics stay in the run's journal."""
 
-import time
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 
 
@@ -20,7 +19,7 @@ class NoopTracker(BaseTracker):
     ) -> RunInfo:
         """Choose a run id; its first 8 characters are the default name."""
         run_id = uuid4().hex
-        start_time = start_time or time.time_ns() // 1_000_000
+        start_time = start_time or now()
         self._run = RunInfo(run_id, name or run_id[:8], "RUNNING", dict(tags), parent_run_id, start_time)
         return self._run
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from time import time_ns
 from typing import Any
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.follower import Follower, Message
 
@@ -74,7 +73,7 @@ class SeveralTrackers(BaseTracker):
 
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Mark the run as ended, now or at a time in ms since 1970."""
-        end_time = end_time or time_ns() // 1_000_000
+        end_time = end_time or now()
         self._first.end_run(status, end_time)
         self._send(Message(end=(status, end_time)))
 

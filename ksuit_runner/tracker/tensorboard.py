@@ -1,7 +1,6 @@
 """The tracker that writes event files for TensorBoard into the run's folder."""
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -10,7 +9,7 @@ from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, LostRunError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_inside
@@ -65,7 +64,7 @@ class TensorboardTracker(BaseTracker):
         run_id = tags.get(RUN_ID_TAG) or uuid4().hex
         stored = self._load(run_id)
         if stored is None:
-            stored = RunFile(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
+            stored = RunFile(run_id, name or run_id[:8], start_time or now(), parent_run_id, tags=dict(tags))
         return self._bind(stored, "RUNNING")
 
     @_guarded
@@ -208,7 +207,3 @@ class TensorboardTracker(BaseTracker):
         if self._events is not None:
             self._events.close()
             self._events = None
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.system.atomic_files import sync
 from ksuit_runner.system.untrusted_files import open_to_read
 from ksuit_runner.tracker.plain_value import plain_value
@@ -83,7 +83,7 @@ class EventFile:
         lines = ["| | |", "|-|-|", *(f"| `{_cell(key)}` | `{_cell(value)}` |" for key, value in rows.items())]
         tag = TEXT_PREFIX + name
         text = TensorProto(dtype=DT_STRING, string_val=["\n".join(lines).encode()])
-        self._write([_event(step, _now(), [Summary.Value(tag=tag, metadata=self._metadata(tag, _TEXT), tensor=text)])])
+        self._write([_event(step, now(), [Summary.Value(tag=tag, metadata=self._metadata(tag, _TEXT), tensor=text)])])
 
     def add_hparams(self, name: str, params: Mapping[str, str], start_time: int) -> None:
         """Write parameters for TensorBoard's table of hyperparameters; numbers and truth values as such.
@@ -201,7 +201,3 @@ def _set_hparam(target: Any, text: str) -> None:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

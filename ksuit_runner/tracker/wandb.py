@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import Point, now
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.system.untrusted_files import check_inside
@@ -97,7 +97,7 @@ class WandbTracker(BaseTracker):
         run_id = tags.get(RUN_ID_TAG) or uuid4().hex
         if self._open_run is not None and self.run_id == run_id:
             return self.run
-        new = RunFile(run_id, name or run_id[:8], start_time or _now(), parent_run_id, tags=dict(tags))
+        new = RunFile(run_id, name or run_id[:8], start_time or now(), parent_run_id, tags=dict(tags))
         self._bind(self._load(run_id) or new)
         self._send_to()
         return self.run
@@ -106,14 +106,14 @@ class WandbTracker(BaseTracker):
     def resume_run(self, run_id: str) -> RunInfo:
         """Bind the tracker to a run and have W&B resume it; started anew there if it does not know it."""
         if self._run is None or self.run_id != run_id:
-            self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], _now()))
+            self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], now()))
         self._send_to()
         return self.run
 
     @_guarded
     def attach_run(self, run_id: str) -> RunInfo:
         """Bind the tracker to a run; W&B resumes it when there is something to send."""
-        return self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], _now()))
+        return self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], now()))
 
     @_guarded
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
@@ -329,7 +329,3 @@ def _import_quietly() -> Any:
     import wandb
 
     return wandb
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
