@@ -73,7 +73,7 @@ class RunFollower(Protocol):
         """Deliver the rest and how the run ended, within a bounded time, and return what is left."""
 
     def close(self) -> None:
-        """Write and record nothing from now on; returns at once."""
+        """Write and record nothing from now on; what is in progress is waited for only for a bounded time."""
 
 
 OnCheckpoint = Callable[[str, Exception | None], None]

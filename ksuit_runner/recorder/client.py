@@ -166,12 +166,15 @@ class RecorderClient:
             self.notify(session)
 
     def close_run(self, session: int) -> None:
-        """Have the run recorded no more, without waiting for it."""
+        """Have the run recorded no more; waits for a bounded time until nothing in its folder changes any more."""
         with self._lock:
             self._sessions[session].run = None
             self._sessions[session].is_started = False
-            if self._life is not None:
-                self._life.send(Request(0, session, "close_run", {}))
+            if self._life is None:
+                return
+            closed = self._life.ask(Request(next(self._numbers), session, "close_run", {}))
+        with suppress(ClosedError, TimeoutError):
+            closed.result(_EXIT_S)
 
     def call(
         self, session: int, method: str, arguments: Mapping[str, Any], again: Mapping[str, Any] = MappingProxyType({})

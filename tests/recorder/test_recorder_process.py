@@ -25,8 +25,10 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder import life
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import RemoteError
+from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.session import Opening
 from ksuit_runner.recorder.tracker import RemoteTracker, recorder
+from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import RunLock
 
 TRACKER = """
@@ -130,6 +132,22 @@ def test_the_session_of_a_tracker_that_is_no_longer_used_is_closed(process, proj
         opened(process, project).where()
     wait_for(lambda: psutil.Process(pid_of(used)).num_threads() <= threads + 2)
     assert used.where().split()[1] == "used"
+
+
+def test_a_run_that_is_closed_is_left_alone(project, monkeypatch):
+    def release(lock, release=RecorderLock.release):
+        time.sleep(0.3)
+        release(lock)
+
+    monkeypatch.setattr(RecorderLock, "release", release)
+    recorder = RecorderClient(in_place=True)
+    paths = PathProvider(project / "outputs", "run00000")
+    with RunLock(paths.lock) as lock:
+        recording = RemoteRecording(opened(recorder, project), paths, lock)
+        assert paths.recorder_lock.exists()
+        recording.close()
+        assert not paths.recorder_lock.exists()
+    recorder.shut_down()
 
 
 def test_a_config_that_does_not_fit_is_an_error_here(process, project):
