@@ -61,7 +61,10 @@ class CallbackBase:
     The model is in evaluation mode in all hooks, except for those that come right before the forward and the backward
     pass: ``_before_every_update``, ``_before_every_accumulation_step`` and ``_before_every_backward``. Only a mode that
     is set there, such as that of a frozen BatchNorm, lasts. Gradients that a hook leaves behind are discarded; between
-    the backward pass and the optimizer's step they are an error.
+    the backward pass and the optimizer's step they are an error. Gradients of the update may be changed in place there.
+
+    In the hooks of an accumulation step, ``update_counter.accumulation_step`` is its number, from 0, and
+    ``update_counter.accumulation_steps`` how many this update has.
 
     A stateful callback stores its state in one of two ways: small state through ``state_dict`` and
     ``load_state_dict``; large tensors in files of their own, which it announces with
@@ -222,6 +225,15 @@ class CallbackBase:
         self._track_after_accumulation_step(update_counter=update_counter, batch=batch, losses=losses, outputs=outputs)
 
     @template
+    def before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
+        """Called before the optimizer's step, with the gradients of the whole update, not clipped yet.
+
+        The gradients are in ``.grad`` of the parameters; with ``precision: float16`` they are not scaled any more.
+        An update that is skipped, because its loss is not finite, has no step.
+        """
+        self._before_every_optimizer_step(update_counter=update_counter)
+
+    @template
     def track_after_update_step(self, update_counter: UpdateCounter) -> None:
         """Called after the optimizer's step; the update is counted."""
         self._track_after_update_step(update_counter=update_counter)
@@ -258,6 +270,7 @@ class CallbackBase:
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
     ) -> None: ...
+    def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None: ...
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None: ...
     def _after_update(self, update_counter: UpdateCounter) -> None: ...
     def _after_epoch(self, update_counter: UpdateCounter) -> None: ...

@@ -43,6 +43,10 @@ class UpdateCounter:
 
     Where several ends are given, the first one reached counts.
 
+    Attributes:
+        accumulation_step: Number, from 0, of the accumulation step of the update that is being computed.
+        accumulation_steps: How many accumulation steps that update has; a small batch has fewer.
+
     Raises:
         ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch.
     """
@@ -62,6 +66,7 @@ class UpdateCounter:
             raise ConfigError(f"{batch_size} is more than the {dataset_size} training samples", path="data.batch_size")
         self.samples_per_epoch = self.updates_per_epoch * batch_size if drop_last else dataset_size
         self.update = 0
+        self.accumulation_step, self.accumulation_steps = 0, 1
         self.end_update = self._end(max_epochs, max_updates, max_samples)
         self.stopped = False
         self.stopped_by: list[str] = []

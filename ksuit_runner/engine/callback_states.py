@@ -14,6 +14,7 @@ BEFORE_STEP = (
     "before_every_accumulation_step",
     "before_every_backward",
     "track_after_accumulation_step",
+    "before_every_optimizer_step",
 )
 """Hooks that fire before an update has changed the weights: what they do is rolled back if it fails."""
 

@@ -27,13 +27,14 @@ HOOKS = (
     "before_every_accumulation_step",
     "before_every_backward",
     "track_after_accumulation_step",
+    "before_every_optimizer_step",
     "track_after_update_step",
     "after_update",
     "after_epoch",
     "after_log",
 )
 
-BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step")
+BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step", "before_every_optimizer_step")
 """Hooks after which training itself may draw random numbers, in the backward pass and in the optimizer's step."""
 
 Method = Callable[..., None]

@@ -108,7 +108,10 @@ def do_update(run: Run, batch: Any) -> None:
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")
-    for step, (part, share) in enumerate(trainer.split(batch)):
+    parts = trainer.split(batch)
+    counter.accumulation_steps = len(parts)
+    for step, (part, share) in enumerate(parts):
+        counter.accumulation_step = step
         if step > 0:
             trainer.modes.train()
             fire = run.hooks.fire_between
@@ -129,6 +132,9 @@ def do_update(run: Run, batch: Any) -> None:
             "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
         )
     else:
+        if run.hooks.methods("before_every_optimizer_step"):
+            trainer.unscale_gradients()
+            run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
         run.phase = Phase.STEP
         trainer.step()
     counter.update += 1

@@ -132,7 +132,7 @@ class SgdTrainer:
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
         self._weighed: list[tuple[Any, float]] = []
-        self._has_split = self._has_checked_losses = False
+        self._has_split = self._has_checked_losses = self._is_unscaled = False
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self._fused_step = FusedStep(self.optimizer)
@@ -270,16 +270,23 @@ class SgdTrainer:
     def step(self) -> None:
         """Update the weights, drop the gradients, and advance the schedule."""
         if self.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.unscale_gradients()
             self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            self._is_unscaled = False
         else:
             self._fused_step()
         self.forget_gradients()
         self.loss_check.skips = 0
         self.schedule.step()
+
+    def unscale_gradients(self) -> None:
+        """Divide the gradients of an update by the factor that keeps small ones in float16, unless that is done."""
+        if not self._is_unscaled:
+            self.scaler.unscale_(self.optimizer)
+            self._is_unscaled = self.scaler.is_enabled()
 
     def skip_step(self) -> None:
         """Drop the gradients and restore the buffers; only the schedule advances."""

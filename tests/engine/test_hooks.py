@@ -70,11 +70,12 @@ def test_the_order_of_hooks_is_that_of_the_design(maker):
     run = maker.run({"d": (Diary, {"diary": diary, "every_n_updates": 2})}, max_epochs=1, accumulation_steps=2)
     train(run)
     step = ["before_every_accumulation_step", "before_every_backward", "track_after_accumulation_step"]
+    steps = [*step, *step, "before_every_optimizer_step"]
     assert [hook for _, hook, _ in diary] == [
         "before_training",
-        *["before_every_update", *step, *step, "track_after_update_step", "after_update"],
-        *["before_every_update", *step, *step, "track_after_update_step", "after_update", "periodic_callback"],
-        *["before_every_update", *step, *step, "track_after_update_step", "after_update", "after_epoch"],
+        *["before_every_update", *steps, "track_after_update_step", "after_update"],
+        *["before_every_update", *steps, "track_after_update_step", "after_update", "periodic_callback"],
+        *["before_every_update", *steps, "track_after_update_step", "after_update", "after_epoch"],
         "after_training",
     ]
     updates = [update for _, hook, update in diary if hook in ("before_every_update", "track_after_update_step")]
@@ -198,3 +199,43 @@ def test_every_callback_is_closed(maker):
     hooks = maker.run({"a": (Terminal, {}), "b": (Terminal, {})}).hooks
     hooks.close()
     assert not any(item.is_open for item in hooks.callbacks.values())
+
+
+class Steps(CallbackBase):
+    """Notes the number of each accumulation step and how many there are, and the norm of the gradients at the end."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.steps, self.norms = [], []
+
+    def _before_every_accumulation_step(self, update_counter, batch):
+        self.steps.append(("before", update_counter.accumulation_step, update_counter.accumulation_steps))
+
+    def _track_after_accumulation_step(self, update_counter, batch, losses, outputs):
+        self.steps.append(("after", update_counter.accumulation_step, update_counter.accumulation_steps))
+
+    def _before_every_optimizer_step(self, update_counter):
+        gradients = [parameter.grad.flatten() for parameter in self.model.parameters()]
+        self.norms.append(torch.cat(gradients).norm())
+        self.writer.add_scalar("norm", self.norms[-1])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_hook_before_the_step_sees_the_gradients_before_clipping(maker, bits, precision):
+    options = {"max_updates": 3, "precision": precision, "clip_norm": 0.1}
+    plain = maker.run({}, run_id="plain", **options)
+    train(plain)
+    run = maker.run({"steps": (Steps, {})}, **options)
+    train(run)
+    norms = run.hooks.callbacks["steps"].norms
+    assert len(norms) == 3 and torch.allclose(norms[-1], run.trainer.grad_norm)
+    assert min(norms) > 0.1
+    assert run.log_writer.summary["norm"].last_step == 3, "it belongs to the update that is being computed"
+    assert bits(run.trainer.model.tensors()) == bits(plain.trainer.model.tensors())
+
+
+def test_accumulation_steps_have_a_number_and_a_count(maker):
+    run = maker.run({"steps": (Steps, {})}, batch_size=9, drop_last=False, accumulation_steps=3, max_epochs=1)
+    train(run)  # batches of 9, 9 and 2 samples
+    of_update = [[(hook, step, count) for step in range(count) for hook in ("before", "after")] for count in (3, 3, 2)]
+    assert run.hooks.callbacks["steps"].steps == sum(of_update, [])

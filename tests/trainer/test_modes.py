@@ -14,6 +14,7 @@ from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.modes import Modes
 
 IN_TRAINING = ("before_every_update", "before_every_accumulation_step", "before_every_backward")
+WITH_GRADIENTS = ("track_after_accumulation_step", "before_every_optimizer_step")
 LATER = [hook for hook in (*HOOKS, "periodic_callback") if hook not in (*IN_TRAINING, "on_exception")]
 
 
@@ -91,9 +92,7 @@ def test_what_a_hook_computes_or_sets_changes_no_bit(maker, bits, hook, do):
     assert bits(watched) == bits(plain)
 
 
-@pytest.mark.parametrize(
-    "hook", [hook for hook in (*LATER, *IN_TRAINING[:2]) if hook != "track_after_accumulation_step"]
-)
+@pytest.mark.parametrize("hook", [hook for hook in (*LATER, *IN_TRAINING[:2]) if hook not in WITH_GRADIENTS])
 def test_gradients_that_a_hook_leaves_behind_change_no_bit(maker, bits, hook):
     options = {"accumulation_steps": 1}
     plain = end(maker, {}, "plain", **options)
@@ -108,6 +107,7 @@ def of_losses(self, losses, **arguments):
     ("hook", "do", "steps"),
     [
         ("track_after_accumulation_step", backward, 1),
+        ("before_every_optimizer_step", backward, 1),
         ("before_every_accumulation_step", backward, 2),
         ("before_every_backward", of_losses, 2),
     ],
@@ -128,7 +128,7 @@ def test_gradients_may_be_computed_separately_and_changed_on_purpose(maker, monk
         for parameter in self.model.parameters():
             parameter.grad.mul_(0.0)
 
-    hook = "track_after_accumulation_step"
+    hook = "before_every_optimizer_step"
     train(maker.run({"in": (In, {"hook": hook, "do": aside})}, run_id="aside"))
     run = maker.run({"in": (In, {"hook": hook, "do": scale})}, run_id="scaled", optimizer=torch.optim.SGD)
     before = {name: tensor.clone() for name, tensor in run.trainer.model.tensors().items()}
