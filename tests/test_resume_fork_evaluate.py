@@ -110,7 +110,7 @@ def test_fork_carries_the_history_and_can_be_resumed(finished):
 def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
     ksuit(tmp_path, *SMALL, "callbacks=[ema,accuracy]", "name=first", "trainer.max_epochs=2")
     before = journal(run_dir(tmp_path)), checkpoint_bytes(run_dir(tmp_path))
-    for place in ("first", "first@E1_U22_S1408", "first"):
+    for place in ("first@latest", "first@E1_U22_S1408", "first"):
         output = ksuit(tmp_path, f"evaluate={place}", "callbacks=[accuracy,ema]")
         assert "eval/accuracy/test" in output and "learning_rate" not in output
     points = journal(run_dir(tmp_path))
@@ -143,8 +143,7 @@ def test_fork_from_any_checkpoint(finished):
     ours, theirs = journal(child), journal(parent)
     assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 66)
     assert ours["learning_rate", 70] < 1e-5 < theirs["learning_rate", 70]
-    assert "needs a checkpoint" in ksuit(finished, "fork=first@E3", status=2)
-    assert "There are: E4_U88_S5632" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
+    assert "There are: latest, E4_U88_S5632" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
     assert "fork=first@E3_U66_S4224" in ksuit(finished, "resume=first@E3_U66_S4224", status=2)
 
 

@@ -96,16 +96,16 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
             from ksuit_runner.sweep.commands import resume_sweep
 
             return resume_sweep(sweep, overrides)
-        outputs, run_id = locate(request, overrides)
-        stored = compose_stored(mode, PathProvider(outputs.output_dir, run_id), overrides)
+        found = locate(request, overrides)
+        stored = compose_stored(mode, PathProvider(found.outputs.output_dir, found.run_id), overrides)
     config = stored.config
-    config.output_dir = str(outputs.output_dir)
+    config.output_dir = str(found.outputs.output_dir)
     if mode == Mode.FORK:
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     values = check_config(config, trust=stored.trust)
-    warm_up(Factory(values, stored.trust), outputs)
+    warm_up(Factory(values, stored.trust), found.outputs)
     from ksuit_runner.engine.runner import run
 
-    launch = Launch(command, stored.overrides, mode, run_id)
-    origin = Origin(mode, run_id, tuple(stored.changes), request.checkpoint)
+    launch = Launch(command, stored.overrides, mode, found.run_id)
+    origin = Origin(mode, found.run_id, tuple(stored.changes), found.checkpoint)
     return run(values, launch, origin, trust=stored.trust)

@@ -10,8 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ksuit_runner.checkpoint.commit import Committer
-from ksuit_runner.checkpoint.folders import has_traces, needs_recovery
+from ksuit_runner.checkpoint.folders import has_traces
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
@@ -23,10 +22,10 @@ from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_expl
 from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
+from ksuit_runner.record.recovery import recover
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.remote import RemoteRecording
@@ -149,13 +148,8 @@ def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitSta
     lock = StoredRunLock(paths.lock, paths.recorder_lock)
     lock.acquire()
     stack.callback(lock.release)
-    _recover(paths, lock)
+    recover(paths, lock)
     return lock
-
-
-def _recover(paths: PathProvider, lock: RunLock) -> None:
-    """Commit what the run's dead process has handed over, and clean up after it."""
-    Committer(paths, lock.check, JournalReader(paths.journal).sync).recover()
 
 
 def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
@@ -167,9 +161,6 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint 
         if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
             raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
         return None
-    if origin.mode == Mode.FORK and needs_recovery(paths):
-        with suppress(KsuitError, OSError), RunLock(paths.lock) as lock:  # if it is running, it ensures this itself
-            _recover(paths, lock)
     return read_newest(paths, origin.checkpoint)
 
 

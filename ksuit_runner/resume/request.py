@@ -2,72 +2,89 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ksuit_runner.config.compose import SWEEP_NODES, compose_locations, output_dir_of
 from ksuit_runner.config.overrides import bare_name, root, value_of
-from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError, ResumeError
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.mode import Mode
-from ksuit_runner.record.stored_run import find_local, unknown_run
+from ksuit_runner.resume.reference import find_run
 
 MODES = (Mode.RESUME, Mode.FORK, Mode.EVALUATE)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for: ``MODE=RUN`` or ``MODE=RUN@CHECKPOINT``."""
+    """What a command line asks for: ``MODE=RUN``, or ``MODE=REFERENCE`` to a checkpoint."""
 
     mode: Mode
     query: str
-    checkpoint: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.mode}={self.query}" + (f"@{self.checkpoint}" if self.checkpoint else "")
+        return f"{self.mode}={self.query}"
+
+
+@dataclass(frozen=True)
+class Located:
+    """The stored run that was asked for.
+
+    Attributes:
+        outputs: The output folder.
+        run_id: Its id.
+        checkpoint: Name of the checkpoint; None for the newest intact one.
+    """
+
+    outputs: OutputPaths
+    run_id: str
+    checkpoint: str | None = None
 
 
 def requested(overrides: Sequence[str]) -> Request | None:
     """Return which stored run the command line asks for, and in which mode.
 
     Raises:
-        ConfigError: It asks for several, or for a resume from the middle of a run.
+        ConfigError: It asks for several.
     """
     found = [(mode, query) for mode in MODES if (query := value_of(mode, overrides)) is not None]
     if len(found) > 1:
         raise ConfigError(f"{found[0][0]} and {found[1][0]} cannot be given together")
-    if not found:
-        return None
-    (mode, text), (query, _, checkpoint) = found[0], found[0][1].rpartition("@")
-    if not query or Progress.parse(checkpoint) is None:  # a name may have an @, too
-        return Request(mode, text)
-    if mode == Mode.RESUME:
-        raise ConfigError(f"resume={text}: a run is resumed from its newest checkpoint; from another one: fork={text}")
-    return Request(mode, query, checkpoint)
+    return Request(*found[0]) if found else None
 
 
-def locate(request: Request, overrides: Sequence[str]) -> tuple[OutputPaths, str]:
-    """Find the requested run; creates nothing, unless the run is fetched from a tracker.
+def locate(request: Request, overrides: Sequence[str]) -> Located:
+    """Find the requested run and checkpoint; creates nothing, unless the run is fetched from a tracker.
 
     Raises:
         ResumeError: There is no such run, or several match.
+        ConfigError: It has no such checkpoint, or a resume names one.
     """
-    query = request.query
-    paths = OutputPaths(output_dir_of(overrides))
-    run_id = find_local(paths, query)
-    if run_id is None and (config := compose_locations(overrides)).tracker.get("uri"):
-        from ksuit_runner.config.factory import Factory
-        from ksuit_runner.recorder.tracker import open_tracker
-        from ksuit_runner.resume.fetch_run import fetch
+    outputs = OutputPaths(output_dir_of(overrides))
+    found = find_run(request.mode, request.query, outputs, partial(_fetch, outputs, overrides))
+    if not found.paths.config.is_file() or not found.paths.launch.is_file():
+        raise ResumeError(f"{request}: run {found.run_id} has no stored config in {found.paths.run_dir}")
+    if request.mode == Mode.RESUME:
+        if found.rest:
+            raise ConfigError(
+                f"{request}: a run is resumed from its newest checkpoint; from another one: fork={request.query}"
+            )
+        return Located(outputs, found.run_id)
+    checkpoint, weights = found.checkpoint_and_weights()
+    if weights is not None:
+        instead = f"a new run that begins with them: initialize.from={request.query}"
+        raise ConfigError(f"{request}: it takes a whole checkpoint, and not the weights '{weights}'; {instead}")
+    return Located(outputs, found.run_id, checkpoint)
 
-        run_id = fetch(open_tracker(Factory(config), paths), paths, query)
-    if run_id is None and "@" in query and request.mode != Mode.RESUME:
-        raise ConfigError(f"{request}: the @ after a run needs a checkpoint, such as E2_U90_S2880")
-    if run_id is None:
-        raise unknown_run(paths, query, request.mode)
-    run = PathProvider(paths.output_dir, run_id)
-    if not run.config.is_file() or not run.launch.is_file():
-        raise ResumeError(f"{request}: run {run_id} has no stored config in {run.run_dir}")
-    return paths, run_id
+
+def _fetch(outputs: OutputPaths, overrides: Sequence[str], query: str) -> str | None:
+    """Fetch a run from the tracker's server, if there is one."""
+    if not (config := compose_locations(overrides)).tracker.get("uri"):
+        return None
+    from ksuit_runner.config.factory import Factory
+    from ksuit_runner.recorder.tracker import open_tracker
+    from ksuit_runner.resume.fetch_run import fetch
+
+    return fetch(open_tracker(Factory(config), outputs), outputs, query)
 
 
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:

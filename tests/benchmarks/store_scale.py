@@ -10,7 +10,7 @@ from uuid import UUID
 
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume.changes import compose_stored
-from ksuit_runner.resume.request import locate, requested
+from ksuit_runner.resume.request import Located, locate, requested
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 from .driver import drive
@@ -39,7 +39,7 @@ def measure(scale: Scale, folder: Path) -> Result:
     return result
 
 
-def _locate(query: str, output_dir: str) -> tuple[OutputPaths, str]:
+def _locate(query: str, output_dir: str) -> Located:
     request = requested([f"resume={query}"])
     assert request is not None
     return locate(request, [output_dir])
@@ -50,8 +50,8 @@ def _find(tracker: MlflowTracker, query: str) -> None:
 
 
 def _resume(query: str, output_dir: str) -> None:
-    outputs, run_id = _locate(query, output_dir)
-    paths = PathProvider(outputs.output_dir, run_id)
+    found = _locate(query, output_dir)
+    paths = PathProvider(found.outputs.output_dir, found.run_id)
     compose_stored("resume", paths, [output_dir, "trainer.max_updates=3"])
 
 

@@ -51,12 +51,6 @@ def test_a_run_is_asked_for_once_however_it_is_written():
             requested(twice)
 
 
-@pytest.mark.parametrize("name", ["lin@home", "@", "a@b@c", "me@E3", "lin@E1_U2", "größe, x=1"])
-def test_a_name_may_have_an_at(name):
-    assert requested([f"resume={name}"]) == Request("resume", name)
-    assert requested([f"fork={name}@E1_U22_S1408"]) == Request("fork", name, "E1_U22_S1408")
-
-
 def test_removals_count_in_sweeps_as_in_runs():
     for job in plan_sweep(["seed=0,1", "callbacks=[ema,accuracy]", "~callbacks.accuracy"], "command").jobs:
         assert list(job.config["callbacks"]) == ["ema"]
