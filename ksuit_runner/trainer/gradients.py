@@ -50,6 +50,20 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     return norm
 
 
+@torch.no_grad()
+def clip_values(parameters: Iterable[Tensor], limit: float) -> None:
+    """Do what ``torch.nn.utils.clip_grad_value_`` does; also sparse gradients.
+
+    Args:
+        parameters: Parameters with or without a gradient.
+        limit: Largest absolute value of an element.
+    """
+    values = [_values(parameter) for parameter in parameters if parameter.grad is not None]
+    if values:
+        torch._foreach_clamp_max_(values, limit)
+        torch._foreach_clamp_min_(values, -limit)
+
+
 def _values(parameter: Tensor) -> Tensor:
     """Return the values of a gradient; of a sparse one, whose norm torch cannot compute, the stored values."""
     gradient = parameter.grad

@@ -1,6 +1,7 @@
 """Optimizers: built over named parameter groups, with fused kernels where possible; their state is stored by name."""
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
-from ksuit_runner.trainer.parameter_rules import LOSS, SELECTORS, ParameterRules, named_parameters, parameter_groups
+from ksuit_runner.trainer.parameter_rules import (
+    FACTORS,
+    LOSS,
+    SELECTORS,
+    ParameterRules,
+    named_parameters,
+    parameter_groups,
+)
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 # How a step is computed, not what: a run may resume with other kernels on another device.
@@ -25,6 +33,7 @@ def build_optimizer(
     device: torch.device,
     loss: nn.Module | None = None,
     trains: bool = True,
+    lr_scale: float = 1.0,
 ) -> Optimizer:
     """Build the optimizer over all parameters, in groups of those that share all options.
 
@@ -33,13 +42,16 @@ def build_optimizer(
     Args:
         factory: The optimizer's class with its arguments, but without parameters.
         model: The module to train.
-        rules: By name of the rule: which parameters it applies to, ``match`` (patterns of names) and ``max_ndim`` (the
-            largest number of dimensions); and their options: ``lr_factor``, a factor on the learning rate, and any
-            option of the optimizer. Of several rules the last one wins. A rule that matches no parameter is an error
-            unless it is ``optional``.
+        rules: By name of the rule: which parameters it applies to, ``match`` (patterns of names), ``min_ndim`` and
+            ``max_ndim`` (numbers of dimensions); and their options: ``lr_factor``, a factor on the learning rate, and
+            any option of the optimizer. Of several rules the last one wins. A rule with ``layers`` (patterns from the
+            input on, in which ``{}`` stands for a layer's number) and ``decay`` multiplies the learning rate of the
+            last layer by ``decay`` and that of each one before it by ``decay`` once more (Bao et al., BEiT, 2021,
+            https://arxiv.org/abs/2106.08254). A rule that matches no parameter is an error unless it is ``optional``.
         device: Device of the parameters; fused kernels are used where the optimizer has them for it.
         loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
         trains: Whether there are any updates, so that some parameter has to be trainable.
+        lr_scale: Factor on all learning rates, such as that of the batch size.
 
     Raises:
         ConfigError: A rule has no ``match`` or ``max_ndim``, matches nothing or has an option that is unknown to the
@@ -50,12 +62,14 @@ def build_optimizer(
     if trains and not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError("it has no parameter to train", path="model")
     groups = parameter_groups(named, rules)
-    factors = [group.pop("lr_factor", 1.0) for group in groups]
+    factors = [math.prod(group.pop(key, 1.0) for key in FACTORS) for group in groups]
     sparse = _sparse_names(model)
     optimizer = _construct(factory, groups, device, may_fuse=not sparse)
     _check_options(optimizer, rules)
     _check_step(optimizer, sparse)
     _rehearse(factory, optimizer)
+    for options in (*optimizer.param_groups, optimizer.defaults):
+        options["lr"] *= lr_scale
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
     return optimizer

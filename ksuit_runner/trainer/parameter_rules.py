@@ -1,7 +1,8 @@
 """Parameter rules: options of the optimizer by name and shape of the parameter, and the groups that result."""
 
+import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,11 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 
 ParameterRules = Mapping[str, Mapping[str, Any]]
 
-SELECTORS = ("match", "max_ndim", "optional")
-"""Keys of a rule that select its parameters; all others are options."""
+SELECTORS = ("match", "min_ndim", "max_ndim", "layers", "decay", "optional")
+"""Keys of a rule that select its parameters, and those that are no options of the optimizer."""
+
+FACTORS = ("lr_factor", "layer_factor")
+"""Factors on a group's learning rate: from the rule that names one, and from a rule with layers."""
 
 LOSS = "loss."
 """Prefix of the names of the loss module's parameters."""
@@ -38,49 +42,114 @@ def named_parameters(model: nn.Module, loss: nn.Module | None = None) -> dict[st
     return {name: item for name, item in named.items() if item.is_floating_point() or item.is_complex()}
 
 
-def parameter_groups(named: Mapping[str, nn.Parameter], rules: ParameterRules) -> list[dict[str, Any]]:
+def parameter_groups(
+    named: Mapping[str, nn.Parameter], rules: ParameterRules, among: Mapping[str, nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
     """Return groups of the parameters that share all options, each with its ``name`` and its named ``params``.
 
     Frozen ones are included, so that the groups of a run do not depend on what has thawed.
 
+    Args:
+        named: The parameters to group, by name.
+        rules: The rules, see ``optimizer.build_optimizer``.
+        among: All parameters that the rules are for, where ``named`` are some of them.
+
     Raises:
-        ConfigError: A rule has no ``match`` or ``max_ndim``, or it matches no parameter.
+        ConfigError: A rule selects by nothing, or it matches no parameter.
     """
-    selected = {rule: _select(rule, spec, named) for rule, spec in rules.items()}
+    selected = {rule: _select(rule, spec, among or named) for rule, spec in rules.items()}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named.items():
-        applied = [rule for rule, names in selected.items() if name in names]
-        options = {key: value for rule in applied for key, value in rules[rule].items() if key not in SELECTORS}
-        label = "+".join(applied) or "default"
+        options: dict[str, Any] = {}
+        labels = []
+        for rule, found in selected.items():
+            if name in found:
+                options |= {key: value for key, value in rules[rule].items() if key not in SELECTORS} | found[name]
+                labels.append(f"{rule}.{found[name]['layer']}" if "layer" in found[name] else rule)
+        options.pop("layer", None)
+        label = "+".join(labels) or "default"
         group = groups.setdefault(label, {"params": [], "name": label, **options})
         group["params"].append((name, parameter))
     return list(groups.values())
 
 
-def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> set[str]:
-    path, patterns, max_ndim = f"trainer.parameter_rules.{rule}", spec.get("match"), spec.get("max_ndim")
-    if patterns is None and max_ndim is None:
-        raise ConfigError(
-            f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{path}.match"
-        )
+def select_parameters(spec: Mapping[str, Any], named: Mapping[str, nn.Parameter], path: str) -> list[str]:
+    """Return the names that patterns and numbers of dimensions select, all of them if none is given.
+
+    Args:
+        spec: May have ``match`` (patterns of names), ``min_ndim`` and ``max_ndim``.
+        named: The parameters by name.
+        path: Config path of the specification, for messages.
+
+    Raises:
+        ConfigError: ``match`` is no list of patterns.
+    """
+    patterns, least, most = spec.get("match"), spec.get("min_ndim"), spec.get("max_ndim")
     if patterns is not None and (not isinstance(patterns, Sequence) or isinstance(patterns, str)):
         raise ConfigError(f"a list of patterns of names is needed, not {patterns!r}", path=f"{path}.match")
-    found = {
+    return [
         name
         for name, parameter in named.items()
         if (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
-        and (max_ndim is None or parameter.ndim <= max_ndim)
-    }
+        and (least is None or parameter.ndim >= least)
+        and (most is None or parameter.ndim <= most)
+    ]
+
+
+def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
+    """Return the parameters that a rule selects, each with what the rule says about it alone."""
+    path = f"trainer.parameter_rules.{rule}"
+    if not spec.keys() & {"match", "min_ndim", "max_ndim", "layers"}:
+        raise ConfigError(
+            f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{path}.match"
+        )
+    found: dict[str, dict[str, Any]] = {name: {} for name in select_parameters(spec, named, path)}
+    patterns = spec.get("match")
+    if "layers" in spec or "decay" in spec:
+        patterns = [spec["layers"]] if isinstance(spec.get("layers"), str) else spec.get("layers")
+        found = _layers(path, patterns, spec.get("decay"), found)
     if not found and not spec.get("optional", False):
-        raise ConfigError(f"it matches no parameter. {_hint(patterns, named)}".rstrip(), path=path)
+        raise ConfigError(f"it matches no parameter. {hint(patterns, named)}".rstrip(), path=path)
     return found
 
 
-def _hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> str:
+def _layers(path: str, patterns: Any, decay: Any, names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of the layers, each with the number of its layer and the factor on its learning rate."""
+    if not isinstance(patterns, Sequence) or not all(isinstance(item, str) for item in patterns) or not patterns:
+        raise ConfigError(
+            'patterns of the layers are needed, from the input on, such as "blocks.{}.*", where {} stands for the '
+            "number of a layer",
+            path=f"{path}.layers",
+        )
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise ConfigError(
+            f"a factor above 0 and at most 1 is needed, such as 0.75, not {decay!r}", path=f"{path}.decay"
+        )
+    forms = [re.compile(translate(pattern.replace("{}", _NUMBER)).replace(_NUMBER, r"(\d+)")) for pattern in patterns]
+    positions: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        matches = ((order, form.match(name)) for order, form in enumerate(forms))
+        first = next(((order, match) for order, match in matches if match), None)
+        if first is not None:
+            positions[name] = (first[0], *map(int, first[1].groups()))
+    depth = {position: layer for layer, position in enumerate(sorted(set(positions.values())))}
+    return {
+        name: {"layer": depth[position], "layer_factor": decay ** (len(depth) - depth[position])}
+        for name, position in positions.items()
+    }
+
+
+_NUMBER = "0number0"
+"""Stands for a layer's number while a pattern is translated."""
+
+
+def hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> str:
     """Suggest the nearest name to the first pattern that matches nothing: a parameter, or a module that has some."""
-    missing = [item for item in patterns or () if not any(fnmatchcase(name, item) for name in named)]
+    missing = [
+        item for item in patterns or () if not any(fnmatchcase(name, item.replace("{}", "[0-9]*")) for name in named)
+    ]
     if not missing:
         return "optional: true allows that"
     parts = {part for name in named for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in named for end in range(1, name.count(".") + 2)}
-    return did_you_mean(missing[0].strip("*."), parts | prefixes, longest=12)
+    return did_you_mean(missing[0].replace("{}", "*").strip("*."), parts | prefixes, longest=12)

@@ -21,7 +21,7 @@ from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.fused_adam import FusedStep
-from ksuit_runner.trainer.gradients import clip_gradients, forget_gradients, versions
+from ksuit_runner.trainer.gradients import clip_gradients, clip_values, forget_gradients, versions
 from ksuit_runner.trainer.lazy_layers import materialize
 from ksuit_runner.trainer.loss_check import LossCheck, check_losses
 from ksuit_runner.trainer.loss_weights import LossWeights
@@ -56,10 +56,13 @@ class SgdTrainer:
         max_samples: End with the update that reaches this many samples. The first of these ends counts.
         accumulation_steps: Number of parts that a batch is split into; the gradients are those of the whole batch.
         clip_norm: Largest norm of all gradients together, or None for no clipping.
+        clip_value: Largest absolute value of an element of a gradient, or None; it comes before ``clip_norm``.
         precision: Type in which forward and loss are computed; weights stay in float32.
         compile: Compile the model's forward pass.
         device: ``auto``, or a device of torch.
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
+        reference_batch_size: Batch size that the learning rates are meant for: they are multiplied with the actual
+            batch size divided by this one (Goyal et al., 2017, https://arxiv.org/abs/1706.02677). None leaves them.
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
@@ -89,15 +92,19 @@ class SgdTrainer:
         max_samples: int | None = None,
         accumulation_steps: int = 1,
         clip_norm: float | None = None,
+        clip_value: float | None = None,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         compile: bool = False,
         device: str = "auto",
         deterministic: bool = True,
+        reference_batch_size: int | None = None,
         parameter_rules: ParameterRules | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
         max_skips: int = 10,
     ) -> None:
-        _check_arguments(precision, accumulation_steps, clip_norm, max_skips)
+        _check_arguments(precision, accumulation_steps, max_skips)
+        limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
+        _check_positive(limits)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
@@ -110,10 +117,16 @@ class SgdTrainer:
         self._weights = LossWeights(self.loss)
         self.sums_up = self._weights.are_sums and type(self).training_step is SgdTrainer.training_step
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
-        self.accumulation_steps, self.clip_norm = accumulation_steps, clip_norm
+        self.accumulation_steps, self.clip_norm, self.clip_value = accumulation_steps, clip_norm, clip_value
         self.deterministic = deterministic
         self.optimizer = build_optimizer(
-            optimizer, model.module, parameter_rules or {}, self.device, self.loss, trains=self.counter.end_update > 0
+            optimizer,
+            model.module,
+            parameter_rules or {},
+            self.device,
+            self.loss,
+            trains=self.counter.end_update > 0,
+            lr_scale=data_container.batch_size / reference_batch_size if reference_batch_size else 1.0,
         )
         if switches_weights(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
@@ -269,8 +282,11 @@ class SgdTrainer:
 
     def step(self) -> None:
         """Update the weights, drop the gradients, and advance the schedule."""
-        if self.clip_norm is not None:
+        if self.clip_norm is not None or self.clip_value is not None:
             self.unscale_gradients()
+        if self.clip_value is not None:
+            clip_values(self._parameters, self.clip_value)
+        if self.clip_norm is not None:
             self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -461,12 +477,16 @@ class SgdTrainer:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
 
-def _check_arguments(precision: str, accumulation_steps: int, clip_norm: float | None, max_skips: int) -> None:
+def _check_positive(limits: Mapping[str, float | None]) -> None:
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"it must be positive, and is {limit}; null stands for none", path=f"trainer.{name}")
+
+
+def _check_arguments(precision: str, accumulation_steps: int, max_skips: int) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(f"there is no '{precision}'. {did_you_mean(precision, PRECISIONS)}", path="trainer.precision")
     if accumulation_steps < 1:
         raise ConfigError(f"at least 1 is needed, not {accumulation_steps}", path="trainer.accumulation_steps")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ConfigError(f"it must be positive, and is {clip_norm}; null does not clip", path="trainer.clip_norm")
     if max_skips < 0:
         raise ConfigError(f"it must not be negative, and is {max_skips}", path="trainer.max_skips")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksuit_runner.trainer.gradients import clip_gradients, graphs_built, versions
+from ksuit_runner.trainer.gradients import clip_gradients, clip_values, graphs_built, versions
 
 
 def parameters(*kinds):
@@ -34,6 +34,15 @@ def test_sparse_gradients_are_clipped_as_the_same_ones_in_full():
         gradients.append([table.grad.to_dense() if sparse else table.grad, head.grad])
     torch.testing.assert_close(norms[0], norms[1])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("kinds", [[torch.float32] * 3, [torch.float32, torch.bfloat16]])
+def test_values_are_clipped_as_torch_does(bits, kinds):
+    ours, theirs = parameters(*kinds), parameters(*kinds)
+    clip_values(ours, 0.5)
+    nn.utils.clip_grad_value_(theirs, 0.5)
+    assert [bits(item.grad) for item in ours[:-1]] == [bits(item.grad) for item in theirs[:-1]]
+    assert ours[-1].grad is None
 
 
 def test_versions_change_when_a_gradient_is_added_to():

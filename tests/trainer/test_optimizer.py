@@ -107,6 +107,40 @@ def test_a_rule_may_select_by_the_number_of_dimensions():
     assert {name for name, rate in rates.items() if rate == 0.7} == {"0.bias"}
 
 
+class Deep(nn.Module):
+    """Twelve blocks, so that layers are ordered as numbers and not as text."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(2, 2)
+        self.blocks = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+        self.head = nn.Linear(2, 1)
+
+
+def test_the_rate_decays_layer_by_layer_towards_the_input():
+    rules = {
+        **NO_DECAY,
+        "layers": {"layers": ["embed.*", "blocks.{}.*"], "decay": 0.75},
+        "slow": {"match": ["blocks.11.*", "head.*"], "lr_factor": 0.1},
+    }
+    optimizer = build_optimizer(ADAMW, Deep(), rules | {"no_decay": {"max_ndim": 1, "weight_decay": 0.0}}, CPU)
+    rates, decays = options(optimizer, "lr"), options(optimizer, "weight_decay")
+    assert rates["head.weight"] == pytest.approx(0.01)
+    assert rates["blocks.11.bias"] == pytest.approx(0.1 * 0.75 * 0.1)
+    for block in range(11):
+        assert rates[f"blocks.{block}.weight"] == pytest.approx(0.1 * 0.75 ** (12 - block))
+    assert rates["embed.weight"] == pytest.approx(0.1 * 0.75**13)
+    assert (decays["blocks.2.bias"], decays["blocks.2.weight"]) == (0.0, 0.5)
+    names = {group["name"] for group in optimizer.param_groups}
+    assert {"layers.0", "no_decay+layers.0", "layers.12+slow", "slow"} <= names
+
+
+def test_layers_are_selected_among_those_that_match():
+    rules = {"layers": {"match": ["*.weight"], "layers": "blocks.{}.*", "decay": 0.5}}
+    rates = options(build_optimizer(ADAMW, Deep(), rules, CPU), "lr")
+    assert (rates["blocks.10.weight"], rates["blocks.10.bias"]) == (0.025, 0.1)
+
+
 def test_an_optional_rule_may_match_nothing():
     build_optimizer(ADAMW, net(), {"mine": {"match": ["tail.*"], "optional": True, "lr": 1.0}}, CPU)
 
@@ -119,6 +153,13 @@ def test_an_optional_rule_may_match_nothing():
         ({"match": ["*"], "weight_decya": 0.0}, r"parameter_rules.mine.weight_decya: .*Did you mean 'weight_decay'"),
         ({"match": ["haed.*"], "lr": 1.0}, r"parameter_rules.mine: it matches no parameter. Did you mean 'head'\?"),
         ({"match": ["body.wieght"], "lr": 1.0}, r"parameter_rules.mine: .* Did you mean 'body.weight'\?"),
+        (
+            {"layers": "bodi.{}.*", "decay": 0.5},
+            r"parameter_rules.mine: it matches no parameter. Did you mean 'body'\?",
+        ),
+        ({"layers": "body.*", "decay": 1.5}, r"parameter_rules.mine.decay: a factor above 0 and at most 1 .*, not 1.5"),
+        ({"layers": "body.*"}, r"parameter_rules.mine.decay: a factor above 0"),
+        ({"match": ["body.*"], "decay": 0.5}, r"parameter_rules.mine.layers: patterns of the layers are needed"),
         ({"match": ["body.*"], "max_ndim": 0, "lr": 1.0}, r"parameter_rules.mine: it matches no parameter"),
     ],
 )

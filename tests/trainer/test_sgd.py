@@ -29,6 +29,31 @@ def test_clipping_limits_the_norm_of_all_gradients_together(maker):
         torch.testing.assert_close(moved, full / 4, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_clipping_limits_each_value_and_then_the_norm(maker, precision):
+    free = maker.trainer(optimizer=SGD, schedule=constant, dropout=0.0)
+    expected = gradients(free)
+    limit = max(gradient.abs().max().item() for gradient in expected.values()) / 2
+    limits = {"clip_value": limit, "clip_norm": 100.0, "precision": precision}
+    clipped = maker.trainer(optimizer=SGD, schedule=constant, dropout=0.0, **limits)
+    before, expected = weights(free), {name: item.clamp(-limit, limit) for name, item in expected.items()}
+    gradients(clipped)
+    clipped.step()
+    (rate,) = clipped.learning_rates().values()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(before[name] - weights(clipped)[name], rate * gradient, rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(
+        clipped.grad_norm, torch.cat([item.flatten() for item in expected.values()]).norm(), rtol=0.1, atol=1e-3
+    )
+
+
+def test_the_learning_rate_follows_the_batch_size(maker):
+    rules = {"head": {"match": ["3.*"], "lr": 0.2}}
+    trainer = maker.trainer(reference_batch_size=4, parameter_rules=rules, schedule=constant, optimizer=SGD)
+    (base,) = maker.trainer(schedule=constant, optimizer=SGD).learning_rates().values()
+    assert trainer.learning_rates() == pytest.approx({"default": 1.5 * base, "head": 1.5 * 0.2})
+
+
 def test_a_step_drops_the_gradients_and_advances_the_schedule(maker):
     trainer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=4)
     gradients(trainer)
