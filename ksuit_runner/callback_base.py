@@ -19,6 +19,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 Template = TypeVar("Template", bound=Callable[..., None])
@@ -201,7 +202,7 @@ class CallbackBase:
         self._before_every_accumulation_step(update_counter=update_counter, batch=batch)
 
     @template
-    def before_every_backward(self, update_counter: UpdateCounter, losses: Mapping[str, torch.Tensor]) -> None:
+    def before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
         """Called between the forward and the backward pass of an accumulation step.
 
         Args:
@@ -212,7 +213,7 @@ class CallbackBase:
 
     @template
     def track_after_accumulation_step(
-        self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
+        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
     ) -> None:
         """Called after the backward pass of an accumulation step.
 
@@ -266,9 +267,9 @@ class CallbackBase:
     def _on_exception(self, error: BaseException) -> None: ...
     def _before_every_update(self, update_counter: UpdateCounter) -> None: ...
     def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None: ...
-    def _before_every_backward(self, update_counter: UpdateCounter, losses: Mapping[str, torch.Tensor]) -> None: ...
+    def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None: ...
     def _track_after_accumulation_step(
-        self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, torch.Tensor], outputs: Any
+        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
     ) -> None: ...
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None: ...
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None: ...

@@ -14,6 +14,7 @@ def gradients(trainer, batch=BATCH):
     for part, share in trainer.split(batch):
         losses, _ = trainer.forward(part)
         trainer.backward(losses, share)
+    trainer.complete_gradients()
     return {name: parameter.grad.clone() for name, parameter in trainer.model.module.named_parameters()}
 
 

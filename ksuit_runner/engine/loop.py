@@ -119,7 +119,7 @@ def do_update(run: Run, batch: Any) -> None:
         # From here on what this step draws depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
         losses, outputs = trainer.forward(part)
-        if trainer.loss_check.must_skip(losses, counter.update):
+        if trainer.must_skip(losses, share):
             trainer.skip_step()
             break
         fire("before_every_backward", step, update_counter=counter, losses=losses)
@@ -127,16 +127,19 @@ def do_update(run: Run, batch: Any) -> None:
             trainer.forget_gradients()  # those that callbacks have left behind
         trainer.backward(losses, share)
         trainer.modes.evaluate()
-        losses = {name: loss.detach() for name, loss in losses.items()}
+        losses = losses.detach()
         run.hooks.fire_between(
             "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
         )
     else:
-        if run.hooks.methods("before_every_optimizer_step"):
-            trainer.unscale_gradients()
-            run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
-        run.phase = Phase.STEP
-        trainer.step()
+        if trainer.complete_gradients():
+            if run.hooks.methods("before_every_optimizer_step"):
+                trainer.unscale_gradients()
+                run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
+            run.phase = Phase.STEP
+            trainer.step()
+        else:
+            trainer.skip_step()
     counter.update += 1
     run.log_writer.is_ahead = False
 

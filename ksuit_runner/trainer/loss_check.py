@@ -1,44 +1,17 @@
-"""Checks of the losses that a training step returns, and the policy for non-finite ones."""
+"""The policy for non-finite losses."""
 
 import logging
-from collections.abc import Mapping
 from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, KsuitError, LossError, did_you_mean
+from ksuit_runner.errors import ConfigError, LossError, did_you_mean
 
 _LOGGER = logging.getLogger(__name__)
 _POLICIES = ("fail", "skip", "warn")
 _LATEST = 1024
-
-
-def check_losses(trainer: str, result: Any) -> None:
-    """Check what a training step has returned.
-
-    Args:
-        trainer: Name of the trainer's class.
-        result: What it returned.
-
-    Raises:
-        KsuitError: It is not a pair of losses by name, with a ``total``, and outputs.
-    """
-    wanted = "it has to return ({'total': loss, ...}, outputs), with a scalar tensor for each loss"
-    step = f"{trainer}.training_step"
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
-        raise KsuitError(f"{step} returns a {type(result).__name__}; {wanted}", path="trainer")
-    losses = result[0]
-    if "total" not in losses:
-        hint = f"; sum up {', '.join(map(repr, losses))} for it" if losses else ""
-        raise KsuitError(f"{step} returns no 'total', which is what is minimized{hint}: {wanted}", path="trainer")
-    for name, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise KsuitError(f"{step} returns a {found} as '{name}'; {wanted}", path="trainer")
-    if torch.is_grad_enabled() and not losses["total"].requires_grad:
-        raise KsuitError(f"{step} returns a 'total' without a gradient with respect to any parameter", path="trainer")
 
 
 class LossCheck:
@@ -71,17 +44,16 @@ class LossCheck:
         self._losses: Tensor | None = None
         self._updates: list[int] = []
 
-    def must_skip(self, losses: Mapping[str, Tensor], update: int) -> bool:
-        """Check the losses of a forward pass, and return whether the update is skipped.
+    def must_skip(self, total: Tensor, update: int) -> bool:
+        """Check the loss of a forward pass, and return whether the update is skipped.
 
         Args:
-            losses: Losses by name, scalars; ``total`` is checked.
+            total: The loss that is minimized, a scalar.
             update: Number of updates before this one.
 
         Raises:
             LossError: It is non-finite, and the policy is ``fail``, or too many in a row were skipped.
         """
-        total = losses["total"]
         if self._is_late:
             self._collect(total.detach(), update + 1)
             return False

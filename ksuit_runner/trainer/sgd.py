@@ -21,10 +21,12 @@ from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values, forget_gradients, versions
 from ksuit_runner.trainer.lazy_layers import materialize
-from ksuit_runner.trainer.loss_check import LossCheck, check_losses
+from ksuit_runner.trainer.loss_check import LossCheck
 from ksuit_runner.trainer.loss_weights import LossWeights
+from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.optimizer import (
     build_optimizer,
@@ -66,6 +68,8 @@ class SgdTrainer:
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
+        loss_weights: Factors of the losses that ``training_step`` names and whose sum is minimized; by default it
+            returns that sum as ``total``.
 
     Attributes:
         counter: Position and end of the run.
@@ -101,6 +105,7 @@ class SgdTrainer:
         parameter_rules: ParameterRules | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
         max_skips: int = 10,
+        loss_weights: dict[str, float] | None = None,
     ) -> None:
         _check_arguments(precision, accumulation_steps, max_skips)
         limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
@@ -115,7 +120,8 @@ class SgdTrainer:
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
         self._weights = LossWeights(self.loss)
-        self.sums_up = self._weights.are_sums and type(self).training_step is SgdTrainer.training_step
+        self._has_own_step = type(self).training_step is not SgdTrainer.training_step
+        self.sums_up = self._weights.are_sums and not self._has_own_step
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps, self.clip_norm, self.clip_value = accumulation_steps, clip_norm, clip_value
         self.deterministic = deterministic
@@ -145,9 +151,12 @@ class SgdTrainer:
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
         self._weighed: list[tuple[Any, float]] = []
-        self._has_split = self._has_checked_losses = self._is_unscaled = False
+        self._has_split = self._is_split = self._is_unscaled = False
+        self._warns_of_sum = self._weights.are_sums and not self.sums_up
+        self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
         self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        self._gradient_sums = GradientSums(self._parameters)
         self._fused_step = FusedStep(self.optimizer)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
@@ -157,7 +166,7 @@ class SgdTrainer:
 
     # What subclasses override
 
-    def training_step(self, batch: Any, model: nn.Module) -> tuple[dict[str, Tensor], Any]:
+    def training_step(self, batch: Any, model: nn.Module) -> tuple[Any, Any]:
         """Compute the losses of a batch.
 
         Args:
@@ -165,8 +174,13 @@ class SgdTrainer:
             model: The live model in training; in evaluation possibly another one.
 
         Returns:
-            The losses by name, scalars that are means over the samples, of which ``total`` is minimized; and the
-            model's outputs, with shape (samples, ...).
+            The loss, or losses by name, and the model's outputs, with shape (samples, ...).
+
+            A loss is a scalar tensor, the mean over the samples or over what ``weight`` returns. Or it is ``(mean,
+            count)``, where ``count`` is the number of things in this batch that it is the mean over, such as tokens:
+            then its gradient and its logged means are those over everything, however batches are cut. A mean over
+            nothing may be NaN. Of several losses ``total`` is minimized, or the sum that ``loss_weights`` describes;
+            the others are logged.
         """
         inputs, targets = self.inputs_and_targets(batch)
         outputs = model(inputs)
@@ -207,7 +221,9 @@ class SgdTrainer:
                 self._has_split = True
                 report_shared(batch, size)
         self._weighed = []
-        if len(parts) > 1:
+        self._is_split = len(parts) > 1
+        if self._is_split:
+            self._gradient_sums.start(len(parts))
             parts, size = self._weigh(parts), self.batch_size(batch)
             self._weighed = [(part, self.batch_size(part) if self.sums_up else share * size) for part, share in parts]
         return parts
@@ -224,8 +240,12 @@ class SgdTrainer:
         total = sum(counts)
         if not total > 0:
             return parts
-        # The mean over nothing is NaN: parts without any target are skipped.
-        return [Part(part.batch, count / total) for part, count in zip(parts, counts, strict=True) if count > 0]
+        # The mean over nothing is NaN: parts without any target are skipped, unless a step of one's own counts others.
+        return [
+            Part(part.batch, count / total)
+            for part, count in zip(parts, counts, strict=True)
+            if count > 0 or self._has_own_step
+        ]
 
     def weight(self, batch: Any) -> float | Tensor:
         """Return the weight of a batch's total loss in a mean over several: the number of things it is a mean over.
@@ -264,21 +284,40 @@ class SgdTrainer:
             snapshot.restore()
         return self._added_snapshot
 
-    def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[dict[str, Tensor], Any]:
+    def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
-            result = self.training_step(batch, model or self.model)
-        if not self._has_checked_losses:
-            check_losses(type(self).__name__, result)
-            if self._weights.are_sums and not self.sums_up:
-                _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
-            self._has_checked_losses = True
-        return result
+            losses, outputs = self._reader.read(self.training_step(batch, model or self.model))
+        if self._is_split and losses.counts and torch.is_grad_enabled():
+            losses.read_counts()
+        if self._warns_of_sum:
+            self._warns_of_sum = False
+            _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
+        return losses, outputs
 
-    def backward(self, losses: Mapping[str, Tensor], share: float) -> None:
-        """Add the gradients of a part of the batch, weighted by its share of the samples."""
-        loss = losses["total"] if share == 1.0 else losses["total"] * share
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def must_skip(self, losses: Losses, share: float) -> bool:
+        """Check the losses of a part of the batch, and return whether the update is skipped; see ``LossCheck``."""
+        if not (self._is_split and losses.counts):
+            return bool(share) and self.loss_check.must_skip(losses["total"], self.counter.update)
+        counted = [term for name, term in losses.summands.items() if losses.counts.get(name, share)]
+        return bool(counted) and self.loss_check.must_skip(torch.stack(counted).sum(), self.counter.update)
+
+    def backward(self, losses: Losses, share: float) -> None:
+        """Add the gradients of a part of the batch, weighted by its share of what the loss is a mean over."""
+        if self._is_split and losses.counts:
+            self._gradient_sums.add(losses, share, self.scaler.scale)
+        elif share:
+            loss = losses["total"] if share == 1.0 else losses["total"] * share
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def complete_gradients(self) -> bool:
+        """Complete the gradients after the last part of the batch, and return whether the step may follow.
+
+        Not if it is to be skipped: parts that have nothing of a loss are left out, but if the whole batch has nothing
+        of it, then that is what its mean over nothing makes of it, mostly NaN.
+        """
+        missing = self._gradient_sums.finish() if self._is_split else []
+        return not any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing)
 
     def step(self) -> None:
         """Update the weights, drop the gradients, and advance the schedule."""

@@ -59,7 +59,7 @@ def test_a_resumed_run_logs_the_same_values(new_run, stop_at):
     assert list(whole.metric("loss/train")) == list(range(7, 60, 7))
     assert whole.metric("loss/train") == resumed.metric("loss/train")
     assert whole["loss"].state_dict() == resumed["loss"].state_dict()
-    assert whole["loss"].state_dict()["count"] == 3 * 72 + 70
+    assert whole["loss"].state_dict()["counts"]["total"] == 3 * 72 + 70
 
 
 def test_logging_changes_nothing_about_training(new_run):
