@@ -220,6 +220,14 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
         arrangements.pop("model", None)
     if origin.has_other_loss:
         state.pop("loss", None)
+    is_carried, is_stored = run.trainer.has_extra_state, "extra" in state
+    if strict and is_carried is not is_stored and not (is_stored and origin.mode == Mode.EVALUATE):
+        which = "with an extra_state, which this one lacks" if is_stored else "without the extra_state of this one"
+        raise ResumeError(
+            f"the checkpoint is that of a trainer {which}. Take that trainer, or allow the difference with "
+            "resume_strict=false",
+            path="trainer._target_",
+        )
     try:
         run.trainer.model.load(checkpoint.model, arrangements.get("model"))
     except RuntimeError as error:

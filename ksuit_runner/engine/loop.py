@@ -101,10 +101,10 @@ def evaluate(run: Run) -> None:
 def do_update(run: Run, batch: Any) -> None:
     """Do one update: all accumulation steps, then the optimizer's step."""
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
-    run.phase = Phase.BEFORE_STEP
-    run.log_writer.is_ahead = True
     run.hooks.states.snapshot_early()
     trainer.take_snapshot()
+    run.phase = Phase.BEFORE_STEP
+    run.log_writer.is_ahead = True
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")

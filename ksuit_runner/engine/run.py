@@ -43,7 +43,6 @@ class Run:
         unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
             two of them.
         phase: Where the loop stands.
-        rolled_back: State of the trainer from before a failed update, stored instead of the present one.
     """
 
     trainer: SgdTrainer
@@ -55,7 +54,6 @@ class Run:
     unfinished: Mapping[str, Any] | None = None
     rank: int = 0
     phase: Phase = field(default=Phase.START, init=False)
-    rolled_back: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def data(self) -> DataContainer:
@@ -105,7 +103,7 @@ def check_state(run: Run) -> None:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    trainer = {**run.trainer.state_dict(), **run.rolled_back}
+    trainer = run.trainer.state_dict()
     return {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
 
 
@@ -128,7 +126,7 @@ def save_last_full_update(run: Run) -> None:
 
 def _roll_back_update(run: Run) -> None:
     """Undo what an update has changed before its step; of the callbacks, their snapshots count."""
-    run.rolled_back = run.trainer.roll_back()
+    run.trainer.roll_back()
     run.checkpoint_writer.take_requests()
     run.counter.stopped = False
     run.phase = Phase.BETWEEN

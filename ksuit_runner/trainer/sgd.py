@@ -76,6 +76,7 @@ class SgdTrainer:
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
+        has_extra_state: Whether the class carries a state of its own.
         modes: Ensures that only updates compute in training mode.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
         loss_check: Acts on non-finite losses.
@@ -159,10 +160,14 @@ class SgdTrainer:
         self._gradient_sums = GradientSums(self._parameters)
         self._fused_step = FusedStep(self.optimizer)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
-        self._has_added_state = type(self).state_dict is not SgdTrainer.state_dict
-        self._added_snapshot: Mapping[str, Any] = {}
-        self._base_state: dict[str, Any] = {}
-        self._stand_in: dict[str, Any] | None = None  # instead of this class's part of the state
+        self.has_extra_state = type(self).extra_state is not SgdTrainer.extra_state
+        self._extra_snapshot: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, instead in (("state_dict", "extra_state"), ("load_state_dict", "load_extra_state")):
+            if getattr(cls, name) is not getattr(SgdTrainer, name):
+                raise TypeError(f"{cls.__name__} overrides '{name}': override '{instead}' instead")
 
     # What subclasses override
 
@@ -269,20 +274,34 @@ class SgdTrainer:
                 return weight
         return self.batch_size(batch)
 
+    def extra_state(self) -> Any:
+        """Return the state that a subclass carries from update to update, such as a hidden state or a teacher.
+
+        It is treated like a callback's: plain values, lists, dicts, arrays and tensors only, which is checked before
+        the first update. It is copied before every update, whose ``training_step`` and ``split`` may change it; if the
+        update fails or is skipped, it gets back what it was. Only updates may change it: ``training_step`` also serves
+        evaluations, with a model in evaluation mode.
+        """
+        return None
+
+    def load_extra_state(self, state: Any) -> None:
+        """Restore what ``extra_state`` returned; tensors from a checkpoint are on the CPU."""
+
     # The pieces of an update, in the order of the loop
 
     def take_snapshot(self) -> None:
-        """Copy what an update changes before its step: the buffers, and the state that a subclass adds to this one."""
+        """Copy what an update changes before its step: the buffers, and the extra state."""
         for snapshot in self._buffer_snapshots:
             snapshot.take()
-        if self._has_added_state:
-            self._added_snapshot = copy_state("trainer", self._added_state())
+        if self.has_extra_state:
+            self._extra_snapshot = copy_state("trainer: extra_state()", self.extra_state())
 
-    def roll_back(self) -> Mapping[str, Any]:
-        """Restore the buffers from the snapshot, and return the added state that it holds."""
+    def roll_back(self) -> None:
+        """Restore the buffers and the extra state from the snapshot."""
         for snapshot in self._buffer_snapshots:
             snapshot.restore()
-        return self._added_snapshot
+        if self.has_extra_state:
+            self.load_extra_state(self._extra_snapshot)
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
@@ -344,9 +363,8 @@ class SgdTrainer:
             self._is_unscaled = self.scaler.is_enabled()
 
     def skip_step(self) -> None:
-        """Drop the gradients and restore the buffers; only the schedule advances."""
-        for snapshot in self._buffer_snapshots:
-            snapshot.restore()
+        """Drop the gradients, and restore what the update has changed; only the schedule advances."""
+        self.roll_back()
         self.forget_gradients()
         self.loss_check.skips += 1
         self.schedule.step()
@@ -436,8 +454,7 @@ class SgdTrainer:
 
         The weights have a file of their own; ``arrangements`` is what that file cannot hold, such as their strides.
         """
-        if self._stand_in is not None:
-            return dict(self._stand_in)
+        extra = {"extra": self.extra_state()} if self.has_extra_state else {}
         return {
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
@@ -447,16 +464,8 @@ class SgdTrainer:
             "counter": self.counter.state_dict(),
             "callbacks": self.callback_states(),
             "arrangements": {"model": self.model.arrangement(), "loss": self._loss.arrangement()},
+            **extra,
         }
-
-    def _added_state(self) -> dict[str, Any]:
-        """Return what a subclass adds to the state, without collecting the rest again, which takes long."""
-        base = self._base_state = self._base_state or SgdTrainer.state_dict(self)
-        self._stand_in = base
-        try:
-            return {key: value for key, value in self.state_dict().items() if key not in base}
-        finally:
-            self._stand_in = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], same_settings: bool = True) -> None:
         """Load a stored state.
@@ -480,6 +489,8 @@ class SgdTrainer:
             self._load_loss(state_dict["loss"], arrangements.get("loss"))
         else:
             optimizer = without_loss(optimizer)
+        if self.has_extra_state and "extra" in state_dict:
+            self.load_extra_state(state_dict["extra"])
         load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])

@@ -16,7 +16,7 @@ from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
-from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, StopTraining
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, ResumeError, StopTraining
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -221,20 +221,39 @@ class Recurrent(SgdTrainer):
             raise ZeroDivisionError
         return {"total": losses["total"] + (outputs.mean(0) * self.hidden).sum()}, outputs
 
-    def state_dict(self):
-        return {**super().state_dict(), "seen": self.seen, "hidden": self.hidden}
+    def extra_state(self):
+        return {"seen": self.seen, "hidden": self.hidden}
 
-    def load_state_dict(self, state_dict, same_settings=True):
-        super().load_state_dict(state_dict, same_settings)
-        self.seen, self.hidden = list(state_dict["seen"]), state_dict["hidden"].clone()
+    def load_extra_state(self, state):
+        self.seen, self.hidden = state["seen"], state["hidden"]
 
 
-def test_the_state_that_a_trainer_adds_is_that_of_the_last_full_update(maker):
+def test_the_extra_state_of_a_trainer_is_that_of_the_last_full_update(maker):
     train(new_run(maker, "whole000", trainer_class=Recurrent))
     with pytest.raises(ZeroDivisionError):
         train(new_run(maker, "broken00", trainer_class=partial(Recurrent, fails_at=5)))
-    assert len(read_newest(maker.paths("broken00")).state["trainer"]["seen"]) == 10
+    assert len(read_newest(maker.paths("broken00")).state["trainer"]["extra"]["seen"]) == 10
     assert_same(resumed(maker, trainer_class=Recurrent), result(maker, "whole000"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "which"), [(SgdTrainer, Recurrent, "out the"), (Recurrent, SgdTrainer, " an")]
+)
+def test_a_trainer_with_another_extra_state_is_not_resumed(maker, first, second, which):
+    train(maker.run(trainer_class=first, max_updates=1))
+    with pytest.raises(ResumeError, match=f"that of a trainer with{which} extra_state.*resume_strict=false"):
+        maker.run(trainer_class=second, resume=True)
+
+
+def test_a_skipped_update_leaves_the_extra_state_as_it_was(maker):
+    run = maker.run(model=Diverging({3}), nan_loss="skip", trainer_class=Recurrent, max_updates=5)
+    train(run)
+    assert len(run.trainer.seen) == 4 and run.trainer.hidden.isfinite().all()
+
+
+def test_a_trainer_that_overrides_the_whole_state_is_refused():
+    with pytest.raises(TypeError, match="Own overrides 'state_dict': override 'extra_state' instead"):
+        type("Own", (SgdTrainer,), {"state_dict": lambda self: {}})
 
 
 class FaultyAdamW(torch.optim.AdamW):
