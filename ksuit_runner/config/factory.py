@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
 from hydra.errors import HydraException
@@ -27,6 +27,7 @@ from ksuit_runner.config.schema import (
     check_injected,
     objects_beside,
     spec_at,
+    takes_functions,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.errors import ConfigError, KsuitError
@@ -153,9 +154,9 @@ class Factory:
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
         any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
-        injected = INJECTED[(spec_at(path) or ObjectSpec(None)).injects]
-        wanted = bind(path, parameters, given, injected, any_name)
-        check_injected(path, target.func.__qualname__, isinstance(target.func, type), wanted, injected)
+        spec = spec_at(path) or ObjectSpec(None)
+        wanted = bind(path, parameters, given, INJECTED[spec.injects], any_name)
+        check_injected(path, target.func.__qualname__, isinstance(target.func, type), wanted, spec)
         return wanted
 
 
@@ -203,6 +204,8 @@ def _build(path: str, value: Any) -> Any:
     if "_target_" not in value:
         return given
     made = _locate(path, value["_target_"])
+    if (spec_at(path) or ObjectSpec(None)).delayed:
+        return _delayed(path, partial(made, *positional, **given))
     try:
         return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
     except KsuitError as error:
@@ -212,6 +215,12 @@ def _build(path: str, value: Any) -> Any:
         raise _called_exit(path, error) from error
     except Exception as error:
         raise ConfigError(_what_was_raised(error), path=path) from error
+
+
+def _delayed(path: str, target: "partial[Any]") -> Callable[..., Any]:
+    """Return what builds an object from those of its collaborators that it asks for."""
+    wanted = Factory._bind(path, target)
+    return lambda **collaborators: target(**{name: collaborators[name] for name in wanted})
 
 
 def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
@@ -242,19 +251,31 @@ def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | No
     try:
         check_module(name, module)
         if not isinstance(made, type):
-            is_allowed = (spec_at(path) or ObjectSpec(None)).functions and isinstance(made, FunctionType)
-            check_function(name, is_allowed, module, file)
+            inside = str(getattr(made, "__qualname__", ""))
+            check_function(name, takes_functions(path) and _is_function(made), module, file, inside)
         if trust is not None:
             trust.check_definition(path, name, module, file)
+            if not isinstance(made, type):
+                trust.check_function(path, name, module, _asks(path, made))
             if module.startswith("ksuit_runner.") and spec_at(path) is None and not _may_be_nested(made):
                 raise ConfigError(f"'{name}' is not a class that a config builds")
         if kind is not None and isinstance(made, type) and not issubclass(made, kind):
             raise ConfigError(f"{made.__qualname__} does not derive from {kind.__name__}")
-        if spec_at(path) is DATASETS and not _is_dataset(made):
+        if spec_at(path) is DATASETS and isinstance(made, type) and not _is_dataset(made):
             raise ConfigError(f"{made.__qualname__} is not a dataset: it has no __len__ and __getitem__")
     except ConfigError as error:
         error.locate(f"{path}._target_")
         raise
+
+
+def _is_function(made: Any) -> bool:
+    """Whether something is a function or a class method, and not a class or an object that can be called."""
+    return isinstance(made, FunctionType) or (isinstance(made, MethodType) and isinstance(made.__self__, type))
+
+
+def _asks(path: str, made: Callable[..., Any]) -> bool:
+    injected = INJECTED[(spec_at(path) or ObjectSpec(None)).injects]
+    return any(parameter.name in injected for parameter in parameters_of(made))
 
 
 def _is_dataset(made: type) -> bool:

@@ -41,6 +41,9 @@ class ObjectSpec:
         kind: Dotted name of the class that it has to derive from, where that class is defined; None for any class.
         injects: Key of INJECTED.
         functions: Whether a function may stand for the class.
+        asks: Whether such a function has to ask for something that the runner provides: nothing else tells that it was
+            made for this config path.
+        delayed: Whether the object above gets what builds this one, and provides the collaborators.
         optional: Whether it may be null or missing.
         beside: Whether it stands beside the arguments of the object above it, or alone, under any name that none of
             these has; what has no ``_target_`` there is such an argument.
@@ -49,22 +52,25 @@ class ObjectSpec:
     kind: str | None
     injects: str = ""
     functions: bool = False
+    asks: bool = False
+    delayed: bool = False
     optional: bool = False
     beside: bool = False
 
 
 _CALLBACK = ObjectSpec("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
 
-DATASETS = ObjectSpec(None)
-"""What holds datasets: any class with ``__len__`` and ``__getitem__``."""
+DATASETS = ObjectSpec(None, functions=True)
+"""What holds datasets: what has ``__len__`` and ``__getitem__``."""
 
 OBJECT_SPECS: Mapping[str, ObjectSpec] = {
     "data": ObjectSpec("ksuit_runner.data.container.DataContainer", injects="data"),
     "data.datasets.*": DATASETS,
+    "data.order": ObjectSpec("ksuit_runner.data.order.Order", injects="order", delayed=True, optional=True),
     "model": ObjectSpec("torch.nn.modules.module.Module", injects="model", functions=True),
     "loss": ObjectSpec("torch.nn.modules.module.Module"),
     "optimizer": ObjectSpec("torch.optim.optimizer.Optimizer", injects="optimizer"),
-    "schedule": ObjectSpec(None, injects="schedule", functions=True, optional=True),
+    "schedule": ObjectSpec(None, injects="schedule", functions=True, asks=True, optional=True),
     "trainer": ObjectSpec("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
     "tracker": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
     "tracker.*": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker", beside=True),
@@ -107,6 +113,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "trainer": frozenset({"model", "data_container", "optimizer", "schedule", "loss", "seed"}),
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed", "interruption"}),
+    "order": frozenset({"dataset", "seed", "samples_per_epoch"}),
     "tracker": frozenset({"output_paths"}),
     "checkpoint": frozenset({"path_provider", "config_hash", "check_owner", "is_urgent", "hand_over"}),
     "optimizer": frozenset({"params"}),
@@ -116,10 +123,20 @@ INJECTED: Mapping[str, frozenset[str]] = {
 """Names of the arguments that the runner provides, for the config paths that ask for them."""
 
 
+_FUNCTIONS_BELOW = ("model.", "data.datasets.", "data.collate_fn")
+"""Begin of the config paths below which arguments may be made by functions, such as a tokenizer."""
+
+
 def spec_at(path: str) -> ObjectSpec | None:
     """Return what a config path holds, or None if it holds no object of OBJECT_SPECS."""
     above = path.rpartition(".")[0]
     return OBJECT_SPECS.get(path) or OBJECT_SPECS.get(f"{above}.*")
+
+
+def takes_functions(path: str) -> bool:
+    """Whether a function may stand for a class at a config path."""
+    spec = spec_at(path)
+    return spec.functions if spec else path.startswith(_FUNCTIONS_BELOW)
 
 
 def objects_beside(path: str, node: Any) -> list[str]:
@@ -161,19 +178,19 @@ def bind(
     return [parameter.name for parameter in parameters if parameter.name in injected]
 
 
-def check_injected(path: str, target: str, is_class: bool, wanted: Collection[str], injected: Collection[str]) -> None:
-    """Check that a function takes something that the runner provides, so that it was made for this config path.
+def check_injected(path: str, target: str, is_class: bool, wanted: Collection[str], spec: ObjectSpec) -> None:
+    """Check that a function takes something that the runner provides, where it has to.
 
     Args:
         path: Config path of the object, for messages.
         target: Name of the function or class.
         is_class: Whether it is a class, which has a kind instead.
         wanted: What ``bind`` returned.
-        injected: Names that the runner can provide at this config path.
+        spec: What the config path holds.
 
     Raises:
         ConfigError: It is a function that asks for nothing.
     """
-    if not is_class and not wanted:
-        names = ", ".join(sorted(injected))
+    if spec.asks and not is_class and not wanted:
+        names = ", ".join(sorted(INJECTED[spec.injects]))
         raise ConfigError(f"'{target}' cannot be used here: it takes none of {names}", path=f"{path}._target_")

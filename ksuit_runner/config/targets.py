@@ -28,6 +28,8 @@ DEEPEST = 50
 """How many levels of a config may be nested."""
 TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
 """Modules whose classes any config may name: building one of them opens no file and starts no program."""
+BUILDERS = ("timm.models", "torchvision.models", "datasets.load")
+"""Modules of packages whose functions build models or datasets."""
 _SHIPPED = (Path(ksuit_runner.__file__).resolve().parent, shipped(NAME))
 _WRITTEN = ("runs", "sweeps", ".fetching")
 
@@ -105,7 +107,7 @@ def check_module(target: str, module: str) -> None:
         )
 
 
-def check_function(target: str, is_allowed: bool, module: str, file: str | None) -> None:
+def check_function(target: str, is_allowed: bool, module: str, file: str | None, name: str = "") -> None:
     """Check a target that is not a class.
 
     Args:
@@ -113,15 +115,22 @@ def check_function(target: str, is_allowed: bool, module: str, file: str | None)
         is_allowed: Whether the config path takes functions at all.
         module: Name of the module that it is defined in.
         file: File of that module.
+        name: Its name inside of that module, with dots for what is nested in classes.
 
     Raises:
         ConfigError: A function may not stand there, or not this one.
     """
     if not is_allowed:
         raise ConfigError(f"'{target}' is a function; only a class is accepted here")
-    if module.partition(".")[0] != "ksuit_runner" and not _is_own(file):
+    if module.partition(".")[0] == "ksuit_runner" or _is_own(file):
+        return
+    owner, _, last = name.rpartition(".")
+    is_constructor = bool(owner) and last.startswith("from_")
+    is_builder = any(f"{module}.".startswith(f"{entry}.") for entry in BUILDERS) and not name.startswith("_")
+    if not is_constructor and not is_builder:
         raise ConfigError(
-            f"'{target}' is a function of a package; only those of ksuit_runner and of the project are accepted here"
+            f"'{target}' is a function of a package; of those, only constructors such as Class.from_pretrained and the "
+            f"builders of {', '.join(BUILDERS)} are accepted here, besides functions of ksuit_runner and of the project"
         )
 
 
@@ -179,6 +188,25 @@ class Trust:
         is_listed = any(module == entry or module.startswith(f"{entry}.") for entry in entries)
         if not (is_listed or self._is_changed(path) or self._is_of_project(file)):
             raise self._refusal(target, module)
+
+    def check_function(self, path: str, target: str, module: str, asks: bool) -> None:
+        """Check a target that is not a class: any function of the project could be one that deletes files.
+
+        Args:
+            path: Config path of the object.
+            target: Its name in the config.
+            module: Name of the module that it is defined in.
+            asks: Whether it asks for something that the runner provides there, and so was made for it.
+
+        Raises:
+            ConfigError: It does not, and the user has not named it.
+        """
+        is_listed = any(f"{module}.".startswith(f"{entry}.") for entry in self.packages)
+        if not (asks or is_listed or self._is_changed(path)):
+            raise ConfigError(
+                f"'{target}' is a function, and this config was not made by you on this machine. "
+                f"If you trust what it does: trust=[{module}]"
+            )
 
     def _is_changed(self, path: str) -> bool:
         return f"{path}._target_" in self.changes or any(

@@ -1,7 +1,7 @@
 """The batches that a run needs, in order, from any update on: the order follows from the seed, nothing is replayed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,16 +64,23 @@ def evaluation_requests(dataset_key: str, length: int, batch_size: int) -> Itera
         yield BatchRequest(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
 
 
+class TrainingOrder(Protocol):
+    """Maps positions in an epoch to samples, see ``order.Order``."""
+
+    def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the samples from one position to before another; positions beyond the end are omitted."""
+
+
 class BatchPlan:
     """All batch requests of a run from its current update to its end, in the order in which they are consumed.
 
     An update is followed by the evaluations that are due after it: those that count in updates or samples before those
-    that count in epochs, as the hooks fire, otherwise in the given order. Only the current epoch's order is in memory.
+    that count in epochs, as the hooks fire, otherwise in the given order.
 
     Args:
-        seed: Seed of the run.
         lengths: Number of samples by dataset key.
         train: Key of the training dataset.
+        order: Order of its samples.
         counter: Position, end and batch size of training; the plan starts where the counter is now.
         evaluations: When which dataset is evaluated.
         eval_batch_size: Samples per batch of an evaluation.
@@ -81,28 +88,27 @@ class BatchPlan:
 
     def __init__(
         self,
-        seed: int,
         lengths: Mapping[str, int],
         train: str,
+        order: TrainingOrder,
         counter: UpdateCounter,
         evaluations: Sequence[tuple[Interval, str]],
         eval_batch_size: int,
     ) -> None:
-        self._seed = seed
         self._lengths = lengths
         self._train = train
+        self._order = order
         self._counter = counter.at(counter.update)
         self._evaluations = sorted(evaluations, key=lambda evaluation: evaluation[0].every_n_epochs is not None)
         self._eval_batch_size = eval_batch_size
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        counter, size, length = self._counter, self._counter.batch_size, self._lengths[self._train]
-        order, ahead = EpochOrder(self._seed, 0, 0), counter.at(counter.update)
+        counter, size, ahead = self._counter, self._counter.batch_size, self._counter.at(self._counter.update)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
-            if order.epoch != completed_epochs + 1:
-                order = EpochOrder(self._seed, completed_epochs + 1, length)
-            yield BatchRequest(self._train, order.epoch, batch, order.part(batch * size, (batch + 1) * size))
+            epoch = completed_epochs + 1
+            samples = self._order.part(epoch, batch * size, (batch + 1) * size)
+            yield BatchRequest(self._train, epoch, batch, samples)
             if self._evaluations:
                 ahead.update = update + 1
                 yield from self._due(ahead)

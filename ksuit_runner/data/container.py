@@ -1,17 +1,19 @@
 """All datasets of a run, and the one stream that delivers the batches of training and evaluation."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, evaluation_requests
+from ksuit_runner.data.collators import Collated
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
+from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
 from ksuit_runner.data.probe import Probe, first_samples, first_shape, is_repeatable, probe_dataset
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,6 +39,11 @@ class DataContainer:
         train: Key of the dataset to train on.
         drop_last: Whether training skips an epoch's last, smaller batch. Evaluations keep theirs.
         prefetch: Batches that each worker fetches ahead.
+        order: Builds the order of the training samples, from the training dataset, the seed and ``samples_per_epoch``;
+            by default ``Shuffled``.
+        samples_per_epoch: How many samples count as an epoch; all of them if None.
+        collate_fn: Turns a list of samples into a batch, instead of the datasets' own functions; or one such function
+            for some datasets, by key.
         interruption: Signals that ask the run to end, and end a wait for data; by default none.
 
     Attributes:
@@ -58,16 +65,21 @@ class DataContainer:
         drop_last: bool = True,
         prefetch: int = 2,
         interruption: Interruption | None = None,
+        order: Callable[..., Order] | None = None,
+        samples_per_epoch: int | None = None,
+        collate_fn: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
         _check_number("batch_size", batch_size, 1)
         _check_number("num_workers", num_workers, 0)
         _check_number("prefetch", prefetch, 1)
-        if eval_batch_size is not None:
-            _check_number("eval_batch_size", eval_batch_size, 1)
+        for name, value in (("eval_batch_size", eval_batch_size), ("samples_per_epoch", samples_per_epoch)):
+            if value is not None:
+                _check_number(name, value, 1)
         for key, dataset in datasets.items():
             _check_dataset(key, dataset)
         self.datasets = dict(datasets)
         self._check_key(train, "data.train")
+        self._sources = self._collated(collate_fn)
         self.batch_size = batch_size
         self.seed = seed
         self.eval_batch_size = eval_batch_size or batch_size
@@ -76,10 +88,34 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
+        self._order = self._build_order(order or Shuffled, samples_per_epoch)
         self._probes: dict[str, Probe] = {}
         self._stream: Stream | None = None
         self._last_batch: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
+
+    def _collated(self, collate_fn: Any) -> dict[str, Any]:
+        """Return what batches are fetched from: the datasets, with the collate functions of the config."""
+        if isinstance(collate_fn, Mapping):
+            for key in collate_fn:
+                self._check_key(key, f"data.collate_fn.{key}")
+            functions = dict(collate_fn)
+        else:
+            functions = dict.fromkeys(self.datasets, collate_fn)
+        for function in functions.values():
+            if function is not None and not callable(function):
+                raise ConfigError(f"{function!r} is not a function", path="data.collate_fn")
+        return {
+            key: dataset if functions.get(key) is None else Collated(dataset, functions[key])
+            for key, dataset in self.datasets.items()
+        }
+
+    def _build_order(self, order: Callable[..., Order], samples_per_epoch: int | None) -> CheckedOrder:
+        try:
+            return CheckedOrder(order(dataset=self.train_dataset, seed=self.seed, samples_per_epoch=samples_per_epoch))
+        except KsuitError as error:
+            error.locate("data.order")
+            raise
 
     # Properties of the datasets
 
@@ -98,7 +134,7 @@ class DataContainer:
             ConfigError: The dataset has no such attribute, and the first element has no shape.
         """
         shape = getattr(self.train_dataset, "input_shape", None) or first_shape(
-            self.train_dataset, self._whole_batch(self.train)
+            self._sources[self.train], self._whole_batch(self.train)
         )
         if shape is None:
             raise self._lacks("input_shape", ", and its samples do not begin with a tensor")
@@ -118,7 +154,7 @@ class DataContainer:
 
     def first_samples(self) -> Any:
         """Return a batch of the first training samples, with all random generators undisturbed."""
-        return first_samples(self.train_dataset, self.batch_size)
+        return first_samples(self._sources[self.train], self.batch_size)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return class, size and digest by dataset key, to record which data a run uses.
@@ -137,7 +173,7 @@ class DataContainer:
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
         for key, dataset in self.datasets.items():
-            if not is_repeatable(dataset, self._whole_batch(key), self._probe(key)):
+            if not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
                 _LOGGER.warning(
                     "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
                     "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
@@ -148,7 +184,7 @@ class DataContainer:
 
     def _probe(self, key: str) -> Probe:
         if key not in self._probes:
-            self._probes[key] = probe_dataset(self.datasets[key], self._whole_batch(key))
+            self._probes[key] = probe_dataset(self._sources[key], self._whole_batch(key))
         return self._probes[key]
 
     def _whole_batch(self, key: str) -> int:
@@ -163,9 +199,7 @@ class DataContainer:
         Raises:
             ConfigError: No end is given, or the training dataset does not fill a single batch.
         """
-        return UpdateCounter(
-            len(self.train_dataset), self.batch_size, self.drop_last, max_epochs, max_updates, max_samples
-        )
+        return UpdateCounter(len(self._order), self.batch_size, self.drop_last, max_epochs, max_updates, max_samples)
 
     # The stream of batches
 
@@ -183,7 +217,7 @@ class DataContainer:
             self._check_key(key, "data.datasets")
         self.close()
         lengths = {key: len(dataset) for key, dataset in self.datasets.items()}
-        plan = BatchPlan(self.seed, lengths, self.train, counter, evaluations, self.eval_batch_size)
+        plan = BatchPlan(lengths, self.train, self._order, counter, evaluations, self.eval_batch_size)
         self._stream = self._new_stream(plan)
 
     def next_training_batch(self) -> Any:
@@ -232,7 +266,7 @@ class DataContainer:
             if stream.head is not None and stream.head[:3] == request[:3]:
                 take = stream.take
             else:
-                take = partial(fetch_batch, self.datasets, self.seed, request)
+                take = partial(fetch_batch, self._sources, self.seed, request)
             yield self._deliver(self.interruption.wait_for(take), request)
 
     def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:
@@ -266,8 +300,8 @@ class DataContainer:
 
     def _new_stream(self, plan: Any) -> Stream:
         if self.num_workers == 0:
-            return LocalStream(self.datasets, self.seed, plan)
-        return WorkerStream(self.datasets, self.seed, plan, self.num_workers, self.prefetch)
+            return LocalStream(self._sources, self.seed, plan)
+        return WorkerStream(self._sources, self.seed, plan, self.num_workers, self.prefetch)
 
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:

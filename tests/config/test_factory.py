@@ -3,6 +3,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.factory import Factory, OnDemand, parameters_of
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import ConfigError, KsuitError
@@ -276,7 +277,73 @@ def test_a_function_of_the_project_may_build_the_model():
     shapes = {"input_shape": (2,), "output_shape": (1,)}
     factory = Factory({"model": {"_target_": f"{__name__}.make_model", "width": 4}})
     assert factory.build("model", torch.nn.Module, **shapes).weight.shape == (4, 2)
-    for name, message in (("make_number", "builds a tuple"), ("make_anything", "cannot be used here")):
-        factory = Factory({"model": {"_target_": f"{__name__}.{name}"}})
-        with pytest.raises(ConfigError, match=f"model._target_: .*{message}"):
-            factory.build("model", torch.nn.Module, **shapes)
+    factory = Factory({"model": {"_target_": f"{__name__}.make_anything", "width": 4}})
+    assert factory.build("model", torch.nn.Module, **shapes).weight.shape == (4, 1)
+    factory = Factory({"model": {"_target_": f"{__name__}.make_number"}})
+    with pytest.raises(ConfigError, match=r"model._target_: .*builds a tuple"):
+        factory.build("model", torch.nn.Module, **shapes)
+
+
+def make_table(rows=2):
+    return torch.ones(rows, 3)
+
+
+def make_data(size):
+    return list(range(size))
+
+
+class Rows(list):
+    """A dataset of a class that has another constructor, as those of Hugging Face."""
+
+    @classmethod
+    def from_size(cls, size, shift=0):
+        return cls(range(shift, size + shift))
+
+
+TABLE = {"_target_": f"{HERE}.make_table", "rows": 5}
+
+
+def test_constructors_of_packages_and_functions_of_the_project_also_in_arguments():
+    node = {"_target_": "torch.nn.Embedding.from_pretrained", "embeddings": TABLE, "freeze": False}
+    config = OmegaConf.create({"model": node})
+    ObjectChecker().walk("model", node)
+    assert Factory(config).build("model", torch.nn.Module).weight.shape == (5, 3)
+    datasets = {
+        "train": {"_target_": f"{HERE}.make_data", "size": 6},
+        "test": {"_target_": f"{HERE}.Rows.from_size", "size": 2, "shift": 1},
+    }
+    order = {"_target_": "ksuit_runner.data.order.Weighted", "weights": [0, 0, 1, 0, 0, 0]}
+    collate = {"train": {"_target_": f"{HERE}.make_number", "_partial_": True}}
+    container = "ksuit_runner.data.container.DataContainer"
+    data = {"_target_": container, "datasets": datasets, "batch_size": 3, "order": order, "collate_fn": collate}
+    ObjectChecker().walk("data", data)
+    built = factory(data=data).build("data", DataContainer, seed=7)
+    assert (len(built.datasets["train"]), list(built.datasets["test"])) == (6, [1, 2])
+    built.open(built.new_counter(max_updates=1))
+    assert built.next_training_batch() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "node", "message"),
+    [
+        (
+            "model",
+            {"_target_": "torch.nn.functional.relu"},
+            "of those, only constructors such as Class.from_pretrained",
+        ),
+        ("model", {"_target_": "torch.nn.Linear.forward"}, "torch.nn.Linear.forward' is a function"),
+        ("loss", TABLE, "is a function; only a class is accepted here"),
+        ("loss", {"_target_": "torch.nn.Sequential", "_args_": [TABLE]}, "is a function; only a class is accepted"),
+    ],
+)
+def test_other_functions_are_refused(path, node, message):
+    for check in (lambda: ObjectChecker().walk(path, node), lambda: Factory({path: node}).build(path, torch.nn.Module)):
+        with pytest.raises(ConfigError, match=rf"^{path}.*{message}"):
+            check()
+
+
+def test_a_data_function_that_builds_no_dataset_is_an_error():
+    datasets = {"train": {"_target_": f"{HERE}.make_model", "input_shape": [2]}}
+    data = {"_target_": "ksuit_runner.data.container.DataContainer", "datasets": datasets, "batch_size": 3}
+    with pytest.raises(ConfigError, match="data.datasets.train: Linear is not a map-style dataset"):
+        factory(data=data).build("data", DataContainer, seed=7)

@@ -10,12 +10,14 @@ from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data import batch_plan as batch_plan_module
 from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, evaluation_requests
 from ksuit_runner.data.fetch_batch import EVALUATION
+from ksuit_runner.data.order import CheckedOrder, Shuffled
 
 LENGTHS = {"train": 10, "test": 5, "other": 2}
 
 
 def make_plan(counter, evaluations=(), seed=0):
-    return BatchPlan(seed, LENGTHS, "train", counter, evaluations, eval_batch_size=2)
+    order = Shuffled(dataset=range(LENGTHS["train"]), seed=seed)
+    return BatchPlan(LENGTHS, "train", CheckedOrder(order), counter, evaluations, eval_batch_size=2)
 
 
 def epoch_order(seed, epoch, length):

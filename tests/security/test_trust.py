@@ -157,6 +157,24 @@ def test_the_user_says_which_packages_are_trusted_and_what_the_command_line_brin
     assert all(both("model", inner, trust(project, changes=("model._target_",))))
 
 
+def test_a_function_is_called_if_it_was_made_for_its_place_or_the_user_names_it(project):
+    """Any other one could delete files, whoever wrote it."""
+    (project / "owncode.py").write_text(
+        "import torch\n\ndef build(input_shape):\n    pass\n\ndef clean(folder='.'):\n    pass\n\n"
+        "class Model(torch.nn.Module):\n    @classmethod\n    def from_file(cls, path='x'):\n        pass\n"
+    )
+    clean, load = {"_target_": "owncode.clean"}, {"_target_": "owncode.Model.from_file"}
+    assert both("model", {"_target_": "owncode.build"}, trust(project)) == ["", ""]
+    nested = {"_target_": "torch.utils.data.ConcatDataset", "datasets": [clean]}
+    shipped = {"_target_": "ksuit_runner.system.untrusted_files.remove", "folder": "outputs"}
+    for path, node in (("model", clean), ("data.datasets.x", clean), ("model", load), ("data.datasets.x", nested)):
+        for complaint in both(path, node, trust(project)):
+            assert complaint.startswith(path) and complaint.endswith("trust=[owncode]"), complaint
+        for given in (trust(project, "owncode"), trust(project, changes=(path,)), None):
+            assert node is nested or both(path, node, given) == ["", ""]
+    assert all("is a function" in complaint for complaint in both("data.datasets.x", shipped, trust(project)))
+
+
 def test_code_in_the_output_folder_is_nobodys_even_if_that_is_the_project(project):
     (project / "runs" / "r1").mkdir(parents=True)
     (project / "runs" / "r1" / "planted.py").write_text(PACKAGE)

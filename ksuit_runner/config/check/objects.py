@@ -18,6 +18,7 @@ from ksuit_runner.config.schema import (
     check_injected,
     objects_beside,
     spec_at,
+    takes_functions,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
 from ksuit_runner.errors import ConfigError, short
@@ -114,7 +115,9 @@ class ObjectChecker:
             _check_kind(path, signature, expected, self._trust)
             parameters = _to_bind(signature, node)
             wanted = bind(path, parameters, given, injected, signature.any_name)
-            check_injected(path, signature.target, signature.is_class, wanted, injected)
+            check_injected(path, signature.target, signature.is_class, wanted, expected)
+            if self._trust is not None and not signature.is_class:
+                _check_trust(self._trust, path, signature, bool(wanted))
             _check_types(path, parameters, given)
         self.objects.append(CheckedObject(path, target, signature, given))
         self.walk(f"{path}._args_", node.get("_args_"))
@@ -143,7 +146,9 @@ def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Tr
     try:
         check_module(signature.target, signature.module)
         if not signature.is_class:
-            check_function(signature.target, expected.functions, signature.module, signature.file)
+            check_function(
+                signature.target, takes_functions(path), signature.module, signature.file, signature.qualname
+            )
         if trust is not None:
             trust.check_definition(path, signature.target, signature.module, signature.file)
     except ConfigError as error:
@@ -153,6 +158,14 @@ def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Tr
         raise ConfigError(
             f"'{signature.target}' does not derive from {expected.kind.rpartition('.')[2]}", path=f"{path}._target_"
         )
+
+
+def _check_trust(trust: Trust, path: str, signature: Signature, asks: bool) -> None:
+    try:
+        trust.check_function(path, signature.target, signature.module, asks)
+    except ConfigError as error:
+        error.locate(f"{path}._target_")
+        raise
 
 
 def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[TargetParameter]:

@@ -21,6 +21,7 @@ class Signature:
         target: Dotted name that was asked for.
         module: Name of the module that it is defined in.
         file: File of that module, if it has one.
+        qualname: Name inside of that module, with dots for what is nested in classes.
         is_class: Whether it is a class; else it is a function.
         parameters: What it is called with. ``**kwargs`` passed on to a base class stands for the base's parameters.
         any_name: Whether it takes arguments of other names, too, or may do so.
@@ -38,6 +39,7 @@ class Signature:
     logs: tuple[str, ...] | None = None
     module: str = ""
     file: str | None = None
+    qualname: str = ""
 
 
 class SignatureReader:
@@ -65,13 +67,16 @@ class SignatureReader:
 
     def _signature(self, target: str) -> Signature | None:
         found = self._sources.locate(target)
-        return replace(self._read(target, found), module=found.module.name, file=found.module.file) if found else None
+        if found is None:
+            return None
+        where = {"module": found.module.name, "file": found.module.file, "qualname": found.qualname}
+        return replace(self._read(target, found), **where)  # type: ignore[arg-type]
 
     def _read(self, target: str, found: Definition) -> Signature:
         if found.node is None:
             return Signature(target, is_class=False, parameters=(), any_name=True)
         if not isinstance(found.node, ast.ClassDef):
-            parameters, rest = _parameters(found.node)
+            parameters, rest = _parameters(found.node, skip=_is_class_method(found.node))
             return Signature(target, False, tuple(parameters), any_name=rest is not None)
         lineage = self._lineage(found)
         parameters, any_name = _constructor(lineage)
@@ -136,6 +141,10 @@ def _with_base(method: Function, ancestors: list[Definition | None]) -> tuple[li
     taken |= {parameter.name for parameter in asked[: max(positional, 0)]}
     uses = sum(isinstance(node, ast.Name) and node.id == rest for node in ast.walk(method))
     return own + [item for item in asked if item.name not in taken], any_name or uses > 1
+
+
+def _is_class_method(function: Function) -> bool:
+    return any(dotted(node) == ["classmethod"] for node in function.decorator_list)
 
 
 def _passes_on(node: ast.AST, rest: str) -> bool:

@@ -165,8 +165,17 @@ MISTAKES = {
     "Did you mean 'callbacks'?",
     "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
     "loss._target_=lab.parts.make": "loss._target_: 'lab.parts.make' is a function; only a class is accepted here",
-    "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function of a package; only those of "
-    "ksuit_runner and of the project are accepted here",
+    "model._target_=lab.parts.make": "model._target_: 'lab.parts.make' is a function of a package; of those, only "
+    "constructors such as Class.from_pretrained and the builders of timm.models, torchvision.models, datasets.load are "
+    "accepted here, besides functions of ksuit_runner and of the project",
+    "data.order={_target_: ksuit_runner.data.order.Weightd}": "data.order._target_: there is no 'Weightd' in "
+    "'ksuit_runner.data.order'. Did you mean 'Weighted'?",
+    "data.order={_target_: lab.parts.Points, size: 1}": "data.order._target_: 'lab.parts.Points' does not derive from "
+    "Order",
+    "data.order={_target_: ksuit_runner.data.order.Repeated, times: two}": "data.order.times: expects int, got 'two' "
+    "(str)",
+    "data.order={_target_: ksuit_runner.data.order.Repeated, times: 2, seed: 1}": "data.order.seed: 'seed' is provided "
+    "by the runner; remove it",
     "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
     "data.datasets.test={_target_: os.system}": "data.datasets.test._target_: 'os.system' " + OF_PYTHON,
     # kinds
