@@ -1,20 +1,43 @@
-"""Learning-rate schedules per update: a warm-up, then a curve from here or any scheduler of torch.
+"""Schedules of the learning rate, or of another option: a warm-up, then a curve from here or a scheduler of torch.
 
-The curves are closed forms of (update, total updates): a run that is extended follows the curve of its new length.
+The curves are closed forms of (update, total updates): a run that is extended follows the curve of its new length. At
+the last update each has its end value.
 """
+
+from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
+import torch
+from torch.optim import SGD, Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ksuit_runner.errors import ConfigError, did_you_mean
 
-_NEEDS_METRIC = "steps with a metric, which a schedule does not get; use schedule=step, cosine or linear"
+if TYPE_CHECKING:
+    from ksuit_runner.config.types import MetricKey
+
+Interval = Literal["update", "epoch"]
+
+_NEEDS_METRIC = "steps with a metric; write schedule=plateau, with schedule.metric"
 _NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
+
+
+class Schedule(Protocol):
+    """What sets the options of an optimizer's groups: the schedulers of torch, and those of this module."""
+
+    def step(self) -> None:
+        """Move on by one update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
 
 
 class Curve(LambdaLR):
@@ -43,68 +66,214 @@ class Curve(LambdaLR):
         self.last_epoch, self.base_lrs = state_dict["last_epoch"], list(state_dict["base_lrs"])
 
 
-def build_schedule(factory: Callable[..., LRScheduler], optimizer: Optimizer, total_updates: int) -> LRScheduler:
-    """Build a schedule that steps at every update.
+class Paced:
+    """Sets an option of an optimizer's groups to the rates that a schedule gives to stand-ins of the groups.
+
+    The schedule can so set another option than the learning rate, step more rarely than at every update, and start
+    after a warm-up.
 
     Args:
-        factory: A function or class of (optimizer, total_updates), or one of torch's classes with its arguments.
-        optimizer: Optimizer whose learning rates it sets.
+        optimizer: Optimizer whose groups have the option.
+        build: Builds the schedule for an optimizer.
+        option: Name of the option.
+        every: Number of updates between two steps of the schedule; with 0 only ``observe`` steps it.
+        warmup: Length of the linear warm-up, in updates.
+        metric: Key of the metric that the schedule steps with.
+
+    Attributes:
+        inner: The schedule.
+        metric: Key of the metric that it steps with, or None.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        build: Callable[[Optimizer], Any],
+        option: str = "lr",
+        every: int = 1,
+        warmup: int = 0,
+        metric: str | None = None,
+    ) -> None:
+        self.metric = metric
+        self._optimizer, self._option = optimizer, option
+        self._every, self._warmup = every, warmup
+        groups = [{"params": [torch.zeros(1)], "lr": group[option]} for group in optimizer.param_groups]
+        self._stand_in = SGD(groups, lr=optimizer.defaults[option])
+        self._stand_in._opt_called = True  # type: ignore[attr-defined]  # torch warns about one that never steps
+        self.inner = build(self._stand_in)
+        self._updates, self._observed = 0, -1
+        self.apply()
+
+    def step(self) -> None:
+        """Move on by one update."""
+        self._updates += 1
+        if self._every and self._updates > self._warmup and self._updates % self._every == 0:
+            self.inner.step()
+        self.apply()
+
+    def observe(self, value: float, update: int) -> None:
+        """Step with the value that the metric has after an update; each update counts once."""
+        if update > max(self._observed, self._warmup):
+            self._observed = update
+            self.inner.step(value)
+            self.apply()
+
+    def check_direction(self, direction: str) -> None:
+        """Check that the schedule takes those values of its metric for the better ones that are.
+
+        Args:
+            direction: ``higher``, ``lower``, or anything else if neither is better.
+
+        Raises:
+            ConfigError: It takes the others.
+        """
+        better = {"higher": "max", "lower": "min"}.get(direction, self.inner.mode)
+        if self.inner.mode != better:
+            raise ConfigError(f"{direction} values of '{self.metric}' are better: write {better}", path="schedule.mode")
+
+    def apply(self) -> None:
+        """Set the option of the groups."""
+        is_warm = self._updates >= self._warmup
+        factor = 1.0 if is_warm else (self._updates + 1) / (self._warmup + 1)
+        for group, other in zip(self._optimizer.param_groups, self._stand_in.param_groups, strict=True):
+            group[self._option] = other["lr"] if is_warm else other["lr"] * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, the state of the schedule, and the rates that it has set."""
+        rates = [group["lr"] for group in self._stand_in.param_groups]
+        inner = self.inner.state_dict()
+        return {"updates": self._updates, "observed": self._observed, "inner": inner, "rates": rates}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._updates, self._observed = state_dict["updates"], state_dict["observed"]
+        self.inner.load_state_dict(state_dict["inner"])
+        for group, rate in zip(self._stand_in.param_groups, state_dict["rates"], strict=True):
+            group["lr"] = rate
+        self.apply()
+
+
+def build_schedule(
+    factory: Callable[..., Any],
+    optimizer: Optimizer,
+    total_updates: int,
+    updates_per_epoch: int | None = None,
+    option: str = "lr",
+    path: str = "schedule",
+) -> Schedule:
+    """Build a schedule that is stepped at every update.
+
+    Args:
+        factory: A function or class of (optimizer, total_updates) and, if it asks for it, ``updates_per_epoch``; or one
+            of torch's classes with its arguments, in which the text ``total_updates`` stands for the length of the run.
+        optimizer: Optimizer whose groups it sets.
         total_updates: Length of the run, in updates.
+        updates_per_epoch: Length of an epoch, in updates; None if it has no known length.
+        option: Option of the groups that it sets.
+        path: Config path of the schedule, for messages.
 
     Raises:
-        ConfigError: It steps with a metric, or its arguments do not fit.
+        ConfigError: It needs what is not there: a metric, functions, other arguments, or an option of the optimizer.
     """
+    if option not in optimizer.defaults:
+        raise ConfigError(f"{type(optimizer).__name__} has no '{option}' that it could set", path=path)
+    if option != "lr":
+        return Paced(optimizer, lambda groups: _build(factory, groups, total_updates, updates_per_epoch, path), option)
+    return _build(factory, optimizer, total_updates, updates_per_epoch, path)
+
+
+def _build(
+    factory: Callable[..., Any], optimizer: Optimizer, total_updates: int, updates_per_epoch: int | None, path: str
+) -> Schedule:
     target = getattr(factory, "func", factory)
+    asked = inspect.signature(target).parameters
+    epoch = {"updates_per_epoch": updates_per_epoch} if "updates_per_epoch" in asked else {}
     if not isinstance(target, type):
-        return factory(optimizer, total_updates)
-    if issubclass(target, lr_scheduler.ReduceLROnPlateau):
-        raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path="schedule")
-    wants_length = "total_updates" in inspect.signature(target).parameters
+        schedule: Schedule = factory(optimizer, total_updates, **epoch)
+        return schedule
+    if issubclass(target, ReduceLROnPlateau):
+        raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path=path)
+    given = getattr(factory, "keywords", {})
+    lengths = {key: total_updates for key, value in given.items() if value == "total_updates"}
+    length = {"total_updates": total_updates} if "total_updates" in asked else {}
     try:
-        return factory(optimizer, total_updates) if wants_length else factory(optimizer)
+        schedule = factory(optimizer, **length, **epoch, **lengths)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{target.__name__}: {error}", path="schedule") from error
+        raise ConfigError(f"{target.__name__}: {error}", path=path) from error
+    return schedule
 
 
-def constant(optimizer: Optimizer, total_updates: int, warmup: float | int = 0) -> LRScheduler:
+def constant(
+    optimizer: Optimizer, total_updates: int, warmup: float | int | str = 0, updates_per_epoch: int | None = None
+) -> LRScheduler:
     """Keep the learning rate, after a linear warm-up.
 
     Args:
         optimizer: Optimizer whose learning rates are multiplied with the curve.
         total_updates: Length of the run, in updates.
-        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+        warmup: Length of the warm-up: a fraction of the run below 1, a number of updates, or a text such as
+            ``2 epochs``.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
     """
-    return _with_curve(optimizer, total_updates, warmup, lambda progress: 1.0)
+    return _with_curve(optimizer, total_updates, updates_per_epoch, warmup, "update", lambda progress: 1.0)
 
 
-def linear(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
-    """Decay linearly to ``end_factor`` times the learning rate, after a linear warm-up.
+def linear(
+    optimizer: Optimizer,
+    total_updates: int,
+    warmup: float | int | str = 0,
+    end_factor: float = 0.0,
+    end_value: float | None = None,
+    interval: Interval = "update",
+    updates_per_epoch: int | None = None,
+) -> LRScheduler:
+    """Decay linearly, after a linear warm-up.
 
     Args:
         optimizer: Optimizer whose learning rates are multiplied with the curve.
         total_updates: Length of the run, in updates.
-        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
-        end_factor: Factor that is reached at the end.
+        warmup: Length of the warm-up, as in ``constant``.
+        end_factor: Factor on the learning rate at the last update.
+        end_value: Learning rate at the last update, instead of a factor; groups with another rate keep its proportion.
+        interval: How often the rate changes; a warm-up in epochs is rounded up to whole ones.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
     """
-    return _with_curve(optimizer, total_updates, warmup, lambda progress: 1 - (1 - end_factor) * progress)
+    end = _end_factor(optimizer, end_factor, end_value)
+    return _with_curve(
+        optimizer, total_updates, updates_per_epoch, warmup, interval, lambda progress: 1 - (1 - end) * progress
+    )
 
 
-def cosine(optimizer: Optimizer, total_updates: int, warmup: float | int = 0, end_factor: float = 0.0) -> LRScheduler:
-    """Decay along half a cosine to ``end_factor`` times the learning rate, after a linear warm-up.
+def cosine(
+    optimizer: Optimizer,
+    total_updates: int,
+    warmup: float | int | str = 0,
+    end_factor: float = 0.0,
+    end_value: float | None = None,
+    interval: Interval = "update",
+    updates_per_epoch: int | None = None,
+) -> LRScheduler:
+    """Decay along half a cosine, after a linear warm-up.
 
     Source: Loshchilov and Hutter, SGDR, 2017 (https://arxiv.org/abs/1608.03983), without restarts.
 
     Args:
         optimizer: Optimizer whose learning rates are multiplied with the curve.
         total_updates: Length of the run, in updates.
-        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
-        end_factor: Factor that is reached at the end.
+        warmup: Length of the warm-up, as in ``constant``.
+        end_factor: Factor on the learning rate at the last update.
+        end_value: Learning rate at the last update, instead of a factor; groups with another rate keep its proportion.
+        interval: How often the rate changes; a warm-up in epochs is rounded up to whole ones.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
     """
+    end = _end_factor(optimizer, end_factor, end_value)
     return _with_curve(
         optimizer,
         total_updates,
+        updates_per_epoch,
         warmup,
-        lambda progress: end_factor + (1 - end_factor) * (1 + math.cos(math.pi * progress)) / 2,
+        interval,
+        lambda progress: end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2,
     )
 
 
@@ -113,17 +282,21 @@ def from_torch(
     total_updates: int,
     scheduler: str,
     arguments: Mapping[str, Any] | None = None,
-    warmup: float | int = 0,
-) -> LRScheduler:
+    warmup: float | int | str = 0,
+    interval: Interval = "update",
+    updates_per_epoch: int | None = None,
+) -> Schedule:
     """Use any scheduler of ``torch.optim.lr_scheduler`` that steps without a metric, after a linear warm-up.
 
     Args:
         optimizer: Optimizer whose learning rates the scheduler sets.
         total_updates: Length of the run, in updates.
         scheduler: Name of the class, such as ``StepLR``.
-        arguments: Its arguments, in updates after the warm-up; the text ``total_updates`` stands for the length of
-            the run without the warm-up.
-        warmup: Length of the warm-up: a fraction of the run below 1, or a number of updates.
+        arguments: Its arguments, in updates after the warm-up, or in epochs of the run; the text ``total_updates``
+            stands for the number of steps that it does in this run.
+        warmup: Length of the warm-up, as in ``constant``.
+        interval: How often the scheduler is stepped.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
     """
     classes = {name: item for name, item in vars(lr_scheduler).items() if _is_scheduler(item)}
     if scheduler == "ReduceLROnPlateau":
@@ -134,52 +307,139 @@ def from_torch(
         )
     if scheduler not in classes:
         raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}", path="schedule.scheduler")
-    updates = _warmup_updates(warmup, total_updates)
-    given = {
-        key: total_updates - updates if value == "total_updates" else value for key, value in (arguments or {}).items()
-    }
-    try:
-        main: LRScheduler = classes[scheduler](optimizer, **given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error), path="schedule.arguments") from None
+    updates, every = _warmup_updates(warmup, total_updates, updates_per_epoch), _length(interval, updates_per_epoch)
+    steps = total_updates - updates if every == 1 else -(-total_updates // every)
+    given = {key: steps if value == "total_updates" else value for key, value in (arguments or {}).items()}
+
+    def build(groups: Optimizer) -> LRScheduler:
+        try:
+            built: LRScheduler = classes[scheduler](groups, **given)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), path="schedule.arguments") from None
+        return built
+
+    if every > 1:
+        return Paced(optimizer, build, every=every, warmup=updates)
+    main = build(optimizer)
     if updates == 0:
         return main
     ramp = LambdaLR(optimizer, lambda update: (update + 1) / (updates + 1))
     return SequentialLR(optimizer, [ramp, main], milestones=[updates])
 
 
-def follow_new_length(schedule: LRScheduler) -> None:
-    """Set the learning rates to the curve's values, after a state was loaded from a run of another length.
+def plateau(
+    optimizer: Optimizer,
+    total_updates: int,
+    metric: MetricKey,
+    mode: Literal["min", "max"] = "min",
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    cooldown: int = 0,
+    min_lr: float = 0.0,
+    warmup: float | int | str = 0,
+    updates_per_epoch: int | None = None,
+) -> Schedule:
+    """Reduce the learning rate when a metric has stopped improving, with torch's ``ReduceLROnPlateau``.
+
+    Args:
+        optimizer: Optimizer whose learning rates it sets.
+        total_updates: Length of the run, in updates.
+        metric: Key of the metric; every value that is logged after the warm-up counts.
+        mode: Whether lower values are better (``min``), or higher ones (``max``).
+        factor: Factor of each reduction, below 1.
+        patience: Number of values in a row without an improvement before the rate is reduced.
+        threshold: Smallest improvement that counts, relative to the best value.
+        cooldown: Number of values after a reduction that do not count.
+        min_lr: Smallest learning rate.
+        warmup: Length of the warm-up, as in ``constant``.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
+    """
+
+    def build(groups: Optimizer) -> ReduceLROnPlateau:
+        try:
+            return ReduceLROnPlateau(
+                groups, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_lr, eps=0.0
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), path="schedule") from None
+
+    updates = _warmup_updates(warmup, total_updates, updates_per_epoch)
+    return Paced(optimizer, build, every=0, warmup=updates, metric=metric)
+
+
+def follow_new_length(schedule: Schedule) -> None:
+    """Set the options to the curve's values, after a state was loaded from a run of another length.
 
     Schedulers of torch keep the rates of the stored state: they are no closed forms.
     """
-    if isinstance(schedule, LambdaLR):
+    if isinstance(schedule, Paced):
+        follow_new_length(schedule.inner)
+        schedule.apply()
+    elif isinstance(schedule, LambdaLR):
         groups = schedule.optimizer.param_groups
         for group, base, curve in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * curve(schedule.last_epoch)
 
 
 def _with_curve(
-    optimizer: Optimizer, total_updates: int, warmup: float | int, curve: Callable[[float], float]
+    optimizer: Optimizer,
+    total_updates: int,
+    updates_per_epoch: int | None,
+    warmup: float | int | str,
+    interval: Interval,
+    curve: Callable[[float], float],
 ) -> LRScheduler:
-    updates = _warmup_updates(warmup, total_updates)
-    rest = max(1, total_updates - updates)
+    every = _length(interval, updates_per_epoch)
+    first = -(-_warmup_updates(warmup, total_updates, updates_per_epoch) // every)
+    rest = max(1, (total_updates - 1) // every - first)
 
     def factor(update: int) -> float:
-        if update < updates:
-            return (update + 1) / (updates + 1)
-        return curve(min(1.0, (update - updates) / rest))
+        position = update // every
+        if position < first:
+            return (position + 1) / (first + 1)
+        return curve(min(1.0, (position - first) / rest))
 
     return Curve(optimizer, factor)
+
+
+def _end_factor(optimizer: Optimizer, factor: float, value: float | None) -> float:
+    if value is None:
+        return factor
+    start = float(optimizer.defaults["lr"])
+    if not start:
+        raise ConfigError("a value of 0 cannot be changed by a curve, which multiplies it", path="schedule.end_value")
+    return value / start
 
 
 def _is_scheduler(item: Any) -> bool:
     if not isinstance(item, type) or not issubclass(item, LRScheduler) or item.__name__.startswith("_"):
         return False
-    return item not in (LRScheduler, lr_scheduler.ReduceLROnPlateau) and item.__name__ not in _NEEDS_OBJECTS
+    return item not in (LRScheduler, ReduceLROnPlateau) and item.__name__ not in _NEEDS_OBJECTS
 
 
-def _warmup_updates(warmup: float | int, total_updates: int) -> int:
-    if warmup < 0:
-        raise ConfigError(f"it must not be negative, and is {warmup}", path="schedule.warmup")
+def _length(interval: str, updates_per_epoch: int | None) -> int:
+    """Return the number of updates in an interval."""
+    if interval not in ("update", "epoch"):
+        hint = did_you_mean(interval, ("update", "epoch"))
+        raise ConfigError(f"there is no '{interval}'. {hint}", path="schedule.interval")
+    return _epoch(updates_per_epoch, "schedule.interval") if interval == "epoch" else 1
+
+
+def _epoch(updates_per_epoch: int | None, path: str) -> int:
+    if updates_per_epoch is None:
+        raise ConfigError("an epoch of this data has no known length; count in updates", path=path)
+    return updates_per_epoch
+
+
+def _warmup_updates(warmup: float | int | str, total_updates: int, updates_per_epoch: int | None) -> int:
+    text = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) (epoch|update)s?", str(warmup))
+    if text is not None:
+        length = _epoch(updates_per_epoch, "schedule.warmup") if text[2] == "epoch" else 1
+        return round(float(text[1]) * length)
+    if isinstance(warmup, str) or not 0 <= warmup < math.inf:
+        raise ConfigError(
+            f"a fraction, a number of updates or a text such as '2 epochs' is needed, not {warmup!r}",
+            path="schedule.warmup",
+        )
     return round(warmup * total_updates) if warmup < 1 else int(warmup)

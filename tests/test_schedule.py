@@ -6,7 +6,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.schedule import build_schedule, constant, cosine, from_torch, linear
+from ksuit_runner.schedule import build_schedule, constant, cosine, from_torch, linear, plateau
 
 
 def make(schedule, total=10, rate=1.0, **arguments):
@@ -41,20 +41,118 @@ def test_constant():
 
 
 def test_linear():
-    assert rates(linear, end_factor=0.5) == pytest.approx([1 - 0.05 * update for update in range(11)])
-    assert rates(linear)[-1] == 0
+    assert rates(linear, end_factor=0.5) == pytest.approx([*(1 - update / 18 for update in range(10)), 0.5])
+    assert rates(linear)[-2:] == [0, 0]
 
 
 def test_cosine():
-    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * update / 10)) / 2 for update in range(11)]
-    assert rates(cosine, end_factor=0.1) == pytest.approx(expected)
-    assert rates(cosine, warmup=2)[6] == pytest.approx(0.5)
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * update / 9)) / 2 for update in range(10)]
+    assert rates(cosine, end_factor=0.1) == pytest.approx([*expected, 0.1])
+    assert rates(cosine, total=11, warmup=2)[6] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_last_update_has_the_end_value(schedule, warmup):
+    found = rates(schedule, end_factor=0.25, warmup=warmup)
+    assert found[-2:] == [0.25, 0.25]
+    assert 0.25 < found[-3] < found[warmup] == 1.0
+    assert rates(schedule, rate=2.0, end_value=1e-3, warmup=warmup)[-2] == pytest.approx(1e-3)
+
+
+def test_an_end_value_is_that_of_groups_without_a_factor():
+    optimizer = two_groups()
+    optimizer.defaults["lr"] = 0.1
+    schedule = linear(optimizer, 3, end_value=0.01)
+    schedule.step(), schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.003])
 
 
 def test_cosine_is_that_of_torch():
-    own = rates(cosine)
-    torchs = rates(partial(from_torch, scheduler="CosineAnnealingLR", arguments={"T_max": "total_updates"}))
-    assert own == pytest.approx(torchs)
+    torchs = rates(partial(from_torch, scheduler="CosineAnnealingLR", arguments={"T_max": 9}))
+    assert rates(cosine)[:10] == pytest.approx(torchs[:10])
+
+
+@pytest.mark.parametrize("warmup", ["2 epochs", "6 updates", "5 updates", 6, 0.5])
+def test_a_rate_that_changes_by_epochs_ends_with_its_end_value(warmup):
+    found = rates(linear, total=12, interval="epoch", updates_per_epoch=3, end_factor=0.5, warmup=warmup)
+    assert found[:12] == pytest.approx([1 / 3] * 3 + [2 / 3] * 3 + [1.0] * 3 + [0.5] * 3)
+
+
+@pytest.mark.parametrize(("warmup", "length"), [("2 epochs", 6), ("0.5 epochs", 2), ("1 update", 1), (0.25, 3)])
+def test_a_warm_up_is_given_in_epochs_updates_or_as_a_fraction(warmup, length):
+    found = rates(constant, total=12, updates_per_epoch=3, warmup=warmup)
+    assert found[:12] == pytest.approx([(update + 1) / (length + 1) for update in range(length)] + [1] * (12 - length))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval": "epohc"}, r"schedule.interval: there is no 'epohc'. Did you mean 'epoch'\?"),
+        ({"interval": "epoch"}, "schedule.interval: an epoch of this data has no known length"),
+        ({"warmup": "2 epochs"}, "schedule.warmup: an epoch of this data has no known length"),
+        ({"warmup": "2 seconds"}, "schedule.warmup: a fraction, .* such as '2 epochs' is needed, not '2 seconds'"),
+        ({"end_value": 0.1, "rate": 0.0}, "schedule.end_value: a value of 0 cannot be changed"),
+    ],
+)
+def test_what_a_curve_cannot_do_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        make(linear, **arguments)
+
+
+def test_a_scheduler_of_torch_may_be_stepped_by_epochs():
+    arguments = {"step_size": 1, "gamma": 0.1}
+    schedule = partial(from_torch, scheduler="StepLR", arguments=arguments, interval="epoch", updates_per_epoch=3)
+    assert rates(schedule)[:10] == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3 + [0.001])
+    assert rates(schedule, warmup=4)[:7] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.1])
+    # A decay that falls into the warm-up is left out.
+
+
+def observed(optimizer, schedule, values):
+    """Return the rates of updates after each of which a value is observed."""
+    found = []
+    for update, value in enumerate(values, 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+        schedule.observe(value, update)
+    return found
+
+
+def test_the_rate_is_reduced_when_the_metric_has_stopped_improving():
+    optimizer, schedule = make(plateau, metric="loss/test", factor=0.5, patience=1, warmup=2)
+    found = observed(optimizer, schedule, [9, 9, 3, 2, 2, 2, 2, 1, 1])
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 0.5, 0.5, 0.5])
+
+
+def test_a_plateau_counts_each_update_once_also_over_a_checkpoint():
+    values = [5, 5, 5, 4, 4, 4, 4]
+    whole = observed(*make(plateau, metric="loss/test", factor=0.5, patience=1), values)
+    optimizer, first = make(plateau, metric="loss/test", factor=0.5, patience=1)
+    cut = observed(optimizer, first, values[:5])
+    other, second = make(plateau, metric="loss/test", factor=0.5, patience=1)
+    second.load_state_dict(first.state_dict())
+    second.observe(4, 5)  # the hooks of this update were half done
+    for update, value in enumerate(values[5:], 6):
+        cut.append(other.param_groups[0]["lr"])
+        second.step()
+        second.observe(value, update)
+    assert cut == whole
+    assert min(whole) < 1
+
+
+def test_another_option_follows_any_schedule():
+    optimizer = SGD(
+        [{"params": [torch.zeros(1)], "weight_decay": decay} for decay in (0.1, 0.0)], 1.0, weight_decay=0.1
+    )
+    schedule = build_schedule(partial(cosine, end_value=0.4), optimizer, 3, option="weight_decay")
+    state = schedule.state_dict()
+    schedule.step(), schedule.step()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.0])
+    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
+    schedule.load_state_dict(state)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    with pytest.raises(ConfigError, match="schedule: SGD has no 'betas' that it could set"):
+        build_schedule(cosine, optimizer, 3, option="betas")
 
 
 def test_a_longer_run_follows_the_curve_of_its_new_length():
@@ -66,7 +164,7 @@ def test_a_longer_run_follows_the_curve_of_its_new_length():
     long.load_state_dict(short.state_dict())
     optimizer.step()
     long.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 - 6 / 20)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 - 6 / 19)
 
 
 def test_a_scheduler_of_torch_starts_after_the_warm_up():
@@ -124,13 +222,14 @@ class Own(lr_scheduler.ExponentialLR):
     [
         (partial(lr_scheduler.StepLR, step_size=2, gamma=0.5), [1.0, 1.0, 0.5, 0.5, 0.25]),
         (Own, [1.0, 0.5**0.25, 0.5**0.5, 0.5**0.75, 0.5]),
-        (linear, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        (linear, [1.0, 2 / 3, 1 / 3, 0.0, 0.0]),
+        (partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps="total_updates", cycle_momentum=False), [0.04]),
     ],
 )
 def test_a_class_of_torch_an_own_one_and_a_function_may_be_the_schedule(factory, rates):
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, found = build_schedule(factory, optimizer, 4), []
-    for _ in range(5):
+    for _ in rates:
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()

@@ -117,7 +117,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "tracker": frozenset({"output_paths"}),
     "checkpoint": frozenset({"path_provider", "config_hash", "check_owner", "is_urgent", "hand_over"}),
     "optimizer": frozenset({"params"}),
-    "schedule": frozenset({"optimizer", "total_updates"}),
+    "schedule": frozenset({"optimizer", "total_updates", "updates_per_epoch"}),
     "": frozenset(),
 }
 """Names of the arguments that the runner provides, for the config paths that ask for them."""

@@ -175,6 +175,8 @@ def build_run(
     origin = origin or Origin(Mode.RESUME, paths.run_id)
     update = checkpoint.progress.update if checkpoint else -1
     known = journal.load_after(update - 1)  # the hooks of the update itself may be half done
+    for schedule in trainer.metric_schedules():
+        schedule.check_direction(properties.direction(str(schedule.metric)))
     log_writer = LogWriter(
         journal,
         trainer.counter,

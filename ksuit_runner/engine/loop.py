@@ -197,6 +197,7 @@ def _log(run: Run, skip: Sequence[str] = ()) -> None:
         if not metrics:
             return
         run.trainer.loss_check.settle()
+        run.trainer.observe(metrics)
         methods, label = run.hooks.methods("after_log"), f" {number}" if number else ""
         run.hooks.fire_round(methods, skip, label, update_counter=run.counter, metrics=metrics)
     raise KsuitError(f"callbacks log in reaction to each other without end, at last {', '.join(metrics)[:200]}")

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.schedule import build_schedule
+from ksuit_runner.schedule import Paced, Schedule, build_schedule
 from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
@@ -90,7 +89,7 @@ class SgdTrainer:
         model: ModelBase,
         data_container: DataContainer,
         optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
+        schedule: Callable[..., Schedule],
         loss: nn.Module,
         max_epochs: int | None = None,
         max_updates: int | None = None,
@@ -137,7 +136,9 @@ class SgdTrainer:
         )
         if switches_weights(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
-        self.schedule = build_schedule(schedule, self.optimizer, max(1, self.counter.end_update))
+        self.schedule = build_schedule(
+            schedule, self.optimizer, max(1, self.counter.end_update), self.counter.updates_per_epoch
+        )
         # Torch warns about a schedule that steps before the optimizer, as after a skipped update and in a fork. It sees
         # that by this attribute; a version without it warns, and no more.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -442,6 +443,16 @@ class SgdTrainer:
                 "it would never be trained. Change the values of a parameter in place, or build the model that way",
                 path="model",
             )
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Let a schedule that steps with a metric see the values that were logged after this update."""
+        for schedule in self.metric_schedules():
+            if (value := metrics.get(str(schedule.metric))) is not None:
+                schedule.observe(value, self.counter.update)
+
+    def metric_schedules(self) -> list[Paced]:
+        """Return the schedules that step with a metric."""
+        return [self.schedule] if isinstance(self.schedule, Paced) and self.schedule.metric else []
 
     def learning_rates(self) -> dict[str, float]:
         """Return the current learning rate of every parameter group by the group's name."""

