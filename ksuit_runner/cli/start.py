@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
 from ksuit_runner.config.factory import Factory
@@ -20,6 +21,7 @@ from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
+from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.stored_sweep import find_sweep
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
 
 def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
     """Start a new run with a checked config; see ``start_composed``."""
+    values = with_starting_point(values)
     warm_up(Factory(values), OutputPaths(values["output_dir"]))
     from ksuit_runner.engine.runner import run
 
@@ -102,10 +105,23 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     config.output_dir = str(found.outputs.output_dir)
     if mode == Mode.FORK:
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
-    values = check_config(config, trust=stored.trust)
+    values: Mapping[str, Any] = check_config(config, trust=stored.trust)
+    if mode != Mode.RESUME:
+        _refuse_initialization(request, stored.changes, values)
+    if "initialize.from" in stored.changes:
+        values = with_starting_point(values)
     warm_up(Factory(values, stored.trust), found.outputs)
     from ksuit_runner.engine.runner import run
 
     launch = Launch(command, stored.overrides, mode, found.run_id)
     origin = Origin(mode, found.run_id, tuple(stored.changes), found.checkpoint)
     return run(values, launch, origin, trust=stored.trust)
+
+
+def _refuse_initialization(request: Request, changes: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Refuse other weights for a run that takes all of them from a checkpoint; the same ones may lie elsewhere."""
+    settings = initialization_of(values)
+    is_elsewhere = settings is not None and settings.checksum is not None
+    changed = [path for path in changes if path.split(".")[0] == NODE and not (is_elsewhere and path == f"{NODE}.from")]
+    if changed:
+        raise ConfigError(f"{request} takes all weights from the checkpoint; this is for a new run", path=changed[0])

@@ -164,6 +164,12 @@ class RunRecord:
         self.tracker.set_tags({f"ksuit.forked_to.{self.paths.run_id[:8]}": self.paths.run_id}, parent.run_id)
         copy_history(parent, self.journal, self.tracker, update)
 
+    def link_beginning(self, source: str, run_id: str | None) -> None:
+        """Tag the run with what its first weights were taken from; and that, if it is a run, with this one."""
+        self.tracker.set_tags({"ksuit.initialized_from": source})
+        if run_id is not None:
+            self.tracker.set_tags({f"ksuit.initialized.{self.paths.run_id[:8]}": self.paths.run_id}, run_id)
+
     def check_owner(self) -> None:
         """Make sure that no other process has taken the run over.
 

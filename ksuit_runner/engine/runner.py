@@ -15,6 +15,7 @@ from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.engine.assembly import Assembly, build_trainer
+from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
@@ -80,6 +81,7 @@ class _Start:
         launch: How it was started.
         origin: The stored run that it continues from, if any.
         checkpoint: The checkpoint that it starts from, if any.
+        beginning: What its first weights were taken from, if it starts without one.
         provenance: Provenance of a new run.
     """
 
@@ -87,6 +89,7 @@ class _Start:
     launch: Launch
     origin: Origin | None
     checkpoint: Checkpoint | None
+    beginning: Beginning | None
     provenance: Provenance
 
 
@@ -123,9 +126,10 @@ def run(
             lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
         trainer = build_trainer(factory, int(config["seed"]), interruption)
+        beginning = initialize(trainer.model, config) if checkpoint is None else None
         with files_explained():
             tracker = open_tracker(factory, outputs)  # the recorder has imported what it needs meanwhile
-            start = _Start(config, launch, origin, checkpoint, provenance or Provenance())
+            start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
             record = _open_record(start, tracker, outputs, lock)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
@@ -182,7 +186,7 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
         _LOGGER.error("error: %s", error)
         return
     outcome.summary = assembled.log_writer.summary
-    _print_start(console, record, start.checkpoint)
+    _print_start(console, record, start)
     _execute(assembled, start.launch, record)
     if start.launch.mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
@@ -208,6 +212,8 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     with files_explained():
         if mode != Mode.EVALUATE:
             record.describe(start.config, assembly.trainer.data_container, start.provenance)
+        if start.beginning is not None:
+            record.link_beginning(start.beginning.source, start.beginning.run_id)
         if mode == Mode.FORK and checkpoint is not None:
             record.carry_history(checkpoint.paths, checkpoint.progress.update)
     assembled = assembly.run(checkpoint, start.origin)
@@ -282,8 +288,10 @@ def _next_command(launch: Launch, record: RunRecord) -> str | None:
     return None if launch.mode == Mode.EVALUATE else resume_command(record.paths.run_id, record.paths.output_dir)
 
 
-def _print_start(console: Console, record: RunRecord, checkpoint: Checkpoint | None) -> None:
+def _print_start(console: Console, record: RunRecord, start: _Start) -> None:
     info, paths = record.tracker.run, record.paths
     print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
-    if checkpoint is not None:
-        _LOGGER.info("starts from checkpoint %s", checkpoint.progress)
+    if start.checkpoint is not None:
+        _LOGGER.info("starts from checkpoint %s", start.checkpoint.progress)
+    if start.beginning is not None:
+        _LOGGER.info(start.beginning.report)

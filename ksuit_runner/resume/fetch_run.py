@@ -2,6 +2,7 @@
 
 import shutil
 
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.outbox import Outbox
@@ -14,6 +15,15 @@ from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.system.atomic_files import commit_folder, make_folder
 from ksuit_runner.system.untrusted_files import check_folder, remove
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
+
+
+def fetch_by(factory: Factory, outputs: OutputPaths, query: str) -> str | None:
+    """Fetch a run from the server of the tracker in a config, if it has one; see ``fetch``."""
+    if not (factory.node("tracker") or {}).get("uri"):
+        return None
+    from ksuit_runner.recorder.tracker import open_tracker
+
+    return fetch(open_tracker(factory, outputs), outputs, query)
 
 
 def fetch(tracker: BaseTracker, outputs: OutputPaths, query: str) -> str | None:

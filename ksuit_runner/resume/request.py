@@ -77,14 +77,10 @@ def locate(request: Request, overrides: Sequence[str]) -> Located:
 
 
 def _fetch(outputs: OutputPaths, overrides: Sequence[str], query: str) -> str | None:
-    """Fetch a run from the tracker's server, if there is one."""
-    if not (config := compose_locations(overrides)).tracker.get("uri"):
-        return None
     from ksuit_runner.config.factory import Factory
-    from ksuit_runner.recorder.tracker import open_tracker
-    from ksuit_runner.resume.fetch_run import fetch
+    from ksuit_runner.resume.fetch_run import fetch_by
 
-    return fetch(open_tracker(Factory(config), outputs), outputs, query)
+    return fetch_by(Factory(compose_locations(overrides)), outputs, query)
 
 
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:

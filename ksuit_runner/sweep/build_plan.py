@@ -1,16 +1,18 @@
 """Build the plan of a sweep from a command line: what varies, what is fixed, and every job checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import NOT_STORED, SWEEP_NODES, compose_config, project_conf, shipped_conf
-from ksuit_runner.config.overrides import bare_name, full_name, parse, root, value_of, value_text
+from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_text, value_of, value_text
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan
@@ -51,7 +53,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     ObjectChecker().walk("launcher", values["launcher"])
     settings = replace(settings, params=_params(settings, swept, fixed))
     parameters = read_parameters(settings.params, settings.seed)
-    fixed = [item for item in fixed if not _is_about_the_sweep(item)]
+    fixed = _with_starting_point([item for item in fixed if not _is_about_the_sweep(item)], values, settings.params)
     jobs = _jobs(fixed, settings, parameters)
     choice = value_of("sweep", fixed)
     plan = SweepPlan(
@@ -66,6 +68,15 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
         job_count=None if settings.method is Method.TPE else len(jobs),
     )
     return PlannedSweep(plan, jobs, parameters, OmegaConf.create(plan.base))
+
+
+def _with_starting_point(fixed: list[str], values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Fix what all jobs take their weights from: for a later job, the last run would be an earlier one."""
+    if any(root(str(key)) == NODE for key in params) or initialization_of(values) is None:
+        return fixed
+    node = with_starting_point(values)[NODE]
+    others = [item for item in fixed if bare_name(item) not in (f"{NODE}.from", f"{NODE}.checksum")]
+    return [*others, *(f"{NODE}.{key}={to_text(node[key])}" for key in ("from", "checksum"))]
 
 
 def read_yaml(choice: str | None) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, groups, with_values, without_sweep
 from ksuit_runner.config.differences import is_same
 from ksuit_runner.config.overrides import bare_name, full_name
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.parameters import Combination
 
 
@@ -53,8 +54,8 @@ class JobComposer:
         """
         try:
             config = without_sweep(self._apply(combination, number))
-            return _json_values(check_config(config, self._reader))
-        except ConfigError as error:
+            return _json_values(dict(with_starting_point(check_config(config, self._reader))))
+        except KsuitError as error:
             raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
 
     def _apply(self, combination: Combination, number: int) -> DictConfig:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.initialization import initialization_of
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.config.check.signature import SignatureReader
@@ -44,6 +45,7 @@ def check_config(
     check_values(values)
     _check_values(values)
     _check_objects(values)
+    initialization_of(values)
     checker = ObjectChecker(reader, trust)
     for key in dict.fromkeys(pattern.split(".")[0] for pattern in OBJECT_SPECS):
         checker.walk(key, values.get(key))
