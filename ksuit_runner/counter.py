@@ -1,8 +1,9 @@
 """The position of a run (epoch, update, sample), its end, and intervals."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from math import gcd
 from typing import Any
 
 from ksuit_runner.errors import ConfigError
@@ -161,34 +162,58 @@ class UpdateCounter:
 
 @dataclass(frozen=True)
 class Interval:
-    """How often something happens: every n epochs, updates or samples.
+    """When something happens: every n epochs, updates or samples, at the start, at the end; of several, at each.
+
+    Attributes:
+        every_n_epochs: After every n-th epoch.
+        every_n_updates: After every n-th update.
+        every_n_samples: After the update with which another n samples have been seen.
+        at_start: Before the first update.
+        at_end: After the last update.
 
     Raises:
-        ConfigError: Not exactly one of the three is given, or it is not a positive number.
+        ConfigError: None of them is given, or a number is not a positive whole one.
     """
 
     every_n_epochs: int | None = None
     every_n_updates: int | None = None
     every_n_samples: int | None = None
+    at_start: bool = False
+    at_end: bool = False
 
     def __post_init__(self) -> None:
-        given = {name: n for name, n in self.__dict__.items() if n is not None}
-        if len(given) != 1:
-            names = " and ".join(given) or "none"
-            raise ConfigError(f"one of {', '.join(self.__dict__)} is needed, not {names}")
-        name, n = next(iter(given.items()))
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
+        given = {name: n for name, n in self.__dict__.items() if n is not None and n is not False}
+        if not given:
+            raise ConfigError(f"one of {', '.join(self.__dict__)} is needed, not none")
+        for name, n in given.items():
+            if name.startswith("every") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
 
     def is_due(self, counter: UpdateCounter) -> bool:
-        """Whether this is due after the last update."""
-        if self.every_n_updates is not None:
-            return counter.update % self.every_n_updates == 0
-        if self.every_n_epochs is not None:
-            return counter.is_full_epoch and counter.epoch % self.every_n_epochs == 0
-        assert self.every_n_samples is not None
-        n = self.every_n_samples
-        return counter.sample // n > counter.sample_at(counter.update - 1) // n
+        """Whether this is due now: after the last update, or at the start if there is none."""
+        update = counter.update
+        if update == 0:
+            return self.at_start
+        if self.every_n_updates is not None and update % self.every_n_updates == 0:
+            return True
+        if self.every_n_epochs is not None and self.follows_epoch(counter):
+            return True
+        if self.every_n_samples is not None:
+            n = self.every_n_samples
+            if counter.sample // n > counter.sample_at(update - 1) // n:
+                return True
+        return self.at_end and update == counter.end_update
+
+    def follows_epoch(self, counter: UpdateCounter) -> bool:
+        """Whether this is due because of the epoch that has just been completed."""
+        n = self.every_n_epochs
+        return n is not None and counter.is_full_epoch and counter.epoch % n == 0
+
+    def times(self, n: int) -> "Interval":
+        """Return what is due every n-th time: the same with intervals that are n times as long."""
+        given = self.every_n_epochs, self.every_n_updates, self.every_n_samples
+        epochs, updates, samples = [every and every * n for every in given]
+        return replace(self, every_n_epochs=epochs, every_n_updates=updates, every_n_samples=samples)
 
     def meets(self, other: "Interval", counter: UpdateCounter) -> int | None:
         """Return the first update of a run after which this and another interval are due, None if there is none.
@@ -196,13 +221,15 @@ class Interval:
         In a very long run, only the first few thousand candidates are checked.
         """
         step = max(interval._period(counter) for interval in (self, other))
-        for update in islice(range(step, counter.end_update + 1, step), _MOST_UPDATES_CHECKED):
+        candidates = islice(range(0, counter.end_update + 1, step), _MOST_UPDATES_CHECKED)
+        for update in (*candidates, counter.end_update):
             if self.is_due(counter.at(update)) and other.is_due(counter.at(update)):
                 return update
         return None
 
     def _period(self, counter: UpdateCounter) -> int:
-        """Return a divisor of all updates after which this is due."""
-        if self.every_n_epochs is not None:
-            return self.every_n_epochs * counter.updates_per_epoch
-        return self.every_n_updates or 1
+        """Return a divisor of all updates after which this is due, apart from the start and the end."""
+        if self.every_n_samples is not None:
+            return 1
+        of_epochs = (self.every_n_epochs or 0) * counter.updates_per_epoch
+        return gcd(of_epochs, self.every_n_updates or 0) or counter.end_update or 1

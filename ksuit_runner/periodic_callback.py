@@ -18,10 +18,14 @@ from ksuit_runner.keyed_random import mix, seed_all
 class PeriodicCallback(CallbackBase):
     """A callback that acts every n epochs, updates or samples: override ``_periodic_callback``.
 
+    Where several of these are given, it acts whenever one of them is due, and once where they coincide.
+
     Args:
         every_n_epochs: Act after every n-th epoch.
         every_n_updates: Act after every n-th update.
         every_n_samples: Act after the update with which another n samples have been seen.
+        at_start: Act before the first update.
+        at_end: Act after the last update, wherever a run ends, also if a callback ends it early.
         **kwargs: Passed on to CallbackBase.
 
     Attributes:
@@ -30,7 +34,7 @@ class PeriodicCallback(CallbackBase):
             a metric, which is checked before training.
 
     Raises:
-        ConfigError: Not exactly one of the three intervals is given.
+        ConfigError: None of these is given, or an interval is not a positive whole number.
     """
 
     is_repeatable: ClassVar[bool] = True
@@ -40,32 +44,37 @@ class PeriodicCallback(CallbackBase):
         every_n_epochs: int | None = None,
         every_n_updates: int | None = None,
         every_n_samples: int | None = None,
+        at_start: bool = False,
+        at_end: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.interval = Interval(every_n_epochs, every_n_updates, every_n_samples)
+        self.interval = Interval(every_n_epochs, every_n_updates, every_n_samples, at_start, at_end)
 
     @template
     def periodic_callback(self, update_counter: UpdateCounter) -> None:
-        """Called when the interval is due, after ``after_update`` and ``after_epoch``."""
+        """Called when the interval is due, after ``after_update`` and ``after_epoch``, or at the start or the end."""
         self._periodic_callback(update_counter=update_counter)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None: ...
 
 
 class DatasetCallback(PeriodicCallback):
-    """A periodic callback that evaluates a whole dataset, in order, with the model in evaluation mode.
+    """A periodic callback that evaluates a dataset, in order, with the model in evaluation mode.
+
+    By default it also evaluates at the end of a run, which may be inside an epoch.
 
     The batches come through the workers that also fetch training data, ahead of time. A subclass defines what is done
     with a batch (``_process_batch``) and with the results (``_process_results``).
 
     Args:
         dataset_key: Key of the dataset under ``data.datasets``.
+        at_end: Evaluate at the end of the run, too.
         **kwargs: Passed on to PeriodicCallback.
     """
 
-    def __init__(self, dataset_key: DatasetKey, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, dataset_key: DatasetKey, at_end: bool = True, **kwargs: Any) -> None:
+        super().__init__(at_end=at_end, **kwargs)
         self.dataset_key = dataset_key
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

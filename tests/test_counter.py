@@ -109,6 +109,9 @@ def test_a_position_of_other_data_is_refused():
         ({"every_n_samples": 5}, [2, 4, 5]),
         ({"every_n_samples": 1}, [1, 2, 3, 4, 5, 6]),
         ({"every_n_samples": 9}, [3, 6]),
+        ({"every_n_updates": 4, "every_n_epochs": 1}, [3, 4, 6]),
+        ({"every_n_updates": 2, "every_n_samples": 9, "at_start": True}, [2, 3, 4, 6]),
+        ({"every_n_updates": 5, "at_end": True}, [5, 6]),
     ],
 )
 def test_what_is_due_when(interval, due):
@@ -120,12 +123,34 @@ def test_what_is_due_when(interval, due):
     ("arguments", "message"),
     [
         ({}, "is needed, not none"),
-        ({"every_n_epochs": 1, "every_n_updates": 1}, "not every_n_epochs and every_n_updates"),
+        ({"every_n_epochs": 1, "every_n_updates": 0}, "every_n_updates must be a whole number of at least 1, not 0"),
         ({"every_n_updates": 0}, "every_n_updates must be a whole number of at least 1, not 0"),
         ({"every_n_updates": 1.5}, "not 1.5"),
         ({"every_n_updates": True}, "not True"),
     ],
 )
-def test_an_interval_is_one_positive_number(arguments, message):
+def test_the_numbers_of_an_interval_are_positive_and_whole(arguments, message):
     with pytest.raises(ConfigError, match=message):
         Interval(**arguments)
+
+
+def test_the_start_is_due_before_the_first_update_and_nothing_else():
+    counter = UpdateCounter(10, 3, max_epochs=2)
+    assert Interval(at_start=True).is_due(counter)
+    assert not Interval(every_n_updates=1, every_n_epochs=1, every_n_samples=1, at_end=True).is_due(counter)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "update"),
+    [
+        ({"every_n_updates": 4}, {"every_n_epochs": 2}, 12),
+        ({"every_n_updates": 4, "every_n_epochs": 3}, {"every_n_epochs": 1}, 9),
+        ({"every_n_updates": 7, "at_end": True}, {"every_n_updates": 5}, 20),
+        ({"every_n_updates": 7, "at_start": True}, {"at_start": True}, 0),
+        ({"at_start": True}, {"at_end": True}, None),
+        ({"every_n_samples": 12}, {"every_n_updates": 5}, 20),
+    ],
+)
+def test_intervals_meet_where_both_are_due(one, other, update):
+    counter = UpdateCounter(10, 3, max_updates=20)
+    assert Interval(**one).meets(Interval(**other), counter) == update

@@ -24,8 +24,7 @@ MISTAKES = {
     "type of a callback's argument": (["callbacks.ema.decays=abc"], ["callbacks.ema.decays", "'abc'"]),
     "seed": (["seed=one"], ["seed", "int", "'one'"]),
     "interval of 0": (["callbacks.accuracy.every_n_epochs=0"], ["callbacks.accuracy", "at least 1"]),
-    "two intervals": (["+callbacks.accuracy.every_n_updates=3"], ["callbacks.accuracy", "every_n_epochs and"]),
-    "no interval": (["callbacks.accuracy.every_n_epochs=null"], ["callbacks.accuracy", "none"]),
+    "no interval": (["default_callbacks.train_loss.every_n_updates=null"], ["train_loss: one of", "not none"]),
     "dataset": (["callbacks.accuracy.dataset_key=tset"], ["callbacks.accuracy.dataset_key", "'test'", "train"]),
     "metric to watch": (["callbacks.best_checkpoint.metric_key=acuracy/test"], ["metric_key", "'accuracy/test'"]),
     "early stop": (

@@ -89,8 +89,9 @@ class CheckpointWriter:
         self.config_hash = config_hash
         self.check_owner = check_owner
         self.is_urgent = is_urgent
-        self._interval = Interval(*given) if any(n is not None for n in given) else None
-        self._milestones = Interval(*(n and n * keep_every for n in given)) if keep_every and self._interval else None
+        has_interval = any(n is not None for n in given)
+        self._interval = Interval(every_n_epochs, every_n_updates, every_n_samples) if has_interval else None
+        self._milestones = self._interval.times(keep_every) if keep_every and self._interval else None
         self._keep_last = keep_last
         self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}

@@ -74,8 +74,8 @@ class TrainingOrder(Protocol):
 class BatchPlan:
     """All batch requests of a run from its current update to its end, in the order in which they are consumed.
 
-    An update is followed by the evaluations that are due after it: those that count in updates or samples before those
-    that count in epochs, as the hooks fire, otherwise in the given order.
+    The start and each update are followed by the evaluations that are due then, as the hooks fire: those that are due
+    because of the epoch come last, otherwise they have the given order.
 
     Args:
         lengths: Number of samples by dataset key.
@@ -99,11 +99,13 @@ class BatchPlan:
         self._train = train
         self._order = order
         self._counter = counter.at(counter.update)
-        self._evaluations = sorted(evaluations, key=lambda evaluation: evaluation[0].every_n_epochs is not None)
+        self._evaluations = evaluations
         self._eval_batch_size = eval_batch_size
 
     def __iter__(self) -> Iterator[BatchRequest]:
         counter, size, ahead = self._counter, self._counter.batch_size, self._counter.at(self._counter.update)
+        if counter.update == 0:
+            yield from self._due(ahead)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
             epoch = completed_epochs + 1
@@ -114,6 +116,6 @@ class BatchPlan:
                 yield from self._due(ahead)
 
     def _due(self, counter: UpdateCounter) -> Iterator[BatchRequest]:
-        for interval, key in self._evaluations:
-            if interval.is_due(counter):
-                yield from evaluation_requests(key, self._lengths[key], self._eval_batch_size)
+        due = [item for item in self._evaluations if item[0].is_due(counter)]
+        for _, key in sorted(due, key=lambda item: item[0].follows_epoch(counter)):
+            yield from evaluation_requests(key, self._lengths[key], self._eval_batch_size)

@@ -1,7 +1,7 @@
 """The callbacks of a run: which of them implement which hook, and firing them in their order."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, Final
@@ -80,12 +80,10 @@ class Hooks:
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
         }
-        self._periodic: dict[Interval, list[Method]] = {}
-        for item in callbacks.values():
-            if isinstance(item, PeriodicCallback):
-                self._periodic.setdefault(item.interval, []).append(item.periodic_callback)
+        self._periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
+        self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
-        methods = [*chain(*self._table.values()), *chain(*self._periodic.values())]
+        methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
 
     def fire(self, hook: str, step: int = 0, **arguments: Any) -> None:
@@ -166,6 +164,12 @@ class Hooks:
         """Return the hook's methods of all callbacks that implement it."""
         return self._table[hook]
 
+    def methods_at_start(self, begun: Collection[str] = ()) -> list[Method]:
+        """Return the periodic callbacks that act before the first update, without those whose run has begun before."""
+        if self._counter.update > 0 or self._counter.is_empty:
+            return []
+        return [item.periodic_callback for item in self._periodic if item.interval.at_start and item.name not in begun]
+
     def methods_after_update(self) -> list[Method]:
         """Return the hooks that follow the current update, each with the periodic callbacks that are due with it.
 
@@ -173,8 +177,10 @@ class Hooks:
         """
         counter = self._counter
         if counter.is_empty:
-            return [item.periodic_callback for item in self.callbacks.values() if isinstance(item, PeriodicCallback)]
-        due = tuple([interval.is_due(counter) for interval in self._periodic] + [counter.is_full_epoch])
+            return [item.periodic_callback for item in self._periodic]
+        if counter.is_full_epoch:
+            return self._round()
+        due = tuple([interval.is_due(counter) for interval in self._intervals])
         found = self._rounds.get(due)
         if found is None:
             found = self._rounds[due] = self._round()
@@ -186,12 +192,17 @@ class Hooks:
         return [*of_update, *table["after_epoch"], *self._due(of_epoch=True)] if counter.is_full_epoch else of_update
 
     def _due(self, of_epoch: bool) -> list[Method]:
-        return [
-            method
-            for interval, methods in self._periodic.items()
-            if (interval.every_n_epochs is not None) is of_epoch and interval.is_due(self._counter)
-            for method in methods
-        ]
+        counter = self._counter
+        due = [item for item in self._periodic if item.interval.is_due(counter)]
+        return [item.periodic_callback for item in due if item.interval.follows_epoch(counter) is of_epoch]
+
+    def methods_at_end(self) -> list[Method]:
+        """Return the periodic callbacks that act at the end, where a run ends early: without what was due anyway."""
+        counter = self._counter
+        if counter.is_empty:
+            return []
+        at_end = [item for item in self._periodic if item.interval.at_end]
+        return [item.periodic_callback for item in at_end if not item.interval.is_due(counter)]
 
     def fire_evaluations(self) -> None:
         """Run every evaluation of a dataset now."""
@@ -201,11 +212,8 @@ class Hooks:
                     self._call(item.periodic_callback, {"update_counter": self._counter}, "")
 
     def evaluations(self) -> list[tuple[Interval, str]]:
-        """Return the interval and the key of every dataset that is evaluated, in their order after an update."""
-        callbacks = [item for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
-        intervals = list(self._periodic)
-        order = sorted(callbacks, key=lambda item: intervals.index(item.interval))
-        return [(item.interval, item.dataset_key) for item in order]
+        """Return the interval and the key of every dataset that is evaluated, in the order of the callbacks."""
+        return [(item.interval, item.dataset_key) for item in self._periodic if isinstance(item, DatasetCallback)]
 
     def close(self) -> None:
         """Close every callback."""

@@ -81,9 +81,12 @@ def _start(run: Run) -> None:
     run.trainer.modes.find_modules()
     run.log_writer.discard_of(hooks.states.begun)
     _log(run)
+    at_start = hooks.methods_at_start(hooks.states.begun)
     hooks.states.begun = set(hooks.callbacks)
     check_state(run)
     run.phase = Phase.BETWEEN
+    if at_start:
+        begin_training(run, at_start)
     if run.checkpoint_writer.is_requested and not counter.is_empty:  # for the weights as they are now
         save_checkpoint(run)
 
@@ -150,6 +153,13 @@ def _seed_batch(run: Run, method: str) -> None:
         seed_all(mix(run.seed, method, run.counter.update, run.rank))
 
 
+def begin_training(run: Run, methods: Sequence[Method], skip: Sequence[str] = ()) -> None:
+    """Do what comes before the first update."""
+    run.phase = Phase.AT_START
+    _fire_and_log(run, methods, skip)
+    run.phase = Phase.BETWEEN
+
+
 def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
     """Do what follows an update: the hooks, periodic callbacks, the log, and a checkpoint if one is due."""
     run.phase = Phase.AFTER_UPDATE
@@ -162,8 +172,12 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
         save_checkpoint(run)
 
 
-def finish_training(run: Run, skip: Sequence[str] = ()) -> None:
-    """Do what follows the last update of the run."""
+def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_END) -> None:
+    """Do what follows the last update of the run; a run that ended between two hooks continues in the phase given."""
+    if phase is Phase.AT_END:
+        run.phase = Phase.AT_END
+        _fire_and_log(run, run.hooks.methods_at_end(), skip)
+        skip = ()
     run.phase = Phase.AFTER_TRAINING
     _fire_and_log(run, run.hooks.methods("after_training"), skip)
     run.phase = Phase.END
@@ -175,8 +189,13 @@ def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
     run.log_writer.load_state_dict(unfinished["log"])
     for tag in unfinished["requested"]:
         run.checkpoint_writer.request(tag)
-    finish = finish_update if unfinished["phase"] == Phase.AFTER_UPDATE.name else finish_training
-    finish(run, unfinished["done"])
+    phase, done = Phase[unfinished["phase"]], unfinished["done"]
+    if phase is Phase.AT_START:
+        begin_training(run, run.hooks.methods_at_start(), done)
+    elif phase is Phase.AFTER_UPDATE:
+        finish_update(run, done)
+    else:
+        finish_training(run, done, phase)
 
 
 def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> None:

@@ -23,15 +23,17 @@ class Phase(Enum):
     """Where the loop stands: it decides what a checkpoint can hold if the run ends there."""
 
     START = auto()  # nothing has changed yet
+    AT_START = auto()  # the callbacks that act before the first update are half done
     BETWEEN = auto()  # the last update is done, the next one has not begun
     BEFORE_STEP = auto()  # the next update can be rolled back
     STEP = auto()  # the weights are half changed
     AFTER_UPDATE = auto()  # the hooks that follow an update are half done
+    AT_END = auto()  # the callbacks that act at the end of a run that ended early are half done
     AFTER_TRAINING = auto()  # the hooks that follow the last update are half done
     END = auto()  # nothing is left to do
 
 
-HALF_DONE = (Phase.AFTER_UPDATE, Phase.AFTER_TRAINING)
+HALF_DONE = (Phase.AT_START, Phase.AFTER_UPDATE, Phase.AT_END, Phase.AFTER_TRAINING)
 
 
 @dataclass

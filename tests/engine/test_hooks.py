@@ -3,7 +3,9 @@ import torch
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import read_newest
-from ksuit_runner.counter import Interval
+from ksuit_runner.data.batch_plan import BatchPlan
+from ksuit_runner.data.fetch_batch import EVALUATION
+from ksuit_runner.data.order import CheckedOrder, Shuffled
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ResumeError, StopTraining
@@ -149,14 +151,32 @@ def test_stopping_before_training(maker):
 
 
 def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker):
-    class Nothing(DatasetCallback):
-        def _process_batch(self, batch, models): ...
-        def _process_results(self, update_counter): ...
+    fired = []
 
-    intervals = [{"every_n_epochs": 1}, {"every_n_updates": 2}, {"every_n_epochs": 1}]
-    callbacks = {str(i): (Nothing, {"dataset_key": f"d{i}", **given}) for i, given in enumerate(intervals)}
-    epochs, updates = Interval(every_n_epochs=1), Interval(every_n_updates=2)
-    assert maker.run(callbacks).hooks.evaluations() == [(epochs, "d0"), (epochs, "d2"), (updates, "d1")]
+    class Notes(DatasetCallback):
+        def _process_batch(self, batch, models): ...
+
+        def _process_results(self, update_counter):
+            fired.append((update_counter.update, self.dataset_key))
+
+    callbacks = {
+        "a": (Notes, {"dataset_key": "test", "every_n_epochs": 1, "every_n_updates": 4}),
+        "b": (Notes, {"dataset_key": "train", "every_n_updates": 3}),
+        "c": (Notes, {"dataset_key": "train", "every_n_epochs": 2, "at_start": True}),
+        "d": (Notes, {"dataset_key": "test", "at_start": True}),
+    }
+    run = maker.run(callbacks, max_updates=10)
+    order = CheckedOrder(Shuffled(dataset=range(20), seed=3))
+    plan = BatchPlan({"train": 20, "test": 7}, "train", order, run.counter.at(0), run.hooks.evaluations(), 99)
+    announced, update = [], 0
+    for request in plan:
+        update += request.epoch != EVALUATION
+        if request.epoch == EVALUATION:
+            announced.append((update, request.dataset_key))
+    train(run)
+    assert fired == announced
+    assert fired[:2] == [(0, "train"), (0, "test")]
+    assert [key for update, key in fired if update == 6] == ["train", "test", "train"], "by epoch come last"
 
 
 def test_states_go_by_name(maker):
@@ -237,5 +257,6 @@ def test_a_hook_before_the_step_sees_the_gradients_before_clipping(maker, bits, 
 def test_accumulation_steps_have_a_number_and_a_count(maker):
     run = maker.run({"steps": (Steps, {})}, batch_size=9, drop_last=False, accumulation_steps=3, max_epochs=1)
     train(run)  # batches of 9, 9 and 2 samples
-    of_update = [[(hook, step, count) for step in range(count) for hook in ("before", "after")] for count in (3, 3, 2)]
-    assert run.hooks.callbacks["steps"].steps == sum(of_update, [])
+    assert run.hooks.callbacks["steps"].steps == [
+        (hook, step, count) for count in (3, 3, 2) for step in range(count) for hook in ("before", "after")
+    ]

@@ -200,17 +200,9 @@ def test_a_run_that_fails_after_training_does_not_react_to_its_last_update_again
     assert of(run, "source") == {2: 20.0, 4: 40.0}
 
 
-class FromStart(Accuracy):
-    """Evaluates the weights that training begins with, too."""
-
-    def _before_training(self, update_counter):
-        if update_counter.update == 0:
-            self.evaluate(update_counter)
-
-
 def test_the_best_checkpoint_of_step_0_holds_the_first_weights(maker, bits):
     watched = {"best": (BestCheckpoint, {"metric_key": "accuracy/test"})}
-    run = maker.run({"from_start": (FromStart, {"dataset_key": "test", "every_n_updates": 99}), **watched})
+    run = maker.run({"first": (Accuracy, {"dataset_key": "test", "at_start": True, "at_end": False}), **watched})
     first = {name: value.clone() for name, value in run.trainer.model.tensors().items()}
     train(run)
     assert read_tags(maker.paths()) == {"best": "E0_U0_S0"}
@@ -221,7 +213,7 @@ def test_evaluations_of_two_intervals_that_meet_are_one_point(maker):
     run = maker.run(
         {
             "often": (Accuracy, {"dataset_key": "test", "every_n_updates": 2}),
-            "epoch": (FromStart, {"dataset_key": "test", "every_n_epochs": 1}),
+            "epoch": (Accuracy, {"dataset_key": "test", "every_n_epochs": 1, "at_start": True}),
             "end": (Says, {"hook": "after_training"}),
         },
         max_updates=6,

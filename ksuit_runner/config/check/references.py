@@ -14,19 +14,20 @@ from ksuit_runner.counter import Interval
 from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 
 _INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
+_ENDS = ("at_start", "at_end")
 _CALLBACKS = ("callbacks.", "default_callbacks.")
 
 
 def check_intervals(item: CheckedObject) -> None:
-    """Check that a periodic callback has exactly one interval, and the checkpoint one or none.
+    """Check that a periodic callback has an interval, and that every interval is a positive whole number.
 
     Raises:
-        ConfigError: It has none or several, or the interval is not a positive whole number.
+        ConfigError: It has none, or one that is not a positive whole number.
     """
     asked = {parameter.name for parameter in item.parameters}
     if not asked.issuperset(_INTERVALS) or not (item.path == "checkpoint" or is_callback(item)):
         return
-    values = [item.arguments[name] for name in _INTERVALS]
+    values = [item.arguments[name] for name in (*_INTERVALS, *_ENDS) if name in asked]
     if UNKNOWN in values or (item.path == "checkpoint" and values == [None] * 3):
         return
     try:
