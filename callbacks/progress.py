@@ -75,7 +75,8 @@ class Progress(CallbackBase):
             self._live.stop()
 
     def _show(self, counter: UpdateCounter) -> None:
-        position = f"epoch {counter.epoch}  update {counter.update}/{counter.end_update}"
+        epoch = f"epoch {counter.epoch}  " if counter.has_epochs else ""
+        position = f"{epoch}update {counter.update}/{counter.end_update}"
         metrics = [f"{key} {format_number(value)}" for key, value in self._shown.items()]
         if self._live is None:
             self.logger.info("%s", "  ".join(part for part in (position, self._pace(counter), *metrics) if part))

@@ -10,6 +10,11 @@ from ksuit_runner.errors import ConfigError
 
 _NUMBER = "(0|[1-9][0-9]{0,17})"
 _MOST_UPDATES_CHECKED = 5000
+_ENDLESS = 1 << 62
+_NO_EPOCHS = (
+    "the training data is a stream of unknown length, which has no epochs. "
+    "Say how many samples count as one by data.samples_per_epoch"
+)
 _PROGRESS = re.compile(f"E{_NUMBER}_U{_NUMBER}_S{_NUMBER}")
 
 
@@ -35,7 +40,8 @@ class UpdateCounter:
     """Counts updates; epochs and samples follow from them.
 
     Args:
-        dataset_size: Number of samples in the training dataset.
+        dataset_size: Number of samples in the training dataset; None if it is unknown, and the run a single epoch that
+            is never complete.
         batch_size: Samples per update, over all ranks and accumulation steps.
         drop_last: Whether an epoch's last, smaller batch is skipped.
         max_epochs: End after this many epochs.
@@ -49,12 +55,16 @@ class UpdateCounter:
         accumulation_steps: How many accumulation steps that update has; a small batch has fewer.
 
     Raises:
-        ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch.
+        ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch; or an end in
+            epochs is given for a dataset of unknown size.
+
+    Attributes:
+        has_epochs: Whether epochs end: not if the size of the dataset is unknown.
     """
 
     def __init__(
         self,
-        dataset_size: int,
+        dataset_size: int | None,
         batch_size: int,
         drop_last: bool = True,
         max_epochs: int | None = None,
@@ -62,6 +72,8 @@ class UpdateCounter:
         max_samples: int | None = None,
     ) -> None:
         self.batch_size = batch_size
+        self.has_epochs = dataset_size is not None
+        dataset_size = _ENDLESS * batch_size if dataset_size is None else dataset_size
         self.updates_per_epoch = dataset_size // batch_size if drop_last else -(-dataset_size // batch_size)
         if self.updates_per_epoch == 0:
             raise ConfigError(f"{batch_size} is more than the {dataset_size} training samples", path="data.batch_size")
@@ -81,6 +93,8 @@ class UpdateCounter:
         for name, end in (("max_epochs", max_epochs), ("max_updates", max_updates), ("max_samples", max_samples)):
             if end is not None and end < 0:
                 raise ConfigError(f"it must not be negative, and is {end}", path=f"trainer.{name}")
+        if max_epochs and not self.has_epochs:
+            raise ConfigError(f"{_NO_EPOCHS}, or end by max_updates or max_samples", path="trainer.max_epochs")
         ends = [max_updates] if max_updates is not None else []
         if max_epochs is not None:
             ends.append(max_epochs * self.updates_per_epoch)
@@ -188,6 +202,19 @@ class Interval:
         for name, n in given.items():
             if name.startswith("every") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
+
+    def check(self, counter: UpdateCounter, path: str) -> None:
+        """Check that this can ever be due.
+
+        Args:
+            counter: The counter of the run.
+            path: Config path of what has this interval.
+
+        Raises:
+            ConfigError: It counts in epochs, and the run has none.
+        """
+        if self.every_n_epochs is not None and not counter.has_epochs:
+            raise ConfigError(f"{_NO_EPOCHS}, or use every_n_updates", path=f"{path}.every_n_epochs")
 
     def is_due(self, counter: UpdateCounter) -> bool:
         """Whether this is due now: after the last update, or at the start if there is none."""

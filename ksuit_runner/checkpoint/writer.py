@@ -132,6 +132,15 @@ class CheckpointWriter:
         """Whether a callback requests a checkpoint now."""
         return bool(self._requested)
 
+    def check_interval(self, update_counter: UpdateCounter) -> None:
+        """Check that the interval can ever be due.
+
+        Raises:
+            ConfigError: It counts in epochs, and the run has none.
+        """
+        if self._interval is not None:
+            self._interval.check(update_counter, "checkpoint")
+
     def is_due(self, update_counter: UpdateCounter) -> bool:
         """Whether the interval or a callback requires a checkpoint now."""
         return self.is_requested or (self._interval is not None and self._interval.is_due(update_counter))

@@ -262,7 +262,9 @@ def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | No
         if kind is not None and isinstance(made, type) and not issubclass(made, kind):
             raise ConfigError(f"{made.__qualname__} does not derive from {kind.__name__}")
         if spec_at(path) is DATASETS and isinstance(made, type) and not _is_dataset(made):
-            raise ConfigError(f"{made.__qualname__} is not a dataset: it has no __len__ and __getitem__")
+            raise ConfigError(
+                f"{made.__qualname__} is not a dataset: it has neither __len__ and __getitem__ nor __iter__"
+            )
     except ConfigError as error:
         error.locate(f"{path}._target_")
         raise
@@ -279,7 +281,8 @@ def _asks(path: str, made: Callable[..., Any]) -> bool:
 
 
 def _is_dataset(made: type) -> bool:
-    return hasattr(made, "__len__") and (hasattr(made, "__getitem__") or hasattr(made, "__getitems__"))
+    has_items = hasattr(made, "__len__") and (hasattr(made, "__getitem__") or hasattr(made, "__getitems__"))
+    return has_items or hasattr(made, "__iter__") or hasattr(made, "iterate")
 
 
 def _may_be_nested(made: Any) -> bool:

@@ -3,15 +3,36 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import count
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, evaluation_requests
-from ksuit_runner.data.collators import Collated
+from ksuit_runner.data.collators import Collated, CollateFn
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
+from ksuit_runner.data.iterable_source import (
+    Carried,
+    EvaluatedSource,
+    IterableSource,
+    StreamOrder,
+    has_state,
+    is_map_style,
+    is_seekable,
+    is_stream,
+)
 from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
-from ksuit_runner.data.probe import Probe, first_samples, first_shape, is_repeatable, probe_dataset
+from ksuit_runner.data.probe import (
+    Probe,
+    continues_anywhere,
+    first_samples,
+    first_shape,
+    is_repeatable,
+    probe_dataset,
+    probe_stream,
+)
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
@@ -28,7 +49,8 @@ class DataContainer:
 
     A dataset is map-style: ``__len__`` and ``__getitem__(index)``. With ``__getitems__(indices)``, where indices is an
     int64 array of numpy, it can return a whole batch at once, or a list of samples to collate; with ``collate_fn`` it
-    turns samples into a batch. Its attributes ``input_shape`` and ``output_shape`` give the model its sizes.
+    turns samples into a batch. Its attributes ``input_shape`` and ``output_shape`` give the model its sizes. A stream,
+    which can only be iterated over, may be a dataset as well, see ``iterable_source``.
 
     Args:
         datasets: Datasets by key.
@@ -41,7 +63,8 @@ class DataContainer:
         prefetch: Batches that each worker fetches ahead.
         order: Builds the order of the training samples, from the training dataset, the seed and ``samples_per_epoch``;
             by default ``Shuffled``.
-        samples_per_epoch: How many samples count as an epoch; all of them if None.
+        samples_per_epoch: How many samples count as an epoch; all of them if None. A stream of unknown length has
+            no epochs without it.
         collate_fn: Turns a list of samples into a batch, instead of the datasets' own functions; or one such function
             for some datasets, by key.
         interruption: Signals that ask the run to end, and end a wait for data; by default none.
@@ -51,7 +74,7 @@ class DataContainer:
         seed: Seed of the run.
 
     Raises:
-        ConfigError: A dataset is missing, empty or not map-style, or a number is too small.
+        ConfigError: A dataset is missing, empty or neither map-style nor iterable, or a number is too small.
     """
 
     def __init__(
@@ -79,7 +102,12 @@ class DataContainer:
             _check_dataset(key, dataset)
         self.datasets = dict(datasets)
         self._check_key(train, "data.train")
-        self._sources = self._collated(collate_fn)
+        self._collate_fns = self._functions(collate_fn)
+        self._sources: dict[str, Any] = {
+            key: Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
+            for key, dataset in self.datasets.items()
+            if is_map_style(dataset)
+        }
         self.batch_size = batch_size
         self.seed = seed
         self.eval_batch_size = eval_batch_size or batch_size
@@ -88,14 +116,16 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
-        self._order = self._build_order(order or Shuffled, samples_per_epoch)
+        self._order = self._build_order(order, samples_per_epoch)
+        self._states: dict[int, Mapping[str, Any]] = {}  # of the training stream, after the newest updates
+        self._updates_per_epoch = 0
         self._probes: dict[str, Probe] = {}
         self._stream: Stream | None = None
         self._last_batch: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
 
-    def _collated(self, collate_fn: Any) -> dict[str, Any]:
-        """Return what batches are fetched from: the datasets, with the collate functions of the config."""
+    def _functions(self, collate_fn: Any) -> dict[str, CollateFn]:
+        """Return the collate functions of the config by dataset key."""
         if isinstance(collate_fn, Mapping):
             for key in collate_fn:
                 self._check_key(key, f"data.collate_fn.{key}")
@@ -105,14 +135,23 @@ class DataContainer:
         for function in functions.values():
             if function is not None and not callable(function):
                 raise ConfigError(f"{function!r} is not a function", path="data.collate_fn")
-        return {
-            key: dataset if functions.get(key) is None else Collated(dataset, functions[key])
-            for key, dataset in self.datasets.items()
-        }
+        return {key: function for key, function in functions.items() if function is not None}
 
-    def _build_order(self, order: Callable[..., Order], samples_per_epoch: int | None) -> CheckedOrder:
+    def _build_order(
+        self, order: Callable[..., Order] | None, samples_per_epoch: int | None
+    ) -> CheckedOrder | StreamOrder:
+        dataset = self.train_dataset
+        if is_stream(dataset):
+            if order is not None:
+                raise ConfigError("the training dataset is a stream, which has an order of its own", path="data.order")
+            if samples_per_epoch is None and hasattr(dataset, "__len__"):
+                samples_per_epoch = len(dataset)
+            # Of whole batches, so that nothing is left over between two epochs.
+            return StreamOrder(samples_per_epoch and samples_per_epoch - samples_per_epoch % self.batch_size)
         try:
-            return CheckedOrder(order(dataset=self.train_dataset, seed=self.seed, samples_per_epoch=samples_per_epoch))
+            return CheckedOrder(
+                (order or Shuffled)(dataset=dataset, seed=self.seed, samples_per_epoch=samples_per_epoch)
+            )
         except KsuitError as error:
             error.locate("data.order")
             raise
@@ -134,7 +173,7 @@ class DataContainer:
             ConfigError: The dataset has no such attribute, and the first element has no shape.
         """
         shape = getattr(self.train_dataset, "input_shape", None) or first_shape(
-            self._sources[self.train], self._whole_batch(self.train)
+            self._first_source(), self._whole_batch(self.train)
         )
         if shape is None:
             raise self._lacks("input_shape", ", and its samples do not begin with a tensor")
@@ -154,17 +193,18 @@ class DataContainer:
 
     def first_samples(self) -> Any:
         """Return a batch of the first training samples, with all random generators undisturbed."""
-        return first_samples(self._sources[self.train], self.batch_size)
+        return first_samples(self._first_source(), self._whole_batch(self.train))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return class, size and digest by dataset key, to record which data a run uses.
 
-        The digest covers class, size and a few samples. The same data has the same digest in every process.
+        The digest covers class, size and a few samples; of a stream, whose size is None, only the class. The same data
+        has the same digest in every process.
         """
         return {
             key: {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-                "size": len(dataset),
+                "size": len(dataset) if hasattr(dataset, "__len__") else None,
                 "digest": self._probe(key).digest,
             }
             for key, dataset in self.datasets.items()
@@ -173,7 +213,9 @@ class DataContainer:
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
         for key, dataset in self.datasets.items():
-            if not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
+            if is_stream(dataset):
+                self._check_stream(key, dataset)
+            elif not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
                 _LOGGER.warning(
                     "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
                     "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
@@ -182,14 +224,52 @@ class DataContainer:
                     *(key, type(dataset).__name__),
                 )
 
+    def _check_stream(self, key: str, dataset: Any) -> None:
+        name = type(dataset).__name__
+        if is_seekable(dataset):
+            if not continues_anywhere(dataset):
+                _LOGGER.warning(
+                    "warning: data.datasets.%s: %s.iterate(1) does not begin with the second sample of iterate(0), so "
+                    "that a resume or another number of workers is not exact. The position counts samples; draw what "
+                    "belongs to a sample when it is yielded, and nothing before the first one",
+                    *(key, name),
+                )
+        elif key == self.train and not has_state(dataset):
+            _LOGGER.warning(
+                "warning: data.datasets.%s: a %s cannot be read from its middle, so that a resume reads it from its "
+                "beginning up to where the run was. Give it a method iterate(position), or state_dict and "
+                "load_state_dict",
+                *(key, name),
+            )
+        if key == self.train and self.num_workers > 1 and not is_seekable(dataset):
+            _LOGGER.info("data.datasets.%s: one worker reads it, as it has no method iterate(position)", key)
+
+    def _first_source(self) -> Any:
+        """Return what the first samples for training are fetched from, without moving a stream on."""
+        dataset = self.train_dataset
+        if is_map_style(dataset):
+            return self._sources[self.train]
+        if has_state(dataset) or getattr(dataset, "__next__", None) is not None:
+            raise self._lacks("input_shape", ", and the first samples of such a stream cannot be read in advance")
+        return IterableSource(dataset, self._collate_fn(self.train), self.train, self.seed, self.batch_size)
+
+    def _collate_fn(self, key: str) -> CollateFn | None:
+        return self._collate_fns.get(key) or getattr(self.datasets[key], "collate_fn", None)
+
     def _probe(self, key: str) -> Probe:
         if key not in self._probes:
-            self._probes[key] = probe_dataset(self._sources[key], self._whole_batch(key))
+            dataset = self.datasets[key]
+            self._probes[key] = (
+                probe_stream(dataset)
+                if is_stream(dataset)
+                else probe_dataset(self._sources[key], self._whole_batch(key))
+            )
         return self._probes[key]
 
     def _whole_batch(self, key: str) -> int:
         """Return how many samples a batch has, which a collate function may depend on."""
-        return min(self.batch_size, len(self.datasets[key]))
+        dataset = self.datasets[key]
+        return min(self.batch_size, len(dataset)) if is_map_style(dataset) else self.batch_size
 
     def new_counter(
         self, max_epochs: int | None = None, max_updates: int | None = None, max_samples: int | None = None
@@ -199,7 +279,8 @@ class DataContainer:
         Raises:
             ConfigError: No end is given, or the training dataset does not fill a single batch.
         """
-        return UpdateCounter(len(self._order), self.batch_size, self.drop_last, max_epochs, max_updates, max_samples)
+        size = len(self._order) if isinstance(self._order, CheckedOrder) else self._order.samples_per_epoch
+        return UpdateCounter(size, self.batch_size, self.drop_last, max_epochs, max_updates, max_samples)
 
     # The stream of batches
 
@@ -216,9 +297,48 @@ class DataContainer:
         for _, key in evaluations:
             self._check_key(key, "data.datasets")
         self.close()
-        lengths = {key: len(dataset) for key, dataset in self.datasets.items()}
+        self._updates_per_epoch = counter.updates_per_epoch
+        lengths = {key: len(dataset) for key, dataset in self.datasets.items() if is_map_style(dataset)}
+        evaluations = [evaluation for evaluation in evaluations if evaluation[1] in lengths]
         plan = BatchPlan(lengths, self.train, self._order, counter, evaluations, self.eval_batch_size)
-        self._stream = self._new_stream(plan)
+        if is_map_style(self.train_dataset):
+            self._stream = self._new_stream(plan, self._sources, self.num_workers)
+            return
+        source = self._training_source(counter)
+        most = self.num_workers if is_seekable(self.train_dataset) else min(1, self.num_workers)
+        self._stream = self._new_stream(plan, {**self._sources, self.train: source}, most)
+
+    def _training_source(self, counter: UpdateCounter) -> IterableSource:
+        return IterableSource(
+            self.train_dataset,
+            self._collate_fn(self.train),
+            self.train,
+            self.seed,
+            self.batch_size,
+            counter.updates_per_epoch if counter.has_epochs else None,
+            self._states.get(counter.update),
+            counter.sample,
+        )
+
+    def state_dict(self, update: int) -> dict[str, Any]:
+        """Return the state of the training stream after an update, empty if it has none.
+
+        Args:
+            update: The last update or the one before.
+        """
+        if update not in self._states:
+            return {}
+        return {"stream": {"class": type(self.train_dataset).__name__, "state": self._states[update]}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], update: int) -> None:
+        """Restore the state of the training stream after an update, before ``open``."""
+        stored = state_dict.get("stream")
+        self._states = {}
+        if stored is not None and has_state(self.train_dataset):
+            if stored["class"] == type(self.train_dataset).__name__:
+                self._states = {update: stored["state"]}
+            else:
+                _LOGGER.warning("warning: data.datasets.%s: another stream, read from its beginning", self.train)
 
     def next_training_batch(self) -> Any:
         """Return the batch of the next update; batches of evaluations that did not take place are dropped.
@@ -252,7 +372,27 @@ class DataContainer:
             Exception: What the dataset raised.
         """
         self._check_key(dataset_key, "data.datasets")
-        return self._evaluation_batches(dataset_key)
+        if is_map_style(self.datasets[dataset_key]):
+            return self._evaluation_batches(dataset_key)
+        if dataset_key == self.train and not is_seekable(self.train_dataset):
+            raise ConfigError(
+                "training reads this stream, and it cannot be read from its beginning at the same time",
+                path=f"data.datasets.{dataset_key}",
+            )
+        return self._stream_batches(dataset_key)
+
+    def _stream_batches(self, dataset_key: str) -> Iterator[Any]:
+        """Read a whole stream, in this process: nobody knows in advance how many batches it has."""
+        source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))
+        size = self.eval_batch_size
+        for number in count():
+            request = BatchRequest(dataset_key, EVALUATION, number, np.arange(number * size, (number + 1) * size))
+            take = partial(fetch_batch, {dataset_key: source}, self.seed, request)
+            batch, samples = self.interruption.wait_for(take)
+            if samples:
+                yield self._deliver(batch, request._replace(indices=request.indices[:samples]))
+            if samples < size:
+                return
 
     def _evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
         requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), self.eval_batch_size)
@@ -270,7 +410,7 @@ class DataContainer:
             yield self._deliver(self.interruption.wait_for(take), request)
 
     def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:
-        stream = self._new_stream(requests)
+        stream = self._new_stream(requests, self._sources, self.num_workers)
         try:
             while (head := stream.head) is not None:
                 yield self._deliver(self.interruption.wait_for(stream.take), head)
@@ -283,6 +423,11 @@ class DataContainer:
         return samples if batch is last else None
 
     def _deliver(self, batch: Any, request: BatchRequest) -> Any:
+        if type(batch) is Carried:
+            # A failing update leaves the state after the one before.
+            update = (request.epoch - 1) * self._updates_per_epoch + request.batch + 1
+            self._states = {key: self._states[key] for key in self._states if key == update - 1} | {update: batch.state}
+            batch = batch.batch
         self._last_batch = batch, len(request.indices)
         return batch
 
@@ -298,10 +443,10 @@ class DataContainer:
             self._stream.close()
             self._stream = None
 
-    def _new_stream(self, plan: Any) -> Stream:
-        if self.num_workers == 0:
-            return LocalStream(self._sources, self.seed, plan)
-        return WorkerStream(self._sources, self.seed, plan, self.num_workers, self.prefetch)
+    def _new_stream(self, plan: Any, sources: Mapping[str, Any], num_workers: int) -> Stream:
+        if num_workers == 0:
+            return LocalStream(sources, self.seed, plan)
+        return WorkerStream(sources, self.seed, plan, num_workers, self.prefetch)
 
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:
@@ -319,7 +464,9 @@ def _check_number(name: str, value: Any, least: int) -> None:
 
 def _check_dataset(key: str, dataset: Any) -> None:
     path, name = f"data.datasets.{key}", type(dataset).__name__
-    if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
-        raise ConfigError(f"{name} is not a map-style dataset: it needs __len__ and __getitem__", path=path)
-    if len(dataset) == 0:
+    if not is_map_style(dataset) and not is_stream(dataset):
+        raise ConfigError(
+            f"{name} is not a dataset: it needs __len__ and __getitem__, or for a stream __iter__ or iterate", path=path
+        )
+    if is_map_style(dataset) and len(dataset) == 0:
         raise ConfigError(f"{name} is empty", path=path)

@@ -43,8 +43,17 @@ def probe_dataset(dataset: Any, batch_size: int) -> Probe:
         with keyed("batch"), one_thread():
             batch = _hash(lambda: collate(dataset, get_samples(dataset, spread)))
             batch = batch or _hash(lambda: _first_batch(dataset, batch_size))
-    about = (type(dataset).__module__, type(dataset).__qualname__, len(dataset), samples)
-    return Probe(blake2b(repr(about).encode(), digest_size=8).hexdigest(), batch)
+    return Probe(_digest_of(dataset, len(dataset), samples), batch)
+
+
+def probe_stream(dataset: Any) -> Probe:
+    """Return the digest of a stream's class: reading samples from it could move it on."""
+    return Probe(_digest_of(dataset), None)
+
+
+def _digest_of(dataset: Any, *more: Any) -> str:
+    about = (type(dataset).__module__, type(dataset).__qualname__, *more)
+    return blake2b(repr(about).encode(), digest_size=8).hexdigest()
 
 
 def _hash(read: Callable[[], Any]) -> str | None:
@@ -59,6 +68,22 @@ def _hash(read: Callable[[], Any]) -> str | None:
 def is_repeatable(dataset: Any, batch_size: int, first: Probe) -> bool:
     """Whether a dataset returns the same samples for the same seeds as at the first probe."""
     return not may_draw(getattr(dataset, "__getitems__", None)) or probe_dataset(dataset, batch_size) == first
+
+
+def continues_anywhere(dataset: Any) -> bool:
+    """Whether a stream's ``iterate(position)`` returns what an iteration from its beginning returns there."""
+    try:
+        with one_thread():
+            whole = iter(dataset.iterate(0))
+            with keyed("first"):
+                next(whole)
+            with keyed("second"):
+                second = next(whole)
+            with keyed("second"):
+                again = next(iter(dataset.iterate(1)))
+    except (Exception, SystemExit):  # training will report it
+        return True
+    return _hash(lambda: second) == _hash(lambda: again)
 
 
 def first_shape(dataset: Any, batch_size: int) -> tuple[int, ...] | None:

@@ -187,6 +187,7 @@ def build_run(
     )
     if checkpoint_writer is None:
         checkpoint_writer = CheckpointWriter(paths, hand_over=InPlace(Committer(paths, sync_journal=journal.sync)))
+    checkpoint_writer.check_interval(trainer.counter)
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,

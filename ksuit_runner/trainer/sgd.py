@@ -473,6 +473,7 @@ class SgdTrainer:
             "skips": self.loss_check.skips,
             "scaler": self.scaler.state_dict(),
             "counter": self.counter.state_dict(),
+            "data": self.data_container.state_dict(self.counter.update),
             "callbacks": self.callback_states(),
             "arrangements": {"model": self.model.arrangement(), "loss": self._loss.arrangement()},
             **extra,
@@ -491,6 +492,7 @@ class SgdTrainer:
             CheckpointError: The stored state belongs to another optimizer or loss.
         """
         self.counter.load_state_dict(state_dict["counter"])
+        self.data_container.load_state_dict(state_dict.get("data", {}), self.counter.update)
         self.loss_check.skips = state_dict.get("skips", 0)
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:

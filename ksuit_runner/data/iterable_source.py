@@ -1,0 +1,189 @@
+"""Iterable datasets of unknown length (streams), read batch by batch from any position.
+
+A stream says in one of three ways how to continue in its middle:
+
+- It can be read from anywhere: ``iterate(position)`` iterates from the sample at a position, which counts from the
+  beginning of the run, and does not end before training does. Any number of workers reads it, each its own batches.
+- It has a state: ``state_dict()`` and ``load_state_dict(state)``, as those of ``torchdata`` and of Hugging Face have.
+  The state after each batch comes with it, and is part of the checkpoint.
+- It has ``__iter__`` only: to continue, it is read again from its beginning.
+
+The last two begin again when they end, and are read by one process.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, default_collate
+
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.keyed_random import mix, seed_all
+
+
+class Carried(NamedTuple):
+    """A batch, and the state of its dataset after it."""
+
+    batch: Any
+    state: Mapping[str, Any]
+
+
+class StreamOrder:
+    """The positions of a stream in the order in which it comes.
+
+    Args:
+        samples_per_epoch: Number of samples that count as an epoch; None if a run is a single one.
+    """
+
+    def __init__(self, samples_per_epoch: int | None) -> None:
+        self.samples_per_epoch = samples_per_epoch
+
+    def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the positions from one in an epoch to before another, counted from the beginning of the run."""
+        return np.arange(start, stop) + (epoch - 1) * (self.samples_per_epoch or 0)
+
+
+class IterableSource:
+    """A stream as a dataset whose samples are fetched by their positions, one batch after the other.
+
+    Args:
+        dataset: The stream.
+        collate_fn: Its collate function; torch's if None.
+        key: Its key in the config.
+        seed: Seed of the run; what was drawn for earlier batches is drawn again where they have to be read again.
+        batch_size: Samples per batch.
+        batches_per_epoch: Batches per epoch; None if a run is a single one.
+        state: State of the stream to continue from, for one that has a state.
+        position: Position that this state belongs to.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate_fn: Any,
+        key: str,
+        seed: int,
+        batch_size: int,
+        batches_per_epoch: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        position: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self._collate = collate_fn or default_collate
+        self._key = key
+        self._seed = seed
+        self._batch_size = batch_size
+        self._batches_per_epoch = batches_per_epoch
+        self._state = state
+        self._position = position if state is not None else 0
+        self._iterator: Iterator[Any] | None = None
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
+        """Return the samples at consecutive positions.
+
+        Raises:
+            KsuitError: The stream has ended, and cannot begin again.
+        """
+        start, count = int(indices[0]), len(indices)
+        if is_seekable(self.dataset):
+            if self._iterator is None or start != self._position:
+                self._iterator = iter(self.dataset.iterate(start))
+            samples = list(islice(self._iterator, count))
+            if len(samples) < count:
+                raise KsuitError(
+                    f"{type(self.dataset).__name__}.iterate({start}) has ended after {len(samples)} samples. It has to "
+                    "go on for as long as the run: where the data ends, begin again (`position % length`)",
+                    path=f"data.datasets.{self._key}",
+                )
+        else:
+            self._begin()
+            while self._position < start:
+                batch = self._position // self._batch_size
+                self._seed_for(batch)
+                self._read(self._batch_size)
+                self._position += self._batch_size
+            self._seed_for(start // self._batch_size)
+            samples = self._read(count)
+        self._position = start + count
+        return samples
+
+    def collate_fn(self, samples: list[Any]) -> Any:
+        """Return the batch, with the state of the stream after it if that has one."""
+        batch = self._collate(samples)
+        return Carried(batch, deepcopy(self.dataset.state_dict())) if has_state(self.dataset) else batch
+
+    def _begin(self) -> None:
+        if self._iterator is None:
+            if self._state is not None:
+                self.dataset.load_state_dict(deepcopy(dict(self._state)))
+            self._iterator = iter(self.dataset)
+
+    def _seed_for(self, batch: int) -> None:
+        epoch, number = divmod(batch, self._batches_per_epoch) if self._batches_per_epoch else (0, batch)
+        seed_all(mix(self._seed, self._key, epoch + 1, number))
+
+    def _read(self, count: int) -> list[Any]:
+        assert self._iterator is not None
+        samples = list(islice(self._iterator, count))
+        while len(samples) < count:
+            self._iterator = iter(self.dataset)
+            more = list(islice(self._iterator, count - len(samples)))
+            if not more:
+                name = type(self.dataset).__name__
+                raise KsuitError(
+                    f"{name} has ended after {self._position + len(samples)} samples, and has no more when it is "
+                    "iterated again",
+                    path=f"data.datasets.{self._key}",
+                )
+            samples += more
+        return samples
+
+
+class EvaluatedSource:
+    """A stream from its beginning to its end, as a dataset that is asked for as many samples as a batch has.
+
+    Args:
+        dataset: The stream.
+        collate_fn: Its collate function; torch's if None.
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Any) -> None:
+        self._collate = collate_fn or default_collate
+        self._iterator = iter_from_start(dataset)
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
+        """Return the next samples, fewer at the end."""
+        return list(islice(self._iterator, len(indices)))
+
+    def collate_fn(self, samples: list[Any]) -> tuple[Any, int]:
+        """Return the batch, None if there is none, and the number of its samples."""
+        return (self._collate(samples) if samples else None), len(samples)
+
+
+def is_map_style(dataset: Any) -> bool:
+    """Whether samples are fetched by their index."""
+    has_items = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    return hasattr(dataset, "__len__") and has_items and not isinstance(dataset, IterableDataset)
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset can only be iterated over."""
+    return not is_map_style(dataset) and (is_seekable(dataset) or hasattr(dataset, "__iter__"))
+
+
+def is_seekable(dataset: Any) -> bool:
+    """Whether a stream can be read from any position."""
+    return callable(getattr(dataset, "iterate", None))
+
+
+def has_state(dataset: Any) -> bool:
+    """Whether a stream has a state that says where it continues."""
+    return not is_seekable(dataset) and hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+
+
+def iter_from_start(dataset: Any) -> Iterator[Any]:
+    """Iterate over a stream from its beginning."""
+    return iter(dataset.iterate(0) if is_seekable(dataset) else dataset)
