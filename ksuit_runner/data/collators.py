@@ -1,7 +1,7 @@
 """Collate functions for ``data.collate_fn``: mixup and cutmix, and a choice between several."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import default_collate
 
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 CollateFn = Callable[[Any], Any]
 
@@ -155,3 +155,23 @@ class Collated:
             if getattr(self.collate_fn, "takes_batches", False):
                 return self.collate_fn(found)
         return [self.dataset[int(index)] for index in indices]
+
+
+def collate_fns(given: CollateFn | Mapping[str, CollateFn] | None, datasets: Collection[str]) -> dict[str, CollateFn]:
+    """Return the collate functions that ``data.collate_fn`` gives to datasets, by key.
+
+    Args:
+        given: One function for all datasets, or functions by key, or none.
+        datasets: Keys of the datasets.
+
+    Raises:
+        ConfigError: There is no such dataset, or something is not a function.
+    """
+    functions = given if isinstance(given, Mapping) else dict.fromkeys(datasets, given)
+    for key, function in functions.items():
+        path = f"data.collate_fn.{key}" if isinstance(given, Mapping) else "data.collate_fn"
+        if key not in datasets:
+            raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, datasets)}", path=path)
+        if function is not None and not callable(function):
+            raise ConfigError(f"{function!r} is not a function", path=path)
+    return {key: function for key, function in functions.items() if function is not None}

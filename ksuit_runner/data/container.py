@@ -11,22 +11,12 @@ import numpy as np
 
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, evaluation_requests
-from ksuit_runner.data.collators import Collated, CollateFn
+from ksuit_runner.data.collators import Collated, CollateFn, collate_fns
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
-from ksuit_runner.data.iterable_source import (
-    Carried,
-    EvaluatedSource,
-    IterableSource,
-    StreamOrder,
-    has_state,
-    is_map_style,
-    is_seekable,
-    is_stream,
-)
+from ksuit_runner.data.iterable_source import EvaluatedSource, StreamOrder, is_map_style, is_seekable, is_stream
 from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
 from ksuit_runner.data.probe import (
     Probe,
-    continues_anywhere,
     first_samples,
     first_shape,
     is_repeatable,
@@ -34,6 +24,7 @@ from ksuit_runner.data.probe import (
     probe_stream,
 )
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
+from ksuit_runner.data.training_stream import TrainingStream
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
@@ -102,7 +93,7 @@ class DataContainer:
             _check_dataset(key, dataset)
         self.datasets = dict(datasets)
         self._check_key(train, "data.train")
-        self._collate_fns = self._functions(collate_fn)
+        self._collate_fns = collate_fns(collate_fn, self.datasets)
         self._sources: dict[str, Any] = {
             key: Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
             for key, dataset in self.datasets.items()
@@ -117,25 +108,13 @@ class DataContainer:
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
         self._order = self._build_order(order, samples_per_epoch)
-        self._states: dict[int, Mapping[str, Any]] = {}  # of the training stream, after the newest updates
-        self._updates_per_epoch = 0
+        self._training = None
+        if is_stream(self.train_dataset):
+            self._training = TrainingStream(self.train_dataset, self._collate_fn(train), train, seed, batch_size)
         self._probes: dict[str, Probe] = {}
         self._stream: Stream | None = None
         self._last_batch: tuple[Any, int | None] = (None, None)
         self._wait_seconds = 0.0
-
-    def _functions(self, collate_fn: Any) -> dict[str, CollateFn]:
-        """Return the collate functions of the config by dataset key."""
-        if isinstance(collate_fn, Mapping):
-            for key in collate_fn:
-                self._check_key(key, f"data.collate_fn.{key}")
-            functions = dict(collate_fn)
-        else:
-            functions = dict.fromkeys(self.datasets, collate_fn)
-        for function in functions.values():
-            if function is not None and not callable(function):
-                raise ConfigError(f"{function!r} is not a function", path="data.collate_fn")
-        return {key: function for key, function in functions.items() if function is not None}
 
     def _build_order(
         self, order: Callable[..., Order] | None, samples_per_epoch: int | None
@@ -213,9 +192,7 @@ class DataContainer:
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
         for key, dataset in self.datasets.items():
-            if is_stream(dataset):
-                self._check_stream(key, dataset)
-            elif not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
+            if key in self._sources and not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
                 _LOGGER.warning(
                     "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
                     "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
@@ -223,35 +200,16 @@ class DataContainer:
                     "of them in __getitem__; do not count calls or read the clock",
                     *(key, type(dataset).__name__),
                 )
-
-    def _check_stream(self, key: str, dataset: Any) -> None:
-        name = type(dataset).__name__
-        if is_seekable(dataset):
-            if not continues_anywhere(dataset):
-                _LOGGER.warning(
-                    "warning: data.datasets.%s: %s.iterate(1) does not begin with the second sample of iterate(0), so "
-                    "that a resume or another number of workers is not exact. The position counts samples; draw what "
-                    "belongs to a sample when it is yielded, and nothing before the first one",
-                    *(key, name),
-                )
-        elif key == self.train and not has_state(dataset):
-            _LOGGER.warning(
-                "warning: data.datasets.%s: a %s cannot be read from its middle, so that a resume reads it from its "
-                "beginning up to where the run was. Give it a method iterate(position), or state_dict and "
-                "load_state_dict",
-                *(key, name),
-            )
-        if key == self.train and self.num_workers > 1 and not is_seekable(dataset):
-            _LOGGER.info("data.datasets.%s: one worker reads it, as it has no method iterate(position)", key)
+        if self._training is not None:
+            self._training.check(self.num_workers)
 
     def _first_source(self) -> Any:
         """Return what the first samples for training are fetched from, without moving a stream on."""
-        dataset = self.train_dataset
-        if is_map_style(dataset):
+        if self._training is None:
             return self._sources[self.train]
-        if has_state(dataset) or getattr(dataset, "__next__", None) is not None:
+        if (source := self._training.first_source()) is None:
             raise self._lacks("input_shape", ", and the first samples of such a stream cannot be read in advance")
-        return IterableSource(dataset, self._collate_fn(self.train), self.train, self.seed, self.batch_size)
+        return source
 
     def _collate_fn(self, key: str) -> CollateFn | None:
         return self._collate_fns.get(key) or getattr(self.datasets[key], "collate_fn", None)
@@ -297,48 +255,23 @@ class DataContainer:
         for _, key in evaluations:
             self._check_key(key, "data.datasets")
         self.close()
-        self._updates_per_epoch = counter.updates_per_epoch
         lengths = {key: len(dataset) for key, dataset in self.datasets.items() if is_map_style(dataset)}
         evaluations = [evaluation for evaluation in evaluations if evaluation[1] in lengths]
         plan = BatchPlan(lengths, self.train, self._order, counter, evaluations, self.eval_batch_size)
-        if is_map_style(self.train_dataset):
-            self._stream = self._new_stream(plan, self._sources, self.num_workers)
-            return
-        source = self._training_source(counter)
-        most = self.num_workers if is_seekable(self.train_dataset) else min(1, self.num_workers)
-        self._stream = self._new_stream(plan, {**self._sources, self.train: source}, most)
-
-    def _training_source(self, counter: UpdateCounter) -> IterableSource:
-        return IterableSource(
-            self.train_dataset,
-            self._collate_fn(self.train),
-            self.train,
-            self.seed,
-            self.batch_size,
-            counter.updates_per_epoch if counter.has_epochs else None,
-            self._states.get(counter.update),
-            counter.sample,
-        )
+        sources, workers = self._sources, self.num_workers
+        if self._training is not None:
+            sources = {**sources, self.train: self._training.source(counter)}
+            workers = self._training.most_workers(workers)
+        self._stream = self._new_stream(plan, sources, workers)
 
     def state_dict(self, update: int) -> dict[str, Any]:
-        """Return the state of the training stream after an update, empty if it has none.
-
-        Args:
-            update: The last update or the one before.
-        """
-        if update not in self._states:
-            return {}
-        return {"stream": {"class": type(self.train_dataset).__name__, "state": self._states[update]}}
+        """Return the state of a training stream after an update, the last one or the one before; mostly empty."""
+        return {} if self._training is None else self._training.state_dict(update)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], update: int) -> None:
-        """Restore the state of the training stream after an update, before ``open``."""
-        stored = state_dict.get("stream")
-        self._states = {}
-        if stored is not None and has_state(self.train_dataset):
-            if stored["class"] == type(self.train_dataset).__name__:
-                self._states = {update: stored["state"]}
-            else:
-                _LOGGER.warning("warning: data.datasets.%s: another stream, read from its beginning", self.train)
+        """Restore the state of a training stream after an update, before ``open``."""
+        if self._training is not None:
+            self._training.load_state_dict(state_dict, update)
 
     def next_training_batch(self) -> Any:
         """Return the batch of the next update; batches of evaluations that did not take place are dropped.
@@ -423,11 +356,8 @@ class DataContainer:
         return samples if batch is last else None
 
     def _deliver(self, batch: Any, request: BatchRequest) -> Any:
-        if type(batch) is Carried:
-            # A failing update leaves the state after the one before.
-            update = (request.epoch - 1) * self._updates_per_epoch + request.batch + 1
-            self._states = {key: self._states[key] for key in self._states if key == update - 1} | {update: batch.state}
-            batch = batch.batch
+        if self._training is not None:
+            batch = self._training.unpack(batch, request)
         self._last_batch = batch, len(request.indices)
         return batch
 

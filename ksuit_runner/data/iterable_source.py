@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, default_collate
 
+from ksuit_runner.data.collators import CollateFn
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.keyed_random import mix, seed_all
 
@@ -63,7 +64,7 @@ class IterableSource:
     def __init__(
         self,
         dataset: Any,
-        collate_fn: Any,
+        collate_fn: CollateFn | None,
         key: str,
         seed: int,
         batch_size: int,
@@ -150,7 +151,7 @@ class EvaluatedSource:
         collate_fn: Its collate function; torch's if None.
     """
 
-    def __init__(self, dataset: Any, collate_fn: Any) -> None:
+    def __init__(self, dataset: Any, collate_fn: CollateFn | None) -> None:
         self._collate = collate_fn or default_collate
         self._iterator = iter_from_start(dataset)
 

@@ -71,7 +71,7 @@ def test_any_part_is_that_of_the_whole_wherever_one_begins(name):
     for epoch in (1, 2):
         whole |= {(epoch, start): order.part(epoch, start, start + 8).tolist() for start in range(0, len(order), 8)}
     torch.manual_seed(np.random.randint(2**31))  # nothing but the position counts
-    for epoch, start in reversed(whole):
+    for epoch, start in list(whole)[::-5]:
         assert make(name).part(epoch, start, start + 8).tolist() == whole[epoch, start]
     assert order.part(1, len(order) - 3, len(order) + 5).shape == (3,)
     if name != "sequential":
