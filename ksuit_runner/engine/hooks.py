@@ -83,7 +83,7 @@ class Hooks:
         self._periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
         self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
         for item in self._periodic:
-            item.interval.check(update_counter, f\"callbacks.{item.name}\")
+            item.interval.check(update_counter, f"callbacks.{item.name}")
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
