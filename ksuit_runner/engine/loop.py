@@ -108,6 +108,8 @@ def do_update(run: Run, batch: Any) -> None:
     trainer.take_snapshot()
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
+    if trainer.freezing is not None:
+        trainer.freezing.follow(counter.update)
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")

@@ -1,6 +1,7 @@
 """Training and evaluation mode: only updates compute in training mode, callbacks see the model in evaluation mode."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -24,13 +25,13 @@ class Modes:
         self._model, self._loss = model, loss
         self._modules: list[dict[str, Any]] = []
         self._training: list[dict[str, Any]] = []
+        self._held: list[nn.Module] = []
         self._evaluates = False
 
     def start(self) -> None:
         """Switch everything to training mode; a module that has to stay in evaluation mode overrides its ``train``."""
         before = {name: module for name, module in self._model.named_modules() if not module.training}
-        self._model.train()
-        self._loss.train()
+        self._switch_to_training()
         changed = {name for name, module in before.items() if module.training}
         highest = [name for name in before if name in changed and name.rpartition(".")[0] not in changed]
         if highest:
@@ -38,6 +39,21 @@ class Modes:
             _LOGGER.info("model: modules that were in evaluation mode are switched to training mode: %s", names)
         self._evaluates = False
         self.find_modules()
+
+    def hold(self, modules: Sequence[nn.Module]) -> None:
+        """Keep modules in evaluation mode in updates as well, instead of those that were held before."""
+        self._held = list(modules)
+        evaluates, self._evaluates = self._evaluates, False
+        self._switch_to_training()
+        self.find_modules()
+        if evaluates:
+            self.evaluate()
+
+    def _switch_to_training(self) -> None:
+        self._model.train()
+        self._loss.train()
+        for module in self._held:
+            module.eval()
 
     def find_modules(self) -> None:
         """Find the modules again; they may have been replaced."""

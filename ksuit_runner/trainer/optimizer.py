@@ -72,7 +72,29 @@ def build_optimizer(
         options["lr"] *= lr_scale
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
+    if type(optimizer) is SGD:
+        optimizer.register_step_pre_hook(_admit_to_momentum)
     return optimizer
+
+
+def _admit_to_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Let parameters join that have their first gradient later than others, such as those that thaw.
+
+    The fused kernel of SGD takes momentum buffers of all parameters or of none. From zero, a buffer becomes the first
+    gradient, as torch has it.
+    """
+    if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
+        return
+    for group in optimizer.param_groups:
+        if not (group["momentum"] and group["fused"]):
+            continue
+        states = [(item, optimizer.state.get(item, {})) for item in group["params"] if item.grad is not None]
+        if any(state.get("momentum_buffer") is not None for _, state in states):
+            for item, state in states:
+                if state.get("momentum_buffer") is None:
+                    optimizer.state[item]["momentum_buffer"] = torch.zeros_like(
+                        item, memory_format=torch.preserve_format
+                    )
 
 
 def _keep_compiler_out() -> None:
@@ -95,6 +117,7 @@ def _construct(
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
     is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
+    is_open = is_open and not given.get("dampening")  # which a momentum that begins later could not be given
     # Newer versions of torch refuse other dtypes in the first step only.
     if is_open and device.type in FUSED_DEVICES and all(_fits_kernels(group) for group in groups):
         try:

@@ -1,7 +1,7 @@
 """Parameter rules: options of the optimizer by name and shape of the parameter, and the groups that result."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase, translate
 from typing import Any
 
@@ -113,17 +113,33 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
     return found
 
 
-def _layers(path: str, patterns: Any, decay: Any, names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _layers(path: str, patterns: Any, decay: Any, names: Collection[str]) -> dict[str, dict[str, Any]]:
     """Return the parameters of the layers, each with the number of its layer and the factor on its learning rate."""
+    numbers = layer_numbers(path, patterns, names)
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise ConfigError(
+            f"a factor above 0 and at most 1 is needed, such as 0.75, not {decay!r}", path=f"{path}.decay"
+        )
+    count = max(numbers.values(), default=-1) + 1
+    return {name: {"layer": number, "layer_factor": decay ** (count - number)} for name, number in numbers.items()}
+
+
+def layer_numbers(path: str, patterns: Any, names: Collection[str]) -> dict[str, int]:
+    """Return the parameters that belong to layers, each with the number of its layer, from the input on.
+
+    Args:
+        path: Config path of the specification, for messages.
+        patterns: Patterns of names, from the input on, in which ``{}`` stands for the number of a layer.
+        names: The names of the parameters.
+
+    Raises:
+        ConfigError: These are no patterns.
+    """
     if not isinstance(patterns, Sequence) or not all(isinstance(item, str) for item in patterns) or not patterns:
         raise ConfigError(
             'patterns of the layers are needed, from the input on, such as "blocks.{}.*", where {} stands for the '
             "number of a layer",
             path=f"{path}.layers",
-        )
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
-        raise ConfigError(
-            f"a factor above 0 and at most 1 is needed, such as 0.75, not {decay!r}", path=f"{path}.decay"
         )
     forms = [re.compile(translate(pattern.replace("{}", _NUMBER)).replace(_NUMBER, r"(\d+)")) for pattern in patterns]
     positions: dict[str, tuple[int, ...]] = {}
@@ -133,10 +149,7 @@ def _layers(path: str, patterns: Any, decay: Any, names: Mapping[str, Any]) -> d
         if first is not None:
             positions[name] = (first[0], *map(int, first[1].groups()))
     depth = {position: layer for layer, position in enumerate(sorted(set(positions.values())))}
-    return {
-        name: {"layer": depth[position], "layer_factor": decay ** (len(depth) - depth[position])}
-        for name, position in positions.items()
-    }
+    return {name: depth[position] for name, position in positions.items()}
 
 
 _NUMBER = "0number0"

@@ -19,6 +19,7 @@ from ksuit_runner.schedule import Paced, Schedule, build_schedule
 from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
+from ksuit_runner.trainer.freezing import Freezing
 from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values, forget_gradients, versions
@@ -65,6 +66,8 @@ class SgdTrainer:
         reference_batch_size: Batch size that the learning rates are meant for: they are multiplied with the actual
             batch size divided by this one (Goyal et al., 2017, https://arxiv.org/abs/1706.02677). None leaves them.
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
+        freeze: Patterns of the names of parameters that are not trained, or rules that say from when to when, see
+            ``freezing.Freezing``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
         loss_weights: Factors of the losses that ``training_step`` names and whose sum is minimized; by default it
@@ -76,6 +79,7 @@ class SgdTrainer:
         callback_states: Returns the states of the run's callbacks by name.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         has_extra_state: Whether the class carries a state of its own.
+        freezing: Freezes and thaws parameters; None if nothing is frozen.
         modes: Ensures that only updates compute in training mode.
         grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
         loss_check: Acts on non-finite losses.
@@ -103,6 +107,7 @@ class SgdTrainer:
         deterministic: bool = True,
         reference_batch_size: int | None = None,
         parameter_rules: ParameterRules | None = None,
+        freeze: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
         max_skips: int = 10,
         loss_weights: dict[str, float] | None = None,
@@ -125,6 +130,7 @@ class SgdTrainer:
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps, self.clip_norm, self.clip_value = accumulation_steps, clip_norm, clip_value
         self.deterministic = deterministic
+        self.freezing = Freezing(freeze, model.module, self.loss, self.counter, self.modes) if freeze else None
         self.optimizer = build_optimizer(
             optimizer,
             model.module,
@@ -493,6 +499,8 @@ class SgdTrainer:
         """
         self.counter.load_state_dict(state_dict["counter"])
         self.data_container.load_state_dict(state_dict.get("data", {}), self.counter.update)
+        if self.freezing is not None:
+            self.freezing.apply(self.counter.update)
         self.loss_check.skips = state_dict.get("skips", 0)
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:
