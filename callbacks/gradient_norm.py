@@ -9,11 +9,17 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class GradientNorm(PeriodicCallback):
-    """Logs ``gradient_norm``, that of the last update before clipping; a run without clipping logs nothing."""
+    """Logs ``gradient_norm``, that of the last update before clipping; a run without clipping logs nothing.
 
-    logs: ClassVar[Sequence[str] | None] = ("gradient_norm",)
+    An optimizer with a ``clip_norm`` of its own logs ``gradient_norm/NAME``.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ("gradient_norm", "gradient_norm/*")
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         if self.trainer.grad_norm is not None:
             self.writer.add_scalar("gradient_norm", self.trainer.grad_norm)
+        for name, member in self.trainer.optimizers.members.items():
+            if member.grad_norm is not None:
+                self.writer.add_scalar(f"gradient_norm/{name}", member.grad_norm)

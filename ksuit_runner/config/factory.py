@@ -26,6 +26,7 @@ from ksuit_runner.config.schema import (
     bind,
     check_injected,
     objects_beside,
+    settings_in,
     spec_at,
     takes_functions,
 )
@@ -118,6 +119,10 @@ class Factory:
         """Return the config paths of the objects that stand beside the arguments of the one at a config path."""
         return [f"{path}.{name}" for name in objects_beside(path, self.node(path))]
 
+    def settings(self, path: str) -> dict[str, Any]:
+        """Return what is in the node of an object for the runner, and is no argument of the object."""
+        return settings_in(path, self.node(path))
+
     def delayed(self, path: str, kind: type | None) -> Callable[..., Any]:
         """Return what builds the object at a config path once its collaborators are there, such as an optimizer."""
         target = self._target(path, kind)
@@ -139,8 +144,8 @@ class Factory:
         node = self.node(path)
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError("an object with a _target_ is needed", path=path)
-        beside = objects_beside(path, node)
-        node = {key: value for key, value in node.items() if key not in beside}
+        others = {*objects_beside(path, node), *settings_in(path, node)}
+        node = {key: value for key, value in node.items() if key not in others}
         for below, name in targets_in(path, node):
             made = _locate(below, name, self.trust)
             _check(below, name, made, kind if below == path else None, self.trust)

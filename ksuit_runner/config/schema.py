@@ -4,7 +4,7 @@ Both the check before a run and the factory that builds the objects use these ru
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -47,6 +47,8 @@ class ObjectSpec:
         optional: Whether it may be null or missing.
         beside: Whether it stands beside the arguments of the object above it, or alone, under any name that none of
             these has; what has no ``_target_`` there is such an argument.
+        instead: Whether it does so only where there is no object above it, but several by name.
+        settings: What is in its node for the runner, and is no argument: key -> what fits there.
     """
 
     kind: str | None
@@ -56,8 +58,14 @@ class ObjectSpec:
     delayed: bool = False
     optional: bool = False
     beside: bool = False
+    instead: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
+_SCHEDULE = ObjectSpec(None, injects="schedule", functions=True, asks=True, optional=True, beside=True)
+_LIMITS = dict.fromkeys(("clip_norm", "clip_value"), "float | None")
+_SELECTORS = {"match": "Sequence[str] | None", "min_ndim": "int | None", "max_ndim": "int | None"}
+_OPTIMIZER = "torch.optim.optimizer.Optimizer"
 _CALLBACK = ObjectSpec("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
 
 DATASETS = ObjectSpec(None, functions=True)
@@ -69,8 +77,14 @@ OBJECT_SPECS: Mapping[str, ObjectSpec] = {
     "data.order": ObjectSpec("ksuit_runner.data.order.Order", injects="order", delayed=True, optional=True),
     "model": ObjectSpec("torch.nn.modules.module.Module", injects="model", functions=True),
     "loss": ObjectSpec("torch.nn.modules.module.Module"),
-    "optimizer": ObjectSpec("torch.optim.optimizer.Optimizer", injects="optimizer"),
-    "schedule": ObjectSpec(None, injects="schedule", functions=True, asks=True, optional=True),
+    "optimizer": ObjectSpec(_OPTIMIZER, injects="optimizer"),
+    "optimizer.*": ObjectSpec(
+        _OPTIMIZER, injects="optimizer", beside=True, instead=True, settings=_SELECTORS | _LIMITS
+    ),
+    "optimizer.*.schedule": _SCHEDULE,
+    "optimizer.*.weight_decay_schedule": _SCHEDULE,
+    "schedule": replace(_SCHEDULE, beside=False),
+    "weight_decay_schedule": replace(_SCHEDULE, beside=False),
     "trainer": ObjectSpec("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
     "tracker": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
     "tracker.*": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker", beside=True),
@@ -110,7 +124,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
             "name",
         }
     ),
-    "trainer": frozenset({"model", "data_container", "optimizer", "schedule", "loss", "seed"}),
+    "trainer": frozenset({"model", "data_container", "optimizer", "schedule", "weight_decay_schedule", "loss", "seed"}),
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed", "interruption"}),
     "order": frozenset({"dataset", "seed", "samples_per_epoch"}),
@@ -129,8 +143,12 @@ _FUNCTIONS_BELOW = ("model.", "data.datasets.", "data.collate_fn")
 
 def spec_at(path: str) -> ObjectSpec | None:
     """Return what a config path holds, or None if it holds no object of OBJECT_SPECS."""
-    above = path.rpartition(".")[0]
-    return OBJECT_SPECS.get(path) or OBJECT_SPECS.get(f"{above}.*")
+    above, _, last = path.rpartition(".")
+    return OBJECT_SPECS.get(path) or OBJECT_SPECS.get(f"{above}.*") or OBJECT_SPECS.get(f"{_star(above)}.{last}")
+
+
+def _star(path: str) -> str:
+    return f"{path.rpartition('.')[0]}.*"
 
 
 def takes_functions(path: str) -> bool:
@@ -141,9 +159,18 @@ def takes_functions(path: str) -> bool:
 
 def objects_beside(path: str, node: Any) -> list[str]:
     """Return the names, in the node of an object, of the objects that stand beside its arguments."""
-    if not isinstance(node, Mapping) or not OBJECT_SPECS.get(f"{path}.*", ObjectSpec(None)).beside:
-        return []
-    return [str(key) for key, value in node.items() if isinstance(value, Mapping) and "_target_" in value]
+    found = []
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        spec = spec_at(f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else None
+        if spec and spec.beside and not (spec.instead and "_target_" in node):
+            found.append(str(key))
+    return found
+
+
+def settings_in(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is in the node of an object for the runner, and is no argument of the object."""
+    spec = spec_at(path)
+    return {key: value for key, value in node.items() if key in spec.settings} if spec else {}
 
 
 def bind(

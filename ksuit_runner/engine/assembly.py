@@ -29,11 +29,12 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
-from ksuit_runner.schedule import constant, follow_new_length
+from ksuit_runner.schedule import Schedule, constant
 from ksuit_runner.security.masking import mask_config
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.trainer.optimizers import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 EVALUATION_PREFIX = "eval/"
@@ -64,11 +65,32 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
             SgdTrainer,
             model=module if isinstance(module, ModelBase) else ModelBase(module),
             data_container=data,
-            optimizer=factory.delayed("optimizer", Optimizer),
-            schedule=factory.delayed("schedule", None) if factory.has("schedule") else constant,
+            optimizer=_optimizers(factory),
+            schedule=_schedule(factory, "schedule", constant),
+            weight_decay_schedule=_schedule(factory, "weight_decay_schedule", None),
             loss=factory.build("loss", nn.Module),
             seed=seed,
         )
+
+
+def _optimizers(factory: Factory) -> Callable[..., Optimizer] | dict[str, OptimizerSpec]:
+    """Return what builds the optimizer, or each of several by name."""
+    paths = factory.objects_beside("optimizer")
+    if not paths:
+        return factory.delayed("optimizer", Optimizer)
+    return {
+        path.rpartition(".")[2]: OptimizerSpec(
+            factory.delayed(path, Optimizer),
+            **factory.settings(path),
+            schedule=_schedule(factory, f"{path}.schedule", None),
+            weight_decay_schedule=_schedule(factory, f"{path}.weight_decay_schedule", None),
+        )
+        for path in paths
+    }
+
+
+def _schedule(factory: Factory, path: str, default: Callable[..., Schedule] | None) -> Any:
+    return factory.delayed(path, None) if factory.has(path) else default
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,7 @@ def build_run(
     origin = origin or Origin(Mode.RESUME, paths.run_id)
     update = checkpoint.progress.update if checkpoint else -1
     known = journal.load_after(update - 1)  # the hooks of the update itself may be half done
-    for schedule in trainer.metric_schedules():
+    for schedule in trainer.optimizers.metric_schedules():
         schedule.check_direction(properties.direction(str(schedule.metric)))
     log_writer = LogWriter(
         journal,
@@ -248,4 +270,4 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
     if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
         run.trainer.counter.stopped = False
     if origin.has_new_end:
-        follow_new_length(run.trainer.schedule)
+        run.trainer.optimizers.follow_new_length()

@@ -25,7 +25,14 @@ class Origin:
     @property
     def has_same_optimizer(self) -> bool:
         """Whether the stored state of optimizer and schedule is still valid."""
-        others = ("optimizer", "schedule", "loss", "trainer.parameter_rules", "trainer.reference_batch_size")
+        others = (
+            "optimizer",
+            "schedule",
+            "weight_decay_schedule",
+            "loss",
+            "trainer.parameter_rules",
+            "trainer.reference_batch_size",
+        )
         return not any(path.startswith(others) for path in self.changes)
 
     @property

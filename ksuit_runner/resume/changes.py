@@ -102,7 +102,7 @@ def _may_change(item: Difference) -> bool:
     if item.path == "initialize.from":  # the checksum decides; the file may lie elsewhere
         return item.old is not None
     above, _, name = item.path.rpartition(".")
-    comes_or_goes = any(objects_beside(above, {name: value}) for value in (item.old, item.new))
+    comes_or_goes = above == "tracker" and any(objects_beside(above, {name: value}) for value in (item.old, item.new))
     return comes_or_goes or any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)
 
 

@@ -35,13 +35,13 @@ class GradientSums:
         self._scales: dict[str, float] = {}  # what a sum is divided by meanwhile: it stays about as large as the mean
         self._uncounted: dict[str, Tensor] = {}
 
-    def add(self, losses: Losses, share: float, scale: Callable[[Tensor], Tensor]) -> None:
+    def add(self, losses: Losses, share: float, backward: Callable[[Tensor, bool], None]) -> None:
         """Compute the gradients of a part.
 
         Args:
             losses: Its losses, whose counts are numbers.
             share: Its share of the losses without a count.
-            scale: Scales a loss for its backward pass.
+            backward: Does the backward pass of a loss; it is told whether to retain the graph.
         """
         terms: dict[str, Tensor] = {}
         for name, term in losses.summands.items():
@@ -56,7 +56,7 @@ class GradientSums:
                 self._uncounted[name] = term.detach()
         for left, (key, term) in zip(reversed(range(len(terms))), terms.items(), strict=True):
             self._hold(key)
-            scale(term).backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
+            backward(term, left > 0)
 
     def finish(self) -> list[Tensor]:
         """Leave the gradients of the whole batch at the parameters.

@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ksuit_runner.trainer.parameter_rules import (
     ParameterRules,
     named_parameters,
     parameter_groups,
+    select_parameters,
 )
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -34,8 +35,10 @@ def build_optimizer(
     loss: nn.Module | None = None,
     trains: bool = True,
     lr_scale: float = 1.0,
+    only: Sequence[str] | None = None,
+    path: str = "optimizer",
 ) -> Optimizer:
-    """Build the optimizer over all parameters, in groups of those that share all options.
+    """Build an optimizer over all parameters, or some of them, in groups of those that share all options.
 
     It has the frozen ones as well: without a gradient a parameter costs nothing, and once it thaws it is trained.
 
@@ -52,6 +55,8 @@ def build_optimizer(
         loss: The loss module, whose parameters are trained as well, under names that begin with ``loss.``.
         trains: Whether there are any updates, so that some parameter has to be trainable.
         lr_scale: Factor on all learning rates, such as that of the batch size.
+        only: Names of its parameters, where there are other optimizers; None for all.
+        path: Config path of the optimizer, for messages.
 
     Raises:
         ConfigError: A rule has no ``match`` or ``max_ndim``, matches nothing or has an option that is unknown to the
@@ -61,13 +66,14 @@ def build_optimizer(
     named = named_parameters(model, loss)
     if trains and not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError("it has no parameter to train", path="model")
-    groups = parameter_groups(named, rules)
+    own = named if only is None else {name: named[name] for name in only}
+    groups = parameter_groups(own, rules, named)
     factors = [math.prod(group.pop(key, 1.0) for key in FACTORS) for group in groups]
-    sparse = _sparse_names(model)
-    optimizer = _construct(factory, groups, device, may_fuse=not sparse)
-    _check_options(optimizer, rules)
-    _check_step(optimizer, sparse)
-    _rehearse(factory, optimizer)
+    sparse = _sparse_names(model, own)
+    optimizer = _construct(factory, groups, device, not sparse, path)
+    _check_options(optimizer, rules, own, path)
+    _check_step(optimizer, sparse, path)
+    _rehearse(factory, optimizer, path)
     for options in (*optimizer.param_groups, optimizer.defaults):
         options["lr"] *= lr_scale
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
@@ -112,7 +118,7 @@ def _keep_compiler_out() -> None:
 
 
 def _construct(
-    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, may_fuse: bool
+    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, may_fuse: bool, path: str
 ) -> Optimizer:
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
@@ -127,7 +133,7 @@ def _construct(
     try:
         return factory(groups)
     except ValueError as error:  # such as a negative learning rate
-        raise ConfigError(str(error), path="optimizer") from error
+        raise ConfigError(str(error), path=path) from error
 
 
 def _fits_kernels(group: Mapping[str, Any]) -> bool:
@@ -136,15 +142,22 @@ def _fits_kernels(group: Mapping[str, Any]) -> bool:
     return all(parameter.is_floating_point() and _lie_alike(parameter, parameter) for parameter in parameters)
 
 
-def _sparse_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules that declare sparse gradients, such as an embedding."""
-    return [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
+def _sparse_names(model: nn.Module, named: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the names of the modules with some of the parameters that declare sparse gradients, as an embedding."""
+    held = set(map(id, named.values()))
+    return [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "sparse", False) is True and not held.isdisjoint(map(id, module.parameters()))
+    ]
 
 
-def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
+def _check_options(optimizer: Optimizer, rules: ParameterRules, named: Mapping[str, nn.Parameter], path: str) -> None:
     valid = {*SELECTORS, "lr_factor", *optimizer.defaults}
     for rule, spec in rules.items():
-        for option in spec.keys() - valid:
+        # Of several optimizers, only those with some of its parameters have to know its options.
+        concerns = path == "optimizer" or select_parameters(spec, named, path)
+        for option in spec.keys() - valid if concerns else ():
             name = type(optimizer).__name__
             raise ConfigError(
                 f"{name} has no such option. {did_you_mean(option, valid)}",
@@ -152,7 +165,7 @@ def _check_options(optimizer: Optimizer, rules: ParameterRules) -> None:
             )
 
 
-def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
+def _check_step(optimizer: Optimizer, sparse: list[str], path: str) -> None:
     """Refuse an optimizer that would fail in the first step."""
     kind, name = type(optimizer), type(optimizer).__name__
     _, *arguments = inspect.signature(kind.step).parameters.values()
@@ -161,14 +174,14 @@ def _check_step(optimizer: Optimizer, sparse: list[str]) -> None:
     if needed:
         raise ConfigError(
             f"{name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once",
-            path="optimizer",
+            path=path,
         )
     if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
         takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
-        raise ConfigError(f"{name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do", path="optimizer")
+        raise ConfigError(f"{name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do", path=path)
 
 
-def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
+def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer, path: str) -> None:
     """Refuse an optimizer that reports only in its first step that it needs a closure; torch's own declare it."""
     if type(optimizer).__module__.startswith("torch.optim"):
         return
@@ -184,7 +197,7 @@ def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer) -> None:
         if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
             raise ConfigError(
                 f"{type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}",
-                path="optimizer",
+                path=path,
             ) from error
 
 

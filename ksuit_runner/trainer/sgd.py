@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -15,26 +16,19 @@ from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.schedule import Paced, Schedule, build_schedule
+from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import choose_device, to_device
 from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
-from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradient_sums import GradientSums
-from ksuit_runner.trainer.gradients import clip_gradients, clip_values, forget_gradients, versions
+from ksuit_runner.trainer.gradients import forget_gradients, versions
 from ksuit_runner.trainer.lazy_layers import materialize
 from ksuit_runner.trainer.loss_check import LossCheck
 from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
-from ksuit_runner.trainer.optimizer import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    switches_weights,
-    without_loss,
-)
+from ksuit_runner.trainer.optimizers import ONLY, OptimizerSpec, build_optimizers, check_positive
 from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,9 +41,10 @@ class SgdTrainer:
     Args:
         model: Model of the run; it is moved to the device.
         data_container: Datasets of the run.
-        optimizer: Builds the optimizer: a class of ``torch.optim`` with its arguments.
+        optimizer: Builds the optimizer: a class of ``torch.optim`` with its arguments; or several by name.
         schedule: Builds the learning-rate schedule for an optimizer and a number of updates, or is a class of
             ``torch.optim.lr_scheduler`` with its arguments, in updates.
+        weight_decay_schedule: Builds the same for the weight decay; None leaves it as it is.
         loss: Module that maps (outputs, targets) to the mean loss over the samples, or over what its method
             ``count(targets)`` returns; the losses of torch are known. Its parameters are trained, under
             names that begin with ``loss.``, and its state is part of the trainer's.
@@ -69,6 +64,8 @@ class SgdTrainer:
         freeze: Patterns of the names of parameters that are not trained, or rules that say from when to when, see
             ``freezing.Freezing``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
+        turns: Whose step it is at one update after the other, by the names of the optimizers; ``training_step(batch,
+            model, turn)`` is then told whose. With None all optimizers step at every update.
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
         loss_weights: Factors of the losses that ``training_step`` names and whose sum is minimized; by default it
             returns that sum as ``total``.
@@ -81,7 +78,7 @@ class SgdTrainer:
         has_extra_state: Whether the class carries a state of its own.
         freezing: Freezes and thaws parameters; None if nothing is frozen.
         modes: Ensures that only updates compute in training mode.
-        grad_norm: Norm of the last update's gradients before clipping, or None without clipping.
+        optimizers: The optimizers with their schedules.
         loss_check: Acts on non-finite losses.
 
     Raises:
@@ -92,9 +89,10 @@ class SgdTrainer:
         self,
         model: ModelBase,
         data_container: DataContainer,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[..., Optimizer] | Mapping[str, OptimizerSpec],
         schedule: Callable[..., Schedule],
         loss: nn.Module,
+        weight_decay_schedule: Callable[..., Schedule] | None = None,
         max_epochs: int | None = None,
         max_updates: int | None = None,
         max_samples: int | None = None,
@@ -111,10 +109,11 @@ class SgdTrainer:
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
         max_skips: int = 10,
         loss_weights: dict[str, float] | None = None,
+        turns: Sequence[str] | None = None,
     ) -> None:
         _check_arguments(precision, accumulation_steps, max_skips)
         limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
-        _check_positive(limits)
+        check_positive(limits, "trainer")
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
@@ -128,30 +127,30 @@ class SgdTrainer:
         self._has_own_step = type(self).training_step is not SgdTrainer.training_step
         self.sums_up = self._weights.are_sums and not self._has_own_step
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
-        self.accumulation_steps, self.clip_norm, self.clip_value = accumulation_steps, clip_norm, clip_value
+        self.accumulation_steps = accumulation_steps
         self.deterministic = deterministic
         self.freezing = Freezing(freeze, model.module, self.loss, self.counter, self.modes) if freeze else None
-        self.optimizer = build_optimizer(
-            optimizer,
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.optimizers = build_optimizers(
+            optimizer if isinstance(optimizer, Mapping) else {ONLY: OptimizerSpec(optimizer)},
             model.module,
-            parameter_rules or {},
-            self.device,
             self.loss,
-            trains=self.counter.end_update > 0,
+            self.device,
+            self.counter,
+            self.scaler,
+            schedule,
+            weight_decay_schedule,
+            parameter_rules,
+            turns,
+            clip_norm,
+            clip_value,
             lr_scale=data_container.batch_size / reference_batch_size if reference_batch_size else 1.0,
         )
-        if switches_weights(self.optimizer):
-            self.optimizer.train()  # type: ignore[attr-defined]
-        self.schedule = build_schedule(
-            schedule, self.optimizer, max(1, self.counter.end_update), self.counter.updates_per_epoch
-        )
-        # Torch warns about a schedule that steps before the optimizer, as after a skipped update and in a fork. It sees
-        # that by this attribute; a version without it warns, and no more.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        if turns is not None and len(signature(self.training_step).parameters) < 3:
+            step = f"{type(self).__name__}.training_step"
+            raise ConfigError(f"{step} has to take a turn: training_step(batch, model, turn)", path="trainer.turns")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
-        self.grad_norm: Tensor | None = None
         # A run that skips every update has trained nothing, however short it is.
         self.loss_check = LossCheck(
             nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
@@ -159,13 +158,12 @@ class SgdTrainer:
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
         self._weighed: list[tuple[Any, float]] = []
-        self._has_split = self._is_split = self._is_unscaled = False
+        self._has_split = self._is_split = False
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
-        self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        self._parameters = self.optimizers.parameters
         self._gradient_sums = GradientSums(self._parameters)
-        self._fused_step = FusedStep(self.optimizer)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self.has_extra_state = type(self).extra_state is not SgdTrainer.extra_state
         self._extra_snapshot: Any = None
@@ -313,7 +311,12 @@ class SgdTrainer:
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
-            losses, outputs = self._reader.read(self.training_step(batch, model or self.model))
+            if not self.optimizers.has_turns:
+                result = self.training_step(batch, model or self.model)
+            else:
+                turn = self.optimizers.turn(self.counter.update) if model is None else None
+                result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
+            losses, outputs = self._reader.read(result)
         if self._is_split and losses.counts and torch.is_grad_enabled():
             losses.read_counts()
         if self._warns_of_sum:
@@ -331,10 +334,14 @@ class SgdTrainer:
     def backward(self, losses: Losses, share: float) -> None:
         """Add the gradients of a part of the batch, weighted by its share of what the loss is a mean over."""
         if self._is_split and losses.counts:
-            self._gradient_sums.add(losses, share, self.scaler.scale)
+            self._gradient_sums.add(losses, share, self._backward)
         elif share:
-            loss = losses["total"] if share == 1.0 else losses["total"] * share
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._backward(losses["total"] if share == 1.0 else losses["total"] * share)
+
+    def _backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradients of a loss; where optimizers take turns, only of the parameters whose turn it is."""
+        inputs = self.optimizers.trained(self.counter.update) if self.optimizers.has_turns else None
+        self.scaler.scale(loss).backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
 
     def complete_gradients(self) -> bool:
         """Complete the gradients after the last part of the batch, and return whether the step may follow.
@@ -346,35 +353,22 @@ class SgdTrainer:
         return not any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing)
 
     def step(self) -> None:
-        """Update the weights, drop the gradients, and advance the schedule."""
-        if self.clip_norm is not None or self.clip_value is not None:
-            self.unscale_gradients()
-        if self.clip_value is not None:
-            clip_values(self._parameters, self.clip_value)
-        if self.clip_norm is not None:
-            self.grad_norm = clip_gradients(self._parameters, self.clip_norm)
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self._is_unscaled = False
-        else:
-            self._fused_step()
+        """Update the weights, drop the gradients, and advance the schedules."""
+        self.optimizers.step(self.counter.update)
         self.forget_gradients()
         self.loss_check.skips = 0
-        self.schedule.step()
+        self.optimizers.advance()
 
     def unscale_gradients(self) -> None:
         """Divide the gradients of an update by the factor that keeps small ones in float16, unless that is done."""
-        if not self._is_unscaled:
-            self.scaler.unscale_(self.optimizer)
-            self._is_unscaled = self.scaler.is_enabled()
+        self.optimizers.unscale(self.counter.update)
 
     def skip_step(self) -> None:
-        """Drop the gradients, and restore what the update has changed; only the schedule advances."""
+        """Drop the gradients, and restore what the update has changed; only the schedules advance."""
         self.roll_back()
         self.forget_gradients()
         self.loss_check.skips += 1
-        self.schedule.step()
+        self.optimizers.advance()
 
     def forget_gradients(self) -> None:
         """Drop the gradients of all parameters."""
@@ -407,17 +401,18 @@ class SgdTrainer:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Switch model, loss and optimizer to evaluation mode while the block runs, and then back.
+        """Switch model, loss and optimizers to evaluation mode while the block runs, and then back.
 
         Optimizers that evaluate other weights than they train (schedule-free ones) and modules that merge weights for
         evaluation (adapters) change the weights, which are restored to the bit.
         """
         modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
         switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
-        has_other_weights = bool(switches) or switches_weights(self.optimizer)
+        members = [member for member in self.optimizers.members.values() if member.switches_weights]
+        has_other_weights = bool(switches or members)
         kept = [item.detach().clone() for item in self._parameters] if has_other_weights else []
-        if switches_weights(self.optimizer):
-            self.optimizer.eval()  # type: ignore[attr-defined]
+        for member in members:
+            member.evaluate()
         self.model.eval()
         self.loss.eval()
         try:
@@ -427,8 +422,8 @@ class SgdTrainer:
                 module.train()
             for module, mode in modes:
                 module.training = mode
-            if switches_weights(self.optimizer):
-                self.optimizer.train()  # type: ignore[attr-defined]
+            for member in members:
+                member.train()
             with torch.no_grad():
                 for parameter, values in zip(self._parameters, kept, strict=has_other_weights):
                     parameter.copy_(values)
@@ -439,7 +434,7 @@ class SgdTrainer:
         Raises:
             KsuitError: A parameter was replaced or added since the trainer was built, and would never be trained.
         """
-        held = {id(item) for group in self.optimizer.param_groups for item in group["params"]}
+        held = set(map(id, self._parameters))
         named = named_parameters(self.model.module, self.loss)
         lost = [name for name, item in named.items() if item.requires_grad and id(item) not in held]
         if lost:
@@ -452,29 +447,39 @@ class SgdTrainer:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let a schedule that steps with a metric see the values that were logged after this update."""
-        for schedule in self.metric_schedules():
+        for schedule in self.optimizers.metric_schedules():
             if (value := metrics.get(str(schedule.metric))) is not None:
                 schedule.observe(value, self.counter.update)
 
-    def metric_schedules(self) -> list[Paced]:
-        """Return the schedules that step with a metric."""
-        return [self.schedule] if isinstance(self.schedule, Paced) and self.schedule.metric else []
-
     def learning_rates(self) -> dict[str, float]:
-        """Return the current learning rate of every parameter group by the group's name."""
-        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        """Return the learning rates by ``GROUP`` of parameters, or ``OPTIMIZER/GROUP`` of several optimizers."""
+        return self.optimizers.learning_rates()
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The only optimizer; several are in ``optimizers.members``."""
+        return self.optimizers.members[ONLY].optimizer
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the only optimizer."""
+        return self.optimizers.members[ONLY].schedules["schedule"]
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of the last update's gradients before they were clipped together, a scalar; None without clipping."""
+        return self.optimizers.grad_norm
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer (by parameter name), schedule, loss, scaler, position, and the callbacks' states by name.
+        """Return optimizers (by parameter name), schedules, loss, scaler, position, and the callbacks' states by name.
 
         The weights have a file of their own; ``arrangements`` is what that file cannot hold, such as their strides.
         """
         extra = {"extra": self.extra_state()} if self.has_extra_state else {}
         return {
-            "optimizer": optimizer_state(self.optimizer),
-            "schedule": self.schedule.state_dict(),
+            **self.optimizers.state_dict(),
             "loss": self._loss.tensors(),
             "skips": self.loss_check.skips,
             "scaler": self.scaler.state_dict(),
@@ -505,21 +510,13 @@ class SgdTrainer:
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:
             self.model.arrange(arrangements["model"])
-        optimizer = state_dict["optimizer"]
         if "loss" in state_dict:
             self._load_loss(state_dict["loss"], arrangements.get("loss"))
-        else:
-            optimizer = without_loss(optimizer)
         if self.has_extra_state and "extra" in state_dict:
             self.load_extra_state(state_dict["extra"])
-        load_optimizer_state(self.optimizer, optimizer, with_options=same_settings)
+        self.optimizers.load_state_dict(state_dict, self.counter.update, same_settings, "loss" in state_dict)
         if self.scaler.is_enabled() and state_dict["scaler"]:
             self.scaler.load_state_dict(state_dict["scaler"])
-        if same_settings:
-            self.schedule.load_state_dict(state_dict["schedule"])
-            return
-        for _ in range(self.counter.update):
-            self.schedule.step()
 
     def _load_loss(self, tensors: Mapping[str, Any], arrangement: Mapping[str, Any] | None) -> None:
         try:
@@ -546,12 +543,6 @@ class SgdTrainer:
         if self._dtype is torch.float32:  # an autocast context that changes nothing takes as long as a small layer
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
-
-
-def _check_positive(limits: Mapping[str, float | None]) -> None:
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ConfigError(f"it must be positive, and is {limit}; null stands for none", path=f"trainer.{name}")
 
 
 def _check_arguments(precision: str, accumulation_steps: int, max_skips: int) -> None:

@@ -157,4 +157,4 @@ def test_an_extended_run_follows_the_longer_curve_from_its_first_new_update(proj
     project.run("resume=last", "trainer.max_epochs=12")
     points = project.result().points
     rates = [points["rate", step] for step in range(1, 109)]
-    assert rates == pytest.approx([1 - update / (54 if update < 54 else 108) for update in range(108)])
+    assert rates == pytest.approx([1 - update / (53 if update < 54 else 107) for update in range(108)])

@@ -16,7 +16,7 @@ LOSS = {"loss": (Loss, {"dataset_key": "test", "every_n_updates": 2})}
 OPTIONS = {
     "schedule": partial(plateau, metric="loss/test", factor=0.5, patience=0, threshold=0.5, warmup=1),
     "optimizer": partial(SGD, lr=0.1),
-    "max_updates": 13,
+    "max_updates": 12,
 }
 
 

@@ -7,7 +7,7 @@ from by_hand import BATCH, SGD, gradients, train, weights
 from torch import nn
 
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.schedule import constant, follow_new_length, linear
+from ksuit_runner.schedule import constant, linear
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -216,7 +216,7 @@ def test_a_longer_run_has_the_rate_of_its_own_curve_before_its_first_update(make
     train(first)
     longer = maker.trainer(optimizer=SGD, schedule=linear, max_updates=17)
     longer.load_state_dict(first.state_dict())
-    follow_new_length(longer.schedule)
+    longer.optimizers.follow_new_length()
     assert longer.learning_rates() == {"default": 0.5}
 
 

@@ -17,6 +17,7 @@ from ksuit_runner.config.schema import (
     bind,
     check_injected,
     objects_beside,
+    settings_in,
     spec_at,
     takes_functions,
 )
@@ -69,18 +70,24 @@ class ObjectChecker:
         self._reader = reader or SignatureReader()
         self._trust = trust
 
-    def walk(self, path: str, value: Any) -> None:
+    def walk(self, path: str, value: Any, is_argument: bool = False) -> None:
         """Check the value at a config path, and everything below it.
+
+        Args:
+            path: Its config path.
+            value: The value.
+            is_argument: Whether it is an argument of the object above it.
 
         Raises:
             ConfigError: Something is wrong with an object; carries its config path.
         """
         expected = spec_at(path)
         beside = objects_beside(path, value)
-        if expected and expected.beside and not (isinstance(value, Mapping) and "_target_" in value):
+        is_object = isinstance(value, Mapping) and ("_target_" in value or (expected and expected.instead))
+        if expected and ((expected.beside and not is_object) or (expected.instead and is_argument)):
             expected = None  # an argument
-        if beside and "_target_" not in value and len(beside) == len(value):
-            self._walk_all((f"{path}.{key}", value[key]) for key in beside)
+        if beside and "_target_" not in value and (len(beside) == len(value) or _are_several(path)):
+            self._walk_all((f"{path}.{key}", item) for key, item in value.items())
         elif expected and not (value is None and expected.optional):
             self._check(path, value, expected)
         elif isinstance(value, Mapping) and "_target_" in value:
@@ -107,7 +114,8 @@ class ObjectChecker:
             error.locate(f"{path}._target_")
             raise
         beside = objects_beside(path, node)
-        given = {str(key): value for key, value in node.items() if key not in (*SPECIAL_KEYS, *beside)}
+        settings = settings_in(path, node) if expected is not _NESTED else {}
+        given = {str(key): value for key, value in node.items() if key not in (*SPECIAL_KEYS, *beside, *settings)}
         injected = INJECTED[expected.injects]
         if signature is None:
             bind(path, (), given, injected, any_name=True)
@@ -119,9 +127,20 @@ class ObjectChecker:
             if self._trust is not None and not signature.is_class:
                 _check_trust(self._trust, path, signature, bool(wanted))
             _check_types(path, parameters, given)
+        for name, value in settings.items():
+            if problem := mismatch(value, expected.settings[name]):
+                raise ConfigError(problem, path=f"{path}.{name}")
         self.objects.append(CheckedObject(path, target, signature, given))
         self.walk(f"{path}._args_", node.get("_args_"))
-        self._walk_all((f"{path}.{name}", node[name]) for name in (*given, *beside))
+        for name in given:
+            self.walk(f"{path}.{name}", node[name], is_argument=True)
+        self._walk_all((f"{path}.{name}", node[name]) for name in beside)
+
+
+def _are_several(path: str) -> bool:
+    """Whether a config path may hold several objects by name instead of one."""
+    spec = spec_at(f"{path}.*")
+    return spec is not None and spec.instead
 
 
 def _near_target(keys: Iterable[Any]) -> str | None:

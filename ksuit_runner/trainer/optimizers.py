@@ -1,0 +1,393 @@
+"""The optimizers of a run: one or several, each with its parameters and schedules, and whose turn it is."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
+from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
+from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.gradients import clip_gradients, clip_values
+from ksuit_runner.trainer.optimizer import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    switches_weights,
+    without_loss,
+)
+from ksuit_runner.trainer.parameter_rules import ParameterRules, hint, named_parameters, select_parameters
+
+ONLY = ""
+"""Name of a run's only optimizer."""
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One of several optimizers: how it is built, over which parameters, and what it has of its own.
+
+    Attributes:
+        build: Builds the optimizer from parameters: a class of ``torch.optim`` with its arguments.
+        match: Patterns of the names of its parameters.
+        min_ndim: Smallest number of dimensions of its parameters.
+        max_ndim: Largest number. Without any of these three it takes the parameters that the others leave.
+        schedule: Builds its learning-rate schedule; None for that of the run.
+        weight_decay_schedule: Builds the schedule of its weight decay; None for that of the run.
+        clip_norm: Largest norm of its own gradients; None for that of the run, which is one of all gradients together.
+        clip_value: Largest absolute value of an element of its gradients; None for that of the run.
+    """
+
+    build: Callable[..., Optimizer]
+    match: Sequence[str] | None = None
+    min_ndim: int | None = None
+    max_ndim: int | None = None
+    schedule: Callable[..., Schedule] | None = None
+    weight_decay_schedule: Callable[..., Schedule] | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    @property
+    def selectors(self) -> dict[str, Any]:
+        """What selects its parameters."""
+        given = {"match": self.match, "min_ndim": self.min_ndim, "max_ndim": self.max_ndim}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Member:
+    """An optimizer of a run.
+
+    Args:
+        optimizer: The optimizer.
+        schedules: What sets its options, by the name of the schedule in the config.
+        clip_norm: Largest norm of its own gradients, or None.
+        clip_value: Largest absolute value of an element of its gradients, or None.
+
+    Attributes:
+        parameters: All that it trains, frozen ones included.
+        grad_norm: Norm of its own gradients before clipping, if it has a ``clip_norm``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedules: Mapping[str, Schedule],
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        self.optimizer, self.schedules = optimizer, schedules
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.parameters: list[nn.Parameter] = [item for group in optimizer.param_groups for item in group["params"]]
+        self.grad_norm: Tensor | None = None
+        self.switches_weights = switches_weights(optimizer)
+        self.step = FusedStep(optimizer)
+        # Torch warns about a schedule that steps before the optimizer, as after a skipped update and in a fork. It sees
+        # that by this attribute; a version without it warns, and no more.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.train()
+
+    def train(self) -> None:
+        """Switch to the weights that are trained."""
+        if self.switches_weights:
+            self.optimizer.train()  # type: ignore[attr-defined]
+
+    def evaluate(self) -> None:
+        """Switch to the weights that are evaluated."""
+        if self.switches_weights:
+            self.optimizer.eval()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer, by parameter name, and of its schedules."""
+        schedules = {name: schedule.state_dict() for name, schedule in self.schedules.items()}
+        return {"optimizer": optimizer_state(self.optimizer), **schedules}
+
+    def load_state_dict(self, state: Mapping[str, Any], updates: int, same_settings: bool, has_loss: bool) -> None:
+        """Load a stored state, see ``Optimizers.load_state_dict``."""
+        stored = state["optimizer"] if has_loss else without_loss(state["optimizer"])
+        load_optimizer_state(self.optimizer, stored, with_options=same_settings)
+        for name, schedule in self.schedules.items():
+            if same_settings:
+                schedule.load_state_dict(state[name])
+                continue
+            for _ in range(updates):
+                schedule.step()
+
+
+class _Turn(NamedTuple):
+    """Those that step at an update, and what they step together."""
+
+    name: str | None
+    members: tuple[Member, ...]
+    parameters: list[nn.Parameter]
+    clipped_together: list[nn.Parameter]
+
+
+class Optimizers:
+    """The optimizers of a run, which step at the same update or take turns.
+
+    Every schedule advances at every update, whoever's turn it is: one clock for all of them.
+
+    Args:
+        members: The optimizers by name; a run's only one is named ``ONLY``.
+        turns: Names of those that step at one update after the other, from the beginning again after the last; None if
+            all of them step at every update.
+        clip_norm: Largest norm of all gradients of an update together, without those that have a limit of their own.
+        scaler: Scales the losses of float16.
+
+    Attributes:
+        parameters: Those of all optimizers.
+        grad_norm: Norm of the last update's gradients before they were clipped together, or None.
+
+    Raises:
+        ConfigError: The turns name another optimizer, or leave one out.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Member],
+        turns: Sequence[str] | None,
+        clip_norm: float | None,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.members = dict(members)
+        self.parameters = [item for member in members.values() for item in member.parameters]
+        self.grad_norm: Tensor | None = None
+        self._clip_norm, self._scaler = clip_norm, scaler
+        self._is_unscaled = False
+        self._schedules = [item for member in members.values() for item in member.schedules.values()]
+        if turns is not None:
+            _check_turns(turns, members)
+        self.has_turns = turns is not None
+        self._cycle = [_turn(name, members) for name in turns or (None,)]
+        self._unseen = set(turns or ())
+
+    def turn(self, update: int) -> str | None:
+        """Return whose step the update after so many updates is; None if all of them step."""
+        return self._cycle[update % len(self._cycle)].name
+
+    def trained(self, update: int) -> list[nn.Parameter]:
+        """Return the parameters that get a gradient in the update after so many updates."""
+        return [item for item in self._cycle[update % len(self._cycle)].parameters if item.requires_grad]
+
+    def unscale(self, update: int) -> None:
+        """Divide the gradients by the factor that keeps small ones in float16, unless that is done."""
+        if self._scaler.is_enabled() and not self._is_unscaled:
+            for member in self._cycle[update % len(self._cycle)].members:
+                self._scaler.unscale_(member.optimizer)
+            self._is_unscaled = True
+
+    def step(self, update: int) -> None:
+        """Clip the gradients, and change the weights by them."""
+        turn = self._cycle[update % len(self._cycle)]
+        if turn.name in self._unseen:
+            self._check_gradients(turn)
+        self._clip(turn, update)
+        if self._scaler.is_enabled():
+            for member in turn.members:
+                self._scaler.step(member.optimizer)
+            self._scaler.update()
+            self._is_unscaled = False
+        else:
+            for member in turn.members:
+                member.step()
+
+    def advance(self) -> None:
+        """Advance all schedules by one update."""
+        for schedule in self._schedules:
+            schedule.step()
+
+    def _check_gradients(self, turn: _Turn) -> None:
+        """Check the first time that the loss of a turn depends on what is trained in it."""
+        if all(item.grad is None for item in turn.parameters) and any(item.requires_grad for item in turn.parameters):
+            raise KsuitError(
+                f"the loss depends on no parameter of '{turn.name}', whose turn it is", path="trainer.turns"
+            )
+        self._unseen.discard(str(turn.name))
+
+    def _clip(self, turn: _Turn, update: int) -> None:
+        if self._clip_norm is not None:
+            self.unscale(update)
+        for member in turn.members:
+            if member.clip_value is not None:
+                self.unscale(update)
+                clip_values(member.parameters, member.clip_value)
+            if member.clip_norm is not None:
+                self.unscale(update)
+                member.grad_norm = clip_gradients(member.parameters, member.clip_norm)
+        if self._clip_norm is not None and turn.clipped_together:
+            self.grad_norm = clip_gradients(turn.clipped_together, self._clip_norm)
+
+    # Schedules
+
+    def metric_schedules(self) -> Iterator[Paced]:
+        """Yield the schedules that step with a metric."""
+        yield from (item for item in self._schedules if isinstance(item, Paced) and item.metric)
+
+    def follow_new_length(self) -> None:
+        """Set what the schedules set to its values in a run of another length than the stored one."""
+        for schedule in self._schedules:
+            follow_new_length(schedule)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the learning rates by ``GROUP``, or ``NAME/GROUP`` of several optimizers."""
+        return {
+            f"{name}/{group['name']}" if name != ONLY else group["name"]: float(group["lr"])
+            for name, member in self.members.items()
+            for group in member.optimizer.param_groups
+        }
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the only optimizer and its schedules, or those of several by name in ``optimizers``."""
+        states = {name: member.state_dict() for name, member in self.members.items()}
+        return states.get(ONLY, {"optimizers": states})
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], updates: int, same_settings: bool = True, has_loss: bool = True
+    ) -> None:
+        """Load a stored state.
+
+        Args:
+            state: Has what ``state_dict`` returned.
+            updates: Number of updates up to it.
+            same_settings: Whether to load options and schedules; others are advanced to the position.
+            has_loss: Whether to load the state of the loss module's parameters.
+
+        Raises:
+            CheckpointError: The state belongs to other optimizers, or other parameters.
+        """
+        states = {ONLY: state} if "optimizer" in state else state["optimizers"]
+        if states.keys() != self.members.keys():
+            stored, own = (", ".join(names) or "one" for names in (states, self.members))
+            raise CheckpointError(f"the checkpoint has the state of other optimizers: {stored}, not {own}", "optimizer")
+        for name, member in self.members.items():
+            member.load_state_dict(states[name], updates, same_settings, has_loss)
+
+
+def build_optimizers(
+    specs: Mapping[str, OptimizerSpec],
+    model: nn.Module,
+    loss: nn.Module,
+    device: torch.device,
+    counter: UpdateCounter,
+    scaler: torch.amp.GradScaler,
+    schedule: Callable[..., Schedule],
+    weight_decay_schedule: Callable[..., Schedule] | None = None,
+    rules: ParameterRules | None = None,
+    turns: Sequence[str] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    lr_scale: float = 1.0,
+) -> Optimizers:
+    """Build the optimizers of a run with their schedules.
+
+    Args:
+        specs: The optimizers by name; a run's only one is named ``ONLY``.
+        model: The module to train.
+        loss: The loss module, whose parameters are trained as well.
+        device: Device of the parameters.
+        counter: Length of the run.
+        scaler: Scales the losses of float16.
+        schedule: Builds the learning-rate schedule of those without one of their own.
+        weight_decay_schedule: Builds the schedule of the weight decay of those without one of their own, or None.
+        rules: Options by parameter, see ``build_optimizer``.
+        turns: Whose step it is at one update after the other, see ``Optimizers``.
+        clip_norm: Largest norm of all gradients together.
+        clip_value: Largest absolute value of an element of a gradient.
+        lr_scale: Factor on all learning rates.
+
+    Raises:
+        ConfigError: A parameter is matched by none of the optimizers or by two, or one of them does not fit.
+    """
+    named = named_parameters(model, loss)
+    members = {}
+    for name, chosen in _assign(specs, named).items():
+        spec, path = specs[name], f"optimizer.{name}".rstrip(".")
+        optimizer = build_optimizer(
+            spec.build, model, rules or {}, device, loss, counter.end_update > 0, lr_scale, chosen, path
+        )
+        of_all = {"schedule": schedule, "weight_decay_schedule": weight_decay_schedule}
+        schedules = {}
+        for kind, option in (("schedule", "lr"), ("weight_decay_schedule", "weight_decay")):
+            own = getattr(spec, kind)
+            if (build := own or of_all[kind]) is not None:
+                schedules[kind] = build_schedule(
+                    build,
+                    optimizer,
+                    max(1, counter.end_update),
+                    counter.updates_per_epoch if counter.has_epochs else None,
+                    option,
+                    f"{path}.{kind}" if own else kind,
+                )
+        limits = {"clip_norm": spec.clip_norm, "clip_value": spec.clip_value}
+        check_positive(limits, path)
+        members[name] = Member(optimizer, schedules, spec.clip_norm, spec.clip_value or clip_value)
+    return Optimizers(members, turns, clip_norm, scaler)
+
+
+def check_positive(limits: Mapping[str, float | None], path: str) -> None:
+    """Check limits, by the name of the argument, below a config path.
+
+    Raises:
+        ConfigError: One of them is not positive.
+    """
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"it must be positive, and is {limit}; null stands for none", path=f"{path}.{name}")
+
+
+def _assign(specs: Mapping[str, OptimizerSpec], named: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
+    """Return the names of the parameters of each optimizer."""
+    rest = [name for name, spec in specs.items() if not spec.selectors]
+    if len(rest) > 1:
+        raise ConfigError(
+            f"it needs match, min_ndim or max_ndim, as optimizer.{rest[0]} takes what the others leave",
+            path=f"optimizer.{rest[1]}",
+        )
+    found = {
+        name: select_parameters(spec.selectors, named, f"optimizer.{name}") if spec.selectors else []
+        for name, spec in specs.items()
+    }
+    owners: dict[str, list[str]] = {parameter: [] for parameter in named}
+    for name, parameters in found.items():
+        for parameter in parameters:
+            owners[parameter].append(name)
+    for parameter, names in owners.items():
+        if len(names) > 1:
+            raise ConfigError(f"'{names[0]}' and '{names[1]}' both match the parameter '{parameter}'", path="optimizer")
+        if not names and not rest:
+            raise ConfigError(
+                f"none of {', '.join(specs)} matches the parameter '{parameter}'; one without match, min_ndim and "
+                "max_ndim takes what the others leave",
+                path="optimizer",
+            )
+        if not names:
+            found[rest[0]].append(parameter)
+    for name, parameters in found.items():
+        if not parameters and named:
+            raise ConfigError(
+                f"it matches no parameter. {hint(specs[name].match, named)}", path=f"optimizer.{name}".rstrip(".")
+            )
+    return found
+
+
+def _check_turns(turns: Sequence[str], members: Mapping[str, Member]) -> None:
+    if ONLY in members:
+        raise ConfigError("there is only one optimizer; several have names: optimizer.NAME", path="trainer.turns")
+    for name in turns:
+        if name not in members:
+            raise ConfigError(f"there is no optimizer '{name}'. {did_you_mean(name, members)}", path="trainer.turns")
+    for name in members:
+        if name not in turns:
+            raise ConfigError(f"the optimizer '{name}' never has its turn", path="trainer.turns")
+
+
+def _turn(name: str | None, members: Mapping[str, Member]) -> _Turn:
+    stepping = tuple(members.values()) if name is None else (members[name],)
+    parameters = [item for member in stepping for item in member.parameters]
+    together = [item for member in stepping if member.clip_norm is None for item in member.parameters]
+    return _Turn(name, stepping, parameters, together)
