@@ -1,8 +1,9 @@
-"""The log writer, through which all metrics of a run go."""
+"""The log writer, through which all metrics of a run go, and images, tables and the like."""
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -12,22 +13,29 @@ from torch import Tensor
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
+from ksuit_runner.record import file_formats
+from ksuit_runner.record.file_formats import Contents
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
+from ksuit_runner.trainer.step_writer import SOURCE
 
-_Pending = tuple[float | Tensor, str]
+_Value = float | Tensor | Contents
+_Pending = tuple[_Value, str]
 """A value and the callback that logged it; a named tuple costs four times as much to make, which is a tenth of what a
-metric costs."""
+metric costs. Files are under the path of the first one, and metrics under their keys."""
 
 _WRITTEN = -1  # number of the round, in a stored log, of what was written before the rounds began
 
 
 class LogWriter:
-    """Collects the metrics of an update and writes them to the journal, from where they are sent to the tracker.
+    """Collects what is logged at an update and writes it to the journal, from where it is sent to the tracker.
 
     There is one per run, handed to every callback. The step of a point is the update: the one that is being computed
     before the optimizer's step, the one that was computed after it. A tensor stays on its device until the flush,
     which moves all of them at once. Threads may log too.
+
+    Images, figures, histograms, tables, texts and files become files among the run's artifacts at the flush, once for
+    an update, however often it is computed. They are encoded at once, which waits for a tensor's device.
 
     What callbacks log in reaction to a flush belongs to the same update; each flush of an update is a round.
 
@@ -37,6 +45,7 @@ class LogWriter:
         metric_property_provider: Knows which direction of a metric is better.
         check_key: Raises an error for a key that the tracker would refuse.
         is_logged: Returns whether a point is recorded already: of updates that are computed again after a resume.
+        artifacts_dir: The artifact root of the run.
         prefix: Prefix of every key: ``evaluate=`` records its metrics beside those of training.
 
     Attributes:
@@ -52,6 +61,7 @@ class LogWriter:
         metric_property_provider: MetricPropertyProvider,
         check_key: Callable[[str], None],
         is_logged: Callable[[str, int], bool],
+        artifacts_dir: Path,
         prefix: str = "",
     ) -> None:
         self.source = ""
@@ -63,6 +73,7 @@ class LogWriter:
         self._properties = metric_property_provider
         self._check_key = check_key
         self._is_logged = is_logged
+        self._artifacts_dir = artifacts_dir
         self._lock = Lock()
         self._pending: dict[str, _Pending] = {}
         self._to_come: list[dict[str, _Pending]] = []  # what was logged in later rounds before a resume
@@ -99,14 +110,78 @@ class LogWriter:
             value = _to_number(value)
             logger.info("%s: %s", key, format(value, format_str or ".4g"))
         with self._lock:
-            if key in self._pending or (
-                key in self._written and self._written_step == self._counter.update + self.is_ahead
-            ):
+            if self._is_known(key):
                 self._check_same(key, value, self.source)
                 return
             if key not in self.summary:
                 self._check(key)
             self._pending[key] = (value, self.source)
+
+    def add_image(self, key: str, image: Any) -> None:
+        """Log an image at the current update.
+
+        Args:
+            key: Its name: letters, digits, ``_``, ``-``, ``.`` and spaces, parts separated by ``/``. So for all files.
+            image: Tensor or array of shape (height, width), (channels, height, width) or (height, width, channels) with
+                1, 3 or 4 channels, or (images, channels, height, width) for a grid; integers from 0 to 255, or numbers
+                from 0 to 1. Or an image of Pillow.
+
+        Raises:
+            KsuitError: It is no image. As for all files: the key cannot name a file, or has other content at this
+                update; both callbacks are named.
+        """
+        self._add_files(file_formats.image_files, key, _to_array(image))
+
+    def add_figure(self, key: str, figure: Any) -> None:
+        """Log a figure of Matplotlib as an image at the current update; closing it is the caller's."""
+        self._add_files(file_formats.figure_files, key, figure)
+
+    def add_histogram(self, key: str, values: Any, bins: int = 64) -> None:
+        """Log how numbers are distributed at the current update.
+
+        Args:
+            key: Its name.
+            values: Tensor or array of any shape; what is not finite is counted apart.
+            bins: Number of bins, of the same width.
+        """
+        self._add_files(file_formats.histogram_files, key, _to_array(values), bins)
+
+    def add_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table at the current update.
+
+        Args:
+            key: Its name.
+            columns: Names of the columns.
+            rows: Rows of numbers, truth values, texts and None; anything else is stored as text.
+        """
+        self._add_files(file_formats.table_files, key, columns, rows)
+
+    def add_text(self, key: str, text: str) -> None:
+        """Log a text at the current update."""
+        self._add_files(file_formats.text_files, key, text)
+
+    def add_file(self, key: str, path: str | Path) -> None:
+        """Log a copy of a file, as it is now, at the current update."""
+        self._add_files(file_formats.copied_file, key, Path(path))
+
+    def _add_files(self, encode: Callable[..., Contents], key: str, *content: Any) -> None:
+        try:
+            contents = encode(self.prefix + key, self._counter.update + self.is_ahead, *content)
+        except KsuitError as error:
+            error.locate(_location(self.source))
+            raise
+        name = next(iter(contents))
+        with self._lock:
+            if self._is_known(name):
+                self._check_same(name, contents, self.source)
+            else:
+                self._pending[name] = (contents, self.source)
+
+    def _is_known(self, key: str) -> bool:
+        """Whether this was logged at this update."""
+        return key in self._pending or (
+            key in self._written and self._written_step == self._counter.update + self.is_ahead
+        )
 
     def _snapshot(self, key: str, value: Any) -> float | Tensor:
         """Return a value that does not change if the callback changes its tensor or array."""
@@ -121,27 +196,33 @@ class LogWriter:
                     return float(value)
                 except (TypeError, ValueError, OverflowError):
                     pass
-        raise KsuitError(f"'{key}' has to be a number, not {found}", path=f"callbacks.{self.source}")
+        raise KsuitError(f"'{key}' has to be a number, not {found}", path=_location(self.source))
 
     def _check(self, key: str) -> None:
         try:
             self._check_key(key)
         except ConfigError as error:
-            error.locate(f"callbacks.{self.source}")
+            error.locate(_location(self.source))
             raise
 
-    def _check_same(self, key: str, value: float | Tensor, source: str) -> None:
+    def _check_same(self, key: str, value: _Value, source: str) -> None:
         """Check that a value is the one that was logged before at this update; this waits for a tensor's device."""
-        if key in self._pending:
-            before, earlier = self._pending[key]
-        else:
-            before, earlier = self._written_values[key], self._written[key][1]
+        before, earlier = (self._pending if key in self._pending else self._written)[key]
+        if key not in self._pending:
+            before = self._written_values.get(key, before)
+        if isinstance(value, dict) or isinstance(before, dict):
+            if value != before:
+                raise KsuitError(
+                    f"'{key}' is logged twice with different content, and before by {_location(earlier)}",
+                    path=_location(source),
+                )
+            return
         old, new = _to_number(before), _to_number(value)
         if old != new and not (math.isnan(old) and math.isnan(new)):
             raise KsuitError(
                 f"'{key}' is logged twice at update {self._counter.update + self.is_ahead}, "
-                f"as {new!r}, and before by callbacks.{earlier} as {old!r}",
-                path=f"callbacks.{source}",
+                f"as {new!r}, and before by {_location(earlier)} as {old!r}",
+                path=_location(source),
             )
 
     def start_rounds(self) -> None:
@@ -156,20 +237,32 @@ class LogWriter:
             pending, self._pending = self._pending, self._to_come.pop(0) if self._to_come else {}
         metrics = _to_numbers(pending)
         step = self._counter.update
+        files = {name: item[0] for name, item in pending.items() if isinstance(item[0], dict)}
         is_more = self._written_step == step
         self._written = {**self._written, **pending} if is_more else pending
         self._written_values = {**self._written_values, **metrics} if is_more else metrics
         self._written_step = step
-        self._rounds.append(metrics)
+        if metrics:
+            self._rounds.append(metrics)
         is_logged = self._is_logged
-        self._journal.append(step, {key: value for key, value in metrics.items() if not is_logged(key, step)})
+        new = {key: value for key, value in metrics.items() if not is_logged(key, step)}
+        if files:
+            paths = {_file_key(name): name for name in files if not is_logged(name, step)}
+            self._journal.append(step, new, files=paths, contents=self._missing(files))
+        else:
+            self._journal.append(step, new)
         self._summarize(metrics, step)
         if not self.prefix:
             return metrics
         return {key.removeprefix(self.prefix): value for key, value in metrics.items()}
 
+    def _missing(self, files: Mapping[str, Contents]) -> dict[Path, bytes]:
+        """Return those that are not on the disk with this content, as they are after a resume."""
+        contents = {self._artifacts_dir / path: data for item in files.values() for path, data in item.items()}
+        return {path: data for path, data in contents.items() if not path.is_file() or path.read_bytes() != data}
+
     def mark(self) -> int:
-        """Return a mark for ``discard``: the number of metrics that wait for the flush."""
+        """Return a mark for ``discard``: the number of items that wait for the flush."""
         return len(self._pending)
 
     def discard(self, mark: int = 0) -> None:
@@ -189,14 +282,16 @@ class LogWriter:
     def state_dict(self) -> dict[str, Any]:
         """Return what was logged at this update, written or not, for a run that ends between two of its hooks.
 
-        It maps each key to the value, the name of the callback, and the number of the round.
+        It maps each key to the value or the contents of files, the name of the callback, and the number of the round.
         """
         rounds = {key: number for number, metrics in enumerate(self._rounds) for key in metrics}
         rounds |= dict.fromkeys(self._pending, len(self._rounds))
         is_written = self._written_step == self._counter.update
+        found = {**(self._written if is_written else {}), **self._pending}
         values = {**(self._written_values if is_written else {}), **_to_numbers(self._pending)}
-        found = {**self._written, **self._pending}
-        return {key: [value, found[key][1], rounds.get(key, _WRITTEN)] for key, value in values.items()}
+        return {
+            key: [values.get(key, value), source, rounds.get(key, _WRITTEN)] for key, (value, source) in found.items()
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what was logged at this update; what was written is not written again."""
@@ -206,10 +301,10 @@ class LogWriter:
             if is_written and key in self._written:  # by a callback that is new, before training
                 self._check_same(key, value, source)
             elif number == [_WRITTEN]:
-                written[key] = (float(value), source)
+                written[key] = (value, source)
             else:
-                rounds.setdefault(number[0] if number else 0, {})[key] = (float(value), source)
-        values = {key: value for key, (value, _) in written.items()}
+                rounds.setdefault(number[0] if number else 0, {})[key] = (value, source)
+        values = {key: value for key, (value, _) in written.items() if not isinstance(value, dict)}
         self._written = {**(self._written if is_written else {}), **written}
         self._written_values = {**(self._written_values if is_written else {}), **values}
         self._written_step = self._counter.update
@@ -240,6 +335,26 @@ class LogWriter:
             summary.add(value, step)
 
 
+def _location(source: str) -> str:
+    """Return the config path of who has logged something."""
+    return source if source == SOURCE else f"callbacks.{source}"
+
+
+def _to_array(value: Any) -> Any:
+    """Return a tensor as an array, which does not change with it."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return (value if value.dtype in (torch.uint8, torch.float64) else value.float()).cpu().numpy().copy()
+
+
+def _file_key(path: str) -> str:
+    """Return the key of a logged file: its kind and its name."""
+    if path.startswith("images/"):
+        return path.partition("+step+")[0].replace("~", "/")
+    return path.rpartition("/")[0]
+
+
 def _to_number(value: float | Tensor) -> float:
     return float(value) if isinstance(value, Tensor) else value
 
@@ -252,7 +367,7 @@ def _to_numbers(pending: Mapping[str, _Pending]) -> dict[str, float]:
         value = item[0]
         if isinstance(value, float):
             numbers[key] = value
-        else:
+        elif isinstance(value, Tensor):
             numbers[key] = math.nan  # reserves its position in the order
             by_device.setdefault(value.device, {})[key] = value.reshape(())
     for device, tensors in by_device.items():

@@ -1,6 +1,7 @@
 import logging
 import math
 from math import inf, nan
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -21,7 +22,9 @@ class Log:
     def __init__(self, path, is_logged=lambda key, step: False):
         self.counter = UpdateCounter(100, 1, max_epochs=1)
         self.journal = Journal(path)
-        self.writer = LogWriter(self.journal, self.counter, MetricPropertyProvider(), check_key, is_logged)
+        self.writer = LogWriter(
+            self.journal, self.counter, MetricPropertyProvider(), check_key, is_logged, path.parent / "artifacts"
+        )
 
     def add(self, update, source="a", **metrics):
         self.counter.update, self.writer.source = update, source
@@ -180,7 +183,7 @@ def test_the_summary_is_rebuilt_from_what_was_recorded(log):
     for update, loss in enumerate([0.5, 0.25, 0.75], start=1):
         log.add(update, loss=loss)
         log.writer.flush()
-    other = LogWriter(log.journal, log.counter, MetricPropertyProvider(), check_key, lambda key, step: False)
+    other = LogWriter(log.journal, log.counter, MetricPropertyProvider(), check_key, lambda key, step: False, Path())
     other.summarize(point for points, _ in log.journal.read() for point in points)
     assert other.summary == log.writer.summary
 

@@ -14,7 +14,7 @@ from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.registration import index_registered, is_lost, register
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,12 +34,14 @@ class Binding:
 
     Attributes:
         is_bound: Whether the store knows the run and has been reached since this object was made.
+        on_files: Called when the store knows of files that were logged: they are to be uploaded.
     """
 
     def __init__(self, store: BaseTracker, paths: PathProvider, check_owner: Callable[[], None]) -> None:
         self.store = store
         self.check_owner = check_owner
         self.is_bound = False
+        self.on_files: Callable[[], None] = lambda: None
         self._paths = paths
         self._is_running = False  # as the store knows it
         self._is_anew = False
@@ -140,6 +142,13 @@ class Binding:
         self.bind()
         self.check_owner()
         self.store.log_points(points)
+
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Record which files were logged: the caller has them in the journal."""
+        self.bind()
+        self.check_owner()
+        self.store.log_files(files)
+        self.on_files()
 
     def forget_lost(self) -> bool:
         """Have the run registered again if the store has lost it; return whether it was lost, or never registered.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.journal import JournalReader
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.system.atomic_files import open_new
 from ksuit_runner.system.background import Background
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
@@ -23,6 +23,9 @@ class TakesPoints(Protocol):
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Record points, at most 1000, before it returns; one that is recorded already changes nothing."""
+
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Show logged files; one that is recorded already changes nothing."""
 
 
 class Receiver(TakesPoints, Protocol):
@@ -43,7 +46,7 @@ class Receiver(TakesPoints, Protocol):
 
 
 class Shipment:
-    """Sends the journal's points to the tracker in order, in batches of at most 1000, and stores how far it came.
+    """Sends the journal's points and files to the tracker in order, in batches, and stores how far it came.
 
     That is a position in the journal, always between two lines. After a crash the points of the last
     batch may be sent once more, with the same timestamps, which changes nothing.
@@ -82,8 +85,8 @@ class Shipment:
         return self.offset >= self._journal.size
 
     def pending(self) -> int:
-        """Number of points that are in the journal and not sent yet."""
-        return sum(len(points) for points, _ in self._journal.read(self.offset))
+        """Number of points and files that are in the journal and not sent yet."""
+        return sum(len(line.points) + len(line.files) for line, _ in self._journal.lines(self.offset))
 
     def send(self) -> int:
         """Send what is left, and return how many points that were.
@@ -96,30 +99,36 @@ class Shipment:
             return 0
         self._journal.sync()  # what is appended from now on is sent another time
         count = 0
-        for points, end in self._batches(whole):
+        for points, files, end in self._batches(whole):
             if self.is_cancelled.is_set():
                 return count
-            self._tracker.log_points(points)
+            if points:
+                self._tracker.log_points(points)
+            if files:
+                self._tracker.log_files(files)
             self._advance(end)
             count += len(points)
         self._advance(max(whole, self.offset))  # past damaged lines at its end
         return count
 
-    def _batches(self, whole: int) -> Iterator[tuple[list[Point], int]]:
-        """Yield the unsent points in batches, each with the position that is reached when it is sent."""
+    def _batches(self, whole: int) -> Iterator[tuple[list[Point], list[LoggedFile], int]]:
+        """Yield the unsent points and files in batches, each with the position that is reached when it is sent."""
         batch: list[Point] = []
+        files: list[LoggedFile] = []
         start = self.offset
-        for points, end in self._journal.read(start, whole):
+        for line, end in self._journal.lines(start, whole):
+            points = line.points
             if batch and len(batch) + len(points) > _BATCH_SIZE:
-                yield batch, start
-                batch = []
+                yield batch, files, start
+                batch, files = [], []
             while len(points) > _BATCH_SIZE:  # a single line with more: its position counts when all of it is sent
-                yield points[:_BATCH_SIZE], start
+                yield points[:_BATCH_SIZE], [], start
                 points = points[_BATCH_SIZE:]
             batch.extend(points)
+            files.extend(line.files)
             start = end
-        if batch:
-            yield batch, start
+        if batch or files:
+            yield batch, files, start
 
     def _load_offset(self) -> int:
         # The journal may have been cut to its last good line since, and then gone on.

@@ -238,6 +238,7 @@ class _Threads:
     ) -> None:
         self._binding = binding
         self.uploader = Uploader(binding, paths, self._are_metrics_sent, interval_s)
+        binding.on_files = self.uploader.request
         journal = JournalReader(paths.journal)
         self.sender = MetricSender(journal, paths.journal_sent, binding, self.uploader.notify, interval_s)
         self._committer = None if commit is None else _Committer(commit, interval_s)

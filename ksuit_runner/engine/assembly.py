@@ -205,8 +205,10 @@ def build_run(
         properties,
         tracker.check_key,
         lambda key, step: key in known.get(step, ()),
+        paths.artifacts_dir,
         EVALUATION_PREFIX if origin.mode == Mode.EVALUATE else "",
     )
+    trainer.writer.attach(log_writer)
     if checkpoint_writer is None:
         checkpoint_writer = CheckpointWriter(paths, hand_over=InPlace(Committer(paths, sync_journal=journal.sync)))
     checkpoint_writer.check_interval(trainer.counter)

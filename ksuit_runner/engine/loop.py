@@ -123,7 +123,7 @@ def do_update(run: Run, batch: Any) -> None:
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
         # From here on what this step draws depends on its position only, whatever was drawn before.
         seed_all(mix(run.seed, "update", counter.update, step, run.rank))
-        losses, outputs = trainer.forward(part)
+        losses, outputs = trainer.forward_part(part)
         if trainer.must_skip(losses, share):
             trainer.skip_step()
             break

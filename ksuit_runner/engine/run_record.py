@@ -17,6 +17,7 @@ from ksuit_runner.delivery.tracked_points import copy_history, open_journal
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import Point
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.system.atomic_files import renew, write_text
@@ -157,7 +158,7 @@ class RunRecord:
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that were recorded at an update."""
         found = self.journal.load_after(update - 1).get(update, {})
-        return {key: point.value for key, point in found.items()}
+        return {key: point.value for key, point in found.items() if isinstance(point, Point)}
 
     def carry_history(self, parent: PathProvider, update: int) -> None:
         """Copy the metrics of the parent run up to the fork, and tag that run with its fork."""

@@ -1,4 +1,4 @@
-"""The journal of a run: every metric point is on disk before it is sent anywhere."""
+"""The journal of a run: everything that is logged is on disk before it is sent anywhere."""
 
 import errno
 import json
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
-from ksuit_runner.record.point import Point, now
-from ksuit_runner.system.atomic_files import make_folder, sync
-from ksuit_runner.system.untrusted_files import open_stored, open_to_read
+from ksuit_runner.record.point import LoggedFile, Point, now
+from ksuit_runner.system.atomic_files import make_folder, sync, write_bytes
+from ksuit_runner.system.untrusted_files import is_below, open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
@@ -23,6 +23,14 @@ _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
 _LONGEST_LINE = 1 << 26  # in bytes; anything longer is not a line of a journal
 _INTEGER_LIMIT = 1 << 63
 _CHUNK = 1 << 16  # in bytes, of what is read at once to look for the last line
+
+
+class Line(NamedTuple):
+    """What a line of a journal holds: what was logged at one update, at least one point or file."""
+
+    step: int
+    points: list[Point]
+    files: list[LoggedFile]
 
 
 class JournalReader:
@@ -54,7 +62,11 @@ class JournalReader:
             os.fsync(file)
 
     def read(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[list[Point], int]]:
-        """Yield the points of each whole line from a position on, with the position after it.
+        """Yield the points of each whole line from a position on, with the position after it; see ``lines``."""
+        return ((line.points, position) for line, position in self.lines(offset, end))
+
+    def lines(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[Line, int]]:
+        """Yield each whole line from a position on, with the position after it.
 
         Args:
             offset: Position in bytes: 0 or one that this method returned.
@@ -73,7 +85,7 @@ class JournalReader:
 
 
 class Journal(JournalReader):
-    """Append-only file of metric points: one checked line of JSON per flush.
+    """Append-only file of metric points and of the names of logged files: one checked line of JSON per flush.
 
     Opening an existing file cuts off a last line that a killed process left half written (its update is computed again
     after a resume). A damaged line is skipped; all others are read.
@@ -94,22 +106,32 @@ class Journal(JournalReader):
         make_folder(path.parent)
         self._file = open_stored(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         sync(path.parent)
-        self._unwritten: list[bytes] = []
+        self._unwritten: list[tuple[Mapping[Path, bytes], bytes]] = []
         self._lock = threading.Lock()  # training appends, and the threads behind it wait for the disk
         self._end, self.damaged = self._repair()
 
-    def append(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
-        """Write the metrics of one update.
+    def append(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        timestamp: int | None = None,
+        files: Mapping[str, str] | None = None,
+        contents: Mapping[Path, bytes] | None = None,
+    ) -> None:
+        """Write what was logged at one update.
 
         Args:
             step: The update.
-            metrics: Values by key; if empty, nothing is written.
+            metrics: Values by key. If there are neither metrics nor contents, nothing is written.
             timestamp: In ms since 1970, for points that were first logged elsewhere; by default now.
+            files: Paths of logged files by key, as ``LoggedFile`` has them.
+            contents: What is written before the line, and is on the disk then: the contents of files.
         """
-        if not metrics:
+        if not (metrics or files or contents):
             return
         timestamp = now() if timestamp is None else timestamp
-        self._unwritten.append(_encode(step, timestamp, metrics))
+        line = _encode(step, timestamp, metrics, files or {}) if metrics or files else b""
+        self._unwritten.append((contents or {}, line))
         was_full = len(self._unwritten) > 1
         try:
             self.write_rest()
@@ -130,7 +152,10 @@ class Journal(JournalReader):
             if self._unwritten:
                 self.check_owner()
             while self._unwritten:
-                line = self._unwritten[0]
+                contents, line = self._unwritten[0]
+                for path, content in contents.items():
+                    make_folder(path.parent)
+                    write_bytes(path, content)
                 # A single write: another process that is reading sees whole lines, and a killed one leaves at most one
                 # torn line.
                 written = os.write(self._file, line)
@@ -149,20 +174,21 @@ class Journal(JournalReader):
         self.write_rest()
         os.fsync(self._file)
 
-    def load_after(self, step: int) -> dict[int, dict[str, Point]]:
-        """Return all points of later steps, by step and key: what a run that resumes at ``step`` has logged."""
-        found: dict[int, dict[str, Point]] = {}
-        for points, _ in self.read():
-            if (at := points[0].step) > step:
-                found.setdefault(at, {}).update((point.key, point) for point in points)
+    def load_after(self, step: int) -> dict[int, dict[str, Point | LoggedFile]]:
+        """Return what a run that resumes at ``step`` has logged at later ones: by step, and by key or path of file."""
+        found: dict[int, dict[str, Point | LoggedFile]] = {}
+        for line, _ in self.lines():
+            if line.step > step:
+                known = found.setdefault(line.step, {})
+                known.update((point.key, point) for point in line.points)
+                known.update((file.path, file) for file in line.files)
         return found
 
     def copy_until(self, other: Path, step: int) -> None:
         """Append all points of another run's journal up to and including a step; that file is only read."""
-        for points, _ in _read(other, 0, other.stat().st_size):
-            _, _, at, timestamp = points[0]
-            if at <= step:
-                self.append(at, {point.key: point.value for point in points}, timestamp)
+        for line, _ in _read(other, 0, other.stat().st_size):
+            if line.points and line.step <= step:
+                self.append(line.step, {point.key: point.value for point in line.points}, line.points[0].timestamp)
 
     def close(self) -> None:
         """Close the file; what it holds can still be read."""
@@ -181,12 +207,13 @@ class Journal(JournalReader):
 
 def read_points(path: Path) -> Iterator[Point]:
     """Yield the points of a journal, which may be another process's to write; it is only read."""
-    for points, _ in _read(path, 0, path.stat().st_size):
-        yield from points
+    for line, _ in _read(path, 0, path.stat().st_size):
+        yield from line.points
 
 
-def _encode(step: int, timestamp: int, metrics: Mapping[str, float]) -> bytes:
-    payload = json.dumps({"s": step, "t": timestamp, "m": metrics}, separators=(",", ":")).encode()[1:]
+def _encode(step: int, timestamp: int, metrics: Mapping[str, float], files: Mapping[str, str]) -> bytes:
+    entry = {"s": step, "t": timestamp, "m": metrics, **({"f": files} if files else {})}
+    payload = json.dumps(entry, separators=(",", ":")).encode()[1:]
     return b'{"c":"%08x",%s\n' % (crc32(payload), payload)
 
 
@@ -200,7 +227,7 @@ def _scan(path: Path) -> tuple[int, list[int]]:
     whole, damaged = 0, []
     with open_to_read(path) as file:
         for line in _lines(file):
-            is_good = _is_good(line) and bool(_points(line))
+            is_good = _is_good(line) and _content(line) is not None
             if not line.endswith(b"\n") and not is_good:
                 break  # torn
             if not (is_good and line.endswith(b"\n")):
@@ -223,46 +250,50 @@ def _end_of_last_line(file: BinaryIO) -> int:
     if end < size:
         file.seek(end)
         rest = file.read(min(size - end, _LONGEST_LINE))
-        if _is_good(rest) and _points(rest):
+        if _is_good(rest) and _content(rest) is not None:
             return end + len(rest)
     return end
 
 
-def _read(path: Path, offset: int, end: int) -> Iterator[tuple[list[Point], int]]:
+def _read(path: Path, offset: int, end: int) -> Iterator[tuple[Line, int]]:
     with open_to_read(path) as file:
         file.seek(offset)
         for line in _lines(file):
             start, offset = offset, offset + len(line)
             if offset > end:
                 return
-            *first, last = _decode(line) or [[]]
-            yield from ((points, start) for points in first)  # the position advances when all of the line is sent
-            if last:
-                yield last, offset
+            parts = _decode(line)
+            yield from ((part, start) for part in parts[:-1])  # the position advances when all of the line is sent
+            yield from ((part, offset) for part in parts[-1:])
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.readline(_LONGEST_LINE), b"")
 
 
-def _decode(line: bytes) -> list[list[Point]]:
-    """Return the points of a line. A damaged one may be two lines, the newline between them damaged."""
+def _decode(line: bytes) -> list[Line]:
+    """Return what a line holds. A damaged one may be two lines, the newline between them damaged."""
     starts = [0] if _is_good(line) else [match.start() for match in _HEAD_PATTERN.finditer(line)]
     parts = [line[start:end] for start, end in pairwise([*starts, len(line)])]
-    return [points for part in parts if _is_good(part) and (points := _points(part))]
+    return [content for part in parts if _is_good(part) and (content := _content(part))]
 
 
 def _is_good(line: bytes) -> bool:
     return line[:_HEAD] == b'{"c":"%08x",' % crc32(line[_HEAD:-1])
 
 
-def _points(line: bytes) -> list[Point]:
-    """Return the points of a line whose checksum is right, which anybody can compute: none if they are invalid."""
+def _content(line: bytes) -> Line | None:
+    """Return the content of a line whose checksum is right, which anybody can compute: none if it is invalid."""
     try:
         entry: Any = json.loads(line[:-1])
-        step, timestamp, metrics = entry["s"], entry["t"], entry["m"]
+        step, timestamp, metrics, paths = entry["s"], entry["t"], entry["m"], entry.get("f", {})
         points = [Point(key, float(value), step, timestamp) for key, value in metrics.items()]
+        files = [LoggedFile(key, path, step, timestamp) for key, path in paths.items()]
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        return []
-    is_sensible = all(type(number) is int and abs(number) < _INTEGER_LIMIT for number in (step, timestamp))
-    return points if is_sensible and all(type(value) in (float, int) for value in metrics.values()) else []
+        return None
+    is_sensible = (
+        all(type(number) is int and abs(number) < _INTEGER_LIMIT for number in (step, timestamp))
+        and all(type(value) in (float, int) for value in metrics.values())
+        and all(isinstance(file.path, str) and is_below(file.path) for file in files)
+    )
+    return Line(step, points, files) if is_sensible and (points or files) else None

@@ -1,4 +1,4 @@
-"""A point of a metric, and the time that it is stamped with."""
+"""What is logged at an update: a point of a metric, or a file; and the time that it is stamped with."""
 
 import time
 from typing import NamedTuple
@@ -18,6 +18,27 @@ class Point(NamedTuple):
     value: float
     step: int
     timestamp: int
+
+
+class LoggedFile(NamedTuple):
+    """What was logged of another kind than a number: an image, a table, a text ...
+
+    Attributes:
+        key: Its kind and its name, such as ``images/reconstructions``.
+        path: Its file, below the artifact root of the run.
+        step: Update at which it was logged.
+        timestamp: When it was first logged, in ms since 1970.
+    """
+
+    key: str
+    path: str
+    step: int
+    timestamp: int
+
+    @property
+    def kind(self) -> str:
+        """Its kind: ``images``, ``figures``, ``histograms``, ``tables``, ``texts`` or ``files``."""
+        return self.key.partition("/")[0]
 
 
 def now() -> int:

@@ -136,6 +136,7 @@ class RemoteTracker(BaseTracker):
     attach_run = _binding(BaseTracker.attach_run)
     end_run = _remote(BaseTracker.end_run)
     log_points = _remote(BaseTracker.log_points)
+    log_files = _remote(BaseTracker.log_files)
     deliver = _remote(BaseTracker.deliver)
     deliver_end = _remote(BaseTracker.deliver_end)
     log_params = _remote(BaseTracker.log_params)

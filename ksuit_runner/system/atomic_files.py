@@ -11,10 +11,15 @@ from ksuit_runner.system.untrusted_files import open_stored, open_to_read
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a crash it has the old content or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file: after a crash it has the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open_new(temporary) as file:
-            file.write(text)
+            file.buffer.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 
 KIND_TAG = "ksuit.kind"
 """Tag that says what a run is; ``sweep`` for the parent of a sweep's runs."""
@@ -154,6 +154,12 @@ class BaseTracker(ABC):
     @abstractmethod
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000; one that is recorded already changes nothing."""
+
+    def log_files(self, files: Sequence[LoggedFile]) -> None:  # noqa: B027 - optional
+        """Show images, tables and the like; one that is recorded already changes nothing.
+
+        They are files in the run's folder, and artifacts of the run: what the tracker cannot show may be left to that.
+        """
 
     def warm_up(self) -> None:  # noqa: B027 - optional
         """Import what the first call needs, ahead of it; opens and creates nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ksuit_runner.errors import TrackerError
-from ksuit_runner.record.point import Point, now
+from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import append_line, make_folder
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, open_to_read, parse_json
 from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
@@ -26,6 +26,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         inputs: Datasets that it uses.
         tags: Tags.
         points: Metric points, at most 1000.
+        files: Logged files.
         end: How it ended, and when, in ms since 1970.
     """
 
@@ -33,6 +34,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     inputs: list[DatasetInfo] = msgspec.field(default_factory=list)
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     points: list[Point] = msgspec.field(default_factory=list)
+    files: list[LoggedFile] = msgspec.field(default_factory=list)
     end: tuple[EndStatus, int] | None = None
 
     def deliver(self, tracker: BaseTracker) -> None:
@@ -45,6 +47,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             tracker.set_tags(self.tags)
         if self.points:
             tracker.log_points(self.points)
+        if self.files:
+            tracker.log_files(self.files)
         if self.end is not None:
             tracker.end_run(*self.end)
 

@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.security.masking import mask_addresses
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker import artifact_location
@@ -26,6 +26,7 @@ from ksuit_runner.tracker.mlflow_client import (
     import_client,
     log_datasets,
 )
+from ksuit_runner.tracker.mlflow_files import shown_files
 from ksuit_runner.tracker.mlflow_names import escape, escape_short
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
 from ksuit_runner.tracker.mlflow_search import PARENT_TAG, active_run, children, find, history, last_points, run_info
@@ -132,6 +133,14 @@ class MlflowTracker(BaseTracker):
 
         metrics = [Metric(escape(key), value, timestamp, step) for key, value, step, timestamp in points]
         self._client.log_batch(self.run_id, metrics, synchronous=True)
+
+    @explained
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Have MLflow's page show images as charts, and tables as such; the files themselves are artifacts."""
+        from mlflow.entities import RunTag
+
+        tags = shown_files(files, self._client.get_run(self.run_id).data.tags)
+        self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
 
     @explained
     def log_params(self, params: Mapping[str, Any]) -> None:

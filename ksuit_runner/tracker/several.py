@@ -7,7 +7,7 @@ from typing import Any
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point, now
+from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.follower import Follower, Message
 
@@ -81,6 +81,11 @@ class SeveralTrackers(BaseTracker):
         """Record metric points, at most 1000; one that is recorded already changes nothing."""
         self._first.log_points(points)
         self._send(Message(points=list(points)))
+
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Show images, tables and the like in all trackers that can."""
+        self._first.log_files(files)
+        self._send(Message(files=list(files)))
 
     @property
     def is_behind(self) -> bool:

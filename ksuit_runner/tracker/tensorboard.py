@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -9,15 +10,22 @@ from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, LostRunError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point, now
+from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
-from ksuit_runner.system.untrusted_files import UnsafeFileError, check_inside
+from ksuit_runner.system.untrusted_files import UnsafeFileError, check_inside, open_to_read
 from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.recorded_steps import RecordedSteps
 from ksuit_runner.tracker.run_file import RunFile
-from ksuit_runner.tracker.tensorboard_events import HPARAMS_PREFIX, TEXT_PREFIX, EventFile, import_messages, read_points
+from ksuit_runner.tracker.tensorboard_events import (
+    HPARAMS_PREFIX,
+    TEXT_PREFIX,
+    EventFile,
+    import_messages,
+    read_files,
+    read_points,
+)
 
 _guarded = guarded("TensorBoard's files", OSError, ResumeError, UnsafeFileError)
 
@@ -46,6 +54,7 @@ class TensorboardTracker(BaseTracker):
         self._lock = threading.Lock()
         self._stored: RunFile | None = None
         self._recorded: RecordedSteps | None = None
+        self._shown: RecordedSteps | None = None
         self._events: EventFile | None = None
 
     def warm_up(self) -> None:
@@ -93,6 +102,20 @@ class TensorboardTracker(BaseTracker):
         if new := known.new(points):
             self._write(lambda file: file.add_points(new))
             known.add(new)
+
+    @_guarded
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Write images, tables and the like to the disk, except for those that the files have."""
+        root = PathProvider(self._outputs.output_dir, self._run_stored.run_id).artifacts_dir
+        if self._shown is None:
+            self._shown = RecordedSteps(read_files(self._folder))
+        contents = []
+        for file in self._shown.new(files):
+            with suppress(FileNotFoundError):  # the user may have removed it
+                contents.append((file, self._read(root / file.path)))
+        if contents:
+            self._write(lambda events: events.add_files(contents))
+            self._shown.add(file for file, _ in contents)
 
     @_guarded
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -167,6 +190,11 @@ class TensorboardTracker(BaseTracker):
         check_inside(folder, self._outputs.runs_dir)
         return folder
 
+    def _read(self, path: Path) -> bytes:
+        check_inside(path, self._outputs.runs_dir)
+        with open_to_read(path) as file:
+            return file.read()
+
     def _load(self, run_id: str) -> RunFile | None:
         return RunFile.load(self._folder_of(run_id), self._outputs.runs_dir, run_id)
 
@@ -178,7 +206,7 @@ class TensorboardTracker(BaseTracker):
 
     def _bind(self, stored: RunFile, status: str | None = None) -> RunInfo:
         self._close()
-        self._stored, self._recorded = stored, None
+        self._stored, self._recorded, self._shown = stored, None, None
         if status is not None:
             stored.status = status
             self._store()
@@ -200,7 +228,7 @@ class TensorboardTracker(BaseTracker):
             add(self._events)
         except OSError:
             self._close()  # its end may be torn: what follows goes into another file
-            self._recorded = None
+            self._recorded = self._shown = None
             raise
 
     def _close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import time
@@ -10,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ksuit_runner.record.point import Point, now
+from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import sync
 from ksuit_runner.system.untrusted_files import open_to_read
 from ksuit_runner.tracker.plain_value import plain_value
@@ -27,7 +28,8 @@ HPARAMS_PREFIX = "_hparams_/"
 _NAME = "events.out.tfevents."  # TensorBoard reads the files whose names contain its second part, in their order
 _LONGEST_RECORD = 1 << 26  # in bytes
 _MAY_BE_TORN = 1 << 20  # bytes at the end whose checksums are computed, in Python: what comes before them was synced
-_SCALARS, _TEXT, _HPARAMS = "scalars", "text", "hparams"  # plugins of TensorBoard
+_SCALARS, _TEXT, _HPARAMS, _IMAGES, _HISTOGRAMS = "scalars", "text", "hparams", "images", "histograms"  # its plugins
+_MOST_ROWS = 100  # of a table that is shown as text
 
 
 class EventFile:
@@ -74,15 +76,30 @@ class EventFile:
             events.append(_event(step, timestamp, values))
         self._write(events)
 
+    def add_files(self, files: Sequence[tuple[LoggedFile, bytes]]) -> None:
+        """Write logged files with their contents: images and histograms as such, all others as text."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        events = []
+        for (key, _, step, timestamp), content in files:
+            kind = key.partition("/")[0]
+            if kind == "images":
+                plugin, tensor = _IMAGES, _image(content)
+            elif kind == "histograms":
+                plugin, tensor = _HISTOGRAMS, _histogram(content)
+            else:
+                plugin, tensor = _TEXT, _strings(_as_text(kind, content))
+            value = Summary.Value(tag=key, metadata=self._metadata(key, plugin), tensor=tensor)
+            events.append(_event(step, timestamp, [value]))
+        self._write(events)
+
     def add_table(self, name: str, rows: Mapping[str, str], step: int) -> None:
         """Write a table of names and values, which TensorBoard shows as text."""
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
 
         lines = ["| | |", "|-|-|", *(f"| `{_cell(key)}` | `{_cell(value)}` |" for key, value in rows.items())]
         tag = TEXT_PREFIX + name
-        text = TensorProto(dtype=DT_STRING, string_val=["\n".join(lines).encode()])
+        text = _strings("\n".join(lines).encode())
         self._write([_event(step, now(), [Summary.Value(tag=tag, metadata=self._metadata(tag, _TEXT), tensor=text)])])
 
     def add_hparams(self, name: str, params: Mapping[str, str], start_time: int) -> None:
@@ -117,8 +134,8 @@ class EventFile:
             return None
         self._described.add(tag)
         data = summary_pb2.SummaryMetadata.PluginData(plugin_name=plugin, content=content)
-        is_scalar = plugin == _SCALARS
-        kind = summary_pb2.DATA_CLASS_SCALAR if is_scalar else summary_pb2.DATA_CLASS_TENSOR
+        kinds = {_SCALARS: summary_pb2.DATA_CLASS_SCALAR, _IMAGES: summary_pb2.DATA_CLASS_BLOB_SEQUENCE}
+        kind = kinds.get(plugin, summary_pb2.DATA_CLASS_TENSOR)
         return summary_pb2.SummaryMetadata(plugin_data=data, data_class=kind)
 
     def _write(self, events: Iterable[Event]) -> None:
@@ -140,12 +157,23 @@ def read_points(folder: Path) -> Iterator[Point]:
 
     A file is read up to its first damaged record: a killed process leaves the last one torn.
     """
+    for event, value in _values(folder):
+        for exact in value.tensor.double_val:
+            yield Point(value.tag, exact, event.step, round(event.wall_time * 1000))
+
+
+def read_files(folder: Path) -> Iterator[LoggedFile]:
+    """Yield the logged files in the event files of a folder, without their paths, as ``read_points`` yields points."""
+    for event, value in _values(folder):
+        if not value.tensor.double_val:
+            yield LoggedFile(value.tag, "", event.step, round(event.wall_time * 1000))
+
+
+def _values(folder: Path) -> Iterator[tuple[Event, Any]]:
     for path in sorted(folder.glob(f"{_NAME}*")):
         with open_to_read(path) as file:
             for event in _events(file):
-                for value in event.summary.value:
-                    for exact in value.tensor.double_val:
-                        yield Point(value.tag, exact, event.step, round(event.wall_time * 1000))
+                yield from ((event, value) for value in event.summary.value)
 
 
 def _events(file: BinaryIO) -> Iterator[Event]:
@@ -187,6 +215,42 @@ def _empty_tensor() -> Any:
     from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
     return TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
+
+
+def _strings(*values: bytes) -> Any:
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])
+    return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=values)
+
+
+def _image(content: bytes) -> Any:
+    """Return a PNG as TensorBoard has images: width, height, content."""
+    width, height = struct.unpack(">II", content[16:24])
+    return _strings(str(width).encode(), str(height).encode(), content)
+
+
+def _histogram(content: bytes) -> Any:
+    """Return the bins of a histogram as TensorBoard has them: rows of both ends and the count."""
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
+
+    rows = [row for row in json.loads(content)["data"] if row[0] is not None]
+    numbers = [float(number) for row in rows for number in row]
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(rows)), TensorShapeProto.Dim(size=3)])
+    return TensorProto(dtype=DT_DOUBLE, tensor_shape=shape, tensor_content=struct.pack(f"<{len(numbers)}d", *numbers))
+
+
+def _as_text(kind: str, content: bytes) -> bytes:
+    if kind == "tables":
+        table = json.loads(content)
+        head = [table["columns"], ["-"] * len(table["columns"])]
+        lines = ["|".join(("", *(_cell(str(cell)) for cell in row), "")) for row in head + table["data"][:_MOST_ROWS]]
+        return "\n".join(lines).encode()
+    return content if kind == "texts" else f"{len(content):,} bytes".encode()
 
 
 def _set_hparam(target: Any, text: str) -> None:

@@ -30,6 +30,7 @@ from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.optimizers import ONLY, OptimizerSpec, build_optimizers, check_positive
 from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
+from ksuit_runner.trainer.step_writer import StepWriter
 
 _LOGGER = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,6 +78,7 @@ class SgdTrainer:
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         has_extra_state: Whether the class carries a state of its own.
         freezing: Freezes and thaws parameters; None if nothing is frozen.
+        writer: Logs what ``training_step`` computes besides its losses.
         modes: Ensures that only updates compute in training mode.
         optimizers: The optimizers with their schedules.
         loss_check: Acts on non-finite losses.
@@ -163,6 +165,8 @@ class SgdTrainer:
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
+        self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        self.writer = StepWriter(self.part_weight)
         self._gradient_sums = GradientSums(self._parameters)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self.has_extra_state = type(self).extra_state is not SgdTrainer.extra_state
@@ -296,6 +300,7 @@ class SgdTrainer:
 
     def take_snapshot(self) -> None:
         """Copy what an update changes before its step: the buffers, and the extra state."""
+        self.writer.start()
         for snapshot in self._buffer_snapshots:
             snapshot.take()
         if self.has_extra_state:
@@ -324,6 +329,14 @@ class SgdTrainer:
             _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
         return losses, outputs
 
+    def forward_part(self, part: Any) -> tuple[Losses, Any]:
+        """Compute losses and outputs of a part of the training batch; what ``training_step`` logs counts only here."""
+        self.writer.begin(part)
+        try:
+            return self.forward(part)
+        finally:
+            self.writer.end()
+
     def must_skip(self, losses: Losses, share: float) -> bool:
         """Check the losses of a part of the batch, and return whether the update is skipped; see ``LossCheck``."""
         if not (self._is_split and losses.counts):
@@ -350,7 +363,10 @@ class SgdTrainer:
         of it, then that is what its mean over nothing makes of it, mostly NaN.
         """
         missing = self._gradient_sums.finish() if self._is_split else []
-        return not any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing)
+        if any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing):
+            return False
+        self.writer.flush()
+        return True
 
     def step(self) -> None:
         """Update the weights, drop the gradients, and advance the schedules."""
@@ -366,6 +382,7 @@ class SgdTrainer:
     def skip_step(self) -> None:
         """Drop the gradients, and restore what the update has changed; only the schedules advance."""
         self.roll_back()
+        self.writer.discard()
         self.forget_gradients()
         self.loss_check.skips += 1
         self.optimizers.advance()

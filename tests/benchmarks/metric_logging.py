@@ -52,7 +52,12 @@ def _log_all(result: Result, store: str, settings: Mapping[str, Any], folder: Pa
     record = RunRecord.begin(tracker, outputs, config, Launch("benchmark", []), Provenance(), RemoteRecording)
     counter = UpdateCounter(1, 1, max_updates=points)
     writer = LogWriter(
-        record.journal, counter, MetricPropertyProvider(), record.tracker.check_key, lambda *point: False
+        record.journal,
+        counter,
+        MetricPropertyProvider(),
+        record.tracker.check_key,
+        lambda *point: False,
+        record.paths.artifacts_dir,
     )
     process = psutil.Process()
     before, costs, start = process.memory_info().rss, [], perf_counter()

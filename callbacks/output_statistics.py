@@ -1,0 +1,99 @@
+"""Statistics of a model's outputs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.tensors.nested import entries
+from ksuit_runner.trainer.losses import Losses
+
+
+class OutputStatistics(PeriodicCallback):
+    """Logs mean, standard deviation and largest absolute value of the outputs since they were last logged.
+
+    They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``. The name of an output
+    is the way to it in what ``training_step`` returns, such as ``latent/mean`` or ``hidden/0``; a single tensor is
+    ``output``. The sums stay on the device: nothing waits for it between two logs.
+
+    Args:
+        match: Patterns of names.
+        **kwargs: Passed on to PeriodicCallback.
+
+    Raises:
+        ConfigError: A pattern matches nothing; raised at the first update.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ("outputs/*",)
+    is_repeatable: ClassVar[bool] = False
+
+    def __init__(self, match: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._match = match or ["*"]
+        self._has_checked = False
+        # By name: the sums of values and of squares, their number, and the largest absolute value.
+        self._sums: dict[str, Tensor] = {}
+
+    @uses_no_rng
+    def _track_after_accumulation_step(
+        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
+    ) -> None:
+        found = dict(_named(outputs)) if not isinstance(outputs, Tensor) else {"output": outputs}
+        if not self._has_checked:
+            self._check(found)
+        for name, output in found.items():
+            if output.numel() and any(fnmatchcase(name, pattern) for pattern in self._match):
+                self._add(name, output.detach())
+
+    @uses_no_rng
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        for name, (total, squares, count, largest) in self._sums.items():
+            mean = total / count
+            self.writer.add_scalar(f"outputs/{name}/mean", mean)
+            self.writer.add_scalar(f"outputs/{name}/std", (squares / count - mean.square()).clamp(min=0).sqrt())
+            self.writer.add_scalar(f"outputs/{name}/abs_max", largest)
+        self._sums = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last log."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the sums since the last log."""
+        self._sums = {name: value.to(self.trainer.device) for name, value in state_dict.items()}
+
+    def _add(self, name: str, output: Tensor) -> None:
+        values = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
+        count = torch.full_like(values.sum(), values.numel())
+        new = torch.stack([values.sum(), values.square().sum(), count, values.abs().max()])
+        if name in self._sums:
+            old = self._sums[name]
+            new = torch.cat([old[:3] + new[:3], torch.maximum(old[3:], new[3:])])
+        self._sums[name] = new
+
+    def _check(self, found: Mapping[str, Tensor]) -> None:
+        self._has_checked = True
+        for pattern in self._match:
+            if not any(fnmatchcase(name, pattern) for name in found):
+                names = f"There are: {', '.join(found)}" if found else "training_step returns no tensors as outputs"
+                raise ConfigError(
+                    f"'{pattern}' matches no output. {did_you_mean(pattern, found)}\n{names}",
+                    path=f"callbacks.{self.name}.match",
+                )
+
+
+def _named(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk all tensors of nested outputs, with the ways to them."""
+    for key, value in entries(outputs):
+        name = f"{path}/{key}" if path else str(key)
+        if isinstance(value, Tensor):
+            if not value.is_complex():
+                yield name, value
+        else:
+            yield from _named(value, name)

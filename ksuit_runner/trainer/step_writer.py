@@ -1,0 +1,108 @@
+"""The log writer as a training step sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ksuit_runner.log_writer import LogWriter
+
+SOURCE = "trainer"
+"""Who has logged it, for messages."""
+
+
+class StepWriter:
+    """Logs what a training step computes besides its losses, at the update that it is a part of.
+
+    A batch may be computed in parts, each by a training step of its own: the value of a metric is the mean over the
+    parts, weighted by their samples; of images, tables and the like, those of the first part count. Of an update that
+    fails or is skipped nothing is logged, nor in evaluations, which ``training_step`` computes, too: callbacks do that.
+
+    Args:
+        weigh: Returns the weight of a part of the batch.
+    """
+
+    def __init__(self, weigh: Callable[[Any], float]) -> None:
+        self._weigh = weigh
+        self._writer: LogWriter | None = None
+        self._part: Any = None
+        self._is_logging = self._is_first = False
+        self._values: dict[str, list[tuple[float | Tensor, float]]] = {}
+
+    def attach(self, writer: LogWriter) -> None:
+        """Log to the writer of a run."""
+        self._writer = writer
+
+    def start(self) -> None:
+        """Start with an update."""
+        self._is_first = True
+        self._values.clear()
+
+    def begin(self, part: Any) -> None:
+        """Log what is computed from now on, from a part of the batch."""
+        self._part, self._is_logging = part, self._writer is not None
+
+    def end(self) -> None:
+        """Log nothing from now on: the step has ended."""
+        self._part, self._is_logging, self._is_first = None, False, False
+
+    def flush(self) -> None:
+        """Hand the means over the parts to the run's writer."""
+        for key, values in self._values.items():
+            if len(values) == 1:
+                self._target().add_scalar(key, values[0][0])
+            else:
+                mean = sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+                self._target().add_scalar(key, mean)
+        self._values.clear()
+
+    def discard(self) -> None:
+        """Discard what the update has logged."""
+        self._values.clear()
+        if self._writer is not None:
+            self._writer.discard_of({SOURCE})
+
+    def add_scalar(self, key: str, value: float | Tensor) -> None:
+        """Log a metric, as ``LogWriter.add_scalar``; a tensor stays on its device."""
+        if self._is_logging:
+            value = value.detach().clone() if isinstance(value, Tensor) else value
+            self._values.setdefault(key, []).append((value, self._weigh(self._part)))
+
+    def add_image(self, key: str, image: Any) -> None:
+        """Log an image, as ``LogWriter.add_image``."""
+        if self._is_logging and self._is_first:
+            self._target().add_image(key, image)
+
+    def add_figure(self, key: str, figure: Any) -> None:
+        """Log a figure, as ``LogWriter.add_figure``."""
+        if self._is_logging and self._is_first:
+            self._target().add_figure(key, figure)
+
+    def add_histogram(self, key: str, values: Any, bins: int = 64) -> None:
+        """Log a histogram, as ``LogWriter.add_histogram``."""
+        if self._is_logging and self._is_first:
+            self._target().add_histogram(key, values, bins)
+
+    def add_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table, as ``LogWriter.add_table``."""
+        if self._is_logging and self._is_first:
+            self._target().add_table(key, columns, rows)
+
+    def add_text(self, key: str, text: str) -> None:
+        """Log a text, as ``LogWriter.add_text``."""
+        if self._is_logging and self._is_first:
+            self._target().add_text(key, text)
+
+    def add_file(self, key: str, path: str | Path) -> None:
+        """Log a copy of a file, as ``LogWriter.add_file``."""
+        if self._is_logging and self._is_first:
+            self._target().add_file(key, path)
+
+    def _target(self) -> LogWriter:
+        assert self._writer is not None, "it is not attached to a run"
+        self._writer.source = SOURCE
+        return self._writer
