@@ -165,7 +165,6 @@ class SgdTrainer:
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
-        self._parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self.writer = StepWriter(self.part_weight)
         self._gradient_sums = GradientSums(self._parameters)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
