@@ -53,7 +53,7 @@ class Ema(CallbackBase):
         self.models = {label: self._copy() for label in self.decays}
         for label, average in self.models.items():
             self.trainer.add_evaluation_model(label, average)
-            self.checkpoint_writer.add_tensors(label, partial(_in_file, average))
+            self.checkpoint_writer.add_tensors(label, partial(_in_file, average), of_model=True)
         self._strides: dict[str, Strides] = {}
         self._pair()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner import __version__
+from ksuit_runner.checkpoint.base_weights import BASE
 from ksuit_runner.checkpoint.folders import PARTIAL, READY, beside, names
 from ksuit_runner.checkpoint.manifest import verify, write_file, write_manifest
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
@@ -49,6 +50,12 @@ class Checkpoint:
     state: dict[str, Any]
     config_hash: str
     tags: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Checksums of the weights that ``model`` lacks, by name: they are those that the run began with."""
+        found: dict[str, str] = self.state.get(BASE, {})
+        return found
 
 
 def pack_state(

@@ -9,10 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter, sleep
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from ksuit_runner.checkpoint.base_weights import without_base
 from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
 from ksuit_runner.checkpoint.format import RESERVED, pack_state, write_ready
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
@@ -26,6 +27,7 @@ TINY = 1_000_000
 _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
 _OWNER_S = 1.0  # how often who waits for a commit looks whether the run is still this process's
+_NONE: Mapping[str, Tensor] = {}
 _SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written; how many
 
 
@@ -59,6 +61,8 @@ class CheckpointWriter:
         every_n_samples: Write one after the update with which another n samples have been seen.
         keep_last: Number of newest checkpoints that are kept.
         keep_every: Keep every n-th of the interval's checkpoints for good; None keeps none of them.
+        content: ``trained`` leaves out the weights that are frozen for the whole run and have not changed: a resume, a
+            fork or an evaluation takes them from where the run has them from. ``all`` stores everything.
         room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
@@ -74,6 +78,7 @@ class CheckpointWriter:
         every_n_samples: int | None = None,
         keep_last: int = 2,
         keep_every: int | None = None,
+        content: Literal["all", "trained"] = "all",
         room_timeout_s: float = 30.0,
         config_hash: str = "",
         check_owner: Callable[[], None] = lambda: None,
@@ -84,7 +89,10 @@ class CheckpointWriter:
             raise ConfigError(f"at least 1 is needed, not {keep_last}", path="checkpoint.keep_last")
         if keep_every is not None and keep_every < 1:
             raise ConfigError(f"at least 1 is needed, not {keep_every}", path="checkpoint.keep_every")
+        if content not in ("all", "trained"):
+            raise ConfigError(f"all or trained is needed, not {content!r}", path="checkpoint.content")
         given = (every_n_epochs, every_n_updates, every_n_samples)
+        self.content = content
         self.path_provider = path_provider
         self.config_hash = config_hash
         self.check_owner = check_owner
@@ -95,6 +103,7 @@ class CheckpointWriter:
         self._keep_last = keep_last
         self._room_timeout_s = room_timeout_s
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        self._of_model = {"model"}
         self._requested: set[str] = set()
         self._hand_over = hand_over or InPlace(Committer(path_provider, check_owner))
         self._submitted: tuple[str, Future[None]] | None = None  # the last one
@@ -103,16 +112,19 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._saving: deque[_Saving] = deque()
 
-    def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]]) -> None:
+    def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]], of_model: bool = False) -> None:
         """Write tensors to a file of their own, ``NAME.safetensors``, in every checkpoint.
 
         Args:
             name: Name of the file without its suffix.
             provider: Returns the tensors by name; called for every checkpoint.
+            of_model: Whether these are weights by their names in the model. Those that are the model's own may then be
+                missing in the file: with ``content: trained``, those that are frozen.
         """
         if name in self._providers or name in RESERVED:
             raise ConfigError(f"two of them write '{name}.safetensors' into the checkpoints", path="callbacks")
         self._providers[name] = provider
+        self._of_model |= {name} if of_model else set()
 
     def request(self, tag: str) -> None:
         """Request a checkpoint at the end of this update, with a tag, which moves there from an earlier one."""
@@ -145,13 +157,13 @@ class CheckpointWriter:
         """Whether the interval or a callback requires a checkpoint now."""
         return self.is_requested or (self._interval is not None and self._interval.is_due(update_counter))
 
-    def check(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def check(self, model: Mapping[str, Any], state: Mapping[str, Any], base: Mapping[str, Tensor] = _NONE) -> None:
         """Check that a checkpoint of these can be resumed from, without writing it.
 
         Raises:
             CheckpointError: Something cannot be stored; the message names it.
         """
-        pack_state(self._files(model), state)
+        pack_state(self._files(model, base), state)
 
     def save(
         self,
@@ -160,6 +172,7 @@ class CheckpointWriter:
         state: Mapping[str, Any],
         before: Callable[[], None] = lambda: None,
         wait: bool = False,
+        base: Mapping[str, Tensor] = _NONE,
     ) -> None:
         """Take a snapshot and write it in the background.
 
@@ -172,11 +185,12 @@ class CheckpointWriter:
             state: State of trainer and callbacks.
             before: Writes what has to be there before the checkpoint, such as the metrics up to it.
             wait: Return only when it is on the disk.
+            base: Weights that are left out, by name.
 
         Raises:
             CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
         """
-        files, document = pack_state(self._files(model), state)
+        files, document = pack_state(self._files(model, base), state)
         buffers = self._unused_buffers()
         tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
@@ -195,8 +209,9 @@ class CheckpointWriter:
         while self._saving:
             self._finish_first(is_last and len(self._saving) == 1)
 
-    def _files(self, model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        return {"model": model, **{name: provider() for name, provider in self._providers.items()}}
+    def _files(self, model: Mapping[str, Any], base: Mapping[str, Tensor]) -> dict[str, Mapping[str, Any]]:
+        files = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
+        return {**files, **{name: without_base(files[name], base) for name in self._of_model if base}}
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that are not being written, as soon as there are some."""

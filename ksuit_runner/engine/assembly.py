@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.base_weights import BaseWeights, with_base
 from ksuit_runner.checkpoint.commit import Committer, InPlace
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.writer import CheckpointWriter
@@ -34,6 +35,7 @@ from ksuit_runner.security.masking import mask_config
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.noop import NoopTracker
+from ksuit_runner.trainer.freezing import frozen_for_good
 from ksuit_runner.trainer.optimizers import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -212,6 +214,10 @@ def build_run(
     if checkpoint_writer is None:
         checkpoint_writer = CheckpointWriter(paths, hand_over=InPlace(Committer(paths, sync_journal=journal.sync)))
     checkpoint_writer.check_interval(trainer.counter)
+    base_weights = None
+    if checkpoint_writer.content == "trained":  # as the run begins, before a callback or a checkpoint changes them
+        frozen, stored = frozen_for_good(trainer.model.module, trainer.freezing), trainer.model.tensors()
+        base_weights = BaseWeights({name: value for name, value in frozen.items() if name in stored})
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,
@@ -232,6 +238,7 @@ def build_run(
         checkpoint_writer=checkpoint_writer,
         seed=seed,
         taken_over=taken_over or Event(),
+        base_weights=base_weights,
     )
     if checkpoint is not None:
         if origin.mode != Mode.EVALUATE:
@@ -255,8 +262,9 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
             "resume_strict=false",
             path="trainer._target_",
         )
+    weights = with_base(checkpoint.model, checkpoint.base, run.trainer.model.tensors())
     try:
-        run.trainer.model.load(checkpoint.model, arrangements.get("model"))
+        run.trainer.model.load(weights, arrangements.get("model"))
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise ResumeError(f"the checkpoint's weights do not fit. {reason}", path="model") from error

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.checkpoint.base_weights import with_base
+from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.check.initialization import NODE, Initialization, initialization_of
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.record.stored_run import read_config
 from ksuit_runner.resume.starting_point import StartingPoint, check_checksum, find_starting_point
 
 _LISTED = 4
@@ -67,7 +70,7 @@ def initialize(model: ModelBase, config: Mapping[str, Any]) -> Beginning | None:
         return None
     found = find_starting_point(config, settings)
     check_checksum(settings, found)
-    fit = fit_weights(_read(found, settings), model, settings)
+    fit = fit_weights(_read(found, settings, config, model), model, settings)
     model.load({**model.tensors(), **fit.given})
     run_id = found.checkpoint.run_id if found.checkpoint is not None else None
     return Beginning(found.text, run_id, fit.report(found.text))
@@ -165,11 +168,33 @@ def _listed(names: Collection[str]) -> str:
 # Reading
 
 
-def _read(found: StartingPoint, settings: Initialization) -> dict[str, Any]:
+def _read(
+    found: StartingPoint, settings: Initialization, config: Mapping[str, Any], model: ModelBase
+) -> dict[str, Any]:
     if found.checkpoint is None:
         return read_file(found.file, settings.key)
-    model = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name).model
-    return {**model, **safetensors.torch.load_file(found.file)}  # what has no average is the model's
+    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name)
+    values = {**checkpoint.model, **safetensors.torch.load_file(found.file)}  # what has no average is the model's
+    return {**_base_of(checkpoint, config, model), **values}
+
+
+def _base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase) -> dict[str, Any]:
+    """Return the weights that a checkpoint refers to: from where its run has them, or as the new model has them."""
+    if not checkpoint.base:
+        return {}
+    begun = model.tensors()
+    stored = {**resolve(read_config(checkpoint.paths)), "output_dir": config["output_dir"]}
+    if (settings := initialization_of(stored)) is not None:
+        source = find_starting_point(stored, settings)
+        check_checksum(settings, source)
+        values = _read(source, settings, stored, model)
+        renamed = {name: settings.renamed(name) for name in values}
+        taken = [name for name, new in renamed.items() if not settings.drops(name) and not settings.drops(new)]
+        begun |= {renamed[name]: values[name] for name in taken}
+    try:
+        return with_base({}, checkpoint.base, begun)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.paths.checkpoint_dir}: {error}", path=f"{NODE}.from") from None
 
 
 def read_file(file: Path, key: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from enum import Enum, auto
 from threading import Event
 from typing import Any
 
+from torch import Tensor
+
+from ksuit_runner.checkpoint.base_weights import BASE, BaseWeights
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
@@ -14,6 +17,7 @@ from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
+from ksuit_runner.trainer.freezing import frozen_for_good
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 _LOGGER = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ class Run:
         taken_over: Set when another process has taken the run over.
         unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
             two of them.
+        base_weights: The weights that checkpoints may leave out; None if they hold everything.
         phase: Where the loop stands.
     """
 
@@ -55,6 +60,7 @@ class Run:
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
     rank: int = 0
+    base_weights: BaseWeights | None = None
     phase: Phase = field(default=Phase.START, init=False)
 
     @property
@@ -91,8 +97,10 @@ def save_checkpoint(run: Run, wait: bool = False) -> None:
     if run.phase in HALF_DONE:
         log, requested = run.log_writer.state_dict(), run.checkpoint_writer.take_requests()
         unfinished = {"phase": run.phase.name, "done": list(run.hooks.done), "log": log, "requested": requested}
-    state = {**_state(run), "unfinished": unfinished}
-    run.checkpoint_writer.save(run.counter, run.trainer.model.tensors(), state, run.log_writer.write_rest, wait=wait)
+    state, base = _state(run)
+    state |= {"unfinished": unfinished}
+    model = run.trainer.model.tensors()
+    run.checkpoint_writer.save(run.counter, model, state, run.log_writer.write_rest, wait=wait, base=base)
 
 
 def check_state(run: Run) -> None:
@@ -101,12 +109,18 @@ def check_state(run: Run) -> None:
     Raises:
         CheckpointError: Something cannot; the message names it.
     """
-    run.checkpoint_writer.check(run.trainer.model.tensors(), _state(run))
+    run.checkpoint_writer.check(run.trainer.model.tensors(), *_state(run))
 
 
-def _state(run: Run) -> dict[str, Any]:
+def _state(run: Run) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Return the state of trainer and callbacks, and the weights that the checkpoint leaves out."""
     trainer = run.trainer.state_dict()
-    return {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
+    state = {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
+    if run.base_weights is None:
+        return state, {}
+    frozen = frozen_for_good(run.trainer.model.module, run.trainer.freezing)
+    unchanged = run.base_weights.unchanged(frozen)
+    return {**state, BASE: unchanged}, {name: frozen[name] for name in unchanged}
 
 
 def save_last_full_update(run: Run) -> None:

@@ -81,7 +81,7 @@ class _Start:
         launch: How it was started.
         origin: The stored run that it continues from, if any.
         checkpoint: The checkpoint that it starts from, if any.
-        beginning: What its first weights were taken from, if it starts without one.
+        beginning: What its first weights were taken from, if anything.
         provenance: Provenance of a new run.
     """
 
@@ -126,7 +126,7 @@ def run(
             lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
         trainer = build_trainer(factory, int(config["seed"]), interruption)
-        beginning = initialize(trainer.model, config) if checkpoint is None else None
+        beginning = initialize(trainer.model, config) if _needs_beginning(config, launch, checkpoint) else None
         with files_explained():
             tracker = open_tracker(factory, outputs)  # the recorder has imported what it needs meanwhile
             start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
@@ -137,6 +137,12 @@ def run(
             _assemble_and_execute(start, Assembly(factory, config, trainer, record), outcome, console)
         print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
     return outcome
+
+
+def _needs_beginning(config: Mapping[str, Any], launch: Launch, checkpoint: Checkpoint | None) -> bool:
+    """Whether the weights that the run began with are needed: the checkpoint, or one to be written, refers to them."""
+    writes_reference = launch.mode != Mode.EVALUATE and config["checkpoint"].get("content") == "trained"
+    return checkpoint is None or bool(checkpoint.base) or writes_reference
 
 
 def _is_deterministic(config: Mapping[str, Any]) -> bool:
@@ -212,7 +218,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     with files_explained():
         if mode != Mode.EVALUATE:
             record.describe(start.config, assembly.trainer.data_container, start.provenance)
-        if start.beginning is not None:
+        if start.beginning is not None and checkpoint is None:
             record.link_beginning(start.beginning.source, start.beginning.run_id)
         if mode == Mode.FORK and checkpoint is not None:
             record.carry_history(checkpoint.paths, checkpoint.progress.update)
@@ -293,5 +299,5 @@ def _print_start(console: Console, record: RunRecord, start: _Start) -> None:
     print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
     if start.checkpoint is not None:
         _LOGGER.info("starts from checkpoint %s", start.checkpoint.progress)
-    if start.beginning is not None:
+    if start.beginning is not None and start.checkpoint is None:
         _LOGGER.info(start.beginning.report)

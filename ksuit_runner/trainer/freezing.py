@@ -86,15 +86,24 @@ class Freezing:
         self._modes.hold([module for root in self._roots for module in _wholly(root, frozen)])
 
     @property
-    def for_good(self) -> set[str]:
-        """Names of the parameters that are frozen from the beginning to the end."""
-        return {name for name in self._spans if all(self._is_frozen(name, bound) for bound in self._bounds)}
+    def thawing(self) -> list[nn.Parameter]:
+        """The parameters that are trained at some time."""
+        return [
+            item for name, item in self._own.items() if not all(self._is_frozen(name, bound) for bound in self._bounds)
+        ]
 
     def _is_frozen(self, name: str, update: float) -> bool:
         return any(start <= update < end for start, end in self._spans.get(name, ()))
 
 
 _NEVER = float("inf")
+
+
+def frozen_for_good(model: nn.Module, freezing: Freezing | None) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that are frozen now and will not thaw, by all of their names."""
+    thawing = {id(item) for item in (freezing.thawing if freezing is not None else ())}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: item for name, item in named if not item.requires_grad and id(item) not in thawing}
 
 
 def _wholly(module: nn.Module, frozen: Collection[int]) -> list[nn.Module]:
@@ -153,6 +162,11 @@ def _updates(path: str, rule: Mapping[str, Any], form: str, counter: UpdateCount
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(map(form.format, given))} exclude each other", path=path)
     for unit, value in given.items():
+        if unit == "epoch" and not counter.has_epochs:
+            raise ConfigError(
+                "the training data is a stream, which has no epochs. Count in updates",
+                path=f"{path}.{form.format(unit)}",
+            )
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(f"a whole number is needed, not {value!r}", path=f"{path}.{form.format(unit)}")
         return value * (counter.updates_per_epoch if unit == "epoch" else 1)

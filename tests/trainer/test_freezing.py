@@ -13,6 +13,7 @@ from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.schedule import constant
+from ksuit_runner.trainer.freezing import frozen_for_good
 
 
 def network():
@@ -46,7 +47,7 @@ def test_what_is_frozen_stays_and_what_thaws_is_trained_exactly_over_a_resume(ma
         updates = next(found for prefix, found in CHANGES.items() if name.startswith(prefix))
         changed = [n for n in range(1, 9) if not torch.equal(states[n][name], states[n - 1][name])]
         assert changed == list(updates), name
-    for update in (2, 3, 4, 5):
+    for update in (2, 3, 5):
         resumed = maker.resumed({"ema": (Ema, {})}, update=update, model=network(), freeze=FREEZE, **given)
         assert resumed.trainer.model.module[0][2][0].weight.requires_grad is (update >= 3)
         train(resumed)
@@ -77,7 +78,12 @@ def test_what_the_model_has_frozen_stays_frozen(maker):
     assert [name for name, item in model.named_parameters() if not item.requires_grad] == [
         *("0.0.0.weight", "0.0.0.bias", "0.0.1.weight", "0.0.1.bias")
     ]
-    assert run.trainer.freezing.for_good == set()
+    assert frozen_for_good(model, run.trainer.freezing).keys() == {
+        "0.0.0.weight",
+        "0.0.0.bias",
+        "0.0.1.weight",
+        "0.0.1.bias",
+    }
 
 
 class Counts(PeriodicCallback):
