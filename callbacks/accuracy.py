@@ -24,6 +24,7 @@ class Accuracy(DatasetCallback):
             targets are not class indices.
     """
 
+    shares_batch: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
         "accuracy/{dataset_key}",
         "accuracy/{dataset_key}/*",

@@ -20,6 +20,7 @@ class Loss(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
     """
 
+    shares_batch: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
         "loss/{dataset_key}",
         "loss/{dataset_key}/*",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,9 @@ from torch import nn
 from ksuit_runner.callback_base import CallbackBase, template
 from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.trainer.evaluation_pass import go_through
 
 
 class PeriodicCallback(CallbackBase):
@@ -67,30 +69,73 @@ class DatasetCallback(PeriodicCallback):
     The batches come through the workers that also fetch training data, ahead of time. A subclass defines what is done
     with a batch (``_process_batch``) and with the results (``_process_results``).
 
+    Callbacks that follow each other in the config and evaluate the same dataset in batches of the same size at the same
+    update share one pass over it: a batch is fetched and moved to the device once. Results, errors and what is drawn at
+    random are those of a callback that is alone.
+
     Args:
         dataset_key: Key of the dataset under ``data.datasets``.
+        batch_size: Samples per batch; None takes ``data.eval_batch_size``.
+        max_batches: Evaluate only so many batches, the first ones; None evaluates all.
         at_end: Evaluate at the end of the run, too.
         **kwargs: Passed on to PeriodicCallback.
+
+    Attributes:
+        shares_batch: Whether the callback leaves the batch and the outputs of models as they are, and does not depend
+            on hooks in the models. Then outputs are computed once for all such callbacks, and otherwise the callback
+            gets a copy of the batch.
+
+    Raises:
+        ConfigError: A number is smaller than 1.
     """
 
-    def __init__(self, dataset_key: DatasetKey, at_end: bool = True, **kwargs: Any) -> None:
+    shares_batch: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        dataset_key: DatasetKey,
+        batch_size: int | None = None,
+        max_batches: int | None = None,
+        at_end: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(at_end=at_end, **kwargs)
+        for name, number in (("batch_size", batch_size), ("max_batches", max_batches)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, not {number}")
         self.dataset_key = dataset_key
+        self.batch_size = batch_size
+        self.max_batches = max_batches
+        self.companions: Sequence[DatasetCallback] = ()
+        self._seen: BaseException | bool = False
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has read the batches already, in a pass that another callback has asked for."""
+        return self._seen is not False
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.evaluate(update_counter)
 
     def evaluate(self, update_counter: UpdateCounter) -> None:
         """Evaluate the dataset once, with the live weights and with all others that are offered for evaluation."""
-        models = self.trainer.evaluation_models
-        with self.trainer.evaluation():
-            for number, batch in enumerate(self.data_container.evaluation_batches(self.dataset_key)):
-                # Each evaluation draws the same for a batch, so that values of two updates can be compared.
-                seed_all(mix(self.data_container.seed, "evaluation", self.dataset_key, number))
-                self._process_batch(self.trainer.to_device(batch), models)
+        if not self.has_read:
+            readers = [self, *self.companions]
+            failures = go_through(readers, self.trainer, self.trainer.evaluation_models)
+            for number, reader in enumerate(readers):
+                reader._seen = failures.get(number, True)
+        (seen, self._seen), self.companions = (self._seen, False), ()
+        if isinstance(seen, BaseException):
+            raise seen
+        self.writer.source = self.display_name
         # The models that are offered may have drawn, too.
         seed_all(mix(self.data_container.seed, "results", str(self.name), update_counter.update))
         self._process_results(update_counter)
+
+    def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        """Process one batch, with its metrics under the callback's name."""
+        self.writer.source = self.display_name
+        self._process_batch(batch, models)
 
     @property
     def sum_dtype(self) -> torch.dtype:

@@ -1,7 +1,8 @@
 """The batches that a run needs, in order, from any update on: the order follows from the seed, nothing is replayed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from itertools import islice
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +59,18 @@ def _draw(key: int, length: int) -> NDArray[np.int64]:
     return generator.permutation(length).astype(np.int64, copy=False)
 
 
-def evaluation_requests(dataset_key: str, length: int, batch_size: int) -> Iterator[BatchRequest]:
-    """Yield the requests of an evaluation: all samples in dataset order; the last batch may be smaller."""
-    for batch, start in enumerate(range(0, length, batch_size)):
+def evaluation_requests(
+    dataset_key: str, length: int, batch_size: int, max_batches: int | None = None
+) -> Iterator[BatchRequest]:
+    """Yield the requests of an evaluation: samples in dataset order; the last batch of a dataset may be smaller."""
+    for batch, start in enumerate(islice(range(0, length, batch_size), max_batches)):
         yield BatchRequest(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
+
+
+def most_batches(numbers: Sequence[int | None]) -> int | None:
+    """Return the largest number of batches, where None stands for all of them."""
+    known = [number for number in numbers if number is not None]
+    return max(known) if len(known) == len(numbers) else None
 
 
 class TrainingOrder(Protocol):
@@ -69,6 +78,24 @@ class TrainingOrder(Protocol):
 
     def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Return the samples from one position to before another; positions beyond the end are omitted."""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of a dataset that is announced.
+
+    Attributes:
+        interval: When it takes place.
+        dataset_key: Key of the dataset.
+        batch_size: Samples per batch; None takes that of the data.
+        max_batches: Number of batches; None takes all.
+        group: Evaluations of the same group read the same batches in one pass where they coincide; None is by itself.
+    """
+
+    interval: Interval
+    dataset_key: str
+    batch_size: int | None = None
+    max_batches: int | None = None
+    group: int | None = None
 
 
 class BatchPlan:
@@ -92,7 +119,7 @@ class BatchPlan:
         train: str,
         order: TrainingOrder,
         counter: UpdateCounter,
-        evaluations: Sequence[tuple[Interval, str]],
+        evaluations: Sequence[Evaluation],
         eval_batch_size: int,
     ) -> None:
         self._lengths = lengths
@@ -116,6 +143,12 @@ class BatchPlan:
                 yield from self._due(ahead)
 
     def _due(self, counter: UpdateCounter) -> Iterator[BatchRequest]:
-        due = [item for item in self._evaluations if item[0].is_due(counter)]
-        for _, key in sorted(due, key=lambda item: item[0].follows_epoch(counter)):
-            yield from evaluation_requests(key, self._lengths[key], self._eval_batch_size)
+        passes: dict[tuple[bool, int], list[Evaluation]] = {}
+        for number, item in enumerate(self._evaluations):
+            if item.interval.is_due(counter):
+                group = -1 - number if item.group is None else item.group
+                passes.setdefault((item.interval.follows_epoch(counter), group), []).append(item)
+        for _, together in sorted(passes.items(), key=lambda item: item[0][0]):
+            _, key, size, *_ = together[0]
+            most = most_batches([item.max_batches for item in together])
+            yield from evaluation_requests(key, self._lengths[key], size or self._eval_batch_size, most)

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, islice
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.batch_plan import BatchPlan, evaluation_requests
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.data.batch_plan import BatchPlan, Evaluation, evaluation_requests
 from ksuit_runner.data.collators import Collated, CollateFn, collate_fns
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
 from ksuit_runner.data.iterable_source import EvaluatedSource, StreamOrder, is_map_style, is_seekable, is_stream
@@ -242,21 +242,21 @@ class DataContainer:
 
     # The stream of batches
 
-    def open(self, counter: UpdateCounter, evaluations: Sequence[tuple[Interval, str]] = ()) -> None:
+    def open(self, counter: UpdateCounter, evaluations: Sequence[Evaluation] = ()) -> None:
         """Start fetching at the counter's position, for all updates up to its end.
 
         Args:
             counter: Position and end of training.
-            evaluations: When which dataset will be evaluated.
+            evaluations: When which dataset will be evaluated, in the order in which it will be asked for.
 
         Raises:
             ConfigError: An evaluation names a dataset that does not exist.
         """
-        for _, key in evaluations:
-            self._check_key(key, "data.datasets")
+        for evaluation in evaluations:
+            self._check_key(evaluation.dataset_key, "data.datasets")
         self.close()
         lengths = {key: len(dataset) for key, dataset in self.datasets.items() if is_map_style(dataset)}
-        evaluations = [evaluation for evaluation in evaluations if evaluation[1] in lengths]
+        evaluations = [evaluation for evaluation in evaluations if evaluation.dataset_key in lengths]
         plan = BatchPlan(lengths, self.train, self._order, counter, evaluations, self.eval_batch_size)
         sources, workers = self._sources, self.num_workers
         if self._training is not None:
@@ -293,11 +293,18 @@ class DataContainer:
         finally:
             self._wait_seconds += perf_counter() - start
 
-    def evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
-        """Return all batches of a dataset in order, the last one may be smaller.
+    def evaluation_batches(
+        self, dataset_key: str, batch_size: int | None = None, max_batches: int | None = None
+    ) -> Iterator[Any]:
+        """Return the batches of a dataset in order, the last one may be smaller.
 
         They come from the stream if this evaluation is next in it, and are fetched now otherwise. Either way they are
         the same, and training data that was fetched ahead is not lost.
+
+        Args:
+            dataset_key: Key of the dataset.
+            batch_size: Samples per batch; by default ``eval_batch_size``.
+            max_batches: Number of batches; by default all.
 
         Raises:
             ConfigError: There is no such dataset.
@@ -306,18 +313,17 @@ class DataContainer:
         """
         self._check_key(dataset_key, "data.datasets")
         if is_map_style(self.datasets[dataset_key]):
-            return self._evaluation_batches(dataset_key)
+            return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches)
         if dataset_key == self.train and not is_seekable(self.train_dataset):
             raise ConfigError(
                 "training reads this stream, and it cannot be read from its beginning at the same time",
                 path=f"data.datasets.{dataset_key}",
             )
-        return self._stream_batches(dataset_key)
+        return islice(self._stream_batches(dataset_key, batch_size or self.eval_batch_size), max_batches)
 
-    def _stream_batches(self, dataset_key: str) -> Iterator[Any]:
-        """Read a whole stream, in this process: nobody knows in advance how many batches it has."""
+    def _stream_batches(self, dataset_key: str, size: int) -> Iterator[Any]:
+        """Read a stream, in this process: nobody knows in advance how many batches it has."""
         source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))
-        size = self.eval_batch_size
         for number in count():
             request = BatchRequest(dataset_key, EVALUATION, number, np.arange(number * size, (number + 1) * size))
             take = partial(fetch_batch, {dataset_key: source}, self.seed, request)
@@ -327,8 +333,8 @@ class DataContainer:
             if samples < size:
                 return
 
-    def _evaluation_batches(self, dataset_key: str) -> Iterator[Any]:
-        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), self.eval_batch_size)
+    def _evaluation_batches(self, dataset_key: str, batch_size: int, max_batches: int | None) -> Iterator[Any]:
+        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), batch_size, max_batches)
         stream = self._stream
         if stream is None or stream.head is None:
             yield from self._separate_stream(requests)
@@ -336,7 +342,7 @@ class DataContainer:
         while stream.head is not None and stream.head.epoch == EVALUATION and stream.head.batch > 0:
             stream.drop()  # the rest of an evaluation that ended early
         for request in requests:
-            if stream.head is not None and stream.head[:3] == request[:3]:
+            if stream.head is not None and stream.head.is_same(request):
                 take = stream.take
             else:
                 take = partial(fetch_batch, self._sources, self.seed, request)

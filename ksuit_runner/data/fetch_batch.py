@@ -32,6 +32,10 @@ class BatchRequest(NamedTuple):
     batch: int
     indices: NDArray[np.int64]
 
+    def is_same(self, other: "BatchRequest") -> bool:
+        """Whether this is the same batch with the same samples."""
+        return self[:3] == other[:3] and np.array_equal(self.indices, other.indices)
+
 
 def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -> Any:
     """Fetch a batch.

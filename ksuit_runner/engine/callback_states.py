@@ -68,6 +68,11 @@ class CallbackStates:
         if self._snapshots:
             self._snapshots.clear()
 
+    def drop_snapshot(self, callback: CallbackBase) -> None:
+        """Let the present state of one callback count again: its hook has ended well."""
+        if self._snapshots:
+            self._snapshots.pop(callback.display_name, None)
+
     def note_failure(self, callback: CallbackBase) -> None:
         """Take note that a hook of a callback has failed: its snapshot counts, and its files have none."""
         self.are_whole = not overrides(callback, "resume_from_checkpoint")

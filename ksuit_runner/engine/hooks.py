@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, Final
 
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.engine.callback_states import CallbackStates, implements
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.data.batch_plan import Evaluation
+from ksuit_runner.engine.callback_states import CallbackStates, implements, overrides
 from ksuit_runner.engine.shared_metrics import check_shared_metrics
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
@@ -84,6 +85,7 @@ class Hooks:
         self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
         for item in self._periodic:
             item.interval.check(update_counter, f"callbacks.{item.name}")
+        self._groups = _groups(self._periodic)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
@@ -146,11 +148,14 @@ class Hooks:
             return
         states, done = self.states, self.done
         with torch.no_grad():
-            for method in methods:
-                callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+            for number, method in enumerate(methods):
+                callback = _callback_of(method)
                 name = f"{callback.display_name}.{method.__name__}{label}"
                 if name not in skip:
-                    states.snapshot(callback)
+                    if callback in self._groups:
+                        self._prepare_pass(method, methods[number + 1 :], skip)
+                    else:
+                        states.snapshot(callback)
                     mark = callback.writer.mark()
                     try:
                         self._call(method, arguments, label)
@@ -159,8 +164,24 @@ class Hooks:
                         if not isinstance(error, Interrupted):  # raised in an evaluation, which changes no state
                             states.note_failure(callback)
                         raise
-                    states.drop_snapshots()
+                    states.drop_snapshot(callback)
                 done.append(name)
+
+    def _prepare_pass(self, method: Method, later: Sequence[Method], skip: Sequence[str] = ()) -> None:
+        """Let an evaluation share its pass over the dataset with those that follow, unless it was part of one."""
+        callback = _callback_of(method)
+        assert isinstance(callback, DatasetCallback)
+        if callback.has_read:
+            return  # its state was snapshotted before
+        group, follows_epoch = self._groups[callback], callback.interval.follows_epoch(self._counter)
+        for other_method in takewhile(lambda item: item.__name__ == method.__name__, later):
+            other = _callback_of(other_method)
+            if self._groups.get(other) == group and f"{other.display_name}.{method.__name__}" not in skip:
+                assert isinstance(other, DatasetCallback)
+                if other.interval.follows_epoch(self._counter) is follows_epoch:
+                    callback.companions = [*callback.companions, other]
+        for item in (callback, *callback.companions):
+            self.states.snapshot(item)
 
     def methods(self, hook: str) -> list[Method]:
         """Return the hook's methods of all callbacks that implement it."""
@@ -209,13 +230,19 @@ class Hooks:
     def fire_evaluations(self) -> None:
         """Run every evaluation of a dataset now."""
         with torch.no_grad():
-            for item in self.callbacks.values():
-                if isinstance(item, DatasetCallback):
-                    self._call(item.periodic_callback, {"update_counter": self._counter}, "")
+            methods = [item.periodic_callback for item in self._periodic if isinstance(item, DatasetCallback)]
+            for number, method in enumerate(methods):
+                if _callback_of(method) in self._groups:
+                    self._prepare_pass(method, methods[number + 1 :])
+                self._call(method, {"update_counter": self._counter}, "")
 
-    def evaluations(self) -> list[tuple[Interval, str]]:
-        """Return the interval and the key of every dataset that is evaluated, in the order of the callbacks."""
-        return [(item.interval, item.dataset_key) for item in self._periodic if isinstance(item, DatasetCallback)]
+    def evaluations(self) -> list[Evaluation]:
+        """Return all evaluations of datasets, in the order of the callbacks."""
+        items = [item for item in self._periodic if isinstance(item, DatasetCallback)]
+        return [
+            Evaluation(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item))
+            for item in items
+        ]
 
     def close(self) -> None:
         """Close every callback."""
@@ -228,8 +255,7 @@ class Hooks:
         try:
             method(**arguments)
         except StopTraining as stop:
-            callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
-            self._counter.stop(str(callback.name))
+            self._counter.stop(str(_callback_of(method).name))
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
@@ -238,8 +264,36 @@ class Hooks:
         return undisturbed() if must_restore else nullcontext()
 
     def _seed_for(self, method: Method, part: int | str) -> None:
-        callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
         hook = method.__name__
         # What is drawn for the whole run must be the same again after a resume.
         update = self._counter.update if hook != "before_training" else 0
-        seed_all(mix(self._seed, "callback", str(callback.name), hook, update, part))
+        seed_all(mix(self._seed, "callback", str(_callback_of(method).name), hook, update, part))
+
+
+def _callback_of(method: Method) -> CallbackBase:
+    callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
+    return callback
+
+
+def _groups(callbacks: Sequence[PeriodicCallback]) -> dict[CallbackBase, int]:
+    """Number the evaluations that may share a pass: of the same batches, with nothing between them but evaluations.
+
+    What is no evaluation may write to the model. One that evaluates in its own way is by itself, and one with state in
+    files as well, which has no snapshot.
+    """
+    numbers: dict[Any, int] = {}
+    groups: dict[CallbackBase, int] = {}
+    between = 0
+    for item in callbacks:
+        if not isinstance(item, DatasetCallback) or not _may_share(item):
+            between += 1
+            continue
+        key = (between, item.dataset_key, item.batch_size)
+        groups[item] = numbers.setdefault(key, len(numbers))
+    return groups
+
+
+def _may_share(callback: DatasetCallback) -> bool:
+    own = ("_periodic_callback", "evaluate", "read_batch")
+    is_plain = all(getattr(type(callback), name) is getattr(DatasetCallback, name) for name in own)
+    return is_plain and not overrides(callback, "resume_from_checkpoint")

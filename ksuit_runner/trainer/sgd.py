@@ -30,6 +30,7 @@ from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.optimizers import ONLY, OptimizerSpec, build_optimizers, check_positive
 from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
+from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
 
 _LOGGER = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class SgdTrainer:
         counter: Position and end of the run.
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
+        shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         has_extra_state: Whether the class carries a state of its own.
         freezing: Freezes and thaws parameters; None if nothing is frozen.
@@ -157,6 +159,7 @@ class SgdTrainer:
         self.loss_check = LossCheck(
             nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
         )
+        self.shared_outputs: SharedOutputs | None = None
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
         self._weighed: list[tuple[Any, float]] = []
@@ -196,7 +199,7 @@ class SgdTrainer:
             the others are logged.
         """
         inputs, targets = self.inputs_and_targets(batch)
-        outputs = model(inputs)
+        outputs = model(inputs) if self.shared_outputs is None else self.shared_outputs(model, inputs)
         if outputs.ndim > 2 and outputs.shape[:-1] == targets.shape:  # classes last: one prediction per token
             return {"total": self.loss(outputs.flatten(0, -2), targets.flatten())}, outputs
         return {"total": self.loss(outputs, targets)}, outputs
@@ -221,11 +224,11 @@ class SgdTrainer:
 
         The data container counts what it fetches; for anything else the tensors decide, see ``batch.batch_size``.
         """
-        return batch_size(batch, self._samples(batch))
+        return batch_size(batch, self.known_samples(batch))
 
     def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
         """Split a batch into its accumulation steps, see ``batch.split_batch``."""
-        samples, steps = self._samples(batch), steps or self.accumulation_steps
+        samples, steps = self.known_samples(batch), steps or self.accumulation_steps
         parts = split_batch(batch, steps, samples)
         if samples is not None:
             size = samples if len(parts) == 1 else batch_size(batch, samples)
@@ -401,13 +404,26 @@ class SgdTrainer:
         model = model or self.model
         is_watched = model is self.model and model.training and not torch.is_grad_enabled()
         with self.evaluation() if is_watched else nullcontext(), self._autocast():
-            return model(inputs)
+            return model(inputs) if self.shared_outputs is None else self.shared_outputs(model, inputs)
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device of the run."""
         moved = to_device(batch, self.device)
-        self._moved = moved, self.data_container.samples_in(batch)
+        self.note_samples(moved, self.data_container.samples_in(batch))
         return moved
+
+    def note_samples(self, batch: Any, samples: int | None) -> None:
+        """Take note of how many samples were fetched for a batch that is evaluated or split next, if that is known."""
+        self._moved = batch, samples
+
+    def known_samples(self, batch: Any) -> int | None:
+        """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""
+        if batch is self._moved[0]:
+            return self._moved[1]
+        for part, samples in self._parts:
+            if part is batch:
+                return samples
+        return self.data_container.samples_in(batch)
 
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
         """Offer other weights for evaluation; their metrics end in ``/name``."""
@@ -545,15 +561,6 @@ class SgdTrainer:
 
     def _first_inputs(self) -> Any:
         return self.inputs_and_targets(to_device(self.data_container.first_samples(), self.device))[0]
-
-    def _samples(self, batch: Any) -> int | None:
-        """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""
-        if batch is self._moved[0]:
-            return self._moved[1]
-        for part, samples in self._parts:
-            if part is batch:
-                return samples
-        return self.data_container.samples_in(batch)
 
     def _autocast(self) -> Any:
         if self._dtype is torch.float32:  # an autocast context that changes nothing takes as long as a small layer

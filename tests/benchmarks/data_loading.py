@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
 from ksuit_runner.counter import Interval, UpdateCounter
+from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.tensor_dataset import TensorDataset
 
@@ -99,7 +100,7 @@ def _switches(result: Result, scale: Scale) -> None:
     datasets = {"train": Costly(train), "test": Costly(test)}
     data = DataContainer(datasets, BATCH, seed=0, num_workers=2)
     counter = data.new_counter(max_epochs=epochs)
-    data.open(counter, [(Interval(every_n_epochs=1), "test")])
+    data.open(counter, [Evaluation(Interval(every_n_epochs=1), "test")])
     try:
         waits, evaluations, firsts, workers = _train(data, counter)
     finally:

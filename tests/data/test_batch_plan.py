@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data import batch_plan as batch_plan_module
-from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, evaluation_requests
+from ksuit_runner.data.batch_plan import LONGEST_DRAWN, BatchPlan, EpochOrder, Evaluation, evaluation_requests
 from ksuit_runner.data.fetch_batch import EVALUATION
 from ksuit_runner.data.order import CheckedOrder, Shuffled
 
@@ -118,7 +118,7 @@ def test_sizes_of_an_epochs_batches(drop_last, sizes):
 @given(start=st.integers(0, 7), drop_last=st.booleans())
 def test_a_plan_from_any_update_is_the_tail_of_the_whole(start, drop_last):
     counter = UpdateCounter(10, 3, drop_last, max_updates=7)
-    evaluations = [(Interval(every_n_updates=2), "test"), (Interval(every_n_samples=7), "other")]
+    evaluations = [Evaluation(Interval(every_n_updates=2), "test"), Evaluation(Interval(every_n_samples=7), "other")]
     whole = list(make_plan(counter, evaluations))
     counter.update = start
     tail = list(make_plan(counter, evaluations))
@@ -129,13 +129,15 @@ def test_a_plan_from_any_update_is_the_tail_of_the_whole(start, drop_last):
 
 def test_evaluations_follow_the_update_after_which_they_are_due():
     counter = UpdateCounter(10, 5, max_updates=4)
-    plan = make_plan(counter, [(Interval(every_n_updates=3), "other"), (Interval(every_n_epochs=2), "test")])
+    plan = make_plan(
+        counter, [Evaluation(Interval(every_n_updates=3), "other"), Evaluation(Interval(every_n_epochs=2), "test")]
+    )
     assert [key for key, _, _ in positions(plan)] == ["train"] * 3 + ["other"] + ["train"] + ["test"] * 3
 
 
 def test_evaluations_by_epoch_come_last_as_their_hook_does():
     counter = UpdateCounter(10, 5, max_updates=2)
-    evaluations = [(Interval(every_n_epochs=1), "test"), (Interval(every_n_samples=10), "other")]
+    evaluations = [Evaluation(Interval(every_n_epochs=1), "test"), Evaluation(Interval(every_n_samples=10), "other")]
     assert [key for key, _, _ in positions(make_plan(counter, evaluations))] == ["train"] * 2 + ["other"] + ["test"] * 3
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ksuit_runner.counter import Interval
+from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.data.container import DataContainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with a single core
@@ -129,7 +130,7 @@ def test_waiting_is_counted_until_it_is_asked_for(opened):
 
 # Evaluation
 
-EVALUATIONS = ((Interval(every_n_updates=2), "test"), (Interval(every_n_epochs=1), "other"))
+EVALUATIONS = (Evaluation(Interval(every_n_updates=2), "test"), Evaluation(Interval(every_n_epochs=1), "other"))
 
 
 @WORKERS
@@ -165,7 +166,7 @@ def test_a_planned_evaluation_is_fetched_by_the_workers(opened, num_workers):
             return torch.utils.data.get_worker_info() is not None
 
     datasets = {"train": Where(9), "test": Where(4)}
-    container = opened(num_workers, datasets=datasets, evaluations=[(Interval(every_n_updates=2), "test")])
+    container = opened(num_workers, datasets=datasets, evaluations=[Evaluation(Interval(every_n_updates=2), "test")])
 
     def in_worker():
         return [value for batch in container.evaluation_batches("test") for value in batch.tolist()]
@@ -192,7 +193,7 @@ def test_an_unplanned_evaluation_leaves_the_stream_alone(opened, num_workers):
 @WORKERS
 def test_evaluations_that_are_skipped_or_end_early(opened, num_workers):
     expected, expected_test = train(opened(), 8), evaluate(make_container())
-    container = opened(num_workers, evaluations=[*EVALUATIONS, (Interval(every_n_updates=2), "test")])
+    container = opened(num_workers, evaluations=[*EVALUATIONS, Evaluation(Interval(every_n_updates=2), "test")])
     batches = train(container, 4)  # leaves out three
     assert listed(next(container.evaluation_batches("test"))) == expected_test[0]
     assert evaluate(container) == expected_test  # the second one of this update
@@ -204,7 +205,7 @@ def test_evaluations_that_are_skipped_or_end_early(opened, num_workers):
 @WORKERS
 def test_evaluations_side_by_side(opened, num_workers):
     expected = evaluate(make_container())
-    container = opened(num_workers, evaluations=[(Interval(every_n_updates=1), "test")] * 2)
+    container = opened(num_workers, evaluations=[Evaluation(Interval(every_n_updates=1), "test")] * 2)
     batches = train(container, 1)
     pairs = list(zip(container.evaluation_batches("test"), container.evaluation_batches("test"), strict=True))
     assert [listed(first) for first, _ in pairs] == [listed(second) for _, second in pairs] == expected
@@ -213,7 +214,7 @@ def test_evaluations_side_by_side(opened, num_workers):
 
 @WORKERS
 def test_evaluation_that_outlives_its_update_continues(opened, num_workers):
-    container = opened(num_workers, evaluations=[(Interval(every_n_updates=1), "test")])
+    container = opened(num_workers, evaluations=[Evaluation(Interval(every_n_updates=1), "test")])
     train(container, 1)
     evaluation = container.evaluation_batches("test")
     seen = [listed(next(evaluation))]
@@ -236,7 +237,7 @@ def test_evaluation_batches_have_their_own_size():
 @WORKERS
 def test_an_error_comes_with_its_batch_and_the_container_can_be_used_again(opened, num_workers):
     datasets = {"train": Augmented(10), "test": Broken(9), "good": Augmented(2)}
-    container = opened(num_workers, datasets=datasets, evaluations=[(Interval(every_n_updates=1), "test")])
+    container = opened(num_workers, datasets=datasets, evaluations=[Evaluation(Interval(every_n_updates=1), "test")])
     train(container, 1)
     batches = container.evaluation_batches("test")
     assert listed(next(batches))[0] == [0, 1, 2]

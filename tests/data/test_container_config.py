@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ksuit_runner.counter import Interval
+from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.tensor_dataset import TensorDataset
 from ksuit_runner.errors import ConfigError
@@ -40,7 +41,7 @@ def test_unknown_datasets_are_found_before_anything_is_fetched():
     with pytest.raises(ConfigError, match=r"data.datasets: there is no dataset 'tset'. Did you mean 'test'\?"):
         container.evaluation_batches("tset")
     with pytest.raises(ConfigError, match="there is no dataset 'tset'"):
-        container.open(container.new_counter(max_updates=1), [(Interval(every_n_updates=1), "tset")])
+        container.open(container.new_counter(max_updates=1), [Evaluation(Interval(every_n_updates=1), "tset")])
 
 
 def test_shapes_are_what_the_training_dataset_says():

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from callbacks.loss import Loss
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.counter import Interval
+from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.testing import tiny_run
@@ -85,7 +86,7 @@ def read(data, start, stop, state=None, **kwargs):
     counter.update = start
     if state is not None:
         data.load_state_dict(state, start)
-    evaluations = [(Interval(every_n_updates=2), key) for key in ("map", "test")]
+    evaluations = [Evaluation(Interval(every_n_updates=2), key) for key in ("map", "test")]
     data.open(counter, evaluations)
     batches = []
     for update in range(start + 1, stop + 1):

@@ -150,33 +150,43 @@ def test_stopping_before_training(maker):
     assert run.counter.update == 0
 
 
-def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker):
-    fired = []
-
+def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker, monkeypatch):
     class Notes(DatasetCallback):
         def _process_batch(self, batch, models): ...
+        def _process_results(self, update_counter): ...
 
-        def _process_results(self, update_counter):
-            fired.append((update_counter.update, self.dataset_key))
+    class Writes(PeriodicCallback):
+        """May write to the model."""
 
     callbacks = {
         "a": (Notes, {"dataset_key": "test", "every_n_epochs": 1, "every_n_updates": 4}),
         "b": (Notes, {"dataset_key": "train", "every_n_updates": 3}),
+        "same": (Notes, {"dataset_key": "test", "every_n_epochs": 2, "max_batches": 1}),
+        "smaller": (Notes, {"dataset_key": "test", "every_n_epochs": 2, "batch_size": 5}),
+        "writes": (Writes, {"every_n_updates": 4}),
         "c": (Notes, {"dataset_key": "train", "every_n_epochs": 2, "at_start": True}),
         "d": (Notes, {"dataset_key": "test", "at_start": True}),
     }
     run = maker.run(callbacks, max_updates=10)
     order = CheckedOrder(Shuffled(dataset=range(20), seed=3))
     plan = BatchPlan({"train": 20, "test": 7}, "train", order, run.counter.at(0), run.hooks.evaluations(), 99)
-    announced, update = [], 0
+    announced, update, fired = [], 0, []
     for request in plan:
         update += request.epoch != EVALUATION
-        if request.epoch == EVALUATION:
+        if request.epoch == EVALUATION and request.batch == 0:
             announced.append((update, request.dataset_key))
+    read = run.data.evaluation_batches
+    monkeypatch.setattr(
+        run.data,
+        "evaluation_batches",
+        lambda key, size, most: fired.append((run.counter.update, key, size or 7)) or read(key, size, most),
+    )
     train(run)
-    assert fired == announced
-    assert fired[:2] == [(0, "train"), (0, "test")]
-    assert [key for update, key in fired if update == 6] == ["train", "test", "train"], "by epoch come last"
+    assert [(update, key) for update, key, _ in fired] == announced
+    assert fired[:2] == [(0, "train", 7), (0, "test", 7)]
+    # What is due by the epoch comes last; "a" and "same" share a pass, "smaller" has other batches.
+    assert [key for key in fired if key[0] == 6] == [(6, "train", 7), (6, "test", 7), (6, "test", 5), (6, "train", 7)]
+    assert [key for key in fired if key[0] == 4] == [(4, "test", 7)]
 
 
 def test_states_go_by_name(maker):

@@ -1,0 +1,99 @@
+"""One pass over a dataset for all callbacks that evaluate it at the same moment."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, Final, Protocol
+
+from torch import nn
+
+from ksuit_runner.config.types import DatasetKey
+from ksuit_runner.data.batch_plan import most_batches
+from ksuit_runner.errors import Interrupted
+from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.trainer.sgd import SgdTrainer
+from ksuit_runner.trainer.shared_outputs import SharedOutputs
+
+_END: Final = object()
+
+
+class BatchReader(Protocol):
+    """What reads the batches of an evaluation.
+
+    Attributes:
+        dataset_key: Key of the dataset.
+        batch_size: Samples per batch; None takes that of the data.
+        max_batches: Number of batches that it reads; None reads all.
+        shares_batch: Whether it leaves the batch and the outputs of models as they are.
+    """
+
+    dataset_key: DatasetKey
+    batch_size: int | None
+    max_batches: int | None
+    shares_batch: ClassVar[bool]
+
+    def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        """Process a batch."""
+
+
+def go_through(
+    readers: Sequence[BatchReader], trainer: SgdTrainer, models: Mapping[str, nn.Module]
+) -> dict[int, BaseException]:
+    """Give every batch of a dataset to all readers, each of which sees and draws what it would if it was alone.
+
+    A batch is fetched and moved to the device once. Who may change it gets a copy of its own.
+
+    Args:
+        readers: What reads the same dataset in batches of the same size; the first one has asked for the pass.
+        trainer: Trainer of the run.
+        models: Models to evaluate by the name of their weights.
+
+    Returns:
+        The errors of the other readers by their index: they are raised when it is their turn.
+
+    Raises:
+        Interrupted: A signal asked the run to end.
+        BaseException: What the first reader raised, or the dataset while the first one was reading.
+    """
+    failures: dict[int, BaseException] = {}
+    lengths = [reader.max_batches for reader in readers]
+    first, data = readers[0], trainer.data_container
+    batches = data.evaluation_batches(first.dataset_key, first.batch_size, most_batches(lengths))
+    number = 0
+    with trainer.evaluation():
+        while active := [i for i, n in enumerate(lengths) if i not in failures and (n is None or number < n)]:
+            # Each evaluation draws the same for a batch, so that values of two updates can be compared.
+            seed = mix(data.seed, "evaluation", first.dataset_key, number)
+            try:
+                batch = next(batches, _END)
+                if batch is _END:
+                    break
+                seed_all(mix(seed, "to_device"))
+                batch = trainer.to_device(batch)
+            except Exception as error:  # who has read enough would not have met it
+                if active[0] == 0 or isinstance(error, Interrupted):
+                    raise
+                failures.update(dict.fromkeys(active, error))
+                break
+            outputs = SharedOutputs(seed)
+            for index, own in zip(active, _copies(batch, [readers[i] for i in active], trainer), strict=True):
+                trainer.shared_outputs = outputs if readers[index].shares_batch else None
+                seed_all(seed)
+                try:
+                    readers[index].read_batch(own, models)
+                except (Exception, SystemExit) as error:
+                    if index == 0 or isinstance(error, Interrupted):
+                        raise
+                    failures[index] = error
+                finally:
+                    trainer.shared_outputs = None
+            number += 1
+    return failures
+
+
+def _copies(batch: Any, readers: Sequence[BatchReader], trainer: SgdTrainer) -> Iterator[Any]:
+    """Yield a batch for each reader: a copy for those that may change it, except for the last one."""
+    samples = trainer.known_samples(batch)
+    for left, reader in zip(reversed(range(len(readers))), readers, strict=True):
+        own = batch if reader.shares_batch or left == 0 else deepcopy(batch)
+        trainer.note_samples(own, samples)
+        yield own

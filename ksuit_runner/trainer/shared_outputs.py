@@ -1,0 +1,47 @@
+"""The outputs of models for the batch that is being evaluated, computed once for all callbacks that want them."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from torch import Tensor
+
+from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.tensors.nested import entries
+
+MOST_BYTES: Final = 256_000_000
+"""Size of the outputs that are held for a batch; what does not fit is computed by each callback."""
+
+
+class SharedOutputs:
+    """Computes outputs, or returns those that were computed for the same model and inputs before.
+
+    What a model draws, and what is drawn after it, does not depend on who asks first.
+
+    Args:
+        seed: Key of what is drawn for the batch.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._held: list[tuple[Any, Any, Any]] = []
+        self._bytes = 0
+
+    def __call__(self, model: Callable[[Any], Any], inputs: Any) -> Any:
+        """Return the outputs of a model."""
+        for held_model, held_inputs, held_outputs in self._held:
+            if held_model is model and held_inputs is inputs:
+                seed_all(mix(self._seed, "after outputs"))
+                return held_outputs
+        seed_all(mix(self._seed, "outputs"))
+        outputs = model(inputs)
+        seed_all(mix(self._seed, "after outputs"))
+        self._bytes += _size(outputs)
+        if self._bytes <= MOST_BYTES:
+            self._held.append((model, inputs, outputs))
+        return outputs
+
+
+def _size(tree: Any) -> int:
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    return sum(_size(value) for _, value in entries(tree))
