@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint, save_last_full_update
 from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
@@ -115,14 +116,14 @@ def do_update(run: Run, batch: Any) -> None:
     _seed_batch(run, "split")
     parts = trainer.split(batch)
     counter.accumulation_steps = len(parts)
+    again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
     for step, (part, share) in enumerate(parts):
         counter.accumulation_step = step
         if step > 0:
             trainer.modes.train()
             fire = run.hooks.fire_between
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
-        # From here on what this step draws depends on its position only, whatever was drawn before.
-        seed_all(mix(run.seed, "update", counter.update, step, run.rank))
+        run.seed_step(step)  # whatever was drawn before
         losses, outputs = trainer.forward_part(part)
         if trainer.must_skip(losses, share):
             trainer.skip_step()
@@ -133,6 +134,8 @@ def do_update(run: Run, batch: Any) -> None:
         trainer.backward(losses, share)
         trainer.modes.evaluate()
         losses = losses.detach()
+        if again is not None:
+            again.total.add(losses, share)
         run.hooks.fire_between(
             "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
         )
@@ -142,7 +145,7 @@ def do_update(run: Run, batch: Any) -> None:
                 trainer.unscale_gradients()
                 run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
             run.phase = Phase.STEP
-            trainer.step()
+            trainer.step(again)
         else:
             trainer.skip_step()
     counter.update += 1

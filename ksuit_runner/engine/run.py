@@ -15,6 +15,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.errors import KsuitError
+from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.freezing import frozen_for_good
@@ -62,6 +63,10 @@ class Run:
     rank: int = 0
     base_weights: BaseWeights | None = None
     phase: Phase = field(default=Phase.START, init=False)
+
+    def seed_step(self, step: int) -> None:
+        """Seed the generators for an accumulation step: what it draws depends on its position only."""
+        seed_all(mix(self.seed, "update", self.counter.update, step, self.rank))
 
     @property
     def data(self) -> DataContainer:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.tensors.foreach import multiply_all
-from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.losses import Count, Losses
 
 _SHARED = ""  # key of the losses without a count: their shares of the batch are known beforehand
 
@@ -89,3 +89,32 @@ class GradientSums:
             for parameter, gradient in zip(self._parameters, found, strict=True):
                 parameter.grad = gradient
         self._held = key
+
+
+class TotalLoss:
+    """The loss of a whole batch, from those of its parts: what its gradients are the gradients of.
+
+    Args:
+        parts: Number of parts of the batch.
+    """
+
+    def __init__(self, parts: int) -> None:
+        self._is_split = parts > 1
+        self._shared: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Count] = {}
+
+    def add(self, losses: Losses, share: float) -> None:
+        """Add the losses of a part, with its share of those without a count."""
+        for name, term in losses.summands.items():
+            count = losses.counts.get(name) if self._is_split else None
+            if count is not None:
+                value = term * count if count else torch.zeros_like(term)
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._counts[name] = self._counts.get(name, 0) + count
+            elif share:
+                self._shared.append(term * share)
+
+    def value(self) -> Tensor:
+        """Return the loss, a scalar."""
+        return torch.stack([*self._shared, *(self._sums[name] / self._counts[name] for name in self._sums)]).sum()

@@ -27,6 +27,7 @@ class LossCheck:
 
     Attributes:
         skips: Number of updates in a row that have been skipped up to now.
+        skips_updates: Whether it skips updates.
         has_failed_late: Whether weights were changed by a non-finite loss before it was found.
 
     Raises:
@@ -40,6 +41,7 @@ class LossCheck:
         self.skips = 0
         self._max_skips = max_skips
         self._policy = policy
+        self.skips_updates = policy == "skip"
         self._is_late = is_late and policy != "skip"
         self._losses: Tensor | None = None
         self._updates: list[int] = []

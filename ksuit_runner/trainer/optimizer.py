@@ -60,7 +60,7 @@ def build_optimizer(
 
     Raises:
         ConfigError: A rule has no ``match`` or ``max_ndim``, matches nothing or has an option that is unknown to the
-            optimizer; the model has nothing to train; or the optimizer needs a closure.
+            optimizer; the model has nothing to train; or the optimizer does not fit.
     """
     _keep_compiler_out()
     named = named_parameters(model, loss)
@@ -73,7 +73,6 @@ def build_optimizer(
     optimizer = _construct(factory, groups, device, not sparse, path)
     _check_options(optimizer, rules, own, path)
     _check_step(optimizer, sparse, path)
-    _rehearse(factory, optimizer, path)
     for options in (*optimizer.param_groups, optimizer.defaults):
         options["lr"] *= lr_scale
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
@@ -133,7 +132,8 @@ def _construct(
     try:
         return factory(groups)
     except ValueError as error:  # such as a negative learning rate
-        raise ConfigError(str(error), path=path) from error
+        several = "; trainer.parameter_rules=null makes one of them" if "parameter groups" in str(error) else ""
+        raise ConfigError(f"{error}{several}", path=path) from error
 
 
 def _fits_kernels(group: Mapping[str, Any]) -> bool:
@@ -168,23 +168,23 @@ def _check_options(optimizer: Optimizer, rules: ParameterRules, named: Mapping[s
 def _check_step(optimizer: Optimizer, sparse: list[str], path: str) -> None:
     """Refuse an optimizer that would fail in the first step."""
     kind, name = type(optimizer), type(optimizer).__name__
-    _, *arguments = inspect.signature(kind.step).parameters.values()
-    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [item.name for item in arguments if item.default is item.empty and item.kind not in any_number]
+    needed = [argument for argument in _needed(kind.step) if argument != "closure"]
     if needed:
-        raise ConfigError(
-            f"{name} does not fit: its step() needs a {needed[0]}, and the trainer computes each loss once",
-            path=path,
-        )
+        raise ConfigError(f"{name} does not fit: its step() needs {needed[0]}", path=path)
     if sparse and kind.__module__.startswith("torch.optim") and kind not in _TAKE_SPARSE:
         takes = ", ".join(item.__name__ for item in _TAKE_SPARSE)
         raise ConfigError(f"{name} takes no sparse gradients, as '{sparse[0]}' has them; {takes} do", path=path)
 
 
-def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer, path: str) -> None:
-    """Refuse an optimizer that reports only in its first step that it needs a closure; torch's own declare it."""
+def needs_closure(factory: Callable[..., Optimizer], optimizer: Optimizer) -> bool:
+    """Whether the step of an optimizer asks for a closure that evaluates the loss again, as that of LBFGS does.
+
+    Some report that only when they step; so a step with a small matrix is tried out.
+    """
+    if "closure" in _needed(type(optimizer).step):
+        return True
     if type(optimizer).__module__.startswith("torch.optim"):
-        return
+        return False
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2)
     try:
@@ -192,13 +192,16 @@ def _rehearse(factory: Callable[..., Optimizer], optimizer: Optimizer, path: str
         if switches_weights(other):
             other.train()  # type: ignore[attr-defined]
         other.step()
-    except Exception as error:
-        # Any other error may be due to the small matrix, and is not a reason to refuse it.
-        if "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error):
-            raise ConfigError(
-                f"{type(optimizer).__name__} does not fit, the trainer computes each loss once: {error}",
-                path=path,
-            ) from error
+    except Exception as error:  # any other error may be due to the small matrix
+        return "closure" in str(error).lower() or "'NoneType' object is not callable" in str(error)
+    return False
+
+
+def _needed(step: Callable[..., Any]) -> list[str]:
+    """Return the arguments that a step needs."""
+    _, *arguments = inspect.signature(step).parameters.values()
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in arguments if item.default is item.empty and item.kind not in any_number]
 
 
 def switches_weights(optimizer: Optimizer) -> bool:

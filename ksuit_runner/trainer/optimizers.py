@@ -2,25 +2,42 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
+from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
 from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.gradient_sums import TotalLoss
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values
 from ksuit_runner.trainer.optimizer import (
     build_optimizer,
     load_optimizer_state,
+    needs_closure,
     optimizer_state,
     switches_weights,
     without_loss,
 )
 from ksuit_runner.trainer.parameter_rules import ParameterRules, hint, named_parameters, select_parameters
+
+
+class SkippedEvaluation(Exception):
+    """An optimizer evaluated the loss again, and it was not finite: the update is skipped."""
+
+
+class Evaluation(Protocol):
+    """Evaluates the loss of the batch again, and leaves its gradients at the parameters."""
+
+    total: TotalLoss
+
+    def __call__(self) -> Tensor:
+        """Return the loss, a scalar."""
+
 
 ONLY = ""
 """Name of a run's only optimizer."""
@@ -62,6 +79,7 @@ class Member:
 
     Args:
         optimizer: The optimizer.
+        evaluates_again: Whether its step asks for evaluations of the loss, as a closure.
         schedules: What sets its options, by the name of the schedule in the config.
         clip_norm: Largest norm of its own gradients, or None.
         clip_value: Largest absolute value of an element of its gradients, or None.
@@ -74,11 +92,12 @@ class Member:
     def __init__(
         self,
         optimizer: Optimizer,
+        evaluates_again: bool,
         schedules: Mapping[str, Schedule],
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        self.optimizer, self.schedules = optimizer, schedules
+        self.optimizer, self.schedules, self.evaluates_again = optimizer, schedules, evaluates_again
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.parameters: list[nn.Parameter] = [item for group in optimizer.param_groups for item in group["params"]]
         self.grad_norm: Tensor | None = None
@@ -98,6 +117,19 @@ class Member:
         """Switch to the weights that are evaluated."""
         if self.switches_weights:
             self.optimizer.eval()  # type: ignore[attr-defined]
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return what undoes a step."""
+        weights = [item.detach().clone() for item in self.parameters]
+        state = copy_state("optimizer", optimizer_state(self.optimizer))
+
+        @torch.no_grad()
+        def restore() -> None:
+            for parameter, values in zip(self.parameters, weights, strict=True):
+                parameter.copy_(values)
+            load_optimizer_state(self.optimizer, state)
+
+        return restore
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer, by parameter name, and of its schedules."""
@@ -139,6 +171,8 @@ class Optimizers:
 
     Attributes:
         parameters: Those of all optimizers.
+        has_turns: Whether they take turns.
+        evaluate_again: Whether one of them asks for evaluations of the loss.
         grad_norm: Norm of the last update's gradients before they were clipped together, or None.
 
     Raises:
@@ -161,6 +195,7 @@ class Optimizers:
         if turns is not None:
             _check_turns(turns, members)
         self.has_turns = turns is not None
+        self.evaluate_again = any(member.evaluates_again for member in members.values())
         self._cycle = [_turn(name, members) for name in turns or (None,)]
         self._unseen = set(turns or ())
 
@@ -179,8 +214,17 @@ class Optimizers:
                 self._scaler.unscale_(member.optimizer)
             self._is_unscaled = True
 
-    def step(self, update: int) -> None:
-        """Clip the gradients, and change the weights by them."""
+    def step(self, update: int, again: Evaluation | None = None, can_skip: bool = False) -> None:
+        """Clip the gradients, and change the weights by them.
+
+        Args:
+            update: Number of updates before this one.
+            again: Evaluates the loss for those that ask for it; its gradients are clipped like the first ones.
+            can_skip: Whether such an evaluation may turn out not to be finite.
+
+        Raises:
+            SkippedEvaluation: It is not; the step is undone.
+        """
         turn = self._cycle[update % len(self._cycle)]
         if turn.name in self._unseen:
             self._check_gradients(turn)
@@ -192,7 +236,30 @@ class Optimizers:
             self._is_unscaled = False
         else:
             for member in turn.members:
-                member.step()
+                if member.evaluates_again and again is not None:
+                    self._search(member, turn, update, again, can_skip)
+                else:
+                    member.step()
+
+    def _search(self, member: Member, turn: _Turn, update: int, again: Evaluation, can_skip: bool) -> None:
+        # It asks first for the loss at the weights as they are, which is known; others may change them before that.
+        known = [again.total.value()] if type(member.optimizer) is LBFGS else []
+
+        def closure() -> Tensor:
+            if known:
+                return known.pop()
+            with torch.enable_grad():
+                loss = again()
+            self._clip(turn, update)
+            return loss
+
+        restore = member.snapshot() if can_skip else None
+        try:
+            member.optimizer.step(closure)  # type: ignore[arg-type]
+        except SkippedEvaluation:
+            assert restore is not None
+            restore()
+            raise
 
     def advance(self) -> None:
         """Advance all schedules by one update."""
@@ -325,7 +392,10 @@ def build_optimizers(
                 )
         limits = {"clip_norm": spec.clip_norm, "clip_value": spec.clip_value}
         check_positive(limits, path)
-        members[name] = Member(optimizer, schedules, spec.clip_norm, spec.clip_value or clip_value)
+        evaluates_again = needs_closure(spec.build, optimizer)
+        if evaluates_again:
+            _check_again(type(optimizer).__name__, path, scaler, alone=len(specs) == 1 or turns is not None)
+        members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, spec.clip_value or clip_value)
     return Optimizers(members, turns, clip_norm, scaler)
 
 
@@ -338,6 +408,14 @@ def check_positive(limits: Mapping[str, float | None], path: str) -> None:
     for name, limit in limits.items():
         if limit is not None and not limit > 0:
             raise ConfigError(f"it must be positive, and is {limit}; null stands for none", path=f"{path}.{name}")
+
+
+def _check_again(name: str, path: str, scaler: torch.amp.GradScaler, alone: bool) -> None:
+    """Check that an optimizer can evaluate the loss again."""
+    if scaler.is_enabled():
+        raise ConfigError(f"float16 does not fit {name}, which evaluates the loss again", path="trainer.precision")
+    if not alone:
+        raise ConfigError(f"{name} evaluates the loss again, and needs turns of its own: trainer.turns", path=path)
 
 
 def _assign(specs: Mapping[str, OptimizerSpec], named: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:

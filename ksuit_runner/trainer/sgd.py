@@ -28,7 +28,14 @@ from ksuit_runner.trainer.loss_check import LossCheck
 from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
-from ksuit_runner.trainer.optimizers import ONLY, OptimizerSpec, build_optimizers, check_positive
+from ksuit_runner.trainer.optimizers import (
+    ONLY,
+    Evaluation,
+    OptimizerSpec,
+    SkippedEvaluation,
+    build_optimizers,
+    check_positive,
+)
 from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
@@ -370,9 +377,23 @@ class SgdTrainer:
         self.writer.flush()
         return True
 
-    def step(self) -> None:
-        """Update the weights, drop the gradients, and advance the schedules."""
-        self.optimizers.step(self.counter.update)
+    def start_again(self, parts: int) -> None:
+        """Prepare for another evaluation of the batch, which was split into so many parts."""
+        self.roll_back()
+        self.forget_gradients()
+        self._gradient_sums.start(parts)
+
+    def step(self, again: Evaluation | None = None) -> None:
+        """Update the weights, drop the gradients, and advance the schedules.
+
+        Args:
+            again: Evaluates the batch for optimizers whose step asks for it.
+        """
+        try:
+            self.optimizers.step(self.counter.update, again, self.loss_check.skips_updates)
+        except SkippedEvaluation:
+            self.skip_step()
+            return
         self.forget_gradients()
         self.loss_check.skips = 0
         self.optimizers.advance()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adafactor, AdamW
 
 from ksuit_runner.errors import CheckpointError, ConfigError
-from ksuit_runner.trainer.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from ksuit_runner.trainer.optimizer import build_optimizer, load_optimizer_state, needs_closure, optimizer_state
 
 CPU = torch.device("cpu")
 ADAMW = partial(AdamW, lr=0.1, weight_decay=0.5)
@@ -317,13 +317,8 @@ def test_what_is_counted_by_group_needs_the_same_groups(cls):
         load_optimizer_state(second, optimizer_state(first), with_options=False)
 
 
-def test_a_step_that_needs_more_than_gradients_is_refused():
-    with pytest.raises(ConfigError, match=r"optimizer: LBFGS does not fit: its step\(\) needs a closure"):
-        build_optimizer(LBFGS, net(), {}, CPU)
-
-
 class Sharp(SGD):
-    """Asks for its closure when it steps, as optimizers after SAM do."""
+    """Asks for its closure when it steps."""
 
     def step(self, closure=None):
         assert closure is not None, "a closure is required"
@@ -334,10 +329,21 @@ class Calls(SGD):
         return closure()
 
 
-@pytest.mark.parametrize("cls", [Sharp, Calls])
-def test_a_step_that_asks_for_a_closure_only_when_it_is_called_is_refused(cls):
-    with pytest.raises(ConfigError, match=f"optimizer: {cls.__name__} does not fit"):
-        build_optimizer(cls, net(), {}, CPU)
+@pytest.mark.parametrize(("cls", "needs"), [(LBFGS, True), (Sharp, True), (Calls, True), (AdamW, False), (SGD, False)])
+def test_whether_a_step_needs_a_closure_is_known_before_the_first(cls, needs):
+    assert needs_closure(cls, build_optimizer(cls, net(), {}, CPU)) == needs
+
+
+class Graph(SGD):
+    def step(self, graph):
+        pass
+
+
+def test_a_step_that_needs_more_than_gradients_or_a_single_group_is_refused():
+    with pytest.raises(ConfigError, match=r"optimizer: Graph does not fit: its step\(\) needs graph"):
+        build_optimizer(Graph, net(), {}, CPU)
+    with pytest.raises(ConfigError, match="optimizer: LBFGS .*parameter groups.*; trainer.parameter_rules=null makes"):
+        build_optimizer(LBFGS, net(), {"head": {"match": ["head.*"]}}, CPU)
 
 
 class Particular(SGD):
@@ -352,6 +358,7 @@ class Particular(SGD):
 def test_an_optimizer_is_not_refused_for_what_only_concerns_the_rehearsal():
     model = nn.Conv1d(2, 2, 2, bias=False)
     optimizer = build_optimizer(partial(Particular, lr=0.1), model, {}, CPU)
+    assert not needs_closure(partial(Particular, lr=0.1), optimizer)
     model(torch.ones(1, 2, 3)).sum().backward()
     optimizer.step()
 
