@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.journal import Journal, JournalReader
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
@@ -181,3 +181,16 @@ def checkpoint_bytes(directory: Path) -> dict[str, str]:
         for path in files
         if path.name != "manifest.json"
     }
+
+
+def logged_files(directory: Path) -> dict[tuple[str, int], str]:
+    """Return a hash of every file that was logged, by its key and update; checks that none is there twice."""
+    artifacts = directory / "artifacts"
+    listed = [file for line, _ in JournalReader(directory / "metrics.jsonl").lines() for file in line.files]
+    found = {(file.key, file.step): artifacts / file.path for file in listed}
+    assert len(found) == len(listed)
+    named = {path.name for path in found.values()}
+    kinds = {path.parent for path in found.values()}
+    there = {path.name for kind in kinds for path in kind.iterdir() if path.suffix != ".webp"}
+    assert there == named
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}

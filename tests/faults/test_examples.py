@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from command import REPOSITORY, checkpoint_bytes, journal, mlflow_points, run_dir
+from command import REPOSITORY, checkpoint_bytes, journal, logged_files, mlflow_points, run_dir
 from crashes import Kill, prepare_process
 from packaging.requirements import Requirement
 from preloaded import Preloaded
@@ -53,6 +53,7 @@ def test_an_example_survives_a_kill(example, template, tmp_path):
     assert journal(run_dir(killed)) == journal(run_dir(whole))
     assert mlflow_points(killed) == mlflow_points(whole)
     assert checkpoint_bytes(run_dir(killed)) == checkpoint_bytes(run_dir(whole))
+    assert logged_files(run_dir(killed)) == logged_files(run_dir(whole))
 
 
 @pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda path: path.name)
