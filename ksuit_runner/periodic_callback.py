@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.evaluation_pass import go_through
+from ksuit_runner.trainer.stored_weights import weights_at
 
 
 class PeriodicCallback(CallbackBase):
@@ -78,6 +80,9 @@ class DatasetCallback(PeriodicCallback):
         batch_size: Samples per batch; None takes ``data.eval_batch_size``.
         max_batches: Evaluate only so many batches, the first ones; None evaluates all.
         at_end: Evaluate at the end of the run, too.
+        weights_of: Evaluate once, after training, with the weights of the checkpoint that has this tag, such as the
+            best one. The names of the weights, and so the keys of metrics, begin with the tag:
+            ``accuracy/test/best``, ``accuracy/test/best/ema``.
         **kwargs: Passed on to PeriodicCallback.
 
     Attributes:
@@ -86,7 +91,7 @@ class DatasetCallback(PeriodicCallback):
             gets a copy of the batch.
 
     Raises:
-        ConfigError: A number is smaller than 1.
+        ConfigError: A number is smaller than 1, or there is an interval beside ``weights_of``.
     """
 
     shares_batch: ClassVar[bool] = False
@@ -97,15 +102,19 @@ class DatasetCallback(PeriodicCallback):
         batch_size: int | None = None,
         max_batches: int | None = None,
         at_end: bool = True,
+        weights_of: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(at_end=at_end, **kwargs)
+        if weights_of is not None and self.interval != Interval(at_end=True):
+            raise ConfigError("weights_of: it means one evaluation after training; leave out at_start and every_n_*")
         for name, number in (("batch_size", batch_size), ("max_batches", max_batches)):
             if number is not None and number < 1:
                 raise ConfigError(f"{name}: at least 1 is needed, not {number}")
         self.dataset_key = dataset_key
         self.batch_size = batch_size
         self.max_batches = max_batches
+        self.weights_of = weights_of
         self.companions: Sequence[DatasetCallback] = ()
         self._seen: BaseException | bool = False
 
@@ -119,18 +128,41 @@ class DatasetCallback(PeriodicCallback):
 
     def evaluate(self, update_counter: UpdateCounter) -> None:
         """Evaluate the dataset once, with the live weights and with all others that are offered for evaluation."""
-        if not self.has_read:
-            readers = [self, *self.companions]
-            failures = go_through(readers, self.trainer, self.trainer.evaluation_models)
-            for number, reader in enumerate(readers):
-                reader._seen = failures.get(number, True)
-        (seen, self._seen), self.companions = (self._seen, False), ()
+        if not self.has_read and not self._read():
+            return
+        seen, self._seen = self._seen, False
         if isinstance(seen, BaseException):
             raise seen
         self.writer.source = self.display_name
         # The models that are offered may have drawn, too.
         seed_all(mix(self.data_container.seed, "results", str(self.name), update_counter.update))
         self._process_results(update_counter)
+
+    def _read(self) -> bool:
+        """Go through the dataset, together with the companions; not if the weights to evaluate are not there."""
+        readers, self.companions = [self, *self.companions], ()
+        with self._models() as models:
+            if not models:
+                return False
+            failures = go_through(readers, self.trainer, models)
+        for number, reader in enumerate(readers):
+            reader._seen = failures.get(number, True)
+        return True
+
+    @contextmanager
+    def _models(self) -> Iterator[Mapping[str, nn.Module]]:
+        tag, live = self.weights_of, self.trainer.evaluation_models
+        if tag is None:
+            yield live
+        elif self.checkpoint_writer.is_requested_as(tag):  # the present weights, which are about to be written
+            yield _tagged(live, tag)
+        elif (checkpoint := self.checkpoint_writer.read_tagged(tag)) is not None:
+            with weights_at(self.trainer, checkpoint) as models:
+                yield _tagged(models, tag)
+        else:
+            path = f"callbacks.{self.display_name}.weights_of"
+            self.logger.warning("%s: no checkpoint has the tag '%s', and nothing is evaluated", path, tag)
+            yield {}
 
     def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process one batch, with its metrics under the callback's name."""
@@ -159,3 +191,7 @@ class DatasetCallback(PeriodicCallback):
     @abstractmethod
     def _process_results(self, update_counter: UpdateCounter) -> None:
         """Log the results of all batches, and reset them."""
+
+
+def _tagged(models: Mapping[str, nn.Module], tag: str) -> dict[str, nn.Module]:
+    return {f"{tag}/{name}" if name else tag: model for name, model in models.items()}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ksuit_runner.checkpoint.base_weights import without_base
 from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
-from ksuit_runner.checkpoint.format import RESERVED, pack_state, write_ready
+from ksuit_runner.checkpoint.folders import read_tags
+from ksuit_runner.checkpoint.format import RESERVED, Checkpoint, pack_state, read_newest, write_ready
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -152,6 +153,20 @@ class CheckpointWriter:
         """
         if self._interval is not None:
             self._interval.check(update_counter, "checkpoint")
+
+    def is_requested_as(self, tag: str) -> bool:
+        """Whether a checkpoint with this tag is requested for the present state."""
+        return tag in self._requested
+
+    def read_tagged(self, tag: str) -> Checkpoint | None:
+        """Return the checkpoint that a tag names, once it is committed; None if there is none, or it is damaged."""
+        self.wait()
+        name = read_tags(self.path_provider).get(tag)
+        try:
+            return None if name is None else read_newest(self.path_provider, name)
+        except CheckpointError as error:
+            _LOGGER.error("%s", error)
+            return None
 
     def is_due(self, update_counter: UpdateCounter) -> bool:
         """Whether the interval or a callback requires a checkpoint now."""

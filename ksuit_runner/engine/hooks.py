@@ -81,11 +81,14 @@ class Hooks:
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
         }
-        self._periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
+        periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
+        of_stored_weights = [item for item in periodic if isinstance(item, DatasetCallback) and item.weights_of]
+        self._table["after_training"][:0] = [item.periodic_callback for item in of_stored_weights]
+        self._periodic = [item for item in periodic if item not in of_stored_weights]
         self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
         for item in self._periodic:
             item.interval.check(update_counter, f"callbacks.{item.name}")
-        self._groups = _groups(self._periodic)
+        self._groups = _groups(periodic)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
@@ -230,14 +233,15 @@ class Hooks:
     def fire_evaluations(self) -> None:
         """Run every evaluation of a dataset now."""
         with torch.no_grad():
-            methods = [item.periodic_callback for item in self._periodic if isinstance(item, DatasetCallback)]
+            items = [item for item in self.callbacks.values() if isinstance(item, DatasetCallback)]
+            methods = [item.periodic_callback for item in items]
             for number, method in enumerate(methods):
                 if _callback_of(method) in self._groups:
                     self._prepare_pass(method, methods[number + 1 :])
                 self._call(method, {"update_counter": self._counter}, "")
 
     def evaluations(self) -> list[Evaluation]:
-        """Return all evaluations of datasets, in the order of the callbacks."""
+        """Return the evaluations of datasets during training, in the order of the callbacks."""
         items = [item for item in self._periodic if isinstance(item, DatasetCallback)]
         return [
             Evaluation(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item))
@@ -288,7 +292,7 @@ def _groups(callbacks: Sequence[PeriodicCallback]) -> dict[CallbackBase, int]:
         if not isinstance(item, DatasetCallback) or not _may_share(item):
             between += 1
             continue
-        key = (between, item.dataset_key, item.batch_size)
+        key = (between, item.dataset_key, item.batch_size, item.weights_of)
         groups[item] = numbers.setdefault(key, len(numbers))
     return groups
 
