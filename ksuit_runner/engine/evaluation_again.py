@@ -44,7 +44,8 @@ class EvaluationAgain:
             if trainer.must_skip(losses, share):
                 raise SkippedEvaluation
             trainer.backward(losses, share)
-            total.add(losses.detach(), share)
+            losses.detach_()
+            total.add(losses, share)
         if not trainer.complete_gradients():
             raise SkippedEvaluation
         trainer.modes.evaluate()

@@ -133,7 +133,7 @@ def do_update(run: Run, batch: Any) -> None:
             trainer.forget_gradients()  # those that callbacks have left behind
         trainer.backward(losses, share)
         trainer.modes.evaluate()
-        losses = losses.detach()
+        losses.detach_()
         if again is not None:
             again.total.add(losses, share)
         run.hooks.fire_between(

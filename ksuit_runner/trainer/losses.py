@@ -36,11 +36,10 @@ class Losses(dict[str, Tensor]):
         """The terms that the total is the sum of, by the names of their losses."""
         return {name: self[name] * factor for name, factor in self.factors.items()} or {"total": self["total"]}
 
-    def detach(self) -> Losses:
-        """Return the losses without their graph."""
-        detached = Losses({name: loss.detach() for name, loss in self.items()})
-        detached.counts, detached.factors = self.counts, self.factors
-        return detached
+    def detach_(self) -> None:
+        """Let go of their graph."""
+        for name, loss in self.items():
+            self[name] = loss.detach()
 
     def read_counts(self) -> None:
         """Read the counts that are on a device, in one transfer."""
@@ -71,8 +70,9 @@ class LossReader:
         """
         if not isinstance(result, tuple) or len(result) != 2:
             raise KsuitError(f"{self._step} returns a {type(result).__name__}; {_WANTED}", path="trainer")
-        returned: Any = result[0]
-        given: Mapping[str, Any] = returned if isinstance(returned, Mapping) else {"total": returned}
+        given: Mapping[str, Any] = result[0]
+        if type(given) is not dict and not isinstance(given, Mapping):
+            given = {"total": given}
         losses = Losses(given)
         losses.counts, losses.factors = {}, self._factors
         for name, loss in given.items():
