@@ -42,7 +42,7 @@ class HandOver(Protocol):
     """Where the process that trains hands its checkpoints over; whoever commits them may be another process."""
 
     def submit(self, name: str) -> "Future[None]":
-        """Take over the checkpoint in ``.NAME.ready``, without waiting for it.
+        """Take over the checkpoint that is written to ``.NAME.tmp``, without waiting for it.
 
         Args:
             name: Its position. The next one of the same position is submitted after this one is done.
@@ -50,6 +50,9 @@ class HandOver(Protocol):
         Returns:
             Done once it is committed. Its error is an ``OSError``, with the ``errno`` of the disk, if it could not be,
             or a ``KsuitError`` if another process owns the run.
+
+        Raises:
+            OSError: It cannot be taken over; it is dropped.
         """
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
@@ -69,6 +72,9 @@ class Committer:
         check_owner: Raises an error if the run is not this process's to record; called before every change.
         sync_journal: Makes the metrics up to a checkpoint durable, before it is.
         on_committed: Called after every checkpoint.
+
+    Attributes:
+        paths: Paths of the run.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Committer:
         sync_journal: Callable[[], None] = lambda: None,
         on_committed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._paths = paths
+        self.paths = paths
         self._check_owner = check_owner
         self._sync_journal = sync_journal
         self._on_committed = on_committed
@@ -94,7 +100,7 @@ class Committer:
             OSError: It could not be committed; it is dropped, and what was committed before is as it was.
             KsuitError: The run is not this process's to record; its names and older checkpoints are as they were.
         """
-        folder = self._paths.checkpoints_dir / name
+        folder = self.paths.checkpoints_dir / name
         ready, replaced = beside(folder, READY), beside(folder, REPLACED)
         self._check_owner()
         try:
@@ -120,13 +126,13 @@ class Committer:
         Returns:
             The error of each, by name; None for one that was committed or dropped.
         """
-        waiting = hidden(self._paths, READY)
+        waiting = hidden(self.paths, READY)
         results: dict[str, Exception | None] = {}
         for newer, name in reversed(list(enumerate(waiting))):
             try:
                 if self._is_superseded(name, newer):
                     self._check_owner()
-                    shutil.rmtree(beside(self._paths.checkpoints_dir / name, READY), ignore_errors=True)
+                    shutil.rmtree(beside(self.paths.checkpoints_dir / name, READY), ignore_errors=True)
                 else:
                     self.commit(name)
                 results[name] = None
@@ -146,15 +152,15 @@ class Committer:
                 _LOGGER.warning("checkpoint %s of a process that died is dropped: %s", name, error)
             elif error is not None:
                 raise error
-        remove_partial(self._paths)
+        remove_partial(self.paths)
 
     def finish_interrupted(self) -> None:
         """Finish what a dead committer was doing: what it was replacing, and the names of what it had committed."""
-        for name in hidden(self._paths, REPLACED):
+        for name in hidden(self.paths, REPLACED):
             self._check_owner()
-            _finish_replacement(self._paths.checkpoints_dir / name)
-        for name in names(self._paths)[:1]:
-            folder = self._paths.checkpoints_dir / name
+            _finish_replacement(self.paths.checkpoints_dir / name)
+        for name in names(self.paths)[:1]:
+            folder = self.paths.checkpoints_dir / name
             with suppress(UnsafeFileError, OSError):  # a damaged one is found when it is read
                 tags = read_manifest(folder, root_of(folder), name)["tags"]
                 if not self._is_named(name, tags):
@@ -163,15 +169,15 @@ class Committer:
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
-        before = read_tags(self._paths)
+        before = read_tags(self.paths)
         if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
             self._check_owner()
             self._write_tags(all_tags)
 
     def _drop_unsynced(self) -> None:
         """Drop what was handed over under another kernel: a power cut may have left it whole, and the journal not."""
-        for name in hidden(self._paths, READY):
-            ready = beside(self._paths.checkpoints_dir / name, READY)
+        for name in hidden(self.paths, READY):
+            ready = beside(self.paths.checkpoints_dir / name, READY)
             with suppress(UnsafeFileError, OSError):  # a damaged one is dropped where it is to be committed
                 if read_manifest(ready, root_of(ready), name)["kernel"] != lock_file.kernel():
                     self._check_owner()
@@ -183,7 +189,7 @@ class Committer:
         _finish_replacement(folder)
         sync(*(path for path in ready.iterdir() if not path.name.startswith(".")), ready)
         if self._tags is None:  # whoever wrote it waited for no disk
-            sync(*self._paths.checkpoints_dir.parents[:4])
+            sync(*self.paths.checkpoints_dir.parents[:4])
         try:
             if folder.exists():
                 folder.rename(replaced)  # if the process is killed before the next rename, `recover` undoes this one
@@ -197,30 +203,30 @@ class Committer:
             raise
 
     def _is_named(self, name: str, tags: Sequence[str]) -> bool:
-        is_latest = self._paths.latest.is_file() and read_text(self._paths.latest, self._paths.runs_dir) == f"{name}\n"
-        return is_latest and dict.fromkeys(tags, name).items() <= read_tags(self._paths).items()
+        is_latest = self.paths.latest.is_file() and read_text(self.paths.latest, self.paths.runs_dir) == f"{name}\n"
+        return is_latest and dict.fromkeys(tags, name).items() <= read_tags(self.paths).items()
 
     def _name(self, name: str, tags: Sequence[str]) -> None:
         if tags or self._tags is None:
-            before = read_tags(self._paths) if self._tags is None else self._tags
+            before = read_tags(self.paths) if self._tags is None else self._tags
             self._write_tags({**before, **dict.fromkeys(tags, name)})
-        write_text(self._paths.latest, f"{name}\n")
+        write_text(self.paths.latest, f"{name}\n")
 
     def _write_tags(self, tags: dict[str, str]) -> None:
-        write_text(self._paths.tags, json.dumps(tags, indent=2) + "\n")
+        write_text(self.paths.tags, json.dumps(tags, indent=2) + "\n")
         self._tags = tags
 
     def _prune(self, newest: str, keep_last: int) -> None:
         assert self._tags is not None
-        existing = names(self._paths)
+        existing = names(self.paths)
         past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
         for name in past[keep_last:]:
             if name not in self._tags.values():
-                shutil.rmtree(self._paths.checkpoints_dir / name, ignore_errors=True)
+                shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
 
     def _is_superseded(self, name: str, newer: int) -> bool:
         """Whether a checkpoint would be removed again once as many newer ones are committed as wait."""
-        ready = beside(self._paths.checkpoints_dir / name, READY)
+        ready = beside(self.paths.checkpoints_dir / name, READY)
         try:
             manifest = read_manifest(ready, root_of(ready), name)
         except (UnsafeFileError, OSError):
@@ -241,6 +247,7 @@ class InPlace:
 
     def submit(self, name: str) -> "Future[None]":
         """Commit a checkpoint; see ``HandOver``."""
+        hand_over(self._committer.paths, name)
         done = Future[None]()
         try:
             self._committer.commit(name)
@@ -251,6 +258,24 @@ class InPlace:
 
     def close(self) -> None:
         """Do nothing: everything is committed."""
+
+
+def hand_over(paths: PathProvider, name: str) -> None:
+    """Hand a checkpoint that is written over to the committer: ``.NAME.ready`` is whole, or does not exist.
+
+    A kill of the process that has written it leaves it whole; a power cut may leave anything.
+
+    Raises:
+        OSError: It cannot be renamed, and is dropped.
+    """
+    folder = paths.checkpoints_dir / name
+    partial, ready = beside(folder, PARTIAL), beside(folder, READY)
+    try:
+        shutil.rmtree(ready, ignore_errors=True)
+        partial.rename(ready)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def remove_partial(paths: PathProvider) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ksuit_runner import __version__
 from ksuit_runner.checkpoint.base_weights import BASE
-from ksuit_runner.checkpoint.folders import PARTIAL, READY, beside, names
+from ksuit_runner.checkpoint.folders import PARTIAL, beside, names
 from ksuit_runner.checkpoint.manifest import verify, write_file, write_manifest
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
 from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
@@ -96,7 +96,7 @@ def pack_state(
     return {**tensors, "trainer": packer.tensors}, document
 
 
-def write_ready(
+def write_partial(
     folder: Path,
     files: Mapping[str, Mapping[str, Tensor]],
     document: Mapping[str, Any],
@@ -104,9 +104,9 @@ def write_ready(
     keep_last: int,
     tags: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint so that it can be committed: ``.NAME.ready`` has everything in it, or does not exist.
+    """Write the files of a checkpoint to ``.NAME.tmp``, to be handed over to whoever commits it (``HandOver``).
 
-    Nothing waits for the disk. A power cut may leave anything; a kill of this process leaves it whole.
+    Nothing waits for the disk.
 
     Args:
         folder: Its final path; its name is the position.
@@ -119,7 +119,7 @@ def write_ready(
     Raises:
         OSError: It could not be written; nothing has changed.
     """
-    temporary, ready = beside(folder, PARTIAL), beside(folder, READY)
+    temporary = beside(folder, PARTIAL)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -131,10 +131,9 @@ def write_ready(
         versions = {"ksuit_runner": __version__, "torch": torch.__version__}
         is_unfinished = document.get("unfinished") is not None
         write_manifest(temporary, written, folder.name, config_hash, is_unfinished, versions, keep_last, tags)
-        shutil.rmtree(ready, ignore_errors=True)
-        temporary.rename(ready)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:

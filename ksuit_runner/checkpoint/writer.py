@@ -16,7 +16,7 @@ from torch import Tensor
 from ksuit_runner.checkpoint.base_weights import without_base
 from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
 from ksuit_runner.checkpoint.folders import read_tags
-from ksuit_runner.checkpoint.format import RESERVED, Checkpoint, pack_state, read_newest, write_ready
+from ksuit_runner.checkpoint.format import RESERVED, Checkpoint, pack_state, read_newest, write_partial
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -307,7 +307,7 @@ class CheckpointWriter:
         elif self._submitted[0] == name:
             self._wait_for(self._submitted[1])  # until its folder is free
         folder = self.path_provider.checkpoints_dir / name
-        write_ready(folder, tensors, document, self.config_hash, self._keep_last, tags)
+        write_partial(folder, tensors, document, self.config_hash, self._keep_last, tags)
         committed = self._hand_over.submit(name)
         self._submitted = name, committed
         return committed

@@ -125,10 +125,10 @@ def run(
         with files_explained():
             lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
-        trainer = build_trainer(factory, int(config["seed"]), interruption)
+            tracker = open_tracker(factory, outputs)
+        trainer = build_trainer(factory, int(config["seed"]), interruption)  # while the recorder imports the store
         beginning = initialize(trainer.model, config) if _needs_beginning(config, launch, checkpoint) else None
         with files_explained():
-            tracker = open_tracker(factory, outputs)  # the recorder has imported what it needs meanwhile
             start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
             record = _open_record(start, tracker, outputs, lock)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)

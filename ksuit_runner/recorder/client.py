@@ -8,9 +8,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -45,7 +45,7 @@ class Checkpoints(Protocol):
         """It follows the folder again, and has finished what it was doing when it died."""
 
     def recorder_given_up(self) -> None:
-        """Nobody follows the folder: it has died too often, or cannot follow the run any more."""
+        """No recorder follows the folder until one is told to again: it died too often, or could not any more."""
 
 
 @dataclass
@@ -54,14 +54,16 @@ class _Session:
 
     Attributes:
         opening: What it was opened with.
-        run: The run that it records, as ``Session`` is told.
+        described: Answer to its first request, until that is read.
+        run: The run that it is to record, as ``Session`` is told.
         checkpoints: Learns of its checkpoints.
-        is_started: Whether its folder is followed.
+        is_started: Whether its folder is to be followed.
         is_notified: Whether a notification is under way.
         has_news: Whether another one is due after it.
     """
 
     opening: Opening
+    described: Future[Any] | None = None
     run: dict[str, Any] | None = None
     checkpoints: Checkpoints | None = None
     is_started: bool = False
@@ -72,7 +74,8 @@ class _Session:
 class RecorderClient:
     """The recorder of this process: started by the first session, and again when it has died.
 
-    While it follows a run, it is started again at once; if it keeps dying, only when it is asked for something.
+    While it follows a run, it is started again at once. If it keeps dying, only when it is asked for something; and it
+    follows that run no more.
 
     Args:
         in_place: Whether it runs in a thread of this process, as it does where no process can be started.
@@ -98,8 +101,8 @@ class RecorderClient:
         return os.getpid() == self._owner
 
     def follows(self, session: int) -> bool:
-        """Whether it runs, and follows the run of a session; not if it has died again and again."""
-        return self._life is not None and not self._life.is_over and self._sessions[session].is_started
+        """Whether it follows the run of a session, or is started again for it if it has just died."""
+        return self._sessions[session].is_started
 
     def open(self, opening: Opening) -> int:
         """Open a session and return its number; does not wait for it."""
@@ -107,9 +110,19 @@ class RecorderClient:
             while self._abandoned:
                 self.close(self._abandoned.popleft())
             life, number = self._living(), next(self._numbers)
-            self._sessions[number] = _Session(opening)
+            self._sessions[number] = state = _Session(opening)
             self._open(life, number)
+            state.described = life.ask(Request(next(self._numbers), number, "describe", {}))
         return number
+
+    def describe(self, session: int) -> Any:
+        """Return the ``Description`` of a session's tracker, which is built first of all; for errors see ``call``."""
+        state = self._sessions[session]
+        described, state.described = state.described, None
+        if described is not None:
+            with suppress(ClosedError):
+                return described.result()
+        return self.call(session, "describe", {})
 
     def close(self, session: int) -> None:
         """Close a session; in a forked child it stays open for the parent."""
@@ -136,15 +149,16 @@ class RecorderClient:
 
     def record(self, session: int, run_id: str, token: str, checkpoints: Checkpoints) -> None:
         """Have a run recorded; see ``RecordedRun``."""
-        arguments = {"run_id": run_id, "token": token}
-        self.call(session, "record", arguments)
         state = self._sessions[session]
-        state.run, state.checkpoints = arguments, checkpoints
+        state.run, state.checkpoints = {"run_id": run_id, "token": token}, checkpoints
+        with self._undone_on_error(session):  # stored first: if it dies meanwhile or right after, its successor records
+            self.call(session, "record", state.run)
 
     def start(self, session: int) -> None:
         """Have the folder of the run followed."""
-        self.call(session, "start", {})
         self._sessions[session].is_started = True
+        with self._undone_on_error(session):
+            self.call(session, "start", {})
 
     def notify(self, session: int) -> None:
         """Have the run's folder looked at now; does not wait, and never for a recorder that hangs."""
@@ -167,14 +181,23 @@ class RecorderClient:
 
     def close_run(self, session: int) -> None:
         """Have the run recorded no more; waits for a bounded time until nothing in its folder changes any more."""
-        with self._lock:
-            self._sessions[session].run = None
-            self._sessions[session].is_started = False
-            if self._life is None:
-                return
-            closed = self._life.ask(Request(next(self._numbers), session, "close_run", {}))
         with suppress(ClosedError, TimeoutError):
-            closed.result(_EXIT_S)
+            self._let_go_of_run(session).result(_EXIT_S)
+
+    def _let_go_of_run(self, session: int) -> Future[Any]:
+        with self._lock:
+            state = self._sessions[session]
+            state.run, state.is_started = None, False
+            assert self._life is not None, "the session was opened in one"
+            return self._life.ask(Request(next(self._numbers), session, "close_run", {}))
+
+    @contextmanager
+    def _undone_on_error(self, session: int) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._let_go_of_run(session)
+            raise
 
     def call(
         self, session: int, method: str, arguments: Mapping[str, Any], again: Mapping[str, Any] = MappingProxyType({})
@@ -216,6 +239,8 @@ class RecorderClient:
         if self._is_shut_down or not self.is_own:
             raise TrackerError("the recorder has ended, or is another process's")
         if self._life is None or self._life.is_over:
+            for checkpoints in self._followed(*self._sessions).values():
+                checkpoints.recorder_died()
             self._life = Life(self.in_place, self._take, self._restart)
             self.in_place = self._life.is_in_place
             for number in self._sessions:
@@ -228,10 +253,10 @@ class RecorderClient:
         life.send(Request(0, number, "open", msgspec.to_builtins(values, enc_hook=str)))
         if state.run is not None:
             recorded = life.ask(Request(next(self._numbers), number, "record", state.run))
-            recorded.add_done_callback(partial(self._check_restart, state))
+            recorded.add_done_callback(partial(self._check_restart, number))
         if state.is_started:
             started = life.ask(Request(next(self._numbers), number, "start", {}))
-            started.add_done_callback(partial(self._report_restart, state))
+            started.add_done_callback(partial(self._report_restart, number))
 
     def _take(self, message: Message) -> None:
         if isinstance(message, LogLine):
@@ -241,31 +266,37 @@ class RecorderClient:
             if state is not None and state.checkpoints is not None:
                 state.checkpoints.ended(message.name, None if message.error is None else message.error.error())
 
-    def _report_restart(self, state: _Session, started: Future[Any]) -> None:
-        if self._check_restart(state, started) and state.checkpoints is not None:
-            state.checkpoints.recorder_restarted()
+    def _report_restart(self, session: int, started: Future[Any]) -> None:
+        if self._check_restart(session, started):
+            for checkpoints in self._followed(session).values():
+                checkpoints.recorder_restarted()
 
-    def _check_restart(self, state: _Session, answer: Future[Any]) -> bool:
+    def _check_restart(self, session: int, answer: Future[Any]) -> bool:
         """Return whether a recorder that was started again has done a request, or give it up for that run."""
         error = answer.exception()
-        if error is not None and state.is_started and not isinstance(error, ClosedError):  # else it is started again
-            state.is_started = False
-            _LOGGER.error("the recorder process cannot follow the run any more: %s\n%s", error, _CONTINUES)
-            if state.checkpoints is not None:
-                state.checkpoints.recorder_given_up()
+        if error is not None and not isinstance(error, ClosedError):  # else it is started again
+            with self._lock:
+                given_up = self._followed(session)
+                if given_up:
+                    self._let_go_of_run(session)
+            for checkpoints in given_up.values():
+                _LOGGER.error("the recorder process cannot follow the run any more: %s\n%s", error, _CONTINUES)
+                checkpoints.recorder_given_up()
         return error is None
+
+    def _followed(self, *sessions: int) -> dict[int, Checkpoints]:
+        """Return those of the sessions whose run is followed, with who learns of its checkpoints."""
+        states = [(session, self._sessions[session]) for session in sessions if session in self._sessions]
+        return {session: state.checkpoints for session, state in states if state.is_started and state.checkpoints}
 
     def _restart(self, life: Life) -> None:
         """Start it again if it has died while it followed a run, and not too often."""
         with self._lock:
-            following = [state.checkpoints for state in self._sessions.values() if state.is_started]
-            if self._is_shut_down or self._life is not life or not following:
+            followed = self._followed(*self._sessions)
+            if self._is_shut_down or self._life is not life or not followed:
                 return
             self._deaths.append(time.monotonic())
             is_given_up = len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_S
-            for checkpoints in following:
-                if checkpoints is not None:
-                    checkpoints.recorder_died()
             if not is_given_up:
                 _LOGGER.warning("the recorder process has died and is started again%s", _quote(life.last_words))
                 try:
@@ -275,10 +306,11 @@ class RecorderClient:
                     _LOGGER.error("the recorder process cannot be started: %s", error)
             count = len(self._deaths)
             self._deaths.clear()
+            for session in followed:
+                self._let_go_of_run(session)
         _LOGGER.error("the recorder process has died %d times%s\n%s", count, _quote(life.last_words), _CONTINUES)
-        for checkpoints in following:
-            if checkpoints is not None:
-                checkpoints.recorder_given_up()
+        for checkpoints in followed.values():
+            checkpoints.recorder_given_up()
 
 
 def _quote(last_words: str) -> str:

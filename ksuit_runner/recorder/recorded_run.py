@@ -65,10 +65,11 @@ class RecordedRun:
         self._recording.committer.restore_tags(name, tags)
 
     def start(self) -> None:
-        """See ``RunFollower``. What a recorder that has died was doing is finished first."""
-        self._is_started = True
-        self._recording.committer.finish_interrupted()
-        self._recording.start()
+        """See ``RunFollower``. What a recorder that has died was doing is finished first; asked twice, only once."""
+        if not self._is_started:
+            self._recording.committer.finish_interrupted()
+            self._recording.start()
+            self._is_started = True
 
     def notify(self) -> None:
         """See ``RunFollower``."""
@@ -103,8 +104,7 @@ class RecordedRun:
                 _LOGGER.error("the process of this run has died%s", f": {reason}" if reason else "")
                 self._recording.committer.recover()
                 mark_if_killed(self._paths, self._tracker, {EXIT_TAG: reason} if reason else None)
-                if not self._is_started:
-                    self.start()
+                self.start()
                 self.finish(self._tracker.close_timeout_s)
         except TakenOverError:  # the run is another process's by now
             pass

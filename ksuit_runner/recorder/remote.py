@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from ksuit_runner.checkpoint.commit import Committer
+from ksuit_runner.checkpoint.commit import Committer, hand_over
 from ksuit_runner.checkpoint.folders import READY, beside, damage, names
 from ksuit_runner.counter import Progress
 from ksuit_runner.delivery.recording import Unsent
@@ -38,8 +38,9 @@ class RemoteRecording:
         assert isinstance(tracker, RemoteTracker), "its tracker is in another process"
         self._tracker = tracker  # whose session is open for as long as it is used
         self._client, self._session = tracker.client, tracker.session
+        self._run_id, self._token = paths.run_id, lock.token
         self.checkpoints = RemoteHandOver(self._client, self._session, paths, lock)
-        self._client.record(self._session, paths.run_id, lock.token, self.checkpoints)
+        self._record()
 
     def forget_lost(self) -> bool:
         """Have the run registered again if the store has lost it; return whether it was lost, or never registered."""
@@ -59,11 +60,17 @@ class RemoteRecording:
 
     def finish(self, timeout_s: float) -> Unsent:
         """Have the rest and how the run ended delivered, and return what is left."""
+        if not self._client.follows(self._session):  # it was given up, and gets another chance
+            self._record()
+            self.start()
         return msgspec.convert(self._client.call(self._session, "finish", {"timeout_s": timeout_s}), Unsent)
 
     def close(self) -> None:
         """Have nothing written and recorded from now on."""
         self._client.close_run(self._session)
+
+    def _record(self) -> None:
+        self._client.record(self._session, self._run_id, self._token, self.checkpoints)
 
 
 class RemoteHandOver:
@@ -81,7 +88,6 @@ class RemoteHandOver:
         # Made anew each time: a recorder may have written tags in between.
         self._make_committer = partial(Committer, paths, lock.check, JournalReader(paths.journal).sync)
         self._waiting: dict[str, Future[None]] = {}
-        self._early: dict[str, Exception | None] = {}  # the recorder looks by itself, too, and may be quicker
         self._renamed: list[str] = []  # by a recorder that has died, which may not have done the rest
         self._is_given_up = False
         self._lock = threading.RLock()
@@ -89,14 +95,12 @@ class RemoteHandOver:
     def submit(self, name: str) -> Future[None]:
         """Have a checkpoint committed, without waiting for it."""
         done = Future[None]()
-        with self._lock:
+        with self._lock:  # the recorder looks by itself, too: whatever becomes of it now, this one waits for it
+            hand_over(self._paths, name)
             self._waiting[name] = done
-            if name in self._early:
-                self.ended(name, self._early.pop(name))
-                return done
-        if self._is_given_up and not self._client.follows(self._session):
+        if self._is_given_up:
             self._commit_here()
-        else:  # one that has just died is started again, and first finishes what it was committing
+        else:
             self._client.notify(self._session)
         return done
 
@@ -111,8 +115,6 @@ class RemoteHandOver:
         """See ``Checkpoints``."""
         with self._lock:
             done = self._waiting.pop(name, None)
-            if done is None:
-                self._early[name] = error
         if done is not None and error is None:
             done.set_result(None)
         elif done is not None:
@@ -135,6 +137,7 @@ class RemoteHandOver:
     def recorder_given_up(self) -> None:
         """See ``Checkpoints``."""
         self._is_given_up = True
+        self.recorder_died()
         with suppress(KsuitError, OSError):  # each checkpoint gets an error of its own
             self._make_committer().finish_interrupted()
         self.recorder_restarted()

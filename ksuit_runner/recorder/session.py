@@ -95,9 +95,10 @@ class Session:
         self._built.warm_up()
 
     def _record(self, run_id: str, token: str) -> None:
-        """Begin to record a run of the output folder, whose lock the training process holds."""
-        paths = PathProvider(self._opening.output_dir, run_id)
-        self._run = RecordedRun(self._built, paths, token, self._on_checkpoint)
+        """Begin to record a run of the output folder, whose lock the training process holds; asked twice, only once."""
+        if self._run is None:
+            paths = PathProvider(self._opening.output_dir, run_id)
+            self._run = RecordedRun(self._built, paths, token, self._on_checkpoint)
 
     def _close_run(self) -> None:
         if self._run is not None:

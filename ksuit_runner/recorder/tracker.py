@@ -22,25 +22,26 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _recorder: RecorderClient | None = None
-_warm: dict[bytes, int] = {}  # sessions that were opened ahead, by what they were opened with
+_warm: tuple[bytes, int] | None = None  # what a session was opened with ahead, and its number
 
 
 def recorder() -> RecorderClient:
     """Return the recorder of this process, which is started by its first session."""
-    global _recorder
+    global _recorder, _warm
     if _recorder is None or not _recorder.is_own:
         _recorder = RecorderClient()
         atexit.register(_recorder.shut_down)
-        _warm.clear()
+        _warm = None
     return _recorder
 
 
 def warm_up(factory: Factory, outputs: OutputPaths) -> None:
     """Start the recorder and have it import what a tracker needs, while this process imports torch."""
+    global _warm
     opening = _opening(factory, outputs)
-    session = recorder().open(opening)
+    session = _session(opening)
     recorder().warm_up(session)
-    _warm[_key(opening)] = session
+    _warm = _key(opening), session
 
 
 def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
@@ -50,10 +51,20 @@ def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
         ConfigError: It does not fit its config.
         TrackerError: The recorder dies again and again.
     """
-    opening = _opening(factory, outputs)
-    process = recorder()
-    session = _warm.pop(_key(opening), None) or process.open(opening)
-    return RemoteTracker(process, session)
+    session = _session(_opening(factory, outputs))
+    return RemoteTracker(recorder(), session)
+
+
+def _session(opening: Opening) -> int:
+    """Return the number of a session: of the one that was opened ahead if that fits, else it is closed."""
+    global _warm
+    process, warm, _warm = recorder(), _warm, None
+    if warm is not None:
+        key, session = warm
+        if key == _key(opening):
+            return session
+        process.close(session)
+    return process.open(opening)
 
 
 def _opening(factory: Factory, outputs: OutputPaths) -> Opening:
@@ -104,7 +115,7 @@ class RemoteTracker(BaseTracker):
         super().__init__()
         self.client, self.session = client, session
         weakref.finalize(self, client.abandon, session).atexit = False
-        description = msgspec.convert(client.call(session, "describe", {}), Description)
+        description = msgspec.convert(client.describe(session), Description)
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from stored_checkpoint import store_checkpoint
+from stored_checkpoint import hand_over_checkpoint, store_checkpoint
 
 from ksuit_runner.checkpoint import commit as commit_module
 from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.commit import Committer
 from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, read_tags
-from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest, write_ready
+from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import PathProvider
@@ -31,7 +31,7 @@ def content(value=1.0, **state):
 
 
 def ready(paths, name, value=1.0, config_hash="hash", keep_last=99, tags=(), **state):
-    write_ready(paths.checkpoints_dir / name, *content(value, **state), config_hash, keep_last, tags)
+    hand_over_checkpoint(paths, name, *content(value, **state), config_hash, keep_last, tags)
     return paths.checkpoints_dir / f".{name}.ready"
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
-from ksuit_runner.checkpoint.commit import Committer, InPlace
+from ksuit_runner.checkpoint.commit import Committer, InPlace, hand_over
 from ksuit_runner.checkpoint.folders import damage, names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
@@ -273,6 +273,7 @@ class Recorder:
         self.is_closed = False
 
     def submit(self, name):
+        hand_over(self.committer.paths, name)
         self.submitted[name] = Future()
         return self.submitted[name]
 
@@ -369,6 +370,7 @@ def test_the_last_checkpoint_is_written_again_while_the_recorder_finds_no_room(h
     results = [OSError(errno.ENOSPC, "No space left on device"), None]
 
     def submit(name):
+        hand_over(item.paths, name)
         done, error = Future(), results.pop(0)
         done.set_exception(error) if error else done.set_result(recorder.committer.commit(name))
         return done

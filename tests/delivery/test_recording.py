@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 from folder_tracker import FolderTracker
+from stored_checkpoint import hand_over_checkpoint
 
 from ksuit_runner.checkpoint.folders import names
-from ksuit_runner.checkpoint.format import pack_state, write_ready
+from ksuit_runner.checkpoint.format import pack_state
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
@@ -210,7 +211,7 @@ def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
 def hand_over(paths, update):
     name = f"E0_U{update}_S{update}"
     files, document = pack_state({"model": {"w": torch.full((2,), float(update))}}, {})
-    write_ready(paths.checkpoints_dir / name, files, document, "hash", 2)
+    hand_over_checkpoint(paths, name, files, document, keep_last=2)
     return name
 
 

@@ -1,12 +1,16 @@
 """The training process commits checkpoints itself only once its recorder is given up."""
 
+import threading
+from pathlib import Path
+
 import pytest
 import torch
+from stored_checkpoint import hand_over_checkpoint
 
 from ksuit_runner.checkpoint import commit as commit_module
 from ksuit_runner.checkpoint.commit import Committer
-from ksuit_runner.checkpoint.folders import names, read_tags
-from ksuit_runner.checkpoint.format import pack_state, write_ready
+from ksuit_runner.checkpoint.folders import PARTIAL, names, read_tags
+from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.recorder.remote import RemoteHandOver
 from ksuit_runner.system.run_lock import RunLock
@@ -14,9 +18,6 @@ from ksuit_runner.system.run_lock import RunLock
 
 class DeadRecorder:
     """A client whose recorder has died, which is not noticed yet."""
-
-    def follows(self, session):
-        return False
 
     def notify(self, session):
         pass
@@ -36,12 +37,37 @@ def test_the_tag_that_a_dying_recorder_was_writing_is_kept(tmp_path, monkeypatch
     tagged, newer = "E1_U1_S1", "E2_U2_S2"
     with RunLock(paths.lock) as lock:
         hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
-        write_ready(paths.checkpoints_dir / tagged, *content, "hash", 1, ["best"])
+        hand_over_checkpoint(paths, tagged, *content, keep_last=1, tags=["best"])
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(commit_module, "write_text", killed)
             Committer(paths).commit(tagged)
-        write_ready(paths.checkpoints_dir / newer, *content, "hash", 1, [])
+        write_partial(paths.checkpoints_dir / newer, *content, "hash", 1)
         done = hand_over.submit(newer)
         assert names(paths) == [tagged] and not done.done()
         hand_over.recorder_given_up()
         assert done.done() and names(paths) == [newer, tagged] and read_tags(paths) == {"best": tagged}
+
+
+def test_a_checkpoint_that_is_committed_at_once_by_a_recorder_that_then_dies_is_done(tmp_path, monkeypatch):
+    paths, name = PathProvider(tmp_path, "run00000"), "E1_U1_S1"
+    write_partial(paths.checkpoints_dir / name, *pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
+
+    def lives_and_dies():
+        Committer(paths).commit(name)
+        hand_over.recorder_died()
+        hand_over.recorder_restarted()
+
+    recorder = threading.Thread(target=lives_and_dies)
+
+    def rename(path, target, rename=Path.rename):
+        rename(path, target)
+        if path.suffix == PARTIAL:
+            recorder.start()
+            recorder.join(0.2)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        assert hand_over.submit(name).result(10) is None
+    recorder.join(10)
+    assert names(paths) == [name]

@@ -19,17 +19,19 @@ from unittest import mock
 import psutil
 import pytest
 
+from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder import life
+from ksuit_runner.recorder import tracker as tracker_module
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.session import Opening
-from ksuit_runner.recorder.tracker import RemoteTracker, recorder
+from ksuit_runner.recorder.tracker import RemoteTracker, open_tracker, recorder, warm_up
 from ksuit_runner.system.recorder_lock import RecorderLock
-from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.system.run_lock import RunLock, is_held
 
 TRACKER = """
     import os
@@ -75,13 +77,21 @@ def project(tmp_path, monkeypatch):
 def any_recorder(request):
     recorder = RecorderClient(in_place=request.param == "thread")
     yield recorder
-    recorder.shut_down()
+    end(recorder)
 
 
 @pytest.fixture
 def process():
     recorder = RecorderClient()
     yield recorder
+    end(recorder)
+
+
+def end(recorder):
+    """End a recorder that may have runs which nobody has closed: by itself it would wait for this process's death."""
+    recorder._is_shut_down = True
+    if recorder._life is not None and recorder._life._process is not None:
+        recorder._life._process.kill()
     recorder.shut_down()
 
 
@@ -298,6 +308,47 @@ def test_a_run_that_a_new_recorder_cannot_follow_is_given_up(process, project, m
         assert checkpoints.seen == ["died", "given up"]
         assert not process.follows(tracker.session)
         assert "Training continues" in caplog.text
+        monkeypatch.setattr(life, "Pipe", Pipe)
+        if paths.recorder_lock.is_dir():
+            paths.recorder_lock.rmdir()
+        assert tracker.where(), "a query starts it again"
+        assert not is_held(paths.recorder_lock), "it does what the training process does by itself now"
+        process.record(tracker.session, "run00000", lock.token, checkpoints)
+        process.start(tracker.session)
+        assert is_held(paths.recorder_lock)
+
+
+@pytest.mark.parametrize("last", ["record", "start"])
+def test_the_successor_of_a_recorder_that_dies_right_after_an_answer_records(process, project, monkeypatch, last):
+    def call(session, method, arguments, call=process.call):
+        answer = call(session, method, arguments)
+        if method == last:
+            life = process._life
+            life._process.kill()
+            wait_for(lambda: life.is_over)
+        return answer
+
+    tracker, paths, name = opened(process, project), PathProvider(project / "outputs", "run00000"), "E1_U1_S1"
+    monkeypatch.setattr(process, "call", call)
+    with RunLock(paths.lock) as lock:
+        recording = RemoteRecording(tracker, paths, lock)
+        recording.start()
+        write_partial(paths.checkpoints_dir / name, *pack_state({"model": {}}, {}), "hash", 1)
+        recording.checkpoints.submit(name).result(30)
+        assert is_held(paths.recorder_lock)
+
+
+def test_a_session_that_was_opened_ahead_is_used_or_closed(project, monkeypatch):
+    process, outputs = RecorderClient(in_place=True), OutputPaths(project / "outputs")
+    monkeypatch.setattr(tracker_module, "_recorder", process)
+    first, other = (Factory({"tracker": {"_target_": "own_tracker.OwnTracker", "note": note}}) for note in "ab")
+    warm_up(first, outputs)
+    used = open_tracker(first, outputs)
+    warm_up(first, outputs)
+    other = open_tracker(other, outputs)
+    assert [each.where().split()[1] for each in (used, other)] == ["a", "b"]
+    assert process._sessions.keys() == {used.session, other.session}
+    process.shut_down()
 
 
 def test_a_forked_child_has_a_recorder_of_its_own():

@@ -25,12 +25,17 @@ class Dying(NoopTracker):
 SLOW = """
 import time
 from pathlib import Path
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.tracker.noop import NoopTracker
 
 class Slow(NoopTracker):
     def warm_up(self):
         time.sleep(20)
         Path("imported").touch()
+
+class Unfit(NoopTracker):
+    def __init__(self):
+        raise ConfigError("it is not installed")
 
 class Missing:
     def __init__(self, split: str):
@@ -91,10 +96,14 @@ def test_a_run_has_ended_even_if_no_recorder_can_deliver_that(tmp_path, monkeypa
     assert not (run_dir(tmp_path) / "lock.json").exists()
 
 
-def test_a_mistake_is_found_while_the_recorder_still_imports(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("tracker_class", "error"), [("Slow", "/missing"), ("Unfit", "it is not installed")])
+def test_mistakes_are_found_in_their_order_while_the_recorder_still_imports(
+    tmp_path, monkeypatch, tracker_class, error
+):
     (tmp_path / "slow.py").write_text(SLOW)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(KsuitError, match="/missing"):
-        run([*RUN, "tracker=noop", "tracker._target_=slow.Slow", "data.datasets.train._target_=slow.Missing"])
+    targets = [f"tracker._target_=slow.{tracker_class}", "data.datasets.train._target_=slow.Missing"]
+    with pytest.raises(KsuitError, match=error):
+        run([*RUN, "tracker=noop", *targets])
     assert not (tmp_path / "imported").exists()
