@@ -221,7 +221,7 @@ class Project:
             command.kill()  # else it would wake up as a second run
         status = command.wait()
         assert status in (0, -signal.SIGKILL), f"{status}: {command.output()}"
-        self._count_recorder(kill)
+        self._count_recorder(kill, was_killed=status != 0)
         if status == 0 or not self.resume_arguments():
             self._continue()
         assert_gone([process for process in workers if process not in self.suspended_recorders])
@@ -238,14 +238,23 @@ class Project:
         if kill.number:
             command.send(kill.number)
 
-    def _count_recorder(self, kill: Kill) -> None:
+    def _count_recorder(self, kill: Kill, was_killed: bool = False) -> None:
         """Count a recorder that was killed or suspended, and remember the latter."""
-        if not kill.recorder or not self._struck.exists():
+        if not kill.recorder or not self._has_struck(kill, was_killed):
             return
         self.recorders_hit += 1
         if kill.recorder == signal.SIGSTOP:
             with suppress(psutil.NoSuchProcess):
                 self.suspended_recorders.append(psutil.Process(int(self._struck.read_text())))
+
+    def _has_struck(self, kill: Kill, was_killed: bool) -> bool:
+        """Whether the recorder was struck; one that is to record a death is only after that."""
+        deadline = time.monotonic() + 30 * (was_killed and kill.point in AFTER_DEATH)
+        while True:
+            has_struck = self._struck.exists() and self._struck.read_text() != ""
+            if has_struck or time.monotonic() >= deadline:
+                return has_struck
+            time.sleep(0.02)
 
     def _cut_power_once(self, kill: Kill, *arguments: str) -> bool:
         owner, remains = self._owner(), self.folder / "remains"

@@ -46,6 +46,7 @@ def attack(folder: Path, seeds: Iterator[int] | range, deadline: float) -> tuple
             differences = project.survive(kills, last_workers=2 * (seed % 3 == 0)).differences(reference)
         except (AssertionError, TimeoutError, OSError) as error:
             differences = [str(error)]
+        finally:
             project.abandon()
         runs += 1
         if differences:

@@ -67,7 +67,12 @@ def test_both_are_killed_at_a_point_of_the_recorder(project, reference, template
 
 @pytest.mark.parametrize(
     ("point", "host"),
-    [("before files are synced", ""), ("between commit and latest", "container"), ("before metrics are sent", "")],
+    [
+        ("before files are synced", ""),
+        ("between commit and latest", "container"),
+        ("before metrics are sent", ""),
+        ("before a death is recorded", ""),
+    ],
 )
 def test_a_recorder_that_is_suspended_over_a_resume_changes_nothing_afterwards(
     project, reference, template, point, host
