@@ -94,11 +94,6 @@ class DataContainer:
         self.datasets = dict(datasets)
         self._check_key(train, "data.train")
         self._collate_fns = collate_fns(collate_fn, self.datasets)
-        self._sources: dict[str, Any] = {
-            key: Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
-            for key, dataset in self.datasets.items()
-            if is_map_style(dataset)
-        }
         self.batch_size = batch_size
         self.seed = seed
         self.eval_batch_size = eval_batch_size or batch_size
@@ -136,6 +131,15 @@ class DataContainer:
             raise
 
     # Properties of the datasets
+
+    @property
+    def _sources(self) -> dict[str, Any]:
+        """What batches are fetched from, by key: map-style datasets, with the collate functions of the config."""
+        return {
+            key: Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
+            for key, dataset in self.datasets.items()
+            if is_map_style(dataset)
+        }
 
     @property
     def train_dataset(self) -> Any:
@@ -191,14 +195,14 @@ class DataContainer:
 
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
-        for key, dataset in self.datasets.items():
-            if key in self._sources and not is_repeatable(self._sources[key], self._whole_batch(key), self._probe(key)):
+        for key, source in self._sources.items():
+            if not is_repeatable(source, self._whole_batch(key), self._probe(key)):
                 _LOGGER.warning(
                     "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
                     "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
                     "numpy.random or random, which are seeded for each batch, or seed a generator of your own from one "
                     "of them in __getitem__; do not count calls or read the clock",
-                    *(key, type(dataset).__name__),
+                    *(key, type(self.datasets[key]).__name__),
                 )
         if self._training is not None:
             self._training.check(self.num_workers)
@@ -335,7 +339,7 @@ class DataContainer:
 
     def _evaluation_batches(self, dataset_key: str, batch_size: int, max_batches: int | None) -> Iterator[Any]:
         requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), batch_size, max_batches)
-        stream = self._stream
+        stream, sources = self._stream, self._sources
         if stream is None or stream.head is None:
             yield from self._separate_stream(requests)
             return
@@ -345,7 +349,7 @@ class DataContainer:
             if stream.head is not None and stream.head.is_same(request):
                 take = stream.take
             else:
-                take = partial(fetch_batch, self._sources, self.seed, request)
+                take = partial(fetch_batch, sources, self.seed, request)
             yield self._deliver(self.interruption.wait_for(take), request)
 
     def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:

@@ -22,6 +22,11 @@ def is_movable(value: Any) -> bool:
     return callable(getattr(value, "to", None)) and not isinstance(value, type)
 
 
+def is_opaque(value: Any) -> bool:
+    """Whether a value is moved as a whole, and nothing is known about what is inside; not a mapping or a dataclass."""
+    return is_movable(value) and not isinstance(value, Mapping) and not is_dataclass(value)
+
+
 def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
     """Return a container of the same kind with its entries changed, or the container itself if none of them is.
 

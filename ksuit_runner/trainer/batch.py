@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ksuit_runner.errors import KsuitError
-from ksuit_runner.tensors.nested import entries, is_movable, rebuilt
+from ksuit_runner.tensors.nested import entries, is_opaque, rebuilt
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _part(batch: Any, size: int, rows: slice) -> Any:
 def _cut(tree: Any, size: int, rows: slice) -> Any:
     if _is_array(tree):
         return _cut_array(tree, rows) if tree.ndim and _rows(tree) == size else tree
-    if is_movable(tree):
+    if is_opaque(tree):
         raise _not_cut(f"the batch holds a {type(tree).__name__}, which cannot be cut")
     if _is_list(tree) and len(tree) == size and _has_one_per_sample(tree):
         return type(tree)(tree[rows])
@@ -162,7 +162,7 @@ def _arrays(tree: Any) -> Iterator[Any]:
     if _is_array(tree):
         if tree.ndim:
             yield tree
-    elif not is_movable(tree):
+    elif not is_opaque(tree):
         for _, value in entries(tree):
             yield from _arrays(value)
 

@@ -50,6 +50,9 @@ def project(tmp_path, monkeypatch):
         "project/owncode.py": OWN,
         "project/outputs/planted.py": PACKAGE,
         "site-packages/installed.py": PACKAGE,
+        "site-packages/timm/__init__.py": "from .models import create_model\n",
+        "site-packages/timm/models/__init__.py": "from ._factory import create_model\n",
+        "site-packages/timm/models/_factory.py": "def create_model(model_name, **kwargs):\n    pass\n",
         "project/.venv/lib/site-packages/local.py": PACKAGE,
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +61,13 @@ def project(tmp_path, monkeypatch):
     for folder in (project / ".venv" / "lib" / "site-packages", tmp_path / "site-packages", project):
         monkeypatch.syspath_prepend(str(folder))
     yield project
-    for name in ("owncode", "outputs", "outputs.planted", "installed", "local"):
+    for name in ("owncode", "outputs", "outputs.planted", "installed", "local", *filter(_is_of_timm, sys.modules)):
         sys.modules.pop(name, None)
     _import.cache_clear()
+
+
+def _is_of_timm(name):
+    return name.partition(".")[0] == "timm"
 
 
 def trust(project, *packages, changes=()):
@@ -173,6 +180,12 @@ def test_a_function_is_called_if_it_was_made_for_its_place_or_the_user_names_it(
         for given in (trust(project, "owncode"), trust(project, changes=(path,)), None):
             assert node is nested or both(path, node, given) == ["", ""]
     assert all("is a function" in complaint for complaint in both("data.datasets.x", shipped, trust(project)))
+    builder = {"_target_": "timm.create_model", "model_name": "vit", "img_size": 8}
+    for complaint in both("model", builder, trust(project)):
+        assert complaint.startswith("model._target_") and complaint.endswith("trust=[timm]")
+    for given in (trust(project, "timm"), trust(project, changes=("model",)), None):
+        assert both("model", builder, given) == ["", ""]
+    assert all("is a function" in complaint for complaint in both("loss", builder, None))
 
 
 def test_code_in_the_output_folder_is_nobodys_even_if_that_is_the_project(project):

@@ -45,6 +45,22 @@ class Encoding(UserDict):
         self.offsets = offsets
 
 
+class Movable(Encoding):
+    """Moves its entries by itself, as those of Hugging Face do, and is a mapping all the same."""
+
+    def to(self, device):
+        self.data = {key: value.to(device) if hasattr(value, "to") else value for key, value in self.data.items()}
+        return self
+
+
+@dataclass
+class MovableRecord:
+    x: torch.Tensor
+
+    def to(self, device):
+        return MovableRecord(self.x.to(device))
+
+
 class Graphs:
     """A batch of its own kind, which knows how to be moved."""
 
@@ -86,7 +102,7 @@ def test_a_grid_or_mask_of_all_samples_is_not_cut(shape, samples):
         assert all(part.batch["shared"] is batch["shared"] and len(part.batch["x"]) == 1 for part in parts)
 
 
-@pytest.mark.parametrize("kind", [dict, OrderedDict, Encoding, MappingProxyType, lambda d: Pair(**d)])
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Encoding, Movable, MappingProxyType, lambda d: Pair(**d)])
 def test_containers_keep_their_kind(kind):
     batch = kind({"inputs": X, "targets": [Y, "text"]})
     for part in split_batch(batch, 2):
@@ -97,6 +113,7 @@ def test_containers_keep_their_kind(kind):
 
 def test_dataclasses_and_other_attributes_of_a_container_are_copied():
     record, encoding, counts = Record(X), Encoding({"x": X}, offsets=[1, 2, 3]), defaultdict(list, x=X)
+    assert [part.batch.x.shape for part in split_batch(MovableRecord(X), 2)] == [(2, 2)] * 2
     first = split_batch({"record": record, "encoding": encoding, "counts": counts}, 2)[0].batch
     assert (first["record"].x.shape, first["record"].task, first["record"].made) == ((2, 2), "copy", 1)
     assert (first["encoding"]["x"].shape, first["encoding"].offsets) == ((2, 2), [1, 2, 3])
