@@ -100,13 +100,8 @@ class IterableSource:
                     path=f"data.datasets.{self._key}",
                 )
         else:
-            self._begin()
-            while self._position < start:
-                batch = self._position // self._batch_size
-                self._seed_for(batch)
-                self._read(self._batch_size)
-                self._position += self._batch_size
-            self._seed_for(start // self._batch_size)
+            if self._position < start:
+                self._skip_to(start)
             samples = self._read(count)
         self._position = start + count
         return samples
@@ -116,18 +111,23 @@ class IterableSource:
         batch = self._collate(samples)
         return Carried(batch, deepcopy(self.dataset.state_dict())) if has_state(self.dataset) else batch
 
-    def _begin(self) -> None:
-        if self._iterator is None:
-            if self._state is not None:
-                self.dataset.load_state_dict(deepcopy(dict(self._state)))
-            self._iterator = iter(self.dataset)
+    def _skip_to(self, start: int) -> None:
+        """Read the batches before a position, each with the random numbers that it had."""
+        while self._position < start:
+            self._seed_for(self._position // self._batch_size)
+            self._read(self._batch_size)
+            self._position += self._batch_size
+        self._seed_for(start // self._batch_size)
 
     def _seed_for(self, batch: int) -> None:
         epoch, number = divmod(batch, self._batches_per_epoch) if self._batches_per_epoch else (0, batch)
         seed_all(mix(self._seed, self._key, epoch + 1, number))
 
     def _read(self, count: int) -> list[Any]:
-        assert self._iterator is not None
+        if self._iterator is None:
+            if self._state is not None:
+                self.dataset.load_state_dict(deepcopy(dict(self._state)))
+            self._iterator = iter(self.dataset)
         samples = list(islice(self._iterator, count))
         while len(samples) < count:
             self._iterator = iter(self.dataset)
@@ -153,10 +153,13 @@ class EvaluatedSource:
 
     def __init__(self, dataset: Any, collate_fn: CollateFn | None) -> None:
         self._collate = collate_fn or default_collate
-        self._iterator = iter_from_start(dataset)
+        self._dataset = dataset
+        self._iterator: Iterator[Any] | None = None
 
     def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
         """Return the next samples, fewer at the end."""
+        if self._iterator is None:
+            self._iterator = iter(self._dataset.iterate(0) if is_seekable(self._dataset) else self._dataset)
         return list(islice(self._iterator, len(indices)))
 
     def collate_fn(self, samples: list[Any]) -> tuple[Any, int]:
@@ -183,8 +186,3 @@ def is_seekable(dataset: Any) -> bool:
 def has_state(dataset: Any) -> bool:
     """Whether a stream has a state that says where it continues."""
     return not is_seekable(dataset) and hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
-
-
-def iter_from_start(dataset: Any) -> Iterator[Any]:
-    """Iterate over a stream from its beginning."""
-    return iter(dataset.iterate(0) if is_seekable(dataset) else dataset)

@@ -1,6 +1,7 @@
 """Streams of batches that carry out a plan: in this process on demand, or ahead of time in worker processes."""
 
 import os
+import pickle
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ksuit_runner.data.fetch_batch import BatchRequest, fetch_batch
+from ksuit_runner.data.packed import pack
 from ksuit_runner.system.signals import SIGNALS
 
 _SENDER_IS_KNOWN: Final = hasattr(
@@ -135,6 +137,13 @@ class _Fetcher(Dataset[Any]):
 
     def __getitem__(self, request: BatchRequest) -> Any:
         return fetch_batch(self._datasets, self._seed, request)
+
+    def __reduce__(self) -> Any:
+        return _unpacked, (pack(self._datasets), self._seed)
+
+
+def _unpacked(datasets: bytes, seed: int) -> "_Fetcher":
+    return _Fetcher(pickle.loads(datasets), seed)
 
 
 def _unchanged(batch: Any) -> Any:

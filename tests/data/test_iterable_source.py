@@ -3,6 +3,7 @@
 import logging
 import random
 from functools import partial
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -27,12 +28,16 @@ def noise():
 
 
 class Plain(IterableDataset):
-    """Five samples with noise, shuffled by what is drawn when an iteration begins."""
+    """Five samples with noise, shuffled by what is drawn when an iteration begins, or before."""
 
     input_shape = (2,)
 
     def __iter__(self):
         order = list(range(5))
+        random.shuffle(order)
+        return self.shuffled(order)
+
+    def shuffled(self, order):
         random.shuffle(order)
         for number in order:
             yield torch.tensor([number, noise()]), get_worker_info() is not None
@@ -45,6 +50,10 @@ class Stateful(IterableDataset):
         self.position, self.generator = 0, torch.Generator().manual_seed(1)
 
     def __iter__(self):
+        samples = self.samples()
+        return chain(list(islice(samples, 1)), samples)  # the first one ahead of time, as torchdata's loader does
+
+    def samples(self):
         while self.position < 7:
             self.position += 1
             yield torch.tensor([self.position, float(torch.rand((), generator=self.generator))]) + noise()
