@@ -213,6 +213,18 @@ def test_a_config_names_several_optimizers(tmp_path):
     trainer.data_container.close()
 
 
+def test_several_beside_the_default_one_are_told_how_to_replace_it(tmp_path, monkeypatch):
+    message = r"optimizer.rest: the config has one optimizer already.*`- override /optimizer: null`"
+    with pytest.raises(ConfigError, match=message):
+        check_config(compose_config([f"+optimizer.rest={CONFIG['rest']}"]))
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "conf/experiment/mine.yaml"
+    own.parent.mkdir(parents=True)
+    text = "\n".join(f"  {name}: {item}" for name, item in CONFIG.items())
+    own.write_text(f"# @package _global_\ndefaults:\n  - override /optimizer: null\noptimizer:\n{text}\n")
+    assert list(check_config(compose_config(["experiment=mine"]))["optimizer"]) == ["matrices", "rest"]
+
+
 @pytest.mark.parametrize(
     ("rest", "message"),
     [

@@ -1,7 +1,9 @@
 """Optimizers and modules that have other weights for evaluation than for training."""
 
+from copy import deepcopy
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
@@ -9,6 +11,7 @@ from torch.optim import SGD
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.schedule import constant
 
 
 class Averaging(SGD):
@@ -107,3 +110,28 @@ def test_what_it_counts_in_its_groups_survives_a_resume_and_a_fork(maker, bits):
     fork.load_state_dict(first.trainer.state_dict(), same_settings=False)
     (group,) = fork.optimizer.param_groups
     assert (group["k"], group["trains"], group["initial_lr"]) == (3, True, 0.7)
+
+
+def test_a_schedule_free_optimizer_trains_as_by_hand_while_it_is_evaluated(maker, bits):
+    schedulefree = pytest.importorskip("schedulefree")
+    make = partial(schedulefree.AdamWScheduleFree, lr=0.05, warmup_steps=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3))
+    run = maker.run(
+        {"weights": (Weights, {"dataset_key": "test", "every_n_updates": 1})},
+        model=deepcopy(model),
+        optimizer=make,
+        schedule=constant,
+        max_updates=6,
+    )
+    batches, split = [], run.trainer.split
+    run.trainer.split = lambda batch: batches.append(batch) or split(batch)
+    train(run)
+    optimizer = make(model.parameters())
+    optimizer.train()
+    for inputs, targets in batches:
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step(), optimizer.zero_grad()
+    assert bits(run.trainer.model.module.state_dict()) == bits(model.state_dict())
+    optimizer.eval()
+    assert bits(run.hooks.callbacks["weights"].seen) == bits(model.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -122,6 +122,8 @@ class ObjectChecker:
         else:
             _check_kind(path, signature, expected, self._trust)
             parameters = _to_bind(signature, node)
+            if _are_several(path):
+                _check_one(path, given, {parameter.name for parameter in parameters})
             wanted = bind(path, parameters, given, injected, signature.any_name)
             check_injected(path, signature.target, signature.is_class, wanted, expected)
             if self._trust is not None and not signature.is_class:
@@ -135,6 +137,17 @@ class ObjectChecker:
         for name in given:
             self.walk(f"{path}.{name}", node[name], is_argument=True)
         self._walk_all((f"{path}.{name}", node[name]) for name in beside)
+
+
+def _check_one(path: str, given: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that there are not both an object and several by name, as where these were meant to replace a default."""
+    for name, value in given.items():
+        if isinstance(value, Mapping) and "_target_" in value and name not in names:
+            raise ConfigError(
+                f"the config has one {path} already, {path}._target_. Several by name take its place: write "
+                f"`- override /{path}: null` among the defaults of the experiment, or ~{path} on the command line",
+                path=f"{path}.{name}",
+            )
 
 
 def _are_several(path: str) -> bool:
