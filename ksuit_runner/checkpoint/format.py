@@ -217,3 +217,6 @@ def _check_shape(state: Any) -> None:
         raise ValueError("it is not the state of a trainer and its callbacks")
     if not all(isinstance(name, str) for name in known["callbacks"]):
         raise ValueError("the name of a callback is not a string")
+    base = known.get(BASE, {})
+    if not isinstance(base, dict) or not all(isinstance(item, str) for pair in base.items() for item in pair):
+        raise ValueError("the checksums of the weights that are not in it are no texts")

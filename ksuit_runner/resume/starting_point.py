@@ -1,6 +1,7 @@
 """Finds what a new run takes its weights from, before torch is imported, and fixes it in its config."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,7 +86,7 @@ def find_starting_point(config: Mapping[str, Any], settings: Initialization) -> 
         KsuitError: It does not exist.
     """
     if settings.is_file:
-        file = Path(settings.source).expanduser().absolute()
+        file = Path(os.path.expanduser(settings.source)).absolute()
         if not file.is_file():
             raise ConfigError(f"there is no file {file}", path=_FROM)
         return StartingPoint(file)

@@ -54,6 +54,7 @@ class GradientSums:
                 terms[name] = term * (float(count) / self._scales.setdefault(name, float(count) * self._parts))
             else:
                 self._uncounted[name] = term.detach()
+        terms = {key: term for key, term in terms.items() if term.requires_grad}  # not of what is frozen
         for left, (key, term) in zip(reversed(range(len(terms))), terms.items(), strict=True):
             self._hold(key)
             backward(term, left > 0)

@@ -168,3 +168,6 @@ def test_a_run_begins_with_the_weights_of_another(paths):
     shutil.rmtree(held.run_dir)
     run([small[0], f"resume={second.run_id}", "trainer.max_updates=2"])
     assert read_newest(paths2).progress.update == 2
+    shutil.rmtree(paths2.checkpoints_dir)  # as if it had been killed before its first one
+    with pytest.raises(KsuitError, match=f"initialize.from={first.run_id}: there is no such run"):
+        run([small[0], f"resume={second.run_id}"])

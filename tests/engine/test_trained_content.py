@@ -9,7 +9,7 @@ from torch import nn
 
 from callbacks.ema import Ema
 from ksuit_runner import CallbackBase, run
-from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.checkpoint.format import _check_shape, read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.models.mlp import Mlp
@@ -67,6 +67,12 @@ def test_a_base_that_differs_is_refused(maker):
     train(make(model=network()))
     with pytest.raises(CheckpointError, match=r"model: .* '0.0.weight' is not what its run began with"):
         make(model=network(seed=1), resume=True)
+
+
+@pytest.mark.parametrize("base", [["0.0.weight"], {"0.0.weight": 1}])
+def test_checksums_that_are_none_count_as_damage(base):
+    with pytest.raises(ValueError, match="are no texts"):
+        _check_shape({"trainer": {}, "callbacks": {}, "base": base})
 
 
 def test_a_frozen_weight_that_a_callback_changes_is_stored(maker):

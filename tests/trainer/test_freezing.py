@@ -9,11 +9,14 @@ from torch import nn
 
 from callbacks.ema import Ema
 from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.schedule import constant
-from ksuit_runner.trainer.freezing import frozen_for_good
+from ksuit_runner.trainer.freezing import Freezing, frozen_for_good
+from ksuit_runner.trainer.modes import Modes
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 
 def network():
@@ -122,3 +125,27 @@ def test_a_run_without_updates_may_freeze_everything_and_calls_its_callbacks_onc
 def test_mistakes_are_explained(maker, freeze, says):
     with pytest.raises(ConfigError, match=says):
         maker.trainer(model=network(), freeze=freeze)
+
+
+def test_a_stream_has_no_epochs():
+    counter, model = UpdateCounter(None, 4, max_updates=3), network()
+    with pytest.raises(ConfigError, match="trainer.freeze.a.until_epoch: the training data is a stream"):
+        Freezing(
+            {"a": {"match": ["0.*"], "until_epoch": 1}}, model, nn.Identity(), counter, Modes(model, nn.Identity())
+        )
+
+
+class TwoLosses(SgdTrainer):
+    """Also has a loss that depends on the frozen part alone, with a count of its own."""
+
+    def training_step(self, batch, model):
+        outputs = model(batch[0])
+        side = model.module[0](batch[0]).square().mean()
+        return {"main": (self.loss(outputs, batch[1]), len(outputs)), "side": (side, 2 * len(outputs))}, outputs
+
+
+def test_a_loss_of_what_is_frozen_has_no_gradient_and_is_no_error(maker):
+    given = {"loss_weights": {"main": 1.0, "side": 1.0}, "accumulation_steps": 2, "max_updates": 1}
+    run = maker.run(model=network(), freeze=["0.*"], trainer_class=TwoLosses, **given)
+    train(run)
+    assert run.counter.update == 1
