@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ksuit_runner.record.point import LoggedFile, Point
 
-_Logged = TypeVar("_Logged", Point, LoggedFile)
+Logged = TypeVar("Logged", Point, LoggedFile)
 
 
 class RecordedSteps:
@@ -35,7 +35,7 @@ class RecordedSteps:
             last_step, latest = self._last.get(key, (step, timestamp))
             self._last[key] = max(step, last_step), max(timestamp, latest)
 
-    def new(self, points: Iterable[_Logged]) -> list[_Logged]:
+    def new(self, points: Iterable[Logged]) -> list[Logged]:
         """Return those of a batch that are not recorded yet."""
         return [point for point in points if self._is_new(point)]
 

@@ -81,16 +81,13 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         events = []
-        for (key, _, step, timestamp), content in files:
-            kind = key.partition("/")[0]
-            if kind == "images":
-                plugin, tensor = _IMAGES, _image(content)
-            elif kind == "histograms":
-                plugin, tensor = _HISTOGRAMS, _histogram(content)
-            else:
-                plugin, tensor = _TEXT, _strings(_as_text(kind, content))
-            value = Summary.Value(tag=key, metadata=self._metadata(key, plugin), tensor=tensor)
-            events.append(_event(step, timestamp, [value]))
+        for file, content in files:
+            try:
+                plugin, tensor = _shown(file.kind, content)
+            except (ValueError, TypeError, LookupError, struct.error):
+                continue  # it was changed since
+            value = Summary.Value(tag=file.key, metadata=self._metadata(file.key, plugin), tensor=tensor)
+            events.append(_event(file.step, file.timestamp, [value]))
         self._write(events)
 
     def add_table(self, name: str, rows: Mapping[str, str], step: int) -> None:
@@ -224,6 +221,15 @@ def _strings(*values: bytes) -> Any:
 
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])
     return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=values)
+
+
+def _shown(kind: str, content: bytes) -> tuple[str, Any]:
+    """Return the plugin that shows a logged file, and the tensor that it shows."""
+    if kind == "images":
+        return _IMAGES, _image(content)
+    if kind == "histograms":
+        return _HISTOGRAMS, _histogram(content)
+    return _TEXT, _strings(_as_text(kind, content))
 
 
 def _image(content: bytes) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -15,21 +16,24 @@ from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point, now
+from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.system.untrusted_files import check_inside
 from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.plain_value import plain_value
-from ksuit_runner.tracker.recorded_steps import RecordedSteps
+from ksuit_runner.tracker.recorded_steps import Logged, RecordedSteps
 from ksuit_runner.tracker.run_file import RunFile
-from ksuit_runner.tracker.wandb_files import STEP, TIMESTAMP, RecordReader, points_of, read_points
+from ksuit_runner.tracker.wandb_files import STEP, TIMESTAMP, RecordReader, logged_in, read_logged, read_points
 
 if TYPE_CHECKING:
     from wandb import Run
 
 _FLUSH_S, _POLL_S = 0.05, 0.02  # how often W&B's process writes its file, and how often that is looked at
+
+_SHOWN = ("images", "tables", "histograms")  # kinds of logged files
+_MOST_BINS = 512  # of W&B's histograms
 
 _guarded = guarded("W&B", Exception)
 _live_lock = threading.Lock()
@@ -134,16 +138,31 @@ class WandbTracker(BaseTracker):
     @_guarded
     def log_points(self, points: Sequence[Point]) -> None:
         """Send metric points, except for those that were sent."""
+        self._log(points, lambda group: {point.key: point.value for point in group})
+
+    @_guarded
+    def log_files(self, files: Sequence[LoggedFile]) -> None:
+        """Send images, tables and histograms, except for those that were sent; the others stay in the run's folder."""
+        root = PathProvider(self._outputs.output_dir, self.run_id).artifacts_dir
+        media = {}
+        for file in files:
+            check_inside(root / file.path, self._outputs.runs_dir)
+            with suppress(OSError, ValueError, TypeError, LookupError):  # it was removed or changed
+                if (shown := _media(file, root / file.path)) is not None:
+                    media[file] = shown
+        self._log(list(media), lambda group: {file.key: media[file] for file in group})
+
+    def _log(self, items: Sequence[Logged], row_of: Callable[[Iterable[Logged]], dict[str, Any]]) -> None:
         if self._recorded is None:
-            self._recorded = RecordedSteps(read_points(self._folder_of(self.run_id)))
-        new = self._recorded.new(points)
+            self._recorded = RecordedSteps(read_logged(self._folder_of(self.run_id)))
+        new = self._recorded.new(items)
         if not new:
             return
         run = self._send_to()
         unsent = self._sent.new(new)
         try:
-            for (step, timestamp), group in groupby(unsent, key=lambda point: (point.step, point.timestamp)):
-                run.log({STEP: step, TIMESTAMP: timestamp / 1000, **{point.key: point.value for point in group}})
+            for (step, timestamp), group in groupby(unsent, key=lambda item: (item.step, item.timestamp)):
+                run.log({STEP: step, TIMESTAMP: timestamp / 1000, **row_of(group)})
         except Exception:
             self._recorded = None  # what is in the files counts
             self._let_go()  # W&B's process has died: another one gets the batch
@@ -232,13 +251,13 @@ class WandbTracker(BaseTracker):
     def _store(self) -> None:
         self._run_stored.store(self._folder_of(self._run_stored.run_id))
 
-    def _wait_for(self, points: Sequence[Point], recorded: RecordedSteps) -> None:
-        """Wait until points are in W&B's file; its process writes them a moment after it got them."""
+    def _wait_for(self, items: Sequence[Logged], recorded: RecordedSteps) -> None:
+        """Wait until points or files are in W&B's file; its process writes them a moment after it got them."""
         assert self._reader is not None, "no run is open"
         deadline = time.monotonic() + self._timeout_s
         while True:
-            recorded.add(point for record in self._reader.read() for point in points_of(record))
-            if not recorded.new(points):
+            recorded.add(item for record in self._reader.read() for item in logged_in(record))
+            if not recorded.new(items):
                 return
             if time.monotonic() > deadline:
                 raise TrackerError(f"W&B's process has not written its file for {self._timeout_s:g} s")
@@ -306,6 +325,23 @@ class WandbTracker(BaseTracker):
             with _live_lock:
                 _live -= 1
                 _end_service()
+
+
+def _media(file: LoggedFile, path: Path) -> Any:
+    """Return a logged file as W&B shows it; None if it does not."""
+    wandb = _import_quietly()
+    if file.kind not in _SHOWN:
+        return None
+    if file.kind == "images":
+        return wandb.Image(str(path))
+    table = json.loads(path.read_bytes())
+    if file.kind == "tables":
+        return wandb.Table(columns=table["columns"], data=table["data"], allow_mixed_types=True)
+    bins = [row for row in table["data"] if row[0] is not None]
+    if not 0 < len(bins) <= _MOST_BINS:
+        return None
+    edges = [row[0] for row in bins] + [row[1] for row in bins[-1:]]
+    return wandb.Histogram(np_histogram=([row[2] for row in bins], edges))
 
 
 def _remove_links(folder: Path) -> None:

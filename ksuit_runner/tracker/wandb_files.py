@@ -1,4 +1,4 @@
-"""Reads the metric points in W&B's own files: what is in them is recorded, whatever happens to W&B's process."""
+"""Reads what is logged in W&B's own files: what is in them is recorded, whatever happens to W&B's process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.system.untrusted_files import open_to_read
 
 STEP = "update"
@@ -62,21 +62,30 @@ class RecordReader:
                     yield record
 
 
-def read_points(folder: Path) -> Iterator[Point]:
-    """Yield the metric points in the files below W&B's folder of a run, in the order in which they were written."""
+def read_logged(folder: Path) -> Iterator[Point | LoggedFile]:
+    """Yield what is logged in the files below W&B's folder of a run, in the order in which it was written."""
     for path in sorted(folder.glob("*/*.wandb")):
         for record in RecordReader(path).read():
-            yield from points_of(record)
+            yield from logged_in(record)
 
 
-def points_of(record: Any) -> Iterator[Point]:
-    """Yield the metric points in a message."""
+def read_points(folder: Path) -> Iterator[Point]:
+    """Yield only the metric points of ``read_logged``."""
+    return (item for item in read_logged(folder) if isinstance(item, Point))
+
+
+def logged_in(record: Any) -> Iterator[Point | LoggedFile]:
+    """Yield the metric points in a message, and the images and the like, without their paths."""
     if record.WhichOneof("record_type") != "history":
         return
+    # An image or the like is an object, whose entries have keys of two parts.
+    files = {item.nested_key[0] for item in record.history.item if len(item.nested_key) > 1}
     try:
-        row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        items = [item for item in record.history.item if len(item.nested_key) <= 1]
+        row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
         step, timestamp = int(row.pop(STEP)), round(row.pop(TIMESTAMP) * 1000)
         values = {key: float(value) for key, value in row.items() if not key.startswith("_")}
     except (ValueError, TypeError, LookupError, OverflowError):
         return  # not a row of this tracker
     yield from (Point(key, value, step, timestamp) for key, value in values.items())
+    yield from (LoggedFile(key, "", step, timestamp) for key in sorted(files))

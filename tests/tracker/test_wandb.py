@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -16,11 +17,12 @@ pytest.importorskip("wandb", reason="wandb is not installed: pip install 'ksuit_
 
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.file_formats import histogram_files, image_files, table_files, text_files
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import RUN_ID_TAG, DatasetInfo, EndStatus
 from ksuit_runner.tracker.wandb import WandbTracker
-from ksuit_runner.tracker.wandb_files import RecordReader, points_of
+from ksuit_runner.tracker.wandb_files import RecordReader, logged_in
 
 POINTS = [
     Point("loss/train", 0.1, 1, 1_700_000_000_123),
@@ -101,6 +103,38 @@ def same(found: list[Point], expected: list[Point]) -> bool:
     return str(found) == str(expected)  # a NaN does not equal itself
 
 
+def test_images_tables_and_histograms_are_in_its_files_once(tmp_path: Path) -> None:
+    tracker = offline(tmp_path)
+    info = tracker.start_run("x", {})
+    contents = [
+        image_files("a/b", 3, np.ones((4, 5))),
+        table_files("rows", 3, ("x", "y"), [(1, "a"), (None, 2)]),
+        histogram_files("spread", 4, [1.0, 2.0], 2),
+        histogram_files("fine", 4, [1.0, 2.0], 600),  # more bins than W&B takes
+        text_files("note", 4, "text"),
+    ]
+    root = PathProvider(tmp_path / "outputs", info.run_id).artifacts_dir
+    for path, content in (item for files in contents for item in files.items()):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    keys = ["images/a/b", "tables/rows", "histograms/spread", "histograms/fine", "texts/note"]
+    files = [
+        LoggedFile(key, next(iter(item)), step, 1000 * step)
+        for key, item, step in zip(keys, contents, (3, 3, 4, 4, 4), strict=True)
+    ]
+    gone = LoggedFile("images/gone", "images/gone.png", 4, 4000)
+    for _ in range(2):
+        tracker.log_files([*files, gone])
+        tracker.log_points([Point("loss", 0.5, 3, 3000)])
+        tracker._recorded = None  # as in another process
+    tracker.end_run(EndStatus.FINISHED)
+    logged = [item for record in records(tmp_path, info.run_id) for item in logged_in(record)]
+    assert sorted((item.key, item.step) for item in logged) == [
+        ("histograms/spread", 4), ("images/a/b", 3), ("loss", 3), ("tables/rows", 3)
+    ]  # fmt: skip
+    assert tracker.last_steps() == {"loss": 3}
+
+
 def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     tracker = offline(tmp_path)
     assert tracker.where() == "W&B (offline), upload it with: wandb sync"
@@ -125,7 +159,7 @@ def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     assert config["datasets"]["train"].startswith("training, c0ffee")
     metrics = of_kind(found, "metric")
     assert {metric.glob_name or metric.name: metric.step_metric for metric in metrics} == {"update": "", "*": "update"}
-    steps = [[point.step for point in points_of(record)] for record in found]
+    steps = [[point.step for point in logged_in(record)] for record in found]
     assert [step for step in steps if step] == [[1, 1], [2], [3], [2]]
 
 
