@@ -1,6 +1,6 @@
-"""Learning rates of the parameter groups."""
+"""Learning rates of the parameter groups, and the weight decay where it has a schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.counter import UpdateCounter
@@ -11,29 +11,39 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 class LearningRate(PeriodicCallback):
     """Logs ``learning_rate``, that of the next update; ``learning_rate/GROUP`` where parameter groups differ.
 
-    Of several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` where its groups differ.
+    Of several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` where its groups differ. With
+    a schedule of the weight decay ``weight_decay`` is logged in the same way.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("learning_rate", "learning_rate/*")
+    logs: ClassVar[Sequence[str] | None] = ("learning_rate", "learning_rate/*", "weight_decay", "weight_decay/*")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        optimizers = self.trainer.optimizers
         # Decided once: groups that differ may coincide later, such as at 0 when a schedule ends.
-        rates = self.trainer.learning_rates()
-        of_optimizer: dict[str, set[float]] = {}
-        for name, rate in rates.items():
-            of_optimizer.setdefault(name.rpartition("/")[0], set()).add(rate)
-        self._keys = {}
-        for name in rates:
-            optimizer = name.rpartition("/")[0]
-            is_shared = len(of_optimizer[optimizer]) == 1
-            self._keys[f"learning_rate/{optimizer if is_shared else name}".rstrip("/")] = name
+        self._keys = {"lr": _keys("learning_rate", optimizers.options("lr"))}
+        if any("weight_decay_schedule" in member.schedules for member in optimizers.members.values()):
+            self._keys["weight_decay"] = _keys("weight_decay", optimizers.options("weight_decay"))
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        rates = self.trainer.learning_rates()
-        for key, name in self._keys.items():
-            self.writer.add_scalar(key, rates[name])
+        for option, keys in self._keys.items():
+            values = self.trainer.optimizers.options(option)
+            for key, name in keys.items():
+                self.writer.add_scalar(key, values[name])
+
+
+def _keys(metric: str, values: Mapping[str, float]) -> dict[str, str]:
+    """Return the keys to log, each with the name of a group: one key for all groups of an optimizer that agree."""
+    of_optimizer: dict[str, set[float]] = {}
+    for name, value in values.items():
+        of_optimizer.setdefault(name.rpartition("/")[0], set()).add(value)
+    keys = {}
+    for name in values:
+        optimizer = name.rpartition("/")[0]
+        label = optimizer if len(of_optimizer[optimizer]) == 1 else name
+        keys[f"{metric}/{label}".rstrip("/")] = name
+    return keys

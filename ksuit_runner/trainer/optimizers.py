@@ -298,12 +298,13 @@ class Optimizers:
         for schedule in self._schedules:
             follow_new_length(schedule)
 
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rates by ``GROUP``, or ``NAME/GROUP`` of several optimizers."""
+    def options(self, option: str) -> dict[str, float]:
+        """Return the values of an option, such as ``lr``, by ``GROUP``, or ``NAME/GROUP`` of several optimizers."""
         return {
-            f"{name}/{group['name']}" if name != ONLY else group["name"]: float(group["lr"])
+            f"{name}/{group['name']}" if name != ONLY else group["name"]: float(group[option])
             for name, member in self.members.items()
             for group in member.optimizer.param_groups
+            if option in group
         }
 
     # State

@@ -506,7 +506,7 @@ class SgdTrainer:
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates by ``GROUP`` of parameters, or ``OPTIMIZER/GROUP`` of several optimizers."""
-        return self.optimizers.learning_rates()
+        return self.optimizers.options("lr")
 
     @property
     def optimizer(self) -> Optimizer:
