@@ -71,7 +71,10 @@ def initialize(model: ModelBase, config: Mapping[str, Any]) -> Beginning | None:
     found = find_starting_point(config, settings)
     check_checksum(settings, found)
     fit = fit_weights(_read(found, settings, config, model), model, settings)
-    model.load({**model.tensors(), **fit.given})
+    try:
+        model.load({**model.tensors(), **fit.given})
+    except RuntimeError as error:
+        raise ConfigError(f"the weights cannot be loaded: {str(error).splitlines()[-1].strip()}", path=NODE) from error
     run_id = found.checkpoint.run_id if found.checkpoint is not None else None
     return Beginning(found.text, run_id, fit.report(found.text))
 

@@ -1,7 +1,7 @@
 """References to checkpoints, ``RUN[@CHECKPOINT][/WEIGHTS]``, as they are written wherever one can be named."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.counter import Progress
@@ -32,10 +32,11 @@ class Reference:
     outputs: OutputPaths
     run_id: str
     rest: str = ""
-    paths: PathProvider = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", PathProvider(self.outputs.output_dir, self.run_id))
+    @property
+    def paths(self) -> PathProvider:
+        """Paths of the run."""
+        return PathProvider(self.outputs.output_dir, self.run_id)
 
     def checkpoint_and_weights(self) -> tuple[str | None, str | None]:
         """Return the name of the checkpoint, None for the newest intact one, and the name of the weights, if any.

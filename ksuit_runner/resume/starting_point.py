@@ -102,16 +102,18 @@ def find_starting_point(config: Mapping[str, Any], settings: Initialization) -> 
     found = find_run(_FROM, settings.source, outputs, look_up)
     name, weights = found.checkpoint_and_weights()
     existing = names(found.paths) if name is None else [name]
-    damages = {item: damage(found.paths.checkpoints_dir / item) for item in existing}
-    intact = [item for item, problem in damages.items() if problem is None]
-    if not intact:
-        problem = next(iter(damages.values()), None) or "it has none"
-        raise CheckpointError(f"{settings.source}: run {found.run_id} has no intact checkpoint: {problem}", path=_FROM)
-    checkpoint = found.paths.at_checkpoint(intact[0])
+    damages = ((item, damage(found.paths.checkpoints_dir / item)) for item in existing)
+    # A checksum that is known says more than that the checkpoint is intact.
+    intact = (
+        existing[0] if existing and settings.checksum else next((item for item, bad in damages if bad is None), None)
+    )
+    if intact is None:
+        raise CheckpointError(f"{settings.source}: run {found.run_id} has no intact checkpoint", path=_FROM)
+    checkpoint = found.paths.at_checkpoint(intact)
     file = checkpoint.checkpoint_dir / f"{weights or 'model'}.safetensors"
     there = {path.stem for path in checkpoint.checkpoint_dir.glob("*.safetensors")} - {"trainer"}
     if file.stem not in there:
         raise ConfigError(
-            f"checkpoint {intact[0]} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=_FROM
+            f"checkpoint {intact} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=_FROM
         )
     return StartingPoint(file, checkpoint)

@@ -50,13 +50,14 @@ class Freezing:
         counter: UpdateCounter,
         modes: Modes,
     ) -> None:
-        self._roots, self._modes, self._counter = (model, loss), modes, counter
+        self._roots, self._modes = (model, loss), modes
         named = named_parameters(model, loss)
         trained = {name: item for name, item in named.items() if item.requires_grad}
         self._spans: dict[str, list[_Span]] = {}
         for path, rule in _by_path(rules).items():
             for name, span in _spans(path, rule, named, counter).items():
                 self._spans.setdefault(name, []).append(span)
+        self._matched = {name: named[name] for name in self._spans}
         self._own = {name: trained[name] for name in self._spans if name in trained}
         moments = {moment for spans in self._spans.values() for span in spans for moment in span} | {0}
         self._bounds = sorted(moments - {_NEVER})
@@ -82,7 +83,7 @@ class Freezing:
         later = [bound for bound in self._bounds if bound > update]
         self._now = self._bounds[-len(later) - 1], later[0] if later else _NEVER
         self.apply(update)
-        frozen = {id(item) for name, item in self._own.items() if self._is_frozen(name, update)}
+        frozen = {id(item) for name, item in self._matched.items() if self._is_frozen(name, update)}
         self._modes.hold([module for root in self._roots for module in _wholly(root, frozen)])
 
     @property
@@ -107,8 +108,8 @@ def frozen_for_good(model: nn.Module, freezing: Freezing | None) -> dict[str, nn
 
 
 def _wholly(module: nn.Module, frozen: Collection[int]) -> list[nn.Module]:
-    """Return the highest modules that have parameters, all of which are frozen."""
-    parameters = list(module.parameters())
+    """Return the highest modules that have parameters, all of which are frozen; whole numbers are never trained."""
+    parameters = [item for item in module.parameters() if item.is_floating_point() or item.is_complex()]
     if parameters and all(id(item) in frozen for item in parameters):
         return [module]
     return [found for child in module.children() for found in _wholly(child, frozen)]
@@ -153,6 +154,8 @@ def _numbers(path: str, rule: Mapping[str, Any], named: Mapping[str, nn.Paramete
     for pattern in patterns:
         if not select_parameters({"match": [pattern.replace("{}", "[0-9]*")]}, named, path):
             raise ConfigError(f"'{pattern}' matches no parameter. {hint([pattern], named)}".rstrip(), path=path)
+    if not numbers:
+        raise ConfigError("it matches no parameter", path=path)
     return numbers
 
 

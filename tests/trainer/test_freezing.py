@@ -61,7 +61,9 @@ def test_what_is_frozen_stays_and_what_thaws_is_trained_exactly_over_a_resume(ma
 
 
 def test_a_wholly_frozen_module_computes_as_in_evaluation_until_it_thaws(maker):
-    run = maker.run(model=network(), freeze={"blocks": {"match": ["0.1.*", "0.2.1.*"], "until_update": 1}})
+    net = network()
+    net[0][1][1].requires_grad_(False)  # by the model itself, and within what is frozen by a rule
+    run = maker.run(model=net, freeze={"blocks": {"match": ["0.1.*", "0.2.1.*"], "until_update": 1}})
     modes, model = run.trainer.modes, run.trainer.model.module
     modes.start()
     for update, held in ((0, True), (1, False)):
@@ -118,6 +120,7 @@ def test_a_run_without_updates_may_freeze_everything_and_calls_its_callbacks_onc
         ),
         ({"a": {"match": ["0.*"], "until_epoch": 1, "until_update": 2}}, "until_update and until_epoch exclude each"),
         ({"a": {"match": ["0.*"], "from_epoch": 1, "until_update": 2}}, "trainer.freeze.a: it ends before it begins"),
+        ({"a": {"match": []}}, "trainer.freeze.a: it matches no parameter"),
         ({"a": {"layers": "0.{}.*", "until_epoch": 1}}, "given together: the layers thaw one by one"),
         ({"a": {"layers": "x.{}.*", "until_epoch": 1, "every_n_epochs": 1}}, r"'x.\{\}.\*' matches no parameter"),
     ],
