@@ -25,9 +25,9 @@ from ksuit_runner.trainer.sgd import SgdTrainer
 class Logging(SgdTrainer):
     """Logs from its training step, in which it fails once."""
 
-    def __init__(self, *args, fails_at=None, **kwargs):
+    def __init__(self, *args, fails_at=None, diverges_at=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fails_at = fails_at
+        self.fails_at, self.diverges_at = fails_at, diverges_at
 
     def training_step(self, batch, model):
         losses, outputs = super().training_step(batch, model)
@@ -38,6 +38,8 @@ class Logging(SgdTrainer):
             self.writer.add_text("note", f"update {self.counter.update}, {len(outputs)} samples")
         if self.counter.update == self.fails_at:
             raise ZeroDivisionError
+        if self.counter.update == self.diverges_at:
+            losses = {"total": losses["total"] * float("nan")}
         return losses, outputs
 
 
@@ -65,14 +67,15 @@ def files_of(run):
 
 
 def new_run(folder, run_id, parts=1, **options):
-    trainer = partial(Logging, fails_at=options.pop("fails_at", None))
+    trainer = partial(Logging, **{key: options.pop(key) for key in ("fails_at", "diverges_at") if key in options})
+    callbacks = {"files": Files, **options.pop("callbacks", {})}
     given = {
         "max_updates": 6,
         "accumulation_steps": parts,
         "checkpoint": {"every_n_updates": 2, "keep_last": 9},
         **options,
     }
-    return tiny_run(folder, {"files": Files}, run_id, trainer_class=trainer, **given)
+    return tiny_run(folder, callbacks, run_id, trainer_class=trainer, **given)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,29 @@ def test_the_files_of_a_failed_and_resumed_run_are_the_same_bytes(whole, tmp_pat
     resumed = new_run(tmp_path, "broken").train()
     assert files_of(resumed) == files_of(whole) and later.items() < files_of(whole)[0].items()
     assert resumed.metric("spread") == whole.metric("spread")
+
+
+class Faulty(CallbackBase):
+    """Fails after the update in which others have logged."""
+
+    def _after_update(self, update_counter):
+        if update_counter.update == 3:
+            raise ZeroDivisionError
+
+
+def test_what_is_logged_when_a_later_callback_fails_is_logged_by_the_resumed_run(whole, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        new_run(tmp_path, "broken", callbacks={"faulty": Faulty}).train()
+    resumed = new_run(tmp_path, "broken", callbacks={"faulty": CallbackBase}).train()
+    assert files_of(resumed) == files_of(whole) and resumed.metric("spread") == whole.metric("spread")
+
+
+def test_a_skipped_update_logs_nothing_of_its_training_step(whole, tmp_path):
+    run = new_run(tmp_path, "skips", diverges_at=3, nan_loss="skip").train()
+    assert files_of(whole)[1] - files_of(run)[1] == {
+        name for name in files_of(whole)[1] if name.startswith(("images/inputs~first+step+4+", "texts/note/00000004"))
+    }
+    assert list(run.metric("spread")) == [1, 2, 3, 5, 6]
 
 
 def test_parts_of_a_batch_log_their_mean_and_the_file_of_the_first(whole, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ksuit_runner.record.journal import Journal, JournalReader, is_damaged, read_points
 from ksuit_runner.record.point import Point
-from ksuit_runner.system.atomic_files import renew
+from ksuit_runner.system.atomic_files import renew, write_bytes
 
 
 def _points(journal: Journal, offset: int = 0) -> list[Point]:
@@ -276,6 +276,35 @@ def test_what_a_full_disk_did_not_take_is_written_without_waiting_for_the_disk(t
     monkeypatch.setattr(os, "fsync", lambda file: pytest.fail("it waits for the disk"))
     journal.write_rest()
     assert [point.step for point in _points(journal)] == [1]
+
+
+def test_a_file_is_on_the_disk_before_the_line_that_names_it(tmp_path: Path, monkeypatch) -> None:
+    """A full disk takes neither, and keeps both in memory."""
+    journal, image, sizes = Journal(tmp_path / "j"), tmp_path / "artifacts" / "a.png", []
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(path, content):
+        sizes.append(journal.size)
+        if len(sizes) == 1:
+            raise full
+        write_bytes(path, content)
+
+    monkeypatch.setattr("ksuit_runner.record.journal.write_bytes", write)
+    journal.append(1, {}, files={"images/a": "a.png"}, contents={image: b"png"})
+    assert journal.size == 0 and not image.exists()
+    journal.append(2, {"a": 1.0})
+    assert sizes == [0, 0] and image.read_bytes() == b"png"
+    lines = [line for line, _ in JournalReader(tmp_path / "j").lines()]
+    assert [(line.step, len(line.points), [file.path for file in line.files]) for line in lines] == [
+        (1, 0, ["a.png"]), (2, 1, [])
+    ]  # fmt: skip
+    assert not is_damaged(tmp_path / "j") and Journal(tmp_path / "j").load_after(0)[1].keys() == {"a.png"}
+
+
+@pytest.mark.parametrize("path", ["../a", "/a", "", 3])
+def test_a_line_that_names_a_file_elsewhere_is_damaged(tmp_path: Path, path) -> None:
+    Journal(tmp_path / "j").append(1, {"a": 1.0}, files={"images/a": path})
+    assert is_damaged(tmp_path / "j") and not list(JournalReader(tmp_path / "j").lines())
 
 
 def test_closing_twice_closes_no_other_file(tmp_path: Path) -> None:
