@@ -23,7 +23,7 @@ class Background(ABC):
         self._interval_s = interval_s
         self._delay_s = 0.0  # 0 while it succeeds
         self._is_stopped = False
-        self._is_taken_over = False  # the thread has ended: there is nothing to wait for
+        self._has_ended = False  # then there is nothing to wait for
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -58,7 +58,7 @@ class Background(ABC):
         with self._changed:
             self._delay_s = min(self._delay_s, _FIRST_DELAY_S)  # someone waits: try more often
             self.notify()
-            self._changed.wait_for(lambda: self._is_taken_over or is_done(), max(0.0, timeout_s))
+            self._changed.wait_for(lambda: self._has_ended or is_done(), max(0.0, timeout_s))
             return is_done()
 
     def _stop(self) -> None:
@@ -71,6 +71,13 @@ class Background(ABC):
             self._changed.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._repeat()
+        finally:
+            self._has_ended = True
+            self._progressed()
+
+    def _repeat(self) -> None:
         while True:
             self._wake.wait(self._delay_s or self._interval_s)
             self._wake.clear()
@@ -79,8 +86,6 @@ class Background(ABC):
             try:
                 self._work()
             except TakenOverError:
-                self._is_taken_over = True
-                self._progressed()
                 return
             except BaseException as error:  # whatever it raises, training continues
                 if not self._delay_s and not self._is_stopped:

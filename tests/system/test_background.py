@@ -106,3 +106,12 @@ def test_who_waits_is_let_go_when_the_run_is_taken_over():
 
 def test_it_keeps_no_process_from_ending():
     assert Worker(failures=0)._thread.daemon
+
+
+def test_who_waits_is_let_go_when_it_is_stopped():
+    worker = Worker(failures=0).start()
+    assert worker.is_idle.wait(30)
+    threading.Timer(0.1, worker._stop).start()
+    start = time.monotonic()
+    assert not worker._wait_for(lambda: False, 60)
+    assert time.monotonic() - start < 30
