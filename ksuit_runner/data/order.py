@@ -131,7 +131,30 @@ class Repeated(Order):
         return samples[places]
 
 
-class Weighted(Order):
+class _Drawn(Order):
+    """Every position draws a sample with replacement, with probabilities that a subclass sets by ``_weigh``."""
+
+    is_endless = True
+
+    def _weigh(self, weights: NDArray[np.float64]) -> None:
+        if weights.shape != (len(self.dataset),):
+            raise ConfigError(
+                f"weights: one for each of the {len(self.dataset)} samples is needed, not {weights.shape}"
+            )
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+            raise ConfigError("weights: all must be finite and 0 or more, and one of them more")
+        self._ends = weights.cumsum()
+        self._last = int(np.flatnonzero(weights)[-1])
+
+    @uses_no_rng
+    def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the samples from one position to before another."""
+        drawn = self.uniform(epoch, start, stop) * self._ends[-1]
+        found: NDArray[np.int64] = np.searchsorted(self._ends, drawn, side="right")
+        return found.clip(max=self._last)  # for a product that is rounded up to the end
+
+
+class Weighted(_Drawn):
     """Every position draws a sample with replacement, some more often than others.
 
     Args:
@@ -143,29 +166,13 @@ class Weighted(Order):
         ConfigError: There are not as many weights as samples, or one of them is negative or not finite, or all are 0.
     """
 
-    is_endless = True
-
     def __init__(self, weights: Sequence[float] | str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         given = per_sample(self.dataset, weights) if isinstance(weights, str) else weights
-        found = np.asarray(given, np.float64)
-        if found.shape != (len(self.dataset),):
-            raise ConfigError(f"weights: one for each of the {len(self.dataset)} samples is needed, not {found.shape}")
-        if not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
-            raise ConfigError("weights: all must be finite and 0 or more, and one of them more")
-        self._ends = found.cumsum()
-
-    @uses_no_rng
-    def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the samples from one position to before another."""
-        drawn = self.uniform(epoch, start, stop) * self._ends[-1]
-        # A product that is rounded up to the end belongs to the last sample that has a weight.
-        last = np.searchsorted(self._ends, self._ends[-1])
-        found: NDArray[np.int64] = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
-        return found
+        self._weigh(np.asarray(given, np.float64))
 
 
-class ClassBalanced(Weighted):
+class ClassBalanced(_Drawn):
     """Every position draws a class, all being equally likely, and then a sample of it, with replacement.
 
     Args:
@@ -177,11 +184,12 @@ class ClassBalanced(Weighted):
     """
 
     def __init__(self, labels: str = "targets", **kwargs: Any) -> None:
-        found = np.asarray(per_sample(kwargs["dataset"], labels))
+        super().__init__(**kwargs)
+        found = np.asarray(per_sample(self.dataset, labels))
         if found.ndim != 1:
             raise ConfigError(f"labels: one class for each sample is needed, not an array of shape {found.shape}")
         _, classes, counts = np.unique(found, return_inverse=True, return_counts=True)
-        super().__init__((1 / counts)[classes].tolist(), **kwargs)
+        self._weigh(1 / counts[classes])
 
 
 class Mixture(Order):

@@ -59,10 +59,15 @@ class Wrapper(Dataset[Any]):
 def per_sample(dataset: Any, name: str) -> Any:
     """Return an attribute of a dataset that has one entry for each sample, such as ``targets``.
 
+    A dataset of Hugging Face has columns (``column_names``) instead.
+
     Raises:
         ConfigError: The dataset has no such attribute, or another number of entries.
     """
-    values = dataset.per_sample(name) if isinstance(dataset, Wrapper) else getattr(dataset, name, None)
+    if isinstance(dataset, Wrapper):
+        values = dataset.per_sample(name)
+    else:
+        values = dataset[name] if name in getattr(dataset, "column_names", ()) else getattr(dataset, name, None)
     if values is None:
         raise ConfigError(f"a {type(dataset).__name__} has no attribute '{name}', with an entry for each sample")
     if len(values) != len(dataset):
