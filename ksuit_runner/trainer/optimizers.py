@@ -156,6 +156,10 @@ class _Turn(NamedTuple):
     parameters: list[nn.Parameter]
     clipped_together: list[nn.Parameter]
 
+    def with_gradients(self) -> list[Member]:
+        """Return the members that the scaler of float16 takes: not those whose parameters are all frozen at present."""
+        return [member for member in self.members if any(item.grad is not None for item in member.parameters)]
+
 
 class Optimizers:
     """The optimizers of a run, which step at the same update or take turns.
@@ -207,10 +211,22 @@ class Optimizers:
         """Return the parameters that get a gradient in the update after so many updates."""
         return [item for item in self._cycle[update % len(self._cycle)].parameters if item.requires_grad]
 
+    def check_gradients(self, update: int) -> None:
+        """Check, in the first turn of each, that the loss depends on what is trained in it.
+
+        Raises:
+            KsuitError: It does not, and nothing would ever be trained.
+        """
+        turn = self._cycle[update % len(self._cycle)]
+        if turn.name in self._unseen and (trained := self.trained(update)):
+            if all(parameter.grad is None for parameter in trained):
+                raise KsuitError(f"the loss depends on no parameter of '{turn.name}'", path="trainer.turns")
+            self._unseen.discard(str(turn.name))
+
     def unscale(self, update: int) -> None:
         """Divide the gradients by the factor that keeps small ones in float16, unless that is done."""
         if self._scaler.is_enabled() and not self._is_unscaled:
-            for member in self._cycle[update % len(self._cycle)].members:
+            for member in self._cycle[update % len(self._cycle)].with_gradients():
                 self._scaler.unscale_(member.optimizer)
             self._is_unscaled = True
 
@@ -226,20 +242,23 @@ class Optimizers:
             SkippedEvaluation: It is not; the step is undone.
         """
         turn = self._cycle[update % len(self._cycle)]
-        if turn.name in self._unseen:
-            self._check_gradients(turn)
         self._clip(turn, update)
         if self._scaler.is_enabled():
-            for member in turn.members:
-                self._scaler.step(member.optimizer)
-            self._scaler.update()
-            self._is_unscaled = False
+            self._step_scaled(turn)
         else:
             for member in turn.members:
                 if member.evaluates_again and again is not None:
                     self._search(member, turn, update, again, can_skip)
                 else:
                     member.step()
+
+    def _step_scaled(self, turn: _Turn) -> None:
+        members = turn.with_gradients()
+        for member in members:
+            self._scaler.step(member.optimizer)
+        if members:
+            self._scaler.update()
+        self._is_unscaled = False
 
     def _search(self, member: Member, turn: _Turn, update: int, again: Evaluation, can_skip: bool) -> None:
         # It asks first for the loss at the weights as they are, which is known; others may change them before that.
@@ -265,14 +284,6 @@ class Optimizers:
         """Advance all schedules by one update."""
         for schedule in self._schedules:
             schedule.step()
-
-    def _check_gradients(self, turn: _Turn) -> None:
-        """Check the first time that the loss of a turn depends on what is trained in it."""
-        if all(item.grad is None for item in turn.parameters) and any(item.requires_grad for item in turn.parameters):
-            raise KsuitError(
-                f"the loss depends on no parameter of '{turn.name}', whose turn it is", path="trainer.turns"
-            )
-        self._unseen.discard(str(turn.name))
 
     def _clip(self, turn: _Turn, update: int) -> None:
         if self._clip_norm is not None:

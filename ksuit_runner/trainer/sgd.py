@@ -363,6 +363,8 @@ class SgdTrainer:
     def _backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradients of a loss; where optimizers take turns, only of the parameters whose turn it is."""
         inputs = self.optimizers.trained(self.counter.update) if self.optimizers.has_turns else None
+        if inputs == []:  # all frozen at present
+            return
         self.scaler.scale(loss).backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
 
     def complete_gradients(self) -> bool:
@@ -372,6 +374,8 @@ class SgdTrainer:
         of it, then that is what its mean over nothing makes of it, mostly NaN.
         """
         missing = self._gradient_sums.finish() if self._is_split else []
+        if self.optimizers.has_turns:
+            self.optimizers.check_gradients(self.counter.update)
         if any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing):
             return False
         self.writer.flush()

@@ -179,8 +179,28 @@ def test_a_training_step_without_a_turn_and_a_loss_that_depends_on_nobody_are_er
     trainer = maker.trainer(**TURNS | {"trainer_class": Detached})
     losses, _ = trainer.forward(BATCH)
     trainer.backward(losses, 1.0)
-    with pytest.raises(KsuitError, match="the loss depends on no parameter of 'head', whose turn it is"):
-        trainer.step()
+    with pytest.raises(KsuitError, match="trainer.turns: the loss depends on no parameter of 'head'"):
+        trainer.complete_gradients()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_an_optimizer_may_be_frozen_for_a_while(maker, precision):
+    """Its turn passes, or the others step alone."""
+    for options, steps in ((TURNS, 3), ({"optimizer": PLAYERS}, 1)):
+        frozen = {"head": {"match": ["3.*"], "until_update": steps}}
+        trainer = maker.trainer(**options, freeze=frozen, precision=precision, clip_norm=1.0, dropout=0.0)
+        for change in (False, True):
+            before = weights(trainer)
+            for _ in range(steps):
+                trainer.freezing.follow(trainer.counter.update)
+                losses, _ = trainer.forward(BATCH)
+                trainer.backward(losses, 1.0)
+                assert trainer.complete_gradients()
+                trainer.step()
+                trainer.counter.update += 1
+            after = weights(trainer)
+            assert after["3.weight"].equal(before["3.weight"]) != change
+            assert not after["0.weight"].equal(before["0.weight"])
 
 
 def test_a_state_of_other_optimizers_is_refused(maker):
