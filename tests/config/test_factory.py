@@ -351,5 +351,5 @@ def test_other_functions_are_refused(path, node, message):
 def test_a_data_function_that_builds_no_dataset_is_an_error():
     datasets = {"train": {"_target_": f"{HERE}.make_model", "input_shape": [2]}}
     data = {"_target_": "ksuit_runner.data.container.DataContainer", "datasets": datasets, "batch_size": 3}
-    with pytest.raises(ConfigError, match="data.datasets.train: Linear is not a map-style dataset"):
+    with pytest.raises(ConfigError, match="data.datasets.train: Linear is not a dataset: it needs"):
         factory(data=data).build("data", DataContainer, seed=7)

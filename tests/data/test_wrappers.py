@@ -65,6 +65,19 @@ def test_the_samples_and_shapes_of_wrappers(dataset, expected):
             dataset[len(dataset)]
 
 
+def test_the_columns_of_a_table_are_entries_for_each_sample():
+    class Table:
+        column_names = ("label",)
+
+        def __getitem__(self, key):
+            return [5, 6, 5] if key == "label" else {"label": 5}
+
+        def __len__(self):
+            return 3
+
+    assert ClassSubset(Table(), [5], labels="label").per_sample("label").tolist() == [5, 5]
+
+
 def test_a_whole_batch_stays_a_whole_batch():
     x, y = Subset(NUMBERS, start=5).__getitems__(np.array([0, 2]))
     assert (x.flatten().tolist(), y.tolist()) == ([5, 7], [2, 1])
