@@ -344,8 +344,9 @@ def _to_array(value: Any) -> Any:
     """Return a tensor as an array, which does not change with it."""
     if not isinstance(value, Tensor):
         return value
-    value = value.detach()
-    return (value if value.dtype in (torch.uint8, torch.float64) else value.float()).cpu().numpy().copy()
+    value = value.detach().cpu()
+    is_short = value.is_floating_point() and value.element_size() < 4  # NumPy lacks some of these
+    return (value.float() if is_short else value).numpy().copy()
 
 
 def _file_key(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from functools import partial
 
@@ -55,6 +56,8 @@ class Files(CallbackBase):
             rows = [(1, 0.5, None), (weight[0, 0], "a|b", float("nan"))]
             self.writer.add_table("rows", ("number", "other", "more"), rows)
             self.writer.add_file("source/config", __file__)
+            self.writer.add_image("levels", torch.tensor([[0, 128, 300]]))
+            self.writer.add_histogram("half", weight.bfloat16(), bins=2)
 
 
 def files_of(run):
@@ -87,7 +90,7 @@ def test_every_kind_of_file_is_there_with_its_update(whole):
     contents, names = files_of(whole)
     assert names <= contents.keys()
     assert {name.rpartition("/")[0] for name in names} == {
-        "images", "histograms/weights", "tables/rows", "texts/note", "files/source/config"
+        "images", "histograms/weights", "histograms/half", "tables/rows", "texts/note", "files/source/config"
     }  # fmt: skip
     assert contents["texts/note/00000004.txt"] == b"update 3, 72 samples"
     histogram = json.loads(contents["histograms/weights/00000001.json"])
@@ -96,7 +99,9 @@ def test_every_kind_of_file_is_there_with_its_update(whole):
     assert json.loads(contents["tables/rows/00000003.json"])["data"][1][1:] == ["a|b", "nan"]
     assert b"Images, tables and the like" in contents["files/source/config/00000003.py"]
     assert len([name for name in names if name.startswith("images/weights~as pixels+step+")]) == 6
-    assert len([name for name in contents if name.endswith("+compressed.webp")]) == 9
+    assert len([name for name in contents if name.endswith("+compressed.webp")]) == 10
+    levels = next(content for name, content in contents.items() if re.match("images/levels.*png", name))
+    assert np.asarray(Image.open(io.BytesIO(levels))).tolist() == [[0, 128, 255]]
     assert list(whole.metric("spread")) == [1, 2, 3, 4, 5, 6] and set(whole.metric("samples").values()) == {72.0}
 
 
@@ -170,9 +175,9 @@ def test_trackers_show_them_once(whole, paths):
     tags = mlflow._client.get_run(mlflow.run_id).data.tags
     assert tags["mlflow.loggedImages"] == "True"
     tables = [entry["path"] for entry in json.loads(tags["mlflow.loggedArtifacts"])]
-    assert len(tables) == 7 and "tables/rows/00000003.json" in tables
+    assert len(tables) == 8 and "tables/rows/00000003.json" in tables
     assert mlflow._client.download_artifacts(mlflow.run_id, tables[0])
-    assert len(mlflow.list_artifacts("images")) == 18
+    assert len(mlflow.list_artifacts("images")) == 20
     assert {key: len(mlflow.history(key)) for key in mlflow.last_steps()} == {"spread": 6, "samples": 6}
 
 
