@@ -13,30 +13,24 @@ Result = TypeVar("Result")
 _LONGEST = 300  # characters of a reason
 
 
-def guarded(
-    store: str, *errors: type[Exception]
-) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Make a decorator for methods of a tracker with a ``_lock``: one thread at a time calls one of them.
+def guarded(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have one thread at a time call such a method, and errors of the store be a TrackerError of one line.
 
-    Args:
-        store: What the tracker writes to, for messages.
-        *errors: What it may raise, which becomes a TrackerError of one line.
+    The tracker has a ``_lock``, the name of its store for messages in ``_STORE``, and what that may raise in
+    ``_ERRORS``.
     """
 
-    def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        @wraps(method)
-        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            tracker: Any = args[0]
-            with tracker._lock:
-                try:
-                    return method(*args, **kwargs)
-                except (TrackerError, ConfigError, AssertionError):
-                    raise
-                except errors as error:
-                    lines = mask_text(str(error)).splitlines()
-                    reason = next((line.strip() for line in lines if line.strip()), type(error).__name__)
-                    raise TrackerError(f"{store}: {reason[:_LONGEST]}") from error
+    @wraps(method)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        tracker: Any = args[0]
+        with tracker._lock:
+            try:
+                return method(*args, **kwargs)
+            except (TrackerError, ConfigError, AssertionError):
+                raise
+            except tracker._ERRORS as error:
+                lines = mask_text(str(error)).splitlines()
+                reason = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+                raise TrackerError(f"{tracker._STORE}: {reason[:_LONGEST]}") from error
 
-        return call
-
-    return decorate
+    return call

@@ -1,20 +1,18 @@
 """The tracker that writes event files for TensorBoard into the run's folder."""
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any
-from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, LostRunError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.point import LoggedFile, Point, now
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_inside, open_to_read
-from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import EndStatus, RunInfo
+from ksuit_runner.tracker.file_tracker import Described, FileTracker
 from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.recorded_steps import RecordedSteps
 from ksuit_runner.tracker.run_file import RunFile
@@ -27,10 +25,8 @@ from ksuit_runner.tracker.tensorboard_events import (
     read_points,
 )
 
-_guarded = guarded("TensorBoard's files", OSError, ResumeError, UnsafeFileError)
 
-
-class TensorboardTracker(BaseTracker):
+class TensorboardTracker(FileTracker):
     """Writes event files into the folder ``tensorboard`` of the run's folder.
 
     They are a copy of the journal for TensorBoard to show, and so they are not among the run's artifacts: they are not
@@ -46,14 +42,11 @@ class TensorboardTracker(BaseTracker):
         ConfigError: TensorBoard is not installed.
     """
 
+    _STORE, _ERRORS = "TensorBoard's files", (OSError, ResumeError, UnsafeFileError)
+
     def __init__(self, output_paths: OutputPaths, require: bool = True, close_timeout_s: float = 10) -> None:
-        super().__init__()
+        super().__init__(output_paths, require, close_timeout_s)
         require_package("tensorboard")
-        self._outputs = output_paths
-        self.require, self.close_timeout_s = require, close_timeout_s
-        self._lock = threading.Lock()
-        self._stored: RunFile | None = None
-        self._recorded: RecordedSteps | None = None
         self._shown: RecordedSteps | None = None
         self._events: EventFile | None = None
 
@@ -61,32 +54,7 @@ class TensorboardTracker(BaseTracker):
         """Import TensorBoard's messages, which takes 0.2 s."""
         import_messages()
 
-    @_guarded
-    def start_run(
-        self,
-        name: str | None,
-        tags: Mapping[str, str],
-        parent_run_id: str | None = None,
-        start_time: int | None = None,
-    ) -> RunInfo:
-        """Start a run under a new id, or under the one that it has in the output folder; there may be one already."""
-        run_id = tags.get(RUN_ID_TAG) or uuid4().hex
-        stored = self._load(run_id)
-        if stored is None:
-            stored = RunFile(run_id, name or run_id[:8], start_time or now(), parent_run_id, tags=dict(tags))
-        return self._bind(stored, "RUNNING")
-
-    @_guarded
-    def resume_run(self, run_id: str) -> RunInfo:
-        """Bind the tracker to a run whose files exist, and mark it RUNNING again."""
-        return self._bind(self._load_existing(run_id), "RUNNING")
-
-    @_guarded
-    def attach_run(self, run_id: str) -> RunInfo:
-        """Bind the tracker to a run whose files exist, and leave its status as it is."""
-        return self._bind(self._load_existing(run_id))
-
-    @_guarded
+    @guarded
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Write how the run ended, as text, and close the file."""
         run = self._run_stored
@@ -95,7 +63,7 @@ class TensorboardTracker(BaseTracker):
         self._store()
         self._close()
 
-    @_guarded
+    @guarded
     def log_points(self, points: Sequence[Point]) -> None:
         """Write metric points to the disk, except for those that the files have."""
         known = self._known
@@ -103,7 +71,7 @@ class TensorboardTracker(BaseTracker):
             self._write(lambda file: file.add_points(new))
             known.add(new)
 
-    @_guarded
+    @guarded
     def log_files(self, files: Sequence[LoggedFile]) -> None:
         """Write images, tables and the like to the disk, except for those that the files have."""
         root = PathProvider(self._outputs.output_dir, self._run_stored.run_id).artifacts_dir
@@ -117,50 +85,6 @@ class TensorboardTracker(BaseTracker):
             self._write(lambda events: events.add_files(contents))
             self._shown.add(file for file, _ in contents)
 
-    @_guarded
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Write parameters, as text and for the table of hyperparameters; those that are there keep their values."""
-        run = self._run_stored
-        new = {key: str(value) for key, value in params.items() if key not in run.params}
-        if new:
-            run.params |= new
-            self._write_table("config", run.params)
-            self._write(lambda file: file.add_hparams(run.name, run.params, run.start_time))
-            self._store()
-
-    @_guarded
-    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Write tags of the run, as text; another run's files are not written to."""
-        run = self._run_stored
-        changed = {**run.tags, **tags}
-        if run_id in (None, run.run_id) and changed != run.tags:
-            run.tags = changed
-            self._write_table("tags", changed)
-            self._store()
-
-    @_guarded
-    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
-        """Write which datasets the run uses, as text."""
-        run = self._run_stored
-        new = {info.name: f"{info.context}, {info.digest}, {info.source} {info.profile}" for info in datasets}
-        if not new.items() <= run.datasets.items():
-            run.datasets |= new
-            self._write_table("datasets", run.datasets)
-            self._store()
-
-    @_guarded
-    def last_steps(self, run_id: str | None = None) -> dict[str, int]:
-        """Return the last recorded step of every metric, from the event files."""
-        if self._stored is not None and run_id in (None, self._stored.run_id):
-            return self._known.steps
-        return RecordedSteps(read_points(self._folder_of(run_id or self.run_id))).steps
-
-    @_guarded
-    def history(self, key: str, run_id: str | None = None) -> list[Point]:
-        """Return all recorded points of a metric in the order of their steps, from the event files."""
-        points = [point for point in read_points(self._folder_of(run_id or self.run_id)) if point.key == key]
-        return sorted(points, key=lambda point: (point.step, point.timestamp))
-
     def where(self) -> str:
         """Say in one line where the files are and how to look at them."""
         return f"TensorBoard, see it with: tensorboard --logdir {quote(str(self._outputs.runs_dir))}"
@@ -170,51 +94,39 @@ class TensorboardTracker(BaseTracker):
         if not key or key.startswith((TEXT_PREFIX, HPARAMS_PREFIX)):
             raise ConfigError(f"metric '{key[:50]}': TensorBoard needs names that do not begin with {TEXT_PREFIX}")
 
-    @property
-    def _run_stored(self) -> RunFile:
-        assert self._stored is not None, "no run was started"
-        return self._stored
+    def _folder_in(self, paths: PathProvider) -> Path:
+        return paths.tensorboard_dir
 
-    @property
-    def _known(self) -> RecordedSteps:
-        if self._recorded is None:
-            self._recorded = RecordedSteps(read_points(self._folder))
-        return self._recorded
+    def _read_points(self, folder: Path) -> Iterable[Point]:
+        return read_points(folder)
 
-    @property
-    def _folder(self) -> Path:
-        return self._folder_of(self._run_stored.run_id)
-
-    def _folder_of(self, run_id: str) -> Path:
-        folder = PathProvider(self._outputs.output_dir, run_id).tensorboard_dir
-        check_inside(folder, self._outputs.runs_dir)
-        return folder
-
-    def _read(self, path: Path) -> bytes:
-        check_inside(path, self._outputs.runs_dir)
-        with open_to_read(path) as file:
-            return file.read()
-
-    def _load(self, run_id: str) -> RunFile | None:
-        return RunFile.load(self._folder_of(run_id), self._outputs.runs_dir, run_id)
-
-    def _load_existing(self, run_id: str) -> RunFile:
+    def _find(self, run_id: str) -> RunFile:
         stored = self._load(run_id)
         if stored is None:
             raise LostRunError(f"there are no files of run {run_id} for TensorBoard in {self._folder_of(run_id)}")
         return stored
 
-    def _bind(self, stored: RunFile, status: str | None = None) -> RunInfo:
-        self._close()
-        self._stored, self._recorded, self._shown = stored, None, None
-        if status is not None:
-            stored.status = status
-            self._store()
-        self._run = stored.info
-        return self._run
+    def _begin(self, stored: RunFile) -> RunInfo:
+        stored.status = "RUNNING"
+        info = self._bind(stored)
+        self._store()
+        return info
 
-    def _store(self) -> None:
-        self._run_stored.store(self._folder)
+    def _bind(self, stored: RunFile) -> RunInfo:
+        self._shown = None
+        return super()._bind(stored)
+
+    def _write_description(self, what: Described, new: Mapping[str, str], whole: Mapping[str, str]) -> None:
+        """Write it as text; parameters also for the table of hyperparameters."""
+        run = self._run_stored
+        self._write_table("config" if what == "params" else what, whole)
+        if what == "params":
+            self._write(lambda file: file.add_hparams(run.name, whole, run.start_time))
+
+    def _read(self, path: Path) -> bytes:
+        check_inside(path, self._outputs.runs_dir)
+        with open_to_read(path) as file:
+            return file.read()
 
     def _write_table(self, name: str, rows: Mapping[str, str]) -> None:
         step = max(self._recorded.steps.values(), default=0) if self._recorded is not None else 0

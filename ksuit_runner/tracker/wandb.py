@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -20,7 +19,8 @@ from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import make_folder
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.system.untrusted_files import check_inside
-from ksuit_runner.tracker.base import RUN_ID_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import EndStatus, RunInfo
+from ksuit_runner.tracker.file_tracker import Described, FileTracker
 from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.plain_value import plain_value
 from ksuit_runner.tracker.recorded_steps import Logged, RecordedSteps
@@ -35,12 +35,11 @@ _FLUSH_S, _POLL_S = 0.05, 0.02  # how often W&B's process writes its file, and h
 _SHOWN = ("images", "tables", "histograms")  # kinds of logged files
 _MOST_BINS = 512  # of W&B's histograms
 
-_guarded = guarded("W&B", Exception)
 _live_lock = threading.Lock()
 _live = 0  # runs of this process that W&B's service has open
 
 
-class WandbTracker(BaseTracker):
+class WandbTracker(FileTracker):
     """Records runs by W&B, under their ids in the output folder; its files are in the run's folder.
 
     W&B's own process writes everything to its files and uploads it; it is ended with the last run. A point counts as
@@ -61,6 +60,8 @@ class WandbTracker(BaseTracker):
         ConfigError: W&B is not installed.
     """
 
+    _STORE, _ERRORS = "W&B", (Exception,)
+
     def __init__(
         self,
         output_paths: OutputPaths,
@@ -71,16 +72,11 @@ class WandbTracker(BaseTracker):
         require: bool = True,
         close_timeout_s: float = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(output_paths, require, close_timeout_s)
         require_package("wandb")
-        self._outputs = output_paths
         self._project, self._entity = project, entity
         self._mode = mode or os.environ.get("WANDB_MODE", "online")
         self._timeout_s = timeout_s
-        self.require, self.close_timeout_s = require, close_timeout_s
-        self._lock = threading.Lock()
-        self._stored: RunFile | None = None
-        self._recorded: RecordedSteps | None = None
         self._open_run: Run | None = None
         self._reader: RecordReader | None = None
         self._sent = RecordedSteps()  # what W&B's process has got, and may not have written yet
@@ -89,37 +85,7 @@ class WandbTracker(BaseTracker):
         """Import W&B, which takes a second."""
         _import_quietly()
 
-    @_guarded
-    def start_run(
-        self,
-        name: str | None,
-        tags: Mapping[str, str],
-        parent_run_id: str | None = None,
-        start_time: int | None = None,
-    ) -> RunInfo:
-        """Start a run under a new id, or under the one that it has in the output folder; there may be one already."""
-        run_id = tags.get(RUN_ID_TAG) or uuid4().hex
-        if self._open_run is not None and self.run_id == run_id:
-            return self.run
-        new = RunFile(run_id, name or run_id[:8], start_time or now(), parent_run_id, tags=dict(tags))
-        self._bind(self._load(run_id) or new)
-        self._send_to()
-        return self.run
-
-    @_guarded
-    def resume_run(self, run_id: str) -> RunInfo:
-        """Bind the tracker to a run and have W&B resume it; started anew there if it does not know it."""
-        if self._run is None or self.run_id != run_id:
-            self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], now()))
-        self._send_to()
-        return self.run
-
-    @_guarded
-    def attach_run(self, run_id: str) -> RunInfo:
-        """Bind the tracker to a run; W&B resumes it when there is something to send."""
-        return self._bind(self._load(run_id) or RunFile(run_id, run_id[:8], now()))
-
-    @_guarded
+    @guarded
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Have W&B finish the run, and wait until it has uploaded everything; W&B notes the time itself.
 
@@ -133,14 +99,14 @@ class WandbTracker(BaseTracker):
         except TimeoutError as error:
             raise TrackerError(f"W&B: not everything is uploaded. To upload it: {self._sync_command}") from error
         finally:
-            self._let_go()
+            self._close()
 
-    @_guarded
+    @guarded
     def log_points(self, points: Sequence[Point]) -> None:
         """Send metric points, except for those that were sent."""
         self._log(points, lambda group: {point.key: point.value for point in group})
 
-    @_guarded
+    @guarded
     def log_files(self, files: Sequence[LoggedFile]) -> None:
         """Send images, tables and histograms, except for those that were sent; the others stay in the run's folder."""
         root = PathProvider(self._outputs.output_dir, self.run_id).artifacts_dir
@@ -153,9 +119,8 @@ class WandbTracker(BaseTracker):
         self._log(list(media), lambda group: {file.key: media[file] for file in group})
 
     def _log(self, items: Sequence[Logged], row_of: Callable[[Iterable[Logged]], dict[str, Any]]) -> None:
-        if self._recorded is None:
-            self._recorded = RecordedSteps(read_logged(self._folder_of(self.run_id)))
-        new = self._recorded.new(items)
+        known = self._known
+        new = known.new(items)
         if not new:
             return
         run = self._send_to()
@@ -165,51 +130,10 @@ class WandbTracker(BaseTracker):
                 run.log({STEP: step, TIMESTAMP: timestamp / 1000, **row_of(group)})
         except Exception:
             self._recorded = None  # what is in the files counts
-            self._let_go()  # W&B's process has died: another one gets the batch
+            self._close()  # W&B's process has died: another one gets the batch
             raise
         self._sent.add(unsent)
-        self._wait_for(new, self._recorded)
-
-    @_guarded
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Send parameters as the config of the run; those that were sent keep their values."""
-        run = self._run_stored
-        new = {key: str(value) for key, value in params.items() if key not in run.params}
-        if new:
-            self._send_to().config.update({key: plain_value(value) for key, value in new.items()})
-            run.params |= new
-            self._store()
-
-    @_guarded
-    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Send tags of the run as a part of its config; W&B's own tags are words without a value."""
-        run = self._run_stored
-        changed = {**run.tags, **tags}
-        if run_id in (None, run.run_id) and changed != run.tags:
-            self._send_to().config.update({"tags": changed}, allow_val_change=True)
-            run.tags = changed
-            self._store()
-
-    @_guarded
-    def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
-        """Send which datasets the run uses, as a part of its config."""
-        run = self._run_stored
-        new = {info.name: f"{info.context}, {info.digest}, {info.source} {info.profile}" for info in datasets}
-        if not new.items() <= run.datasets.items():
-            self._send_to().config.update({"datasets": {**run.datasets, **new}}, allow_val_change=True)
-            run.datasets |= new
-            self._store()
-
-    @_guarded
-    def last_steps(self, run_id: str | None = None) -> dict[str, int]:
-        """Return the last recorded step of every metric, from W&B's files."""
-        return RecordedSteps(read_points(self._folder_of(run_id or self.run_id))).steps
-
-    @_guarded
-    def history(self, key: str, run_id: str | None = None) -> list[Point]:
-        """Return all recorded points of a metric in the order of their steps, from W&B's files."""
-        points = [point for point in read_points(self._folder_of(run_id or self.run_id)) if point.key == key]
-        return sorted(points, key=lambda point: (point.step, point.timestamp))
+        self._wait_for(new, known)
 
     def where(self) -> str:
         """Say in one line where the run is recorded and how to look at it."""
@@ -224,32 +148,37 @@ class WandbTracker(BaseTracker):
             raise ConfigError(f"metric '{key[:50]}': W&B needs names that do not begin with '_' and are not '{STEP}'")
 
     @property
-    def _run_stored(self) -> RunFile:
-        assert self._stored is not None, "no run was started"
-        return self._stored
-
-    @property
     def _sync_command(self) -> str:
         if self._stored is None:  # nothing is recorded of the run yet
             return "wandb sync"
         return f"wandb sync {quote(str(self._folder_of(self._stored.run_id)))}/*run-*"
 
-    def _folder_of(self, run_id: str) -> Path:
-        folder = PathProvider(self._outputs.output_dir, run_id).wandb_dir
-        check_inside(folder, self._outputs.runs_dir)
-        return folder
+    def _folder_in(self, paths: PathProvider) -> Path:
+        return paths.wandb_dir
 
-    def _load(self, run_id: str) -> RunFile | None:
-        return RunFile.load(self._folder_of(run_id), self._outputs.runs_dir, run_id)
+    def _read_points(self, folder: Path) -> Iterable[Point]:
+        return read_points(folder)
 
-    def _bind(self, stored: RunFile) -> RunInfo:
-        self._let_go()
-        self._stored, self._recorded = stored, None
-        self._run = stored.info
-        return self._run
+    def _read_logged(self, folder: Path) -> Iterable[Point | LoggedFile]:
+        return read_logged(folder)
 
-    def _store(self) -> None:
-        self._run_stored.store(self._folder_of(self._run_stored.run_id))
+    def _find(self, run_id: str) -> RunFile:
+        """Return what is known of a run; one that W&B does not know is started anew there."""
+        return self._load(run_id) or RunFile(run_id, run_id[:8], now())
+
+    def _begin(self, stored: RunFile) -> RunInfo:
+        if not self.is_bound_to(stored.run_id):
+            self._bind(stored)
+        self._send_to()
+        return self.run
+
+    def _write_description(self, what: Described, new: Mapping[str, str], whole: Mapping[str, str]) -> None:
+        """Send it as a part of the run's config; W&B's own tags are words without a value."""
+        config = self._send_to().config
+        if what == "params":
+            config.update({key: plain_value(value) for key, value in new.items()})
+        else:
+            config.update({what: dict(whole)}, allow_val_change=True)
 
     def _wait_for(self, items: Sequence[Logged], recorded: RecordedSteps) -> None:
         """Wait until points or files are in W&B's file; its process writes them a moment after it got them."""
@@ -268,7 +197,7 @@ class WandbTracker(BaseTracker):
         global _live
         if self._open_run is None:
             with _live_lock:
-                self._open_run = self._begin()
+                self._open_run = self._init()
                 _live += 1
             self._sent = RecordedSteps()
             self._reader = RecordReader(Path(self._open_run.settings.sync_file))
@@ -277,13 +206,12 @@ class WandbTracker(BaseTracker):
             self._store()
         return self._open_run
 
-    def _begin(self) -> Run:
+    def _init(self) -> Run:
         wandb = _import_quietly()
         is_online = self._mode == "online"
         if is_online and not os.environ.get("WANDB_API_KEY") and not wandb.login(prompt=False, verify=False):
             raise TrackerError("W&B: there is no API key. Set WANDB_API_KEY, run `wandb login`, or set mode to offline")
-        stored = self._run_stored
-        folder = self._folder_of(stored.run_id)
+        stored, folder = self._run_stored, self._folder
         make_folder(folder)
         settings = wandb.Settings(
             **{"silent": True, "console": "off", "symlink": False},
@@ -317,7 +245,7 @@ class WandbTracker(BaseTracker):
             _remove_links(folder)
         return run
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         """Forget W&B's object for the run; the last one of this process takes W&B's own process with it."""
         global _live
         if self._open_run is not None:
