@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -155,7 +156,12 @@ class Factory:
 
     @staticmethod
     def _bind(path: str, target: "partial[Any]") -> list[str]:
-        parameters = parameters_of(target.func)
+        # What a base class needs, its subclass may give it.
+        own = {parameter.name for parameter in next(iter(_signatures(target.func)), ())}
+        parameters = [
+            replace(parameter, required=parameter.required and parameter.name in own)
+            for parameter in parameters_of(target.func)
+        ]
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
         any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))

@@ -120,6 +120,11 @@ class DataContainer:
                 raise ConfigError("the training dataset is a stream, which has an order of its own", path="data.order")
             if samples_per_epoch is None and hasattr(dataset, "__len__"):
                 samples_per_epoch = len(dataset)
+            if samples_per_epoch is not None and samples_per_epoch < self.batch_size:
+                raise ConfigError(
+                    f"{self.batch_size} is more than the {samples_per_epoch} samples of an epoch",
+                    path="data.batch_size",
+                )
             # Of whole batches, so that nothing is left over between two epochs.
             return StreamOrder(samples_per_epoch and samples_per_epoch - samples_per_epoch % self.batch_size)
         try:
@@ -318,9 +323,10 @@ class DataContainer:
         self._check_key(dataset_key, "data.datasets")
         if is_map_style(self.datasets[dataset_key]):
             return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches)
-        if dataset_key == self.train and not is_seekable(self.train_dataset):
+        if dataset_key == self.train and (max_batches is None or not is_seekable(self.train_dataset)):
             raise ConfigError(
-                "training reads this stream, and it cannot be read from its beginning at the same time",
+                "training reads this stream, which can only be evaluated if it has a method iterate(position), and a "
+                "callback says how much of it to read: max_batches",
                 path=f"data.datasets.{dataset_key}",
             )
         return islice(self._stream_batches(dataset_key, batch_size or self.eval_batch_size), max_batches)

@@ -284,12 +284,13 @@ class CheckedOrder:
                 path="data.samples_per_epoch",
             )
         self._order = order
+        self._length = len(order)
         self._is_shipped = type(order).part.__module__ == __name__
         self._may_draw = may_draw(type(order).part)
 
     def __len__(self) -> int:
         """Return the number of positions in an epoch."""
-        return len(self._order)
+        return self._length
 
     def part(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Return the samples from one position to before another, int64; positions beyond the end are omitted.
@@ -297,7 +298,7 @@ class CheckedOrder:
         Raises:
             KsuitError: The order returns something else.
         """
-        stop = min(stop, len(self._order))
+        stop = min(stop, self._length)
         if self._is_shipped:
             return np.asarray(self._order.part(epoch, start, stop), np.int64)
         with keyed(self._order.seed, "order", epoch, start) if self._may_draw else nullcontext():

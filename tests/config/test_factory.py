@@ -24,6 +24,13 @@ class Mine(Base):
         self.rates = rates
 
 
+class Chosen(Mine):
+    """Gives its base what that needs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(rates=[7], **kwargs)
+
+
 class Closed(CallbackBase):
     """Passes nothing on that it does not name itself."""
 
@@ -173,6 +180,11 @@ def test_parameters_through_the_bases(target, required, optional):
     assert {name for name, needed in found.items() if needed} >= required
     assert {name for name, needed in found.items() if not needed} >= optional
     assert "kwargs" not in found and "self" not in found
+
+
+def test_a_subclass_may_give_its_base_what_that_needs(collaborators):
+    ObjectChecker().walk("callbacks.mine", {"_target_": f"{HERE}.Chosen"})
+    assert callbacks("Chosen").build_all("callbacks", CallbackBase, **collaborators)["mine"].rates == [7]
 
 
 # Mistakes
