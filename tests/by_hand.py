@@ -11,7 +11,7 @@ BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))
 
 
 def gradients(trainer, batch=BATCH):
-    for part, share in trainer.split(batch):
+    for part, share in trainer.parts(batch):
         losses, _ = trainer.forward(part)
         trainer.backward(losses, share)
     trainer.complete_gradients()

@@ -114,7 +114,7 @@ def do_update(run: Run, batch: Any) -> None:
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     _seed_batch(run, "split")
-    parts = trainer.split(batch)
+    parts = trainer.parts(batch)
     counter.accumulation_steps = len(parts)
     again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
     for step, (part, share) in enumerate(parts):

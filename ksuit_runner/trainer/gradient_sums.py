@@ -20,6 +20,9 @@ class GradientSums:
 
     Args:
         parameters: What gradients are with respect to.
+
+    Attributes:
+        parts: Number of parts of the batch.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -28,7 +31,7 @@ class GradientSums:
 
     def start(self, parts: int) -> None:
         """Start with a batch of so many parts."""
-        self._parts = parts
+        self.parts = parts
         self._held: str | None = None  # whose gradients the parameters hold
         self._sums: dict[str, list[Tensor | None]] = {}  # those of the others
         self._counts: dict[str, float] = {}
@@ -51,7 +54,7 @@ class GradientSums:
                     terms[_SHARED] = terms.get(_SHARED, 0.0) + term * share
             elif count:
                 self._counts[name] = self._counts.get(name, 0.0) + float(count)
-                terms[name] = term * (float(count) / self._scales.setdefault(name, float(count) * self._parts))
+                terms[name] = term * (float(count) / self._scales.setdefault(name, float(count) * self.parts))
             else:
                 self._uncounted[name] = term.detach()
         terms = {key: term for key, term in terms.items() if term.requires_grad}  # not of what is frozen

@@ -1,12 +1,25 @@
 """The weight of a batch's loss, or of that of a part of it, in a mean over several."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _LOGGER = logging.getLogger(__name__)
 _UNEVEN = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def shares_of(weights: Sequence[float | Tensor]) -> list[float] | None:
+    """Return the share of each weight in their sum, after one transfer from the device; None if that is 0."""
+    on_device = next((weight.device for weight in weights if isinstance(weight, Tensor)), None)
+    if on_device is None:
+        counts = [float(weight) for weight in weights]
+    else:
+        counts = torch.stack([torch.as_tensor(weight, device=on_device) for weight in weights]).tolist()
+    total = sum(counts)
+    return [count / total for count in counts] if total > 0 else None
 
 
 class LossWeights:

@@ -25,7 +25,7 @@ from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.gradients import forget_gradients, versions
 from ksuit_runner.trainer.lazy_layers import materialize
 from ksuit_runner.trainer.loss_check import LossCheck
-from ksuit_runner.trainer.loss_weights import LossWeights
+from ksuit_runner.trainer.loss_weights import LossWeights, shares_of
 from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.optimizers import (
@@ -170,7 +170,7 @@ class SgdTrainer:
         self._moved: tuple[Any, int | None] = (None, None)
         self._parts: list[tuple[Any, int]] = []
         self._weighed: list[tuple[Any, float]] = []
-        self._has_split = self._is_split = False
+        self._has_split = False
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
@@ -244,9 +244,7 @@ class SgdTrainer:
                 self._has_split = True
                 report_shared(batch, size)
         self._weighed = []
-        self._is_split = len(parts) > 1
-        if self._is_split:
-            self._gradient_sums.start(len(parts))
+        if len(parts) > 1:
             parts, size = self._weigh(parts), self.batch_size(batch)
             self._weighed = [(part, self.batch_size(part) if self.sums_up else share * size) for part, share in parts]
         return parts
@@ -255,20 +253,10 @@ class SgdTrainer:
         """Return the parts with their shares of what the loss of the whole batch is a mean over."""
         if self.sums_up:
             return [Part(part.batch, 1.0) for part in parts]
-        weights = [self.weight(part.batch) for part in parts]
-        if not any(isinstance(weight, Tensor) for weight in weights):
-            counts = [float(weight) for weight in weights]
-        else:
-            counts = torch.stack([torch.as_tensor(weight, device=self.device) for weight in weights]).tolist()
-        total = sum(counts)
-        if not total > 0:
-            return parts
+        shares = shares_of([self.weight(part.batch) for part in parts]) or [part.share for part in parts]
+        weighed = [Part(part.batch, share) for part, share in zip(parts, shares, strict=True)]
         # The mean over nothing is NaN: parts without any target are skipped, unless a step of one's own counts others.
-        return [
-            Part(part.batch, count / total)
-            for part, count in zip(parts, counts, strict=True)
-            if count > 0 or self._has_own_step
-        ]
+        return weighed if self._has_own_step else [part for part in weighed if part.share > 0]
 
     def weight(self, batch: Any) -> float | Tensor:
         """Return the weight of a batch's total loss in a mean over several: the number of things it is a mean over.
@@ -322,6 +310,12 @@ class SgdTrainer:
         if self.has_extra_state:
             self.load_extra_state(self._extra_snapshot)
 
+    def parts(self, batch: Any) -> Sequence[Part]:
+        """Split the batch of an update, and prepare for the gradients of its parts."""
+        parts = self.split(batch)
+        self._gradient_sums.start(len(parts))
+        return parts
+
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
@@ -331,7 +325,7 @@ class SgdTrainer:
                 turn = self.optimizers.turn(self.counter.update) if model is None else None
                 result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
             losses, outputs = self._reader.read(result)
-        if self._is_split and losses.counts and torch.is_grad_enabled():
+        if self._gradient_sums.parts > 1 and losses.counts and torch.is_grad_enabled():
             losses.read_counts()
         if self._warns_of_sum:
             self._warns_of_sum = False
@@ -348,14 +342,14 @@ class SgdTrainer:
 
     def must_skip(self, losses: Losses, share: float) -> bool:
         """Check the losses of a part of the batch, and return whether the update is skipped; see ``LossCheck``."""
-        if not (self._is_split and losses.counts):
+        if not (self._gradient_sums.parts > 1 and losses.counts):
             return bool(share) and self.loss_check.must_skip(losses["total"], self.counter.update)
         counted = [term for name, term in losses.summands.items() if losses.counts.get(name, share)]
         return bool(counted) and self.loss_check.must_skip(torch.stack(counted).sum(), self.counter.update)
 
     def backward(self, losses: Losses, share: float) -> None:
         """Add the gradients of a part of the batch, weighted by its share of what the loss is a mean over."""
-        if self._is_split and losses.counts:
+        if self._gradient_sums.parts > 1 and losses.counts:
             self._gradient_sums.add(losses, share, self._backward)
         elif share:
             self._backward(losses["total"] if share == 1.0 else losses["total"] * share)
@@ -373,7 +367,7 @@ class SgdTrainer:
         Not if it is to be skipped: parts that have nothing of a loss are left out, but if the whole batch has nothing
         of it, then that is what its mean over nothing makes of it, mostly NaN.
         """
-        missing = self._gradient_sums.finish() if self._is_split else []
+        missing = self._gradient_sums.finish() if self._gradient_sums.parts > 1 else []
         if self.optimizers.has_turns:
             self.optimizers.check_gradients(self.counter.update)
         if any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing):
