@@ -7,6 +7,7 @@ from copy import deepcopy
 import safetensors.torch
 from torch import nn
 
+from ksuit_runner.checkpoint.base_weights import with_base
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.models.base import ModelBase
@@ -33,7 +34,8 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
     model, loss, optimizers = trainer.model.copy(), deepcopy(trainer.loss), None
     if any(member.switches_weights for member in trainer.optimizers.members.values()):
         model, loss, optimizers = deepcopy((trainer.model, trainer.loss, trainer.optimizers))
-    for copy, tensors, name in ((model, checkpoint.model, "model"), (ModelBase(loss), state.get("loss"), "loss")):
+    weights = with_base(checkpoint.model, checkpoint.base, trainer.model.tensors())
+    for copy, tensors, name in ((model, weights, "model"), (ModelBase(loss), state.get("loss"), "loss")):
         if tensors is not None:
             copy.load(tensors, arrangements.get(name))
             if name in arrangements:
@@ -48,7 +50,9 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
         file = checkpoint.paths.checkpoint_dir / f"{name}.safetensors"
         if name and file.is_file() and isinstance(other, ModelBase):
             models[name] = average = other.copy()
-            average.load({**average.tensors(), **safetensors.torch.load_file(file)}, average.arrangement())
+            base = {key: weights[key] for key in checkpoint.base}
+            tensors = {**average.tensors(), **base, **safetensors.torch.load_file(file)}
+            average.load(tensors, average.arrangement())
     has_extra = trainer.has_extra_state and "extra" in state
     kept_loss, kept_extra = trainer.loss, copy_state("trainer", trainer.extra_state()) if has_extra else None
     trainer.loss = loss

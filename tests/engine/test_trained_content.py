@@ -14,6 +14,7 @@ from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.models.mlp import Mlp
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.trainer.stored_weights import weights_at
 
 TRAINED = {"checkpoint": {"every_n_updates": 1, "keep_last": 9, "content": "trained"}, "max_updates": 6}
 
@@ -43,13 +44,19 @@ def files(maker, update, run_id="run00000"):
 
 
 def test_what_is_frozen_for_good_is_left_out_and_a_resume_is_exact(maker, bits):
-    make = partial(maker.run, {"ema": (Ema, {})}, freeze=FREEZE, max_updates=6)
-    whole = make(run_id="whole", model=network(), checkpoint={"every_n_updates": 1})
+    make = partial(maker.run, {"ema": (Ema, {})}, freeze=FREEZE)
+    whole = make(run_id="whole", model=network(), checkpoint={"every_n_updates": 1, "keep_last": 9}, max_updates=6)
     train(whole)
-    train(make(model=network(), **{**TRAINED, "max_updates": 6}))
+    small = make(model=network(), **TRAINED)
+    train(small)
     for tensors in files(maker, 2).values():
         assert network().state_dict().keys() - tensors.keys() == LEFT_OUT
     assert read_newest(maker.paths()).base.keys() == LEFT_OUT
+    with (
+        weights_at(whole.trainer, read_newest(maker.paths("whole"), "E0_U2_S12")) as expected,
+        weights_at(small.trainer, read_newest(maker.paths(), "E0_U2_S12")) as found,
+    ):
+        assert all(bits(found[name].tensors()) == bits(expected[name].tensors()) for name in ("", "ema"))
     resumed = maker.resumed({"ema": (Ema, {})}, update=2, model=network(), freeze=FREEZE, **TRAINED)
     train(resumed)
     assert bits(resumed.trainer.model.tensors()) == bits(whole.trainer.model.tensors())
