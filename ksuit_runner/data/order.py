@@ -300,7 +300,7 @@ class CheckedOrder:
         """
         stop = min(stop, self._length)
         if self._is_shipped:
-            return np.asarray(self._order.part(epoch, start, stop), np.int64)
+            return self._order.part(epoch, start, stop)  # type: ignore[return-value]
         with keyed(self._order.seed, "order", epoch, start) if self._may_draw else nullcontext():
             try:
                 part = np.asarray(self._order.part(epoch, start, stop))
