@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 Interval = Literal["update", "epoch"]
 
 _NEEDS_METRIC = "steps with a metric; write schedule=plateau, with schedule.metric"
+_TAKES_OBJECTS = (
+    "takes functions or schedulers, which a config cannot give: a function of your project with the arguments "
+    "optimizer and total_updates can build it"
+)
 _NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
 
 
@@ -193,13 +197,17 @@ def _build(
         return schedule
     if issubclass(target, ReduceLROnPlateau):
         raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path=path)
+    if target.__name__ in _NEEDS_OBJECTS and target.__module__ == lr_scheduler.__name__:
+        raise ConfigError(f"{target.__name__} {_TAKES_OBJECTS}", path=path)
     given = getattr(factory, "keywords", {})
     lengths = {key: total_updates for key, value in given.items() if value == "total_updates"}
     length = {"total_updates": total_updates} if "total_updates" in asked else {}
     try:
         schedule = factory(optimizer, **length, **epoch, **lengths)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{target.__name__}: {error}", path=path) from error
+        raise ConfigError(
+            f"{target.__name__}: {error} (as an argument, total_updates stands for the length of the run)", path=path
+        ) from error
     return schedule
 
 
@@ -302,9 +310,7 @@ def from_torch(
     if scheduler == "ReduceLROnPlateau":
         raise ConfigError(f"{scheduler} {_NEEDS_METRIC}", path="schedule.scheduler")
     if scheduler in _NEEDS_OBJECTS:
-        raise ConfigError(
-            f"{scheduler} takes functions or schedulers, which a config cannot give", path="schedule.scheduler"
-        )
+        raise ConfigError(f"{scheduler} {_TAKES_OBJECTS}", path="schedule.scheduler")
     if scheduler not in classes:
         raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}", path="schedule.scheduler")
     updates, every = _warmup_updates(warmup, total_updates, updates_per_epoch), _length(interval, updates_per_epoch)

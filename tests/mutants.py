@@ -49,6 +49,11 @@ TESTS = {
         *("tests/engine/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/trainer/test_modes.py"),
         "tests/engine/test_failed_run.py",
     ),
+    "schedule": ("tests/trainer/test_plateau.py", "tests/trainer/test_optimizers.py"),
+    "trainer/optimizers": (
+        *("tests/trainer/test_closures.py", "tests/trainer/test_other_weights.py", "tests/trainer/test_sgd.py"),
+        *("tests/callbacks/test_learning_rate.py", "tests/callbacks/test_gradient_norm.py"),
+    ),
     "record/journal": (
         f"{_POWER}[the journal]",
         "tests/delivery/test_tracked_points.py",

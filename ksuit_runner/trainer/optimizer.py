@@ -73,7 +73,7 @@ def build_optimizer(
     optimizer = _construct(factory, groups, device, not sparse, path)
     _check_options(optimizer, rules, own, path)
     _check_step(optimizer, sparse, path)
-    for options in (*optimizer.param_groups, optimizer.defaults):
+    for options in (*optimizer.param_groups, optimizer.defaults) if lr_scale != 1.0 else ():
         options["lr"] *= lr_scale
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] *= factor
