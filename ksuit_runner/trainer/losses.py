@@ -142,23 +142,22 @@ class LossMeans:
             weight: What the total, and the losses that it is the sum of, are means over where they do not say it.
             size: What other losses are means over where they do not say it: mostly the samples.
         """
-        self._factors = losses.factors
+        self._factors = factors = losses.factors
+        counts, sums = losses.counts, self._sums
         for name, loss in losses.items():
             is_total = name == "total"
-            if is_total and losses.factors:
+            if is_total and factors:
                 continue  # it is the sum of the means of the others
-            count = losses.counts.get(name, weight if is_total or name in losses.factors else size)
-            self._counts[name] = self._counts.get(name, 0) + count
+            count = counts[name] if name in counts else weight if is_total or name in factors else size
+            self._counts[name] = self._counts[name] + count if name in sums else count
             if isinstance(count, Tensor):
                 value = torch.where(count > 0, loss.to(self._dtype) * count, 0.0)
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-                continue
-            factor = 1 if is_total and self._is_sum else count
-            if name not in self._sums:
-                value = loss.to(self._dtype)
-                self._sums[name] = value * factor if count else torch.zeros_like(value)
+                sums[name] = sums[name] + value if name in sums else value
+            elif name not in sums:
+                factor = 1 if is_total and self._is_sum else count
+                sums[name] = loss.to(self._dtype) * factor if count else torch.zeros_like(loss, dtype=self._dtype)
             elif count:
-                self._sums[name].add_(loss, alpha=factor)
+                sums[name].add_(loss, alpha=1 if is_total and self._is_sum else count)
 
     def means(self) -> dict[str, Tensor]:
         """Return the means by name, and start anew."""
