@@ -148,7 +148,7 @@ class LossMeans:
             is_total = name == "total"
             if is_total and factors:
                 continue  # it is the sum of the means of the others
-            count = counts[name] if name in counts else weight if is_total or name in factors else size
+            count = counts.get(name, weight if is_total or name in factors else size)
             self._counts[name] = self._counts[name] + count if name in sums else count
             if isinstance(count, Tensor):
                 value = torch.where(count > 0, loss.to(self._dtype) * count, 0.0)
