@@ -203,6 +203,18 @@ class Optimizers:
         self._cycle = [_turn(name, members) for name in turns or (None,)]
         self._unseen = set(turns or ())
 
+    @property
+    def only(self) -> Member:
+        """The only optimizer of the run.
+
+        Raises:
+            KsuitError: There are several.
+        """
+        if ONLY not in self.members:
+            names = ", ".join(self.members)
+            raise KsuitError(f"the run has several optimizers, trainer.optimizers.members: {names}", path="optimizer")
+        return self.members[ONLY]
+
     def turn(self, update: int) -> str | None:
         """Return whose step the update after so many updates is; None if all of them step."""
         return self._cycle[update % len(self._cycle)].name
@@ -360,7 +372,8 @@ def build_optimizers(
     turns: Sequence[str] | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
-    lr_scale: float = 1.0,
+    *,
+    lr_scale: float,
 ) -> Optimizers:
     """Build the optimizers of a run with their schedules.
 

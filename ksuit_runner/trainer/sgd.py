@@ -509,12 +509,12 @@ class SgdTrainer:
     @property
     def optimizer(self) -> Optimizer:
         """The only optimizer; several are in ``optimizers.members``."""
-        return self.optimizers.members[ONLY].optimizer
+        return self.optimizers.only.optimizer
 
     @property
     def schedule(self) -> Schedule:
         """The schedule of the only optimizer."""
-        return self.optimizers.members[ONLY].schedules["schedule"]
+        return self.optimizers.only.schedules["schedule"]
 
     @property
     def grad_norm(self) -> Tensor | None:

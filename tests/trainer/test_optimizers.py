@@ -207,6 +207,8 @@ def test_a_state_of_other_optimizers_is_refused(maker):
     one, two = maker.trainer(), maker.trainer(optimizer=BOTH)
     with pytest.raises(CheckpointError, match="other optimizers: one, not matrices, rest"):
         two.load_state_dict(one.state_dict())
+    with pytest.raises(KsuitError, match="several optimizers, trainer.optimizers.members: matrices, rest"):
+        _ = two.optimizer
 
 
 CONFIG = {
