@@ -54,8 +54,8 @@ def test_a_run_is_that_of_the_command_line_and_leaves_the_process_as_it_was(tmp_
     (other,) = (tmp_path / "command" / "runs").iterdir()
     assert result.folder == tmp_path / "runs" / result.run_id and result.status == "FINISHED" and not result.jobs
     assert journal(result.folder) == journal(other) and checkpoint_bytes(result.folder) == checkpoint_bytes(other)
-    accuracy = result.metrics["accuracy/test/ema"]
-    assert accuracy.last == accuracy.best == journal(other)["accuracy/test/ema", 22] and accuracy.best_step == 22
+    accuracy = result.metrics["accuracy/validation/ema"]
+    assert accuracy.last == accuracy.best == journal(other)["accuracy/validation/ema", 20] and accuracy.best_step == 20
     with pytest.raises(AttributeError):
         result.status = "FAILED"
 
@@ -64,17 +64,17 @@ def test_a_config_can_be_changed_and_run(tmp_path, few):
     config = compose(few)
     assert type(config).__name__ == "DictConfig" and "hydra" not in config
     config.trainer.max_epochs = 2
-    config.callbacks.loss = {"_target_": "callbacks.loss.Loss", "dataset_key": "test", "every_n_epochs": 1}
+    config.callbacks.loss = {"_target_": "callbacks.loss.Loss", "dataset_key": "validation", "every_n_epochs": 1}
     before = config.copy()
     result = run(config)
-    assert config == before and result.metrics["loss/test"].last_step == 44
+    assert config == before and result.metrics["loss/validation"].last_step == 40
     stored = PathProvider(tmp_path, result.run_id)
     assert read_config(stored).trainer.max_epochs == 2
     assert read_launch(stored).command == "ksuit_runner.run(config)"
-    assert run([few[0], "resume=last", "trainer.max_epochs=3"]).metrics["loss/test"].last_step == 66
+    assert run([few[0], "resume=last", "trainer.max_epochs=3"]).metrics["loss/validation"].last_step == 60
     forked = run([few[0], "fork=last", "optimizer.lr=1e-4"])
-    assert forked.run_id != result.run_id and forked.metrics["loss/test"].last_step == 66
-    assert "eval/accuracy/test" in run([few[0], f"evaluate={forked.run_id}"]).metrics
+    assert forked.run_id != result.run_id and forked.metrics["loss/validation"].last_step == 60
+    assert "eval/accuracy/validation" in run([few[0], f"evaluate={forked.run_id}"]).metrics
 
 
 def test_what_refers_to_hydra_is_that_of_the_config_it_stands_in(few):
@@ -129,9 +129,9 @@ def test_a_typo_in_a_changed_config_is_found_at_once(few):
 
 
 def test_a_sweep_returns_its_jobs(tmp_path, few):
-    result = run(["-m", *few, "callbacks=[accuracy]", "seed=0,1", "objective=accuracy/test"])
+    result = run(["-m", *few, "callbacks=[accuracy]", "seed=0,1", "objective=accuracy/validation"])
     assert result.status == "FINISHED" and result.folder == tmp_path / "sweeps" / result.run_id
-    values = [row.metrics["accuracy/test"] for row in result.jobs]
+    values = [row.metrics["accuracy/validation"] for row in result.jobs]
     assert sorted(row.values["seed"] for row in result.jobs) == ["0", "1"] and values == sorted(values, reverse=True)
     assert run([few[0], f"resume={result.run_id}"]).jobs == result.jobs
 
@@ -153,7 +153,7 @@ def test_what_ends_a_run_early_is_raised_after_its_end(tmp_path, few, monkeypatc
     folder = run_dir(tmp_path)
     assert Outbox.load(PathProvider(tmp_path, folder.name)).status == status
     result = run([few[0], "resume=last", "~callbacks.signal"])
-    assert result.status == "FINISHED" and result.metrics["accuracy/test"].last_step == 22
+    assert result.status == "FINISHED" and result.metrics["accuracy/validation"].last_step == 20
 
 
 def test_another_thread_may_run_but_not_a_second_one_meanwhile(few, monkeypatch):

@@ -44,7 +44,7 @@ def one_thread():
 
 def overrides_of(group, choice):
     if group == "callbacks":  # some watch what others log, or the objective
-        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]", "objective=loss/test"]
+        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]", "objective=loss/validation"]
     return [f"{group}={choice}"]
 
 
@@ -145,7 +145,7 @@ def test_every_loss_fits_to_a_dataset_that_ships(choice, tmp_path):
 def test_a_dataset_brings_what_fits_to_it(choice, tmp_path):
     with built([f"data={choice}"], tmp_path) as run:
         logged = try_out(run)
-    assert {"loss/test", "loss/test/ema"} <= logged.keys()
+    assert {"loss/validation", "loss/validation/ema"} <= logged.keys()
 
 
 @pytest.mark.parametrize("choice", choices("experiment"))
@@ -202,7 +202,11 @@ def test_a_second_callback_of_a_kind(overrides, tmp_path):
         assert isinstance(first, Ema) and isinstance(second, Ema)
         assert (list(first.decays.values()), list(second.decays.values())) == ([0.99], [0.999])
         evaluate(run)
-        assert {"accuracy/test", "accuracy/test/ema", "accuracy/test/ema_slow"} <= run.log_writer.summary.keys()
+        assert {
+            "accuracy/validation",
+            "accuracy/validation/ema",
+            "accuracy/validation/ema_slow",
+        } <= run.log_writer.summary.keys()
 
 
 def test_a_list_of_callbacks_can_be_added_to(tmp_path):

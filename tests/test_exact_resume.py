@@ -26,7 +26,7 @@ HARD = (
     "data.drop_last=false",
     "trainer.accumulation_steps=3",
     "callbacks.ema.decays=[0.9,0.99]",
-    "callbacks.best_checkpoint.metric_key=loss/test",
+    "callbacks.best_checkpoint.metric_key=loss/validation",
     "tracker=noop",
 )
 

@@ -15,8 +15,8 @@ def last(directory, key):
 def test_diabetes_beats_the_mean_predictor(tmp_path):
     ksuit(tmp_path, "experiment=diabetes", "tracker=noop")
     # Targets are standardized: predicting the mean has an error of about 1.
-    assert last(run_dir(tmp_path), "loss/test") < 0.7
-    assert last(run_dir(tmp_path), "loss/test/ema") < 0.7
+    assert last(run_dir(tmp_path), "loss/test/best") < 0.7
+    assert last(run_dir(tmp_path), "loss/test/best/ema") < 0.7
 
 
 @pytest.mark.slow
@@ -33,4 +33,4 @@ def test_gpt_gets_clearly_below_the_entropy_of_the_characters(tmp_path):
     train, test = (PythonDocs(split).targets.flatten() for split in ("train", "test"))
     counts = torch.bincount(train, minlength=len(VOCABULARY)) + 1.0
     entropy = torch.nn.functional.cross_entropy((counts / counts.sum()).log().expand(len(test), -1), test).item()
-    assert last(run_dir(tmp_path), "loss/test") < 0.75 * entropy
+    assert last(run_dir(tmp_path), "loss/test/best") < 0.75 * entropy

@@ -26,12 +26,16 @@ MISTAKES = {
     "interval of 0": (["callbacks.accuracy.every_n_epochs=0"], ["callbacks.accuracy", "at least 1"]),
     "no interval": (["default_callbacks.train_loss.every_n_updates=null"], ["train_loss: one of", "not none"]),
     "dataset": (["callbacks.accuracy.dataset_key=tset"], ["callbacks.accuracy.dataset_key", "'test'", "train"]),
-    "metric to watch": (["callbacks.best_checkpoint.metric_key=acuracy/test"], ["metric_key", "'accuracy/test'"]),
+    "metric to watch": (
+        ["callbacks.best_checkpoint.metric_key=acuracy/validation"],
+        ["metric_key", "'accuracy/validation'"],
+    ),
+    "metric of the best weights only": (["objective=accuracy/test"], ["objective", "'accuracy/test'"]),
     "early stop": (
         ["callbacks=[accuracy,early_stop]", "callbacks.early_stop.metric_key=loss/tset"],
         ["callbacks.early_stop.metric_key", "loss/t"],
     ),
-    "objective": (["objective=accuracy/tst"], ["objective", "'accuracy/test'"]),
+    "objective": (["objective=accuracy/validaton"], ["objective", "'accuracy/validation'"]),
     "interpolation": (["name=${optimiser.lr}"], ["name", "optimiser"]),
     "unknown run": (["resume=abcdef"], ["resume=abcdef"]),
     "no run": (["fork=last"], ["fork=last"]),

@@ -47,15 +47,15 @@ def test_refused_resume_leaves_the_status_as_it_was(tmp_path):
 def test_callbacks_that_were_allowed_to_differ_hold_for_the_next_resume(tmp_path):
     ksuit(tmp_path, *QUICK, "checkpoint=at_end", "callbacks=[accuracy]")
     arguments = ("callbacks=[accuracy,ema]", "resume_strict=false", "trainer.max_epochs=300")
-    stop_at(start(tmp_path, "resume=last", *arguments), tmp_path, update=120)
+    stop_at(start(tmp_path, "resume=last", *arguments), tmp_path, update=110)
     ksuit(tmp_path, "resume=last", "trainer.max_epochs=6")
-    assert ("accuracy/test/ema", 132) in journal(run_dir(tmp_path))
+    assert ("accuracy/validation/ema", 120) in journal(run_dir(tmp_path))
 
 
 def test_other_callbacks_take_nothing_over_from_what_was_said_about_the_former(tmp_path):
     ksuit(tmp_path, *QUICK, "callbacks.ema.decays=[0.9]")
     output = ksuit(tmp_path, "evaluate=last", "callbacks=[accuracy]")
-    assert "accuracy/test" in output and "ema" not in output
+    assert "accuracy/validation" in output and "ema" not in output
 
 
 def test_fork_that_cannot_begin_is_explained_and_is_not_the_last_run(finished):
@@ -68,7 +68,7 @@ def test_changes_of_a_resume_hold_for_the_next_one(finished):
     process = start(finished, "resume=last", "trainer.max_epochs=60")
     stop_at(process, finished, update=200)
     ksuit(finished, "resume=last")
-    assert ("accuracy/test", 60 * 22) in journal(run_dir(finished))
+    assert ("accuracy/validation", 60 * 20) in journal(run_dir(finished))
     launch = json.loads((run_dir(finished) / "artifacts" / "launch.json").read_text())
     assert launch["overrides"][-1] == "trainer.max_epochs=60"
     assert len(launch["resumed_by"]) == 1
@@ -89,7 +89,7 @@ def test_callbacks_may_change_where_it_is_allowed(finished):
     assert "ema" in output and "best_checkpoint" in output and "resume_strict=false" in output
     arguments = ("callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=5", "resume_strict=false")
     ksuit(finished, "resume=last", *arguments)
-    assert ("accuracy/test", 110) in journal(run_dir(finished))
+    assert ("accuracy/validation", 100) in journal(run_dir(finished))
 
 
 def test_fork_carries_the_history_and_can_be_resumed(finished):
@@ -99,20 +99,20 @@ def test_fork_carries_the_history_and_can_be_resumed(finished):
     child = next(path for path in run_dirs(finished) if path != parent)
     points = journal(child)
     assert {item for item in before[1].items() if item[0][0] not in ("parameter_count",)} <= set(points.items())
-    assert points["learning_rate", 130] < 1e-5
+    assert points["learning_rate", 120] < 1e-5
     launch = json.loads((child / "artifacts" / "launch.json").read_text())
     assert (launch["mode"], launch["origin"]) == ("fork", parent.name)
     ksuit(finished, "resume=second", "trainer.max_epochs=7")
-    assert ("accuracy/test", 154) in journal(child)
+    assert ("accuracy/validation", 140) in journal(child)
     assert (checkpoint_bytes(parent), journal(parent)) == before
 
 
 def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
     ksuit(tmp_path, *SMALL, "callbacks=[ema,accuracy]", "name=first", "trainer.max_epochs=2")
     before = journal(run_dir(tmp_path)), checkpoint_bytes(run_dir(tmp_path))
-    for place in ("first@latest", "first@E1_U22_S1408", "first"):
+    for place in ("first@latest", "first@E1_U20_S1280", "first"):
         output = ksuit(tmp_path, f"evaluate={place}", "callbacks=[accuracy,ema]")
-        assert "eval/accuracy/test" in output and "learning_rate" not in output
+        assert "eval/accuracy/validation" in output and "learning_rate" not in output
     points = journal(run_dir(tmp_path))
     measured = {point: value for point, value in before[0].items() if point[0].startswith("accuracy")}
     added = {(key.removeprefix("eval/"), step): value for (key, step), value in points.items() if key[:5] == "eval/"}
@@ -120,8 +120,8 @@ def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
     assert before[0].items() <= points.items() and checkpoint_bytes(run_dir(tmp_path)) == before[1]
     assert mlflow_points(tmp_path) == points
     assert query(tmp_path, "select name, status from runs") == [("first", "FINISHED")]
-    output = ksuit(tmp_path, "evaluate=first", "callbacks=[accuracy]", "data.datasets.test.split=train")
-    assert "eval/accuracy/test was 0." in output and "stays recorded" in output
+    output = ksuit(tmp_path, "evaluate=first", "callbacks=[accuracy]", "data.datasets.validation.split=test")
+    assert "eval/accuracy/validation was 0." in output and "stays recorded" in output
     assert journal(run_dir(tmp_path)) == points
     parent = run_dir(tmp_path).name
     ksuit(tmp_path, "fork=first", "trainer.max_epochs=3", "name=second")
@@ -137,14 +137,14 @@ def move_aside(folder, checkpoint):
 
 
 def test_fork_from_any_checkpoint(finished):
-    move_aside(run_dir(finished), "E3_U66_S4224")
-    ksuit(finished, "fork=first@E3_U66_S4224", "optimizer.lr=1e-5", "name=second")
+    move_aside(run_dir(finished), "E3_U60_S3840")
+    ksuit(finished, "fork=first@E3_U60_S3840", "optimizer.lr=1e-5", "name=second")
     parent, child = sorted(run_dirs(finished), key=lambda path: "fork" in (path / "artifacts/launch.json").read_text())
     ours, theirs = journal(child), journal(parent)
     assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 66)
     assert ours["learning_rate", 70] < 1e-5 < theirs["learning_rate", 70]
     assert "There are: latest, E4_U88_S5632" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
-    assert "fork=first@E3_U66_S4224" in ksuit(finished, "resume=first@E3_U66_S4224", status=2)
+    assert "fork=first@E3_U60_S3840" in ksuit(finished, "resume=first@E3_U60_S3840", status=2)
 
 
 def test_run_that_is_alive_is_not_resumed_twice(tmp_path):

@@ -18,9 +18,10 @@ class Diabetes(TensorDataset):
     as scikit-learn ships it.
 
     Args:
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         test_fraction: Share of the patients in the test split, between 0 and 1.
         split_seed: Seed of the shuffle that divides the patients.
+        validation_fraction: Share of the other patients in the validation split, from 0 to below 1.
 
     Attributes:
         target_mean: Mean progression in the training split, in the original unit.
@@ -30,12 +31,14 @@ class Diabetes(TensorDataset):
         ConfigError: If an argument is out of its range, or scikit-learn is missing.
     """
 
-    def __init__(self, split: Split, test_fraction: float = 0.2, split_seed: int = 0) -> None:
+    def __init__(
+        self, split: Split, test_fraction: float = 0.2, split_seed: int = 0, validation_fraction: float = 0.0
+    ) -> None:
         inputs = read_sklearn_table("diabetes_data_raw.csv.gz")
         targets = read_sklearn_table("diabetes_target.csv.gz").reshape(-1, 1)
         one_label = np.zeros(len(targets))
-        rows = split_rows(one_label, split, test_fraction, split_seed)
-        train = split_rows(one_label, "train", test_fraction, split_seed)
+        rows = split_rows(one_label, split, test_fraction, split_seed, validation_fraction)
+        train = split_rows(one_label, "train", test_fraction, split_seed, validation_fraction)
         self.target_mean = float(targets[train].mean())
         self.target_std = float(targets[train].std())
         inputs = (inputs - inputs[train].mean(axis=0)) / inputs[train].std(axis=0)

@@ -15,17 +15,20 @@ class Digits(TensorDataset):
     1998, the test part, as scikit-learn ships it.
 
     Args:
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         test_fraction: Share of the images in the test split, between 0 and 1.
         split_seed: Seed of the shuffle that divides the images.
+        validation_fraction: Share of the other images in the validation split, from 0 to below 1.
 
     Raises:
         ConfigError: If an argument is out of its range, or scikit-learn is missing.
     """
 
-    def __init__(self, split: Split, test_fraction: float = 0.2, split_seed: int = 0) -> None:
+    def __init__(
+        self, split: Split, test_fraction: float = 0.2, split_seed: int = 0, validation_fraction: float = 0.0
+    ) -> None:
         table = read_sklearn_table("digits.csv.gz", delimiter=",")
-        rows = split_rows(table[:, -1], split, test_fraction, split_seed)
+        rows = split_rows(table[:, -1], split, test_fraction, split_seed, validation_fraction)
         inputs = torch.from_numpy(table[rows, :-1]).float().div_(16).reshape(-1, 1, 8, 8)
         targets = torch.from_numpy(table[rows, -1]).long()
         super().__init__(inputs, targets, output_shape=(10,))

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
+from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split, split_rows
 from ksuit_runner.system.optional_package import require_package
 
 
 class Mnist1d(TensorDataset):
-    """5000 sequences of 40 numbers in 10 classes: 4000 to train, 1000 to test.
+    """5000 sequences of 40 numbers in 10 classes: 4000 to train, of which some may be for validation, 1000 to test.
 
     Inputs are float32 of shape ``(1, 1, 40)``, an image of one row, with mean 0 and deviation 1 over all samples;
     targets are int64 class indices; ``output_shape`` is ``(10,)``.
@@ -21,15 +21,17 @@ class Mnist1d(TensorDataset):
     package's own settings.
 
     Args:
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         data_seed: Seed of the generator; 42 makes the published dataset.
+        validation_fraction: Share of the 4000 sequences in the validation split, from 0 to below 1; the same of every
+            digit, drawn with the seed.
 
     Raises:
         ConfigError: If the split is unknown, or the package is missing.
     """
 
-    def __init__(self, split: Split, data_seed: int = 42) -> None:
-        check_split(split, 0.2)
+    def __init__(self, split: Split, data_seed: int = 42, validation_fraction: float = 0.0) -> None:
+        check_split(split, 0.2, validation_fraction)
         require_package("mnist1d")
         from mnist1d.data import get_dataset_args, make_dataset
 
@@ -37,9 +39,14 @@ class Mnist1d(TensorDataset):
         arguments.seed = data_seed
         with _generators_restored():
             made = make_dataset(arguments)
-        part = "" if split == "train" else "_test"
+        part = "_test" if split == "test" else ""
         inputs = torch.from_numpy(made[f"x{part}"]).float().reshape(-1, 1, 1, 40)
-        super().__init__(inputs, torch.from_numpy(made[f"y{part}"]).long(), output_shape=(10,))
+        targets = torch.from_numpy(made[f"y{part}"]).long()
+        if split != "test" and validation_fraction > 0:
+            held_out: Split = "test" if split == "validation" else "train"
+            rows = torch.from_numpy(split_rows(targets.numpy(), held_out, validation_fraction, data_seed))
+            inputs, targets = inputs[rows], targets[rows]
+        super().__init__(inputs, targets, output_shape=(10,))
 
 
 @contextmanager

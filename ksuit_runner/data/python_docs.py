@@ -25,27 +25,37 @@ class PythonDocs(TensorDataset):
     Python and differs a little between versions; the vocabulary never does.
 
     Args:
-        split: "train" for the first part of the text, "test" for the last.
+        split: "train" for the first part of the text, "test" for the last, "validation" for what is before that.
         context_length: Number of characters that a model sees at once.
         stride: Distance between the starts of two windows, in characters; ``context_length`` if None.
         test_fraction: Share of the text in the test split, between 0 and 1.
+        validation_fraction: Share of the other text in the validation split, from 0 to below 1.
 
     Raises:
         ConfigError: If an argument is out of its range or the split is shorter than one window.
     """
 
     def __init__(
-        self, split: Split, context_length: int = 64, stride: int | None = None, test_fraction: float = 0.1
+        self,
+        split: Split,
+        context_length: int = 64,
+        stride: int | None = None,
+        test_fraction: float = 0.1,
+        validation_fraction: float = 0.0,
     ) -> None:
-        check_split(split, test_fraction)
+        check_split(split, test_fraction, validation_fraction)
         stride = context_length if stride is None else stride
         if context_length < 1:
             raise ConfigError(f"context_length: must be 1 or more, got {context_length}.")
         if stride < 1:
             raise ConfigError(f"stride: must be 1 or more, got {stride}.")
         tokens = self.encode(_read_text())
-        train_count = len(tokens) - round(test_fraction * len(tokens))
-        part = tokens[:train_count] if split == "train" else tokens[train_count:]
+        before_test = len(tokens) - round(test_fraction * len(tokens))
+        train_count = before_test - round(validation_fraction * before_test)
+        start, end = {"train": (0, train_count), "validation": (train_count, before_test)}.get(
+            split, (before_test, None)
+        )
+        part = tokens[start:end]
         if len(part) <= context_length:
             raise ConfigError(f"context_length: {context_length} is too long, the {split} text has {len(part)} tokens.")
         # Overlapping views of one text, so that a small stride takes no more memory than a large one.

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.keyed_random import uses_no_rng
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -59,42 +59,60 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
 
-def check_split(split: str, test_fraction: float) -> None:
-    """Raise ConfigError unless the split is 'train' or 'test' and the fraction is between 0 and 1."""
+def check_split(split: str, test_fraction: float, validation_fraction: float) -> None:
+    """Raise ConfigError unless the split is known and the fractions are in their ranges."""
     if split not in get_args(Split):
         raise ConfigError(f"split: there is no split '{split}'. {did_you_mean(split, get_args(Split))}")
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction: must be between 0 and 1, got {test_fraction}.")
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(f"validation_fraction: must be at least 0 and below 1, got {validation_fraction}.")
+    if split == "validation" and validation_fraction == 0:
+        raise ConfigError("validation_fraction: it must be above 0 for a validation split.")
 
 
-def split_rows(labels: NDArray[Any], split: Split, test_fraction: float, split_seed: int) -> NDArray[np.int64]:
+def split_rows(
+    labels: NDArray[Any], split: Split, test_fraction: float, split_seed: int, validation_fraction: float = 0.0
+) -> NDArray[np.int64]:
     """Return the sorted rows of a split that holds the same share of every label.
 
     The rows of each label are shuffled with a generator seeded by ``split_seed``; the first
-    ``round(test_fraction * n)`` of its ``n`` rows are for testing, the others for training.
+    ``round(test_fraction * n)`` of its ``n`` rows are for testing, the next ``round(validation_fraction * m)`` of the
+    other ``m`` rows for validation, and the rest for training.
 
     Args:
         labels: Shape ``(samples,)``; the same value everywhere splits without regard to labels.
-        split: Which of the two parts.
+        split: Which of the three parts.
         test_fraction: Share of the samples in the test split, between 0 and 1.
         split_seed: Seed of the shuffle, 0 or more.
+        validation_fraction: Share of the samples that are not in the test split in the validation split.
 
     Raises:
         ConfigError: If an argument is out of its range or leaves the split empty.
     """
-    check_split(split, test_fraction)
+    check_split(split, test_fraction, validation_fraction)
     if split_seed < 0:
         raise ConfigError(f"split_seed: must be 0 or more, got {split_seed}.")
     generator = np.random.Generator(np.random.PCG64(split_seed))
     parts = []
     for label in np.unique(labels):
         shuffled = generator.permutation(np.flatnonzero(labels == label))
-        test_count = round(test_fraction * len(shuffled))
-        parts.append(shuffled[:test_count] if split == "test" else shuffled[test_count:])
+        parts.append(_part_of(shuffled, split, test_fraction, validation_fraction))
     rows = np.sort(np.concatenate(parts))
     if len(rows) == 0:
-        raise ConfigError(f"test_fraction: {test_fraction} of {len(labels)} samples leaves the {split} split empty.")
+        name, fraction = ("test_fraction", test_fraction)
+        if split == "validation":
+            name, fraction = ("validation_fraction", validation_fraction)
+        raise ConfigError(f"{name}: {fraction} of {len(labels)} samples leaves the {split} split empty.")
     return rows
+
+
+def _part_of(
+    shuffled: NDArray[np.int64], split: Split, test_fraction: float, validation_fraction: float
+) -> NDArray[np.int64]:
+    test_count = round(test_fraction * len(shuffled))
+    end = test_count + round(validation_fraction * (len(shuffled) - test_count))
+    return {"test": shuffled[:test_count], "validation": shuffled[test_count:end], "train": shuffled[end:]}[split]
 
 
 @lru_cache(maxsize=2)  # the splits of a dataset, and the runs of a sweep, come from the same tables

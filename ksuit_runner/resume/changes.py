@@ -37,7 +37,7 @@ MAY_CHANGE = (
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
-    *("leaderboard", "register_anew"),
+    *("leaderboard", "register_anew", "evaluation*"),
 )
 
 
@@ -67,6 +67,8 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     """
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
+    if "evaluation" not in stored:  # stored before evaluations had a key of their own
+        stored.evaluation = {"dataset": "test"}
     extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
     refuse_sweep_settings(extra)
     before = resolve(stored)

@@ -15,7 +15,7 @@ from ksuit_runner.record.journal import read_points
 
 OVERRIDES = (
     *("model=linear", "callbacks=[accuracy]", "trainer.max_epochs=2", "checkpoint=at_end"),
-    *("objective=accuracy/test", "optimizer.lr=1e-2,1e-3"),
+    *("objective=accuracy/validation", "optimizer.lr=1e-2,1e-3"),
 )
 
 

@@ -146,7 +146,7 @@ def test_a_file_is_the_one_that_is_meant(tmp_path):
 def test_a_run_begins_with_the_weights_of_another(paths):
     small = [f"output_dir={paths.output_dir}", "model=linear", "callbacks=[ema,accuracy,best_checkpoint]"]
     first = run([*small, "trainer.max_epochs=1", "name=first"])
-    held = PathProvider(paths.output_dir, first.run_id).at_checkpoint("E1_U22_S1408")
+    held = PathProvider(paths.output_dir, first.run_id).at_checkpoint("E1_U20_S1280")
     with pytest.raises(KsuitError, match="has no weights 'emma'. Did you mean 'ema'"):
         run([*small, "trainer.max_updates=2", "initialize.from=first@best/emma"])
     begun = [*small, "trainer.max_updates=0", "initialize.from=last@best/ema"]
@@ -155,14 +155,14 @@ def test_a_run_begins_with_the_weights_of_another(paths):
     averages = safetensors.torch.load_file(held.checkpoint_dir / "ema.safetensors")
     model = read_newest(paths2).model
     assert all(torch.equal(model[name], value) for name, value in averages.items())
-    fixed = f"{first.run_id}@E1_U22_S1408/ema"
+    fixed = f"{first.run_id}@E1_U20_S1280/ema"
     assert read_config(paths2).initialize["from"] == fixed
     with sqlite3.connect(paths.database) as database:
         tags = database.execute("select run_uuid, key, value from tags where key like 'ksuit.initialized%'").fetchall()
     link = (first.run_id, f"ksuit.initialized.{second.run_id[:8]}", second.run_id)
     assert set(tags) == {(second.run_id, "ksuit.initialized_from", fixed), link}
     for job in plan_sweep([*begun[:-1], "initialize.from=first", "seed=0,1"], "").jobs:
-        assert job.config["initialize"]["from"] == f"{first.run_id}@E1_U22_S1408/model"
+        assert job.config["initialize"]["from"] == f"{first.run_id}@E1_U20_S1280/model"
     with pytest.raises(ConfigError, match="initialize.strict: fork=.* takes all weights from the checkpoint"):
         run([small[0], f"fork={second.run_id}", "initialize.strict=false"])
     shutil.rmtree(held.run_dir)

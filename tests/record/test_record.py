@@ -16,8 +16,8 @@ def output_dir(tmp_path_factory):
 
 def test_default_run_learns_digits_with_live_and_averaged_weights(output_dir):
     best = dict(query(output_dir, "select key, max(value) from metrics group by key"))
-    assert best["accuracy/test"] >= 0.96
-    assert best["accuracy/test/ema"] >= 0.96
+    assert best["accuracy/validation"] >= 0.96
+    assert best["accuracy/validation/ema"] >= 0.96
 
 
 def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
@@ -52,8 +52,8 @@ def test_person_sees_id_folder_metrics_and_how_to_resume(output_dir):
     lines = (output_dir / "printed.txt").read_text().splitlines()
     run_id = run_dir(output_dir).name
     assert any(run_id in line for line in lines[:3])
-    assert any(line.startswith("accuracy/test/ema") and "↑" in line for line in lines)
-    assert any(line.startswith("loss/test ") and "↓" in line for line in lines)
+    assert any(line.startswith("accuracy/validation/ema") and "↑" in line for line in lines)
+    assert any(line.startswith("loss/validation ") and "↓" in line for line in lines)
     assert lines[-1].endswith(f"python -m ksuit_runner output_dir={output_dir} resume={run_id}")
     assert not any("\x1b" in line for line in lines)
-    assert "update 440/440" in (run_dir(output_dir) / "run.log").read_text()
+    assert "update 400/400" in (run_dir(output_dir) / "run.log").read_text()

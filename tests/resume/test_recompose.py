@@ -30,7 +30,13 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def stored():
-    overrides = ["model=linear", "seed=5", "callbacks=[ema,accuracy]", "objective=accuracy/test", "optimizer.lr=0.5"]
+    overrides = [
+        "model=linear",
+        "seed=5",
+        "callbacks=[ema,accuracy]",
+        "objective=accuracy/validation",
+        "optimizer.lr=0.5",
+    ]
     config = resolve(without_sweep(compose_config(overrides)))
     config["model"]["gone"] = "of a version before"
     return config
@@ -57,7 +63,7 @@ def test_a_chosen_group_is_todays_and_refers_to_the_stored_config(project, store
     found = resolve(with_overrides(OmegaConf.create(stored), ["callbacks=[accuracy,early_stop]"]))["callbacks"]
     assert list(found) == ["accuracy", "early_stop"]
     assert found["accuracy"]["every_n_epochs"] == 7
-    assert found["early_stop"]["metric_key"] == "accuracy/test" and found["early_stop"]["patience"] == 5
+    assert found["early_stop"]["metric_key"] == "accuracy/validation" and found["early_stop"]["patience"] == 5
 
 
 def test_groups_can_be_added_to_and_given_with_values_in_them(project, stored):

@@ -11,7 +11,7 @@ from ksuit_runner.record.stored_run import add_to_index
 from ksuit_runner.resume.reference import find_run
 from ksuit_runner.resume.request import Request, locate, requested
 
-FIRST, SECOND = "E1_U22_S1408", "E2_U44_S2816"
+FIRST, SECOND = "E1_U20_S1280", "E2_U40_S2560"
 AWKWARD = ("lin@home", "@", "a@b@c", "me@E3", "lin@E1_U2", "größe, x=1", "a/b", "x@best/ema")
 
 

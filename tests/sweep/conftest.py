@@ -31,6 +31,6 @@ def project(tmp_path):
     (folder / "conf" / "model" / "fragile.yaml").write_text("_target_: fragile.Fragile\nfails_at: -1\n")
     (folder / "conf" / "sweep" / "fails.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: fragile\n"
-        "objective: accuracy/test\nsweep:\n  params:\n    model.fails_at: [5, 0, -1]\n"
+        "objective: accuracy/validation\nsweep:\n  params:\n    model.fails_at: [5, 0, -1]\n"
     )
     return folder

@@ -69,7 +69,7 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         (["callbacks=[ema],[emma]"], "callbacks: there is no 'emma'"),
         (["optimizer.lr=1,2", "sweep.method=tpe", "sweep.samples=3"], "objective: an Optuna search needs the metric"),
         (
-            ["seed=1,2", "sweep.method=tpe", "sweep.samples=3", "objective=accuracy/test"],
+            ["seed=1,2", "sweep.method=tpe", "sweep.samples=3", "objective=accuracy/validation"],
             "sweep.params.seed: an Optuna search has one seed",
         ),
     ],

@@ -13,9 +13,9 @@ from ksuit_runner.sweep.commands import start_sweep
 
 SWEEP = (
     *("-m", "model=pauses", "model.pauses_at=60,2000", "trainer.max_epochs=3"),
-    *("callbacks=[accuracy]", "objective=accuracy/test", "data.num_workers=2", "name=mine"),
+    *("callbacks=[accuracy]", "objective=accuracy/validation", "data.num_workers=2", "name=mine"),
 )
-WEIGHTS = "E3_U66_S4224/model.safetensors"
+WEIGHTS = "E3_U60_S3840/model.safetensors"
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def wait_for(output_dir, process, *names):
 def test_a_launcher_does_what_a_single_process_does(name, experiments, tmp_path):
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed: pip install 'ksuit_runner[{name}]'")
-    quick = ("callbacks=[accuracy]", "objective=accuracy/test", "checkpoint=at_end")
+    quick = ("callbacks=[accuracy]", "objective=accuracy/validation", "checkpoint=at_end")
     sweep = (f"experiment={','.join(EXPERIMENTS)}", *LAUNCHERS[name], *quick)
     process = start(tmp_path, "-m", *sweep, cwd=experiments)
     wait_for(tmp_path, process, "long", "longer")  # two at the same time; the others have ended
@@ -81,7 +81,7 @@ def test_a_launcher_does_what_a_single_process_does(name, experiments, tmp_path)
 
 def test_a_process_that_is_lost_is_one_failed_job_and_the_sweep_resumes(experiments, tmp_path):
     sweep = ("experiment=long,short", "launcher=joblib", "launcher.max_jobs=1", "callbacks=[accuracy]")
-    process = start(tmp_path, "-m", *sweep, "objective=accuracy/test", cwd=experiments)
+    process = start(tmp_path, "-m", *sweep, "objective=accuracy/validation", cwd=experiments)
     wait_for(tmp_path, process, "long")
     lock = runs(tmp_path)["long"] / "lock.json"
     deadline = time.monotonic() + 100

@@ -100,7 +100,7 @@ def test_runs_are_matched_to_jobs_by_their_tags_whatever_the_clock_says(tmp_path
     assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     said = capsys.readouterr().out
     assert "starts" not in said
-    assert "loss/test" in said  # in the leaderboard
+    assert "loss/validation" in said  # in the leaderboard
     assert runs_of_jobs(paths) == before and len(list((tmp_path / "runs").iterdir())) == 3
 
 

@@ -52,7 +52,7 @@ def kill_in(job, update, process, output_dir):
 def test_a_search_that_is_killed_continues_with_the_same_trials(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = ksuit(whole, "sweep=optuna", *QUICK)
-    kill_in(5, 22, start(killed, "sweep=optuna", *QUICK), killed)
+    kill_in(5, 20, start(killed, "sweep=optuna", *QUICK), killed)
     output = ksuit(killed, "resume=optuna")
     assert "job 5/9" not in output and "job 6/9  starts" in output
 
@@ -73,7 +73,7 @@ def test_a_search_that_is_killed_continues_with_the_same_trials(tmp_path):
 
 def test_a_run_that_is_no_trial_is_never_ended(tmp_path):
     output = ksuit(
-        tmp_path, "model=linear", "callbacks=[accuracy,prune]", "objective=accuracy/test", "trainer.max_epochs=1"
+        tmp_path, "model=linear", "callbacks=[accuracy,prune]", "objective=accuracy/validation", "trainer.max_epochs=1"
     )
     assert "finished" in output and "stops" not in output
     assert (REPOSITORY / "conf" / "callbacks" / "prune.yaml").is_file()

@@ -42,7 +42,7 @@ class ForkLauncher(Launcher):
 """
 SWEEP = (
     *("launcher=fork", "model=linear", "callbacks=[accuracy]", "trainer.max_epochs=1", "checkpoint=at_end"),
-    *("objective=accuracy/test", "optimizer.lr=1e-3,3e-3,1e-2,3e-2", "seed=range(0,4)"),
+    *("objective=accuracy/validation", "optimizer.lr=1e-3,3e-3,1e-2,3e-2", "seed=range(0,4)"),
     *("tracker.timeout_s=60", "tracker.close_timeout_s=120"),  # it is about what is recorded, not about how soon
 )
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))

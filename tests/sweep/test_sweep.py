@@ -29,7 +29,7 @@ def statuses(output_dir):
 def swept(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("swept")
     output = ksuit(
-        output_dir, "-m", *FAST, "optimizer.lr=1e-3,1e-2", "seed=0,1", "objective=accuracy/test", "name=mine"
+        output_dir, "-m", *FAST, "optimizer.lr=1e-3,1e-2", "seed=0,1", "objective=accuracy/validation", "name=mine"
     )
     return output_dir, output
 
@@ -81,7 +81,7 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
 def test_no_state_leaks_from_one_job_to_the_next(swept, tmp_path):
     output_dir, _ = swept
     _, found = runs(output_dir)
-    alone = ("optimizer.lr=1e-2", "seed=1", "objective=accuracy/test", "name=mine")
+    alone = ("optimizer.lr=1e-2", "seed=1", "objective=accuracy/validation", "name=mine")
     ksuit(tmp_path, *FAST, *alone)
     (directory,) = run_dirs(tmp_path)
     in_sweep = output_dir / "runs" / found["optimizer.lr=0.01 seed=1"][0]
@@ -135,7 +135,14 @@ def test_one_bad_value_is_reported_before_anything_trains(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_running_job_cleanly_and_the_sweep_with_it(number, tmp_path):
-    arguments = ("-m", *SMALL, "trainer.max_epochs=4000", "checkpoint=at_end", "seed=0,1", "objective=accuracy/test")
+    arguments = (
+        "-m",
+        *SMALL,
+        "trainer.max_epochs=4000",
+        "checkpoint=at_end",
+        "seed=0,1",
+        "objective=accuracy/validation",
+    )
     process = start(tmp_path, *arguments)
     output = stop_at(process, tmp_path, 30, number)
     assert process.returncode == 128 + number, output

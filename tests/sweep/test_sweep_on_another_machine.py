@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 LAST = "E6_U132_S8448"
 SWEEP = (
     *("-m", "model=pauses", "model.pauses_at=10000,120,20000", "trainer.max_epochs=6"),
-    *("callbacks=[accuracy]", "objective=accuracy/test", "name=mine"),
+    *("callbacks=[accuracy]", "objective=accuracy/validation", "name=mine"),
 )
 
 

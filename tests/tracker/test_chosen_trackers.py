@@ -120,7 +120,7 @@ def test_a_stored_config_of_somebody_else_names_no_store_of_a_tracker_beside(tmp
 
 def test_a_sweep_is_recorded_by_several_trackers(tmp_path) -> None:
     overrides = ["-m", f"output_dir={tmp_path}", *FEW, "trainer.max_epochs=1", "seed=0,1"]
-    swept = run([*overrides, "tracker=[noop,tensorboard]", "objective=accuracy/test"])
+    swept = run([*overrides, "tracker=[noop,tensorboard]", "objective=accuracy/validation"])
     assert swept.status == "FINISHED" and len(swept.jobs) == 2
     run([f"resume={swept.run_id}", f"output_dir={tmp_path}", "tracker.tensorboard.require=false"])
     for job in swept.jobs:

@@ -108,6 +108,6 @@ def test_a_run_whose_reader_leaves_continues_to_its_end(project, monkeypatch):
     process.stdout.close()
     assert process.wait(120) == 0
     assert query(project / "outputs", "select status from runs") == [("FINISHED",)]
-    assert mlflow_points(project / "outputs").keys() >= {("accuracy/test", 22), ("accuracy/test", 44)}
-    assert "accuracy/test" in (Path(run_dir(project / "outputs")) / "run.log").read_text()
+    assert mlflow_points(project / "outputs").keys() >= {("accuracy/validation", 20), ("accuracy/validation", 40)}
+    assert "accuracy/validation" in (Path(run_dir(project / "outputs")) / "run.log").read_text()
     assert os.listdir(run_dir(project / "outputs")).count("lock.json") == 0

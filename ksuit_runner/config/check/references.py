@@ -61,7 +61,10 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
     for item in filter(is_callback, objects):
         if item.signature is None or item.signature.logs is None:
             return
-        logged.update(key for pattern in item.signature.logs for key in expand(pattern, item))
+        of_stored_weights = item.arguments.get("weights_of") not in (None, UNKNOWN)  # which the keys name
+        for pattern in item.signature.logs:
+            if not (of_stored_weights and pattern.endswith("{dataset_key}")):
+                logged.update(expand(pattern, item))
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for path, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):

@@ -1,0 +1,34 @@
+"""Runs that were stored before evaluations had a dataset of their own go on with the one that they had."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.stored_run import Launch, store
+from ksuit_runner.resume.changes import compose_stored
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A stored run without ``evaluation``, which has no validation set."""
+    config = resolve(compose_config(["callbacks=[accuracy]", "evaluation.dataset=test", f"output_dir={tmp_path}"]))
+    config = {key: value for key, value in config.items() if key not in ("evaluation", "sweep", "launcher", "hydra")}
+    del config["data"]["datasets"]["validation"], config["data"]["datasets"]["train"]["validation_fraction"]
+    paths = PathProvider(tmp_path, "run00000")
+    store(paths, config, Launch("", []))
+    return paths
+
+
+def test_what_is_chosen_anew_evaluates_its_test_set(old):
+    composed = compose_stored(Mode.RESUME, old, ["callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=30"])
+    found = OmegaConf.to_container(composed.config)["callbacks"]
+    assert found["accuracy"]["dataset_key"] == "test"
+    assert found["best_checkpoint"]["metric_key"] == "accuracy/test"
+    assert not [path for path in composed.changes if path.startswith(("data", "evaluation"))]
+
+
+def test_a_resume_without_changes_has_none(old):
+    assert compose_stored(Mode.RESUME, old, []).changes == []
