@@ -202,6 +202,10 @@ def test_images_of_all_shapes():
 
 def test_what_cannot_be_shown_is_said():
     assert json.loads(*histogram_files("a", 1, [1.0, float("inf")], 1).values())["data"][-1] == [None, None, 1]
+    for narrow in ([1.0, np.nextafter(1.0, 2.0)], [-1.7e308, 1.7e308]):
+        assert json.loads(*histogram_files("a", 1, narrow, 64).values())["data"] == [[*narrow, 2]]
+    with pytest.raises(KsuitError, match="'a': a histogram has at least one bin, not 0"):
+        histogram_files("a", 1, [1.0], 0)
     with pytest.raises(KsuitError, match="has not one value for each of its 2 columns"):
         table_files("a", 1, ("x", "y"), [(1,)])
     with pytest.raises(KsuitError, match="has to be a figure of Matplotlib, not a int"):

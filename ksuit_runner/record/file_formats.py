@@ -70,11 +70,17 @@ def histogram_files(key: str, step: int, values: Any, bins: int) -> Contents:
         values: Numbers, of any shape.
         bins: Number of bins of the same width.
     """
+    if bins < 1:
+        raise KsuitError(f"'{key}': a histogram has at least one bin, not {bins}")
     numbers = np.asarray(values, dtype=np.float64).ravel()
     finite = numbers[np.isfinite(numbers)]
     rows: list[Sequence[Any]] = []
     if finite.size:
-        counts, edges = np.histogram(finite, bins)
+        try:
+            with np.errstate(all="raise"):
+                counts, edges = np.histogram(finite, bins)
+        except (ValueError, FloatingPointError):  # they are too close together for so many bins, or too far apart
+            counts, edges = np.array([finite.size]), np.array([finite.min(), finite.max()])
         rows = list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
     if finite.size < numbers.size:
         rows.append((None, None, numbers.size - finite.size))
