@@ -77,7 +77,7 @@ def histogram_files(key: str, step: int, values: Any, bins: int) -> Contents:
     rows: list[Sequence[Any]] = []
     if finite.size:
         try:
-            with np.errstate(all="raise"):
+            with np.errstate(over="raise", invalid="raise"):
                 counts, edges = np.histogram(finite, bins)
         except (ValueError, FloatingPointError):  # they are too close together for so many bins, or too far apart
             counts, edges = np.array([finite.size]), np.array([finite.min(), finite.max()])
