@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ksuit_runner.api import run
+from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.config.check.initialization import Initialization, initialization_of
 from ksuit_runner.engine.initialize import fit_weights, read_file
@@ -146,7 +147,9 @@ def test_a_file_is_the_one_that_is_meant(tmp_path):
 def test_a_run_begins_with_the_weights_of_another(paths):
     small = [f"output_dir={paths.output_dir}", "model=linear", "callbacks=[ema,accuracy,best_checkpoint]"]
     first = run([*small, "trainer.max_epochs=1", "name=first"])
-    held = PathProvider(paths.output_dir, first.run_id).at_checkpoint("E1_U20_S1280")
+    held = PathProvider(paths.output_dir, first.run_id)
+    (name,) = names(held)
+    held = held.at_checkpoint(name)
     with pytest.raises(KsuitError, match="has no weights 'emma'. Did you mean 'ema'"):
         run([*small, "trainer.max_updates=2", "initialize.from=first@best/emma"])
     begun = [*small, "trainer.max_updates=0", "initialize.from=last@best/ema"]
@@ -154,15 +157,15 @@ def test_a_run_begins_with_the_weights_of_another(paths):
     paths2 = PathProvider(paths.output_dir, second.run_id)
     averages = safetensors.torch.load_file(held.checkpoint_dir / "ema.safetensors")
     model = read_newest(paths2).model
-    assert all(torch.equal(model[name], value) for name, value in averages.items())
-    fixed = f"{first.run_id}@E1_U20_S1280/ema"
+    assert all(torch.equal(model[key], value) for key, value in averages.items())
+    fixed = f"{first.run_id}@{name}/ema"
     assert read_config(paths2).initialize["from"] == fixed
     with sqlite3.connect(paths.database) as database:
         tags = database.execute("select run_uuid, key, value from tags where key like 'ksuit.initialized%'").fetchall()
     link = (first.run_id, f"ksuit.initialized.{second.run_id[:8]}", second.run_id)
     assert set(tags) == {(second.run_id, "ksuit.initialized_from", fixed), link}
     for job in plan_sweep([*begun[:-1], "initialize.from=first", "seed=0,1"], "").jobs:
-        assert job.config["initialize"]["from"] == f"{first.run_id}@E1_U20_S1280/model"
+        assert job.config["initialize"]["from"] == f"{first.run_id}@{name}/model"
     with pytest.raises(ConfigError, match="initialize.strict: fork=.* takes all weights from the checkpoint"):
         run([small[0], f"fork={second.run_id}", "initialize.strict=false"])
     shutil.rmtree(held.run_dir)

@@ -116,8 +116,8 @@ def test_resume_fork_evaluate_and_initialize_rebuild_the_whole(tmp_path):
     assert model(whole).model.keys() - model(small).model.keys() == set(frozen)
     for what in ("evaluate", "fork"):
         results = [run([here, f"{what}={name}"]) for name in ("whole", "small")]
-        values = [result.metrics[f"{'eval/' * (what == 'evaluate')}accuracy/test/ema"].last for result in results]
-        assert values[0] == values[1]
+        values = [{key: item.last for key, item in result.metrics.items() if "accuracy" in key} for result in results]
+        assert values[0] == values[1] and len(values[0]) >= 2
     begun = [
         run([*given[:2], "tracker=noop", "callbacks=[]", "trainer.max_updates=0", f"initialize.from={name}"])
         for name in ("whole", "small")
