@@ -28,7 +28,7 @@ ARGUMENTS = (
     *("schedule.warmup=5", "checkpoint.every_n_epochs=7", "tracker.timeout_s=5"),
 )
 END = "trainer.max_epochs=130"
-LAST = "E130_U2860_S183040"
+LAST = "E130_U2600_S166400"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def test_finished_run_says_so_by_whatever_name(finished):
     run_id = run_dir(finished).name
     before = checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))
     for query_ in (run_id, run_id[:6], "first", "last"):
-        move_aside(run_dir(finished), "E4_U88_S5632")
+        move_aside(run_dir(finished), "E4_U80_S5120")
         assert "nothing is left to do" in ksuit(finished, f"resume={query_}")
     assert (checkpoint_bytes(run_dir(finished)), journal(run_dir(finished))) == before
 
@@ -30,7 +30,7 @@ def test_longer_training_is_the_run_that_was_longer_from_the_start(tmp_path):
     ksuit(tmp_path / "a", *constant)
     ksuit(tmp_path / "a", "resume=last", "trainer.max_epochs=6")
     ksuit(tmp_path / "b", *constant, "trainer.max_epochs=6")
-    name = "E6_U132_S8448/model.safetensors"
+    name = "E6_U120_S7680/model.safetensors"
     assert checkpoint_bytes(run_dir(tmp_path / "a"))[name] == checkpoint_bytes(run_dir(tmp_path / "b"))[name]
     assert journal(run_dir(tmp_path / "a")) == journal(run_dir(tmp_path / "b"))
 
@@ -141,9 +141,9 @@ def test_fork_from_any_checkpoint(finished):
     ksuit(finished, "fork=first@E3_U60_S3840", "optimizer.lr=1e-5", "name=second")
     parent, child = sorted(run_dirs(finished), key=lambda path: "fork" in (path / "artifacts/launch.json").read_text())
     ours, theirs = journal(child), journal(parent)
-    assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 66)
+    assert all(ours[point] == value for point, value in theirs.items() if point[1] <= 60)
     assert ours["learning_rate", 70] < 1e-5 < theirs["learning_rate", 70]
-    assert "There are: latest, E4_U88_S5632" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
+    assert "There are: latest, E4_U80_S5120" in ksuit(finished, "fork=first@E9_U9_S9", status=2)
     assert "fork=first@E3_U60_S3840" in ksuit(finished, "resume=first@E3_U60_S3840", status=2)
 
 
@@ -188,7 +188,7 @@ def test_stopped_early_is_finished(tmp_path):
         "callbacks.early_stop.min_delta=0.9",
     )
     output = ksuit(tmp_path, *SMALL, "tracker=noop", *arguments)
-    assert "training stops at update 66" in output
+    assert "training stops at update 60" in output
     assert "nothing is left to do" in ksuit(tmp_path, "resume=last")
     killed = tmp_path / "killed"
     stop_at(start(killed, *SMALL, "tracker=noop", *arguments), killed, 30)

@@ -26,8 +26,8 @@ def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
     assert params["optimizer.lr"] == "0.003"
     assert params["callbacks.ema.decays"] == "[0.99]"
     datasets = dict(query(output_dir, "select name, dataset_profile from datasets"))
-    assert datasets.keys() == {"train", "test"}
-    assert json.loads(datasets["train"])["num_rows"] == 1438
+    assert datasets.keys() == {"train", "validation", "test"}
+    assert json.loads(datasets["train"])["num_rows"] == 1295
     tags = dict(query(output_dir, "select key, value from tags"))
     assert "seed=3" in tags["ksuit.command"]
 

@@ -15,7 +15,7 @@ from pausing import make_project
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.run_lock import is_held
 
-RUN = ("model=pauses", "model.pauses_at=60", "trainer.max_epochs=3", "callbacks=[accuracy]")
+RUN = ("model=pauses", "model.pauses_at=50", "trainer.max_epochs=3", "callbacks=[accuracy]")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.sweep.commands import start_sweep
 
 SWEEP = (
-    *("-m", "model=pauses", "model.pauses_at=60,2000", "trainer.max_epochs=3"),
+    *("-m", "model=pauses", "model.pauses_at=50,2000", "trainer.max_epochs=3"),
     *("callbacks=[accuracy]", "objective=accuracy/validation", "data.num_workers=2", "name=mine"),
 )
 WEIGHTS = "E3_U60_S3840/model.safetensors"

@@ -9,9 +9,9 @@ from servers import MlflowServer, Proxy
 
 pytestmark = pytest.mark.slow
 
-LAST = "E6_U132_S8448"
+LAST = "E6_U120_S7680"
 SWEEP = (
-    *("-m", "model=pauses", "model.pauses_at=10000,120,20000", "trainer.max_epochs=6"),
+    *("-m", "model=pauses", "model.pauses_at=10000,110,20000", "trainer.max_epochs=6"),
     *("callbacks=[accuracy]", "objective=accuracy/validation", "name=mine"),
 )
 
@@ -64,7 +64,7 @@ def test_a_killed_sweep_is_resumed_with_nothing_but_the_tracking_uri(project, se
     tracker = (f"tracker.uri={server.uri}", "tracker.close_timeout_s=120")
     process = start(gone, *SWEEP, *tracker, cwd=project)
     wait_until(
-        lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U110"), process
+        lambda: len(jobs_on(server)) == 2 and latest(server, jobs_on(server)[1][0]).startswith("E5_U100"), process
     )
     lose_machine(process)
     before = jobs_on(server)
@@ -79,7 +79,7 @@ def test_a_killed_sweep_is_resumed_with_nothing_but_the_tracking_uri(project, se
     output = ksuit(other, f"resume={sweep_id[:8]}", f"tracker.uri={proxy.uri}", cwd=project)
     assert "job 1/3" not in output
     interrupted = output[output.index("job 2/3  starts") : output.index("job 3/3  starts")]
-    assert "starts from checkpoint E5_U110" in interrupted
+    assert "starts from checkpoint E5_U100" in interrupted
     assert "from checkpoint" not in output[output.index("job 3/3  starts") :]
     assert ksuit(other, f"resume={sweep_id}", cwd=project).count("starts") == 0  # the new address is kept
 

@@ -31,7 +31,7 @@ RunLock.__init__.__defaults__ = (0.2, 0.05)
 from ksuit_runner.cli.dispatch import main
 main()
 """
-RUN = ("model=pauses", "model.pauses_at=60", "trainer.max_epochs=3", "callbacks=[accuracy]")
+RUN = ("model=pauses", "model.pauses_at=50", "trainer.max_epochs=3", "callbacks=[accuracy]")
 LOSS = "default_callbacks.train_loss.every_n_updates=1"
 
 
