@@ -27,13 +27,16 @@ _started: list[subprocess.Popen] = []
 def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequence[str] = ()) -> subprocess.Popen:
     """Start the command line, under another command if one is given."""
     command = [*under, sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
-    # Without the time-outs that a tracker in this process has set for MLflow.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= {"NO_COLOR": "1", "COLUMNS": "200"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "pipesize": PIPE_BYTES}
-    process = subprocess.Popen(command, cwd=cwd, env=environment, **output)
+    process = subprocess.Popen(command, cwd=cwd, env=environment(), **output)
     _started.append(process)
     return process
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the command line, without the time-outs that a tracker here has set for MLflow."""
+    found = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return found | {"NO_COLOR": "1", "COLUMNS": "200"}
 
 
 def end_started() -> None:

@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from command import SMALL, checkpoint_bytes, journal, ksuit, mlflow_points, query, run_dir, run_dirs, start, stop_at
+from command import SMALL, checkpoint_bytes, journal, mlflow_points, query, run_dir, run_dirs, start, stop_at
+from preloaded import ksuit
 
 QUICK = (*SMALL, "tracker=noop", "callbacks=[ema,accuracy]")
 

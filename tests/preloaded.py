@@ -6,13 +6,17 @@ They are processes like any other (own pid, own workers, killed by SIGKILL); onl
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
+from command import REPOSITORY, environment
+from forked_recorder import fork_recorders
 
 IMPORTS = (
     *("ksuit_runner.cli.dispatch", "ksuit_runner.engine.runner", "ksuit_runner.tracker.mlflow"),
@@ -113,3 +117,20 @@ def _run(
     from ksuit_runner.cli.dispatch import main
 
     main()
+
+
+def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:
+    """Do what ``command.ksuit`` does, by processes without its seconds of imports, and return what is printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare = partial(_prepare, environment())
+        given = (f"output_dir={output_dir}", *arguments)
+        command = Preloaded().start(cwd, Path(folder, "log"), given, prepare)
+        found = command.wait(240)
+        assert found == status, command.output()
+        return command.output()
+
+
+def _prepare(surroundings: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(surroundings)
+    fork_recorders(lambda number, training: None)
