@@ -12,9 +12,9 @@ PORT ?= 5000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Tests of one file stay in one worker: they share what is expensive to set up.
+# Tests of one file stay in one worker: they share what is expensive to set up. tests/conftest.py orders the files.
 # One thread per worker: two workers with two threads each would mostly wait for each other on two cores.
-PYTEST := -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run resume sweep ui test test-fast test-oldest test-newest coverage mutants soak bench lint format clean

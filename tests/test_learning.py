@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from command import journal, ksuit, run_dir
+from command import journal, run_dir
+from preloaded import ksuit
 
 from ksuit_runner.data.python_docs import VOCABULARY, PythonDocs
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import yaml
-from command import ksuit, query, run_dir
+from command import query, run_dir
+from preloaded import ksuit
 
 
 @pytest.fixture(scope="module")
