@@ -89,9 +89,9 @@ class DinoTrainer(SgdTrainer):
             self.center = self.center.lerp(mean, 1 - self.center_momentum)
         return loss / 2, scores
 
-    def step(self) -> None:
+    def step(self, *args: Any) -> None:
         """Update the student, and let the teacher follow it."""
-        super().step()
+        super().step(*args)
         with torch.no_grad():
             for mean, weight in zip(self.teacher.parameters(), self.model.module.parameters(), strict=True):
                 mean.lerp_(weight, 1 - self.momentum)
