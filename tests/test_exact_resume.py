@@ -7,7 +7,6 @@ import pytest
 from command import (
     checkpoint_bytes,
     journal,
-    ksuit,
     last_step,
     lose_machine,
     mlflow_points,
@@ -17,6 +16,7 @@ from command import (
     stop_at,
     wait_until,
 )
+from preloaded import ksuit
 
 # Dropout draws in the model; an odd batch size leaves a smaller last one; several accumulation steps.
 HARD = (

@@ -29,6 +29,7 @@ def test_a_folder_is_quoted_for_hydra_and_for_the_shell(name, monkeypatch):
     assert command("abc123", Path("/data/runs")) == "ksuit-runner output_dir=/data/runs sync=abc123"
 
 
+@pytest.mark.slow
 def test_what_is_printed_really_works_in_a_folder_with_any_name(tmp_path):
     project = tmp_path / STRANGE
     (project / "conf" / "model").mkdir(parents=True)
