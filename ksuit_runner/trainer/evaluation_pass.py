@@ -48,11 +48,11 @@ def go_through(
         models: Models to evaluate by the name of their weights.
 
     Returns:
-        The errors of the other readers by their index: they are raised when it is their turn.
+        The errors of readers by their index, each of which has read no further: they are raised when it is their turn.
 
     Raises:
         Interrupted: A signal asked the run to end.
-        BaseException: What the first reader raised, or the dataset while the first one was reading.
+        Exception: What the dataset raised while the first one was reading.
     """
     failures: dict[int, BaseException] = {}
     lengths = [reader.max_batches for reader in readers]
@@ -80,9 +80,9 @@ def go_through(
                 seed_all(seed)
                 try:
                     readers[index].read_batch(own, models)
+                except Interrupted:
+                    raise
                 except (Exception, SystemExit) as error:
-                    if index == 0 or isinstance(error, Interrupted):
-                        raise
                     failures[index] = error
                 finally:
                     trainer.shared_outputs = None

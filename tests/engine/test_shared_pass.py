@@ -73,7 +73,7 @@ class Spoils(Draws):
 
 
 class Fails(Draws):
-    """Fails at an update, in a batch or with the results; knows how many batches it has seen."""
+    """Fails at an update, in the second batch or with the results; knows how many batches it has seen."""
 
     at, error = None, ZeroDivisionError("broken")
 
@@ -83,7 +83,7 @@ class Fails(Draws):
 
     def _process_batch(self, batch, models):
         self.batches += 1
-        if self.at == (self.trainer.counter.update, "batch"):
+        if self.at == (self.trainer.counter.update, "batch") and len(batch[1]) == 1:
             raise self.error
         super()._process_batch(batch, models)
 
@@ -186,13 +186,15 @@ def test_an_error_of_one_leaves_the_others_as_they_are(maker, bits, name, where,
     assert bits(resumed.trainer.model.tensors()) == bits(whole.trainer.model.tensors())
 
 
-def test_one_that_ends_training_in_a_batch_does_so_at_its_turn(maker):
+@pytest.mark.parametrize("names", [("one", "stops", "other"), ("stops", "one", "other")])
+def test_one_that_ends_training_in_a_batch_does_so_at_its_turn(maker, names):
     failing = type("Stops", (Fails,), {"at": (2, "batch"), "error": StopTraining("enough")})
-    callbacks = {"first": (Draws, EVERY), "stops": (failing, EVERY), "third": (Draws, EVERY)}
-    run = made(maker, "stops", callbacks)
+    alone = trained(maker, "alone", {"one": (Draws, EVERY)})["drawn/one", 2]
+    run = made(maker, "stops", {name: (failing if name == "stops" else Draws, EVERY) for name in names})
     train(run)
     assert run.counter.stopped_by == ["stops"] and run.counter.update == 2
-    assert {key for key, _ in points(run)} == {"drawn/first", "drawn/third"}
+    assert {key for key, _ in points(run)} == {"drawn/one", "drawn/other"}
+    assert points(run)["drawn/one", 2] == alone
 
 
 def test_a_broken_sample_is_the_error_of_those_that_read_it(tmp_path):
