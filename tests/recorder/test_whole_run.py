@@ -38,7 +38,7 @@ class Unfit(NoopTracker):
         raise ConfigError("it is not installed")
 
 class Missing:
-    def __init__(self, split: str):
+    def __init__(self, **kwargs):
         raise FileNotFoundError(2, "No such file", "/missing")
     def __len__(self):
         return 0
