@@ -92,8 +92,8 @@ def go_through(
 
 def _copies(batch: Any, readers: Sequence[BatchReader], trainer: SgdTrainer) -> Iterator[Any]:
     """Yield a batch for each reader: a copy for those that may change it, except for the last one."""
-    samples = trainer.known_samples(batch)
+    samples = trainer.batch_parts.samples(batch)
     for left, reader in zip(reversed(range(len(readers))), readers, strict=True):
         own = batch if reader.shares_batch or left == 0 else deepcopy(batch)
-        trainer.note_samples(own, samples)
+        trainer.batch_parts.note(own, samples)
         yield own

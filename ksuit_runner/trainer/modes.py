@@ -1,13 +1,25 @@
 """Training and evaluation mode: only updates compute in training mode, callbacks see the model in evaluation mode."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _LOGGER = logging.getLogger(__name__)
 _NAMED = 3
+
+
+class SwitchesWeights(Protocol):
+    """Evaluates other weights than it trains, as a schedule-free optimizer does."""
+
+    def evaluate(self) -> None:
+        """Put the weights to evaluate in place."""
+
+    def train(self) -> None:
+        """Put the weights to train in place."""
 
 
 class Modes:
@@ -84,3 +96,35 @@ class Modes:
                 values["training"] = False
         for values in self._training:
             values["training"] = True
+
+    @contextmanager
+    def evaluation(self, optimizers: Sequence[SwitchesWeights], parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Switch everything to evaluation mode while the block runs, with ``eval()``, and then back.
+
+        Optimizers that evaluate other weights than they train, and modules that merge weights for evaluation
+        (adapters), change the weights, which are restored to the bit.
+
+        Args:
+            optimizers: Optimizers that evaluate other weights.
+            parameters: What they and the modules may change.
+        """
+        modes = [(module, module.training) for root in (self._model, self._loss) for module in root.modules()]
+        switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
+        has_other_weights = bool(switches or optimizers)
+        kept = [item.detach().clone() for item in parameters] if has_other_weights else []
+        for optimizer in optimizers:
+            optimizer.evaluate()
+        self._model.eval()
+        self._loss.eval()
+        try:
+            yield
+        finally:
+            for module in switches:
+                module.train()
+            for module, mode in modes:
+                module.training = mode
+            for optimizer in optimizers:
+                optimizer.train()
+            with torch.no_grad():
+                for parameter, values in zip(parameters, kept, strict=has_other_weights):
+                    parameter.copy_(values)

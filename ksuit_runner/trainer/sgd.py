@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_yo
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import choose_device, to_device
-from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
+from ksuit_runner.trainer.batch import Part, batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
 from ksuit_runner.trainer.gradient_sums import GradientSums
@@ -37,6 +37,7 @@ from ksuit_runner.trainer.optimizers import (
     check_positive,
 )
 from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
+from ksuit_runner.trainer.parts import BatchParts
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
 
@@ -83,6 +84,7 @@ class SgdTrainer:
         counter: Position and end of the run.
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
+        batch_parts: Knows how many samples the present batch and its parts have.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         has_extra_state: Whether the class carries a state of its own.
@@ -167,10 +169,7 @@ class SgdTrainer:
             nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
         )
         self.shared_outputs: SharedOutputs | None = None
-        self._moved: tuple[Any, int | None] = (None, None)
-        self._parts: list[tuple[Any, int]] = []
-        self._weighed: list[tuple[Any, float]] = []
-        self._has_split = False
+        self.batch_parts = BatchParts(data_container.samples_in)
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
@@ -231,22 +230,17 @@ class SgdTrainer:
 
         The data container counts what it fetches; for anything else the tensors decide, see ``batch.batch_size``.
         """
-        return batch_size(batch, self.known_samples(batch))
+        return batch_size(batch, self.batch_parts.samples(batch))
 
     def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
         """Split a batch into its accumulation steps, see ``batch.split_batch``."""
-        samples, steps = self.known_samples(batch), steps or self.accumulation_steps
-        parts = split_batch(batch, steps, samples)
-        if samples is not None:
-            size = samples if len(parts) == 1 else batch_size(batch, samples)
-            self._parts = [(part, round(share * size)) for part, share in parts]
-            if len(parts) > 1 and not self._has_split:
-                self._has_split = True
-                report_shared(batch, size)
-        self._weighed = []
-        if len(parts) > 1:
-            parts, size = self._weigh(parts), self.batch_size(batch)
-            self._weighed = [(part, self.batch_size(part) if self.sums_up else share * size) for part, share in parts]
+        parts = self.batch_parts.split(batch, steps or self.accumulation_steps)
+        if len(parts) == 1:
+            return parts
+        parts, size = self._weigh(parts), self.batch_size(batch)
+        self.batch_parts.weigh(
+            parts, [self.batch_size(part) if self.sums_up else share * size for part, share in parts]
+        )
         return parts
 
     def _weigh(self, parts: Sequence[Part]) -> Sequence[Part]:
@@ -275,10 +269,8 @@ class SgdTrainer:
 
     def part_weight(self, batch: Any) -> float:
         """Return the weight of the loss of a part of the training batch, in samples."""
-        for part, weight in self._weighed:
-            if part is batch:
-                return weight
-        return self.batch_size(batch)
+        weight = self.batch_parts.weight(batch)
+        return self.batch_size(batch) if weight is None else weight
 
     def extra_state(self) -> Any:
         """Return the state that a subclass carries from update to update, such as a hidden state or a teacher.
@@ -428,21 +420,8 @@ class SgdTrainer:
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device of the run."""
         moved = to_device(batch, self.device)
-        self.note_samples(moved, self.data_container.samples_in(batch))
+        self.batch_parts.note(moved, self.data_container.samples_in(batch))
         return moved
-
-    def note_samples(self, batch: Any, samples: int | None) -> None:
-        """Take note of how many samples were fetched for a batch that is evaluated or split next, if that is known."""
-        self._moved = batch, samples
-
-    def known_samples(self, batch: Any) -> int | None:
-        """Return how many samples were fetched for a batch, or for a part of it, if it comes from the container."""
-        if batch is self._moved[0]:
-            return self._moved[1]
-        for part, samples in self._parts:
-            if part is batch:
-                return samples
-        return self.data_container.samples_in(batch)
 
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
         """Offer other weights for evaluation; their metrics end in ``/name``."""
@@ -450,34 +429,10 @@ class SgdTrainer:
             raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Switch model, loss and optimizers to evaluation mode while the block runs, and then back.
-
-        Optimizers that evaluate other weights than they train (schedule-free ones) and modules that merge weights for
-        evaluation (adapters) change the weights, which are restored to the bit.
-        """
-        modes = [(module, module.training) for root in (self.model, self.loss) for module in root.modules()]
-        switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
-        members = [member for member in self.optimizers.members.values() if member.switches_weights]
-        has_other_weights = bool(switches or members)
-        kept = [item.detach().clone() for item in self._parameters] if has_other_weights else []
-        for member in members:
-            member.evaluate()
-        self.model.eval()
-        self.loss.eval()
-        try:
-            yield
-        finally:
-            for module in switches:
-                module.train()
-            for module, mode in modes:
-                module.training = mode
-            for member in members:
-                member.train()
-            with torch.no_grad():
-                for parameter, values in zip(self._parameters, kept, strict=has_other_weights):
-                    parameter.copy_(values)
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Switch model, loss and optimizers to evaluation mode while the block runs, and then back; see ``Modes``."""
+        switching = [member for member in self.optimizers.members.values() if member.switches_weights]
+        return self.modes.evaluation(switching, self._parameters)
 
     def check_parameters(self) -> None:
         """Check that the optimizer has every parameter that is to be trained.
