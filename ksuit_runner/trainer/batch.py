@@ -30,7 +30,7 @@ def batch_size(batch: Any, samples: int | None = None) -> int:
     """Return the number of samples in a batch.
 
     If it is known how many were fetched, that is the number, unless all tensors agree on fewer: then some were dropped
-    in collation. Otherwise it is the tensors' first dimension. Where they disagree, it is the smallest one that is not
+    in collation. The tensors of a list that may have one per sample, such as images, say nothing. Otherwise it is the tensors' first dimension. Where they disagree, it is the smallest one that is not
     a later dimension of another tensor as well: a grid or the points of all samples have more rows, and the size of a
     mask is the length of the samples.
 
@@ -43,11 +43,9 @@ def batch_size(batch: Any, samples: int | None = None) -> int:
     """
     if samples is None:
         return _guessed_size(batch)
-    sizes = set()
-    for array in _arrays(batch):
-        if (size := _rows(array)) == samples:
-            return samples
-        sizes.add(size)
+    if any(_rows(array) == samples for array in _arrays(batch)):
+        return samples
+    sizes = set(map(_rows, _certain_arrays(batch, is_level=_is_pair(batch))))
     return min(samples, *sizes) if len(sizes) == 1 else samples
 
 

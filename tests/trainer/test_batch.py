@@ -190,6 +190,8 @@ def test_a_batch_smaller_than_the_number_of_parts():
         ({}, 3, 3),
         (None, 3, 3),
         ((X[:3], Y[:3]), 4, 3),  # one was dropped in collation
+        ((images(3, 3, 3, 3), [Y[0], Y[1], Y[2], Y[3]]), 4, 4),  # images with 3 channels each
+        ({"images": images(2, 2, 2, 2), "names": ["a", "b", "c", "d"]}, 4, 4),
         ((torch.zeros(8, 2), torch.zeros(8)), 4, 4),  # two views of each
     ],
 )
