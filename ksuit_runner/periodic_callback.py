@@ -88,13 +88,18 @@ class DatasetCallback(PeriodicCallback):
     Attributes:
         shares_batch: Whether the callback leaves the batch and the outputs of models as they are, and does not depend
             on hooks in the models. Then outputs are computed once for all such callbacks, and otherwise the callback
-            gets a copy of the batch.
+            gets a copy of the batch. A class with a ``_process_batch`` of its own does not inherit it.
 
     Raises:
         ConfigError: A number is smaller than 1, or there is an interval beside ``weights_of``.
     """
 
     shares_batch: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_process_batch" in vars(cls) and "shares_batch" not in vars(cls):
+            cls.shares_batch = False
 
     def __init__(
         self,

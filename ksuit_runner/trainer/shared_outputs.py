@@ -1,6 +1,6 @@
 """The outputs of models for the batch that is being evaluated, computed once for all callbacks that want them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from torch import Tensor
@@ -15,7 +15,8 @@ MOST_BYTES: Final = 256_000_000
 class SharedOutputs:
     """Computes outputs, or returns those that were computed for the same model and inputs before.
 
-    What a model draws, and what is drawn after it, does not depend on who asks first.
+    What a model draws, and what is drawn after it, does not depend on who asks first. Outputs that have been changed in
+    place since, such as by a loss, are computed again.
 
     Args:
         seed: Key of what is drawn for the batch.
@@ -23,25 +24,32 @@ class SharedOutputs:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._held: list[tuple[Any, Any, Any]] = []
+        self._held: list[tuple[Any, Any, Any, list[int]]] = []
         self._bytes = 0
 
     def __call__(self, model: Callable[[Any], Any], inputs: Any) -> Any:
         """Return the outputs of a model."""
-        for held_model, held_inputs, held_outputs in self._held:
-            if held_model is model and held_inputs is inputs:
+        for held_model, held_inputs, held_outputs, versions in self._held:
+            if held_model is model and held_inputs is inputs and _versions(held_outputs) == versions:
                 seed_all(mix(self._seed, "after outputs"))
                 return held_outputs
         seed_all(mix(self._seed, "outputs"))
         outputs = model(inputs)
         seed_all(mix(self._seed, "after outputs"))
-        self._bytes += _size(outputs)
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(outputs))
         if self._bytes <= MOST_BYTES:
-            self._held.append((model, inputs, outputs))
+            self._held.append((model, inputs, outputs, _versions(outputs)))
         return outputs
 
 
-def _size(tree: Any) -> int:
+def _versions(outputs: Any) -> list[int]:
+    """Return the numbers by which autograd detects changes in place; tensors of the inference mode have none."""
+    return [tensor._version for tensor in _tensors(outputs) if not tensor.is_inference()]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
-        return tree.numel() * tree.element_size()
-    return sum(_size(value) for _, value in entries(tree))
+        yield tree
+    else:
+        for _, value in entries(tree):
+            yield from _tensors(value)

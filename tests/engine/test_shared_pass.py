@@ -129,6 +129,34 @@ ALL = {
 }
 
 
+class SpoiledAccuracy(Accuracy):
+    """A subclass of one that shares, which changes its batch."""
+
+    logs = ("spoiled*",)
+
+    def _process_batch(self, batch, models):
+        super()._process_batch((batch[0].zero_(), batch[1]), models)
+
+    def metric_key(self, metric, weights):
+        return f"spoiled_{super().metric_key(metric, weights)}"
+
+
+class SpoilingLoss(nn.Module):
+    """Changes the outputs in place, which training allows."""
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs.mul_(-1), targets)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, SpoilingLoss])
+def test_neither_a_subclass_nor_the_loss_changes_what_others_see(maker, loss):
+    given = {"spoiled": (SpoiledAccuracy, EVERY), "loss": (Loss, EVERY), "accuracy": (Accuracy, EVERY)}
+    together = trained(maker, "together", given, loss=loss())
+    for name, callback in given.items():
+        alone = trained(maker, name, {name: callback}, loss=loss())
+        assert alone and alone.items() <= together.items()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_result_is_that_of_the_callback_alone(maker, num_workers):
     alone = {}
