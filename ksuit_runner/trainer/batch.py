@@ -30,9 +30,10 @@ def batch_size(batch: Any, samples: int | None = None) -> int:
     """Return the number of samples in a batch.
 
     If it is known how many were fetched, that is the number, unless all tensors agree on fewer: then some were dropped
-    in collation. The tensors of a list that may have one per sample, such as images, say nothing. Otherwise it is the tensors' first dimension. Where they disagree, it is the smallest one that is not
-    a later dimension of another tensor as well: a grid or the points of all samples have more rows, and the size of a
-    mask is the length of the samples.
+    in collation. Tensors in a list that may have one per sample, such as images, do not count. Otherwise it is the
+    tensors' first dimension. Where they disagree, it is the smallest one that is not a later dimension of another
+    tensor as well: a grid or the points of all samples have more rows, and the size of a mask is the length of the
+    samples.
 
     Args:
         batch: The collated samples.
