@@ -105,7 +105,7 @@ class LogWriter:
         """
         key = self.prefix + key
         if type(value) is not float:
-            value = self._snapshot(key, value)
+            value = self.snapshot(key, value)
         if logger is not None:
             value = _to_number(value)
             logger.info("%s: %s", key, format(value, format_str or ".4g"))
@@ -127,10 +127,10 @@ class LogWriter:
                 from 0 to 1. Or an image of Pillow.
 
         Raises:
-            KsuitError: It is no image. As for all files: the key cannot name a file, or has other content at this
-                update; both callbacks are named.
+            KsuitError: It is no image. As for all files: it cannot be stored, the key cannot name a file, or has other
+                content at this update; both callbacks are named.
         """
-        self._add_files(file_formats.image_files, key, _to_array(image))
+        self._add_files(file_formats.image_files, key, image)
 
     def add_figure(self, key: str, figure: Any) -> None:
         """Log a figure of Matplotlib as an image at the current update; closing it is the caller's."""
@@ -144,7 +144,7 @@ class LogWriter:
             values: Tensor or array of any shape; what is not finite is counted apart.
             bins: Number of bins, of the same width.
         """
-        self._add_files(file_formats.histogram_files, key, _to_array(values), bins)
+        self._add_files(file_formats.histogram_files, key, values, bins)
 
     def add_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table at the current update.
@@ -166,16 +166,25 @@ class LogWriter:
 
     def _add_files(self, encode: Callable[..., Contents], key: str, *content: Any) -> None:
         try:
-            contents = encode(self.prefix + key, self._counter.update + self.is_ahead, *content)
+            contents = encode(self.prefix + key, self._counter.update + self.is_ahead, *map(_to_array, content))
         except KsuitError as error:
             error.locate(_location(self.source))
             raise
+        except Exception as error:  # of the libraries that encode it, or a file that cannot be read
+            raise KsuitError(f"'{key}' cannot be stored: {error}", path=_location(self.source)) from error
         name = next(iter(contents))
         with self._lock:
-            if self._is_known(name):
-                self._check_same(name, contents, self.source)
+            known = self._known_file(_file_key(name))
+            if known is not None:
+                self._check_same(known, contents, self.source)
             else:
                 self._pending[name] = (contents, self.source)
+
+    def _known_file(self, key: str) -> str | None:
+        """Return the name of the file that was logged under a key at this update."""
+        items = {**self._written, **self._pending}.items()
+        names = (name for name, (value, _) in items if isinstance(value, dict) and _file_key(name) == key)
+        return next(filter(self._is_known, names), None)
 
     def _is_known(self, key: str) -> bool:
         """Whether this was logged at this update."""
@@ -183,8 +192,12 @@ class LogWriter:
             key in self._written and self._written_step == self._counter.update + self.is_ahead
         )
 
-    def _snapshot(self, key: str, value: Any) -> float | Tensor:
-        """Return a value that does not change if the callback changes its tensor or array."""
+    def snapshot(self, key: str, value: Any) -> float | Tensor:
+        """Return a value that does not change if the callback changes its tensor or array.
+
+        Raises:
+            KsuitError: It is not a number.
+        """
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
                 return value.detach().clone()

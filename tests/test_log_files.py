@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.delivery.metric_sender import Shipment
 from ksuit_runner.errors import KsuitError
-from ksuit_runner.record.file_formats import figure_files, histogram_files, image_files, table_files
+from ksuit_runner.record.file_formats import figure_files, histogram_files, image_files, table_files, text_files
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.testing import tiny_run
 from ksuit_runner.tracker.mlflow import MlflowTracker
@@ -196,6 +196,9 @@ def test_images_of_all_shapes():
     assert size_and_mode(Image.new("L", (3, 2))) == ((3, 2), "L")
     with pytest.raises(KsuitError, match=r"'a' has to be an image, .* not an array of shape \(2, 5, 7\)"):
         image_files("a", 1, np.zeros((2, 5, 7)))
+    for no_image in (np.zeros((0, 5)), np.zeros((0, 3, 4, 4)), np.zeros((4, 6), np.complex64)):
+        with pytest.raises(KsuitError, match="'a' has to be an image"):
+            image_files("a", 1, no_image)
     with pytest.raises(KsuitError, match="'../a' is to name a file"):
         image_files("../a", 1, np.zeros((4, 6)))
 
@@ -208,6 +211,13 @@ def test_what_cannot_be_shown_is_said():
         histogram_files("a", 1, [1.0], 0)
     with pytest.raises(KsuitError, match="has not one value for each of its 2 columns"):
         table_files("a", 1, ("x", "y"), [(1,)])
+    with pytest.raises(KsuitError, match="not of complex ones"):
+        histogram_files("a", 1, np.zeros(2, np.complex64), 1)
+    with pytest.raises(KsuitError, match="'a' has to be a text, not a int"):
+        text_files("a", 1, 3)
+    assert text_files("a", 1, "\ud800") == {"texts/a/00000001.txt": rb"\ud800"}
+    cells = [[np.zeros(2), torch.zeros(2), np.float32(1), torch.tensor(2)]]
+    assert json.loads(*table_files("a", 1, "abcd", cells).values())["data"] == [["[0. 0.]", "tensor([0., 0.])", 1, 2]]
     with pytest.raises(KsuitError, match="has to be a figure of Matplotlib, not a int"):
         figure_files("a", 1, 3)
 
@@ -231,3 +241,59 @@ def test_other_content_under_one_name_is_an_error_that_names_both(tmp_path):
 
     with pytest.raises(KsuitError, match=r"callbacks\.two: 'texts/other/.* before by callbacks\.one"):
         tiny_run(tmp_path, {"one": Another, "two": Another}, max_updates=1).train()
+
+
+def test_two_files_under_one_key_are_an_error_though_their_names_differ(tmp_path):
+    class Files(CallbackBase):
+        def _after_update(self, update_counter):
+            for suffix in ("txt", "csv"):
+                (tmp_path / f"a.{suffix}").write_text("same")
+                self.writer.add_file("a", tmp_path / f"a.{suffix}")
+
+    with pytest.raises(KsuitError, match=r"files/a/00000001.txt' is logged twice with different content"):
+        tiny_run(tmp_path, {"files": Files}, max_updates=1).train()
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda writer: writer.add_file("a", "/nowhere"),
+        lambda writer: writer.add_image("a", torch.eye(3).to_sparse()),
+        lambda writer: writer.add_histogram("a", [[1], [1, 2]]),
+        lambda writer: writer.add_table("a", ["x"], [1]),
+        lambda writer: writer.add_text(None, "text"),
+    ],
+)
+def test_what_cannot_be_stored_is_an_error_that_names_the_callback(tmp_path, log):
+    class Logs(CallbackBase):
+        def _after_update(self, update_counter):
+            log(self.writer)
+
+    with pytest.raises(KsuitError, match=r"callbacks\.logs: '(a|None)' cannot be stored"):
+        tiny_run(tmp_path, {"logs": Logs}, max_updates=1).train()
+
+
+class Ignoring(SgdTrainer):
+    """Most parts of a batch have no target at all."""
+
+    value = None
+
+    def training_step(self, batch, model):
+        inputs, targets = batch
+        step = self.counter.accumulation_step
+        self.writer.add_scalar("step", step)
+        self.writer.add_scalar("step", float(step))  # the same once more
+        if self.value is not None:
+            self.writer.add_scalar("step", self.value)
+        outputs = model(inputs)
+        return self.loss(outputs, torch.where(targets == (0 if step else 1), targets, -100)), outputs
+
+
+@pytest.mark.parametrize(
+    "value, message", [(7, "'step' twice, as 0.0 and as 7.0"), ("text", "'step' has to be a number, not str 'text'")]
+)
+def test_a_training_step_logs_one_number_under_a_key(tmp_path, value, message):
+    run = tiny_run(tmp_path, {}, trainer_class=Ignoring, accumulation_steps=4, max_updates=1)
+    assert run.train().metric("step") == {1: 1.5}  # over samples, whatever the loss counts
+    with pytest.raises(KsuitError, match=message):
+        tiny_run(tmp_path, {}, "b", trainer_class=type("Wrong", (Ignoring,), {"value": value}), max_updates=1).train()

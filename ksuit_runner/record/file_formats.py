@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ Contents = dict[str, bytes]
 """Files by their paths below the artifact root, the main one first."""
 
 _KEY = re.compile(r"[\w-][\w. -]*(/[\w-][\w. -]*)*", re.ASCII)
+_SUFFIX = re.compile(r"\.\w{1,16}", re.ASCII)
 _LONGEST_KEY = 100  # characters; it becomes a part of a file's name
 _PADDING = 2  # pixels between the images of a grid
 _THUMBNAIL = 256  # pixels, as MLflow's own
@@ -72,6 +74,8 @@ def histogram_files(key: str, step: int, values: Any, bins: int) -> Contents:
     """
     if bins < 1:
         raise KsuitError(f"'{key}': a histogram has at least one bin, not {bins}")
+    if np.iscomplexobj(values):
+        raise KsuitError(f"'{key}': a histogram is one of real numbers, not of complex ones")
     numbers = np.asarray(values, dtype=np.float64).ravel()
     finite = numbers[np.isfinite(numbers)]
     rows: list[Sequence[Any]] = []
@@ -95,13 +99,16 @@ def table_files(key: str, step: int, columns: Sequence[str], rows: Sequence[Sequ
 
 
 def text_files(key: str, step: int, text: str) -> Contents:
-    """Return a text."""
-    return {_path("texts", key, step, ".txt"): text.encode()}
+    """Return a text; what UTF-8 lacks is escaped."""
+    if not isinstance(text, str):
+        raise KsuitError(f"'{key}' has to be a text, not a {type(text).__name__}")
+    return {_path("texts", key, step, ".txt"): text.encode(errors="backslashreplace")}
 
 
 def copied_file(key: str, step: int, path: Path) -> Contents:
-    """Return the content of a file as it is now."""
-    return {_path("files", key, step, path.suffix): path.read_bytes()}
+    """Return the content of a file as it is now; its name keeps the suffix, if that is a usual one."""
+    suffix = path.suffix if _SUFFIX.fullmatch(path.suffix) else ""
+    return {_path("files", key, step, suffix): path.read_bytes()}
 
 
 def _json(kind: str, key: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Contents:
@@ -111,7 +118,9 @@ def _json(kind: str, key: str, step: int, columns: Sequence[str], rows: Sequence
 
 
 def _plain(value: Any) -> Any:
-    value = value.item() if callable(getattr(value, "item", None)) else value
+    if callable(getattr(value, "item", None)):
+        with suppress(ValueError, RuntimeError):  # it has several elements
+            value = value.item()
     is_plain = (
         value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
     )
@@ -133,6 +142,8 @@ def _checked(key: str) -> str:
 
 def _pixels(key: str, image: Any) -> Any:
     """Return pixels of shape (height, width) or (height, width, channels), as bytes."""
+    if not image.size or np.iscomplexobj(image):
+        raise _not_an_image(key, image)
     if image.ndim == 4:
         image = _grid(np.stack([_channels_last(key, item) for item in image]))
     elif image.ndim == 3:
@@ -170,7 +181,7 @@ def _grid(images: Any) -> Any:
 def _not_an_image(key: str, image: Any) -> KsuitError:
     return KsuitError(
         f"'{key}' has to be an image, with 1, 3 or 4 channels first or last, or a batch of such, not an array of shape "
-        f"{tuple(image.shape)}"
+        f"{tuple(image.shape)} with values of type {image.dtype}"
     )
 
 

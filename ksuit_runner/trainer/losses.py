@@ -41,6 +41,13 @@ class Losses(dict[str, Tensor]):
         for name, loss in self.items():
             self[name] = loss.detach()
 
+    def flatten_(self) -> None:
+        """Give tensors of one element the shape of a scalar, so that they can be stacked."""
+        for values in (self, self.counts):
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    values[name] = value.reshape(())
+
     def read_counts(self) -> None:
         """Read the counts that are on a device, in one transfer."""
         on_device = [name for name, count in self.counts.items() if isinstance(count, Tensor)]
@@ -80,8 +87,13 @@ class LossReader:
                 losses[name], losses.counts[name] = loss
         if not self._has_checked:
             self._check(losses)
-        if self._factors:
-            losses["total"] = sum(losses.summands.values(), torch.zeros(()))
+        if losses.counts or self._factors:
+            losses.flatten_()
+        try:
+            losses["total"] = sum(losses.summands.values(), torch.zeros(())) if self._factors else losses["total"]
+        except KeyError:  # it returned others the first time
+            self._check(losses)
+            raise
         if not self._has_checked:
             self._has_checked = True
             if torch.is_grad_enabled() and not losses["total"].requires_grad:

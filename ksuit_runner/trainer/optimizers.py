@@ -108,6 +108,11 @@ class Member:
         optimizer._opt_called = True  # type: ignore[attr-defined]
         self.train()
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether all learning rates are 0, as at the end of a schedule: a line search divides by them."""
+        return not any(group.get("lr", 1.0) for group in self.optimizer.param_groups)
+
     def train(self) -> None:
         """Switch to the weights that are trained."""
         if self.switches_weights:
@@ -259,10 +264,10 @@ class Optimizers:
             self._step_scaled(turn)
         else:
             for member in turn.members:
-                if member.evaluates_again and again is not None:
-                    self._search(member, turn, update, again, can_skip)
-                else:
+                if not member.evaluates_again or again is None:
                     member.step()
+                elif not member.is_at_rest:
+                    self._search(member, turn, update, again, can_skip)
 
     def _step_scaled(self, turn: _Turn) -> None:
         members = turn.with_gradients()

@@ -174,7 +174,7 @@ class SgdTrainer:
         self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
-        self.writer = StepWriter(self.part_weight)
+        self.writer = StepWriter(self.batch_size)
         self._gradient_sums = GradientSums(self._parameters)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self.has_extra_state = type(self).extra_state is not SgdTrainer.extra_state
@@ -360,10 +360,10 @@ class SgdTrainer:
         of it, then that is what its mean over nothing makes of it, mostly NaN.
         """
         missing = self._gradient_sums.finish() if self._gradient_sums.parts > 1 else []
-        if self.optimizers.has_turns:
-            self.optimizers.check_gradients(self.counter.update)
         if any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing):
             return False
+        if self.optimizers.has_turns and not missing:
+            self.optimizers.check_gradients(self.counter.update)
         self.writer.flush()
         return True
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from ksuit_runner.errors import KsuitError
 
 if TYPE_CHECKING:
     from ksuit_runner.log_writer import LogWriter
@@ -23,15 +26,16 @@ class StepWriter:
     fails or is skipped nothing is logged, nor in evaluations, which ``training_step`` computes, too: callbacks do that.
 
     Args:
-        weigh: Returns the weight of a part of the batch.
+        batch_size: Returns the number of samples in a part of the batch.
     """
 
-    def __init__(self, weigh: Callable[[Any], float]) -> None:
-        self._weigh = weigh
+    def __init__(self, batch_size: Callable[[Any], float]) -> None:
+        self._batch_size = batch_size
         self._writer: LogWriter | None = None
         self._part: Any = None
         self._is_logging = self._is_first = False
         self._values: dict[str, list[tuple[float | Tensor, float]]] = {}
+        self._of_part: dict[str, float | Tensor] = {}
 
     def attach(self, writer: LogWriter) -> None:
         """Log to the writer of a run."""
@@ -45,6 +49,7 @@ class StepWriter:
     def begin(self, part: Any) -> None:
         """Log what is computed from now on, from a part of the batch."""
         self._part, self._is_logging = part, self._writer is not None
+        self._of_part.clear()
 
     def end(self) -> None:
         """Log nothing from now on: the step has ended."""
@@ -68,9 +73,16 @@ class StepWriter:
 
     def add_scalar(self, key: str, value: float | Tensor) -> None:
         """Log a metric, as ``LogWriter.add_scalar``; a tensor stays on its device."""
-        if self._is_logging:
-            value = value.detach().clone() if isinstance(value, Tensor) else value
-            self._values.setdefault(key, []).append((value, self._weigh(self._part)))
+        if not self._is_logging:
+            return
+        value = self._target().snapshot(key, value)
+        if key in self._of_part:
+            old, new = float(self._of_part[key]), float(value)
+            if old != new and not (isnan(old) and isnan(new)):
+                raise KsuitError(f"training_step logs '{key}' twice, as {old!r} and as {new!r}", path=SOURCE)
+            return
+        self._of_part[key] = value
+        self._values.setdefault(key, []).append((value, self._batch_size(self._part)))
 
     def add_image(self, key: str, image: Any) -> None:
         """Log an image, as ``LogWriter.add_image``."""

@@ -11,7 +11,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError, LossError
-from ksuit_runner.schedule import constant
+from ksuit_runner.schedule import constant, cosine
 from ksuit_runner.trainer.optimizers import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -148,3 +148,13 @@ def test_what_cannot_evaluate_again_is_refused(maker):
     both = {"search": OptimizerSpec(SEARCH, match=["0.*"]), "rest": OptimizerSpec(partial(SGD, lr=0.1))}
     with pytest.raises(ConfigError, match="optimizer.search: LBFGS evaluates the loss again, and needs turns"):
         maker.trainer(optimizer=both)
+
+
+def test_a_line_search_leaves_the_weights_alone_where_its_learning_rate_is_0(maker, bits):
+    run = maker.run(model=make_model(), optimizer=SEARCH, schedule=partial(cosine, end_value=0.0), max_updates=3)
+    weights = []
+    run.trainer.optimizers.only.optimizer.register_step_post_hook(
+        lambda *_: weights.append(bits(run.trainer.model.tensors()))
+    )
+    train(run)
+    assert len(weights) == 2 and run.counter.update == 3

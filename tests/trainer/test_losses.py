@@ -171,3 +171,30 @@ def test_a_mean_over_nothing_in_the_whole_batch_is_what_nan_loss_decides(maker, 
 def test_weights_that_do_not_fit_the_losses_are_explained(maker, kind, weights, message):
     with pytest.raises(KsuitError, match=message):
         maker.trainer(trainer_class=kind, loss_weights=weights).forward(BATCH)
+
+
+@pytest.mark.parametrize("weights", [None, {"a": 1.0}])
+def test_a_loss_that_is_missing_later_is_named_too(maker, weights):
+    class Late(SgdTrainer):
+        def training_step(self, batch, model):
+            loss = model(batch[0]).mean()
+            return {("a" if weights else "total") if self.counter.update < 2 else "b": loss}, None
+
+    with pytest.raises(KsuitError, match="Late.training_step returns no '(a|total)'"):
+        train(maker.run(trainer_class=Late, loss_weights=weights))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_losses_and_counts_of_one_element_are_scalars(maker, bits, steps):
+    def trained(reshape):
+        class Shapes(SgdTrainer):
+            def training_step(self, batch, model):
+                outputs = model(batch[0])
+                losses = {"a": outputs.mean().reshape(reshape), "b": (outputs.std(), torch.full(reshape, 2))}
+                return losses, outputs
+
+        run = maker.run(trainer_class=Shapes, loss_weights={"a": 1, "b": 2}, accumulation_steps=steps)
+        train(run)
+        return bits(run.trainer.model.tensors())
+
+    assert trained((1,)) == trained(())

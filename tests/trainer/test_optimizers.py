@@ -183,6 +183,19 @@ def test_a_training_step_without_a_turn_and_a_loss_that_depends_on_nobody_are_er
         trainer.complete_gradients()
 
 
+def test_a_first_turn_whose_batch_has_nothing_of_the_loss_is_skipped(maker):
+    class Nothing(Players):
+        def training_step(self, batch, model, turn=None):
+            losses, outputs = super().training_step(batch, model, turn)
+            is_first = self.counter.update == 0
+            return {"total": (losses["total"] * (float("nan") if is_first else 1), 0 if is_first else 2)}, outputs
+
+    run = maker.run(**TURNS | {"trainer_class": Nothing}, accumulation_steps=3, nan_loss="skip")
+    before = weights(run.trainer)
+    train(run)
+    assert run.counter.update == 8 and not all(map(torch.equal, before.values(), weights(run.trainer).values()))
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_an_optimizer_may_be_frozen_for_a_while(maker, precision):
     """Its turn passes, or the others step alone."""
