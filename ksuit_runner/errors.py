@@ -25,6 +25,12 @@ class KsuitError(Exception):
         if self.path is None:
             self.path, self.args = path, (f"{path}: {self}",)
 
+    def move(self, start: str, instead: str) -> None:
+        """Give this error another config path, where it begins so."""
+        if self.path is not None and self.path.split(".")[0] == start != instead:
+            moved = instead + self.path.removeprefix(start)
+            self.path, self.args = moved, (moved + str(self).removeprefix(self.path),)
+
 
 class ConfigError(KsuitError):
     """The configuration asks for something that does not exist or does not fit."""

@@ -193,7 +193,11 @@ def _build(
     asked = inspect.signature(target).parameters
     epoch = {"updates_per_epoch": updates_per_epoch} if "updates_per_epoch" in asked else {}
     if not isinstance(target, type):
-        schedule: Schedule = factory(optimizer, total_updates, **epoch)
+        try:
+            schedule: Schedule = factory(optimizer, total_updates, **epoch)
+        except ConfigError as error:
+            error.move("schedule", path)
+            raise
         return schedule
     if issubclass(target, ReduceLROnPlateau):
         raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path=path)
@@ -410,6 +414,9 @@ def _with_curve(
 
 
 def _end_factor(optimizer: Optimizer, factor: float, value: float | None) -> float:
+    for name, end in (("end_factor", factor), ("end_value", value)):
+        if end is not None and not 0 <= end < math.inf:
+            raise ConfigError(f"a number of at least 0 is needed, not {end}", path=f"schedule.{name}")
     if value is None:
         return factor
     start = float(optimizer.defaults["lr"])

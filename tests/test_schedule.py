@@ -93,6 +93,8 @@ def test_a_warm_up_is_given_in_epochs_updates_or_as_a_fraction(warmup, length):
         ({"warmup": "2 epochs"}, "schedule.warmup: an epoch of this data has no known length"),
         ({"warmup": "2 seconds"}, "schedule.warmup: a fraction, .* such as '2 epochs' is needed, not '2 seconds'"),
         ({"end_value": 0.1, "rate": 0.0}, "schedule.end_value: a value of 0 cannot be changed"),
+        ({"end_value": -0.1}, "schedule.end_value: a number of at least 0 is needed, not -0.1"),
+        ({"end_factor": float("nan")}, "schedule.end_factor: a number of at least 0 is needed, not nan"),
     ],
 )
 def test_what_a_curve_cannot_do_is_refused(arguments, message):

@@ -144,6 +144,8 @@ def _check_shapes(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
                     f"To leave it as the model makes it: {NODE}.drop=[{name}]",
                     path=NODE,
                 )
+            if value.is_complex() and not own[name].is_complex():
+                raise ConfigError(f"'{name}' is real in the model, and complex in the source", path=NODE)
 
 
 def _memory(value: Any) -> Any:
@@ -219,7 +221,9 @@ def read_file(file: Path, key: str | None = None) -> dict[str, Any]:
         problem = "is no state dict that can be read without executing code in it; store one with safetensors"
         raise ConfigError(f"{file} {problem}", path=path) from None
     except Exception as error:  # the libraries raise a dozen types of errors
-        raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0][:200]}", path=path) from None
+        raise ConfigError(
+            f"{file} cannot be read: {(str(error) or repr(error)).splitlines()[0][:200]}", path=path
+        ) from None
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
             entries = content if isinstance(content, Mapping) else ()

@@ -23,7 +23,7 @@ from ksuit_runner.trainer.optimizer import (
     switches_weights,
     without_loss,
 )
-from ksuit_runner.trainer.parameter_rules import ParameterRules, hint, named_parameters, select_parameters
+from ksuit_runner.trainer.parameter_rules import hint, named_parameters, select_parameters
 
 
 class SkippedEvaluation(Exception):
@@ -373,7 +373,7 @@ def build_optimizers(
     scaler: torch.amp.GradScaler,
     schedule: Callable[..., Schedule],
     weight_decay_schedule: Callable[..., Schedule] | None = None,
-    rules: ParameterRules | None = None,
+    rules: Mapping[str, Mapping[str, Any] | None] | None = None,
     turns: Sequence[str] | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
@@ -391,7 +391,7 @@ def build_optimizers(
         scaler: Scales the losses of float16.
         schedule: Builds the learning-rate schedule of those without one of their own.
         weight_decay_schedule: Builds the schedule of the weight decay of those without one of their own, or None.
-        rules: Options by parameter, see ``build_optimizer``.
+        rules: Options by parameter, see ``build_optimizer``; None takes a rule out.
         turns: Whose step it is at one update after the other, see ``Optimizers``.
         clip_norm: Largest norm of all gradients together.
         clip_value: Largest absolute value of an element of a gradient.
@@ -401,11 +401,12 @@ def build_optimizers(
         ConfigError: A parameter is matched by none of the optimizers or by two, or one of them does not fit.
     """
     named = named_parameters(model, loss)
+    given = {rule: spec for rule, spec in (rules or {}).items() if spec is not None}
     members = {}
     for name, chosen in _assign(specs, named).items():
         spec, path = specs[name], f"optimizer.{name}".rstrip(".")
         optimizer = build_optimizer(
-            spec.build, model, rules or {}, device, loss, counter.end_update > 0, lr_scale, chosen, path
+            spec.build, model, given, device, loss, counter.end_update > 0, lr_scale, chosen, path
         )
         of_all = {"schedule": schedule, "weight_decay_schedule": weight_decay_schedule}
         schedules = {}

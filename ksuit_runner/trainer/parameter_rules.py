@@ -1,5 +1,6 @@
 """Parameter rules: options of the optimizer by name and shape of the parameter, and the groups that result."""
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase, translate
@@ -82,11 +83,14 @@ def select_parameters(spec: Mapping[str, Any], named: Mapping[str, nn.Parameter]
         path: Config path of the specification, for messages.
 
     Raises:
-        ConfigError: ``match`` is no list of patterns.
+        ConfigError: ``match`` is no list of patterns, or one of the others no whole number.
     """
     patterns, least, most = spec.get("match"), spec.get("min_ndim"), spec.get("max_ndim")
     if patterns is not None and (not isinstance(patterns, Sequence) or isinstance(patterns, str)):
         raise ConfigError(f"a list of patterns of names is needed, not {patterns!r}", path=f"{path}.match")
+    for key in ("min_ndim", "max_ndim"):
+        if not isinstance(spec.get(key), int | None):
+            raise ConfigError(f"a number of dimensions is needed, not {spec[key]!r}", path=f"{path}.{key}")
     return [
         name
         for name, parameter in named.items()
@@ -103,11 +107,17 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
         raise ConfigError(
             f"a list of patterns of names is needed, or max_ndim ({did_you_mean('match', spec)})", path=f"{path}.match"
         )
+    factor = spec.get("lr_factor", 1.0)
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        raise ConfigError(f"a factor of at least 0 is needed, not {factor!r}", path=f"{path}.lr_factor")
     found: dict[str, dict[str, Any]] = {name: {} for name in select_parameters(spec, named, path)}
     patterns = spec.get("match")
     if "layers" in spec or "decay" in spec:
         patterns = [spec["layers"]] if isinstance(spec.get("layers"), str) else spec.get("layers")
         found = _layers(path, patterns, spec.get("decay"), found)
+        unused = [item for item in patterns or () if not _matches(item, named)]
+        if unused and found and not spec.get("optional", False):  # the others would be other layers without it
+            raise ConfigError(f"'{unused[0]}' matches no parameter. {hint(unused, named)}".rstrip(), path=path)
     if not found and not spec.get("optional", False):
         raise ConfigError(f"it matches no parameter. {hint(patterns, named)}".rstrip(), path=path)
     return found
@@ -158,11 +168,14 @@ _NUMBER = "0number0"
 
 def hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> str:
     """Suggest the nearest name to the first pattern that matches nothing: a parameter, or a module that has some."""
-    missing = [
-        item for item in patterns or () if not any(fnmatchcase(name, item.replace("{}", "[0-9]*")) for name in named)
-    ]
+    missing = [item for item in patterns or () if not _matches(item, named)]
     if not missing:
         return "optional: true allows that"
     parts = {part for name in named for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in named for end in range(1, name.count(".") + 2)}
     return did_you_mean(missing[0].replace("{}", "*").strip("*."), parts | prefixes, longest=12)
+
+
+def _matches(pattern: str, names: Collection[str]) -> bool:
+    """Whether a pattern, in which ``{}`` may stand for the number of a layer, matches any of the names."""
+    return any(fnmatchcase(name, pattern.replace("{}", "[0-9]*")) for name in names)

@@ -36,7 +36,7 @@ from ksuit_runner.trainer.optimizers import (
     build_optimizers,
     check_positive,
 )
-from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
+from ksuit_runner.trainer.parameter_rules import named_parameters
 from ksuit_runner.trainer.parts import BatchParts
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
@@ -70,7 +70,7 @@ class SgdTrainer:
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
         reference_batch_size: Batch size that the learning rates are meant for: they are multiplied with the actual
             batch size divided by this one (Goyal et al., 2017, https://arxiv.org/abs/1706.02677). None leaves them.
-        parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``.
+        parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``; None takes one out.
         freeze: Patterns of the names of parameters that are not trained, or rules that say from when to when, see
             ``freezing.Freezing``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
@@ -117,7 +117,7 @@ class SgdTrainer:
         device: str = "auto",
         deterministic: bool = True,
         reference_batch_size: int | None = None,
-        parameter_rules: ParameterRules | None = None,
+        parameter_rules: Mapping[str, Mapping[str, Any] | None] | None = None,
         freeze: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
         max_skips: int = 10,

@@ -67,6 +67,11 @@ def test_a_shape_that_differs_is_an_error_whatever_is_strict():
         fit(values, strict=False)
 
 
+def test_complex_weights_do_not_lose_half_of_themselves():
+    with pytest.raises(ConfigError, match="'head.weight' is real in the model, and complex in the source"):
+        fit({**source(), "head.weight": torch.ones(2, 3, dtype=torch.complex64)})
+
+
 def test_names_are_matched_by_patterns():
     values = {f"net.{key}".replace("body.0", "layers.0.conv"): value for key, value in source().items()}
     found = fit(values, rename={"net.layers.*.conv.*": "body.*.*", "net.*": "*"})
@@ -111,10 +116,10 @@ def test_a_torch_file_is_read_without_executing_it(tmp_path):
     torch.save([1], file)
     with pytest.raises(ConfigError, match="holds no weights by name"):
         read_file(file)
-    broken = tmp_path / "weights.safetensors"
-    broken.write_bytes(b"x")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_file(broken)
+    for name, content in (("weights.safetensors", b"x"), ("weights.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(

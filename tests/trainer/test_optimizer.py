@@ -161,6 +161,16 @@ def test_an_optional_rule_may_match_nothing():
         ({"layers": "body.*"}, r"parameter_rules.mine.decay: a factor above 0"),
         ({"match": ["body.*"], "decay": 0.5}, r"parameter_rules.mine.layers: patterns of the layers are needed"),
         ({"match": ["body.*"], "max_ndim": 0, "lr": 1.0}, r"parameter_rules.mine: it matches no parameter"),
+        ({"max_ndim": "one"}, r"parameter_rules.mine.max_ndim: a number of dimensions is needed, not 'one'"),
+        ({"match": ["*"], "lr_factor": "x"}, r"parameter_rules.mine.lr_factor: a factor of at least 0 .*, not 'x'"),
+        (
+            {"match": ["*"], "lr_factor": -1},
+            r"parameter_rules.mine.lr_factor: a factor of at least 0 .*, not -1",
+        ),
+        (
+            {"layers": ["body.*", "haed.{}.*"], "decay": 0.5},
+            r"parameter_rules.mine: 'haed.{}.\*' matches no parameter. Did you mean 'head'\?",
+        ),
     ],
 )
 def test_an_invalid_rule_is_refused(spec, message):

@@ -129,6 +129,8 @@ def test_rules_apply_to_the_optimizers_that_have_the_parameters(maker):
     assert trainer.learning_rates() == pytest.approx(
         {"matrices/default": 0.1, "matrices/head": 0.05, "rest/no_decay": 0.01, "rest/no_decay+head": 0.005}
     )
+    without = maker.trainer(optimizer=BOTH, schedule=constant, parameter_rules={**rules, "head": None})
+    assert without.learning_rates() == pytest.approx({"matrices/default": 0.1, "rest/no_decay": 0.01})
     with pytest.raises(ConfigError, match="parameter_rules.all.betas: Muon has no such option"):
         maker.trainer(optimizer=BOTH, parameter_rules={"all": {"match": ["*"], "betas": (0.5, 0.5)}})
 
@@ -143,6 +145,9 @@ def test_the_weight_decay_has_a_schedule(maker):
     other.load_state_dict(trainer.state_dict())
     update(other)
     assert other.optimizers.members["matrices"].optimizer.param_groups[0]["weight_decay"] == 1.0
+    none = {"matrices": OptimizerSpec(partial(SGD, lr=0.1), min_ndim=2), "rest": specs["rest"]}
+    with pytest.raises(ConfigError, match=r"^weight_decay_schedule.end_value: a value of 0 cannot be changed"):
+        maker.trainer(optimizer=none, weight_decay_schedule=partial(linear, end_value=1.0))
 
 
 def spec(**selectors):
