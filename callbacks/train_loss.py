@@ -44,4 +44,7 @@ class TrainLoss(PeriodicCallback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
+        if "count" in state_dict:  # stored when all losses had the same
+            counts = dict.fromkeys(state_dict["sums"], state_dict["count"])
+            state_dict = {"sums": state_dict["sums"], "counts": counts, "factors": {}}
         self._means.load_state_dict(state_dict, self.trainer.device)

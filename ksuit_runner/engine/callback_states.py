@@ -99,7 +99,7 @@ class CallbackStates:
             may_have_more: Whether the checkpoint may have states of callbacks that are not there.
 
         Raises:
-            ResumeError: The names do not match.
+            ResumeError: The names do not match, or a state does not fit.
         """
         stored = checkpoint.state["callbacks"]
         self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
@@ -113,9 +113,20 @@ class CallbackStates:
             )
         for name, item in self._callbacks.items():
             if stored.get(name) is not None:
-                item.load_state_dict(stored[name])
+                _load(item, stored[name])
             if name not in missing:
                 item.resume_from_checkpoint(checkpoint.paths, model)
+
+
+def _load(callback: CallbackBase, state: Any) -> None:
+    try:
+        callback.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ResumeError(
+            f"the checkpoint has another state than a {type(callback).__name__} can load. {reason}",
+            path=f"callbacks.{callback.display_name}",
+        ) from error
 
 
 def implements(callback: CallbackBase, hook: str) -> bool:

@@ -62,6 +62,12 @@ def test_a_resumed_run_logs_the_same_values(new_run, stop_at):
     assert whole["loss"].state_dict()["counts"]["total"] == 3 * 72 + 70
 
 
+def test_sums_that_were_stored_with_one_count_for_all_losses_are_restored(new_run):
+    callback = new_run({"loss": partial(TrainLoss, every_n_updates=7)})["loss"]
+    callback.load_state_dict({"sums": {"total": torch.tensor(6.0), "size": torch.tensor(9.0)}, "count": 3})
+    assert callback._means.means() == {"total": 2.0, "size": 3.0}
+
+
 def test_logging_changes_nothing_about_training(new_run):
     plain = new_run({}, run_id="plain").train()
     logged = new_run({"loss": partial(TrainLoss, every_n_updates=3)}, run_id="logged").train()
