@@ -276,6 +276,9 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
     run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE)
     if origin.mode == Mode.RESUME:
         run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)
+    elif origin.mode == Mode.FORK:
+        for tag in checkpoint.tags:  # what is the best checkpoint so far is so in the fork as well
+            run.checkpoint_writer.request(tag)
     run.unfinished = checkpoint.state["unfinished"]
     if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
         run.trainer.counter.stopped = False

@@ -11,10 +11,12 @@ from torch import nn
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.ema import Ema
 from callbacks.loss import Loss
+from ksuit_runner import run
 from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import evaluate, train
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.paths import PathProvider
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -76,6 +78,13 @@ class Interrupts(DatasetCallback):
 
     def _process_results(self, update_counter):
         self.writer.add_scalar("interrupts", 1.0)
+
+
+class Odd(BestCheckpoint):
+    """Asks for a state that a checkpoint lacks."""
+
+    def load_state_dict(self, state_dict):
+        self.odd = state_dict["odd"]
 
 
 def callbacks(best=4, **more):
@@ -160,3 +169,17 @@ def test_a_run_without_updates_has_one_evaluation_of_each_kind(maker):
 def test_an_interval_beside_it_is_refused(maker, interval):
     with pytest.raises(ConfigError, match="weights_of: it means one evaluation after training"):
         maker.run({"test": (Loss, {**TEST, **interval})})
+
+
+def test_a_fork_of_the_best_checkpoint_has_it_as_its_best(tmp_path):
+    given = [f"output_dir={tmp_path}", "tracker=noop", "model=linear", "data.batch_size=512", "default_callbacks=none"]
+    first = run([*given, "callbacks=[accuracy,best_checkpoint,test_accuracy]", "trainer.max_epochs=1"])
+    fork = run([given[0], f"fork={first.run_id}@best", "trainer.max_epochs=2", "optimizer.lr=0"])
+    assert read_tags(PathProvider(tmp_path, fork.run_id))["best"].startswith("E1_")
+    assert fork.metrics["accuracy/test/best"].last_step == 4
+
+
+def test_a_state_that_a_callback_cannot_load_is_an_error_that_names_it(maker):
+    train(maker.run(callbacks(), max_updates=2))
+    with pytest.raises(ResumeError, match="^callbacks.keeps: .* than a Odd can load. KeyError: 'odd'"):
+        maker.run({**callbacks(), "keeps": (Odd, {"metric_key": "accuracy/x"})}, resume=True)
