@@ -13,7 +13,7 @@ from ksuit_runner.config.differences import ABSENT, Difference, differences
 from ksuit_runner.config.overrides import bare_name, shell_word
 from ksuit_runner.config.schema import objects_beside
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import read_config_and_text, read_launch
@@ -63,7 +63,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
 
     Raises:
         ResumeError: With ``resume``, a change would rewrite the run's past.
-        ConfigError: An override names something that does not exist.
+        ConfigError: An override names something that does not exist, or has no effect.
     """
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
@@ -74,6 +74,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
     found = list(differences(before, resolve(config)))
+    _refuse_without_effect(found)
     if mode == Mode.RESUME:
         _refuse_rewriting(found, paths.run_id, extra)
     changes = [difference.path for difference in found]
@@ -82,6 +83,18 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     if (revealed := reveal(values, overrides)) is not values:
         config = OmegaConf.create(dict(revealed))
     return Composed(config, changes, [*read_launch(paths).overrides, *extra], trust)
+
+
+def _refuse_without_effect(changes: Sequence[Difference]) -> None:
+    """Refuse another dataset for evaluations if none takes it: a stored config has values in place of references."""
+    has_effect = any(item.path.startswith(("callbacks", "data.")) for item in changes)
+    for path, _, dataset in changes:
+        if path == "evaluation.dataset" and not has_effect:
+            raise ConfigError(
+                "it would have no effect: the callbacks of a stored run name their datasets. Choose them anew as well, "
+                f"such as callbacks=[accuracy,loss], or write callbacks.accuracy.dataset_key={dataset}",
+                path=path,
+            )
 
 
 def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import compose_config
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import Launch, store
@@ -32,3 +33,10 @@ def test_what_is_chosen_anew_evaluates_its_test_set(old):
 
 def test_a_resume_without_changes_has_none(old):
     assert compose_stored(Mode.RESUME, old, []).changes == []
+
+
+def test_another_dataset_for_callbacks_that_name_theirs_is_refused(old):
+    with pytest.raises(ConfigError, match=r"evaluation.dataset: it would have no effect: .*dataset_key=train"):
+        compose_stored(Mode.EVALUATE, old, ["evaluation.dataset=train"])
+    composed = compose_stored(Mode.EVALUATE, old, ["evaluation.dataset=train", "callbacks=[loss]"])
+    assert composed.config.callbacks.loss.dataset_key == "train"
