@@ -86,7 +86,8 @@ def _admit_to_momentum(optimizer: Optimizer, *_: Any) -> None:
     """Let parameters join that have their first gradient later than others, such as those that thaw.
 
     The fused kernel of SGD takes momentum buffers of all parameters or of none. From zero, a buffer becomes the first
-    gradient, as torch has it.
+    gradient, as torch has it. Where float16 is scaled, all begin with zero: in a step that is left out because a gradient
+    is infinite, torch would leave them as whatever was in the memory.
     """
     if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
         return
@@ -94,7 +95,8 @@ def _admit_to_momentum(optimizer: Optimizer, *_: Any) -> None:
         if not (group["momentum"] and group["fused"]):
             continue
         states = [(item, optimizer.state.get(item, {})) for item in group["params"] if item.grad is not None]
-        if any(state.get("momentum_buffer") is not None for _, state in states):
+        is_scaled = getattr(optimizer, "found_inf", None) is not None
+        if is_scaled or any(state.get("momentum_buffer") is not None for _, state in states):
             for item, state in states:
                 if state.get("momentum_buffer") is None:
                     optimizer.state[item]["momentum_buffer"] = torch.zeros_like(

@@ -380,3 +380,16 @@ def test_sparse_gradients_go_to_an_optimizer_that_takes_them():
     optimizer = build_optimizer(partial(SGD, lr=0.1), model, {}, CPU)
     model(torch.tensor([1, 1])).sum().backward()
     optimizer.step()
+
+
+def test_momentum_begins_with_zero_after_a_first_step_whose_gradient_overflows(monkeypatch):
+    monkeypatch.setattr(torch, "empty_like", lambda item, **kwargs: torch.full_like(item, float("nan"), **kwargs))
+    model, scaler = nn.Linear(2, 1), torch.amp.GradScaler("cpu")
+    optimizer = build_optimizer(partial(SGD, lr=0.1, momentum=0.9), model, {}, CPU)
+    assert optimizer.param_groups[0]["fused"]
+    for factor in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 2)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.state[model.bias]["momentum_buffer"] == 1.0 and model.weight.isfinite().all()
