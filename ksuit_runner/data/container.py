@@ -323,7 +323,8 @@ class DataContainer:
         self._check_key(dataset_key, "data.datasets")
         if is_map_style(self.datasets[dataset_key]):
             return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches)
-        if dataset_key == self.train and (max_batches is None or not is_seekable(self.train_dataset)):
+        is_training = self.datasets[dataset_key] is self.train_dataset
+        if is_training and (max_batches is None or not is_seekable(self.train_dataset)):
             raise ConfigError(
                 "training reads this stream, which can only be evaluated if it has a method iterate(position), and a "
                 "callback says how much of it to read: max_batches",
@@ -340,6 +341,12 @@ class DataContainer:
             batch, samples = self.interruption.wait_for(take)
             if samples:
                 yield self._deliver(batch, request._replace(indices=request.indices[:samples]))
+            elif number == 0:
+                raise KsuitError(
+                    f"a {type(self.datasets[dataset_key]).__name__} has no samples; a stream has to begin again "
+                    "whenever it is iterated over, which a generator does not",
+                    path=f"data.datasets.{dataset_key}",
+                )
             if samples < size:
                 return
 

@@ -1,6 +1,7 @@
 """Datasets around another dataset, for the config: a part of it, several in a row, its samples changed or kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,14 @@ class Wrapper(Dataset[Any]):
 
     Args:
         dataset: The dataset inside, map-style.
+
+    Raises:
+        ConfigError: It is a stream, which has no length.
     """
 
     def __init__(self, dataset: Any) -> None:
+        if not hasattr(dataset, "__len__"):
+            raise ConfigError(f"{type(self).__name__} needs a dataset with __len__, not a {type(dataset).__name__}")
         self.dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
@@ -161,7 +167,7 @@ class Repeat(Wrapper):
 
     def __init__(self, dataset: Any, times: int | float) -> None:
         super().__init__(dataset)
-        self._length = round(times * len(dataset))
+        self._length = round(times * len(dataset)) if isfinite(times) else 0
         if self._length < 1:
             raise ConfigError(f"times: must be above 0 and leave a sample, not {times}")
 

@@ -148,6 +148,16 @@ def test_evaluating_a_stream_reads_all_of_it_each_time_the_same():
     assert len(list(make("seekable").evaluation_batches("train", max_batches=3))) == 3
 
 
+def test_an_evaluation_neither_moves_the_training_stream_on_nor_vanishes():
+    stream, once = Plain(), (sample for sample in Plain())
+    data = DataContainer({"train": stream, "test": stream, "once": once}, 2, seed=3)
+    with pytest.raises(ConfigError, match="data.datasets.test: training reads this stream"):
+        data.evaluation_batches("test", max_batches=1)
+    assert list(data.evaluation_batches("once"))
+    with pytest.raises(KsuitError, match="data.datasets.once: a generator has no samples"):
+        list(data.evaluation_batches("once"))
+
+
 def test_the_length_of_a_run_on_a_stream():
     data = make("plain")
     assert data.new_counter(max_samples=10).end_update == 4

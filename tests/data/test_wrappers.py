@@ -117,6 +117,8 @@ def test_cached_samples_are_the_same_whenever_they_are_fetched_first():
         (lambda: ClassSubset(NUMBERS, [4]), "there is no sample of class 4"),
         (lambda: ClassSubset(NUMBERS, [1], labels="classes"), "has no attribute 'classes'"),
         (lambda: Repeat(NUMBERS, 0), "times: must be above 0"),
+        (lambda: Repeat(NUMBERS, float("inf")), "times: must be above 0"),
+        (lambda: Subset(iter(range(3)), stop=2), "Subset needs a dataset with __len__, not a range_iterator"),
         (lambda: Concatenated({}), "at least one is needed"),
         (lambda: ClassSubset(Subset(SimpleRange(), stop=2), [1]), "'targets' of a SimpleRange has 2 entries"),
     ],
