@@ -197,7 +197,8 @@ def bind(
         if name in injected:
             raise ConfigError(f"'{name}' is provided by the runner; remove it", path=f"{path}.{name}")
         if name not in names and not any_name:
-            hint = did_you_mean(name, names - set(injected), longest=40)
+            spec = spec_at(path)
+            hint = did_you_mean(name, {*names, *(spec.settings if spec else ())} - set(injected), longest=40)
             raise ConfigError(f"there is no such argument. {hint}".rstrip(), path=f"{path}.{name}")
     for parameter in parameters:
         if parameter.required and parameter.name not in given and parameter.name not in injected:

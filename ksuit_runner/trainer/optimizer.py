@@ -86,8 +86,8 @@ def _admit_to_momentum(optimizer: Optimizer, *_: Any) -> None:
     """Let parameters join that have their first gradient later than others, such as those that thaw.
 
     The fused kernel of SGD takes momentum buffers of all parameters or of none. From zero, a buffer becomes the first
-    gradient, as torch has it. Where float16 is scaled, all begin with zero: in a step that is left out because a gradient
-    is infinite, torch would leave them as whatever was in the memory.
+    gradient, as torch has it. Where float16 is scaled, all begin with zero: in a step that is left out because of an
+    infinite gradient, torch would leave them as whatever was in the memory.
     """
     if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
         return
