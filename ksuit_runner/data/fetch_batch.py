@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
-from ksuit_runner.errors import Interrupted
+from ksuit_runner.errors import Interrupted, KsuitError
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
 from ksuit_runner.keyed_random import uses_no_rng as uses_no_rng  # where datasets look for it
 
@@ -73,6 +73,8 @@ def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -
     except Interrupted:
         raise
     except Exception as error:
+        if isinstance(error, KsuitError):
+            error.locate(f"data.datasets.{dataset_key}")
         where = f"epoch {epoch}" if epoch != EVALUATION else "an evaluation"
         error.add_note(f"raised by data.datasets.{dataset_key}, in batch {batch} of {where}")
         raise

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
+from ksuit_runner.data.collators import Collated, Mixup
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
 from ksuit_runner.data.tensor_dataset import TensorDataset
+from ksuit_runner.errors import ConfigError
 
 
 class Noise:
@@ -131,3 +133,9 @@ def test_a_marked_dataset_costs_no_seeding_and_a_subclass_that_draws_is_seeded_a
     first, again = do_fetch(Rolled(*tensors)), do_fetch(Rolled(*tensors))
     assert (first[0] == again[0]).all()
     assert (first[0] != do_fetch(Rolled(*tensors), batch=1)[0]).all()
+
+
+def test_an_error_that_is_explained_names_the_dataset():
+    dataset = Collated([(torch.rand(2), number) for number in range(4)], Mixup(num_classes=3))
+    with pytest.raises(ConfigError, match=r"^data.datasets.train: Mixup needs a class from 0 to 2"):
+        fetch_batch({"train": dataset}, 0, BatchRequest("train", 1, 0, np.arange(4)))
