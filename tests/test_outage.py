@@ -83,7 +83,7 @@ def test_a_run_that_starts_without_its_tracker_is_registered_later(tmp_path):
     assert (status, uri) == ("FINISHED", str(run_dir(tmp_path) / "artifacts"))
     assert start_time <= end_time <= begun + 60_000
     assert dict(query(tmp_path, "select key, value from params"))["trainer.max_epochs"] == "4"
-    assert len(query(tmp_path, "select * from inputs")) == 2
+    assert len(query(tmp_path, "select * from inputs")) == 3
     assert dict(query(tmp_path, "select key, value from tags"))["ksuit.run_id"] == run_id
     # The tracker's id is as good as the run's own from now on.
     assert "status finished" in re.sub(" +", " ", ksuit(tmp_path, f"resume={tracker_id}", "trainer.max_epochs=5"))

@@ -25,8 +25,9 @@ def make_container(**kwargs):
         ({"datasets": {}}, "data.train: there is no dataset 'train'. There are none."),
         ({"datasets": {"train": []}}, "data.datasets.train: list is empty"),
         (
-            {"datasets": {"train": [1], "test": iter([])}},
-            "data.datasets.test: list_iterator is not a map-style dataset: it needs __len__ and __getitem__",
+            {"datasets": {"train": [1], "test": 5}},
+            "data.datasets.test: int is not a dataset: it needs __len__ and __getitem__, or for a stream __iter__ or "
+            "iterate",
         ),
     ],
 )

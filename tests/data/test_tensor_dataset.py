@@ -64,7 +64,7 @@ def test_split_depends_on_the_seed_alone() -> None:
 )
 def test_impossible_splits(split: str, fraction: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_split(split, fraction)
+        check_split(split, fraction, 0.1)
 
 
 def test_negative_seed_and_empty_split() -> None:

@@ -16,7 +16,11 @@ from command import (
     wait_until,
 )
 
-ARGUMENTS = (*SMALL, "model=mlp", "model.hidden_dims=[400]", "checkpoint=every_100_updates", "seed=3")
+# Without the evaluation of the best checkpoint, which may be one that was lost to the full disk.
+ARGUMENTS = (
+    *(*SMALL, "model=mlp", "model.hidden_dims=[400]", "checkpoint=every_100_updates", "seed=3"),
+    "callbacks=[ema,accuracy,loss,best_checkpoint]",
+)
 LENGTH = 200
 
 

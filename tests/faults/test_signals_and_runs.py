@@ -39,8 +39,8 @@ from ksuit_runner.data.digits import Digits
 
 
 class Hangs(Digits):
-    def __init__(self, split, at):
-        super().__init__(split)
+    def __init__(self, at, **kwargs):
+        super().__init__(**kwargs)
         self.at = at
 
     def __getitems__(self, indices):

@@ -45,5 +45,5 @@ def test_not_a_number_stays_one():
 def test_the_shipped_config_reads_as_a_person_would_write_it():
     text = format_config({"optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.001}, "name": None, "watch": ["a/b"]})
     assert text == "optimizer:\n  _target_: torch.optim.AdamW\n  lr: 0.001\nname: null\nwatch:\n- a/b\n"
-    config = OmegaConf.to_container(compose_config([]))
+    config = OmegaConf.to_container(compose_config([]), resolve=True)
     assert OmegaConf.to_container(parse_config(format_config(config))) == config
