@@ -24,7 +24,7 @@ from ksuit_runner.counter import Progress
 from ksuit_runner.record.journal import Journal
 
 ARGUMENTS = (
-    *("model=pauses", "model.pauses_at=450", "model.hidden_dims=[128]", "model.dropout=0.2", "schedule=constant"),
+    *("model=pauses", "model.pauses_at=470", "model.hidden_dims=[128]", "model.dropout=0.2", "schedule=constant"),
     *("schedule.warmup=5", "checkpoint.every_n_epochs=7", "tracker.timeout_s=5"),
 )
 END = "trainer.max_epochs=130"
