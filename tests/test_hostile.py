@@ -429,7 +429,8 @@ def test_what_is_too_large_or_refused_on_a_fresh_command_line(tmp_path, outputs)
     cases = {
         f"+callbacks.x={{_target_: os.system, _args_: [{shell}]}}": ("callbacks.x._target_", "standard library"),
         f"model={{_target_: torch.nn.Sequential, _args_: [{{_target_: os.system, _args_: [{shell}]}}]}}": ("model",),
-        f"+trainer.parameter_rules.x=[[{{_target_: os.system, _args_: [{shell}]}}]]": ("rules.x", "standard library"),
+        f"+trainer.parameter_rules.x=[[{{_target_: os.system, _args_: [{shell}]}}]]": ("parameter_rules",),
+        f"+trainer.parameter_rules.x={{y: [{{_target_: os.system, _args_: [{shell}]}}]}}": ("rules.x", "library"),
         "name=" + "x" * 10_000_000: ("name=xxx", "characters"),
         "name=[" + "1," * 15_000 + "1]": ("name=[1", "characters"),
         "name=" + "[" * 2000 + "]" * 2000: ("nested",),
