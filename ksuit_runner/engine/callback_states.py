@@ -9,7 +9,7 @@ from ksuit_runner.checkpoint.state_types import callback_location, copy_state
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
-BEFORE_STEP = (
+ROLLED_BACK = (
     "before_every_update",
     "before_every_accumulation_step",
     "before_every_backward",
@@ -44,7 +44,7 @@ class CallbackStates:
         with_state = {name: item for name, item in callbacks.items() if overrides(item, "state_dict")}
         self._with_state = with_state
         self._stateful = set(with_state.values()) - in_files
-        early = [item for item in callbacks.values() if any(implements(item, hook) for hook in BEFORE_STEP)]
+        early = [item for item in callbacks.values() if any(implements(item, hook) for hook in ROLLED_BACK)]
         self._early = [item for item in early if item in self._stateful]
         self._snapshots: dict[str, Any] = {}
         self.can_roll_back = not any(overrides(item, "resume_from_checkpoint") for item in early)

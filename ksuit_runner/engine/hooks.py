@@ -35,7 +35,7 @@ HOOKS = (
     "after_log",
 )
 
-BEFORE_STEP: Final = ("before_every_backward", "track_after_accumulation_step", "before_every_optimizer_step")
+BEFORE_DRAWS: Final = ("before_every_backward", "track_after_accumulation_step", "before_every_optimizer_step")
 """Hooks after which training itself may draw random numbers, in the backward pass and in the optimizer's step."""
 
 Method = Callable[..., None]
@@ -264,7 +264,7 @@ class Hooks:
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
         """Return a context that restores the generators of training, if the hooks may draw and training draws after."""
-        must_restore = hook in BEFORE_STEP and not self._drawing.isdisjoint(methods)
+        must_restore = hook in BEFORE_DRAWS and not self._drawing.isdisjoint(methods)
         return undisturbed() if must_restore else nullcontext()
 
     def _seed_for(self, method: Method, part: int | str) -> None:
