@@ -70,6 +70,12 @@ class StorageError(KsuitError):
     """Files cannot be read or written: a full disk, missing rights, too many open files, a server that is away."""
 
 
+class PeerError(KsuitError):
+    """Another rank of the run has failed, is lost, or does not answer; what it failed of is reported there."""
+
+    exit_status = 1
+
+
 class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 

@@ -1,6 +1,6 @@
 """Keyed randomness: every random draw belongs to a position of the run, none to a stream.
 
-Before an update the generators are seeded from (seed, update, accumulation step, rank), before a fetch from
+Before an update the generators are seeded from (seed, update, part of the batch), before a fetch from
 (seed, dataset, epoch, batch), before a callback's hook from (seed, callback, hook, update). A position is a few
 integers, so nothing has to be replayed or stored to resume, and what a callback draws changes neither training nor what
 another callback draws.

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "ksuit_runner"
 LAYERS = (
     ("errors", "keyed_random"),
     ("counter", "metric_property", "schedule", "system", "tensors"),
+    ("distributed",),
     ("__init__", "paths", "data", "models"),
     ("config",),
     ("launchers", "checkpoint", "config.check"),

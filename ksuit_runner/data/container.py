@@ -25,6 +25,7 @@ from ksuit_runner.data.probe import (
 )
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.data.training_stream import TrainingStream
+from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
@@ -59,9 +60,11 @@ class DataContainer:
         collate_fn: Turns a list of samples into a batch, instead of the datasets' own functions; or one such function
             for some datasets, by key.
         interruption: Signals that ask the run to end, and end a wait for data; by default none.
+        world: The ranks of the run; by default there is one.
 
     Attributes:
         datasets: Datasets by key.
+        world: The ranks of the run.
         seed: Seed of the run.
 
     Raises:
@@ -79,6 +82,7 @@ class DataContainer:
         drop_last: bool = True,
         prefetch: int = 2,
         interruption: Interruption | None = None,
+        world: World | None = None,
         order: Callable[..., Order] | None = None,
         samples_per_epoch: int | None = None,
         collate_fn: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None,
@@ -102,6 +106,7 @@ class DataContainer:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
+        self.world = world or World()
         self._order = self._build_order(order, samples_per_epoch)
         self._training = None
         if is_stream(self.train_dataset):

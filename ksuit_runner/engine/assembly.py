@@ -18,6 +18,7 @@ from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import Factory, OnDemand
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.run import Run
 from ksuit_runner.engine.run_record import RunRecord
@@ -54,8 +55,9 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
     Raises:
         ConfigError: An object does not fit its config.
     """
+    strategy = factory.build("strategy", Strategy) if factory.has("strategy") else Strategy()
     with keyed(seed, "data"):
-        data = factory.build("data", DataContainer, seed=seed, interruption=interruption)
+        data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=strategy.world)
     if data.interruption is not interruption:
         raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
     shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
@@ -72,6 +74,7 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> Sg
             weight_decay_schedule=_schedule(factory, "weight_decay_schedule", None),
             loss=factory.build("loss", nn.Module),
             seed=seed,
+            strategy=strategy,
         )
 
 

@@ -155,7 +155,7 @@ def do_update(run: Run, batch: Any) -> None:
 def _seed_batch(run: Run, method: str) -> None:
     """Seed the generators for a trainer's own version of a method on batches, wherever the batch was fetched."""
     if getattr(type(run.trainer), method) is not getattr(SgdTrainer, method):
-        seed_all(mix(run.seed, method, run.counter.update, run.rank))
+        seed_all(mix(run.seed, method, run.counter.update))
 
 
 def begin_training(run: Run, methods: Sequence[Method], skip: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from ksuit_runner.checkpoint.base_weights import BASE, BaseWeights
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.keyed_random import mix, seed_all
@@ -60,13 +61,17 @@ class Run:
     seed: int
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
-    rank: int = 0
     base_weights: BaseWeights | None = None
     phase: Phase = field(default=Phase.START, init=False)
 
     def seed_step(self, step: int) -> None:
         """Seed the generators for an accumulation step: what it draws depends on its position only."""
-        seed_all(mix(self.seed, "update", self.counter.update, step, self.rank))
+        seed_all(mix(self.seed, "update", self.counter.update, step))
+
+    @property
+    def world(self) -> World:
+        """The ranks of the run."""
+        return self.trainer.strategy.world
 
     @property
     def data(self) -> DataContainer:

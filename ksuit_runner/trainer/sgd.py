@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
-from ksuit_runner.tensors.device import choose_device, to_device
+from ksuit_runner.tensors.device import to_device
 from ksuit_runner.trainer.batch import Part, batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
@@ -79,8 +80,10 @@ class SgdTrainer:
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
         loss_weights: Factors of the losses that ``training_step`` names and whose sum is minimized; by default it
             returns that sum as ``total``.
+        strategy: How the ranks of the run share its training; by default there is one.
 
     Attributes:
+        strategy: How the ranks of the run share its training.
         counter: Position and end of the run.
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
@@ -123,14 +126,17 @@ class SgdTrainer:
         max_skips: int = 10,
         loss_weights: dict[str, float] | None = None,
         turns: Sequence[str] | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         _check_arguments(precision, accumulation_steps, max_skips)
         limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
         check_positive(limits, "trainer")
-        self.device = choose_device(device)
+        self.strategy = strategy or Strategy()
+        self.device = self.strategy.device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
         materialize(self.model, self._first_inputs, data_container.seed)
+        self.strategy.wrap(self.model)
         if compile:
             self.model.module.compile()
         self.loss = loss.to(self.device)

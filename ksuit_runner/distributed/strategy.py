@@ -1,0 +1,58 @@
+"""How the ranks of a run share its training; this one is for a single process."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.world import World
+from ksuit_runner.tensors.device import choose_device
+
+
+class Strategy:
+    """Trains with a single process: ``strategy=single``. Others derive from it.
+
+    Args:
+        world: The processes that train the run together.
+
+    Attributes:
+        world: The same.
+    """
+
+    name = "single"
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+
+    def device(self, name: str) -> torch.device:
+        """Return the device of this rank, see ``choose_device``.
+
+        Raises:
+            ConfigError: It is not available.
+        """
+        return choose_device(name)
+
+    def wrap(self, model: nn.Module) -> None:
+        """Prepare a model, which is on its device with all its parameters, in place, before the optimizer is built."""
+
+    def reduce(
+        self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]
+    ) -> tuple[list[Tensor | None], list[float]]:
+        """Add up the gradients of all ranks, and what they have to say about this update.
+
+        Args:
+            nodes: Sums of the gradients of this rank's parts, by node of the tree of parts; no node if it has no part.
+                In each, one entry for every parameter, in the same order on all ranks; None without a gradient.
+            parts: Number of parts of the whole batch.
+            word: Numbers that are summed up over the ranks.
+
+        Returns:
+            The gradients of the whole batch, and the sums of the word; both are the same to the bit on every rank. A
+            gradient is None if no rank has one.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        [gradients] = nodes.values()
+        return list(gradients), list(word)

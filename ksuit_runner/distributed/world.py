@@ -1,0 +1,72 @@
+"""The ranks that train a run together, as one of them sees them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class World:
+    """The processes that train a run together; this class is the world of a single one.
+
+    Whatever the ranks exchange is asked for by all of them, in the same order. Where another rank has failed, is lost
+    or does not answer in time, they get a ``PeerError`` instead of an answer.
+
+    Attributes:
+        rank: Number of this process, from 0. Rank 0 records the run.
+        size: Number of processes.
+        local_rank: Number of this process among those of its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def records(self) -> bool:
+        """Whether this rank is the one that records the run."""
+        return self.rank == 0
+
+    def own(self, count: int) -> range:
+        """Return which of so many parts of a batch are this rank's: as many neighbours for each rank.
+
+        The last ranks have fewer, or none, where the parts do not divide.
+        """
+        each = -(-count // self.size)
+        return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order.
+
+        Args:
+            value: Plain: None, numbers, text, bytes, and lists, tuples and dicts of these; a tuple arrives as a list.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        return [value]
+
+    def gather_tensors(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the tensors of all ranks, in their order; ranks may have others, of any number, shape and dtype.
+
+        Args:
+            tensors: Dense tensors, on any device; those of other ranks arrive on the CPU.
+
+        Raises:
+            PeerError: As ``gather``.
+        """
+        return [list(tensors)]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0; that of other ranks is not looked at. See ``gather``."""
+        return value
+
+    def fail(self, error: BaseException) -> None:
+        """Let the other ranks know that this one has failed: what they wait for raises a ``PeerError``."""
+
+    def recover(self) -> bool:
+        """After an error, wait for all ranks to notice it, and return whether all are there and can exchange again."""
+        return True
+
+    def close(self) -> None:
+        """Leave the others, so that every process can exit."""
