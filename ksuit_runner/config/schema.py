@@ -85,7 +85,7 @@ OBJECT_SPECS: Mapping[str, ObjectSpec] = {
     "optimizer.*.weight_decay_schedule": _SCHEDULE,
     "schedule": replace(_SCHEDULE, beside=False),
     "weight_decay_schedule": replace(_SCHEDULE, beside=False),
-    "strategy": ObjectSpec("ksuit_runner.distributed.strategy.Strategy", optional=True),
+    "strategy": ObjectSpec("ksuit_runner.distributed.strategy.Strategy", injects="strategy", optional=True),
     "trainer": ObjectSpec("ksuit_runner.trainer.sgd.SgdTrainer", injects="trainer"),
     "tracker": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker"),
     "tracker.*": ObjectSpec("ksuit_runner.tracker.base.BaseTracker", injects="tracker", beside=True),
@@ -128,6 +128,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "trainer": frozenset(
         {"model", "data_container", "optimizer", "schedule", "weight_decay_schedule", "loss", "seed", "strategy"}
     ),
+    "strategy": frozenset({"world"}),
     "model": frozenset({"input_shape", "output_shape"}),
     "data": frozenset({"seed", "interruption", "world"}),
     "order": frozenset({"dataset", "seed", "samples_per_epoch"}),

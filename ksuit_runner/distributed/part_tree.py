@@ -1,8 +1,8 @@
 """Sums over the parts of a batch in an order that depends on the number of parts only, and not on who has them.
 
 The parts are the leaves of a binary tree: neighbours are added first, then neighbouring pairs, and so on; a node
-without a neighbour rises as it is. A rank adds up its own part of the tree, and the ranks together the rest, so that 1, 2 and 4
-ranks round in the same way.
+without a neighbour rises as it is. A rank adds up its own part of the tree, and the ranks together the rest, so that
+1, 2 and 4 ranks round in the same way.
 """
 
 from collections.abc import Callable, Iterator

@@ -61,6 +61,17 @@ class World:
         """Return the value of rank 0; that of other ranks is not looked at. See ``gather``."""
         return value
 
+    def post(self, key: str, value: Any) -> None:
+        """Leave a note for the other ranks; unlike the exchanges, in any thread and at any time. See ``gather``."""
+
+    def read(self, key: str, timeout_s: float) -> Any:
+        """Return a note as soon as it is there; in any thread.
+
+        Raises:
+            PeerError: It is not there in time, or the rank that would leave it has failed or is lost.
+        """
+        raise NotImplementedError("a single process has nobody who leaves notes")
+
     def fail(self, error: BaseException) -> None:
         """Let the other ranks know that this one has failed: what they wait for raises a ``PeerError``."""
 

@@ -19,6 +19,7 @@ from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import Factory, OnDemand
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.run import Run
 from ksuit_runner.engine.run_record import RunRecord
@@ -44,20 +45,22 @@ EVALUATION_PREFIX = "eval/"
 """Prefix of the metrics of ``evaluate=``, in the record of the evaluated run."""
 
 
-def build_trainer(factory: Factory, seed: int, interruption: Interruption) -> SgdTrainer:
+def build_trainer(factory: Factory, seed: int, interruption: Interruption, world: World | None = None) -> SgdTrainer:
     """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
 
     Args:
         factory: Factory over the config of the run.
         seed: Seed of the run; every object is built under a key of its own.
         interruption: Signals that ask the run to end.
+        world: The ranks of the run; by default there is one.
 
     Raises:
         ConfigError: An object does not fit its config.
     """
-    strategy = factory.build("strategy", Strategy) if factory.has("strategy") else Strategy()
+    world = world or World()
+    strategy = factory.build("strategy", Strategy, world=world) if factory.has("strategy") else Strategy(world)
     with keyed(seed, "data"):
-        data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=strategy.world)
+        data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=world)
     if data.interruption is not interruption:
         raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
     shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
