@@ -1,0 +1,108 @@
+"""Pieces of tensors whose whole is spread over the ranks of a run."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a rank holds of a tensor: a block of it.
+
+    Attributes:
+        tensor: Values of the block, which may be empty.
+        offset: Position of its first element in the whole, one number for each dimension.
+        shape: Shape of the whole.
+        is_copy: Whether another rank holds the same block, and stores it.
+    """
+
+    tensor: Tensor
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_copy: bool = False
+
+
+class StoredTensor(ABC):
+    """A tensor in the files of several ranks, which is read when it is needed, and no more of it than that.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @abstractmethod
+    def read(self, offset: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Return a block of it, on the CPU and in memory of its own.
+
+        Args:
+            offset: Position of the block's first element, one number for each dimension.
+            size: Shape of the block.
+        """
+
+
+def piece_of(value: Any) -> Piece | None:
+    """Return what this rank holds of a tensor that is spread over the ranks; None for anything else.
+
+    Args:
+        value: A ``DTensor``, a ``Piece``, or anything else.
+    """
+    if isinstance(value, Piece):
+        return value
+    if not is_sharded(value):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = value.device_mesh, value.placements
+    _, offset = compute_local_shape_and_global_offset(value.shape, mesh, placements)
+    place = mesh.get_coordinate() or ()
+    is_copy = any(at > 0 and kind.is_replicate() for at, kind in zip(place, placements, strict=True))
+    return Piece(value.to_local().detach(), tuple(offset), tuple(value.shape), is_copy)
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a value is a ``DTensor``; the module of these is loaded by those who make one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def place(value: Any, like: Any) -> Any:
+    """Return a stored value as this rank is to hold it.
+
+    Args:
+        value: A tensor, a ``StoredTensor``, or anything else, which is returned as it is.
+        like: What it replaces, or is the state of. If that is a ``DTensor`` of the same shape, the result is one with
+            the same placements, of which only this rank's piece is read; else it is a whole tensor.
+    """
+    if not isinstance(value, Tensor | StoredTensor) or not is_sharded(like) or value.shape != like.shape:
+        return whole(value)
+    piece = piece_of(like)
+    assert piece is not None
+    offset, size = piece.offset, tuple(piece.tensor.shape)
+    if isinstance(value, Tensor):
+        block = value[tuple(slice(start, start + length) for start, length in zip(offset, size, strict=True))].clone()
+    else:
+        block = value.read(offset, size)
+    return _spread(block.to(like.device), like)
+
+
+def whole(value: Any) -> Any:
+    """Return a ``StoredTensor`` as a tensor, wholly read; anything else is returned as it is."""
+    return value.read((0,) * len(value.shape), value.shape) if isinstance(value, StoredTensor) else value
+
+
+def _spread(block: Tensor, like: "DTensor") -> "DTensor":
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(block, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
