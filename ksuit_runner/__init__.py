@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ksuit_runner.models.base import ModelBase
     from ksuit_runner.paths import PathProvider
     from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+    from ksuit_runner.results import load_model, metrics, runs
     from ksuit_runner.tracker.base import BaseTracker
     from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -44,7 +45,10 @@ __all__ = [
     "TensorDataset",
     "UpdateCounter",
     "compose",
+    "load_model",
+    "metrics",
     "run",
+    "runs",
 ]
 
 _MODULES = {
@@ -65,7 +69,10 @@ _MODULES = {
     "TensorDataset": "data.tensor_dataset",
     "UpdateCounter": "counter",
     "compose": "api",
+    "load_model": "results",
+    "metrics": "results",
     "run": "api",
+    "runs": "results",
 }
 
 

@@ -71,6 +71,7 @@ class PathProvider(OutputPaths):
         self.artifacts_dir = self.run_dir / "artifacts"
         self.config = self.artifacts_dir / "config.yaml"
         self.launch = self.artifacts_dir / "launch.json"
+        self.shapes = self.artifacts_dir / "shapes.json"
         self.signature = self.artifacts_dir / "signature"
         self.environment = self.artifacts_dir / "environment.json"
         self.diff = self.artifacts_dir / "uncommitted.diff"

@@ -26,7 +26,10 @@ from ksuit_runner import (
     TensorDataset,
     UpdateCounter,
     compose,
+    load_model,
+    metrics,
     run,
+    runs,
 )
 from ksuit_runner.launchers.base import Handle
 from ksuit_runner.testing import TinyRun, tiny_run
@@ -91,6 +94,9 @@ def train(folder: Path) -> float:
     result = run(config)
     assert_type(result, RunResult)
     assert_type(result.run_id, str)
+    assert_type(load_model("last@best", weights="ema", device="cpu"), nn.Module)
+    metrics(result.run_id, folder)
+    runs(folder)
     tiny = tiny_run(folder, {"mine": Mine})
     assert_type(tiny, TinyRun)
     assert_type(tiny.weights, dict[str, Tensor])

@@ -31,7 +31,7 @@ LAYERS = (
     ("recorder",),
     ("resume", "periodic_callback", "metric_callback"),
     ("engine",),
-    ("sweep", "testing"),
+    ("sweep", "testing", "results"),
     ("cli",),
     ("api",),
     ("__main__",),
@@ -45,7 +45,7 @@ LIGHT = (
 STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 # The root holds only what users import or name in YAML, and the entry point of the command line.
 ROOT_MODULES = {
-    *("__init__", "__main__", "api", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
+    *("__init__", "__main__", "api", "results", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
     *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback"),
 }
 

@@ -184,6 +184,12 @@ class DataContainer:
             raise self._lacks("output_shape", ", such as (classes,)")
         return tuple(shape)
 
+    def known_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return ``input_shape`` and ``output_shape`` as far as they are known without reading data."""
+        known = {name: getattr(self.train_dataset, name, None) for name in ("input_shape", "output_shape")}
+        known["input_shape"] = known["input_shape"] or vars(self).get("input_shape")
+        return {name: tuple(shape) for name, shape in known.items() if shape is not None}
+
     def first_samples(self) -> Any:
         """Return a batch of the first training samples, with all random generators undisturbed."""
         return first_samples(self._first_source(), self._whole_batch(self.train))

@@ -63,14 +63,12 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption, world
         data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=world)
     if data.interruption is not interruption:
         raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
-    shapes = {name: OnDemand(partial(getattr, data, name)) for name in ("input_shape", "output_shape")}
-    with keyed(seed, "model"):
-        module = factory.build("model", nn.Module, **shapes)
+    model = build_model(factory, seed, partial(getattr, data))
     with keyed(seed, "trainer"):
         return factory.build(
             "trainer",
             SgdTrainer,
-            model=module if isinstance(module, ModelBase) else ModelBase(module),
+            model=model,
             data_container=data,
             optimizer=_optimizers(factory),
             schedule=_schedule(factory, "schedule", constant),
@@ -79,6 +77,24 @@ def build_trainer(factory: Factory, seed: int, interruption: Interruption, world
             seed=seed,
             strategy=strategy,
         )
+
+
+def build_model(factory: Factory, seed: int, shape: Callable[[str], Any]) -> ModelBase:
+    """Build the model, under a key of its own.
+
+    Args:
+        factory: Factory over the config of the run.
+        seed: Seed of the run.
+        shape: Returns ``input_shape`` or ``output_shape``, for a model that asks for it.
+
+    Raises:
+        ConfigError: It does not fit its config.
+    """
+    with keyed(seed, "model"):
+        module = factory.build(
+            "model", nn.Module, **{name: OnDemand(partial(shape, name)) for name in ("input_shape", "output_shape")}
+        )
+    return module if isinstance(module, ModelBase) else ModelBase(module)
 
 
 def _optimizers(factory: Factory) -> Callable[..., Optimizer] | dict[str, OptimizerSpec]:

@@ -180,10 +180,10 @@ def _read(
         return read_file(found.file, settings.key)
     checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name)
     values = {**checkpoint.model, **safetensors.torch.load_file(found.file)}  # what has no average is the model's
-    return {**_base_of(checkpoint, config, model), **values}
+    return {**base_of(checkpoint, config, model), **values}
 
 
-def _base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase) -> dict[str, Any]:
+def base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase) -> dict[str, Any]:
     """Return the weights that a checkpoint refers to: from where its run has them, or as the new model has them."""
     if not checkpoint.base:
         return {}

@@ -27,7 +27,7 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.recovery import recover
-from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes
+from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_shapes
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
@@ -213,6 +213,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     with files_explained():  # first of all: without its config a killed run cannot be resumed
         if mode in (Mode.TRAIN, Mode.FORK):
             store(record.paths, start.config, start.launch)
+            store_shapes(record.paths, assembly.trainer.data_container.known_shapes())
     if mode != Mode.EVALUATE:
         assembly.trainer.data_container.check_repeatable()
     with files_explained():

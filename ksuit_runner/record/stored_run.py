@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -105,6 +105,25 @@ def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> Non
 def _masked(launch: Launch) -> dict[str, Any]:
     shown = {"command": mask_text(launch.command), "overrides": list(map(mask_text, launch.overrides))}
     return asdict(launch) | shown | {"tags": {key: mask_text(value) for key, value in launch.tags.items()}}
+
+
+def store_shapes(paths: PathProvider, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Store the shapes that the model was built for, so that it can be built again without the data."""
+    write_text(paths.shapes, json.dumps(shapes) + "\n")
+
+
+def read_shapes(paths: PathProvider) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the model of a run was built for, by the names of its arguments; those that are stored.
+
+    Raises:
+        ResumeError: The file is damaged.
+    """
+    if not paths.shapes.is_file():
+        return {}
+    try:
+        return conform(dict[str, tuple[int, ...]], read_json(paths.shapes, paths.runs_dir))
+    except UnsafeFileError as error:
+        raise ResumeError(f"{paths.shapes} {error}") from None
 
 
 def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:

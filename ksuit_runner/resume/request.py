@@ -9,7 +9,7 @@ from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.mode import Mode
-from ksuit_runner.resume.reference import find_run
+from ksuit_runner.resume.reference import Reference, find_run
 
 MODES = (Mode.RESUME, Mode.FORK, Mode.EVALUATE)
 
@@ -59,21 +59,36 @@ def locate(request: Request, overrides: Sequence[str]) -> Located:
         ResumeError: There is no such run, or several match.
         ConfigError: It has no such checkpoint, or a resume names one.
     """
-    outputs = OutputPaths(output_dir_of(overrides))
-    found = find_run(request.mode, request.query, outputs, partial(_fetch, outputs, overrides))
-    if not found.paths.config.is_file() or not found.paths.launch.is_file():
-        raise ResumeError(f"{request}: run {found.run_id} has no stored config in {found.paths.run_dir}")
+    found = find_stored(request.mode, request.query, overrides)
     if request.mode == Mode.RESUME:
         if found.rest:
             raise ConfigError(
                 f"{request}: a run is resumed from its newest checkpoint; from another one: fork={request.query}"
             )
-        return Located(outputs, found.run_id)
+        return Located(found.outputs, found.run_id)
     checkpoint, weights = found.checkpoint_and_weights()
     if weights is not None:
         instead = f"a new run that begins with them: initialize.from={request.query}"
         raise ConfigError(f"{request}: it takes a whole checkpoint, and not the weights '{weights}'; {instead}")
-    return Located(outputs, found.run_id, checkpoint)
+    return Located(found.outputs, found.run_id, checkpoint)
+
+
+def find_stored(key: str, query: str, overrides: Sequence[str]) -> Reference:
+    """Find a stored run, here or at its tracker.
+
+    Args:
+        key: What asks for it, for messages.
+        query: The reference.
+        overrides: Say where runs are.
+
+    Raises:
+        ResumeError: There is no such run, or several match; or its config is not stored.
+    """
+    outputs = OutputPaths(output_dir_of(overrides))
+    found = find_run(key, query, outputs, partial(_fetch, outputs, overrides))
+    if not found.paths.config.is_file() or not found.paths.launch.is_file():
+        raise ResumeError(f"{found}: run {found.run_id} has no stored config in {found.paths.run_dir}")
+    return found
 
 
 def _fetch(outputs: OutputPaths, overrides: Sequence[str], query: str) -> str | None:

@@ -1,0 +1,152 @@
+"""What is there after training, for scripts and notebooks: the model of a run, its metrics, and a table of all runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ksuit_runner.checkpoint.folders import names
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.overrides import to_text
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.errors import ConfigError, TrackerError, did_you_mean
+from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.record.journal import read_points
+from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.point import Point
+from ksuit_runner.record.stored_run import entries, read_shapes
+from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.resume.request import find_stored
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import nn
+
+    from ksuit_runner.checkpoint.format import Checkpoint
+
+
+def load_model(
+    run: str,
+    weights: str | None = None,
+    output_dir: str | os.PathLike[str] = "outputs",
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
+) -> nn.Module:
+    """Return the model of a run, as the plain module that it was written as, in evaluation mode.
+
+    It is built from the stored config, for the shapes that are stored with the run: no data is read.
+
+    Args:
+        run: A run, or one of its checkpoints: ``RUN``, ``RUN@best``, ``RUN@E2_U90_S2880``; each with or without
+            ``/ema`` for other weights. A run is its id, the first 6 or more characters of it, its name, or ``last``.
+        weights: Name of other weights, such as ``ema``.
+        output_dir: Where runs are.
+        device: Device that it is loaded to.
+        trust: Packages whose classes a config from another user or machine may name.
+
+    Raises:
+        ResumeError: There is no such run, or several match.
+        ConfigError: It has no such checkpoint or weights, or its config names what is not trusted.
+        CheckpointError: The checkpoint is damaged.
+    """
+    from ksuit_runner.checkpoint.format import read_newest
+    from ksuit_runner.engine.assembly import build_model
+    from ksuit_runner.keyed_random import undisturbed
+
+    overrides = [f"output_dir={to_text(os.fspath(output_dir))}", f"trust=[{','.join(trust)}]"]
+    found = find_stored("load_model", run, overrides)
+    name, named = found.checkpoint_and_weights()
+    if named and weights not in (None, named):
+        raise ConfigError(f"load_model: '{run}' names the weights '{named}', and weights says '{weights}'")
+    stored = compose_stored(Mode.EVALUATE, found.paths, overrides)
+    config = {**check_config(stored.config, trust=stored.trust), "output_dir": str(found.outputs.output_dir)}
+    checkpoint, shapes = read_newest(found.paths, name), read_shapes(found.paths)
+
+    def shape(argument: str) -> tuple[int, ...]:
+        if argument not in shapes:
+            raise ConfigError(f"the run has no stored {argument}; write it into the config of the model", path="model")
+        return shapes[argument]
+
+    with undisturbed():
+        model = build_model(Factory(config, stored.trust), int(config["seed"]), shape)
+    values = _weights(checkpoint, named or weights, config, model)
+    model.load(values, checkpoint.state["trainer"].get("arrangements", {}).get("model"))
+    return model.module.to(device).eval()
+
+
+def _weights(checkpoint: Checkpoint, weights: str | None, config: Any, model: Any) -> dict[str, Any]:
+    import safetensors.torch
+
+    from ksuit_runner.engine.initialize import base_of
+
+    values = {**base_of(checkpoint, config, model), **checkpoint.model}
+    if weights in (None, "", "model"):
+        return values
+    folder = checkpoint.paths.checkpoint_dir
+    there = {path.stem for path in folder.glob("*.safetensors")} - {"trainer", "model"}
+    if weights not in there:
+        raise ConfigError(f"checkpoint {folder.name} has no weights '{weights}'. {did_you_mean(weights, there)}")
+    return {**values, **safetensors.torch.load_file(folder / f"{weights}.safetensors")}
+
+
+def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
+    """Return the metrics of a run: a row for each update with a value, a column for each metric, NaN elsewhere.
+
+    Args:
+        run: The run, as in ``load_model``.
+        output_dir: Where runs are.
+
+    Raises:
+        ResumeError: There is no such run, or several match.
+    """
+    import pandas as pd
+
+    found = find_stored("metrics", run, [f"output_dir={to_text(os.fspath(output_dir))}"])
+    columns: dict[str, dict[int, float]] = {}
+    for point in _points(found.paths):
+        columns.setdefault(point.key, {})[point.step] = point.value
+    return pd.DataFrame(columns).rename_axis("update").sort_index()
+
+
+def runs(output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
+    """Return the runs of an output folder, the newest first: a row for each, under its id.
+
+    The columns are ``name``, ``status`` (RUNNING also for one that was killed, until ``list=`` or a resume finds out),
+    ``started``, ``checkpoint`` (the newest), ``mode`` (train or fork), and the last value of each metric.
+    """
+    import pandas as pd
+
+    paths = OutputPaths(os.fspath(output_dir))
+    newest = sorted({item.run_id: item for item in entries(paths)}.values(), key=lambda item: -item.start_time)
+    rows = [
+        {
+            "run": item.run_id,
+            "name": item.name,
+            "status": _status(run),
+            "started": datetime.fromtimestamp(item.start_time),
+            "checkpoint": next(iter(names(run)), None),
+            "mode": item.mode,
+            **{point.key: point.value for point in _points(run)},
+        }
+        for item in newest
+        if (run := PathProvider(paths.output_dir, item.run_id))
+    ]
+    columns = ["run", "name", "status", "started", "checkpoint", "mode"]
+    return pd.DataFrame(rows, columns=None if rows else columns).set_index("run")
+
+
+def _points(paths: PathProvider) -> Iterator[Point]:
+    if paths.journal.is_file():
+        yield from read_points(paths.journal)
+
+
+def _status(paths: PathProvider) -> str:
+    try:
+        box = Outbox.load(paths)
+    except TrackerError:
+        return "DAMAGED"
+    return (box.status if box is not None else None) or "RUNNING"
