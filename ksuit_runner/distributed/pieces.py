@@ -76,6 +76,13 @@ def is_sharded(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor, in the same memory: all of it unless it is spread over the ranks."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
 def place(value: Any, like: Any) -> Any:
     """Return a stored value as this rank is to hold it.
 
