@@ -107,8 +107,21 @@ VALUES: dict[str, str] = {
 }
 """Key at the top of the config that holds a plain value -> what fits there."""
 
-LATER_VALUES: dict[str, str] = {"register_anew": "bool"}
+LATER_VALUES: dict[str, str] = {
+    "register_anew": "bool",
+    "ranks": "int | Literal['auto']",
+    "rank_timeout_s": "float",
+    "max_restarts": "int",
+}
 """The same for keys that may be missing, as in configs that earlier versions stored."""
+
+LATER_DEFAULTS: Mapping[str, Any] = {
+    "evaluation": {"dataset": "test"},
+    "ranks": 1,
+    "rank_timeout_s": 60,
+    "max_restarts": 3,
+}
+"""Key at the top of the config that earlier versions did not store -> what stands for it then."""
 
 INJECTED: Mapping[str, frozenset[str]] = {
     "callbacks": frozenset(

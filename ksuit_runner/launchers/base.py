@@ -1,6 +1,5 @@
 """The base class of launchers, and what they share: optional packages, GPUs and the cap on parallel jobs."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -62,16 +61,6 @@ def check_max_jobs(max_jobs: int | None) -> None:
     """Raise ConfigError if ``max_jobs`` is below 1."""
     if max_jobs is not None and max_jobs < 1:
         raise ConfigError(f"must be 1 or more, not {max_jobs}", path="launcher.max_jobs")
-
-
-def visible_devices() -> list[str]:
-    """Return the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them, without initializing CUDA."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def local_cap(max_jobs: int | None, devices: list[str]) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
 from ksuit_runner.system.cores import core_count
+from ksuit_runner.system.gpus import visible_gpus
 from ksuit_runner.system.optional_package import require_package
 
 
@@ -28,7 +29,7 @@ class JoblibLauncher(Launcher):
     def __init__(self, max_jobs: int | None = None, threads: int | None = None) -> None:
         require_package("joblib", "launcher=joblib")
         check_max_jobs(max_jobs)
-        self._devices = visible_devices()
+        self._devices = visible_gpus()
         self.max_jobs = local_cap(max_jobs, self._devices)
         self._threads = threads or max(1, core_count() // self.max_jobs)
         self._pool: Any = None

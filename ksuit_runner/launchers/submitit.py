@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap, visible_devices
+from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
 from ksuit_runner.paths import SweepPaths
+from ksuit_runner.system.gpus import visible_gpus
 from ksuit_runner.system.optional_package import require_package
 
 
@@ -70,7 +71,7 @@ class SubmititLauncher(Launcher):
         require_package("submitit", "launcher=submitit")
         check_max_jobs(max_jobs)
         self._cluster = executor
-        self._devices = visible_devices() if executor == "local" else []
+        self._devices = visible_gpus() if executor == "local" else []
         self.max_jobs = local_cap(max_jobs, self._devices) if executor == "local" else max_jobs or 64
         self._parameters = {"timeout_min": timeout_min, **(parameters or {})}
         self._executor: Any = None

@@ -11,8 +11,9 @@ from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.differences import ABSENT, Difference, differences
 from ksuit_runner.config.overrides import bare_name, shell_word
-from ksuit_runner.config.schema import objects_beside
+from ksuit_runner.config.schema import LATER_DEFAULTS, objects_beside
 from ksuit_runner.config.targets import Trust
+from ksuit_runner.distributed.environment import place
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import Mode
@@ -24,7 +25,8 @@ from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
 from ksuit_runner.ui.command_line import program
 
-# What may change while a run stays the same run: its length, what is watched and recorded, and how data is fetched.
+# What may change while a run stays the same run: its length, what is watched and recorded, how data is fetched, and by
+# how many processes it is trained.
 MAY_CHANGE = (
     "trainer.max_*",
     "trainer.nan_loss",
@@ -38,6 +40,7 @@ MAY_CHANGE = (
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
     *("leaderboard", "register_anew", "evaluation*"),
+    *("strategy*", "ranks", "rank_timeout_s", "max_restarts"),  # the result depends on none of them
 )
 
 
@@ -67,10 +70,11 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     """
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
-    if "evaluation" not in stored:  # stored before evaluations had a key of their own
-        stored.evaluation = {"dataset": "test"}
+    stored.update({key: value for key, value in LATER_DEFAULTS.items() if key not in stored})
     extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
     refuse_sweep_settings(extra)
+    if place() is not None:
+        stored.ranks = 1  # how many there are now is not a question of the config
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
     found = list(differences(before, resolve(config)))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.launchers.base import local_cap, visible_devices
+from ksuit_runner.launchers.base import local_cap
+from ksuit_runner.system.gpus import visible_gpus
 
 CLAIM = """
 import os, sys
@@ -51,7 +52,7 @@ def test_each_process_has_a_device_of_its_own_until_it_ends(tmp_path, monkeypatc
 
 def test_as_many_jobs_as_there_are_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
-    assert visible_devices() == ["2", "5"]
+    assert visible_gpus() == ["2", "5"]
     assert local_cap(None, ["2", "5"]) == 2
     assert local_cap(1, ["2", "5"]) == 1
     assert local_cap(7, []) == 7

@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.initialization import initialization_of
 from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.ranks import with_parts
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.flatten import nodes
@@ -36,7 +37,7 @@ def check_config(
         trust: Limits of a config that was not composed here.
 
     Returns:
-        The config as plain values, with all interpolations resolved.
+        The config as plain values, with all interpolations resolved, and the parts of a batch as a number.
 
     Raises:
         ConfigError: The first mistake found: ``PATH: what is wrong``, with the nearest valid name.
@@ -44,6 +45,7 @@ def check_config(
     values = resolve(config)
     check_values(values)
     _check_values(values)
+    values = with_parts(values)
     _check_objects(values)
     initialization_of(values)
     checker = ObjectChecker(reader, trust)

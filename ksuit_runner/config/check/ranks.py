@@ -1,0 +1,102 @@
+"""How many ranks train a run, and whether its config can be trained by so many; before torch is imported."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ksuit_runner.distributed.environment import place
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.gpus import visible_gpus
+
+_SINGLE = "ksuit_runner.distributed.strategy.Strategy"
+_PARTS = "trainer.accumulation_steps"
+
+
+def rank_count(values: Mapping[str, Any]) -> int:
+    """Return how many ranks train a run: those that torchrun or Slurm has started, or as many as its config asks for.
+
+    Args:
+        values: The config as plain values.
+
+    Raises:
+        ConfigError: They contradict each other, or the number makes no sense.
+    """
+    asked, here = values.get("ranks", 1), place()
+    if asked != "auto" and asked < 1:
+        raise ConfigError(f"at least 1 is needed, not {asked}; auto is one for each GPU", path="ranks")
+    if here is None:
+        return max(1, len(visible_gpus())) if asked == "auto" else int(asked)
+    if asked not in (1, "auto", here.size):
+        raise ConfigError(
+            f"{asked} ranks are asked for, and {here.starter} has started {here.size}. Leave ranks out: they are these",
+            path="ranks",
+        )
+    return here.size
+
+
+def with_parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with ``accumulation_steps: auto`` as a number, which stays the same on any number of ranks.
+
+    Raises:
+        ConfigError: The ranks cannot train it.
+    """
+    ranks, trainer = rank_count(values), values.get("trainer")
+    if isinstance(trainer, Mapping) and trainer.get("accumulation_steps") == "auto":
+        values = {**values, "trainer": {**trainer, "accumulation_steps": ranks}}
+    _check_settings(values)
+    if ranks > 1:
+        _check_strategy(values, ranks)
+        _check_devices(values, ranks)
+    _check_parts(values, ranks)
+    return dict(values)
+
+
+def _check_settings(values: Mapping[str, Any]) -> None:
+    if (timeout_s := values.get("rank_timeout_s", 1)) <= 0:
+        raise ConfigError(f"a time in seconds is needed, above 0, not {timeout_s}", path="rank_timeout_s")
+    if (restarts := values.get("max_restarts", 0)) < 0:
+        raise ConfigError(f"0 or more is needed, not {restarts}", path="max_restarts")
+
+
+def _check_strategy(values: Mapping[str, Any], ranks: int) -> None:
+    strategy = values.get("strategy")
+    if strategy is None or (isinstance(strategy, Mapping) and strategy.get("_target_") == _SINGLE):
+        raise ConfigError(f"single is for one process, and there are {ranks} ranks: strategy=ddp", path="strategy")
+
+
+def _check_devices(values: Mapping[str, Any], ranks: int) -> None:
+    device = str(_in(values, "trainer", "device") or "auto")
+    kind, _, index = device.partition(":")
+    if index:
+        raise ConfigError(
+            f"{ranks} ranks need a device each, and {device} is a single one: trainer.device={kind} gives each rank "
+            "its own. CUDA_VISIBLE_DEVICES says which ones there are",
+            path="trainer.device",
+        )
+    gpus = len(visible_gpus()) if device in ("auto", "cuda") else 0
+    here = place()
+    local = ranks if here is None else here.local_size
+    if local is not None and local > gpus > 0:
+        raise ConfigError(
+            f"{local} ranks on this machine need a GPU each, and there are {gpus}. Fewer ranks, or trainer.device=cpu",
+            path="ranks",
+        )
+
+
+def _check_parts(values: Mapping[str, Any], ranks: int) -> None:
+    parts, batch_size = _in(values, "trainer", "accumulation_steps"), _in(values, "data", "batch_size")
+    if not isinstance(parts, int) or parts < 1:  # the trainer has the say
+        return
+    if parts % ranks:
+        fitting = ", ".join(str(number) for number in range(1, parts + 1) if parts % number == 0)
+        raise ConfigError(
+            f"{parts} parts of a batch cannot be divided among {ranks} ranks: write a multiple of {ranks}, or auto. "
+            f"With {parts} parts there can be {fitting} ranks",
+            path=_PARTS,
+        )
+    if isinstance(batch_size, int) and 0 < batch_size < parts:
+        raise ConfigError(f"a batch of {batch_size} samples cannot be divided into {parts} parts", path=_PARTS)
+
+
+def _in(values: Mapping[str, Any], node: str, key: str) -> Any:
+    found = values.get(node)
+    return found.get(key) if isinstance(found, Mapping) else None
