@@ -1,0 +1,242 @@
+"""How a process finds the other ranks of its run: by the environment that torchrun or the runner itself gives it."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from ksuit_runner.distributed.notes import Notes
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import ConfigError, PeerError
+
+TIMEOUT_S = 600.0
+"""How long ranks wait for each other by default, in seconds."""
+
+_POLL_S, _ANSWER_S = 0.2, 10.0
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is among the ranks of a run.
+
+    Attributes:
+        rank: Its number.
+        size: Number of ranks.
+        local_rank: Its number on its machine.
+        local_size: Number of ranks on its machine.
+        host: Where the store is.
+        port: Its port.
+        holds_store: Whether this process holds the store.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    port: int
+    holds_store: bool
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """Return the place of this process, or None if it is alone.
+
+    Raises:
+        ConfigError: The environment contradicts itself.
+    """
+    if int(environment.get("WORLD_SIZE", 1)) == 1:
+        return None
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in environment]:
+        raise ConfigError(
+            f"the environment has WORLD_SIZE={environment['WORLD_SIZE']}, but not {', '.join(missing)}: "
+            "torchrun sets them all"
+        )
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    return Place(
+        rank=rank,
+        size=size,
+        local_rank=int(environment.get("LOCAL_RANK", rank)),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
+        host=environment["MASTER_ADDR"],
+        port=int(environment["MASTER_PORT"]),
+        holds_store=rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+    )
+
+
+class _Hello(msgspec.Struct):
+    """What a rank says about itself before the ranks begin.
+
+    Attributes:
+        id: Tells it from the ranks of an earlier attempt, which have used the same store.
+        agreed: What has to be the same on all ranks, by name.
+    """
+
+    id: str
+    agreed: dict[str, str]
+
+
+class _Welcome(msgspec.Struct):
+    """The answer of rank 0: the ids of all ranks, and why they cannot begin, if so."""
+
+    ids: list[str]
+    error: str | None
+
+
+def connect(
+    agreed: Mapping[str, str],
+    timeout_s: float = TIMEOUT_S,
+    device: str = "auto",
+    environment: Mapping[str, str] = os.environ,
+) -> World:
+    """Return the world of this process, once all its ranks are there.
+
+    Args:
+        agreed: What has to be the same on all ranks, by name: versions, and the values of the config.
+        timeout_s: How long ranks wait for each other, in seconds.
+        device: Device of the run, see ``choose_device``.
+        environment: Says which rank this is, of how many, and where the others are found.
+
+    Raises:
+        ConfigError: The ranks do not agree; on rank 0.
+        PeerError: The same on the others; or not all ranks are there in time.
+    """
+    place = find_place(environment)
+    if place is None:
+        return World()
+    from ksuit_runner.distributed.ranks import Ranks
+
+    store, own_store = _open_stores(place, timeout_s)
+    notes = Notes(own_store, place.rank, place.size)
+    try:
+        scope = _shake_hands(notes, place, agreed, timeout_s)
+        notes.enter(scope)
+        with _loopback(place.local_size == place.size):
+            return Ranks(
+                dist.PrefixStore(scope, store),  # type: ignore[attr-defined]
+                notes,
+                place.rank,
+                place.size,
+                place.local_rank,
+                timeout_s,
+                backend="cpu:gloo,cuda:nccl" if _uses_cuda(device) else "gloo",
+                holds_store=place.holds_store,
+            )
+    except BaseException:
+        notes.close()
+        raise
+
+
+def _open_stores(place: Place, timeout_s: float) -> list[Any]:
+    """Return two connections to the store: one for the groups of torch, and one for notes.
+
+    Raises:
+        ConfigError: The port is in use.
+        PeerError: The store cannot be reached.
+    """
+    stores, limit = [], timedelta(seconds=timeout_s)
+    for is_holder in (place.holds_store, False):
+        try:
+            stores.append(
+                dist.TCPStore(  # type: ignore[attr-defined]
+                    place.host, place.port, is_master=is_holder, timeout=limit, wait_for_workers=False
+                )
+            )
+        except RuntimeError as error:
+            where = f"{place.host}:{place.port} (MASTER_ADDR, MASTER_PORT)"
+            reason = str(error).splitlines()[0]
+            if is_holder:
+                raise ConfigError(f"rank 0 cannot listen at {where}: {reason}") from None
+            raise PeerError(f"rank {place.rank} does not reach the others at {where}: {reason}") from None
+    return stores
+
+
+def _shake_hands(notes: Notes, place: Place, agreed: Mapping[str, str], timeout_s: float) -> str:
+    """Wait until all ranks of this attempt are there, and return a name that only they have in the store.
+
+    The store may be that of an agent, with the notes of earlier attempts in it: these have other ids.
+
+    Raises:
+        ConfigError: The ranks differ in what has to be the same; on rank 0.
+        PeerError: The same on the others; or not all ranks are there in time.
+    """
+    hello = _Hello(uuid4().hex, dict(agreed))
+    if place.rank == 0:
+        return _welcome(notes, place, hello, timeout_s)
+    deadline, said = time.monotonic() + timeout_s, ""
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):
+            scope = notes.read("meeting", _POLL_S).decode()
+            if said != scope:
+                notes.post(f"{scope}/hello/{place.rank}", msgspec.msgpack.encode(hello))
+                said = scope
+            welcome = msgspec.msgpack.decode(notes.read(f"{scope}/welcome", _POLL_S), type=_Welcome)
+            if hello.id in welcome.ids:
+                notes.post(f"{scope}/welcomed/{place.rank}", b"")
+                if welcome.error is not None:
+                    raise PeerError(welcome.error)
+                return scope
+            time.sleep(_POLL_S)
+    raise PeerError(f"rank 0 has not let rank {place.rank} begin within {timeout_s:g} s")
+
+
+def _welcome(notes: Notes, place: Place, hello: _Hello, timeout_s: float) -> str:
+    scope, deadline = hello.id, time.monotonic() + timeout_s
+    notes.post("meeting", scope.encode())
+    hellos = [hello]
+    for rank in range(1, place.size):
+        try:
+            answer = notes.read(f"{scope}/hello/{rank}", max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise PeerError(f"rank {rank} has not connected within {timeout_s:g} s") from None
+        hellos.append(msgspec.msgpack.decode(answer, type=_Hello))
+    error = _difference(hellos)
+    ids = [each.id for each in hellos]
+    notes.post(f"{scope}/welcome", msgspec.msgpack.encode(_Welcome(ids, error)))
+    if error is None:
+        return scope
+    for rank in range(1, place.size):  # they read it in the store of this process
+        with suppress(TimeoutError):
+            notes.read(f"{scope}/welcomed/{rank}", max(0.0, min(deadline - time.monotonic(), _ANSWER_S)))
+    raise ConfigError(error)
+
+
+def _difference(hellos: Sequence[_Hello]) -> str | None:
+    first = hellos[0].agreed
+    for rank, hello in enumerate(hellos):
+        for name in sorted({*first, *hello.agreed}):
+            here, there = first.get(name, "nothing"), hello.agreed.get(name, "nothing")
+            if here != there:
+                return f"rank {rank} has {name} {there}, and rank 0 has {here}: all ranks need the same"
+    return None
+
+
+def _uses_cuda(device: str) -> bool:
+    return torch.cuda.is_available() and device.startswith(("auto", "cuda"))
+
+
+@contextmanager
+def _loopback(is_local: bool) -> Iterator[None]:
+    """Let gloo use the loopback device while the block runs, if all ranks are on this machine.
+
+    It would look up the name of the machine, which firewalls and laptops without a network make fail.
+    """
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if not is_local or not names or _INTERFACE in os.environ:
+        yield
+        return
+    os.environ[_INTERFACE] = names[0]
+    try:
+        yield
+    finally:
+        del os.environ[_INTERFACE]

@@ -1,0 +1,221 @@
+"""What the ranks of a run tell each other beside their exchanges: notes in a store, failures, and signs of life."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import msgspec
+
+_BEAT_S, _LOOK_S = 1.0, 0.01
+_RANKS_PER_BEAT = 64  # a rank reads the signs of all others: more ranks beat less often
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True):
+    """Why the ranks cannot go on together.
+
+    Attributes:
+        rank: The rank that has failed, or that is lost.
+        text: What happened, in one line.
+        signal: Number of the signal that interrupted it, if one did.
+    """
+
+    rank: int
+    text: str
+    signal: int | None = None
+
+
+class Sign(NamedTuple):
+    """The last sign of life of a rank.
+
+    Attributes:
+        beat: Its number; a new one is a new sign.
+        exchanges: How many exchanges the rank has entered.
+        at: When this rank has seen it first, in seconds of the monotonic clock.
+    """
+
+    beat: int
+    exchanges: int
+    at: float
+
+
+@dataclass
+class _Wanted:
+    key: str
+    found: "Future[bytes]" = field(default_factory=Future)
+
+
+class Notes:
+    """Reads and leaves notes in a store, and gives signs of life, in a thread of its own.
+
+    No other thread uses the connection, so that none of them hangs when the process that holds the store does.
+
+    Args:
+        store: A store of torch, with a connection of its own.
+        rank: Number of this rank.
+        size: Number of ranks.
+
+    Attributes:
+        exchanges: How many exchanges this rank has entered, for its signs of life.
+        answered_at: When the store has answered last, in seconds of the monotonic clock.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.exchanges = 0
+        self.answered_at = time.monotonic()
+        self.beat_s = _BEAT_S * max(1.0, size / _RANKS_PER_BEAT)
+        self._store = store
+        self._scope: str | None = None
+        self._rank = rank
+        self._size = size
+        self._meeting = 0
+        self._has_all = False  # signs of life of all ranks
+        self._failure: Failure | None = None
+        self._signs: dict[int, Sign] = {}
+        self._requests: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._wanted: list[_Wanted] = []
+        self._thread = threading.Thread(target=self._run, name="notes", daemon=True)
+        self._thread.start()
+
+    # For any thread
+
+    def enter(self, scope: str) -> None:
+        """Leave and read notes under a common name from now on, and give signs of life."""
+        self._scope = scope
+        self._ask(self._beat, 10.0)
+
+    def post(self, key: str, value: bytes, timeout_s: float = 10.0) -> None:
+        """Leave a note.
+
+        Raises:
+            TimeoutError: The store does not answer.
+        """
+        self._ask(lambda: self._store.set(self._key("note", key), value), timeout_s)
+
+    def read(self, key: str, timeout_s: float) -> bytes:
+        """Return a note as soon as it is there.
+
+        Raises:
+            TimeoutError: It is not there in time.
+        """
+        wanted = _Wanted(self._key("note", key))
+        self._requests.put(lambda: self._wanted.append(wanted))
+        try:
+            return wanted.found.result(timeout_s)
+        except FutureTimeoutError:
+            wanted.found.cancel()
+            raise TimeoutError from None
+
+    def fail(self, failure: Failure, timeout_s: float = 10.0) -> Failure:
+        """Post why this meeting of the ranks ends, and return what was posted first."""
+        with suppress(TimeoutError):
+            self._ask(lambda: self._post_failure(failure), timeout_s)
+        return self._failure or failure
+
+    def look(self, timeout_s: float) -> None:
+        """Read failures and signs of life anew; give up in silence if the store does not answer."""
+        with suppress(TimeoutError):
+            self._ask(self._beat, timeout_s)
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the ranks cannot go on together, as far as it was read."""
+        return self._failure
+
+    def signs(self) -> dict[int, Sign]:
+        """Return the last signs of life of the other ranks, as far as they were read."""
+        return dict(self._signs)
+
+    def meet(self, meeting: int) -> None:
+        """Begin another meeting of the ranks, for which no failure was posted yet."""
+        self._ask(lambda: self._begin(meeting), 10.0)
+
+    def close(self) -> None:
+        """End the thread, unless it hangs."""
+        self._requests.put(None)
+        self._thread.join(2.0)
+
+    # In the thread
+
+    def _ask(self, work: Callable[[], object], timeout_s: float) -> None:
+        done: Future[None] = Future()
+
+        def answer() -> None:
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(TimeoutError(str(error)))
+            else:
+                self.answered_at = time.monotonic()
+                done.set_result(None)
+
+        self._requests.put(answer)
+        try:
+            done.result(timeout_s)
+        except FutureTimeoutError:
+            raise TimeoutError("the store does not answer") from None
+
+    def _run(self) -> None:
+        next_beat = time.monotonic()
+        while True:
+            left = max(0.0, next_beat - time.monotonic()) if self._scope is not None else self.beat_s
+            with suppress(Empty):
+                request = self._requests.get(timeout=min(left, _LOOK_S) if self._wanted else left)
+                if request is None:
+                    return
+                request()
+            # The store may be gone, or come back: who waits for its answers has a time limit.
+            with suppress(Exception):
+                self._find()
+            if self._scope is not None and time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + self.beat_s
+                with suppress(Exception):
+                    self._beat()
+
+    def _find(self) -> None:
+        for wanted in list(self._wanted):
+            if wanted.found.cancelled():
+                self._wanted.remove(wanted)
+            elif self._store.check([wanted.key]):
+                value = self._store.get(wanted.key)
+                self._wanted.remove(wanted)
+                if wanted.found.set_running_or_notify_cancel():
+                    wanted.found.set_result(value)
+
+    def _beat(self) -> None:
+        beat = self._signs[self._rank].beat + 1 if self._rank in self._signs else 1
+        self._signs[self._rank] = Sign(beat, self.exchanges, time.monotonic())
+        self._store.set(self._key("sign", self._rank), f"{beat} {self.exchanges}")
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        if not self._has_all:  # reading what is not there would wait
+            self._has_all = self._store.check([self._key("sign", rank) for rank in others])
+            if not self._has_all:
+                return
+        *signs, failure = self._store.multi_get([*(self._key("sign", rank) for rank in others), self._failure_key])
+        for rank, text in zip(others, signs, strict=True):
+            found, exchanges = map(int, text.split())
+            if rank not in self._signs or self._signs[rank].beat != found:
+                self._signs[rank] = Sign(found, exchanges, time.monotonic())
+        if failure and self._failure is None:
+            self._failure = msgspec.msgpack.decode(failure, type=Failure)
+        self.answered_at = time.monotonic()
+
+    @property
+    def _failure_key(self) -> str:
+        return self._key("failure", self._meeting)
+
+    def _key(self, kind: str, name: object) -> str:
+        return f"{self._scope or ''}/{kind}/{name}"
+
+    def _post_failure(self, failure: Failure) -> None:
+        text = msgspec.msgpack.encode(failure)
+        self._failure = msgspec.msgpack.decode(self._store.compare_set(self._failure_key, "", text), type=Failure)
+
+    def _begin(self, meeting: int) -> None:
+        self._meeting, self._failure = meeting, None
+        self._store.compare_set(self._failure_key, "", "")

@@ -1,0 +1,296 @@
+"""The world of several ranks: exchanges that end in bounded time, whatever happens to the other ranks."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from signal import SIGINT
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ksuit_runner.distributed.notes import Failure, Notes
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import Interrupted, KsuitError, PeerError
+
+_LOGGER = logging.getLogger(__name__)
+_STEP_S = 0.5  # how often a wait looks for notes
+_SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
+_CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
+_FIRST_BYTES = 1024  # of a value; the rest follows if there is more
+_LEAVE_S = 10.0
+# Torch 2.13 has renamed it.
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Ranks(World):
+    """The world of one of several ranks.
+
+    An exchange that a rank has given up leaves the groups of torch unusable: all that follow fail as well, until
+    ``recover`` has made new ones.
+
+    Args:
+        store: A store of torch for the groups.
+        notes: The notes of this rank.
+        rank: Number of this rank.
+        size: Number of ranks.
+        local_rank: Number of this rank on its machine.
+        timeout_s: How long a rank waits for the others where they live, in seconds.
+        backend: Backends of the groups, as ``torch.distributed.init_process_group`` takes them.
+        holds_store: Whether this process holds the store, and has to live as long as the other ranks need it.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        notes: Notes,
+        rank: int,
+        size: int,
+        local_rank: int,
+        timeout_s: float,
+        backend: str = "gloo",
+        holds_store: bool = False,
+    ) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._store = store
+        self._notes = notes
+        self._timeout_s = timeout_s
+        self._backend = backend
+        self._holds_store = holds_store
+        self._meeting = 0
+        self._broken: BaseException | None = None
+        self._meet()
+
+    # Exchanges
+
+    def gather(self, value: Any) -> list[Any]:  # noqa: D102
+        return [msgspec.msgpack.decode(part) for part in self._gather_bytes(msgspec.msgpack.encode(value))]
+
+    def broadcast(self, value: Any) -> Any:  # noqa: D102
+        own = msgspec.msgpack.encode(value) if self.rank == 0 else b""
+        return msgspec.msgpack.decode(self._gather_bytes(own)[0])
+
+    def gather_tensors(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:  # noqa: D102
+        own = [tensor.detach().cpu().contiguous() for tensor in tensors]
+        kinds = self.gather([(str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for tensor in own])
+        data = torch.cat([torch.empty(0, dtype=torch.uint8), *(tensor.reshape(-1).view(torch.uint8) for tensor in own)])
+        sizes = [sum(_byte_count(dtype, shape) for dtype, shape in each) for each in kinds]
+        gathered: list[list[Tensor]] = []
+        for described, part in zip(kinds, self._gather_padded(data, sizes), strict=True):
+            found, start = [], 0
+            for name, shape in described:
+                stop = start + _byte_count(name, shape)
+                # A copy, because an element has to begin at a multiple of its size.
+                found.append(part[start:stop].clone().view(getattr(torch, name)).reshape(shape))
+                start = stop
+            gathered.append(found)
+        return gathered
+
+    def start(self, begin: Callable[[], Any]) -> Any:
+        """Begin an exchange of torch in the groups of this world, and return its work.
+
+        Raises:
+            PeerError: As ``gather``.
+        """
+        if self._broken is not None:
+            raise self._broken
+        self._notes.exchanges += 1
+        try:
+            return begin()
+        except RuntimeError as error:
+            raise self._explain(error) from error
+
+    def finish(self, work: Any) -> None:
+        """Wait for an exchange that was begun.
+
+        Raises:
+            PeerError: As ``gather``.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                work.wait(timedelta(seconds=_STEP_S))
+                return
+            except RuntimeError as error:
+                if work.is_completed():
+                    raise self._explain(error) from error
+            self._check(began)
+
+    def _gather_bytes(self, value: bytes) -> list[bytes]:
+        first = bytearray(_FIRST_BYTES)
+        first[:8] = len(value).to_bytes(8, "little")
+        first[8 : 8 + len(value)] = value[: _FIRST_BYTES - 8]
+        gathered = self._gather_equal(torch.frombuffer(first, dtype=torch.uint8)).numpy()
+        sizes = [int.from_bytes(part[:8].tobytes(), "little") for part in gathered]
+        if max(sizes) <= _FIRST_BYTES - 8:
+            return [part[8 : 8 + size].tobytes() for part, size in zip(gathered, sizes, strict=True)]
+        data = torch.frombuffer(bytearray(value or b" "), dtype=torch.uint8)[: len(value)]
+        return [part.numpy().tobytes() for part in self._gather_padded(data, sizes)]
+
+    def _gather_padded(self, data: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Return the bytes of all ranks, of which there are so many."""
+        if not max(sizes):
+            return [data.new_empty(0) for _ in sizes]
+        padded = data.new_zeros(max(sizes))
+        padded[: len(data)] = data
+        return [part[:size] for part, size in zip(self._gather_equal(padded), sizes, strict=True)]
+
+    def _gather_equal(self, data: Tensor) -> Tensor:
+        """Return the bytes of all ranks, which are as many for each; shape (ranks, bytes)."""
+        output = data.new_empty(self.size * len(data))
+        self.finish(self.start(lambda: _all_gather(output, data, async_op=True)))
+        return output.view(self.size, -1)
+
+    # Notes
+
+    def post(self, key: str, value: Any) -> None:  # noqa: D102
+        try:
+            self._notes.post(key, msgspec.msgpack.encode(value))
+        except TimeoutError as error:
+            raise PeerError(f"a note for the other ranks cannot be posted: {error}") from error
+
+    def read(self, key: str, timeout_s: float) -> Any:  # noqa: D102
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return msgspec.msgpack.decode(self._notes.read(key, max(0.0, min(left, _STEP_S))))
+            except TimeoutError:
+                if (failure := self._notes.failure or self._lost()) is not None:
+                    raise _error_of(failure) from None
+                if left <= _STEP_S:
+                    raise PeerError(f"no rank has left the note '{key}' within {timeout_s:g} s") from None
+
+    # Failures
+
+    def fail(self, error: BaseException) -> None:  # noqa: D102
+        self._end(self._notes.fail(_failure_of(error, self.rank)))
+
+    def recover(self) -> bool:  # noqa: D102
+        self._end(Failure(self.rank, "the ranks meet again"))
+        self._meeting += 1
+        try:
+            self._notes.post(f"meeting/{self._meeting}/{self.rank}", b"")
+            if self.rank == 0:
+                is_complete = all(self._awaits(f"meeting/{self._meeting}/{rank}") for rank in range(self.size))
+                self._notes.post(f"meeting/{self._meeting}", b"complete" if is_complete else b"")
+            elif self._awaits(f"meeting/{self._meeting}"):
+                is_complete = bool(self._notes.read(f"meeting/{self._meeting}", _STEP_S))
+            else:
+                is_complete = False
+            if is_complete:
+                self._meet()
+        except (TimeoutError, RuntimeError, KsuitError) as error:
+            _LOGGER.debug("the ranks do not meet again: %s", error)
+            return False
+        return is_complete
+
+    def _awaits(self, key: str) -> bool:
+        """Wait for a note, and return whether it has come: not if a rank is lost, or time is up."""
+        deadline = time.monotonic() + self._timeout_s
+        while time.monotonic() < deadline and self._lost() is None:
+            with suppress(TimeoutError):
+                self._notes.read(key, _STEP_S)
+                return True
+        return False
+
+    def _meet(self) -> None:
+        """Make new groups, together with all other ranks."""
+        self._notes.meet(self._meeting)
+        self._notes.exchanges = 0
+        dist.init_process_group(
+            self._backend,
+            store=dist.PrefixStore(f"group/{self._meeting}", self._store),  # type: ignore[attr-defined]
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self._timeout_s),
+        )
+        self._broken = None
+
+    def _check(self, began: float) -> None:
+        """Raise an error if there is no point in waiting any longer for an exchange, which began at this time."""
+        failure = self._notes.failure or self._lost()
+        waited = time.monotonic() - began
+        if failure is None and waited > self._timeout_s:
+            failure = self._late(waited)
+        if failure is not None:
+            raise self._end(self._notes.fail(failure))
+
+    def _explain(self, error: RuntimeError) -> BaseException:
+        """Return what has ended an exchange early: another rank has let go of it, and mostly says why."""
+        deadline = time.monotonic() + (_CUT_OFF_BEATS + 1) * self._notes.beat_s
+        failure = None
+        while failure is None and time.monotonic() < deadline:
+            self._notes.look(_STEP_S)
+            failure = self._notes.failure or self._lost(_CUT_OFF_BEATS * self._notes.beat_s)
+            if failure is None:
+                time.sleep(0.05)
+        if failure is None:
+            failure = Failure(self.rank, f"the connection to another rank is broken: {str(error).splitlines()[0]}")
+        return self._end(self._notes.fail(failure))
+
+    def _lost(self, silent_s: float = _SILENT_S) -> Failure | None:
+        """Return that another rank gives no signs of life, if so."""
+        now, silent_s = time.monotonic(), min(silent_s, self._timeout_s)
+        if now - self._notes.answered_at > silent_s + self._notes.beat_s:
+            holder = "rank 0" if not self._holds_store else "the store"
+            return Failure(0, f"{holder} does not answer, last sign of life {now - self._notes.answered_at:.0f} s ago")
+        for rank, sign in self._notes.signs().items():
+            if rank != self.rank and now - sign.at > silent_s:
+                return Failure(rank, f"rank {rank} does not answer, last sign of life {now - sign.at:.0f} s ago")
+        return None
+
+    def _late(self, waited: float) -> Failure:
+        signs = self._notes.signs()
+        late = [rank for rank, sign in sorted(signs.items()) if sign.exchanges < self._notes.exchanges]
+        if not late:
+            return Failure(self.rank, f"an exchange between the ranks has not ended within {waited:.0f} s")
+        names = f"rank {late[0]}" if len(late) == 1 else f"ranks {', '.join(map(str, late))}"
+        has = "has" if len(late) == 1 else "have"
+        return Failure(late[0], f"{names} {has} not reached an exchange within {waited:.0f} s")
+
+    def _end(self, failure: Failure) -> BaseException:
+        """Give the groups up, so that whoever waits for this rank in one of them notices, and return the error."""
+        error = _error_of(failure)
+        if self._broken is None:
+            self._broken = error
+            with suppress(Exception):
+                dist.distributed_c10d._abort_process_group()
+        return error
+
+    def close(self) -> None:  # noqa: D102
+        if self._broken is None:
+            with suppress(PeerError, Interrupted):
+                self._gather_bytes(b"")
+        with suppress(TimeoutError):
+            self._notes.post(f"left/{self.rank}", b"")
+        if dist.is_initialized():
+            with suppress(Exception):
+                dist.destroy_process_group()
+        if self._holds_store:
+            deadline = time.monotonic() + _LEAVE_S
+            for rank in range(self.size):
+                with suppress(TimeoutError):
+                    self._notes.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
+        self._notes.close()
+
+
+def _byte_count(dtype: str, shape: Sequence[int]) -> int:
+    return int(getattr(torch, dtype).itemsize * torch.Size(shape).numel())
+
+
+def _failure_of(error: BaseException, rank: int) -> Failure:
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(rank, f"rank {rank} was interrupted", SIGINT)
+    if isinstance(error, Interrupted):
+        return Failure(rank, f"rank {rank} was interrupted", error.args[0] if error.args else SIGINT)
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return Failure(rank, f"rank {rank} has failed: {text}")
+
+
+def _error_of(failure: Failure) -> BaseException:
+    return PeerError(failure.text) if failure.signal is None else Interrupted(failure.signal)
