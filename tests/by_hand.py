@@ -24,7 +24,8 @@ def train(trainer, updates=None):
     trainer.data_container.open(trainer.counter)
     with keyed(0):
         while not trainer.counter.is_finished and trainer.counter.update != updates:
-            batch = trainer.data_container.next_training_batch()
+            [part] = trainer.data_container.next_training_batch()
+            batch = part.batch
             sizes.append(trainer.batch_size(batch))
             gradients(trainer, batch)
             trainer.step()

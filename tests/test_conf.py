@@ -75,7 +75,7 @@ def built(overrides, tmp_path):
 
 def first_batch(run):
     run.data.open(run.counter, [])
-    return run.trainer.to_device(run.data.next_training_batch())
+    return run.trainer.to_device(run.data.next_training_batch()[0].batch)
 
 
 def try_out(run):

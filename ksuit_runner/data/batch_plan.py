@@ -1,15 +1,16 @@
 """The batches that a run needs, in order, from any update on: the order follows from the seed, nothing is replayed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, PartSpan
 from ksuit_runner.data.permutation import KeyedPermutation
+from ksuit_runner.distributed.world import World
 from ksuit_runner.keyed_random import mix
 
 LONGEST_DRAWN: Final = 1 << 16
@@ -60,11 +61,42 @@ def _draw(key: int, length: int) -> NDArray[np.int64]:
 
 
 def evaluation_requests(
-    dataset_key: str, length: int, batch_size: int, max_batches: int | None = None
+    dataset_key: str, length: int, batch_size: int, max_batches: int | None = None, world: World | None = None
 ) -> Iterator[BatchRequest]:
-    """Yield the requests of an evaluation: samples in dataset order; the last batch of a dataset may be smaller."""
-    for batch, start in enumerate(islice(range(0, length, batch_size), max_batches)):
-        yield BatchRequest(dataset_key, EVALUATION, batch, np.arange(start, min(start + batch_size, length)))
+    """Yield the requests of an evaluation: samples in dataset order; the last batch of a dataset may be smaller.
+
+    Args:
+        dataset_key: Key of the dataset.
+        length: Number of its samples.
+        batch_size: Samples per batch.
+        max_batches: Number of batches; None takes all.
+        world: The ranks that share the evaluation: each has every so many-th batch. None for all batches.
+    """
+    first, step = (world.rank, world.size) if world is not None else (0, 1)
+    starts = islice(range(0, length, batch_size), first, max_batches, step)
+    for number, start in enumerate(starts):
+        indices = np.arange(start, min(start + batch_size, length))
+        yield BatchRequest(dataset_key, EVALUATION, first + number * step, indices, begins=number == 0)
+
+
+def cut(size: int, parts: int, own: range) -> tuple[int, int, tuple[PartSpan, ...]]:
+    """Cut a batch into parts, as even as possible; with fewer samples than parts, some are empty.
+
+    Args:
+        size: Number of samples of the batch.
+        parts: Number of parts.
+        own: The parts that are wanted.
+
+    Returns:
+        The first sample of the wanted parts and the one after the last, and those of the parts that are not empty,
+        within these.
+    """
+    ends = [size * number // parts for number in range(own.start, own.stop + 1)]
+    spans = [
+        PartSpan(number, start - ends[0], stop - ends[0])
+        for number, (start, stop) in zip(own, pairwise(ends), strict=True)
+    ]
+    return ends[0], ends[-1], tuple(span for span in spans if span.stop > span.start)
 
 
 def most_batches(numbers: Sequence[int | None]) -> int | None:
@@ -89,6 +121,7 @@ class Evaluation(NamedTuple):
         batch_size: Samples per batch; None takes that of the data.
         max_batches: Number of batches; None takes all.
         group: Evaluations of the same group read the same batches in one pass where they coincide; None is by itself.
+        share: Whether the ranks share the batches: batch ``b`` is for rank ``b % size`` only. The same in a group.
     """
 
     interval: Interval
@@ -96,6 +129,7 @@ class Evaluation(NamedTuple):
     batch_size: int | None = None
     max_batches: int | None = None
     group: int | None = None
+    share: bool = False
 
 
 class BatchPlan:
@@ -111,6 +145,8 @@ class BatchPlan:
         counter: Position, end and batch size of training; the plan starts where the counter is now.
         evaluations: When which dataset is evaluated.
         eval_batch_size: Samples per batch of an evaluation.
+        parts: Number of parts of the batch of an update.
+        world: The ranks that share the batches; each requests its own parts.
     """
 
     def __init__(
@@ -121,6 +157,8 @@ class BatchPlan:
         counter: UpdateCounter,
         evaluations: Sequence[Evaluation],
         eval_batch_size: int,
+        parts: int = 1,
+        world: World | None = None,
     ) -> None:
         self._lengths = lengths
         self._train = train
@@ -128,16 +166,20 @@ class BatchPlan:
         self._counter = counter.at(counter.update)
         self._evaluations = evaluations
         self._eval_batch_size = eval_batch_size
+        self._parts = parts
+        self._world = world or World()
 
     def __iter__(self) -> Iterator[BatchRequest]:
         counter, size, ahead = self._counter, self._counter.batch_size, self._counter.at(self._counter.update)
+        parts, own = self._parts, self._world.own(self._parts)
         if counter.update == 0:
             yield from self._due(ahead)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
             epoch = completed_epochs + 1
             samples = self._order.part(epoch, batch * size, (batch + 1) * size)
-            yield BatchRequest(self._train, epoch, batch, samples)
+            start, stop, spans = cut(len(samples), parts, own)
+            yield BatchRequest(self._train, epoch, batch, samples[start:stop], parts, spans)
             if self._evaluations:
                 ahead.update = update + 1
                 yield from self._due(ahead)
@@ -149,6 +191,7 @@ class BatchPlan:
                 group = -1 - number if item.group is None else item.group
                 passes.setdefault((item.interval.follows_epoch(counter), group), []).append(item)
         for _, together in sorted(passes.items(), key=lambda item: item[0][0]):
-            _, key, size, *_ = together[0]
+            _, key, size, *_, share = together[0]
             most = most_batches([item.max_batches for item in together])
-            yield from evaluation_requests(key, self._lengths[key], size or self._eval_batch_size, most)
+            world = self._world if share else None
+            yield from evaluation_requests(key, self._lengths[key], size or self._eval_batch_size, most, world)

@@ -12,7 +12,7 @@ import numpy as np
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, Evaluation, evaluation_requests
 from ksuit_runner.data.collators import Collated, CollateFn, collate_fns
-from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, Part, fetch_batch
 from ksuit_runner.data.iterable_source import EvaluatedSource, StreamOrder, is_map_style, is_seekable, is_stream
 from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
 from ksuit_runner.data.probe import (
@@ -35,9 +35,9 @@ _LOGGER = logging.getLogger(__name__)
 class DataContainer:
     """Holds the datasets of a run and hands out their batches.
 
-    Every batch depends only on the seed and its position (dataset, epoch, batch): it is the same with any number of
-    workers, and a run can start at any update. Evaluations that are announced to ``open`` are fetched ahead of time
-    through the workers that also fetch training data.
+    Every batch depends only on the seed and its position (dataset, epoch, batch), that of an update also on the number
+    of its parts: it is the same with any number of workers and ranks, and a run can start at any update. Evaluations
+    that are announced to ``open`` are fetched ahead of time through the workers that also fetch training data.
 
     A dataset is map-style: ``__len__`` and ``__getitem__(index)``. With ``__getitems__(indices)``, where indices is an
     int64 array of numpy, it can return a whole batch at once, or a list of samples to collate; with ``collate_fn`` it
@@ -110,10 +110,12 @@ class DataContainer:
         self._order = self._build_order(order, samples_per_epoch)
         self._training = None
         if is_stream(self.train_dataset):
-            self._training = TrainingStream(self.train_dataset, self._collate_fn(train), train, seed, batch_size)
+            self._training = TrainingStream(
+                self.train_dataset, self._collate_fn(train), train, seed, batch_size, self.world
+            )
         self._probes: dict[str, Probe] = {}
         self._stream: Stream | None = None
-        self._last_batch: tuple[Any, int | None] = (None, None)
+        self._delivered: list[Part] = []
         self._wait_seconds = 0.0
 
     def _build_order(
@@ -262,12 +264,13 @@ class DataContainer:
 
     # The stream of batches
 
-    def open(self, counter: UpdateCounter, evaluations: Sequence[Evaluation] = ()) -> None:
+    def open(self, counter: UpdateCounter, evaluations: Sequence[Evaluation] = (), parts: int = 1) -> None:
         """Start fetching at the counter's position, for all updates up to its end.
 
         Args:
             counter: Position and end of training.
             evaluations: When which dataset will be evaluated, in the order in which it will be asked for.
+            parts: Number of parts of the batch of an update, over all ranks.
 
         Raises:
             ConfigError: An evaluation names a dataset that does not exist.
@@ -277,10 +280,12 @@ class DataContainer:
         self.close()
         lengths = {key: len(dataset) for key, dataset in self.datasets.items() if is_map_style(dataset)}
         evaluations = [evaluation for evaluation in evaluations if evaluation.dataset_key in lengths]
-        plan = BatchPlan(lengths, self.train, self._order, counter, evaluations, self.eval_batch_size)
+        plan = BatchPlan(
+            lengths, self.train, self._order, counter, evaluations, self.eval_batch_size, parts, self.world
+        )
         sources, workers = self._sources, self.num_workers
         if self._training is not None:
-            sources = {**sources, self.train: self._training.source(counter)}
+            sources = {**sources, self.train: self._training.source(counter, parts)}
             workers = self._training.most_workers(workers)
         self._stream = self._new_stream(plan, sources, workers)
 
@@ -293,8 +298,10 @@ class DataContainer:
         if self._training is not None:
             self._training.load_state_dict(state_dict, update)
 
-    def next_training_batch(self) -> Any:
-        """Return the batch of the next update; batches of evaluations that did not take place are dropped.
+    def next_training_batch(self) -> list[Part]:
+        """Return the parts of the next update's batch that are this rank's: none if there are fewer samples than parts.
+
+        Batches of evaluations that did not take place are dropped.
 
         Raises:
             StopIteration: There is no further update.
@@ -314,7 +321,7 @@ class DataContainer:
             self._wait_seconds += perf_counter() - start
 
     def evaluation_batches(
-        self, dataset_key: str, batch_size: int | None = None, max_batches: int | None = None
+        self, dataset_key: str, batch_size: int | None = None, max_batches: int | None = None, share: bool = False
     ) -> Iterator[Any]:
         """Return the batches of a dataset in order, the last one may be smaller.
 
@@ -325,6 +332,7 @@ class DataContainer:
             dataset_key: Key of the dataset.
             batch_size: Samples per batch; by default ``eval_batch_size``.
             max_batches: Number of batches; by default all.
+            share: Whether the ranks share the batches: this one gets batch ``b`` only if it is rank ``b % size``.
 
         Raises:
             ConfigError: There is no such dataset.
@@ -333,7 +341,7 @@ class DataContainer:
         """
         self._check_key(dataset_key, "data.datasets")
         if is_map_style(self.datasets[dataset_key]):
-            return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches)
+            return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches, share)
         is_training = self.datasets[dataset_key] is self.train_dataset
         if is_training and (max_batches is None or not is_seekable(self.train_dataset)):
             raise ConfigError(
@@ -341,7 +349,9 @@ class DataContainer:
                 "callback says how much of it to read: max_batches",
                 path=f"data.datasets.{dataset_key}",
             )
-        return islice(self._stream_batches(dataset_key, batch_size or self.eval_batch_size), max_batches)
+        batches = self._stream_batches(dataset_key, batch_size or self.eval_batch_size)
+        first, step = (self.world.rank, self.world.size) if share else (0, 1)
+        return islice(batches, first, max_batches, step)
 
     def _stream_batches(self, dataset_key: str, size: int) -> Iterator[Any]:
         """Read a stream, in this process: nobody knows in advance how many batches it has."""
@@ -351,7 +361,7 @@ class DataContainer:
             take = partial(fetch_batch, {dataset_key: source}, self.seed, request)
             batch, samples = self.interruption.wait_for(take)
             if samples:
-                yield self._deliver(batch, request._replace(indices=request.indices[:samples]))
+                yield self._deliver_one(batch, samples)
             elif number == 0:
                 raise KsuitError(
                     f"a {type(self.datasets[dataset_key]).__name__} has no samples; a stream has to begin again "
@@ -361,38 +371,48 @@ class DataContainer:
             if samples < size:
                 return
 
-    def _evaluation_batches(self, dataset_key: str, batch_size: int, max_batches: int | None) -> Iterator[Any]:
-        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), batch_size, max_batches)
+    def _evaluation_batches(
+        self, dataset_key: str, batch_size: int, max_batches: int | None, share: bool
+    ) -> Iterator[Any]:
+        length, world = len(self.datasets[dataset_key]), self.world if share else None
+        requests = evaluation_requests(dataset_key, length, batch_size, max_batches, world)
         stream, sources = self._stream, self._sources
         if stream is None or stream.head is None:
             yield from self._separate_stream(requests)
             return
-        while stream.head is not None and stream.head.epoch == EVALUATION and stream.head.batch > 0:
+        while stream.head is not None and stream.head.epoch == EVALUATION and not stream.head.begins:
             stream.drop()  # the rest of an evaluation that ended early
         for request in requests:
             if stream.head is not None and stream.head.is_same(request):
                 take = stream.take
             else:
                 take = partial(fetch_batch, sources, self.seed, request)
-            yield self._deliver(self.interruption.wait_for(take), request)
+            yield self._deliver_one(self.interruption.wait_for(take), len(request.indices))
 
     def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:
         stream = self._new_stream(requests, self._sources, self.num_workers)
         try:
             while (head := stream.head) is not None:
-                yield self._deliver(self.interruption.wait_for(stream.take), head)
+                yield self._deliver_one(self.interruption.wait_for(stream.take), len(head.indices))
         finally:
             stream.close()
 
     def samples_in(self, batch: Any) -> int | None:
-        """Return how many samples were fetched for the batch that was returned last; None for any other batch."""
-        last, samples = self._last_batch
-        return samples if batch is last else None
+        """Return how many samples were fetched for the batch, or the parts, returned last; None for any other batch."""
+        return next((part.samples for part in self._delivered if part.batch is batch), None)
 
-    def _deliver(self, batch: Any, request: BatchRequest) -> Any:
+    def _deliver(self, batches: Sequence[Any], request: BatchRequest) -> list[Part]:
         if self._training is not None:
-            batch = self._training.unpack(batch, request)
-        self._last_batch = batch, len(request.indices)
+            batches = [self._training.unpack(batch, request) for batch in batches]
+        assert request.spans is not None
+        self._delivered = [
+            Part(batch, number, stop - start)
+            for batch, (number, start, stop) in zip(batches, request.spans, strict=True)
+        ]
+        return self._delivered
+
+    def _deliver_one(self, batch: Any, samples: int) -> Any:
+        self._delivered = [Part(batch, 0, samples)]
         return batch
 
     def take_wait_seconds(self) -> float:
@@ -402,7 +422,7 @@ class DataContainer:
 
     def close(self) -> None:
         """End the stream and its workers; ``open`` may follow again."""
-        self._last_batch = (None, None)
+        self._delivered = []
         if self._stream is not None:
             self._stream.close()
             self._stream = None

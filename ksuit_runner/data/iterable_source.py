@@ -3,14 +3,17 @@
 A stream says in one of three ways how to continue in its middle:
 
 - It can be read from anywhere: ``iterate(position)`` iterates from the sample at a position, which counts from the
-  beginning of the run, and does not end before training does. Any number of workers reads it, each its own batches.
+  beginning of the run, and does not end before training does. Any number of workers reads it, each its own batches,
+  and any number of ranks.
 - It has a state: ``state_dict()`` and ``load_state_dict(state)``, as those of ``torchdata`` and of Hugging Face have.
   The state after each batch comes with it, and is part of the checkpoint.
 - It has ``__iter__`` only: to continue, it is read again from its beginning.
 
-The last two begin again when they end, and are read by one process.
+The last two begin again when they end, and are read by one process; of several ranks each reads all of it, and keeps
+its own parts.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import islice
@@ -48,7 +51,7 @@ class StreamOrder:
 
 
 class IterableSource:
-    """A stream as a dataset whose samples are fetched by their positions, one batch after the other.
+    """A stream as a dataset whose samples are fetched by their positions, one batch, or own part of one, after another.
 
     Args:
         dataset: The stream.
@@ -59,6 +62,8 @@ class IterableSource:
         batches_per_epoch: Batches per epoch; None if a run is a single one.
         state: State of the stream to continue from, for one that has a state.
         position: Position that this state belongs to.
+        parts: Number of parts of a batch.
+        last_part: Part after the last one of a batch that is fetched here.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class IterableSource:
         batches_per_epoch: int | None = None,
         state: Mapping[str, Any] | None = None,
         position: int = 0,
+        parts: int = 1,
+        last_part: int = 1,
     ) -> None:
         self.dataset = dataset
         self._collate = collate_fn or default_collate
@@ -80,6 +87,9 @@ class IterableSource:
         self._batches_per_epoch = batches_per_epoch
         self._state = state
         self._position = position if state is not None else 0
+        self._ends = sorted({batch_size * (part + 1) // parts for part in range(parts)} - {0})
+        self._parts = parts
+        self._last_end = batch_size * last_part // parts
         self._iterator: Iterator[Any] | None = None
 
     def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
@@ -107,21 +117,31 @@ class IterableSource:
         return samples
 
     def collate_fn(self, samples: list[Any]) -> Any:
-        """Return the batch, with the state of the stream after it if that has one."""
+        """Return the batch; the last one of an update comes with the state of the stream after the whole batch."""
         batch = self._collate(samples)
-        return Carried(batch, deepcopy(self.dataset.state_dict())) if has_state(self.dataset) else batch
+        within = self._position % self._batch_size
+        if not has_state(self.dataset) or within != self._last_end % self._batch_size:
+            return batch
+        if within:
+            self._skip_to(self._position - within + self._batch_size)
+        return Carried(batch, deepcopy(self.dataset.state_dict()))
 
     def _skip_to(self, start: int) -> None:
-        """Read the batches before a position, each with the random numbers that it had."""
+        """Read the parts before a position, each with the random numbers that it had."""
         while self._position < start:
-            self._seed_for(self._position // self._batch_size)
-            self._read(self._batch_size)
-            self._position += self._batch_size
-        self._seed_for(start // self._batch_size)
+            end = self._seed_at(self._position)
+            self._read(end - self._position)
+            self._position = end
+        self._seed_at(start)
 
-    def _seed_for(self, batch: int) -> None:
+    def _seed_at(self, position: int) -> int:
+        """Seed the generators for the part that begins at a position, and return where it ends."""
+        batch, within = divmod(position, self._batch_size)
         epoch, number = divmod(batch, self._batches_per_epoch) if self._batches_per_epoch else (0, batch)
-        seed_all(mix(self._seed, self._key, epoch + 1, number))
+        end = self._ends[bisect_right(self._ends, within)]
+        part = [] if self._parts == 1 else [-(-end * self._parts // self._batch_size) - 1]
+        seed_all(mix(self._seed, self._key, epoch + 1, number, *part))
+        return position - within + end
 
     def _read(self, count: int) -> list[Any]:
         if self._iterator is None:

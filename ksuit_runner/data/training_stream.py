@@ -9,6 +9,7 @@ from ksuit_runner.data.collators import CollateFn
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest
 from ksuit_runner.data.iterable_source import Carried, IterableSource, has_state, is_seekable
 from ksuit_runner.data.probe import continues_anywhere
+from ksuit_runner.distributed.world import World
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -22,11 +23,15 @@ class TrainingStream:
         key: Its key in the config.
         seed: Seed of the run.
         batch_size: Samples per update.
+        world: The ranks of the run: each reads the stream, and keeps its own parts of the batches.
     """
 
-    def __init__(self, dataset: Any, collate_fn: CollateFn | None, key: str, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, dataset: Any, collate_fn: CollateFn | None, key: str, seed: int, batch_size: int, world: World
+    ) -> None:
         self._dataset = dataset
         self._arguments = (dataset, collate_fn, key, seed, batch_size)
+        self._world = world
         self._key = key
         self._states: dict[int, Mapping[str, Any]] = {}  # after the newest updates
         self._updates_per_epoch = 0
@@ -36,18 +41,20 @@ class TrainingStream:
         is_moved = has_state(self._dataset) or hasattr(self._dataset, "__next__")
         return None if is_moved else IterableSource(*self._arguments)
 
-    def source(self, counter: UpdateCounter) -> IterableSource:
-        """Return what reads the stream from the counter's position on."""
+    def source(self, counter: UpdateCounter, parts: int) -> IterableSource:
+        """Return what reads the stream from the counter's position on, in so many parts of each batch."""
         self._updates_per_epoch = counter.updates_per_epoch
         batches = counter.updates_per_epoch if counter.has_epochs else None
-        return IterableSource(*self._arguments, batches, self._states.get(counter.update), counter.sample)
+        last_part = self._world.own(parts).stop
+        state = self._states.get(counter.update)
+        return IterableSource(*self._arguments, batches, state, counter.sample, parts, last_part)
 
     def most_workers(self, num_workers: int) -> int:
         """Return how many of so many workers can read the stream."""
         return num_workers if is_seekable(self._dataset) else min(1, num_workers)
 
     def unpack(self, batch: Any, request: BatchRequest) -> Any:
-        """Return the batch that was fetched for an update, and remember the state of the stream that comes with it."""
+        """Return what was fetched for an update, and remember the state of the stream that comes with it."""
         if type(batch) is not Carried:
             return batch
         assert request.epoch != EVALUATION

@@ -58,9 +58,9 @@ def _train(run: Run) -> None:
                 raise TakenOverError(
                     "another process has taken over this run; it ends here, and leaves its record alone"
                 )
-            batch = data.next_training_batch()
+            [part] = data.next_training_batch()
             _seed_batch(run, "to_device")
-            do_update(run, run.trainer.to_device(batch))
+            do_update(run, run.trainer.to_device(part.batch))
             finish_update(run)
             if counter.update == first:
                 check_state(run)

@@ -332,7 +332,7 @@ def test_constructors_of_packages_and_functions_of_the_project_also_in_arguments
     built = factory(data=data).build("data", DataContainer, seed=7)
     assert (len(built.datasets["train"]), list(built.datasets["test"])) == (6, [1, 2])
     built.open(built.new_counter(max_updates=1))
-    assert built.next_training_batch() == [2, 2, 2]
+    assert built.next_training_batch()[0].batch == [2, 2, 2]
     shipped = ((f"ksuit_runner.data.order.{name}", {}) for name in ("Shuffled", "Sequential", "ClassBalanced"))
     for target, arguments in (*shipped, ("ksuit_runner.data.order.Repeated", {"times": 2})):
         data["datasets"] = {"train": {"_target_": "ksuit_runner.data.digits.Digits", "split": "test"}}

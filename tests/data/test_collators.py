@@ -91,7 +91,7 @@ def test_the_collate_function_of_the_config_comes_before_that_of_a_dataset():
     def batches(collate_fn, num_workers=0):
         data = DataContainer(datasets, 4, seed=0, collate_fn=collate_fn, num_workers=num_workers)
         data.open(data.new_counter(max_updates=1))
-        found = data.next_training_batch(), next(data.evaluation_batches("test"))
+        found = data.next_training_batch()[0].batch, next(data.evaluation_batches("test"))
         data.close()
         return found
 

@@ -64,7 +64,7 @@ def opened():
 
 
 def train(container, updates):
-    return [listed(container.next_training_batch()) for _ in range(updates)]
+    return [listed(container.next_training_batch()[0].batch) for _ in range(updates)]
 
 
 # Training

@@ -99,7 +99,7 @@ def read(data, start, stop, state=None, **kwargs):
     data.open(counter, evaluations)
     batches = []
     for update in range(start + 1, stop + 1):
-        batches.append(data.next_training_batch())
+        batches.append(data.next_training_batch()[0].batch)
         if update % 2 == 0:
             assert [listed(batch) for batch in data.evaluation_batches("map")] == [[0, 1, 2], [3, 4]]
             assert [len(batch[0]) for batch in data.evaluation_batches("test")] == [3, 2]

@@ -163,4 +163,4 @@ def test_the_container_trains_in_the_order():
     counter.update = 44
     data.open(counter)
     expected = Repeated(times=2, dataset=Labelled(), seed=0).part(1, 176, 180)
-    assert data.next_training_batch().tolist() == expected.tolist()
+    assert data.next_training_batch()[0].batch.tolist() == expected.tolist()

@@ -45,7 +45,7 @@ def plan(batches):
 
 def test_take_drop_and_the_end(make_stream):
     stream = make_stream(plan(4))
-    assert stream.head == BatchRequest("train", 0, 0, np.array([0]))
+    assert stream.head == BatchRequest("train", 0, 0, np.array([0]), begins=True)
     assert stream.take().tolist() == [0]
     stream.drop()
     assert stream.head.batch == 2
