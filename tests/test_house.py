@@ -31,7 +31,7 @@ LAYERS = (
     ("recorder",),
     ("resume", "periodic_callback", "metric_callback"),
     ("engine",),
-    ("sweep", "testing", "results"),
+    ("sweep", "testing", "results", "reports"),
     ("cli",),
     ("api",),
     ("__main__",),

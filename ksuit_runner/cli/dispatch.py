@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import hydra
@@ -14,13 +15,25 @@ from ksuit_runner.cli.start import check_overrides, start_composed, start_stored
 from ksuit_runner.config.compose import CONFIG_NAME, MISTAKES, explain, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
-from ksuit_runner.resume.request import refuse_sweep_settings, requested
+from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.ui.command_line import command_line
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
 
 if TYPE_CHECKING:
     from ksuit_runner.engine.runner import RunOutcome
+
+Command = Callable[[str, Sequence[str]], int]
+COMMANDS = {
+    "sync": ("cli.sync", "sync"),
+    "list": ("cli.list_runs", "list_runs"),
+    "show": ("reports.show", "show"),
+    "compare": ("reports.compare", "compare"),
+    "leaderboard": ("sweep.commands", "show_leaderboard"),
+}
+"""Key of a command that trains nothing -> its module and function, which gets the value of the key."""
+_WORDS = (*COMMANDS, *MODES)
+_NEWEST = "20"  # how many runs are listed unless it is said
 
 
 def main() -> None:
@@ -45,21 +58,11 @@ def _main(arguments: Sequence[str]) -> int:
         from ksuit_runner.cli.help import print_help
 
         return print_help(overrides)
-    if to_sync := value_of("sync", overrides):
-        from ksuit_runner.cli.sync import sync
-
-        with files_explained():
-            return sync(to_sync, overrides)
-    if to_list := value_of("list", overrides):
-        from ksuit_runner.cli.list_runs import list_runs
-
-        with files_explained():
-            return list_runs(to_list, overrides)
-    if board := value_of("leaderboard", overrides):
-        from ksuit_runner.sweep.commands import show_leaderboard
-
-        with files_explained():
-            return show_leaderboard(board, overrides)
+    for name, (module, function) in COMMANDS.items():
+        if (query := value_of(name, overrides)) is not None:
+            command: Command = getattr(import_module(f"ksuit_runner.{module}"), function)
+            with files_explained():
+                return command(query, overrides)
     request, choice = requested(overrides), value_of("sweep", overrides)
     multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
     others = [flag for flag in flags if flag not in multirun]
@@ -84,9 +87,32 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: A word is neither, or an override has no meaning before Hydra is asked.
     """
-    overrides = list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+    given = list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+    overrides = _as_overrides(given)
     check_overrides(overrides)
-    return [item for item in arguments if item not in overrides], overrides
+    return [item for item in arguments if item not in given], overrides
+
+
+def _as_overrides(given: Sequence[str]) -> list[str]:
+    """Return overrides in which ``show RUN`` is ``show=RUN``, and ``compare A B`` is ``compare=[A,B]``.
+
+    Raises:
+        ConfigError: A command has too few or too many words.
+    """
+    command, *words = [item for item in given if "=" not in item and not item.startswith("~")] or [""]
+    key = "list" if command == "runs" else command
+    if key not in _WORDS:
+        return list(given)
+    if key == "compare":
+        value = f"[{','.join(words)}]"
+    elif command == "runs" and not words:
+        value = _NEWEST
+    elif len(words) == 1:
+        value = words[0]
+    else:
+        what = "a number, or all" if key == "list" else "a sweep" if key == "leaderboard" else "a run, such as last"
+        raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
+    return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
 
 
 def _run_composed(overrides: Sequence[str]) -> int:

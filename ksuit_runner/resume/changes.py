@@ -38,8 +38,8 @@ MAY_CHANGE = (
     "tracker.*.*",  # those beside the first, which may also come and go
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
-    *("output_dir", "name", "objective", "resume_strict", "resume", "fork", "evaluate", "parent_run_id"),
-    *("leaderboard", "register_anew", "evaluation*"),
+    *("output_dir", "name", "objective", "resume_strict", "parent_run_id"),
+    *("register_anew", "evaluation*"),
     *("strategy*", "ranks", "rank_timeout_s", "max_restarts"),  # the result depends on none of them
 )
 

@@ -36,6 +36,16 @@ def resume_command(run_id: str, output_dir: Path | None = None) -> str:
     return _command("resume", run_id, output_dir)
 
 
+def fork_command(run_id: str, output_dir: Path | None = None) -> str:
+    """Return the command that starts a new run from a run; see ``resume_command``."""
+    return _command("fork", run_id, output_dir)
+
+
+def evaluate_command(run_id: str, output_dir: Path | None = None) -> str:
+    """Return the command that evaluates a run; see ``resume_command``."""
+    return _command("evaluate", run_id, output_dir)
+
+
 def sync_command(run_id: str, output_dir: Path | None = None) -> str:
     """Return the command that sends the tracker what it is missing of a run; see ``resume_command``."""
     return _command("sync", run_id, output_dir)

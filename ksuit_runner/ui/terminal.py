@@ -107,12 +107,17 @@ def print_end(
         status: FINISHED, FAILED or KILLED.
     """
     if summary:
-        table = _table(console, "metric", "last", "best", "at update", "better", numeric=(1, 2, 3))
-        for key, metric in summary.items():
-            table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
-        console.print(table)
+        console.print(metric_table(console, summary))
     pairs = {"status": status.lower(), "folder": _short(run_dir)}
     print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
+
+
+def metric_table(console: Console, summary: Mapping[str, Summary]) -> Table:
+    """Return a table of metrics: last and best value, a row for each."""
+    table = _table(console, "metric", "last", "best", "at update", "better", numeric=(1, 2, 3))
+    for key, metric in summary.items():
+        table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
+    return table
 
 
 def print_table(

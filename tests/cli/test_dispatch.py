@@ -28,7 +28,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize("word", ["trainer.max_updates", "resume", "ema"])
+@pytest.mark.parametrize("word", ["trainer.max_updates", "resumed", "ema"])
 def test_a_word_that_means_nothing_is_refused(command, word):
     with pytest.raises(ConfigError, match=f"'{word}' is not an override: PATH=VALUE sets a value, ~PATH removes one"):
         _main([*command, word])

@@ -1,0 +1,130 @@
+"""What differs between runs: ``compare=[A,B]``."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ksuit_runner.config.differences import ABSENT, differences
+from ksuit_runner.config.flatten import nodes
+from ksuit_runner.config.overrides import allow_only
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
+from ksuit_runner.resume.request import find_stored
+from ksuit_runner.ui.terminal import format_number, make_console, print_pairs, print_table
+
+_MOST_PLOTS = 12
+
+
+def compare(query: str, overrides: Sequence[str]) -> int:
+    """Print where runs differ: config, code, environment and metrics; and draw the metrics that they share.
+
+    Args:
+        query: The runs, ``[A,B]``; two or more.
+        overrides: The command line; besides the runs it may say where they are.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        KsuitError: Fewer than two are given, one does not exist, or what is stored of it is damaged.
+    """
+    allow_only(overrides, "compare", *TAKES)
+    queries = [item.strip() for item in query.strip("[]").split(",") if item.strip()]
+    if len(queries) < 2:
+        raise ConfigError(f"compare={query}: at least two runs are needed, such as compare=[A,B]")
+    found = [find_stored("compare", item, overrides).paths for item in queries]
+    if len({paths.run_id for paths in found}) < len(found):
+        raise ConfigError(f"compare={query}: a run is given twice")
+    runs, console = [StoredRun(paths) for paths in found], make_console()
+    labels = _labels(runs)
+    for title, facts in (("config", _configs(runs)), ("environment", [run.environment for run in runs])):
+        if rows := _differing(facts):
+            print_table(console, (title, *labels), rows)
+        else:
+            console.print(f"{title}: no difference")
+    if rows := _metric_rows(runs):
+        print_table(console, ("metric", *(f"{label}{kind}" for label in labels for kind in ("", " best"))), rows)
+    file = found[0].output_dir / f"compare-{'-'.join(paths.run_id[:8] for paths in found)}.png"
+    if draw(file, labels, [run.points for run in runs]):
+        print_pairs(console, {"plot": str(file)})
+    return 0
+
+
+def _labels(runs: Sequence[StoredRun]) -> list[str]:
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else run.paths.run_id[:8] for name, run in zip(names, runs, strict=True)]
+
+
+def _configs(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
+    """Return what differs in the configs, by config path: an object that only some have is one fact."""
+    first, *others = (run.config for run in runs)
+    facts: list[dict[str, Any]] = [{} for _ in runs]
+    for other, known in zip(others, facts[1:], strict=True):
+        for item in differences(first, other):
+            if item.path not in OF_A_RUN:
+                facts[0][item.path], known[item.path] = item.old, item.new
+    for other, known in zip(others, facts[1:], strict=True):
+        for path in facts[0].keys() - known.keys():
+            known[path] = dict(nodes(other)).get(path, ABSENT)
+    return facts
+
+
+def _differing(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each fact that is not the same for all: its name, and the value of each."""
+    named = dict.fromkeys(name for known in facts for name in known)
+    rows = [(name, *(cell(known[name]) if name in known else "" for known in facts)) for name in named]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _metric_rows(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
+    rows = []
+    for key in dict.fromkeys(key for run in runs for key in run.metrics):
+        cells: list[str] = []
+        for run in runs:
+            summary = run.metrics.get(key)
+            best = summary.best if summary else None
+            cells += [
+                "" if summary is None else format_number(summary.last),
+                "" if best is None else format_number(best),
+            ]
+        rows.append((key, *cells))
+    return rows
+
+
+def draw(path: Path, labels: Sequence[str], points: Sequence[Mapping[str, Mapping[int, float]]]) -> bool:
+    """Draw the metrics of runs over the updates, those that all of them have more than one point of.
+
+    Args:
+        path: PNG file to write.
+        labels: Names of the runs.
+        points: The values of each metric by its key, by update, for each run.
+
+    Returns:
+        Whether there was something to draw, and matplotlib (a dependency of MLflow) is installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    shared = [key for key in points[0] if all(len(known.get(key, ())) > 1 for known in points)][:_MOST_PLOTS]
+    if not shared:
+        return False
+    columns = min(3, len(shared))
+    rows = -(-len(shared) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3.0 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, key in enumerate(shared, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for label, known, style in zip(labels, points, cycle(("-", "--", "-.", ":")), strict=False):
+            drawn = [(step, value) for step, value in sorted(known[key].items()) if isfinite(value)]
+            axes.plot(*zip(*drawn, strict=True) if drawn else ((), ()), style, label=label)
+        axes.set_title(key, fontsize="medium")
+        axes.set_xlabel("update")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(labels)))
+    figure.savefig(path)
+    return True

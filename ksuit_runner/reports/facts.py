@@ -1,0 +1,122 @@
+"""What is stored of a run, for those who show it; nothing is changed, and no tracker is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ksuit_runner.checkpoint.folders import names, read_tags
+from ksuit_runner.config.compose import without_sweep
+from ksuit_runner.config.flatten import flatten
+from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.errors import TrackerError
+from ksuit_runner.metric_property import MetricPropertyProvider, Summary
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import read_points
+from ksuit_runner.record.stored_run import Launch, read_config, read_launch
+from ksuit_runner.system.run_lock import is_held
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
+from ksuit_runner.tracker.base import EndStatus
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as its folder has it.
+
+    Attributes:
+        paths: Its files.
+    """
+
+    paths: PathProvider
+
+    @cached_property
+    def _box(self) -> Outbox:
+        try:
+            box = Outbox.load(self.paths)
+        except TrackerError:
+            box = None
+        return box or Outbox(self.paths.run_id, self.paths.run_id[:8])
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._box.name
+
+    @property
+    def status(self) -> str:
+        """How it ended; RUNNING while its process is alive, and KILLED if that is gone without a word."""
+        if self._box.status is not None:
+            return str(self._box.status)
+        return "RUNNING" if is_held(self.paths.lock) else EndStatus.KILLED
+
+    @property
+    def started(self) -> datetime | None:
+        """When it was started."""
+        return None if self._box.start_time is None else datetime.fromtimestamp(self._box.start_time / 1000)
+
+    @property
+    def took(self) -> timedelta | None:
+        """The time from its start to its end, with all interruptions; None if it has not ended, or said when."""
+        box = self._box
+        if box.start_time is None or box.end_time is None:
+            return None
+        return timedelta(seconds=round((box.end_time - box.start_time) / 1000))
+
+    @cached_property
+    def launch(self) -> Launch:
+        """How it was started; an error if that is damaged."""
+        return read_launch(self.paths)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config, as plain values; an error if that is damaged."""
+        return dict(OmegaConf.to_container(without_sweep(read_config(self.paths))))  # type: ignore[arg-type]
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Python, platform, git commit and versions of packages that it was started with, by their names."""
+        try:
+            found = read_json(self.paths.environment, self.paths.runs_dir)
+        except UnsafeFileError:
+            return {}
+        if not isinstance(found, Mapping):
+            return {}
+        kept = {key: value for key, value in found.items() if key not in ("command", "folder", "versions", "packages")}
+        packages = found.get("packages")
+        return flatten({**kept, **(packages if isinstance(packages, Mapping) else {})})
+
+    @cached_property
+    def points(self) -> dict[str, dict[int, float]]:
+        """The values of each metric by its key, by update."""
+        found: dict[str, dict[int, float]] = {}
+        if self.paths.journal.is_file():
+            for point in read_points(self.paths.journal):
+                found.setdefault(point.key, {})[point.step] = point.value
+        return found
+
+    @cached_property
+    def metrics(self) -> dict[str, Summary]:
+        """Last and best value of each metric."""
+        directions, summaries = self._directions(), {}
+        for key, values in self.points.items():
+            for step, value in values.items():
+                if key not in summaries:
+                    summaries[key] = Summary(directions.direction(key), value, step)
+                summaries[key].add(value, step)
+        return summaries
+
+    def _directions(self) -> MetricPropertyProvider:
+        node = self.config.get("metric_property_provider")
+        given = {key: value for key, value in node.items() if key in ("higher", "lower", "neutral")} if node else {}
+        return MetricPropertyProvider(**given)
+
+    @property
+    def checkpoints(self) -> dict[str, list[str]]:
+        """The tags of each checkpoint by its name, newest first."""
+        tags = read_tags(self.paths)
+        return {name: [tag for tag, at in tags.items() if at == name] for name in names(self.paths)}

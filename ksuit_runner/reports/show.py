@@ -1,0 +1,85 @@
+"""One run on the terminal: ``show=RUN``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.compose import compose_config, without_sweep
+from ksuit_runner.config.differences import ABSENT, differences
+from ksuit_runner.config.overrides import allow_only, to_text
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.resume.request import find_stored
+from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
+from ksuit_runner.ui.terminal import make_console, metric_table, print_pairs, print_table
+
+TAKES = ("output_dir", "tracker", "trust")
+_SHORTEST = 12  # digits of a commit
+_LONGEST = 60
+OF_A_RUN = ("name", "output_dir", "parent_run_id")
+"""Keys of a config that say which run it is, and not what it does."""
+
+
+def show(query: str, overrides: Sequence[str]) -> int:
+    """Print what a run was, what it found, its checkpoints, and the commands that continue it.
+
+    Args:
+        query: The run.
+        overrides: The command line; besides the run it may say where runs are.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        KsuitError: There is no such run, or what is stored of it is damaged.
+    """
+    allow_only(overrides, "show", *TAKES)
+    found = find_stored("show", query, overrides)
+    run, console = StoredRun(found.paths), make_console()
+    print_pairs(console, _head(run), run.status)
+    today = resolve(without_sweep(compose_config([])))
+    if rows := [(path, *cells) for path, cells in changes(today, run.config).items()]:
+        print_table(console, ("differs from the default config", "default", "this run"), rows)
+    if run.metrics:
+        console.print(metric_table(console, run.metrics))
+    if checkpoints := run.checkpoints:
+        print_table(console, ("checkpoint", "tags"), [(name, " ".join(tags)) for name, tags in checkpoints.items()])
+    where = found.paths.run_id, found.paths.output_dir
+    commands = {"resume": resume_command(*where), "fork": fork_command(*where), "evaluate": evaluate_command(*where)}
+    print_pairs(console, commands if checkpoints else {"resume": commands["resume"]})
+    return 0
+
+
+def _head(run: StoredRun) -> dict[str, str]:
+    commit, is_dirty = run.environment.get("git.commit"), run.environment.get("git.dirty")
+    given = {
+        "run": run.name,
+        "id": run.paths.run_id,
+        "status": run.status.lower(),
+        "started": run.started and f"{run.started:%Y-%m-%d %H:%M:%S}",
+        "took": run.took is not None and str(run.took),
+        "command": run.launch.command,
+        "origin": run.launch.origin and f"{run.launch.mode} of {run.launch.origin}",
+        "commit": commit and f"{str(commit)[:_SHORTEST]}{', with uncommitted changes' if is_dirty else ''}",
+        "folder": str(run.paths.run_dir),
+    }
+    return {label: str(value) for label, value in given.items() if value}
+
+
+def changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[str, str]]:
+    """Return where two configs differ: the values in both as text, by config path; not what says which run it is."""
+    found = differences(old, new)
+    return {item.path: (cell(item.old), cell(item.new)) for item in found if item.path not in OF_A_RUN}
+
+
+def cell(value: Any) -> str:
+    """Return a value of a config as it is written in an override, cut to the width of a cell; empty for none."""
+    if value is ABSENT:
+        return ""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return f"a {str(value['_target_']).rpartition('.')[2]}"
+    try:
+        text = to_text(value)
+    except ConfigError:  # a key that no override can have
+        text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

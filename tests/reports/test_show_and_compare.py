@@ -1,0 +1,85 @@
+"""``show=`` and ``compare=``: what is stored of runs, on the terminal."""
+
+import json
+
+import pytest
+from command import ksuit
+from PIL import Image
+
+from ksuit_runner import run
+from ksuit_runner.errors import KsuitError
+from ksuit_runner.paths import PathProvider
+from ksuit_runner.reports.compare import compare
+from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.reports.show import show
+
+FEW = ("model=linear", "trainer.max_epochs=2", "tracker=noop")
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run([f"output_dir={folder}", *FEW, "name=first", "callbacks=[accuracy,best_checkpoint]"])
+    run([f"output_dir={folder}", *FEW, "name=second", "callbacks=[accuracy,ema]", "optimizer.lr=0.01", "seed=3"])
+    return folder
+
+
+def rows(text):
+    """Return the cells of the lines of a text, by the first one."""
+    return {cells[0]: cells[1:] for line in text.splitlines() if (cells := line.split())}
+
+
+def test_a_run_is_shown(output_dir, capsys):
+    assert show("second", [f"output_dir={output_dir}"]) == 0
+    shown = rows(capsys.readouterr().out)
+    stored = StoredRun(PathProvider(output_dir, shown["id"][0]))
+    assert shown["status"] == ["finished"] and shown["run"] == ["second"]
+    assert shown["optimizer.lr"] == ["0.003", "0.01"] and shown["seed"] == ["0", "3"]
+    assert shown["callbacks.loss"] == ["a", "Loss"]
+    assert "name" not in shown and "show" not in shown
+    last = stored.metrics["accuracy/validation/ema"].last
+    assert shown["accuracy/validation/ema"][0] == f"{last:.4g}"
+    assert set(shown) >= {"E2_U40_S2560", "E1_U20_S1280"}
+    for mode in ("resume", "fork", "evaluate"):
+        assert shown[mode][-1] == f"{mode}={stored.paths.run_id}"
+
+
+def test_the_tags_of_checkpoints_are_shown(output_dir, capsys):
+    show("first", [f"output_dir={output_dir}"])
+    shown = rows(capsys.readouterr().out)
+    assert [name for name in ("E2_U40_S2560", "E1_U20_S1280") if shown[name] == ["best"]]
+
+
+def test_a_run_whose_process_is_gone_was_killed(output_dir, tmp_path):
+    folder = next((output_dir / "runs").iterdir())
+    box = json.loads((folder / "tracker.json").read_text())
+    other = PathProvider(tmp_path, folder.name)
+    other.run_dir.mkdir(parents=True)
+    other.outbox.write_text(json.dumps({**box, "status": None, "end_time": None}))
+    assert StoredRun(other).status == "KILLED"
+
+
+def test_runs_are_compared(output_dir, capsys):
+    compare("[first,second]", [f"output_dir={output_dir}"])
+    shown = rows(capsys.readouterr().out)
+    assert shown["optimizer.lr"] == ["0.003", "0.01"] and shown["callbacks.ema"] == ["a", "Ema"]
+    assert "trainer.max_epochs" not in shown and "callbacks.accuracy" not in shown
+    assert len(shown["accuracy/validation"]) == 4
+    with Image.open(shown["plot"][0]) as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("[first]", "at least two"), ("[first,first]", "given twice"), ("[first,secnd]", "Did you mean 'second'")],
+)
+def test_runs_that_cannot_be_compared(output_dir, query, words):
+    with pytest.raises(KsuitError, match=words):
+        compare(query, [f"output_dir={output_dir}"])
+
+
+def test_commands_may_be_words(output_dir):
+    assert rows(ksuit(output_dir, "show", "second"))["run"] == ["second"]
+    assert "first" in ksuit(output_dir, "runs") and "first" not in ksuit(output_dir, "runs", "1")
+    assert "optimizer.lr" in ksuit(output_dir, "compare", "first", "second")
+    assert "a run, such as last, and 2 words" in ksuit(output_dir, "resume", "first", "second", status=2)
