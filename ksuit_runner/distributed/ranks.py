@@ -1,5 +1,6 @@
 """The world of several ranks: exchanges that end in bounded time, whatever happens to the other ranks."""
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -168,10 +169,11 @@ class Ranks(World):
     # Failures
 
     def fail(self, error: BaseException) -> None:  # noqa: D102
-        self._end(self._notes.fail(_failure_of(error, self.rank)))
+        failure = self._notes.fail(_failure_of(error, self.rank))
+        self._give_up(failure, abandoned=self._broken is not None)
 
     def recover(self) -> bool:  # noqa: D102
-        self._end(Failure(self.rank, "the ranks meet again"))
+        self._give_up(Failure(self.rank, "the ranks meet again"), abandoned=True)
         self._meeting += 1
         try:
             self._notes.post(f"meeting/{self._meeting}/{self.rank}", b"")
@@ -218,7 +220,7 @@ class Ranks(World):
         if failure is None and waited > self._timeout_s:
             failure = self._late(waited)
         if failure is not None:
-            raise self._end(self._notes.fail(failure))
+            raise self._abandon(failure)
 
     def _explain(self, error: RuntimeError) -> BaseException:
         """Return what has ended an exchange early: another rank has let go of it, and mostly says why."""
@@ -231,7 +233,7 @@ class Ranks(World):
                 time.sleep(0.05)
         if failure is None:
             failure = Failure(self.rank, f"the connection to another rank is broken: {str(error).splitlines()[0]}")
-        return self._end(self._notes.fail(failure))
+        return self._abandon(failure)
 
     def _lost(self, silent_s: float = _SILENT_S) -> Failure | None:
         """Return that another rank gives no signs of life, if so."""
@@ -240,9 +242,13 @@ class Ranks(World):
             holder = "rank 0" if not self._holds_store else "the store"
             return Failure(0, f"{holder} does not answer, last sign of life {now - self._notes.answered_at:.0f} s ago")
         for rank, sign in self._notes.signs().items():
-            if rank != self.rank and now - sign.at > silent_s:
+            if self._is_silent(rank, silent_s):
                 return Failure(rank, f"rank {rank} does not answer, last sign of life {now - sign.at:.0f} s ago")
         return None
+
+    def _is_silent(self, rank: int, silent_s: float) -> bool:
+        sign = self._notes.signs().get(rank)
+        return rank != self.rank and sign is not None and time.monotonic() - sign.at > silent_s
 
     def _late(self, waited: float) -> Failure:
         signs = self._notes.signs()
@@ -253,14 +259,25 @@ class Ranks(World):
         has = "has" if len(late) == 1 else "have"
         return Failure(late[0], f"{names} {has} not reached an exchange within {waited:.0f} s")
 
-    def _end(self, failure: Failure) -> BaseException:
-        """Give the groups up, so that whoever waits for this rank in one of them notices, and return the error."""
-        error = _error_of(failure)
-        if self._broken is None:
-            self._broken = error
-            with suppress(Exception):
-                dist.distributed_c10d._abort_process_group()
-        return error
+    def _abandon(self, failure: Failure) -> BaseException:
+        """Give an exchange up, tell the others why, and return the error."""
+        failure = self._notes.fail(failure)
+        self._give_up(failure, abandoned=True)
+        return _error_of(failure)
+
+    def _give_up(self, failure: Failure, abandoned: bool) -> None:
+        """Give the groups up.
+
+        Their connections are closed, so that whoever waits for this rank notices it at once. But not if an exchange
+        was abandoned, not even at exit: gloo would wait, and all threads with it, until the time of the exchange is up.
+        """
+        if self._broken is not None:
+            return
+        self._broken = _error_of(failure)
+        if abandoned:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+        with suppress(Exception):
+            dist.distributed_c10d._abort_process_group()
 
     def close(self) -> None:  # noqa: D102
         if self._broken is None:
@@ -272,11 +289,18 @@ class Ranks(World):
             with suppress(Exception):
                 dist.destroy_process_group()
         if self._holds_store:
-            deadline = time.monotonic() + _LEAVE_S
-            for rank in range(self.size):
-                with suppress(TimeoutError):
-                    self._notes.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
+            self._wait_for_others()
         self._notes.close()
+
+
+    def _wait_for_others(self) -> None:
+        """Wait until the other ranks no longer need the store; a lost one does not."""
+        deadline = time.monotonic() + _LEAVE_S
+        for rank in range(1, self.size):
+            while time.monotonic() < deadline and not self._is_silent(rank, _CUT_OFF_BEATS * self._notes.beat_s):
+                with suppress(TimeoutError):
+                    self._notes.read(f"left/{rank}", _STEP_S)
+                    break
 
 
 def _byte_count(dtype: str, shape: Sequence[int]) -> int:
