@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from signal import SIGINT
 from typing import Any
 
 
@@ -81,7 +82,15 @@ class StopTraining(Exception):  # a signal, not an error
 
 
 class Interrupted(Exception):  # a signal, not an error
-    """Raised where a run waits for data when a signal asks it to end: nothing has to be finished first."""
+    """Raised where a run waits for data when a signal asks it to end: nothing has to be finished first.
+
+    Args:
+        number: Number of the signal, which may have reached another rank of the run.
+    """
+
+    def __init__(self, number: int = SIGINT) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 @contextmanager

@@ -14,7 +14,9 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from ksuit_runner.distributed.environment import Place, place
 from ksuit_runner.distributed.notes import Notes
+from ksuit_runner.distributed.ranks import Ranks
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, PeerError
 
@@ -26,52 +28,30 @@ _INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process is among the ranks of a run.
+class _Door:
+    """Where the ranks of a run meet.
 
     Attributes:
-        rank: Its number.
-        size: Number of ranks.
-        local_rank: Its number on its machine.
-        local_size: Number of ranks on its machine.
         host: Where the store is.
         port: Its port.
-        holds_store: Whether this process holds the store.
+        is_ours: Whether this process holds the store.
     """
 
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
     host: str
     port: int
-    holds_store: bool
+    is_ours: bool
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
-    """Return the place of this process, or None if it is alone.
-
-    Raises:
-        ConfigError: The environment contradicts itself.
-    """
-    if int(environment.get("WORLD_SIZE", 1)) == 1:
-        return None
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in names if name not in environment]:
+def _find_door(rank: int, environment: Mapping[str, str]) -> _Door:
+    try:
+        # An agent of torchrun has a store of its own, and so may what starts the ranks.
+        is_elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return _Door(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), rank == 0 and not is_elsewhere)
+    except (KeyError, ValueError):
         raise ConfigError(
-            f"the environment has WORLD_SIZE={environment['WORLD_SIZE']}, but not {', '.join(missing)}: "
-            "torchrun sets them all"
-        )
-    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    return Place(
-        rank=rank,
-        size=size,
-        local_rank=int(environment.get("LOCAL_RANK", rank)),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
-        host=environment["MASTER_ADDR"],
-        port=int(environment["MASTER_PORT"]),
-        holds_store=rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-    )
+            "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where the ranks find each other: "
+            "torchrun sets them all; unset RANK and WORLD_SIZE for a run of one process"
+        ) from None
 
 
 class _Hello(msgspec.Struct):
@@ -111,33 +91,32 @@ def connect(
         ConfigError: The ranks do not agree; on rank 0.
         PeerError: The same on the others; or not all ranks are there in time.
     """
-    place = find_place(environment)
-    if place is None:
+    found = place(environment)
+    if found is None or found.size == 1:
         return World()
-    from ksuit_runner.distributed.ranks import Ranks
-
-    store, own_store = _open_stores(place, timeout_s)
-    notes = Notes(own_store, place.rank, place.size)
+    door = _find_door(found.rank, environment)
+    store, own_store = _open_stores(door, found.rank, timeout_s)
+    notes = Notes(own_store, found.rank, found.size)
     try:
-        scope = _shake_hands(notes, place, agreed, timeout_s)
+        scope = _shake_hands(notes, found, agreed, timeout_s)
         notes.enter(scope)
-        with _loopback(place.local_size == place.size):
+        with _loopback(found.local_size == found.size):
             return Ranks(
                 dist.PrefixStore(scope, store),  # type: ignore[attr-defined]
                 notes,
-                place.rank,
-                place.size,
-                place.local_rank,
+                found.rank,
+                found.size,
+                int(environment.get("LOCAL_RANK", found.rank)),
                 timeout_s,
                 backend="cpu:gloo,cuda:nccl" if _uses_cuda(device) else "gloo",
-                holds_store=place.holds_store,
+                holds_store=door.is_ours,
             )
     except BaseException:
         notes.close()
         raise
 
 
-def _open_stores(place: Place, timeout_s: float) -> list[Any]:
+def _open_stores(door: _Door, rank: int, timeout_s: float) -> list[Any]:
     """Return two connections to the store: one for the groups of torch, and one for notes.
 
     Raises:
@@ -145,23 +124,23 @@ def _open_stores(place: Place, timeout_s: float) -> list[Any]:
         PeerError: The store cannot be reached.
     """
     stores, limit = [], timedelta(seconds=timeout_s)
-    for is_holder in (place.holds_store, False):
+    for is_holder in (door.is_ours, False):
         try:
             stores.append(
                 dist.TCPStore(  # type: ignore[attr-defined]
-                    place.host, place.port, is_master=is_holder, timeout=limit, wait_for_workers=False
+                    door.host, door.port, is_master=is_holder, timeout=limit, wait_for_workers=False
                 )
             )
         except RuntimeError as error:
-            where = f"{place.host}:{place.port} (MASTER_ADDR, MASTER_PORT)"
+            where = f"{door.host}:{door.port} (MASTER_ADDR, MASTER_PORT)"
             reason = str(error).splitlines()[0]
             if is_holder:
                 raise ConfigError(f"rank 0 cannot listen at {where}: {reason}") from None
-            raise PeerError(f"rank {place.rank} does not reach the others at {where}: {reason}") from None
+            raise PeerError(f"rank {rank} does not reach the others at {where}: {reason}") from None
     return stores
 
 
-def _shake_hands(notes: Notes, place: Place, agreed: Mapping[str, str], timeout_s: float) -> str:
+def _shake_hands(notes: Notes, own: Place, agreed: Mapping[str, str], timeout_s: float) -> str:
     """Wait until all ranks of this attempt are there, and return a name that only they have in the store.
 
     The store may be that of an agent, with the notes of earlier attempts in it: these have other ids.
@@ -171,30 +150,30 @@ def _shake_hands(notes: Notes, place: Place, agreed: Mapping[str, str], timeout_
         PeerError: The same on the others; or not all ranks are there in time.
     """
     hello = _Hello(uuid4().hex, dict(agreed))
-    if place.rank == 0:
-        return _welcome(notes, place, hello, timeout_s)
+    if own.rank == 0:
+        return _welcome(notes, own, hello, timeout_s)
     deadline, said = time.monotonic() + timeout_s, ""
     while time.monotonic() < deadline:
         with suppress(TimeoutError):
             scope = notes.read("meeting", _POLL_S).decode()
             if said != scope:
-                notes.post(f"{scope}/hello/{place.rank}", msgspec.msgpack.encode(hello))
+                notes.post(f"{scope}/hello/{own.rank}", msgspec.msgpack.encode(hello))
                 said = scope
             welcome = msgspec.msgpack.decode(notes.read(f"{scope}/welcome", _POLL_S), type=_Welcome)
             if hello.id in welcome.ids:
-                notes.post(f"{scope}/welcomed/{place.rank}", b"")
+                notes.post(f"{scope}/welcomed/{own.rank}", b"")
                 if welcome.error is not None:
                     raise PeerError(welcome.error)
                 return scope
             time.sleep(_POLL_S)
-    raise PeerError(f"rank 0 has not let rank {place.rank} begin within {timeout_s:g} s")
+    raise PeerError(f"rank 0 has not let rank {own.rank} begin within {timeout_s:g} s")
 
 
-def _welcome(notes: Notes, place: Place, hello: _Hello, timeout_s: float) -> str:
+def _welcome(notes: Notes, own: Place, hello: _Hello, timeout_s: float) -> str:
     scope, deadline = hello.id, time.monotonic() + timeout_s
     notes.post("meeting", scope.encode())
     hellos = [hello]
-    for rank in range(1, place.size):
+    for rank in range(1, own.size):
         try:
             answer = notes.read(f"{scope}/hello/{rank}", max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -205,7 +184,7 @@ def _welcome(notes: Notes, place: Place, hello: _Hello, timeout_s: float) -> str
     notes.post(f"{scope}/welcome", msgspec.msgpack.encode(_Welcome(ids, error)))
     if error is None:
         return scope
-    for rank in range(1, place.size):  # they read it in the store of this process
+    for rank in range(1, own.size):  # they read it in the store of this process
         with suppress(TimeoutError):
             notes.read(f"{scope}/welcomed/{rank}", max(0.0, min(deadline - time.monotonic(), _ANSWER_S)))
     raise ConfigError(error)

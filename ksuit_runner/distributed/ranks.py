@@ -292,7 +292,6 @@ class Ranks(World):
             self._wait_for_others()
         self._notes.close()
 
-
     def _wait_for_others(self) -> None:
         """Wait until the other ranks no longer need the store; a lost one does not."""
         deadline = time.monotonic() + _LEAVE_S
@@ -308,10 +307,9 @@ def _byte_count(dtype: str, shape: Sequence[int]) -> int:
 
 
 def _failure_of(error: BaseException, rank: int) -> Failure:
-    if isinstance(error, KeyboardInterrupt):
-        return Failure(rank, f"rank {rank} was interrupted", SIGINT)
-    if isinstance(error, Interrupted):
-        return Failure(rank, f"rank {rank} was interrupted", error.args[0] if error.args else SIGINT)
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        number = error.number if isinstance(error, Interrupted) else SIGINT
+        return Failure(rank, f"rank {rank} was interrupted by signal {number}", number)
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return Failure(rank, f"rank {rank} has failed: {text}")
 

@@ -39,7 +39,7 @@ class Interruption:
         self.signal = self.signal or number
         if self.is_waiting:
             self.is_waiting = False  # a second signal finds the program on its way out
-            raise Interrupted
+            raise Interrupted(number)
 
     def wait_for(self, get: Callable[[], Result]) -> Result:
         """Return what a function returns that may take long; a signal before or meanwhile ends the wait.
@@ -48,7 +48,7 @@ class Interruption:
             Interrupted: The run is asked to end.
         """
         if self.signal is not None:
-            raise Interrupted
+            raise Interrupted(self.signal)
         self.is_waiting = True
         try:
             return get()
