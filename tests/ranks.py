@@ -86,12 +86,26 @@ class Ranks:
                 rank.process.kill()
             rank.process.join()
 
-    def start(self, size: int, function: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Rank]:
-        """Start ranks that call a function with these arguments, and return them; see ``on_ranks``."""
+    def start(
+        self,
+        size: int,
+        function: Callable[..., Any],
+        *arguments: Any,
+        nodes: int = 1,
+        only: Sequence[int] | None = None,
+        change: Mapping[str, str] | None = None,
+    ) -> list[Rank]:
+        """Start ranks that call a function with these arguments, and return them; see ``on_ranks``.
+
+        Args:
+            only: Start only these.
+            change: Changes to their environment.
+        """
         port, begun = free_port(), []
-        for number in range(size):
+        for number in range(size) if only is None else only:
             ours, theirs = self._context.Pipe(duplex=False)
-            given = (theirs, surroundings(number, size, port, nodes), function, arguments)
+            around = surroundings(number, size, port, nodes) | dict(change or {})
+            given = (theirs, around, function, arguments)
             process = self._context.Process(target=_call, args=given, daemon=True)
             process.start()
             theirs.close()

@@ -118,7 +118,7 @@ LATER_VALUES: dict[str, str] = {
 LATER_DEFAULTS: Mapping[str, Any] = {
     "evaluation": {"dataset": "test"},
     "ranks": 1,
-    "rank_timeout_s": 60,
+    "rank_timeout_s": 600,
     "max_restarts": 3,
 }
 """Key at the top of the config that earlier versions did not store -> what stands for it then."""

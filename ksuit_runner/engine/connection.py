@@ -9,7 +9,8 @@ import torch
 
 from ksuit_runner import __version__
 from ksuit_runner.config.flatten import flatten
-from ksuit_runner.distributed.connect import TIMEOUT_S, connect
+from ksuit_runner.config.schema import LATER_DEFAULTS
+from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.world import World
 
 
@@ -26,4 +27,4 @@ def connect_ranks(config: Mapping[str, Any]) -> World:
     versions = {"ksuit_runner": __version__, "torch": torch.__version__, "Python": platform.python_version()}
     settings = {path: json.dumps(value, default=str) for path, value in flatten(config).items()}
     device = str(config.get("trainer", {}).get("device", "auto"))
-    return connect(versions | settings, float(config.get("rank_timeout_s") or TIMEOUT_S), device)
+    return connect(versions | settings, float(config.get("rank_timeout_s", LATER_DEFAULTS["rank_timeout_s"])), device)
