@@ -4,14 +4,14 @@ from ksuit_runner.checkpoint.commit import Committer, hand_over
 from ksuit_runner.checkpoint.format import write_partial
 
 
-def store_checkpoint(paths, name, files, document, config_hash="hash", keep_last=99, tags=()):
+def store_checkpoint(paths, name, content, config_hash="hash", keep_last=99, tags=()):
     """Write and commit the content of a checkpoint, as ``pack_state`` returns it."""
-    hand_over_checkpoint(paths, name, files, document, config_hash, keep_last, tags)
+    hand_over_checkpoint(paths, name, content, config_hash, keep_last, tags)
     Committer(paths).commit(name)
     return paths.checkpoints_dir / name
 
 
-def hand_over_checkpoint(paths, name, files, document, config_hash="hash", keep_last=99, tags=()):
+def hand_over_checkpoint(paths, name, content, config_hash="hash", keep_last=99, tags=()):
     """Write the content of a checkpoint, and hand it over to be committed."""
-    write_partial(paths.checkpoints_dir / name, files, document, config_hash, keep_last, tags)
+    write_partial(paths.checkpoints_dir / name, content, config_hash, keep_last, tags)
     hand_over(paths, name)

@@ -29,7 +29,7 @@ from ksuit_runner.checkpoint.folders import (
     read_tags,
     root_of,
 )
-from ksuit_runner.checkpoint.manifest import read_manifest, verify
+from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import lock_file
 from ksuit_runner.system.atomic_files import sync, write_text
@@ -286,7 +286,7 @@ def remove_partial(paths: PathProvider) -> None:
 
 def _verified(ready: Path, name: str) -> dict[str, Any]:
     try:
-        return verify(ready, root_of(ready), name)
+        return verify(ready, root_of(ready), name, is_common)
     except UnsafeFileError as error:
         raise OSError(errno.EIO, f"what was written is damaged, {error}") from None
 
@@ -295,7 +295,10 @@ def _is_same(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether a checkpoint is intact, and is what one with this manifest would be.
 
     Under another config it holds other states; and what followed an update may have been half done when it was written.
+    One of several ranks is replaced: it would take long to find out.
     """
+    if not all(map(is_common, manifest["files"])):
+        return False
     try:
         found = verify(folder, root_of(folder)) if folder.exists() else None
     except (UnsafeFileError, OSError):
@@ -309,7 +312,7 @@ def _read_back(folder: Path) -> None:
     Raises:
         OSError: It is not, or one cannot be.
     """
-    if (problem := damage(folder)) is not None:
+    if (problem := damage(folder, reads=is_common)) is not None:
         raise OSError(errno.EIO, f"read back, {problem}")
     for path in folder.iterdir():
         try:
@@ -327,7 +330,7 @@ def _finish_replacement(folder: Path) -> None:
     replaced = beside(folder, REPLACED)
     if not replaced.exists():
         return
-    if folder.exists() and damage(folder) is not None and damage(replaced, folder.name) is None:
+    if folder.exists() and damage(folder, None, is_common) and not damage(replaced, folder.name, is_common):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)

@@ -1,9 +1,9 @@
 """The folders of a run's checkpoints: which there are, and in which state; none of it is changed here."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ksuit_runner.checkpoint.manifest import verify
+from ksuit_runner.checkpoint.manifest import rank_of, verify
 from ksuit_runner.counter import Progress
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link, read_json
@@ -56,15 +56,21 @@ def has_traces(paths: PathProvider) -> bool:
     return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
-def damage(folder: Path, name: str | None = None) -> str | None:
+def weights_in(folder: Path) -> set[str]:
+    """Return the names of the weights in a checkpoint: ``model``, and those that callbacks add, such as ``ema``."""
+    return {path.stem for path in folder.glob("*.safetensors") if rank_of(path.name) is None} - {"trainer"}
+
+
+def damage(folder: Path, name: str | None = None, reads: Callable[[str], bool] = lambda file: True) -> str | None:
     """Return what is wrong with a checkpoint, naming the file, or None if it is as it was written.
 
     Args:
         folder: Its folder.
         name: Its name; by default that of the folder.
+        reads: See ``verify``.
     """
     try:
-        verify(folder, root_of(folder), name)
+        verify(folder, root_of(folder), name, reads)
     except UnsafeFileError as error:
         return str(error)
     except OSError as error:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from torch import Tensor
 from ksuit_runner import __version__
 from ksuit_runner.checkpoint.base_weights import BASE
 from ksuit_runner.checkpoint.folders import PARTIAL, beside, names
-from ksuit_runner.checkpoint.manifest import verify, write_file, write_manifest
+from ksuit_runner.checkpoint.host_buffers import HostBuffers
+from ksuit_runner.checkpoint.manifest import Fingerprint, rank_of, verify, write_file, write_manifest
+from ksuit_runner.checkpoint.shards import Shard, Shards
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
 from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
 from ksuit_runner.counter import Progress
+from ksuit_runner.distributed.pieces import piece_of, whole
+from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.untrusted_files import UnsafeFileError
@@ -26,9 +30,39 @@ from ksuit_runner.system.untrusted_files import UnsafeFileError
 _LOGGER = logging.getLogger(__name__)
 
 MODEL, STATE_TENSORS, STATE = "model.safetensors", "trainer.safetensors", "trainer.json"
-RESERVED = ("model", "trainer")
+_TRAINER = "trainer"
+RESERVED = ("model", _TRAINER)
 """Names of files that no callback may write."""
+LOCAL = "local"
+"""Key of the states of callbacks that differ between ranks, by name, in a state that is to be stored."""
+_SHARD = ""  # stands for the files of this rank among the names of files
 _LISTED = 5
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a rank has for a checkpoint.
+
+    Attributes:
+        files: Tensors that all ranks have, by name, for every file; ``trainer`` is among them.
+        document: What goes into ``trainer.json``.
+        shard: What this rank alone has.
+    """
+
+    files: dict[str, dict[str, Tensor]]
+    document: dict[str, Any]
+    shard: Shard
+
+    def copied(self, buffers: HostBuffers, with_files: bool = True) -> "Content":
+        """Return the same with copies of the tensors.
+
+        Args:
+            buffers: Hold the copies.
+            with_files: Whether to copy what all ranks have; it is empty otherwise.
+        """
+        copies = buffers.copy({**(self.files if with_files else {}), _SHARD: self.shard.tensors})
+        shard = replace(self.shard, tensors=copies.pop(_SHARD))
+        return Content(copies, self.document, shard)
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,7 @@ class Checkpoint:
         state: ``trainer`` and ``callbacks`` (by name).
         config_hash: Hash of the config that it was written under.
         tags: Tags that it was written for.
+        local: The states of callbacks that differed between the ranks that have written it, by name, for each rank.
     """
 
     paths: PathProvider
@@ -50,6 +85,7 @@ class Checkpoint:
     state: dict[str, Any]
     config_hash: str
     tags: tuple[str, ...] = ()
+    local: tuple[dict[str, Any], ...] = ()
 
     @property
     def base(self) -> dict[str, str]:
@@ -58,10 +94,8 @@ class Checkpoint:
         return found
 
 
-def pack_state(
-    files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return the content of a checkpoint's files, after a check that all of it can be read back.
+def pack_state(files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Content:
+    """Return the content of a checkpoint, after a check that all of it can be read back.
 
     What a safetensors file cannot hold of the model (extra state, sparse tensors ...) goes into the state.
 
@@ -69,17 +103,17 @@ def pack_state(
         files: Tensors by name, for each file; those of ``model`` may be anything that a ``state_dict`` holds.
         state: State of trainer and callbacks; a missing one is empty.
 
-    Returns:
-        The tensors of every file, ``trainer`` among them, and the document for ``trainer.json``.
-
     Raises:
         CheckpointError: Something cannot be stored; the message names it.
     """
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in files}
-    packer, extra = Packer(), {}
+    packer, extra, shard = Packer(), {}, Shard()
     for name, values in files.items():
         for key, value in values.items():
-            if fits_file(value) and key != METADATA:
+            piece = piece_of(value)
+            if piece is not None and fits_file(piece.tensor):
+                shard.add(name, key, piece)
+            elif piece is None and fits_file(value) and key != METADATA:
                 tensors[name][key] = value
             elif name == "model":
                 extra[key] = packer.pack(f"model[{key!r}]", value, pointer("model", key))
@@ -87,31 +121,36 @@ def pack_state(
                 raise CheckpointError(
                     f"{name}.safetensors: {key!r} is not a dense tensor, and the file can hold nothing else"
                 )
-    packed = {key: packer.pack(key, value, pointer(key)) for key, value in state.items() if key != "callbacks"}
-    callbacks = {
-        name: packer.pack(callback_location(name), value, pointer("callbacks", name))
-        for name, value in state.get("callbacks", {}).items()
+    apart = ("callbacks", LOCAL)
+    packed = {key: packer.pack(key, value, pointer(key)) for key, value in state.items() if key not in apart}
+    document = {
+        _TRAINER: {},
+        **packed,
+        "callbacks": _pack_callbacks(packer, state.get("callbacks", {}), "callbacks"),
+        **({"model": extra} if extra else {}),
     }
-    document = {"trainer": {}, **packed, "callbacks": callbacks, **({"model": extra} if extra else {})}
-    return {**tensors, "trainer": packer.tensors}, document
+    for key, piece in packer.pieces.items():
+        shard.add(_TRAINER, key, piece)
+    own = Packer()
+    shard.states = _pack_callbacks(own, state.get(LOCAL, {}), LOCAL)
+    if own.pieces:
+        raise CheckpointError("a callback's state that differs between ranks holds a tensor that is spread over them")
+    shard.tensors |= own.tensors
+    return Content({**tensors, _TRAINER: packer.tensors}, document, shard)
 
 
-def write_partial(
-    folder: Path,
-    files: Mapping[str, Mapping[str, Tensor]],
-    document: Mapping[str, Any],
-    config_hash: str,
-    keep_last: int,
-    tags: Sequence[str] = (),
-) -> None:
+def _pack_callbacks(packer: Packer, states: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return {name: packer.pack(callback_location(name), state, pointer(where, name)) for name, state in states.items()}
+
+
+def write_partial(folder: Path, content: Content, config_hash: str, keep_last: int, tags: Sequence[str] = ()) -> None:
     """Write the files of a checkpoint to ``.NAME.tmp``, to be handed over to whoever commits it (``HandOver``).
 
     Nothing waits for the disk.
 
     Args:
         folder: Its final path; its name is the position.
-        files: Tensors by name, for each safetensors file by its name without the suffix.
-        document: What ``pack_state`` returns for ``trainer.json``.
+        content: Its content, without a shard.
         config_hash: Hash of the run's config.
         keep_last: Number of newest checkpoints that the run keeps.
         tags: Tags that it is written for.
@@ -123,75 +162,147 @@ def write_partial(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        written = {}
-        for name, tensors in files.items():
-            file = f"{name}.safetensors"
-            written[file] = write_file(temporary / file, parts(tensors))
-        written[STATE] = write_file(temporary / STATE, [msgspec.json.encode(document)])
-        versions = {"ksuit_runner": __version__, "torch": torch.__version__}
-        is_unfinished = document.get("unfinished") is not None
-        write_manifest(temporary, written, folder.name, config_hash, is_unfinished, versions, keep_last, tags)
+        written = write_files(content, temporary)
+        write_head(content, folder.name, config_hash, keep_last, tags, temporary, written)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def read_newest(paths: PathProvider, name: str | None = None) -> Checkpoint:
+def write_files(content: Content, folder: Path) -> dict[str, Fingerprint]:
+    """Write what all ranks have in common into a folder, and return the fingerprints of the files.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    named = {f"{name}.safetensors": tensors for name, tensors in content.files.items()}
+    written = {file: write_file(folder / file, parts(tensors)) for file, tensors in named.items()}
+    written[STATE] = write_file(folder / STATE, [msgspec.json.encode(content.document)])
+    return written
+
+
+def write_head(
+    content: Content,
+    name: str,
+    config_hash: str,
+    keep_last: int,
+    tags: Sequence[str],
+    folder: Path,
+    written: Mapping[str, Fingerprint],
+) -> None:
+    """Write the manifest of a checkpoint into its folder, after all other files; for the rest see ``write_manifest``.
+
+    Args:
+        content: What it holds.
+        name: Name of the checkpoint.
+        config_hash: Hash of the run's config.
+        keep_last: Number of newest checkpoints that the run keeps.
+        tags: Tags that it is written for.
+        folder: The folder that it is in for now.
+        written: The fingerprints of all files.
+    """
+    versions = {"ksuit_runner": __version__, "torch": torch.__version__}
+    is_unfinished = content.document.get("unfinished") is not None
+    write_manifest(folder, written, name, config_hash, is_unfinished, versions, keep_last, tags)
+
+
+def read_newest(paths: PathProvider, name: str | None = None, world: World | None = None) -> Checkpoint:
     """Read the newest intact checkpoint of a run, with a warning for every damaged one that is skipped.
+
+    All ranks take the same one: each file is verified by one of them, and what any of them finds damaged is damaged.
 
     Args:
         paths: Paths of the run.
         name: Read this one only.
+        world: The ranks that read it together. Of several, each gets tensors that were written in pieces as
+            ``StoredTensor``, to read what it needs of them; a single process gets all as tensors.
 
     Raises:
         CheckpointError: There is none, none that is intact, or none of this name.
     """
-    existing = names(paths)
+    world = world or World()
+    existing = world.broadcast(names(paths))
     if name is not None and name not in existing:
         there = ", ".join(existing[:_LISTED]) + (" …" if len(existing) > _LISTED else "") if existing else "none"
         raise CheckpointError(f"run {paths.run_id} has no checkpoint {name[:50]!r}. There are: {there}")
     problems = {}
     for candidate in existing if name is None else [name]:
-        try:
-            return _checkpoint(paths.at_checkpoint(candidate))
-        except UnsafeFileError as error:
-            problems[candidate] = str(error)
-            _LOGGER.warning("checkpoint %s is damaged and skipped: %s", paths.checkpoints_dir / candidate, error)
+        found, problem = _checkpoint(paths.at_checkpoint(candidate), world)
+        problem = next(filter(None, world.gather(problem)), None)
+        if found is not None and problem is None:
+            return found
+        problems[candidate] = problem
+        if world.records:
+            _LOGGER.warning("checkpoint %s is damaged and skipped: %s", paths.checkpoints_dir / candidate, problem)
     if not problems:
         raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot be resumed")
     listed = "".join(f"\n  {candidate}: {problem}" for candidate, problem in list(problems.items())[:_LISTED])
     raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
 
 
-def _checkpoint(paths: PathProvider) -> Checkpoint:
+def read_weights(folder: Path, label: str) -> dict[str, Any]:
+    """Return the tensors by name in one file of a verified checkpoint; what is in pieces as ``StoredTensor``.
+
+    Args:
+        folder: Its folder.
+        label: Name of the file without its suffix.
+
+    Raises:
+        CheckpointError: It is missing, or cannot be read.
+    """
+    try:
+        files = {path.name for path in folder.iterdir()}
+        return _weights(folder, label, Shards(folder, files, folder.name))
+    except (UnsafeFileError, OSError) as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _weights(folder: Path, label: str, shards: Shards) -> dict[str, Any]:
+    stored, spread = _load(folder / f"{label}.safetensors", safetensors.torch.load_file), shards.tensors.get(label, {})
+    if twice := stored.keys() & spread.keys():
+        raise UnsafeFileError(f"{label}.safetensors and files of the ranks both have {min(twice)[:100]!r}")
+    return {**stored, **spread}
+
+
+def _checkpoint(paths: PathProvider, world: World) -> tuple[Checkpoint | None, str | None]:
+    """Return a checkpoint, or what is wrong with it."""
     progress = Progress.parse(paths.checkpoint_dir.name)
     assert progress is not None
     try:
-        manifest, model, state = _read(paths.checkpoint_dir, paths.runs_dir)
+        manifest, model, state, local = _read(paths.checkpoint_dir, paths.runs_dir, world)
+    except UnsafeFileError as error:
+        return None, str(error)
     except OSError as error:
-        raise UnsafeFileError(f"it cannot be read ({error.strerror})") from None
-    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]))
+        return None, f"it cannot be read ({error.strerror})"
+    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]), local), None
 
 
-def _read(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read(
+    folder: Path, root: Path, world: World
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[dict[str, Any], ...]]:
     """Verify and read a checkpoint; any error in reading a file counts as damage.
 
     Returns:
-        The manifest, the model's values, and the state.
+        The manifest, the model's values, the state, and the states that differ between ranks.
     """
-    manifest = verify(folder, root)
+    manifest = verify(folder, root, reads=lambda file: (rank_of(file) or 0) % world.size == world.rank)
     if missing := [file for file in (MODEL, STATE_TENSORS, STATE) if file not in manifest["files"]]:
         raise UnsafeFileError(f"{missing[0]} is missing")
-    tensors = _load(folder / STATE_TENSORS, safetensors.torch.load_file)
-    state = _load(folder / STATE, lambda path: _read_state(path, tensors))
+    shards = Shards(folder, manifest["files"], folder.name)
+
+    def weights(label: str) -> dict[str, Any]:
+        found = _weights(folder, label, shards)
+        return {name: whole(value) for name, value in found.items()} if world.size == 1 else found
+
+    state = _load(folder / STATE, lambda path: _read_state(path, weights(_TRAINER)))
+    local = shards.states()
     for file in manifest["files"]:  # callbacks read theirs later, when it is too late to choose another checkpoint
         if file.endswith(".safetensors") and file not in (MODEL, STATE_TENSORS):
             _load(folder / file, _read_header)
-    model = _load(folder / MODEL, safetensors.torch.load_file)
-    return manifest, {**model, **state.pop("model", {})}, state
+    return manifest, {**weights("model"), **state.pop("model", {})}, state, tuple(local)
 
 
-def _read_state(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _read_state(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     state = unpack(msgspec.json.decode(path.read_bytes()), tensors)
     _check_shape(state)
     assert isinstance(state, dict)
@@ -201,6 +312,8 @@ def _read_state(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
+    except UnsafeFileError:
+        raise
     except Exception as error:  # the libraries raise a dozen types of errors
         lines = str(error).splitlines() or [type(error).__name__]
         raise UnsafeFileError(f"{path.name} cannot be loaded ({lines[0][:200]})") from None

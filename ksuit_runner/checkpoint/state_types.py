@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.checkpoint.tensor_file import is_dense, is_file_type
+from ksuit_runner.checkpoint.tensor_file import fits_file, is_dense, is_file_type
+from ksuit_runner.distributed.pieces import Piece, is_sharded, piece_of
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.tensors.layout import row_major
 
@@ -111,10 +112,12 @@ class Packer:
 
     Attributes:
         tensors: The tensors of all documents so far, by key. They share their memory with the states.
+        pieces: What this rank holds of the tensors that are spread over the ranks, by key, likewise.
     """
 
     def __init__(self) -> None:
         self.tensors: Tensors = {}
+        self.pieces: dict[str, Piece] = {}
         self._level = 0
 
     def pack(self, location: str, state: Any, at: str) -> Any:
@@ -157,6 +160,8 @@ class Packer:
             packed: Any = self.items(value, at)
         elif kind is dict:
             packed = self._dict(value, at)
+        elif kind is Piece or is_sharded(value):
+            packed = self._piece(value, at)
         else:
             packer = np.generic if isinstance(value, np.generic) else kind
             if packer not in _PACKERS:
@@ -208,6 +213,13 @@ class Packer:
             packed["strides"] = strides
         self.tensors[at] = tensor
         return packed
+
+    def _piece(self, value: Any, at: str) -> dict[str, Any]:
+        piece = piece_of(value)
+        if piece is None or not fits_file(piece.tensor):
+            raise _Refused(f"a tensor of {value.dtype} that is spread over ranks {_NOT_STORED}")
+        self.pieces[at] = piece
+        return {KIND: "pieces", "key": at}
 
     def _sparse(self, tensor: Tensor, at: str) -> dict[str, Any]:
         layout = _name(tensor.layout)
@@ -319,12 +331,13 @@ _PACKERS: dict[type, tuple[str, Callable[[Packer, Any, str], dict[str, Any]]]] =
 }
 
 
-def unpack(document: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(document: Any, tensors: Mapping[str, Any]) -> Any:
     """Return what was packed, in memory of its own.
 
     Args:
         document: The values of JSON.
-        tensors: Exactly the tensors that it refers to, by key.
+        tensors: Exactly the tensors that it refers to, by key. Those that were spread over ranks may be anything that
+            stands for them, and are returned as they are.
 
     Raises:
         ValueError: It was not packed by this version.
@@ -343,7 +356,7 @@ class _Unpacker:
         unused: The tensors that were not referred to yet.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
         self.unused = dict(tensors)
 
     def unpack(self, packed: Any) -> Any:
@@ -367,9 +380,9 @@ class _Unpacker:
             raise ValueError(f"it has a {name} that is not one ({line[:150]})") from error
 
     def tensor(self, key: str, dtype: str | None = None, strides: list[int] | None = None) -> Tensor:
-        if key not in self.unused:
-            raise ValueError(f"it refers to a tensor that is missing, or has another place, {str(key)[:100]!r}")
-        stored = self.unused.pop(key)
+        stored = self.pieces(key)
+        if not isinstance(stored, Tensor):
+            raise TypeError("it is in pieces")
         found = torch.empty_strided(stored.shape, _checked(stored.shape, strides), dtype=stored.dtype).copy_(stored)
         if dtype is None:
             return found
@@ -380,6 +393,11 @@ class _Unpacker:
         if found.dtype != wanted:
             raise TypeError(f"it is stored as {found.dtype}")
         return found
+
+    def pieces(self, key: str) -> Any:
+        if key not in self.unused:
+            raise ValueError(f"it refers to a tensor that is missing, or has another place, {str(key)[:100]!r}")
+        return self.unused.pop(key)
 
     def part(self, packed: Any) -> Tensor:
         found = self.unpack(packed)
@@ -439,6 +457,7 @@ _UNPACKERS: dict[str, Callable[..., Any]] = {
     "int": lambda self, value: int(value, 16),
     "str": lambda self, base64: _from_binary(base64).decode(errors="surrogatepass"),
     "tensor": _Unpacker.tensor,
+    "pieces": _Unpacker.pieces,
     "dict": lambda self, items: dict(self.pairs(items)),
     "tuple": lambda self, items: tuple(self.unpack(items)),
     "set": lambda self, items: set(self.unpack(items)),

@@ -33,6 +33,9 @@ _NAMES = {
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+"""Dtypes by their names in a file."""
+
 
 def fits_file(value: Any) -> bool:
     """Whether a safetensors file can hold a value of a ``state_dict``."""

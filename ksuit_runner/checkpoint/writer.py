@@ -10,16 +10,30 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
+from uuid import uuid4
 
 from torch import Tensor
 
 from ksuit_runner.checkpoint.base_weights import without_base
 from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
 from ksuit_runner.checkpoint.folders import read_tags
-from ksuit_runner.checkpoint.format import RESERVED, Checkpoint, pack_state, read_newest, write_partial
+from ksuit_runner.checkpoint.format import (
+    RESERVED,
+    Checkpoint,
+    Content,
+    pack_state,
+    read_newest,
+    write_files,
+    write_head,
+    write_partial,
+)
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
+from ksuit_runner.checkpoint.joint_write import JointWrite
+from ksuit_runner.checkpoint.manifest import rank_of
+from ksuit_runner.checkpoint.shards import find_flaw
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import CheckpointError, ConfigError, PeerError
 from ksuit_runner.paths import PathProvider
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,6 +69,9 @@ class CheckpointWriter:
     A checkpoint is written at the given interval, when a callback requests one, at the end, and when the run is
     interrupted. The last ones are kept, every n-th, and those with a tag.
 
+    Of several ranks, all have a writer, which is asked for the same. Rank 0 writes what all of them have, and hands the
+    checkpoints over; the others write what they alone have, if there is any (``JointWrite``).
+
     Args:
         path_provider: Paths of the run.
         every_n_epochs: Write one after every n-th epoch.
@@ -65,10 +82,12 @@ class CheckpointWriter:
         content: ``trained`` leaves out the weights that are frozen for the whole run and have not changed: a resume, a
             fork or an evaluation takes them from where the run has them from. ``all`` stores everything.
         room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
+        peer_timeout_s: How long a rank waits until the others have written their parts of a checkpoint, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
         check_owner: Raises an error if another process has taken the run over; called before every write.
         hand_over: Commits what was written; by default in the thread that has written it.
+        world: The ranks of the run; by default one.
     """
 
     def __init__(
@@ -81,10 +100,12 @@ class CheckpointWriter:
         keep_every: int | None = None,
         content: Literal["all", "trained"] = "all",
         room_timeout_s: float = 30.0,
+        peer_timeout_s: float = 600.0,
         config_hash: str = "",
         check_owner: Callable[[], None] = lambda: None,
         is_urgent: Callable[[], bool] = lambda: False,
         hand_over: HandOver | None = None,
+        world: World | None = None,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"at least 1 is needed, not {keep_last}", path="checkpoint.keep_last")
@@ -103,6 +124,8 @@ class CheckpointWriter:
         self._milestones = self._interval.times(keep_every) if keep_every and self._interval else None
         self._keep_last = keep_last
         self._room_timeout_s = room_timeout_s
+        self._peer_timeout_s = peer_timeout_s
+        self._world = world or World()
         self._providers: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._of_model = {"model"}
         self._requested: set[str] = set()
@@ -122,7 +145,7 @@ class CheckpointWriter:
             of_model: Whether these are weights by their names in the model. Those that are the model's own may then be
                 missing in the file: with ``content: trained``, those that are frozen.
         """
-        if name in self._providers or name in RESERVED:
+        if name in self._providers or name in RESERVED or rank_of(f"{name}.safetensors") is not None:
             raise ConfigError(f"two of them write '{name}.safetensors' into the checkpoints", path="callbacks")
         self._providers[name] = provider
         self._of_model |= {name} if of_model else set()
@@ -133,7 +156,8 @@ class CheckpointWriter:
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
-        self._hand_over.restore_tags(name, tags)
+        if self._world.records:
+            self._hand_over.restore_tags(name, tags)
 
     def take_requests(self) -> list[str]:
         """Return the requested tags and clear them: the next checkpoint does not get them."""
@@ -161,9 +185,9 @@ class CheckpointWriter:
     def read_tagged(self, tag: str) -> Checkpoint | None:
         """Return the checkpoint that a tag names, once it is committed; None if there is none, or it is damaged."""
         self.wait()
-        name = read_tags(self.path_provider).get(tag)
+        name = self._world.broadcast(read_tags(self.path_provider).get(tag))
         try:
-            return None if name is None else read_newest(self.path_provider, name)
+            return None if name is None else read_newest(self.path_provider, name, self._world)
         except CheckpointError as error:
             _LOGGER.error("%s", error)
             return None
@@ -178,7 +202,9 @@ class CheckpointWriter:
         Raises:
             CheckpointError: Something cannot be stored; the message names it.
         """
-        pack_state(self._files(model, base), state)
+        content = pack_state(self._files(model, base), state)
+        if content.shard and (problem := find_flaw(self._world.gather(content.shard.outline()))):
+            raise CheckpointError(problem)
 
     def save(
         self,
@@ -192,7 +218,8 @@ class CheckpointWriter:
         """Take a snapshot and write it in the background.
 
         While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
-        Tiny ones are written at once, as long as that is quick: handing them to another thread takes longer.
+        Tiny ones are written at once, as long as that is quick: handing them to another thread takes longer. What the
+        ranks write together never is: that would let training wait for all of them.
 
         Args:
             update_counter: Position of the run.
@@ -205,16 +232,25 @@ class CheckpointWriter:
         Raises:
             CheckpointError: Something cannot be stored; or, with ``wait``, it could not be written.
         """
-        files, document = pack_state(self._files(model, base), state)
-        buffers = self._unused_buffers()
+        content = pack_state(self._files(model, base), state)
         tags = self.take_requests()
         if self._milestones is not None and self._milestones.is_due(update_counter):
             tags.append(f"update-{update_counter.update}")
-        files, name = buffers.copy(files), str(update_counter.progress)
-        write = partial(self._write, name, files, document, tags, before)
+        name, joint = str(update_counter.progress), None
+        if content.shard:
+            folder, key = self.path_provider.checkpoints_dir / name, self._world.broadcast(uuid4().hex)
+            joint = JointWrite(self._world, folder, key, self._peer_timeout_s)
+        if joint is None and not self._world.records:
+            return
+        buffers = self._unused_buffers()
+        content = content.copied(buffers, with_files=self._world.records)
+        write = partial(self._write, name, content, tags, before, joint)
         if wait:
             write = partial(self._write_with_patience, write)
-        at_once = buffers.size <= TINY and self._is_quick and all(saving.written.done() for saving in self._saving)
+        if joint is not None:
+            write = partial(joint.lead, write) if self._world.records else partial(_followed, joint, content)
+        is_free = joint is None and all(saving.written.done() for saving in self._saving)
+        at_once = buffers.size <= TINY and self._is_quick and is_free
         self._saving.append(_Saving(self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
             self.wait(is_last=True)
@@ -278,6 +314,10 @@ class CheckpointWriter:
             if is_last:
                 raise CheckpointError(message) from error
             _LOGGER.error("%s; the run continues with the last good one, and tries again at the next interval", message)
+        except PeerError as error:
+            if is_last:
+                raise
+            _LOGGER.debug("a checkpoint was not written: %s", error)  # which rank 0 says
         finally:
             self._spare.append(saving.buffers)
 
@@ -293,12 +333,7 @@ class CheckpointWriter:
         self._hand_over.close()
 
     def _write(
-        self,
-        name: str,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        document: Mapping[str, Any],
-        tags: list[str],
-        before: Callable[[], None],
+        self, name: str, content: Content, tags: list[str], before: Callable[[], None], joint: JointWrite | None
     ) -> Future[None]:
         self.check_owner()
         before()
@@ -306,8 +341,19 @@ class CheckpointWriter:
             remove_partial(self.path_provider)
         elif self._submitted[0] == name:
             self._wait_for(self._submitted[1])  # until its folder is free
-        folder = self.path_provider.checkpoints_dir / name
-        write_partial(folder, tensors, document, self.config_hash, self._keep_last, tags)
+        folder, head = self.path_provider.checkpoints_dir / name, (self.config_hash, self._keep_last, tags)
+        if joint is None:
+            write_partial(folder, content, *head)
+        else:
+            joint.write(content.shard, partial(write_files, content), partial(write_head, content, name, *head))
         committed = self._hand_over.submit(name)
         self._submitted = name, committed
         return committed
+
+
+def _followed(joint: JointWrite, content: Content) -> Future[None]:
+    """Write this rank's part of a checkpoint; it is committed elsewhere."""
+    joint.follow(content.shard)
+    done = Future[None]()
+    done.set_result(None)
+    return done

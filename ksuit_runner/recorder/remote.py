@@ -11,6 +11,7 @@ import msgspec
 
 from ksuit_runner.checkpoint.commit import Committer, hand_over
 from ksuit_runner.checkpoint.folders import READY, beside, damage, names
+from ksuit_runner.checkpoint.manifest import is_common
 from ksuit_runner.counter import Progress
 from ksuit_runner.delivery.recording import Unsent
 from ksuit_runner.errors import KsuitError
@@ -131,7 +132,7 @@ class RemoteHandOver:
         for name in renamed:
             existing = names(self._paths)
             is_superseded = name not in existing and any(_update(other) > _update(name) for other in existing)
-            problem = None if is_superseded else damage(self._paths.checkpoints_dir / name)
+            problem = None if is_superseded else damage(self._paths.checkpoints_dir / name, reads=is_common)
             self.ended(name, None if problem is None else OSError(errno.EIO, problem))
 
     def recorder_given_up(self) -> None:

@@ -31,7 +31,7 @@ def content(value=1.0, **state):
 
 
 def ready(paths, name, value=1.0, config_hash="hash", keep_last=99, tags=(), **state):
-    hand_over_checkpoint(paths, name, *content(value, **state), config_hash, keep_last, tags)
+    hand_over_checkpoint(paths, name, content(value, **state), config_hash, keep_last, tags)
     return paths.checkpoints_dir / f".{name}.ready"
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_whose_metrics_cannot_be_made_durable_is_dropped(paths):
 @pytest.mark.parametrize("name", [MODEL, STATE, MANIFEST])
 @pytest.mark.parametrize("change", [cut, os.unlink], ids=["cut", "missing"])
 def test_what_is_not_whole_is_dropped_and_replaces_nothing(paths, caplog, name, change):
-    store_checkpoint(paths, "E0_U1_S1", *content(), keep_last=1)
+    store_checkpoint(paths, "E0_U1_S1", content(), keep_last=1)
     change(ready(paths, "E0_U1_S1", 2.0, config_hash="other") / name)
     with pytest.raises(OSError, match=f"what was written is damaged, {name}"):
         Committer(paths).commit("E0_U1_S1")
@@ -104,7 +104,7 @@ def test_what_is_not_whole_is_dropped_and_replaces_nothing(paths, caplog, name, 
 
 @pytest.mark.parametrize("file", ["ema.safetensors", STATE])
 def test_a_file_that_cannot_be_opened_is_found_when_it_is_read_back(paths, file):
-    store_checkpoint(paths, "E0_U1_S1", *content())
+    store_checkpoint(paths, "E0_U1_S1", content())
     folder = ready(paths, "E0_U1_S1", 2.0, config_hash="other")
     (folder / file).write_text("something else")
     (folder / MANIFEST).unlink()
@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_opened_is_found_when_it_is_read_back(paths, file)
     ids=["the same", "another config", "half done"],
 )
 def test_an_intact_checkpoint_of_the_same_stays_and_another_is_replaced(paths, options, stays):
-    store_checkpoint(paths, "E0_U1_S1", *content(), tags=["old"])
+    store_checkpoint(paths, "E0_U1_S1", content(), tags=["old"])
     ready(paths, "E0_U1_S1", 2.0, tags=["new"], **options)
     Committer(paths).commit("E0_U1_S1")
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
@@ -130,19 +130,19 @@ def test_an_intact_checkpoint_of_the_same_stays_and_another_is_replaced(paths, o
 
 
 def test_a_damaged_checkpoint_and_leftovers_are_replaced(paths):
-    folder = store_checkpoint(paths, "E0_U1_S1", *content())
+    folder = store_checkpoint(paths, "E0_U1_S1", content())
     cut(folder / MODEL)
     for suffix in ("tmp", "ready"):
         folder.with_name(f".E0_U1_S1.{suffix}").mkdir()
         (folder.with_name(f".E0_U1_S1.{suffix}") / "left_over").write_text("of a process that was killed")
-    store_checkpoint(paths, "E0_U1_S1", *content(2.0))
+    store_checkpoint(paths, "E0_U1_S1", content(2.0))
     assert value(paths) == 2.0 and not (folder / "left_over").exists()
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
 
 
 @pytest.mark.parametrize("new", ["whole", "damaged", "missing"])
 def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, new):
-    folder = store_checkpoint(paths, "E0_U1_S1", *content())
+    folder = store_checkpoint(paths, "E0_U1_S1", content())
     replaced = folder.with_name(".E0_U1_S1.old")
     (os.rename if new == "missing" else shutil.copytree)(folder, replaced)
     if new == "damaged":
@@ -153,13 +153,13 @@ def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, ne
     Committer(paths).recover()
     assert names(paths) == ["E0_U1_S1"] and damage(folder) is None and not replaced.exists()
     (shutil.copytree if new == "whole" else os.rename)(folder, replaced)
-    store_checkpoint(paths, "E0_U1_S1", *content(2.0), config_hash="other")
+    store_checkpoint(paths, "E0_U1_S1", content(2.0), config_hash="other")
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 2.0
 
 
 @pytest.mark.parametrize("step", ["sync", "_read_back"])
 def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeypatch, step):
-    store_checkpoint(paths, "E0_U1_S1", *content())
+    store_checkpoint(paths, "E0_U1_S1", content())
 
     def fail(*args):
         raise OSError(28, "no room")
@@ -193,7 +193,7 @@ def test_as_many_are_kept_as_the_checkpoint_says(paths):
 
 @pytest.mark.parametrize("checks", [0, 1])
 def test_who_does_not_own_the_run_any_more_changes_nothing(paths, checks):
-    store_checkpoint(paths, "E0_U1_S1", *content(), keep_last=1)
+    store_checkpoint(paths, "E0_U1_S1", content(), keep_last=1)
     ready(paths, "E0_U2_S2", keep_last=1, tags=["best"])
     remaining = [None] * checks
 

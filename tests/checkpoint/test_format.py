@@ -33,7 +33,7 @@ def paths(tmp_path):
 def write(paths, name, value=1.0, **options):
     files = {"model": WEIGHTS, "ema": {"layer.weight": torch.full((2,), value)}}
     state = {"trainer": {"x": [1, None, torch.ones(2)]}, "callbacks": {"a": {"best": value}}}
-    return store_checkpoint(paths, name, *pack_state(files, state), **options)
+    return store_checkpoint(paths, name, pack_state(files, state), **options)
 
 
 def flip_a_bit(path):
@@ -152,7 +152,7 @@ def test_the_folder_of_all_runs_may_be_a_link_and_that_of_one_run_not(paths, tmp
 
 
 def test_a_disk_that_cannot_be_read_is_damage(paths, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     folder = write(paths, "E0_U1_S1")
@@ -233,12 +233,12 @@ SPARSE = torch.eye(2).to_sparse()
 
 def test_values_that_fit_no_file_go_into_the_state_for_a_model_and_are_refused_for_a_callback():
     model = {"w": WEIGHTS["steps"], "sparse": SPARSE, "__metadata__": WEIGHTS["steps"]}
-    tensors, state = pack_state({"model": model, "ema": WEIGHTS}, {})
-    held = tensors.pop("trainer")
+    content = pack_state({"model": model, "ema": WEIGHTS}, {})
+    tensors, state, held = content.files, content.document, content.files.pop("trainer")
     assert tensors == {"model": {"w": WEIGHTS["steps"]}, "ema": WEIGHTS}
     assert state.keys() == {"trainer", "callbacks", "model"} and state["model"].keys() == {"sparse", "__metadata__"}
     assert held.keys() == {"/model/sparse/indices", "/model/sparse/values", "/model/__metadata__"}
-    assert pack_state({"model": WEIGHTS}, {})[1] == {"trainer": {}, "callbacks": {}}
+    assert pack_state({"model": WEIGHTS}, {}).document == {"trainer": {}, "callbacks": {}}
     with pytest.raises(CheckpointError, match="^ema.safetensors: 'sparse' is not a dense tensor"):
         pack_state({"model": {}, "ema": {"sparse": SPARSE}}, {})
 

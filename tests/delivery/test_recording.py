@@ -210,8 +210,8 @@ def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
 
 def hand_over(paths, update):
     name = f"E0_U{update}_S{update}"
-    files, document = pack_state({"model": {"w": torch.full((2,), float(update))}}, {})
-    hand_over_checkpoint(paths, name, files, document, keep_last=2)
+    content = pack_state({"model": {"w": torch.full((2,), float(update))}}, {})
+    hand_over_checkpoint(paths, name, content, keep_last=2)
     return name
 
 

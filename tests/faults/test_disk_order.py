@@ -75,7 +75,7 @@ def write_checkpoint(folder: Path, version: int) -> None:
     """Write the same position again, as a run does that found it damaged or has another config."""
     tensors = {"model": {"w": torch.tensor(float(version))}, "ema": {"w": torch.zeros(3)}}
     state = {"trainer": {}, "callbacks": {}, "unfinished": None}
-    store_checkpoint(PathProvider(folder, RUN), "E1_U2_S4", *pack_state(tensors, state), config_hash=str(version))
+    store_checkpoint(PathProvider(folder, RUN), "E1_U2_S4", pack_state(tensors, state), config_hash=str(version))
 
 
 def read_checkpoint(folder: Path) -> set[int]:

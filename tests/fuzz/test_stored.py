@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
     """A run with one intact checkpoint, which every example restores."""
     paths = PathProvider(tmp_path_factory.mktemp("fuzz"), "run00000")
     tensors = {"model": {"weight": torch.arange(6.0)}}
-    store_checkpoint(paths, NAME, *pack_state(tensors, {"trainer": {"x": 1}}))
+    store_checkpoint(paths, NAME, pack_state(tensors, {"trainer": {"x": 1}}))
     paths.latest.unlink()
     paths.tags.unlink()
     return paths

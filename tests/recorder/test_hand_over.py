@@ -37,11 +37,11 @@ def test_the_tag_that_a_dying_recorder_was_writing_is_kept(tmp_path, monkeypatch
     tagged, newer = "E1_U1_S1", "E2_U2_S2"
     with RunLock(paths.lock) as lock:
         hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
-        hand_over_checkpoint(paths, tagged, *content, keep_last=1, tags=["best"])
+        hand_over_checkpoint(paths, tagged, content, keep_last=1, tags=["best"])
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(commit_module, "write_text", killed)
             Committer(paths).commit(tagged)
-        write_partial(paths.checkpoints_dir / newer, *content, "hash", 1)
+        write_partial(paths.checkpoints_dir / newer, content, "hash", 1)
         done = hand_over.submit(newer)
         assert names(paths) == [tagged] and not done.done()
         hand_over.recorder_given_up()
@@ -50,7 +50,7 @@ def test_the_tag_that_a_dying_recorder_was_writing_is_kept(tmp_path, monkeypatch
 
 def test_a_checkpoint_that_is_committed_at_once_by_a_recorder_that_then_dies_is_done(tmp_path, monkeypatch):
     paths, name = PathProvider(tmp_path, "run00000"), "E1_U1_S1"
-    write_partial(paths.checkpoints_dir / name, *pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
+    write_partial(paths.checkpoints_dir / name, pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
 
     def lives_and_dies():
         Committer(paths).commit(name)

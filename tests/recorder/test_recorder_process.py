@@ -333,7 +333,7 @@ def test_the_successor_of_a_recorder_that_dies_right_after_an_answer_records(pro
     with RunLock(paths.lock) as lock:
         recording = RemoteRecording(tracker, paths, lock)
         recording.start()
-        write_partial(paths.checkpoints_dir / name, *pack_state({"model": {}}, {}), "hash", 1)
+        write_partial(paths.checkpoints_dir / name, pack_state({"model": {}}, {}), "hash", 1)
         recording.checkpoints.submit(name).result(30)
         assert is_held(paths.recorder_lock)
 
