@@ -5,11 +5,11 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -109,7 +109,7 @@ class Ema(CallbackBase):
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing", path=f"callbacks.{self.name}")
             average.module = self._copy().module
-            average.load({**average.tensors(), **safetensors.torch.load_file(path)}, average.arrangement())
+            average.load({**average.tensors(), **read_weights(path.parent, label)}, average.arrangement())
             if label in self._strides:
                 average.arrange({**average.arrangement(), "strides": self._strides[label]})
         self._pair()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.checkpoint.folders import names
+from ksuit_runner.checkpoint.folders import names, weights_in
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import to_text
@@ -79,18 +79,18 @@ def load_model(
 
 
 def _weights(checkpoint: Checkpoint, weights: str | None, config: Any, model: Any) -> dict[str, Any]:
-    import safetensors.torch
-
+    from ksuit_runner.checkpoint.format import read_weights
+    from ksuit_runner.distributed.pieces import whole
     from ksuit_runner.engine.initialize import base_of
 
     values = {**base_of(checkpoint, config, model), **checkpoint.model}
     if weights in (None, "", "model"):
         return values
     folder = checkpoint.paths.checkpoint_dir
-    there = {path.stem for path in folder.glob("*.safetensors")} - {"trainer", "model"}
+    there = weights_in(folder) - {"model"}
     if weights not in there:
         raise ConfigError(f"checkpoint {folder.name} has no weights '{weights}'. {did_you_mean(weights, there)}")
-    return {**values, **safetensors.torch.load_file(folder / f"{weights}.safetensors")}
+    return {**values, **{name: whole(value) for name, value in read_weights(folder, weights).items()}}
 
 
 def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:

@@ -19,10 +19,11 @@ from ksuit_runner.checkpoint.folders import PARTIAL, beside
 from ksuit_runner.checkpoint.manifest import Fingerprint, rank_of
 from ksuit_runner.checkpoint.shards import Shard, Shards
 from ksuit_runner.distributed.world import World
-from ksuit_runner.errors import PeerError
+from ksuit_runner.errors import Interrupted, PeerError
 from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 Result = TypeVar("Result")
+Note = TypeVar("Note")
 
 
 class _Turn(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -116,7 +117,7 @@ class JointWrite:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _written_by(self, rank: int) -> dict[str, Fingerprint]:
-        note = msgspec.convert(self._world.read(self._note(f"written-{rank}"), self._timeout_s), _Written)
+        note = self._read(f"written-{rank}", _Written)
         if note.error is not None:
             raise OSError(note.errno, f"rank {rank}: {note.error}")
         assert all(rank_of(file) == rank for file in note.files), "a rank writes its own files only"
@@ -143,7 +144,7 @@ class JointWrite:
             PeerError: The checkpoint was not handed over, or rank 0 does not say what becomes of it.
         """
         for self._attempt in count():
-            turn = msgspec.convert(self._world.read(self._note("turn"), self._timeout_s), _Turn)
+            turn = self._read("turn", _Turn)
             if turn.folder is None:
                 break
             self._world.post(self._note(f"written-{self._world.rank}"), msgspec.to_builtins(self._part(turn, shard)))
@@ -159,6 +160,12 @@ class JointWrite:
             return _Written(errno=error.errno or errno.EIO, error=str(error))
 
     # Both
+
+    def _read(self, what: str, kind: type[Note]) -> Note:
+        try:
+            return msgspec.convert(self._world.read(self._note(what), self._timeout_s), kind)
+        except Interrupted:  # which ends what training waits for, and not a thread
+            raise PeerError("a rank was interrupted meanwhile") from None
 
     def _post_turn(self, turn: _Turn) -> None:
         self._world.post(self._note("turn"), msgspec.to_builtins(turn))

@@ -4,10 +4,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ksuit_runner.tensors.nested import rebuilt
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -91,7 +94,9 @@ def place(value: Any, like: Any) -> Any:
         like: What it replaces, or is the state of. If that is a ``DTensor`` of the same shape, the result is one with
             the same placements, of which only this rank's piece is read; else it is a whole tensor.
     """
-    if not isinstance(value, Tensor | StoredTensor) or not is_sharded(like) or value.shape != like.shape:
+    if not isinstance(value, Tensor | StoredTensor) or is_sharded(value):
+        return value
+    if not is_sharded(like) or value.shape != like.shape:
         return whole(value)
     piece = piece_of(like)
     assert piece is not None
@@ -101,6 +106,13 @@ def place(value: Any, like: Any) -> Any:
     else:
         block = value.read(offset, size)
     return _spread(block.to(like.device), like)
+
+
+def place_all(tree: Any, like: Any = None) -> Any:
+    """Return nested dicts, lists and tuples with every value in them as this rank is to hold it; see ``place``."""
+    return (
+        place(tree, like) if isinstance(tree, Tensor | StoredTensor) else rebuilt(tree, partial(place_all, like=like))
+    )
 
 
 def whole(value: Any) -> Any:

@@ -18,6 +18,7 @@ from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import Factory, OnDemand
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.hooks import Hooks
@@ -163,6 +164,7 @@ class Assembly:
             "check_owner": self.record.check_owner,
             "is_urgent": lambda: self.trainer.data_container.interruption.signal is not None,
             "hand_over": self.record.checkpoints,
+            "world": self.trainer.strategy.world,
         }
         writer = self.factory.build("checkpoint", CheckpointWriter, **given)
         if writer.check_owner is not given["check_owner"]:
@@ -234,7 +236,8 @@ def build_run(
     )
     trainer.writer.attach(log_writer)
     if checkpoint_writer is None:
-        checkpoint_writer = CheckpointWriter(paths, hand_over=InPlace(Committer(paths, sync_journal=journal.sync)))
+        hand_over = InPlace(Committer(paths, sync_journal=journal.sync))
+        checkpoint_writer = CheckpointWriter(paths, hand_over=hand_over, world=trainer.strategy.world)
     checkpoint_writer.check_interval(trainer.counter)
     base_weights = None
     if checkpoint_writer.content == "trained":  # as the run begins, before a callback or a checkpoint changes them
@@ -270,7 +273,8 @@ def build_run(
 
 
 def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> None:
-    state = dict(checkpoint.state["trainer"])
+    stored = checkpoint.state["trainer"].items()  # optimizers place their tensors where they know the parameters
+    state = {key: value if key.startswith("optimizer") else place_all(value) for key, value in stored}
     state["arrangements"] = arrangements = dict(state.get("arrangements", {}))
     if origin.has_other_model:  # its memory layout is its own
         arrangements.pop("model", None)

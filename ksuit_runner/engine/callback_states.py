@@ -6,6 +6,7 @@ from typing import Any
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.state_types import callback_location, copy_state
+from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
@@ -101,7 +102,7 @@ class CallbackStates:
         Raises:
             ResumeError: The names do not match, or a state does not fit.
         """
-        stored = checkpoint.state["callbacks"]
+        stored = place_all(checkpoint.state["callbacks"])
         self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
         missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ksuit_runner.checkpoint.base_weights import with_base
-from ksuit_runner.checkpoint.format import Checkpoint, read_newest
+from ksuit_runner.checkpoint.format import Checkpoint, read_newest, read_weights
 from ksuit_runner.config.check.initialization import NODE, Initialization, initialization_of
 from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.distributed.pieces import whole
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.record.stored_run import read_config
@@ -179,8 +180,8 @@ def _read(
     if found.checkpoint is None:
         return read_file(found.file, settings.key)
     checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name)
-    values = {**checkpoint.model, **safetensors.torch.load_file(found.file)}  # what has no average is the model's
-    return {**base_of(checkpoint, config, model), **values}
+    values = {name: whole(value) for name, value in read_weights(found.file.parent, found.file.stem).items()}
+    return {**base_of(checkpoint, config, model), **checkpoint.model, **values}  # what has no average is the model's
 
 
 def base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase) -> dict[str, Any]:

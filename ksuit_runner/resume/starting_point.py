@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.checkpoint.folders import damage, names
+from ksuit_runner.checkpoint.folders import damage, names, weights_in
+from ksuit_runner.checkpoint.manifest import MANIFEST, is_common
 from ksuit_runner.config.check.initialization import FILE_TYPES, NODE, Initialization, initialization_of
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean, files_explained
@@ -38,9 +39,11 @@ class StartingPoint:
         return f"{self.checkpoint.run_id}@{self.checkpoint.checkpoint_dir.name}/{self.file.stem}"
 
     def checksum(self) -> str:
-        """Return the SHA-256 of the file."""
-        found = self.file.stat()
-        return _checksum(self.file, found.st_size, found.st_mtime_ns)
+        """Return the SHA-256 of the file; if ranks hold pieces of the weights, of the manifest with all checksums."""
+        is_whole = self.checkpoint is None or all(map(is_common, os.listdir(self.file.parent)))
+        file = self.file if is_whole else self.file.with_name(MANIFEST)
+        found = file.stat()
+        return _checksum(file, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=32)
@@ -111,7 +114,7 @@ def find_starting_point(config: Mapping[str, Any], settings: Initialization) -> 
         raise CheckpointError(f"{settings.source}: run {found.run_id} has no intact checkpoint", path=_FROM)
     checkpoint = found.paths.at_checkpoint(intact)
     file = checkpoint.checkpoint_dir / f"{weights or 'model'}.safetensors"
-    there = {path.stem for path in checkpoint.checkpoint_dir.glob("*.safetensors")} - {"trainer"}
+    there = weights_in(checkpoint.checkpoint_dir)
     if file.stem not in there:
         raise ConfigError(
             f"checkpoint {intact} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=_FROM

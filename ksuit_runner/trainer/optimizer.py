@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
+from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.trainer.parameter_rules import (
     FACTORS,
@@ -283,13 +284,15 @@ def without_loss(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(optimizer: Optimizer, state: Mapping[str, Any], names: list[str]) -> None:
-    template, own = optimizer.state_dict(), dict(state.get("own", {}))
+    template, own = optimizer.state_dict(), place_all(dict(state.get("own", {})))
     if not _has_torch_structure(optimizer, template):
         optimizer.load_state_dict(own)
         return
     for group in template["param_groups"]:
         group.update(state["groups"].get(group["name"], {}))
-    values, others = state["parameters"], own.pop("state", {})
+    parameters = dict(zip(names, (item for group in optimizer.param_groups for item in group["params"]), strict=True))
+    values = {name: place_all(values, parameters[name]) for name, values in state["parameters"].items()}
+    others = own.pop("state", {})
     if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
         index = {name: i for i, name in enumerate(names)}
         numbered = {index[name]: dict(values) for name, values in values.items()}

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
-import safetensors.torch
 from torch import nn
 
 from ksuit_runner.checkpoint.base_weights import with_base
-from ksuit_runner.checkpoint.format import Checkpoint
+from ksuit_runner.checkpoint.format import Checkpoint, read_weights
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -51,7 +50,7 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
         if name and file.is_file() and isinstance(other, ModelBase):
             models[name] = average = other.copy()
             base = {key: weights[key] for key in checkpoint.base}
-            tensors = {**average.tensors(), **base, **safetensors.torch.load_file(file)}
+            tensors = {**average.tensors(), **base, **read_weights(file.parent, name)}
             average.load(tensors, average.arrangement())
     has_extra = trainer.has_extra_state and "extra" in state
     kept_loss, kept_extra = trainer.loss, copy_state("trainer", trainer.extra_state()) if has_extra else None
