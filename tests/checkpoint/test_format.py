@@ -12,8 +12,9 @@ from stored_checkpoint import store_checkpoint
 from ksuit_runner.checkpoint import folders
 from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.folders import damage, has_traces, names
-from ksuit_runner.checkpoint.format import MODEL, STATE, STATE_TENSORS, pack_state, read_newest
+from ksuit_runner.checkpoint.format import MODEL, STATE, STATE_TENSORS, Content, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
+from ksuit_runner.checkpoint.shards import Shard
 from ksuit_runner.checkpoint.state_types import KIND
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
@@ -175,7 +176,7 @@ def test_a_disk_that_cannot_be_read_is_damage(paths, monkeypatch):
     ],
 )
 def test_an_intact_checkpoint_of_something_else_is_damaged(paths, files, document, problem):
-    folder = store_checkpoint(paths, "E0_U1_S1", files, document)
+    folder = store_checkpoint(paths, "E0_U1_S1", Content(files, document, Shard()))
     assert damage(folder) is None
     with pytest.raises(CheckpointError, match=re.escape(problem)):
         read_newest(paths)
