@@ -19,7 +19,12 @@ from typing import Any
 from command import REPOSITORY, environment
 from preloaded import Command, Preloaded
 
-_IMPORTS = ("ksuit_runner.distributed.ranks", "ksuit_runner.distributed.ddp", "ksuit_runner.engine.connection")
+_IMPORTS = (
+    "ksuit_runner.distributed.ranks",
+    "ksuit_runner.distributed.ddp",
+    "ksuit_runner.distributed.fsdp",
+    "ksuit_runner.engine.connection",
+)
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.world import World
 from ksuit_runner.tensors.device import choose_device
+from ksuit_runner.tensors.foreach import norms
 
 
 class Strategy:
@@ -33,8 +34,42 @@ class Strategy:
         """
         return choose_device(name)
 
-    def wrap(self, model: nn.Module) -> None:
-        """Prepare a model, which is on its device with all its parameters, in place, before the optimizer is built."""
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the parameters are spread over the ranks, which exchange them, and gradients, in every pass.
+
+        Then all ranks have to do as many forward and backward passes of a model, in one order. ``before_backward`` is
+        called before each of the latter, and ``reduce`` gets the gradients that the last one of an update has left at
+        the parameters, as those of the only node.
+        """
+        return False
+
+    def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        """Prepare a model, which is on its device with all its parameters, in place, before the optimizer is built.
+
+        Args:
+            model: The model of the run, with the ``module`` that computes.
+            dtype: Type in which it computes.
+        """
+
+    def compile(self, model: nn.Module) -> None:
+        """Compile the forward pass of a module, which was wrapped."""
+        model.compile()
+
+    def before_backward(self, is_last: bool) -> None:
+        """Prepare for the backward pass of a part of the batch, which may be the rank's last one in this update."""
+
+    def reset(self) -> None:
+        """Forget the passes of an update that has failed."""
+
+    def local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return what this rank holds of parameters or their gradients, in the same memory."""
+        return tensors
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Return the Euclidean norm of all dense gradients together, a scalar; the same to the bit on every rank."""
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms(gradients))), 2.0)
+        return norm
 
     def reduce(
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]

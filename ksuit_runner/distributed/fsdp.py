@@ -1,0 +1,315 @@
+"""Parameters, gradients and optimizer state spread over the ranks: PyTorch's FSDP2."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import fsdp
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.pieces import is_sharded, local
+from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.tensors.foreach import norms
+
+_COPY, _SHARD = "copy", "shard"  # dimensions of the mesh of ranks
+
+
+class ShardedParallel(Strategy):
+    """Every rank holds a part of each parameter, and trains on its own parts of the batch: ``strategy=fsdp``.
+
+    The model is cut into units. Before a unit computes, its parameters are gathered from all ranks, and freed again
+    after it; in the backward pass its gradients are added up over the ranks, and each rank keeps those of its part. So
+    the memory for parameters, gradients and optimizer state is divided by the number of ranks.
+
+    Source: Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, 2023,
+    https://arxiv.org/abs/2304.11277, in its second version, ``torch.distributed.fsdp.fully_shard``.
+
+    Args:
+        world: The processes that train the run together.
+        units: Patterns of the names of the modules that are units; ``{}`` stands for the number of a layer. What is in
+            none of them forms one more unit. By default they are the children of the largest list of modules.
+        reshard_after_forward: Free the parameters of a unit after its forward pass, and gather them again for its
+            backward pass; without that, they stay until after it.
+        replicas: Number of groups of ranks that each hold all parameters; gradients are also added up over these. As
+            many as there are machines keeps what is gathered within a machine.
+        gather: ``precision`` gathers the parameters, and computes, in ``trainer.precision``; ``float32`` gathers them
+            as they are, and leaves it to autocast, as with the other strategies.
+
+    Raises:
+        ConfigError: The ranks cannot be divided into so many replicas, or this version of torch lacks something.
+    """
+
+    name = "fsdp"
+
+    def __init__(
+        self,
+        world: World | None = None,
+        units: Sequence[str] | None = None,
+        reshard_after_forward: bool = True,
+        replicas: int = 1,
+        gather: Literal["precision", "float32"] = "precision",
+    ) -> None:
+        super().__init__(world)
+        if replicas < 1 or self.world.size % replicas:
+            raise ConfigError(
+                f"the {self.world.size} ranks cannot be divided into {replicas} groups of the same size",
+                path="strategy.replicas",
+            )
+        if gather not in ("precision", "float32"):
+            raise ConfigError(f"precision or float32 is needed, not {gather!r}", path="strategy.gather")
+        if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
+            raise ConfigError(f"torch {torch.__version__} is too old for fsdp: 2.9 is needed", path="strategy")
+        self._units, self._reshard, self._replicas, self._gather = units, reshard_after_forward, replicas, gather
+        self._mesh: DeviceMesh | None = None
+        self._device = torch.device("cpu")
+        self._modules: list[Any] = []  # the units, and the whole
+        self._is_in_sync = True
+
+    @property
+    def is_sharded(self) -> bool:  # noqa: D102
+        return self.world.size > 1
+
+    def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        """Cut a model into units and keep this rank's part of its parameters; see ``Strategy.wrap``.
+
+        Raises:
+            ConfigError: A pattern matches no module, or FSDP2 cannot train the model.
+        """
+        if self.world.size == 1:
+            return
+        inner: nn.Module = model.get_submodule("module")
+        names = _unit_names(inner, self._units)
+        _check_parameters(inner, names)
+        self._device = next((item.device for item in inner.parameters()), torch.device("cpu"))
+        self._mesh = _mesh(self._device, self.world.size, self._replicas)
+        template = _template(inner)
+        self._modules = self._shard(inner, names, dtype)
+        _initialize(self._modules)
+        model.copier = partial(self._copy, template, inner, names, dtype)  # type: ignore[assignment]
+
+    def compile(self, model: nn.Module) -> None:
+        """Compile every unit by itself: what is exchanged between them cannot be."""
+        if self.world.size == 1:
+            super().compile(model)
+            return
+        for module in self._modules[:-1] or self._modules:
+            module.compile()
+
+    def before_backward(self, is_last: bool) -> None:
+        """Prepare for a backward pass: gradients are added up over the ranks in the last one of an update only."""
+        if is_last is not self._is_in_sync:
+            self._is_in_sync = is_last
+            for whole in self._modules[-1:]:
+                whole.set_requires_gradient_sync(is_last)
+                whole.set_is_last_backward(is_last)
+
+    def local(self, tensors: list[Tensor]) -> list[Tensor]:  # noqa: D102
+        return [local(tensor) for tensor in tensors]
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:  # noqa: D102
+        if self._mesh is None:
+            return super().norm(gradients)
+        own = torch.stack(list(norms(self.local(gradients))))
+        group = self._mesh.get_group(_SHARD)
+        of_all = own.new_empty(dist.get_world_size(group), len(own))
+        dist.all_gather(list(of_all), own, group=group)
+        if whole := [i for i, gradient in enumerate(gradients) if not is_sharded(gradient)]:
+            of_all[1:, whole] = 0.0  # as they are the same on all ranks
+        norm: Tensor = torch.linalg.vector_norm(of_all, 2.0)
+        return norm
+
+    def reduce(  # noqa: D102
+        self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]
+    ) -> tuple[list[Tensor | None], list[float]]:
+        if self.world.size == 1:
+            return super().reduce(nodes, parts, word)
+        [gradients] = nodes.values()
+        whole = [i for i, gradient in enumerate(gradients) if gradient is not None and not is_sharded(gradient)]
+        said = self.world.gather([list(word), whole])
+        totals = [sum(numbers) for numbers in zip(*(numbers for numbers, _ in said), strict=True)]
+        return self._completed(gradients, whole, [places for _, places in said]), totals
+
+    def _completed(
+        self, gradients: Sequence[Tensor | None], whole: Sequence[int], of_ranks: Sequence[Sequence[int]]
+    ) -> list[Tensor | None]:
+        """Return the gradients with the sums over the ranks of those that the backward pass does not add up.
+
+        Args:
+            gradients: Those of this rank.
+            whole: Which of them it has wholly, as those of the loss.
+            of_ranks: The same of every rank.
+        """
+        if not any(of_ranks):
+            return list(gradients)
+        tensors = self.world.gather_tensors([gradient for i in whole if (gradient := gradients[i]) is not None])
+        sums: dict[int, Tensor] = {}
+        for places, found in zip(of_ranks, tensors, strict=True):
+            for i, gradient in zip(places, found, strict=True):
+                sums[i] = sums[i] + gradient if i in sums else gradient
+        return [sums[i].to(self._device) if i in sums else gradient for i, gradient in enumerate(gradients)]
+
+    def reset(self) -> None:
+        """Free what a forward or backward pass that has failed left behind; see ``Strategy.reset``."""
+        with suppress(RuntimeError):  # the connection that it waits for may be broken
+            for whole in self._modules[-1:]:
+                if hasattr(whole, "reset_iter_state"):
+                    whole.reset_iter_state()
+        for module in self._modules:
+            module.reshard()
+
+    def _shard(self, inner: nn.Module, names: Sequence[str], dtype: torch.dtype) -> list[Any]:
+        policy = fsdp.MixedPrecisionPolicy()
+        if dtype is not torch.float32 and self._gather == "precision":
+            policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        given: dict[str, Any] = {"mesh": self._mesh, "mp_policy": policy}
+        given["ignored_params"] = {item for item in inner.parameters() if item.ndim == 0}
+        modules: list[Any] = [*map(inner.get_submodule, names), inner]
+        for module in modules:
+            # What is computed last is needed first in the backward pass.
+            fsdp.fully_shard(module, reshard_after_forward=self._reshard and module is not inner, **given)
+        for module in modules:
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        inner.register_forward_hook(partial(_free_after_evaluation, modules))
+        return modules
+
+    def _copy(self, template: nn.Module, live: nn.Module, names: Sequence[str], dtype: torch.dtype) -> nn.Module:
+        """Return a copy of the live module, spread over the ranks alike; torch refuses to copy one that is."""
+        copy = deepcopy(template)
+        modules = self._shard(copy, names, dtype)
+        copy.to_empty(device=self._device)
+        for name, source in live.named_modules():
+            module = copy.get_submodule(name)
+            for key, buffer in source._buffers.items():
+                module._buffers[key] = None if buffer is None else buffer.detach().clone()
+            if type(source).get_extra_state is not nn.Module.get_extra_state:
+                module.set_extra_state(deepcopy(source.get_extra_state()))
+            module.training = source.training
+        _initialize(modules)
+        with torch.no_grad():
+            for own, other in zip(copy.parameters(), live.parameters(), strict=True):
+                local(own).copy_(local(other))
+                own.requires_grad_(other.requires_grad)
+        return copy
+
+
+def _mesh(device: torch.device, size: int, replicas: int) -> DeviceMesh:
+    if replicas == 1:
+        return init_device_mesh(device.type, (size,), mesh_dim_names=(_SHARD,))
+    return init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=(_COPY, _SHARD))
+
+
+def _initialize(modules: Sequence[Any]) -> None:
+    """Let torch do now what it does in the first forward pass, after which its tensors stay where they are.
+
+    That is private; without it the parameters that are frozen in the first forward pass must not thaw in low precision.
+    """
+    state = fsdp.fully_shard.state(modules[-1])  # type: ignore[attr-defined]
+    if hasattr(state, "_lazy_init"):
+        state._lazy_init()
+
+
+def _free_after_evaluation(modules: Sequence[Any], *_: Any) -> None:
+    """Free what was gathered for a forward pass that no backward pass follows."""
+    if not torch.is_grad_enabled():
+        for module in modules:
+            module.reshard()
+
+
+def _template(inner: nn.Module) -> nn.Module:
+    """Return a copy without memory: its parameters have no data, and its other tensors are those of the module."""
+    memo: dict[int, Any] = {}
+    for module in inner.modules():
+        for value in (*vars(module).values(), *module._buffers.values()):
+            if isinstance(value, Tensor):
+                memo[id(value)] = value.detach()
+    for item in inner.parameters():
+        memo[id(item)] = nn.Parameter(torch.empty_like(item, device="meta"), requires_grad=item.requires_grad)
+    return deepcopy(inner, memo)
+
+
+def _unit_names(inner: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """Return the names of the modules that are units, from the inner to the outer ones.
+
+    Raises:
+        ConfigError: A pattern matches none.
+    """
+    trees = {name: module for name, module in inner.named_modules() if name and any(True for _ in module.parameters())}
+    if patterns is None:
+        return _default_names(inner, trees)
+    found = []
+    for pattern in patterns:
+        matched = [name for name in trees if fnmatchcase(name, pattern.replace("{}", "[0-9]*"))]
+        if not matched:
+            raise ConfigError(
+                f"'{pattern}' matches no module with parameters. {did_you_mean(pattern, trees)}",
+                path="strategy.units",
+            )
+        found += matched
+    return sorted(dict.fromkeys(found), key=lambda name: -name.count("."))
+
+
+def _default_names(inner: nn.Module, trees: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of the children of the largest list of modules that share no parameters with others."""
+    lists: list[tuple[str, nn.Module]] = []
+    for kind in (nn.ModuleList, nn.Sequential):
+        lists = lists or [(name, module) for name, module in inner.named_modules() if isinstance(module, kind)]
+    largest = max(lists, key=lambda item: sum(each.numel() for each in item[1].parameters()), default=None)
+    if largest is None:
+        return []
+    prefix, module = largest
+    names = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_children()]
+    shared = _shared(inner, names)
+    return [name for name in names if name in trees and name not in shared.values()]
+
+
+def _shared(inner: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Return the parameters of units that are also elsewhere, by name, with the unit."""
+    places: dict[int, set[str]] = {}
+    for name, item in inner.named_parameters(remove_duplicate=False):
+        unit = max((unit for unit in names if name.startswith(f"{unit}.")), key=len, default="")
+        places.setdefault(id(item), set()).add(unit)
+    return {
+        name: unit
+        for name, item in inner.named_parameters(remove_duplicate=False)
+        for unit in places[id(item)]
+        if unit and len(places[id(item)]) > 1
+    }
+
+
+def _check_parameters(inner: nn.Module, names: Sequence[str]) -> None:
+    """Check that FSDP2 can spread the parameters.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    for name, unit in _shared(inner, names).items():
+        raise ConfigError(
+            f"'{unit}' shares the parameter '{name}' with a module that is not in it: leave it out of the units",
+            path="strategy.units",
+        )
+    for name, item in inner.named_parameters():
+        if not item.is_contiguous():
+            raise ConfigError(f"'{name}' is not row-major in memory, which strategy=fsdp needs", path="model")
+    for unit, module in (*((name, inner.get_submodule(name)) for name in names), ("", inner)):
+        inside = [other for other in names if other != unit and other.startswith(f"{unit}.".lstrip("."))]
+        own = {
+            item.dtype
+            for name, item in module.named_parameters()
+            if not any(f"{unit}.{name}".lstrip(".").startswith(f"{other}.") for other in inside)
+        }
+        if len(own) > 1:
+            listed = ", ".join(sorted(map(str, own)))
+            raise ConfigError(
+                f"the unit '{unit or 'rest'}' has parameters of several dtypes ({listed}): give each a unit of its own",
+                path="strategy.units",
+            )

@@ -1,0 +1,169 @@
+"""Tests for parameters that are spread over ranks: units, gradients, clipping, the fused step, and copies."""
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from torch import Tensor, nn
+
+from ksuit_runner.distributed.connect import connect
+from ksuit_runner.distributed.fsdp import ShardedParallel
+from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.pieces import is_sharded, local
+from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.trainer.fused_adam import FusedStep
+from ksuit_runner.trainer.gradients import clip_gradients, clip_values
+
+PARTS = 4
+
+
+class Net(nn.Module):
+    """Residual blocks whose rows do not divide, a scalar parameter, a buffer, and a layer that is never used."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 7)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(7, 7), nn.LayerNorm(7), nn.GELU()) for _ in range(3))
+        self.head = nn.Linear(7, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.unused = nn.Linear(2, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        hidden = self.embed(inputs)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.head(hidden) * self.scale
+
+
+def batch(update: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(update)
+    return torch.randn(10, 5, generator=generator), torch.randint(3, (10,), generator=generator)
+
+
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    found = model.state_dict().items()
+    return {name: (item.full_tensor() if is_sharded(item) else item).clone() for name, item in found}
+
+
+def trained(strategy: Strategy) -> dict[str, Any]:
+    """Train by hand, as a trainer does with a strategy, and return what there is to compare."""
+    torch.manual_seed(0)
+    model = ModelBase(Net())
+    strategy.wrap(model)
+    parameters = list(model.module.parameters())
+    named = [{"params": list(model.module.named_parameters())}]
+    optimizer = torch.optim.AdamW(named, lr=0.01, fused=True)  # type: ignore[arg-type]
+    step, found = FusedStep(optimizer, strategy.local), {}
+    for update in range(4):
+        inputs, targets = batch(update)
+        own = strategy.world.own(PARTS)
+        for part in own:
+            chosen = slice(10 * part // PARTS, 10 * (part + 1) // PARTS)
+            loss = nn.functional.cross_entropy(model(inputs[chosen]), targets[chosen], reduction="sum")
+            strategy.before_backward(part == own[-1])
+            loss.backward()
+        gradients = [parameter.grad for parameter in parameters]
+        sums, word = strategy.reduce({Node(2, 0): gradients}, PARTS, [float(len(own))])
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient
+        clip_values(parameters, 5.0, strategy)
+        found["norm"] = clip_gradients(parameters, 0.5, strategy)
+        step()
+        found["word"], found["unused"] = word, model.module.unused.weight.grad
+        for parameter in parameters:
+            parameter.grad = None
+    copy = model.copy().eval().requires_grad_(False)
+    with torch.no_grad():
+        found["outputs"], found["of_copy"] = model(batch(9)[0]), copy(batch(9)[0])
+        for parameter in copy.module.parameters():
+            local(parameter).zero_()
+    assert list(map(id, model.module.parameters())) == list(map(id, parameters))  # what was gathered is freed again
+    found["weights"], found["zeros"] = whole(model.module), whole(copy.module)
+    found["held"] = sum(local(parameter).numel() for parameter in parameters)
+    found["kinds"] = {type(state["exp_avg"]).__name__ for state in optimizer.state.values()}
+    model.load({name: value + 1 for name, value in found["weights"].items()})
+    found["loaded"] = whole(model.module)
+    return found
+
+
+def on_rank(replicas: int) -> dict[str, Any]:
+    world = connect({})
+    try:
+        return trained(ShardedParallel(world, replicas=replicas))
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 2)])
+def test_it_trains_like_one_process(ranks, replicas):
+    expected = trained(Strategy())
+    found = on_ranks(ranks, on_rank, replicas)
+    total = sum(item.numel() for item in Net().parameters())
+    for one in found:
+        assert one["word"] == [PARTS]
+        assert one["norm"].equal(found[0]["norm"])
+        assert one["norm"].item() == pytest.approx(expected["norm"].item(), rel=1e-6)
+        assert one["unused"] is None
+        assert one["kinds"] == {"DTensor", "Tensor"}  # the scalar is on every rank
+        for name, weights in one["weights"].items():
+            assert torch.equal(weights, found[0]["weights"][name])
+            assert torch.equal(one["loaded"][name], weights + 1)
+            if name != "calls":
+                torch.testing.assert_close(weights, expected["weights"][name], rtol=0, atol=1e-6)
+                assert not one["zeros"][name].any()
+        assert one["zeros"]["calls"] == one["weights"]["calls"]
+        assert torch.equal(one["of_copy"], one["outputs"])
+        torch.testing.assert_close(one["outputs"], expected["outputs"], rtol=0, atol=1e-5)
+    assert sum(one["held"] for one in found) == replicas * (total - 1) + ranks
+
+
+class Pretended(World):
+    """A world of so many ranks that never exchange anything."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def wrap(model: nn.Module, **settings: Any) -> None:
+    ShardedParallel(Pretended(2), **settings).wrap(ModelBase(model))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        self.head = nn.Linear(3, 3)
+        self.head.weight = self.blocks[0].weight
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ShardedParallel(Pretended(4), replicas=3), "4 ranks cannot be divided into 3 groups"),
+        (lambda: ShardedParallel(Pretended(2), gather="half"), "precision or float32 is needed, not 'half'"),
+        (lambda: wrap(Net(), units=["block.{}"]), "'block.{}' matches no module .* Did you mean 'blocks"),
+        (lambda: wrap(Tied(), units=["blocks.{}"]), "'blocks.0' shares the parameter 'blocks.0.weight' with a module"),
+        (lambda: wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), units=[]), "several dtypes"),
+        (lambda: wrap(nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)), "'weight' is not row-major"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_exchanged(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_alone_it_is_one_process():
+    model = ModelBase(Net())
+    strategy = ShardedParallel()
+    strategy.wrap(model)
+    assert not strategy.is_sharded
+    assert not any(map(is_sharded, model.parameters()))
+    assert trained(strategy)["norm"].equal(trained(Strategy())["norm"])
