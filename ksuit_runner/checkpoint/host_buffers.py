@@ -1,48 +1,118 @@
-"""A consistent copy of a run's state in host memory, in buffers that every checkpoint reuses."""
+"""A consistent copy of a run's state in host memory that every checkpoint reuses."""
 
-from collections import deque
-from collections.abc import Mapping
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from mmap import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
 
+_LOGGER = logging.getLogger(__name__)
+_ALIGNMENT = 64
+_GROWTH = 16  # memory of a state that grows gets a sixteenth more, so that it does not grow at every checkpoint
+
 
 class HostBuffers:
-    """Copies dense tensors to the host, each time into the same buffers.
+    """Copies dense tensors to the host, each time into the same memory.
 
     Training waits only for the copy. Reusing memory is several times faster than allocating it. A copy has the memory
     layout of its tensor, without overlaps and gaps.
+
+    Attributes:
+        size: Size of the last copy in bytes.
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-        self._spare: deque[Tensor] = deque()  # of the last copy, not yet reused by this one
-
-    @property
-    def size(self) -> int:
-        """Size of the last copy in bytes."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        self.size = 0
+        self._forms: list[Any] = []
+        self._copies: list[Tensor] = []
+        self._devices: set[torch.device] = set()
+        self._plain, self._pinned = _Memory(), _PinnedMemory()
 
     def copy(self, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Return copies of the tensors of several files; the next call overwrites them."""
-        self._spare, self._buffers = deque(self._buffers), []
-        copied = {
-            name: {key: self._copy(tensor.detach()) for key, tensor in tensors.items()}
-            for name, tensors in files.items()
-        }
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._spare.clear()
-        return copied
+        tensors = [tensor.detach() for tensor in chain.from_iterable(file.values() for file in files.values())]
+        forms = [(item.shape, item.stride(), item.dtype, item.device if item.is_cuda else None) for item in tensors]
+        if forms != self._forms:
+            self._lay_out(tensors)
+            self._forms = forms
+        for copied, tensor in zip(self._copies, tensors, strict=True):
+            copied.copy_(tensor, non_blocking=tensor.is_cuda)
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+        copies = iter(self._copies)
+        return {name: {key: next(copies) for key in file} for name, file in files.items()}
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        buffer = self._spare.popleft() if self._spare else None
-        if buffer is None or not _has_form(buffer, tensor):
-            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        self._buffers.append(buffer)
-        return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+    def _lay_out(self, tensors: Sequence[Tensor]) -> None:
+        self._forms, self._copies = [], []  # they refer to the memory, which may be freed now
+        self._devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+        self.size = sum(tensor.nbytes for tensor in tensors)
+        placed, ends = [], {self._plain: 0, self._pinned: 0}
+        for tensor in tensors:
+            memory = self._pinned if tensor.is_cuda else self._plain
+            placed.append((memory, ends[memory]))
+            ends[memory] += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+        blocks = {memory: memory.block(end) for memory, end in ends.items()}
+        for tensor, (memory, start) in zip(tensors, placed, strict=True):
+            strides = torch.empty_like(tensor, device="meta").stride()
+            piece = blocks[memory][start : start + tensor.nbytes].view(tensor.dtype)
+            self._copies.append(piece.as_strided(tensor.shape, strides))
 
 
-def _has_form(buffer: Tensor, tensor: Tensor) -> bool:
-    form = (tensor.shape, tensor.dtype, tensor.is_cuda)
-    return form == (buffer.shape, buffer.dtype, buffer.is_pinned()) and buffer.stride() == tensor.stride()
+class _Memory:
+    """A block of host memory."""
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+
+    def block(self, size: int) -> Tensor:
+        """Return at least so many bytes: the block as it is, unless it is too small, or more than twice as large."""
+        held = self._block.nbytes
+        if not size <= held <= 2 * size:
+            self._free()
+            self._block = self._allocate(size + (size // _GROWTH if 0 < held < size else 0))
+        return self._block
+
+    def _allocate(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def _free(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+
+
+class _PinnedMemory(_Memory):
+    """A block of memory to which a GPU copies behind the program.
+
+    Torch's own pinned memory is rounded up to a power of two; so pages of our own are pinned here. They are shared with
+    processes that are forked: else, on older kernels, what the GPU copies may not arrive in this one.
+    """
+
+    _unpin: "weakref.finalize[Any, Any] | None" = None
+
+    def _allocate(self, size: int) -> Tensor:
+        if size == 0:
+            return super()._allocate(size)
+        block = torch.frombuffer(mmap(-1, size), dtype=torch.uint8)
+        if error := int(_driver().cudaHostRegister(block.data_ptr(), size, 0)):
+            _LOGGER.warning("CUDA cannot pin %d bytes of memory (error %d): checkpoints take longer", size, error)
+        else:
+            self._unpin = weakref.finalize(self, _unpin, block)
+            self._unpin.atexit = False
+        return block
+
+    def _free(self) -> None:
+        if self._unpin is not None:
+            self._unpin()  # before it is freed
+            self._unpin = None
+        super()._free()
+
+
+def _unpin(block: Tensor) -> None:
+    _driver().cudaHostUnregister(block.data_ptr())
+
+
+def _driver() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

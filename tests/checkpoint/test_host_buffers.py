@@ -1,5 +1,3 @@
-import weakref
-
 import pytest
 import torch
 
@@ -31,25 +29,91 @@ def test_memory_is_reused():
     second = buffers.copy({**files(), "a": {"w": torch.full((3,), 7.0)}})["a"]["w"]
     assert first.data_ptr() == second.data_ptr()
     assert second.tolist() == [7, 7, 7]
-    third = copy(buffers, torch.ones(3), torch.ones(2, 2, dtype=torch.bfloat16))[1]
-    assert third.data_ptr() == buffers.copy(files())["b"]["w"].data_ptr()
+    third = copy(buffers, torch.ones(2, 2, dtype=torch.bfloat16), torch.ones(3))[0]
+    assert third.data_ptr() == first.data_ptr(), "also if the state has other parts"
+
+
+def test_a_state_that_grows_a_little_every_time_keeps_its_memory():
+    buffers = HostBuffers()
+    places = [copy(buffers, torch.ones(10_000), torch.ones(count))[0].data_ptr() for count in range(1, 100)]
+    assert len(set(places)) <= 2
 
 
 def test_memory_that_is_not_needed_any_more_is_freed():
     buffers = HostBuffers()
-    unused = weakref.ref(copy(buffers, torch.ones(3), torch.ones(2))[1])
-    assert (unused() is not None, buffers.size) == (True, 20)
-    copy(buffers, torch.ones(3))
-    assert (unused(), buffers.size) == (None, 12)
+    held = copy(buffers, torch.ones(300), torch.ones(2))[0].untyped_storage()
+    assert (held.nbytes(), buffers.size) == (1216 + 64, 1208)
+    assert copy(buffers, torch.ones(170))[0].data_ptr() == held.data_ptr()
+    held = copy(buffers, torch.ones(3))[0].untyped_storage()
+    assert (held.nbytes(), buffers.size) == (64, 12)
 
 
-def test_a_copy_is_complete_before_training_continues(monkeypatch):
-    """What a GPU copies behind the program is waited for."""
+class OnGpu(torch.Tensor):
+    """A tensor in plain memory that claims to be on the GPU whose number it holds."""
+
+    is_cuda = True
+
+    @property
+    def device(self):
+        return torch.device("cuda", int(self.as_subclass(torch.Tensor)[0]))
+
+
+def on_gpu(number):
+    return torch.full((3,), float(number)).as_subclass(OnGpu)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the driver would be asked to do, since there is none."""
     calls = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
-    copy(HostBuffers(), torch.ones(1))
-    assert calls == ["synchronize"]
+
+    class Driver:
+        def cudaHostRegister(self, place, size, flags):
+            calls.append(("pin", place, size))
+            return int(size > 1000)
+
+        def cudaHostUnregister(self, place):
+            calls.append(("unpin", place))
+
+    monkeypatch.setattr(torch.cuda, "cudart", Driver)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(("wait", device.index)))
+    return calls
+
+
+def test_training_waits_for_the_gpus_that_have_the_tensors(calls, monkeypatch):
+    """Else a checkpoint would be torn, with valid checksums."""
+    buffers, state, waits = HostBuffers(), [on_gpu(1), torch.ones(3), on_gpu(3)], []
+    copies = copy(buffers, *state)
+    assert sorted(number for call, number, *_ in calls if call == "wait") == [1, 3]
+    state[2][2] = 7.0
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append((device.index, copies[2][2].item())))
+    copy(buffers, *state)
+    assert sorted(waits) == [(1, 7.0), (3, 7.0)], "once everything is copied"
+    waits.clear()
+    copy(buffers, torch.ones(3))
+    assert not waits
+
+
+def test_memory_for_a_gpu_is_pinned_as_one_block_and_unpinned_before_it_is_freed(calls):
+    buffers = HostBuffers()
+    *copies, plain = copy(buffers, *(on_gpu(0) for _ in range(3)), torch.ones(3))
+    assert calls[0] == ("pin", copies[0].data_ptr(), 3 * 64)
+    assert plain.untyped_storage().data_ptr() != copies[0].untyped_storage().data_ptr()
+    calls.clear()
+    larger = copy(buffers, *(on_gpu(0) for _ in range(5)))
+    assert calls == [("unpin", copies[0].data_ptr()), ("pin", larger[0].data_ptr(), 5 * 64 + 20), ("wait", 0)]
+    calls.clear()
+    del buffers
+    assert calls == [("unpin", larger[0].data_ptr())]
+    assert larger[0].tolist() == [0.0] * 3
+
+
+def test_memory_that_cannot_be_pinned_serves_as_well(calls, caplog):
+    buffers = HostBuffers()
+    assert copy(buffers, *(on_gpu(0) for _ in range(20)))[19].tolist() == [0.0] * 3
+    assert "cannot pin 1280 bytes" in caplog.text
+    del buffers
+    assert "unpin" not in {call for call, *_ in calls}
 
 
 def test_a_tensor_of_another_shape_or_type_gets_new_memory(bits):
