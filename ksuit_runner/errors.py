@@ -1,6 +1,6 @@
 """The errors that a user can cause, and the one signal that a callback can send."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from signal import SIGINT
@@ -105,6 +105,26 @@ def files_explained() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         raise StorageError(f"{where}{error.strerror or error}") from error
+
+
+@contextmanager
+def afterwards(*steps: Callable[[], object]) -> Iterator[None]:
+    """Run a block, and then all steps, whatever fails: the first error is raised, and those after it are its notes."""
+    first: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        first = error
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"and afterwards: {error!r}")
+    if first is not None:
+        raise first
 
 
 def suggest(name: str, valid: Iterable[str]) -> str | None:

@@ -1,6 +1,8 @@
 import pickle
 
-from ksuit_runner.errors import ConfigError, LossError, did_you_mean, suggest
+import pytest
+
+from ksuit_runner.errors import ConfigError, LossError, afterwards, did_you_mean, suggest
 
 MANY = [f"a{index}" for index in range(50)]
 
@@ -16,6 +18,25 @@ def test_a_hint_lists_the_valid_names_where_none_is_near_unless_they_are_too_man
     assert did_you_mean("xyz", []) == "There are none."
     assert did_you_mean("xyz", MANY, longest=49) == ""
     assert did_you_mean("xyz", MANY) == f"Valid: {', '.join(sorted(MANY))}."
+
+
+def test_what_follows_a_block_is_done_whatever_fails_and_hides_no_earlier_error():
+    done = []
+
+    def fail(error):
+        done.append(error)
+        raise error
+
+    with (
+        pytest.raises(ZeroDivisionError) as first,
+        afterwards(lambda: fail(OSError("full")), lambda: done.append("last")),
+    ):
+        raise ZeroDivisionError
+    assert (len(done), done[-1]) == (2, "last")
+    assert first.value.__notes__ == ["and afterwards: OSError('full')"]
+    with pytest.raises(OSError, match="full"), afterwards(lambda: fail(OSError("full")), lambda: fail(KeyError(1))):
+        pass
+    assert len(done) == 4
 
 
 def test_an_error_names_the_most_precise_config_path_that_was_known_also_after_pickling():

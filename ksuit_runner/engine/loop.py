@@ -38,10 +38,10 @@ def _notify_callbacks(run: Run, error: BaseException) -> None:
     """Notify the callbacks of an error; an error of theirs must not hide it."""
     try:
         run.hooks.fire("on_exception", error=error)
+        if not run.taken_over.is_set():
+            run.log_writer.flush()
     except BaseException as another:
         error.add_note(f"and while callbacks were notified of it: {another!r}")
-    if not run.taken_over.is_set():
-        run.log_writer.flush()
 
 
 def _train(run: Run) -> None:

@@ -146,8 +146,11 @@ def save_last_full_update(run: Run) -> None:
         if phase is Phase.BEFORE_STEP:
             _roll_back_update(run)
         save_checkpoint(run, wait=True)
-    except (KsuitError, OSError) as error:
-        _LOGGER.error("the last state could not be saved, a resume continues from the checkpoint before it: %s", error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it must not hide the one that ended the run
+        what = error if isinstance(error, KsuitError | OSError) else repr(error)
+        _LOGGER.error("the last state could not be saved, a resume continues from the checkpoint before it: %s", what)
 
 
 def _roll_back_update(run: Run) -> None:

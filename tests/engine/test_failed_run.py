@@ -14,6 +14,7 @@ from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, ResumeError, StopTraining
@@ -289,6 +290,35 @@ def test_a_fault_of_a_callback_with_files_leaves_the_checkpoint_before_it(maker,
     assert not list(maker.paths("broken00").checkpoints_dir.glob("E*"))
     train(new_run(maker, "broken00"))
     assert result(maker, "broken00") == undisturbed
+
+
+@pytest.mark.parametrize("fails", ["the device", "a callback's exit", "the log"])
+def test_a_fault_while_saving_hides_no_earlier_error(maker, monkeypatch, caplog, fails):
+    """A failed GPU fails again in all that follows."""
+
+    def fail(*_):
+        raise SystemExit(3) if fails == "a callback's exit" else RuntimeError("CUDA error: illegal memory access")
+
+    class Other(CallbackBase):
+        def state_dict(self):
+            return {}
+
+    class Doomed(CallbackBase):
+        def _track_after_update_step(self, update_counter):
+            if update_counter.update == 3:
+                where, name = {
+                    "the device": (HostBuffers, "copy"),
+                    "a callback's exit": (Other, "state_dict"),
+                    "the log": (run.log_writer, "write_rest"),
+                }[fails]
+                monkeypatch.setattr(where, name, fail)
+                raise ZeroDivisionError("my fault")
+
+    run = maker.run({"other": (Other, {}), "doomed": (Doomed, {})}, "broken00")
+    with pytest.raises(ZeroDivisionError, match="my fault"):
+        train(run)
+    assert "the last state could not be saved" in caplog.text
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("update", [3, 6, 9])
