@@ -6,14 +6,21 @@ from typing import ClassVar
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.tensors.device import peak_memory_bytes
+from ksuit_runner.tensors.device import peak_memory_bytes, reset_peak_memory
 
 
 class PeakMemory(PeriodicCallback):
-    """Logs ``peak_memory_gb``: of tensors on an accelerator, or of the process on the CPU, in units of 10^9 bytes."""
+    """Logs ``peak_memory_gb``, since training began: of tensors on an accelerator, or of the process on the CPU.
+
+    In units of 10^9 bytes. On the CPU it begins with the run only on Linux.
+    """
 
     logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)
     is_repeatable: ClassVar[bool] = False
+
+    @uses_no_rng
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        reset_peak_memory(self.trainer.device)
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

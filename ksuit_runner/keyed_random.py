@@ -8,7 +8,7 @@ another callback draws.
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ def may_draw(function: Any) -> bool:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run a block, and restore the state of all generators after it."""
+    """Run a block, and restore the state of all generators after it; of several accelerators, of the current one."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     accelerator = torch.cuda if torch.cuda.is_initialized() else torch.mps  # type: ignore[no-untyped-call]
     has_accelerator = accelerator is torch.cuda or torch.backends.mps.is_available()
@@ -70,7 +70,8 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
         if accelerator_state is not None:
-            accelerator.set_rng_state(accelerator_state)
+            with suppress(RuntimeError):  # of a device that has failed: the block has its own error
+                accelerator.set_rng_state(accelerator_state)
 
 
 @contextmanager

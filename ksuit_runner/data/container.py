@@ -66,6 +66,7 @@ class DataContainer:
         datasets: Datasets by key.
         world: The ranks of the run.
         seed: Seed of the run.
+        pins_memory: Whether workers leave batches in memory from which a GPU copies behind the program.
 
     Raises:
         ConfigError: A dataset is missing, empty or neither map-style nor iterable, or a number is too small.
@@ -107,6 +108,7 @@ class DataContainer:
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
         self.world = world or World()
+        self.pins_memory = False
         self._order = self._build_order(order, samples_per_epoch)
         self._training = None
         if is_stream(self.train_dataset):
@@ -430,7 +432,7 @@ class DataContainer:
     def _new_stream(self, plan: Any, sources: Mapping[str, Any], num_workers: int) -> Stream:
         if num_workers == 0:
             return LocalStream(sources, self.seed, plan)
-        return WorkerStream(sources, self.seed, plan, num_workers, self.prefetch)
+        return WorkerStream(sources, self.seed, plan, num_workers, self.prefetch, self.pins_memory)
 
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:

@@ -81,10 +81,24 @@ class WorkerStream(Stream):
 
     To the DataLoader, our requests are the indices, and what carries them out is the dataset. So one set of workers
     serves all datasets, and the plan alone decides what is fetched when.
+
+    Args:
+        datasets: Sources by key.
+        seed: Seed of the run.
+        plan: What is fetched, in this order.
+        num_workers: Number of processes.
+        prefetch: How many batches each of them fetches ahead.
+        pin_memory: Whether batches are moved to memory from which the current GPU copies behind the program.
     """
 
     def __init__(
-        self, datasets: Mapping[str, Any], seed: int, plan: Iterable[BatchRequest], num_workers: int, prefetch: int
+        self,
+        datasets: Mapping[str, Any],
+        seed: int,
+        plan: Iterable[BatchRequest],
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool = False,
     ) -> None:
         self._sent: deque[BatchRequest] = deque()
         loader = DataLoader(
@@ -96,7 +110,7 @@ class WorkerStream(Stream):
             prefetch_factor=prefetch,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             generator=torch.Generator(),  # else the start draws from the generator of the run
         )
         with _signals_blocked():

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.world import World
-from ksuit_runner.tensors.device import choose_device
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.tensors.device import choose_device, gpu_identity
 from ksuit_runner.tensors.foreach import norms
 
 
@@ -30,9 +31,18 @@ class Strategy:
         """Return the device of this rank, see ``choose_device``.
 
         Raises:
-            ConfigError: It is not available.
+            ConfigError: It is not available, or two ranks would share a GPU.
         """
-        return choose_device(name)
+        if self.world.size == 1:
+            return choose_device(name)
+        device = choose_device(name, self.world.local_rank)
+        gpus = self.world.gather(gpu_identity(device))
+        if len(shared := [rank for rank, gpu in enumerate(gpus) if gpu and gpus.count(gpu) > 1]) > 1:
+            raise ConfigError(
+                f"the ranks {', '.join(map(str, shared))} would share a GPU: start as many as there are, or write cpu",
+                path="trainer.device",
+            )
+        return device
 
     @property
     def is_sharded(self) -> bool:
@@ -52,9 +62,9 @@ class Strategy:
             dtype: Type in which it computes.
         """
 
-    def compile(self, model: nn.Module) -> None:
-        """Compile the forward pass of a module, which was wrapped."""
-        model.compile()
+    def compile(self, model: nn.Module, mode: str | None = None) -> None:
+        """Compile the forward pass of a module, which was wrapped, in a mode of ``torch.compile``."""
+        model.compile(mode=mode)
 
     def before_backward(self, is_last: bool) -> None:
         """Prepare for the backward pass of a part of the batch, which may be the rank's last one in this update."""

@@ -46,22 +46,33 @@ EVALUATION_PREFIX = "eval/"
 """Prefix of the metrics of ``evaluate=``, in the record of the evaluated run."""
 
 
-def build_trainer(factory: Factory, seed: int, interruption: Interruption, world: World | None = None) -> SgdTrainer:
+def build_strategy(factory: Factory, world: World | None = None) -> Strategy:
+    """Build what says how the ranks of a run share its training; by default there is one rank.
+
+    Raises:
+        ConfigError: It does not fit its config.
+    """
+    world = world or World()
+    return factory.build("strategy", Strategy, world=world) if factory.has("strategy") else Strategy(world)
+
+
+def build_trainer(
+    factory: Factory, seed: int, interruption: Interruption, strategy: Strategy | None = None
+) -> SgdTrainer:
     """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
 
     Args:
         factory: Factory over the config of the run.
         seed: Seed of the run; every object is built under a key of its own.
         interruption: Signals that ask the run to end.
-        world: The ranks of the run; by default there is one.
+        strategy: How the ranks of the run share its training; by default what the config says, for a single one.
 
     Raises:
         ConfigError: An object does not fit its config.
     """
-    world = world or World()
-    strategy = factory.build("strategy", Strategy, world=world) if factory.has("strategy") else Strategy(world)
+    strategy = strategy or build_strategy(factory)
     with keyed(seed, "data"):
-        data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=world)
+        data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=strategy.world)
     if data.interruption is not interruption:
         raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
     model = build_model(factory, seed, partial(getattr, data))
@@ -278,6 +289,8 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
     state["arrangements"] = arrangements = dict(state.get("arrangements", {}))
     if origin.has_other_model:  # its memory layout is its own
         arrangements.pop("model", None)
+    elif "trainer.channels_last" in origin.changes and "model" in arrangements:
+        arrangements["model"] = {**arrangements["model"], "strides": run.trainer.model.arrangement()["strides"]}
     if origin.has_other_loss:
         state.pop("loss", None)
     is_carried, is_stored = run.trainer.has_extra_state, "extra" in state

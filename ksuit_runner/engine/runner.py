@@ -3,23 +3,25 @@
 import logging
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ksuit_runner.checkpoint.folders import has_traces
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.engine.assembly import Assembly, build_trainer
+from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
-from ksuit_runner.errors import Interrupted, KsuitError, ResumeError, files_explained
+from ksuit_runner.errors import ConfigError, Interrupted, KsuitError, ResumeError, afterwards, files_explained
 from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -35,7 +37,8 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.system.untrusted_files import check_folder
-from ksuit_runner.tensors.device import deterministic_kernels
+from ksuit_runner.tensors.device import current_device
+from ksuit_runner.tensors.kernels import check_deterministic, chosen_kernels
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.ui.command_line import resume_command
@@ -120,13 +123,17 @@ def run(
     console = console or make_console()
     factory = Factory(config, trust)
     outputs = OutputPaths(config["output_dir"])
-    with undisturbed(), deterministic_kernels(_is_deterministic(config)), ExitStack() as stack:
+    with undisturbed(), _kernels(config), ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
         with files_explained():
             lock = _lock_stored_run(outputs, origin, stack)
             checkpoint = _read_checkpoint(outputs, origin)
             tracker = open_tracker(factory, outputs)
-        trainer = build_trainer(factory, int(config["seed"]), interruption)  # while the recorder imports the store
+        strategy = build_strategy(factory)
+        device = stack.enter_context(_device(config, strategy))
+        # while the recorder imports the store
+        trainer = build_trainer(factory, int(config["seed"]), interruption, strategy)
+        _check_device(trainer, device)
         beginning = initialize(trainer.model, config) if _needs_beginning(config, launch, checkpoint) else None
         with files_explained():
             start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
@@ -145,8 +152,29 @@ def _needs_beginning(config: Mapping[str, Any], launch: Launch, checkpoint: Chec
     return checkpoint is None or bool(checkpoint.base) or writes_reference
 
 
+def _kernels(config: Mapping[str, Any]) -> AbstractContextManager[None]:
+    return chosen_kernels(_is_deterministic(config), config["trainer"].get("tf32"))
+
+
 def _is_deterministic(config: Mapping[str, Any]) -> bool:
     return bool(config["trainer"].get("deterministic", True))
+
+
+@contextmanager
+def _device(config: Mapping[str, Any], strategy: Strategy) -> Iterator[torch.device]:
+    """Make the device of the run the current one, before anything is seeded."""
+    device = strategy.device(config["trainer"].get("device", "auto"))
+    with current_device(device):
+        if _is_deterministic(config):
+            check_deterministic(device)
+        yield device
+
+
+def _check_device(trainer: SgdTrainer, device: torch.device) -> None:
+    """Check that the trainer is on the device whose generator is seeded."""
+    if trainer.device != device:
+        name = type(trainer).__name__
+        raise ConfigError(f"{name} is on {trainer.device}, and not on {device}: name its device", path="trainer.device")
 
 
 def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
@@ -240,7 +268,7 @@ def _differs(run: Run, checkpoint: Checkpoint) -> bool:
 
 
 def _execute(run: Run, launch: Launch, record: RunRecord) -> None:
-    try:
+    with afterwards(run.checkpoint_writer.close, run.hooks.close):
         if launch.mode == Mode.EVALUATE:
             _evaluate(run, record)
         elif launch.mode == Mode.FORK:
@@ -250,9 +278,6 @@ def _execute(run: Run, launch: Launch, record: RunRecord) -> None:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
         else:
             train(run)
-    finally:
-        run.checkpoint_writer.close()
-        run.hooks.close()
 
 
 def _evaluate(run: Run, record: RunRecord) -> None:
@@ -268,7 +293,8 @@ def _evaluate(run: Run, record: RunRecord) -> None:
 def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Iterator[None]:
     """Close a run's record with a true status, whatever the block raises."""
     try:
-        yield
+        with afterwards(trainer.data_container.close):
+            yield
     except KeyboardInterrupt:
         outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
     except BaseException as error:  # SystemExit as well, which a callback or a library may raise
@@ -278,10 +304,7 @@ def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Ite
         else:
             _LOGGER.exception("the run failed: %s", error if isinstance(error, Exception) else repr(error))
     finally:
-        try:
-            trainer.data_container.close()
-        finally:
-            _close(record, outcome.status)
+        _close(record, outcome.status)
 
 
 def _close(record: RunRecord, status: EndStatus) -> None:

@@ -1,27 +1,38 @@
-"""The device of a run: choosing it, moving data to it, deterministic kernels and memory use."""
+"""The device of a run: choosing it, making it the current one, moving data to it, and its memory use."""
 
 import os
+import re
 import resource
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.tensors.nested import is_movable, rebuilt
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the accelerator if there is one, and the CPU otherwise.
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: ``auto`` is the accelerator if there is one, and the CPU otherwise.
+        local_rank: Number of this process among the ranks of its machine, if there are several ranks: each takes the
+            GPU of its number, or the only one that it sees.
 
     Raises:
         ConfigError: The device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda"):
+        name = _device_of_rank(name, local_rank)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -29,6 +40,26 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"'{name}' is not available here ({reason}); 'auto' chooses an available one", path="trainer.device"
         ) from None
+
+
+def _device_of_rank(name: str, local_rank: int) -> str:
+    if name != "cuda":
+        raise ConfigError(f"'{name}' is one device, and every rank needs its own: write cuda", path="trainer.device")
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
+        raise ConfigError(
+            f"rank {local_rank} of this machine needs a GPU of its own, and there are {count}", path="trainer.device"
+        )
+    return f"cuda:{local_rank}" if count > 1 else name
+
+
+def gpu_identity(device: torch.device) -> list[str]:
+    """Return what tells a GPU from all others that processes on any machine use; nothing for another device."""
+    if device.type != "cuda":
+        return []
+    # Parts of one GPU (MIG) may have its id in common; a process sees one of them, under its name.
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
+    return [socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(device.index), str(uuid)]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -46,36 +77,40 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 @contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Make torch use deterministic kernels while the block runs; an operation without one raises an error."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _choose_kernels(enabled)
-    torch.backends.cudnn.benchmark = False
-    # Filling empty tensors with NaN finds bugs in kernels, it does not make them deterministic, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
+def current_device(device: torch.device) -> Iterator[None]:
+    """Make a device the current one while the block runs, and restore the state of its generator afterwards.
+
+    What seeds, synchronizes or allocates without naming a device means the current one.
+    """
+    if device.type != "cuda":
         yield
+        return
+    before = torch.cuda.current_device()
+    torch.cuda.set_device(device)
+    try:
+        with undisturbed():
+            yield
     finally:
-        _choose_kernels(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
+        with suppress(RuntimeError):  # of a device that has failed: the block has its own error
+            torch.cuda.set_device(before)
 
 
-def _choose_kernels(deterministic: bool) -> None:
-    """Do what ``torch.use_deterministic_algorithms`` does without importing torch's compiler, over a second."""
-    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # read when the compiler is imported
-    if "torch._inductor" in sys.modules:
-        torch.use_deterministic_algorithms(deterministic)
-    else:
-        torch.set_deterministic_debug_mode("error" if deterministic else "default")
+def reset_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory_bytes`` begin with what is in use now, where the system allows that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory use so far: on an accelerator of the tensors, on the CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):  # what Linux counts for getrusage begins with the memory of the parent
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -57,6 +57,19 @@ def test_batches_keep_their_type(make_stream):
     assert isinstance(make_stream(plan(1)).take(), np.ndarray)
 
 
+def test_memory_is_pinned_only_if_the_run_is_on_a_gpu(maker, monkeypatch):
+    """Pinning starts CUDA, and takes time and memory on another GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = maker.trainer(device="cpu", num_workers=1).data_container
+    data.open(data.new_counter(max_updates=1))
+    data.next_training_batch()
+    data.pins_memory = True
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="'pin_memory' argument is set as true but no accelerator is found"):
+        data.open(data.new_counter(max_updates=1))
+    data.close()
+
+
 def test_only_a_few_requests_are_taken_ahead(make_stream):
     taken = []
     stream = make_stream(request for request in plan(1000) if taken.append(request) is None)
