@@ -96,13 +96,13 @@ class ShardedParallel(Strategy):
         _initialize(self._modules)
         model.copier = partial(self._copy, template, inner, names, dtype)  # type: ignore[assignment]
 
-    def compile(self, model: nn.Module) -> None:
+    def compile(self, model: nn.Module, mode: str | None = None) -> None:
         """Compile every unit by itself: what is exchanged between them cannot be."""
         if self.world.size == 1:
-            super().compile(model)
+            super().compile(model, mode)
             return
         for module in self._modules[:-1] or self._modules:
-            module.compile()
+            module.compile(mode=mode)
 
     def before_backward(self, is_last: bool) -> None:
         """Prepare for a backward pass: gradients are added up over the ranks in the last one of an update only."""

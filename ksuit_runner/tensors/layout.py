@@ -1,9 +1,10 @@
 """The memory layout of tensors: torch chooses kernels by it, so an exact resume has to restore it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Strides = dict[str, tuple[int, ...]]
 
@@ -25,6 +26,14 @@ def lay_out(tensors: Iterable[tuple[str, Tensor]], strides: Mapping[str, Sequenc
             if tensor.stride() != wanted:
                 laid_out = torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device)
                 tensor.data = write(laid_out, tensor.detach())
+
+
+def lay_out_channels_last(module: nn.Module) -> None:
+    """Change what has two or three spatial dimensions to channels last, where channels come first by name."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.ndim in formats and tensor.layout == torch.strided:
+            tensor.data = tensor.detach().contiguous(memory_format=formats[tensor.ndim])
 
 
 def write(tensor: Tensor, values: Tensor) -> Tensor:

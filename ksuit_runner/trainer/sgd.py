@@ -19,6 +19,7 @@ from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_yo
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
+from ksuit_runner.tensors.layout import lay_out_channels_last
 from ksuit_runner.trainer.batch import Part, batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
@@ -66,9 +67,11 @@ class SgdTrainer:
         clip_norm: Largest norm of all gradients together, or None for no clipping.
         clip_value: Largest absolute value of an element of a gradient, or None; it comes before ``clip_norm``.
         precision: Type in which forward and loss are computed; weights stay in float32.
-        compile: Compile the model's forward pass.
+        compile: Compile the model's forward pass; text is a mode of ``torch.compile``.
+        channels_last: Keep the weights of convolutions in the memory layout that GPUs with tensor cores compute in.
         device: ``auto``, or a device of torch.
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
+        tf32: Compute matrix products and convolutions of float32 with the precision of TF32, see ``chosen_kernels``.
         reference_batch_size: Batch size that the learning rates are meant for: they are multiplied with the actual
             batch size divided by this one (Goyal et al., 2017, https://arxiv.org/abs/1706.02677). None leaves them.
         parameter_rules: Options by pattern of parameter names, see ``optimizer.build_optimizer``; None takes one out.
@@ -116,9 +119,11 @@ class SgdTrainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
-        compile: bool = False,
+        compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False,
+        channels_last: bool = False,
         device: str = "auto",
         deterministic: bool = True,
+        tf32: bool | None = None,
         reference_batch_size: int | None = None,
         parameter_rules: Mapping[str, Mapping[str, Any] | None] | None = None,
         freeze: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
@@ -135,10 +140,13 @@ class SgdTrainer:
         self.device = self.strategy.device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
+        data_container.pins_memory = self.device.type == "cuda"
         materialize(self.model, self._first_inputs, data_container.seed)
+        if channels_last:
+            lay_out_channels_last(self.model.module)
         self.strategy.wrap(self.model, PRECISIONS[precision])
         if compile:
-            self.strategy.compile(self.model.module)
+            self.strategy.compile(self.model.module, mode=None if compile is True else compile)
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
@@ -148,6 +156,7 @@ class SgdTrainer:
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         self.accumulation_steps = accumulation_steps
         self.deterministic = deterministic
+        self.tf32 = tf32
         self.freezing = Freezing(freeze, model.module, self.loss, self.counter, self.modes) if freeze else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.optimizers = build_optimizers(

@@ -9,8 +9,11 @@ from torch import nn
 from callbacks.ema import Ema
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
-from ksuit_runner.tensors.layout import lay_out, row_major, unusual_strides, write
+from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.origin import Origin
+from ksuit_runner.tensors.layout import lay_out, lay_out_channels_last, row_major, unusual_strides, write
 from ksuit_runner.trainer.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 
 LAST = torch.channels_last
@@ -113,6 +116,35 @@ def test_fused_kernels_pair_the_right_elements_when_the_layout_has_changed(maker
         results.append(trainer.model.tensors())
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_trainer_lays_convolutions_out_with_channels_last(maker):
+    """A fork may choose the other layout; a resume keeps that of its checkpoint."""
+    runs = {name: partial(maker.run, run_id=name, optimizer=partial(torch.optim.AdamW, lr=0.01)) for name in "ab"}
+    first = runs["a"](model=images("row-major"), channels_last=True, max_updates=2)
+    weight = first.trainer.model.module.convolutions[2].weight
+    assert weight.is_contiguous(memory_format=LAST) and not weight.is_contiguous()
+    train(first)
+    first.checkpoint_writer.wait()
+    checkpoint = read_newest(maker.paths("a"))
+    for mode, changes, is_last in ((Mode.RESUME, (), True), (Mode.FORK, ("trainer.channels_last",), False)):
+        second = runs["b"](model=images("row-major"), channels_last=is_last, max_updates=4)
+        _restore(second, checkpoint, Origin(mode, "a", changes), strict=True)
+        again = second.trainer.model.module.convolutions[2].weight
+        assert again.is_contiguous(memory_format=LAST) is is_last
+        assert again.equal(weight)
+        train(second)
+
+
+def test_tensors_of_other_dimensions_are_not_touched_by_channels_last():
+    module = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv3d(2, 3, 2), nn.Linear(3, 4))
+    before = [(tensor.data_ptr(), tensor.stride()) for tensor in module.parameters()]
+    lay_out_channels_last(module)
+    changed = [
+        (tensor.data_ptr(), tensor.stride()) != known for tensor, known in zip(module.parameters(), before, strict=True)
+    ]
+    assert changed == [False, False, True, False, False, False]
+    assert module[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_state_that_was_stored_without_its_layout_is_laid_out_for_fused_kernels():

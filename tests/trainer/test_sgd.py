@@ -108,6 +108,16 @@ def test_a_compiled_model_keeps_the_keys_and_the_results_of_the_plain_one(maker)
         torch.testing.assert_close(gradient, expected[name])
 
 
+@pytest.mark.parametrize(
+    ("given", "mode"), [(False, "none"), (True, None), ("default", "default"), ("max-autotune", "max-autotune")]
+)
+def test_the_mode_of_compilation(maker, monkeypatch, given, mode):
+    modes = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: modes.append(mode))
+    maker.trainer(compile=given)
+    assert modes == ([] if mode == "none" else [mode])
+
+
 # What other tasks and callbacks use
 
 
