@@ -25,6 +25,7 @@ class Accuracy(DatasetCallback):
     """
 
     shares_batch: ClassVar[bool] = True
+    shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
         "accuracy/{dataset_key}",
         "accuracy/{dataset_key}/*",
@@ -37,15 +38,12 @@ class Accuracy(DatasetCallback):
         if not topk or min(topk) < 1:
             raise ConfigError(f"topk: numbers of at least 1 are needed, not {list(topk)}")
         self.topk = sorted(set(topk))
-        self._hits: dict[str, Tensor] = {}
-        self._count = 0
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
             hits = self._count_hits(self.trainer.predict(inputs, model), targets)
-            self._hits[weights] = self._hits[weights] + hits if weights in self._hits else hits
-        self._count += targets.numel()
+            self.gathered.add(weights, hits, count=targets.numel())
 
     def _count_hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how often the target has the i-th highest score, as a tensor of shape (largest k,) on the device."""
@@ -59,9 +57,8 @@ class Accuracy(DatasetCallback):
         return hits.flatten(0, -2).sum(0)
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        for weights, hits in self._hits.items():
+        for weights, hits in self.gathered.totals.items():
             for k in self.topk:
                 metric = "accuracy" if k == 1 else f"accuracy_top{k}"
-                value = hits[:k].sum().to(self.sum_dtype) / self._count
+                value = hits.sum[:k].sum().to(self.sum_dtype) / hits.count
                 self.writer.add_scalar(self.metric_key(metric, weights), value)
-        self._hits, self._count = {}, 0

@@ -7,7 +7,7 @@ from torch import nn
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.periodic_callback import DatasetCallback
-from ksuit_runner.trainer.losses import LossMeans
+from ksuit_runner.trainer.losses import add_losses, mean_losses
 
 
 class Loss(DatasetCallback):
@@ -21,6 +21,7 @@ class Loss(DatasetCallback):
     """
 
     shares_batch: ClassVar[bool] = True
+    shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
         "loss/{dataset_key}",
         "loss/{dataset_key}/*",
@@ -28,19 +29,12 @@ class Loss(DatasetCallback):
         "loss_*/{dataset_key}/*",
     )
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._means: dict[str, LossMeans] = {}
-
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         size, weight = self.trainer.batch_size(batch), self.trainer.weight(batch)
         for weights, model in models.items():
             losses, _ = self.trainer.forward(batch, model)
-            means = self._means.setdefault(weights, LossMeans(self.trainer.sums_up, self.sum_dtype))
-            means.add(losses, weight, size)
+            add_losses(self.gathered, losses, weight, size, self.trainer.sums_up, of=(weights,))
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        for weights, means in self._means.items():
-            for name, value in means.means().items():
-                self.writer.add_scalar(self.metric_key("loss" if name == "total" else f"loss_{name}", weights), value)
-        self._means = {}
+        for (weights, name), value in mean_losses(self.gathered.totals, self.trainer.loss_weights).items():
+            self.writer.add_scalar(self.metric_key("loss" if name == "total" else f"loss_{name}", weights), value)

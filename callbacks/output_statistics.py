@@ -13,6 +13,7 @@ from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.nested import entries
 from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.sums import PartSums, merge_part_sums
 
 
 class OutputStatistics(PeriodicCallback):
@@ -37,8 +38,7 @@ class OutputStatistics(PeriodicCallback):
         super().__init__(**kwargs)
         self._match = match or ["*"]
         self._has_checked = False
-        # By name: the sums of values and of squares, their number, and the largest absolute value.
-        self._sums: dict[str, Tensor] = {}
+        self._sums = PartSums(_Statistics, self.data_container.world, self.trainer.device)
 
     @uses_no_rng
     def _track_after_accumulation_step(
@@ -49,33 +49,27 @@ class OutputStatistics(PeriodicCallback):
             self._check(found)
         for name, output in found.items():
             if output.numel() and any(fnmatchcase(name, pattern) for pattern in self._match):
-                self._add(name, output.detach())
+                self._sums[update_counter.accumulation_step].add(name, output.detach())
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        for name, (total, squares, count, largest) in self._sums.items():
+        for name, (total, squares, count, largest) in self._sums.take().held.items():
             mean = total / count
             self.writer.add_scalar(f"outputs/{name}/mean", mean)
             self.writer.add_scalar(f"outputs/{name}/std", (squares / count - mean.square()).clamp(min=0).sqrt())
             self.writer.add_scalar(f"outputs/{name}/abs_max", largest)
-        self._sums = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last log."""
-        return dict(self._sums)
+        return self._sums.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
-        self._sums = {name: value.to(self.trainer.device) for name, value in state_dict.items()}
+        is_in_parts = isinstance(state_dict.get("parts"), Mapping)  # once, all parts were summed up together
+        state_dict = state_dict if is_in_parts else {"parts": {"0": state_dict}}
+        self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
 
-    def _add(self, name: str, output: Tensor) -> None:
-        values = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
-        count = torch.full_like(values.sum(), values.numel())
-        new = torch.stack([values.sum(), values.square().sum(), count, values.abs().max()])
-        if name in self._sums:
-            old = self._sums[name]
-            new = torch.cat([old[:3] + new[:3], torch.maximum(old[3:], new[3:])])
-        self._sums[name] = new
+    merge_state_dicts = staticmethod(merge_part_sums)
 
     def _check(self, found: Mapping[str, Tensor]) -> None:
         self._has_checked = True
@@ -86,6 +80,34 @@ class OutputStatistics(PeriodicCallback):
                     f"'{pattern}' matches no output. {did_you_mean(pattern, found)}\n{names}",
                     path=f"callbacks.{self.name}.match",
                 )
+
+
+class _Statistics:
+    """Statistics by the name of an output: sums of values and of squares, their number, the largest absolute value."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def add(self, name: str, output: Tensor) -> None:
+        values = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
+        count = torch.full_like(values.sum(), values.numel())
+        self._add(name, torch.stack([values.sum(), values.square().sum(), count, values.abs().max()]))
+
+    def _add(self, name: str, new: Tensor) -> None:
+        if name in self.held:
+            old = self.held[name]
+            new = torch.cat([old[:3] + new[:3], torch.maximum(old[3:], new[3:])])
+        self.held[name] = new
+
+    def merge(self, other: "_Statistics") -> None:
+        for name, statistics in other.held.items():
+            self._add(name, statistics)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.held)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], device: torch.device) -> None:
+        self.held = {name: value.to(device) for name, value in state_dict.items()}
 
 
 def _named(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.trainer.losses import Losses, LossMeans
+from ksuit_runner.trainer.losses import Losses, add_losses, mean_losses
+from ksuit_runner.trainer.sums import PartSums, Sums, merge_part_sums
 
 
 class TrainLoss(PeriodicCallback):
@@ -24,27 +25,34 @@ class TrainLoss(PeriodicCallback):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._means = LossMeans(self.trainer.sums_up)
+        self._sums = PartSums(Sums, self.data_container.world, self.trainer.device)
 
     @uses_no_rng
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
     ) -> None:
         weight = self.trainer.part_weight(batch)
-        self._means.add(losses, weight, weight)
+        add_losses(self._sums[update_counter.accumulation_step], losses, weight, weight, self.trainer.sums_up)
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        for name, value in self._means.means().items():
+        for (name,), value in mean_losses(self._sums.take().totals, self.trainer.loss_weights).items():
             self.writer.add_scalar("loss/train" if name == "total" else f"loss_{name}/train", value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last log."""
-        return self._means.state_dict()
+        return self._sums.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
-        if "count" in state_dict:  # stored when all losses had the same
-            counts = dict.fromkeys(state_dict["sums"], state_dict["count"])
-            state_dict = {"sums": state_dict["sums"], "counts": counts, "factors": {}}
-        self._means.load_state_dict(state_dict, self.trainer.device)
+        self._sums.load_state_dict(_in_parts(state_dict), self.trainer.accumulation_steps)
+
+    merge_state_dicts = staticmethod(merge_part_sums)
+
+
+def _in_parts(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state as it is now, from one that was stored when all parts were summed up together."""
+    if "parts" in state:
+        return state
+    counts = state.get("counts", dict.fromkeys(state["sums"], state.get("count")))  # once all losses had the same
+    return {"parts": {"0": {(name,): [value, counts[name]] for name, value in state["sums"].items()}}}

@@ -16,6 +16,7 @@ from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.evaluation_pass import go_through
+from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.stored_weights import weights_at
 
 
@@ -75,6 +76,22 @@ class DatasetCallback(PeriodicCallback):
     update share one pass over it: a batch is fetched and moved to the device once. Results, errors and what is drawn at
     random are those of a callback that is alone.
 
+    On several ranks, a callback sees all batches on each of them, which is right and takes as long as on one. One that
+    says ``shares_work`` sees those of its rank only, and hands on what it finds in them: the results are those of one
+    process, to the last bit::
+
+        shares_work = True
+
+        def _process_batch(self, batch, models):
+            inputs, targets = batch
+            for weights, model in models.items():
+                errors = (self.trainer.predict(inputs, model) - targets).abs()
+                self.gathered.add(weights, errors.sum(), count=errors.numel())
+
+        def _process_results(self, update_counter):
+            for weights, total in self.gathered.totals.items():
+                self.writer.add_scalar(self.metric_key("mean_error", weights), total.mean)
+
     Args:
         dataset_key: Key of the dataset under ``data.datasets``.
         batch_size: Samples per batch; None takes ``data.eval_batch_size``.
@@ -89,17 +106,23 @@ class DatasetCallback(PeriodicCallback):
         shares_batch: Whether the callback leaves the batch and the outputs of models as they are, and does not depend
             on hooks in the models. Then outputs are computed once for all such callbacks, and otherwise the callback
             gets a copy of the batch. A class with a ``_process_batch`` of its own does not inherit it.
+        shares_work: Whether all that ``_process_batch`` finds goes through ``gathered``, so that the ranks can share
+            the batches. A class with a ``_process_batch`` of its own does not inherit it.
+        gathered: Collects sums, means and rows of batches, and provides those of the whole dataset in
+            ``_process_results``, see ``Gathered``.
 
     Raises:
         ConfigError: A number is smaller than 1, or there is an interval beside ``weights_of``.
     """
 
     shares_batch: ClassVar[bool] = False
+    shares_work: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_process_batch" in vars(cls) and "shares_batch" not in vars(cls):
-            cls.shares_batch = False
+        for name in ("shares_batch", "shares_work"):
+            if "_process_batch" in vars(cls) and name not in vars(cls):
+                setattr(cls, name, False)
 
     def __init__(
         self,
@@ -120,6 +143,7 @@ class DatasetCallback(PeriodicCallback):
         self.batch_size = batch_size
         self.max_batches = max_batches
         self.weights_of = weights_of
+        self.gathered = Gathered(self.trainer.device, self.sum_dtype)
         self.companions: Sequence[DatasetCallback] = ()
         self._seen: BaseException | bool = False
 
@@ -139,9 +163,11 @@ class DatasetCallback(PeriodicCallback):
         if isinstance(seen, BaseException):
             raise seen
         self.writer.source = self.display_name
+        self.gathered.finish(self.data_container.world)
         # The models that are offered may have drawn, too.
         seed_all(mix(self.data_container.seed, "results", str(self.name), update_counter.update))
         self._process_results(update_counter)
+        self.gathered.start()
 
     def _read(self) -> bool:
         """Go through the dataset, together with the companions; not if the weights to evaluate are not there."""
@@ -195,7 +221,7 @@ class DatasetCallback(PeriodicCallback):
 
     @abstractmethod
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        """Log the results of all batches, and reset them."""
+        """Log the results of all batches, and reset what is not in ``gathered``."""
 
 
 def _tagged(models: Mapping[str, nn.Module], tag: str) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """The batches that a run needs, in order, from any update on: the order follows from the seed, nothing is replayed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, PartSpan
 from ksuit_runner.data.permutation import KeyedPermutation
+from ksuit_runner.data.shared_pass import Reading, SharedPass
 from ksuit_runner.distributed.world import World
 from ksuit_runner.keyed_random import mix
 
@@ -61,22 +62,21 @@ def _draw(key: int, length: int) -> NDArray[np.int64]:
 
 
 def evaluation_requests(
-    dataset_key: str, length: int, batch_size: int, max_batches: int | None = None, world: World | None = None
+    dataset_key: str, length: int, batch_size: int, numbers: Iterable[int] | None = None
 ) -> Iterator[BatchRequest]:
     """Yield the requests of an evaluation: samples in dataset order; the last batch of a dataset may be smaller.
 
     Args:
         dataset_key: Key of the dataset.
-        length: Number of its samples.
+        length: Number of samples.
         batch_size: Samples per batch.
-        max_batches: Number of batches; None takes all.
-        world: The ranks that share the evaluation: each has every so many-th batch. None for all batches.
+        numbers: Numbers of the batches; by default all.
     """
-    first, step = (world.rank, world.size) if world is not None else (0, 1)
-    starts = islice(range(0, length, batch_size), first, max_batches, step)
-    for number, start in enumerate(starts):
+    numbers = range(-(-length // batch_size)) if numbers is None else numbers
+    for position, batch in enumerate(numbers):
+        start = batch * batch_size
         indices = np.arange(start, min(start + batch_size, length))
-        yield BatchRequest(dataset_key, EVALUATION, first + number * step, indices, begins=number == 0)
+        yield BatchRequest(dataset_key, EVALUATION, batch, indices, begins=position == 0)
 
 
 def cut(size: int, parts: int, own: range) -> tuple[int, int, tuple[PartSpan, ...]]:
@@ -99,12 +99,6 @@ def cut(size: int, parts: int, own: range) -> tuple[int, int, tuple[PartSpan, ..
     return ends[0], ends[-1], tuple(span for span in spans if span.stop > span.start)
 
 
-def most_batches(numbers: Sequence[int | None]) -> int | None:
-    """Return the largest number of batches, where None stands for all of them."""
-    known = [number for number in numbers if number is not None]
-    return max(known) if len(known) == len(numbers) else None
-
-
 class TrainingOrder(Protocol):
     """Maps positions in an epoch to samples, see ``order.Order``."""
 
@@ -121,7 +115,7 @@ class Evaluation(NamedTuple):
         batch_size: Samples per batch; None takes that of the data.
         max_batches: Number of batches; None takes all.
         group: Evaluations of the same group read the same batches in one pass where they coincide; None is by itself.
-        share: Whether the ranks share the batches: batch ``b`` is for rank ``b % size`` only. The same in a group.
+        share: Whether the ranks share the batches, see ``SharedPass``.
     """
 
     interval: Interval
@@ -147,6 +141,7 @@ class BatchPlan:
         eval_batch_size: Samples per batch of an evaluation.
         parts: Number of parts of the batch of an update.
         world: The ranks that share the batches; each requests its own parts.
+        in_step: Whether all ranks evaluate as many batches, see ``SharedPass``.
     """
 
     def __init__(
@@ -159,6 +154,7 @@ class BatchPlan:
         eval_batch_size: int,
         parts: int = 1,
         world: World | None = None,
+        in_step: bool = False,
     ) -> None:
         self._lengths = lengths
         self._train = train
@@ -168,6 +164,7 @@ class BatchPlan:
         self._eval_batch_size = eval_batch_size
         self._parts = parts
         self._world = world or World()
+        self._in_step = in_step
 
     def __iter__(self) -> Iterator[BatchRequest]:
         counter, size, ahead = self._counter, self._counter.batch_size, self._counter.at(self._counter.update)
@@ -191,7 +188,8 @@ class BatchPlan:
                 group = -1 - number if item.group is None else item.group
                 passes.setdefault((item.interval.follows_epoch(counter), group), []).append(item)
         for _, together in sorted(passes.items(), key=lambda item: item[0][0]):
-            _, key, size, *_, share = together[0]
-            most = most_batches([item.max_batches for item in together])
-            world = self._world if share else None
-            yield from evaluation_requests(key, self._lengths[key], size or self._eval_batch_size, most, world)
+            key, length = together[0].dataset_key, self._lengths[together[0].dataset_key]
+            size = together[0].batch_size or self._eval_batch_size
+            readings = [Reading(item.max_batches, item.share) for item in together]
+            turns = SharedPass(readings, self._world, self._in_step).turns(-(-length // size))
+            yield from evaluation_requests(key, length, size, (turn.number for turn in turns))

@@ -1,9 +1,9 @@
 """All datasets of a run, and the one stream that delivers the batches of training and evaluation."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import count, islice
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -266,13 +266,16 @@ class DataContainer:
 
     # The stream of batches
 
-    def open(self, counter: UpdateCounter, evaluations: Sequence[Evaluation] = (), parts: int = 1) -> None:
+    def open(
+        self, counter: UpdateCounter, evaluations: Sequence[Evaluation] = (), parts: int = 1, in_step: bool = False
+    ) -> None:
         """Start fetching at the counter's position, for all updates up to its end.
 
         Args:
             counter: Position and end of training.
             evaluations: When which dataset will be evaluated, in the order in which it will be asked for.
             parts: Number of parts of the batch of an update, over all ranks.
+            in_step: Whether all ranks evaluate as many batches, see ``SharedPass``.
 
         Raises:
             ConfigError: An evaluation names a dataset that does not exist.
@@ -283,7 +286,7 @@ class DataContainer:
         lengths = {key: len(dataset) for key, dataset in self.datasets.items() if is_map_style(dataset)}
         evaluations = [evaluation for evaluation in evaluations if evaluation.dataset_key in lengths]
         plan = BatchPlan(
-            lengths, self.train, self._order, counter, evaluations, self.eval_batch_size, parts, self.world
+            lengths, self.train, self._order, counter, evaluations, self.eval_batch_size, parts, self.world, in_step
         )
         sources, workers = self._sources, self.num_workers
         if self._training is not None:
@@ -322,8 +325,22 @@ class DataContainer:
         finally:
             self._wait_seconds += perf_counter() - start
 
+    def batches_in(self, dataset_key: str, batch_size: int | None = None) -> int | None:
+        """Return the number of batches of a dataset in an evaluation; None of a stream, which ends when it ends.
+
+        Raises:
+            ConfigError: There is no such dataset.
+        """
+        self._check_key(dataset_key, "data.datasets")
+        dataset = self.datasets[dataset_key]
+        return -(-len(dataset) // (batch_size or self.eval_batch_size)) if is_map_style(dataset) else None
+
     def evaluation_batches(
-        self, dataset_key: str, batch_size: int | None = None, max_batches: int | None = None, share: bool = False
+        self,
+        dataset_key: str,
+        batch_size: int | None = None,
+        max_batches: int | None = None,
+        numbers: Iterable[int] | None = None,
     ) -> Iterator[Any]:
         """Return the batches of a dataset in order, the last one may be smaller.
 
@@ -334,16 +351,17 @@ class DataContainer:
             dataset_key: Key of the dataset.
             batch_size: Samples per batch; by default ``eval_batch_size``.
             max_batches: Number of batches; by default all.
-            share: Whether the ranks share the batches: this one gets batch ``b`` only if it is rank ``b % size``.
+            numbers: Numbers of those among them that are returned, ascending; by default all.
 
         Raises:
             ConfigError: There is no such dataset.
             Interrupted: A signal asked the run to end, before or while a batch was fetched.
             Exception: What the dataset raised.
         """
-        self._check_key(dataset_key, "data.datasets")
-        if is_map_style(self.datasets[dataset_key]):
-            return self._evaluation_batches(dataset_key, batch_size or self.eval_batch_size, max_batches, share)
+        size, length = batch_size or self.eval_batch_size, self.batches_in(dataset_key, batch_size)
+        if length is not None:
+            most = length if max_batches is None else min(length, max_batches)
+            return self._evaluation_batches(dataset_key, size, range(most) if numbers is None else numbers)
         is_training = self.datasets[dataset_key] is self.train_dataset
         if is_training and (max_batches is None or not is_seekable(self.train_dataset)):
             raise ConfigError(
@@ -351,20 +369,24 @@ class DataContainer:
                 "callback says how much of it to read: max_batches",
                 path=f"data.datasets.{dataset_key}",
             )
-        batches = self._stream_batches(dataset_key, batch_size or self.eval_batch_size)
-        first, step = (self.world.rank, self.world.size) if share else (0, 1)
-        return islice(batches, first, max_batches, step)
+        if numbers is None:
+            numbers = count() if max_batches is None else range(max_batches)
+        return self._stream_batches(dataset_key, size, iter(numbers))
 
-    def _stream_batches(self, dataset_key: str, size: int) -> Iterator[Any]:
+    def _stream_batches(self, dataset_key: str, size: int, numbers: Iterator[int]) -> Iterator[Any]:
         """Read a stream, in this process: nobody knows in advance how many batches it has."""
         source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))
+        wanted = next(numbers, None)
         for number in count():
+            if wanted is None:
+                return
             request = BatchRequest(dataset_key, EVALUATION, number, np.arange(number * size, (number + 1) * size))
             take = partial(fetch_batch, {dataset_key: source}, self.seed, request)
             batch, samples = self.interruption.wait_for(take)
-            if samples:
+            if samples and number == wanted:
                 yield self._deliver_one(batch, samples)
-            elif number == 0:
+                wanted = next(numbers, None)
+            elif not samples and number == 0:
                 raise KsuitError(
                     f"a {type(self.datasets[dataset_key]).__name__} has no samples; a stream has to begin again "
                     "whenever it is iterated over, which a generator does not",
@@ -373,11 +395,8 @@ class DataContainer:
             if samples < size:
                 return
 
-    def _evaluation_batches(
-        self, dataset_key: str, batch_size: int, max_batches: int | None, share: bool
-    ) -> Iterator[Any]:
-        length, world = len(self.datasets[dataset_key]), self.world if share else None
-        requests = evaluation_requests(dataset_key, length, batch_size, max_batches, world)
+    def _evaluation_batches(self, dataset_key: str, batch_size: int, numbers: Iterable[int]) -> Iterator[Any]:
+        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), batch_size, numbers)
         stream, sources = self._stream, self._sources
         if stream is None or stream.head is None:
             yield from self._separate_stream(requests)

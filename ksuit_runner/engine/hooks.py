@@ -244,7 +244,10 @@ class Hooks:
         """Return the evaluations of datasets during training, in the order of the callbacks."""
         items = [item for item in self._periodic if isinstance(item, DatasetCallback)]
         return [
-            Evaluation(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item))
+            Evaluation(
+                *(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item)),
+                share=item.shares_work,
+            )
             for item in items
         ]
 

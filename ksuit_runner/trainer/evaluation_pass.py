@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Final, Protocol
 from torch import nn
 
 from ksuit_runner.config.types import DatasetKey
-from ksuit_runner.data.batch_plan import most_batches
+from ksuit_runner.data.shared_pass import Reading, SharedPass
 from ksuit_runner.errors import Interrupted
 from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 
@@ -24,12 +25,20 @@ class BatchReader(Protocol):
         batch_size: Samples per batch; None takes that of the data.
         max_batches: Number of batches that it reads; None reads all.
         shares_batch: Whether it leaves the batch and the outputs of models as they are.
+        shares_work: Whether the ranks of the run share its batches.
+        gathered: Collects what it finds.
+        display_name: Its name in messages.
     """
 
     dataset_key: DatasetKey
     batch_size: int | None
     max_batches: int | None
     shares_batch: ClassVar[bool]
+    shares_work: ClassVar[bool]
+    gathered: Gathered
+
+    @property
+    def display_name(self) -> str: ...  # noqa: D102
 
     def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process a batch."""
@@ -40,7 +49,8 @@ def go_through(
 ) -> dict[int, BaseException]:
     """Give every batch of a dataset to all readers, each of which sees and draws what it would if it was alone.
 
-    A batch is fetched and moved to the device once. Who may change it gets a copy of its own.
+    A batch is fetched and moved to the device once. Who may change it gets a copy of its own. On several ranks, those
+    that share the work get the batches of this rank only, and what they find is in their ``gathered``.
 
     Args:
         readers: What reads the same dataset in batches of the same size; the first one has asked for the pass.
@@ -55,14 +65,21 @@ def go_through(
         Exception: What the dataset raised while the first one was reading.
     """
     failures: dict[int, BaseException] = {}
-    lengths = [reader.max_batches for reader in readers]
-    first, data = readers[0], trainer.data_container
-    batches = data.evaluation_batches(first.dataset_key, first.batch_size, most_batches(lengths))
-    number = 0
+    data, strategy = trainer.data_container, trainer.strategy
+    key, size = readers[0].dataset_key, readers[0].batch_size
+    readings = [Reading(reader.max_batches, reader.shares_work) for reader in readers]
+    shared, batches_there = SharedPass(readings, data.world, strategy.needs_equal_forwards), data.batches_in(key, size)
+    numbers = (turn.number for turn in shared.turns(batches_there))
+    batches = data.evaluation_batches(key, size, shared.max_batches, numbers)
+    for reader in readers:
+        reader.gathered.start(is_shared=reader.shares_work and data.world.size > 1)
     with trainer.evaluation():
-        while active := [i for i, n in enumerate(lengths) if i not in failures and (n is None or number < n)]:
+        for turn in shared.turns(batches_there):
+            active = [index for index in shared.readers_from(turn) if index not in failures]
+            if not active:
+                break
             # Each evaluation draws the same for a batch, so that values of two updates can be compared.
-            seed = mix(data.seed, "evaluation", first.dataset_key, number)
+            seed = mix(data.seed, "evaluation", key, turn.number)
             try:
                 batch = next(batches, _END)
                 if batch is _END:
@@ -70,23 +87,27 @@ def go_through(
                 seed_all(mix(seed, "to_device"))
                 batch = trainer.to_device(batch)
             except Exception as error:  # who has read enough would not have met it
-                if active[0] == 0 or isinstance(error, Interrupted):
+                if active[0] == 0 or isinstance(error, Interrupted) or strategy.needs_equal_forwards:
                     raise
                 failures.update(dict.fromkeys(active, error))
                 break
             outputs = SharedOutputs(seed)
-            for index, own in zip(active, _copies(batch, [readers[i] for i in active], trainer), strict=True):
+            present = {i: counts for i, counts in shared.readers(turn) if i not in failures}
+            for index, own in zip(present, _copies(batch, [readers[i] for i in present], trainer), strict=True):
                 trainer.shared_outputs = outputs if readers[index].shares_batch else None
                 seed_all(seed)
+                readers[index].gathered.begin(turn.number, present[index])
                 try:
                     readers[index].read_batch(own, models)
                 except Interrupted:
                     raise
                 except (Exception, SystemExit) as error:
+                    if strategy.needs_equal_forwards:  # other ranks would wait for its next forward passes
+                        error.add_note(f"raised while callback '{readers[index].display_name}' read a batch")
+                        raise
                     failures[index] = error
                 finally:
                     trainer.shared_outputs = None
-            number += 1
     return failures
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
+from ksuit_runner.trainer.sums import Total
 
 Count = float | Tensor
 """The number of things that a loss is a mean over, such as samples or tokens."""
@@ -129,65 +130,49 @@ class LossReader:
                 )
 
 
-class LossMeans:
-    """The means of losses over several batches, or parts of them: each over everything that it counts.
+class Adds(Protocol):
+    """What sums and means are added to: ``Sums``, or ``Gathered`` in an evaluation."""
 
-    Sums and counts stay on the device: nothing waits for it.
+    def add(self, key: Any, value: Tensor, count: Count) -> None:
+        """Add a sum over so many things."""
+
+    def add_mean(self, key: Any, mean: Tensor, count: Count) -> None:
+        """Add a mean over so many things; over nothing it is NaN, and adds nothing."""
+
+
+def add_losses(
+    sums: Adds, losses: Losses, weight: Count, size: Count, is_sum: bool = False, of: tuple[str, ...] = ()
+) -> None:
+    """Add the losses of a batch, or of a part of it, to sums over several.
 
     Args:
+        sums: What they are added to, under ``(*of, name)``.
+        losses: The losses.
+        weight: What the total, and the losses that it is the sum of, are means over where they do not say it.
+        size: What other losses are means over where they do not say it: mostly the samples.
         is_sum: Whether the total is a sum over the samples, and not a mean.
-        dtype: Type to sum up in.
+        of: What begins their keys.
     """
+    for name, loss in losses.items():
+        is_total = name == "total"
+        if is_total and losses.factors:
+            continue  # it is the sum of the means of the others
+        count = losses.counts.get(name, weight if is_total or name in losses.factors else size)
+        if is_total and is_sum:
+            sums.add((*of, name), loss, count)
+        else:
+            sums.add_mean((*of, name), loss, count)
 
-    def __init__(self, is_sum: bool = False, dtype: torch.dtype = torch.float32) -> None:
-        self._is_sum = is_sum
-        self._dtype = dtype
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Count] = {}
-        self._factors: Mapping[str, float] = {}
 
-    def add(self, losses: Losses, weight: Count, size: Count) -> None:
-        """Add the losses of a batch; over nothing the mean is NaN, and adds nothing.
+def mean_losses(totals: Mapping[tuple[str, ...], Total], factors: Mapping[str, float]) -> dict[tuple[str, ...], Any]:
+    """Return the mean losses by key, with the total of each group of them.
 
-        Args:
-            losses: The losses, detached.
-            weight: What the total, and the losses that it is the sum of, are means over where they do not say it.
-            size: What other losses are means over where they do not say it: mostly the samples.
-        """
-        self._factors = factors = losses.factors
-        counts, sums = losses.counts, self._sums
-        for name, loss in losses.items():
-            is_total = name == "total"
-            if is_total and factors:
-                continue  # it is the sum of the means of the others
-            count = counts.get(name, weight if is_total or name in factors else size)
-            self._counts[name] = self._counts[name] + count if name in sums else count
-            if isinstance(count, Tensor):
-                value = torch.where(count > 0, loss.to(self._dtype) * count, 0.0)
-                sums[name] = sums[name] + value if name in sums else value
-            elif name not in sums:
-                factor = 1 if is_total and self._is_sum else count
-                sums[name] = loss.to(self._dtype) * factor if count else torch.zeros_like(loss, dtype=self._dtype)
-            elif count:
-                sums[name].add_(loss, alpha=1 if is_total and self._is_sum else count)
-
-    def means(self) -> dict[str, Tensor]:
-        """Return the means by name, and start anew."""
-        means = {name: value / self._counts[name] for name, value in self._sums.items()}
-        if means and self._factors:
-            means["total"] = torch.stack([means[name] * factor for name, factor in self._factors.items()]).sum()
-        self._sums, self._counts = {}, {}
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return sums and counts."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts), "factors": dict(self._factors)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], device: torch.device) -> None:
-        """Restore sums and counts."""
-        self._sums = {name: value.to(device, copy=True) for name, value in state_dict["sums"].items()}
-        self._counts = {
-            name: count.to(device) if isinstance(count, Tensor) else count
-            for name, count in state_dict["counts"].items()
-        }
-        self._factors = state_dict["factors"]
+    Args:
+        totals: The sums to which ``add_losses`` has added.
+        factors: ``trainer.loss_weights``.
+    """
+    means = {key: total.mean for key, total in totals.items()}
+    if factors:
+        for of in dict.fromkeys(key[:-1] for key in totals):
+            means[*of, "total"] = torch.stack([means[*of, name] * factor for name, factor in factors.items()]).sum()
+    return means

@@ -93,6 +93,7 @@ class SgdTrainer:
         batch_parts: Knows how many samples the present batch and its parts have.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
+        loss_weights: Factors of the losses whose sum is minimized; empty if ``training_step`` returns a ``total``.
         has_extra_state: Whether the class carries a state of its own.
         freezing: Freezes and thaws parameters; None if nothing is frozen.
         writer: Logs what ``training_step`` computes besides its losses.
@@ -187,7 +188,8 @@ class SgdTrainer:
         self.shared_outputs: SharedOutputs | None = None
         self.batch_parts = BatchParts(data_container.samples_in)
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
-        self._reader = LossReader(f"{type(self).__name__}.training_step", loss_weights or {})
+        self.loss_weights = loss_weights or {}
+        self._reader = LossReader(f"{type(self).__name__}.training_step", self.loss_weights)
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
         self.writer = StepWriter(self.batch_size)

@@ -1,7 +1,7 @@
 """The batch of an update comes in parts, each rank fetches its own, and together they are those of a single process."""
 
 import random
-from itertools import chain
+from itertools import chain, count
 
 import numpy as np
 import pytest
@@ -134,10 +134,11 @@ def test_ranks_share_the_batches_of_an_evaluation_announced_or_not(size, batch_s
         for number in range(3):
             data.next_training_batch()
             if number == 1:  # one that ends early, and one that nobody has announced
-                next(data.evaluation_batches("test", batch_size, share=True), None)
+                next(data.evaluation_batches("test", batch_size, numbers=range(rank, len(whole), size)), None)
                 next(data.evaluation_batches("test", batch_size, max_batches=3), None)
             for share in (True, False, True)[number:]:
-                found = [batch.tolist() for batch in data.evaluation_batches("test", batch_size, share=share)]
+                numbers = range(rank, len(whole), size) if share else None
+                found = [batch.tolist() for batch in data.evaluation_batches("test", batch_size, numbers=numbers)]
                 assert found == (whole[rank::size] if share else whole)
         data.close()
 
@@ -147,7 +148,6 @@ def test_ranks_share_the_batches_of_a_stream(size):
     whole = [listed(batch) for batch in make("plain").evaluation_batches("test")]
     for rank in range(size):
         data = make("plain", world=OneOf(rank, size))
-        assert [listed(batch) for batch in data.evaluation_batches("test", share=True)] == whole[rank::size]
-        assert [listed(batch) for batch in data.evaluation_batches("test", max_batches=1, share=True)] == whole[:1][
-            rank:
-        ]
+        found = [listed(batch) for batch in data.evaluation_batches("test", numbers=count(rank, size))]
+        assert found == whole[rank::size]
+        assert not list(data.evaluation_batches("test", numbers=()))

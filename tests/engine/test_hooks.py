@@ -179,7 +179,7 @@ def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker, monkey
     monkeypatch.setattr(
         run.data,
         "evaluation_batches",
-        lambda key, size, most: fired.append((run.counter.update, key, size or 7)) or read(key, size, most),
+        lambda key, size, *more: fired.append((run.counter.update, key, size or 7)) or read(key, size, *more),
     )
     train(run)
     assert [(update, key) for update, key, _ in fired] == announced
