@@ -24,12 +24,12 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_locations, without_sweep
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.config.schema import OBJECT_SPECS
+from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 
 if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import RunOutcome
     from ksuit_runner.metric_property import Summary
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.runner import SweepOutcome
@@ -180,8 +180,6 @@ def _guest() -> Iterator[None]:
 
 
 def _result(outcome: RunOutcome | SweepOutcome) -> RunResult:
-    from ksuit_runner.engine.runner import RunOutcome
-
     if not isinstance(outcome, RunOutcome):
         return RunResult(outcome.run_id, outcome.status.value, outcome.folder, jobs=tuple(outcome.jobs))
     if isinstance(outcome.error, SystemExit):  # which would end the caller, and with status 0 perhaps

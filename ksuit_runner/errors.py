@@ -77,6 +77,19 @@ class PeerError(KsuitError):
     exit_status = 1
 
 
+class LostRankError(KsuitError):
+    """A rank was killed or is stuck, and the ranks are not started again.
+
+    Args:
+        message: Which one, and how the run is resumed.
+        exit_status: Exit status of the command.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class StopTraining(Exception):  # a signal, not an error
     """Raised by a callback to end training after the current update; the run counts as finished."""
 

@@ -32,6 +32,7 @@ class OutputPaths:
         self.database_lock = self.output_dir / "mlflow.db.lock"
         self.runs_dir = self.output_dir / "runs"
         self.index = self.output_dir / "runs.jsonl"
+        self.begun_dir = self.output_dir / ".begun"
         self.fetching_dir = self.output_dir / ".fetching"
         self.sweeps_dir = self.output_dir / "sweeps"
 

@@ -6,7 +6,8 @@ import os
 import pytest
 from command import ksuit
 
-from ksuit_runner.engine.runner import RunOutcome, _closing
+from ksuit_runner.engine.outcome import RunOutcome
+from ksuit_runner.engine.runner import _closing
 from ksuit_runner.errors import StorageError, files_explained
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import EndStatus

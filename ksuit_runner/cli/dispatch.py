@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -14,14 +14,13 @@ from omegaconf import DictConfig
 from ksuit_runner.cli.start import check_overrides, start_composed, start_stored
 from ksuit_runner.config.compose import CONFIG_NAME, MISTAKES, explain, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import value_of
-from ksuit_runner.errors import ConfigError, KsuitError, files_explained
+from ksuit_runner.distributed.environment import adopt_slurm, for_starter, place
+from ksuit_runner.engine.outcome import RunOutcome
+from ksuit_runner.errors import ConfigError, KsuitError, PeerError, files_explained
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.ui.command_line import command_line
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
-
-if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import RunOutcome
 
 Command = Callable[[str, Sequence[str]], int]
 COMMANDS = {
@@ -34,6 +33,7 @@ COMMANDS = {
 """Key of a command that trains nothing -> its module and function, which gets the value of the key."""
 _WORDS = (*COMMANDS, *MODES)
 _NEWEST = "20"  # how many runs are listed unless it is said
+_OTHERS_S = 1.0
 
 
 def main() -> None:
@@ -42,14 +42,26 @@ def main() -> None:
     sys.excepthook = print_traceback
     if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
         sys.path.insert(0, os.getcwd())
+    adopt_slurm()
     try:
         status = _main(sys.argv[1:])
     except KsuitError as error:
-        print_error(make_console(stderr=True), error)
+        _print_error(error)
         status = error.exit_status
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    sys.exit(status)
+    sys.exit(for_starter(status))
+
+
+def _print_error(error: KsuitError) -> None:
+    """Print why nothing was started, once for all ranks."""
+    here = place()
+    if here is not None and here.rank > 0:
+        if isinstance(error, PeerError):
+            return
+        time.sleep(_OTHERS_S)  # what has started the ranks ends this one meanwhile if it is the same with rank 0
+        error = KsuitError(f"rank {here.rank}: {error}")
+    print_error(make_console(stderr=True), error)
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -12,20 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
-from ksuit_runner.config.factory import Factory
+from ksuit_runner.engine.outcome import RunOutcome
+from ksuit_runner.engine.start import Start, start_run
 from ksuit_runner.errors import ConfigError, files_explained
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
-from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.stored_sweep import find_sweep
 
 if TYPE_CHECKING:
-    from ksuit_runner.engine.runner import RunOutcome
     from ksuit_runner.sweep.runner import SweepOutcome
 
 
@@ -61,11 +60,7 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
 
 def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
     """Start a new run with a checked config; see ``start_composed``."""
-    values = with_starting_point(values)
-    warm_up(Factory(values), OutputPaths(values["output_dir"]))
-    from ksuit_runner.engine.runner import run
-
-    return run(values, Launch(command, list(overrides)))
+    return start_run(Start(with_starting_point(values), Launch(command, list(overrides))))
 
 
 def refuse_launcher(config: DictConfig, name: str | None) -> None:
@@ -110,12 +105,9 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
         _refuse_initialization(request, stored.changes, values)
     if "initialize.from" in stored.changes:
         values = with_starting_point(values)
-    warm_up(Factory(values, stored.trust), found.outputs)
-    from ksuit_runner.engine.runner import run
-
     launch = Launch(command, stored.overrides, mode, found.run_id)
     origin = Origin(mode, found.run_id, tuple(stored.changes), found.checkpoint)
-    return run(values, launch, origin, trust=stored.trust)
+    return start_run(Start(values, launch, origin, stored.trust))
 
 
 def _refuse_initialization(request: Request, changes: Sequence[str], values: Mapping[str, Any]) -> None:

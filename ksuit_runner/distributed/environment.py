@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ksuit_runner.system.signals import SIGNALS
+
 _FIRST_HOST = re.compile(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?")
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
@@ -39,6 +41,20 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
     starter = environment.get("KSUIT_STARTER") or ("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "WORLD_SIZE")
     local_size = environment.get("LOCAL_WORLD_SIZE", "")
     return Place(starter, rank, size, int(local_size) if local_size.isdecimal() else None)
+
+
+def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return the exit status of this process for what has started it.
+
+    torchrun takes every status but 0 for a failure, and starts the ranks again: also those that have ended with a
+    checkpoint because a signal has asked them to.
+
+    Args:
+        status: The true one.
+        environment: Variables of the environment.
+    """
+    is_repeated = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return 0 if is_repeated and status - 128 in SIGNALS else status
 
 
 def adopt_slurm() -> None:

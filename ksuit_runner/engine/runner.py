@@ -2,10 +2,9 @@
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
+from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.errors import ConfigError, Interrupted, KsuitError, ResumeError, afterwards, files_explained
 from ksuit_runner.keyed_random import undisturbed
-from ksuit_runner.metric_property import Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
@@ -45,34 +44,6 @@ from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass
-class RunOutcome:
-    """How a run ended, for those who report it: the command line, a sweep, ``api.run``.
-
-    Attributes:
-        run_id: Its id.
-        folder: Where its files are.
-        status: FINISHED, FAILED or KILLED; FINISHED only once the run is complete.
-        signal: Number of the signal that ended it, if one did.
-        error: The error that it failed with, if any; it was reported already.
-        summary: Last and best values of its metrics.
-    """
-
-    run_id: str
-    folder: Path
-    status: EndStatus = EndStatus.FAILED
-    signal: int | None = None
-    error: BaseException | None = None
-    summary: dict[str, Summary] = field(default_factory=dict)
-
-    @property
-    def exit_status(self) -> int:
-        """Exit status of a process for this run alone."""
-        if self.signal is not None:
-            return 128 + self.signal
-        return getattr(self.error, "exit_status", 1) if self.error is not None else 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +74,7 @@ def run(
     console: Console | None = None,
     provenance: Provenance | None = None,
     trust: Trust | None = None,
+    begun: Callable[[str], None] | None = None,
 ) -> RunOutcome:
     """Execute a run.
 
@@ -113,6 +85,7 @@ def run(
         console: Where the user reads along.
         provenance: Provenance of a new run; collected by default.
         trust: Which targets a config may name that was not composed here.
+        begun: Called with the id of the run as soon as it has one.
 
     Returns:
         How it ended, with an error in training, which is not raised.
@@ -138,6 +111,8 @@ def run(
         with files_explained():
             start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
             record = _open_record(start, tracker, outputs, lock)
+        if begun is not None:
+            begun(record.paths.run_id)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console))
         with _closing(record, trainer, outcome):

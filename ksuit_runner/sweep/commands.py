@@ -14,7 +14,8 @@ from ksuit_runner.config.targets import Trust, check_values
 from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.distributed.environment import place
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.recorder.tracker import open_tracker
@@ -47,6 +48,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     Raises:
         KsuitError: It could not be started; nothing was trained.
     """
+    _refuse_ranks()
     planned = plan_sweep(overrides, command)
     launcher = _build_launcher(planned.plan.launcher)
     build_properties(planned.config, planned.plan.objective)
@@ -71,6 +73,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
     Raises:
         KsuitError: The sweep is alive, its YAML has changed, or an override would change its jobs; nothing is changed.
     """
+    _refuse_ranks()
     check_folder(paths.sweep_dir)
     with RunLock(paths.lock) as lock:
         stored = read_plan(paths)
@@ -95,6 +98,15 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
             update_plan(paths, replace(plan, settings=stored.settings))  # overrides are for this resume only
 
         return runner.run(source, total, resume)
+
+
+def _refuse_ranks() -> None:
+    here = place()
+    if here is not None and here.size > 1:
+        raise ConfigError(
+            f"a sweep is started by one process, and {here.starter} has started {here.size}. "
+            f"For jobs of so many ranks: ranks={here.size}, without {here.starter}"
+        )
 
 
 def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTracker) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.engine.start import Start, as_resume, start_run
 from ksuit_runner.errors import AliveError, KsuitError
-from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
+from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
@@ -26,7 +27,6 @@ from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.lasting_output import secure_output
-from ksuit_runner.ui.terminal import make_console
 
 if TYPE_CHECKING:
     from ksuit_runner.record.provenance import Provenance
@@ -157,18 +157,12 @@ def _claim(paths: SweepPaths, index: int, stack: ExitStack) -> int | None:
 
 
 def _run(task: JobTask, start: float) -> JobResult:
-    from ksuit_runner.engine.runner import run
-
     config = {**task.config, "output_dir": str(task.output_dir), "parent_run_id": task.sweep_id}
-    origin = Origin(Mode.RESUME, task.run_id) if task.run_id else None
-    launch = task.launch
-    if task.run_id is not None and PathProvider(task.output_dir, task.run_id).launch.is_file():
-        launch = replace(launch, mode=Mode.RESUME, origin=task.run_id, tags={})  # else only its id is known
-    if task.is_shown:
-        outcome = run(config, launch, origin, provenance=task.provenance, trust=task.trust)
-    else:
-        with open(os.devnull, "w") as nowhere:
-            outcome = run(config, launch, origin, make_console(file=nowhere), task.provenance, task.trust)
+    origin, launch = None, task.launch
+    if task.run_id is not None:
+        origin = Origin(Mode.RESUME, task.run_id)
+        launch = as_resume(launch, OutputPaths(task.output_dir), task.run_id)
+    outcome = start_run(Start(config, launch, origin, task.trust, task.is_shown), task.provenance)
     if outcome.error is not None:
         return _failed(task, outcome.error, outcome.run_id, start)
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)

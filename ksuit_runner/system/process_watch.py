@@ -67,6 +67,11 @@ class ProcessWatch:
         self.is_gone()
         return self._reason
 
+    def is_suspended(self) -> bool:
+        """Whether the process stands still until somebody lets it continue, as after SIGSTOP."""
+        stat = _stat(self._pid)
+        return stat is not None and stat.begin == self._begin and stat.state in "Tt"
+
     def close(self) -> None:
         """Stop watching; the answers stay."""
         if self._pidfd is not None:
@@ -111,6 +116,12 @@ class ProcessWatch:
                 counts = dict(line.split() for line in self._oom_counter.read_text().splitlines())
                 return int(counts.get("oom_kill", 0))
         return 0
+
+
+def identity(pid: int) -> str:
+    """Return a text that stands for a process of this machine, and for no later one with the same id."""
+    stat = _stat(pid)
+    return f"{pid} {stat.begin if stat else ''}"
 
 
 def _stat(pid: int) -> _Stat | None:

@@ -57,12 +57,15 @@ class Interruption:
 
 
 @contextmanager
-def catch_signals() -> Iterator[Interruption]:
+def catch_signals(interruption: Interruption | None = None) -> Iterator[Interruption]:
     """Catch what asks a run to end while the block runs; outside of the main thread nothing is caught.
 
     A signal that the process was started to ignore (``nohup``, ``&`` in a script) stays ignored.
+
+    Args:
+        interruption: What handles the signals; by default it remembers them.
     """
-    interruption = Interruption()
+    interruption = interruption or Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return

@@ -153,6 +153,11 @@ def print_error(console: Console, error: KsuitError) -> None:
     console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
 
 
+def print_warning(console: Console, message: str) -> None:
+    """Print what the user should know, although it is no error."""
+    console.print(Text(mask_text(message), _LEVEL_STYLES["WARNING"]), soft_wrap=True)
+
+
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unexpected error as Python does, with passwords masked; for ``sys.excepthook``."""
     sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))

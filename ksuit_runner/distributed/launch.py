@@ -1,0 +1,331 @@
+"""Starts the ranks of a run as processes of this machine, and stays with them until all have ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from ksuit_runner.system.cores import core_count
+from ksuit_runner.system.detached_process import start_detached
+from ksuit_runner.system.process_watch import ProcessWatch
+from ksuit_runner.system.signals import SIGNALS, Interruption, catch_signals
+
+_HOST = "127.0.0.1"
+_LOOK_S, _SETTLES_S = 0.2, 0.01
+_AT_ONCE_S = 5.0  # after a second Ctrl-C
+_OTHERS_S = 60.0  # for the end of a rank once nothing is left to do for it
+_RECORDS_S = 600.0  # for what the others still save and record after an error on one rank
+
+
+class Report(msgspec.Struct):
+    """What a rank says at its end.
+
+    Attributes:
+        blames_others: Whether it has ended only because another rank has failed or is lost.
+        content: Whatever else there is to say, for those who have started it.
+    """
+
+    blames_others: bool
+    content: bytes
+
+
+@dataclass
+class Ended:
+    """How the ranks have ended.
+
+    Attributes:
+        reports: What they had to say, by rank; None for one that was killed.
+        statuses: Their exit statuses, negative numbers of signals for those that were killed.
+        signal: Number of the first signal that asked them to end.
+        lost: Which one was killed or stuck, and how; None unless that is why they have ended.
+    """
+
+    reports: list[Report | None]
+    statuses: list[int]
+    signal: int | None = None
+    lost: str | None = None
+
+
+@dataclass(eq=False)
+class _Rank:
+    """The process of a rank.
+
+    Attributes:
+        number: Number of the rank.
+        process: Its process, which leads a group: its data workers belong to that, and the recorder does not.
+        connection: Gives it its task, brings its report, and is closed at the latest when one of both ends.
+        report: Its report.
+        status: Its exit status, once it has ended.
+        reason: What has killed it.
+        is_given_up: Whether it is killed because it does not end.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    watch: ProcessWatch = field(init=False)
+    report: Report | None = None
+    status: int | None = None
+    reason: str | None = None
+    is_given_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = ProcessWatch(self.process.pid)
+
+    def give(self, task: bytes) -> None:
+        """Give it its task."""
+        with suppress(OSError):  # it has ended; that is noticed
+            self.connection.send_bytes(task)
+
+    def look(self) -> None:
+        """Take its report, and notice its end."""
+        if self.status is not None:
+            return
+        has_ended = self._has_ended()
+        with suppress(EOFError, OSError):
+            while self.connection.poll():
+                self.report = msgspec.msgpack.decode(self.connection.recv_bytes(), type=Report)
+        if has_ended:
+            self.reason = self.watch.reason()
+            self.kill()  # its data workers
+            self.status = self.process.wait()
+            self.watch.close()
+            self.connection.close()
+
+    def _has_ended(self) -> bool:
+        """Whether it has ended, while its process id is still its own where the system tells without taking it."""
+        if not hasattr(os, "waitid"):
+            return self.process.poll() is not None
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def give_up(self) -> None:
+        """Kill it because it does not end."""
+        self.is_given_up = True
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it, and its data workers."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def hand_on(self, number: int) -> None:
+        """Send it a signal."""
+        if self.status is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether something else has killed it, before its report, than a signal that asked it to end."""
+        if self.status is None or self.is_given_up or self.report is not None:
+            return False
+        return self.status < 0 and -self.status not in SIGNALS
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, and neither done its work nor followed a signal."""
+        asked = (0, *(128 + number for number in SIGNALS), *(-number for number in SIGNALS))
+        return self.status is not None and self.status not in asked
+
+
+class _Relay(Interruption):
+    """Hands signals on to the ranks: the first one, and every Ctrl-C.
+
+    Attributes:
+        ranks: The ranks.
+        interrupts: How often Ctrl-C was pressed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranks: list[_Rank] = []
+        self.interrupts = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Hand a signal on."""
+        is_first = self.signal is None
+        self.signal = self.signal or number
+        self.interrupts += number == signal.SIGINT
+        if is_first or number == signal.SIGINT:
+            self.hand_on(number)
+
+    def hand_on(self, number: int) -> None:
+        """Send a signal to all ranks."""
+        for rank in self.ranks:
+            rank.hand_on(number)
+
+
+class Supervisor:
+    """Starts the ranks of a run, hands signals on to them, and starts them again when one was killed or is stuck.
+
+    A rank that fails says so to the others, and all of them end by themselves. Here they are only waited for, each for
+    a bounded time. Nobody saves after one is lost: the others are killed, and all begin again from the last checkpoint.
+
+    Args:
+        command: What each of them executes. It is followed by the file descriptor of a ``Connection``, which brings the
+            task and takes a ``Report``, and the process id of this process.
+        size: Number of ranks.
+        max_restarts: How often they may be started again.
+        say: Tells the user something.
+        environment: Their environment, to which their place is added.
+        options: Further arguments of ``subprocess.Popen``.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        max_restarts: int,
+        say: Callable[[str], None],
+        environment: Mapping[str, str] = os.environ,
+        **options: Any,
+    ) -> None:
+        self._command = command
+        self._size = size
+        self._max_restarts = max_restarts
+        self._say = say
+        self._given = environment
+        self._options = options
+        self._relay = _Relay()
+
+    def run(self, task: bytes) -> Ended:
+        """Have the ranks execute a task.
+
+        Raises:
+            OSError: A process cannot be started.
+        """
+        with catch_signals(self._relay):
+            restarts = 0
+            while True:
+                ended = self._attempt(task, restarts)
+                if ended.lost is None or restarts >= self._max_restarts:
+                    return ended
+                restarts += 1
+                self._say(f"{ended.lost}: all ranks start again ({restarts} of at most {self._max_restarts} times)")
+
+    def _attempt(self, task: bytes, restarts: int) -> Ended:
+        ranks: list[_Rank] = []
+        try:
+            self._start(ranks, restarts)
+            for rank in ranks:
+                rank.give(task)
+            self._accompany(ranks)
+        finally:
+            self._relay.ranks = []
+            statuses = [_end(rank) for rank in ranks]
+        lost = _lost(ranks) if self._relay.signal is None else None
+        return Ended([rank.report for rank in ranks], statuses, self._relay.signal, lost)
+
+    def _start(self, ranks: list[_Rank], restarts: int) -> None:
+        """Start the ranks; a signal meanwhile waits until all are there to get it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        asked = self._relay.signal
+        try:
+            port = _free_port()
+            for number in range(self._size):
+                ours, theirs = Pipe()
+                descriptor = theirs.fileno()
+                process = start_detached(
+                    [*self._command, str(descriptor), str(os.getpid())],
+                    pass_fds=[descriptor],
+                    env=self._environment(number, port, restarts),
+                    **self._options,
+                )
+                theirs.close()
+                ranks.append(_Rank(number, process, ours))
+            self._relay.ranks = ranks
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if asked is not None:
+            self._relay.hand_on(asked)
+
+    def _environment(self, rank: int, port: int, restarts: int) -> dict[str, str]:
+        threads = str(max(1, core_count() // self._size))
+        return {
+            "OMP_NUM_THREADS": threads,
+            **self._given,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self._size),
+            "LOCAL_WORLD_SIZE": str(self._size),
+            "MASTER_ADDR": _HOST,
+            "MASTER_PORT": str(port),
+            "KSUIT_STARTER": f"ranks={self._size}",
+            "KSUIT_RESTARTS": str(restarts),
+        }
+
+    def _accompany(self, ranks: Sequence[_Rank]) -> None:
+        """Wait until all ranks have ended, one was killed, or those that are left have had their time."""
+        failed_at: float | None = None
+        at_once_at: float | None = None
+        while any(rank.status is None for rank in ranks):
+            _wait(ranks)
+            for rank in ranks:
+                rank.look()
+                if rank.status is not None and -rank.status in SIGNALS and self._relay.signal is None:
+                    self._relay.handle(-rank.status, None)  # it was not ready to tell the others
+            now = time.monotonic()
+            if any(rank.was_killed for rank in ranks):
+                return
+            if self._relay.interrupts > 1:
+                at_once_at = at_once_at or now
+                if self._relay.interrupts > 2 or now - at_once_at > _AT_ONCE_S:
+                    return
+            if ranks[0].status is not None or any(rank.has_failed for rank in ranks):
+                failed_at = failed_at or now
+                _give_up(ranks, now - failed_at)
+
+
+def _wait(ranks: Sequence[_Rank]) -> None:
+    """Wait a moment for news of a rank."""
+    if wait([rank.connection for rank in ranks if rank.status is None], _LOOK_S):
+        time.sleep(_SETTLES_S)  # one that is about to end has closed its connection already
+
+
+def _give_up(ranks: Sequence[_Rank], waited_s: float) -> None:
+    """Kill the ranks that do not end although others have: those that stand still, and those that take too long."""
+    limit_s = _RECORDS_S if _has_cause(ranks) and ranks[0].status is None else _OTHERS_S
+    for rank in ranks:
+        if rank.status is None and (waited_s > limit_s or rank.watch.is_suspended()):
+            rank.give_up()
+
+
+def _end(rank: _Rank) -> int:
+    """Return the exit status of a rank, which is killed if it has not ended."""
+    if rank.status is None:
+        rank.give_up()
+    while rank.status is None:
+        rank.look()
+        time.sleep(_SETTLES_S)
+    return rank.status
+
+
+def _has_cause(ranks: Sequence[_Rank]) -> bool:
+    """Whether a rank has failed of something else than the others."""
+    return any(rank.has_failed and rank.report is not None and not rank.report.blames_others for rank in ranks)
+
+
+def _lost(ranks: Sequence[_Rank]) -> str | None:
+    """Say which rank was killed or is stuck, if that is why they have ended."""
+    for rank in ranks:
+        if rank.was_killed:
+            assert rank.status is not None
+            return f"rank {rank.number} was killed ({rank.reason or signal.Signals(-rank.status).name})"
+    stuck = [rank for rank in ranks if rank.is_given_up]
+    return None if not stuck or _has_cause(ranks) else f"rank {stuck[0].number} did not react any more and was killed"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((_HOST, 0))
+        return int(free.getsockname()[1])
