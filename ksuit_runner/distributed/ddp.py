@@ -1,14 +1,20 @@
 """Data parallel training: every rank has the whole model, and computes the gradients of its parts of each batch."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from ksuit_runner.distributed.part_tree import Node, PartTree
+from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.ranks import Ranks
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.tree_exchange import TreeExchange
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import KsuitError
 
-Gradients = list[Tensor | None]
+_SMALL_BYTES = 1 << 18
 
 
 class DataParallel(Strategy):
@@ -16,30 +22,45 @@ class DataParallel(Strategy):
 
     The gradients are added up in the order of ``PartTree``, so that they are the same to the bit on any number of
     ranks, which those of torch's ``DistributedDataParallel`` are not.
+
+    Args:
+        world: The processes that train the run together.
+        bucket_mb: About how much of the gradients is exchanged at once, in megabytes.
     """
 
     name = "ddp"
 
+    def __init__(self, world: World | None = None, bucket_mb: float = 25.0) -> None:
+        super().__init__(world)
+        self._bucket_bytes = int(bucket_mb * 1e6)
+        self._exchanges: dict[tuple[int, int], TreeExchange] = {}
+
+    @torch.no_grad()
+    def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        """Give the model the weights and buffers of rank 0."""
+        if not isinstance(self.world, Ranks):
+            return
+        for tensor in [*model.parameters(), *model.buffers()]:
+            values = tensor.contiguous()
+            self.world.finish(self.world.start(partial(dist.broadcast, values, 0, async_op=True)))
+            tensor.copy_(values)
+
+    def bind(self, tensors: Sequence[Tensor]) -> None:  # noqa: D102
+        super().bind(tensors)
+        self._exchanges.clear()
+
+    @torch.no_grad()
     def reduce(  # noqa: D102
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]
     ) -> tuple[list[Tensor | None], list[float]]:
-        if self.world.size == 1:
+        if not isinstance(self.world, Ranks):
             return super().reduce(nodes, parts, word)
-        keys = [list(node) for node in nodes]
-        held = [[gradient is not None for gradient in gradients] for gradients in nodes.values()]
-        words = self.world.gather([keys, held, list(word)])
-        own = [gradient for gradients in nodes.values() for gradient in gradients if gradient is not None]
-        tensors = self.world.gather_tensors(own)
-        device = own[0].device if own else torch.device("cpu")
-        tree = PartTree[Gradients](parts, _add)
-        for (keys, held, _), found in zip(words, tensors, strict=True):
-            rest = iter(found)
-            for key, present in zip(keys, held, strict=True):
-                tree.put(Node(*key), [next(rest).to(device) if there else None for there in present])
-        return tree.total, [sum(values) for values in zip(*(word for _, _, word in words), strict=True)]
-
-
-def _add(left: Gradients, right: Gradients) -> Gradients:
-    return [
-        one if other is None else other if one is None else one + other for one, other in zip(left, right, strict=True)
-    ]
+        key = parts, len(word)
+        if key not in self._exchanges:
+            self._exchanges[key] = TreeExchange(
+                self.world, self.bound, parts, len(word), self._bucket_bytes, _SMALL_BYTES
+            )
+        for gradients in nodes.values():
+            if any(gradient is not None and gradient.layout is not torch.strided for gradient in gradients):
+                raise KsuitError("strategy=ddp adds up dense gradients only: set sparse=False where the model has them")
+        return self._exchanges[key].add_up(nodes, word)

@@ -25,7 +25,7 @@ _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as w
 _FIRST_BYTES = 1024  # of a value; the rest follows if there is more
 _LEAVE_S = 10.0
 # Torch 2.13 has renamed it.
-_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Ranks(World):
@@ -143,7 +143,7 @@ class Ranks(World):
     def _gather_equal(self, data: Tensor) -> Tensor:
         """Return the bytes of all ranks, which are as many for each; shape (ranks, bytes)."""
         output = data.new_empty(self.size * len(data))
-        self.finish(self.start(lambda: _all_gather(output, data, async_op=True)))
+        self.finish(self.start(lambda: all_gather(output, data, async_op=True)))
         return output.view(self.size, -1)
 
     # Notes

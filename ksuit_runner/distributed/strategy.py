@@ -23,6 +23,7 @@ class Strategy:
         world: The same.
         needs_equal_forwards: Whether a forward pass of the model waits for the other ranks, so that all of them have to
             do as many.
+        bound: Tensors like those that ``reduce`` gets.
     """
 
     name = "single"
@@ -30,6 +31,7 @@ class Strategy:
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World()
+        self.bound: Sequence[Tensor] = ()
 
     def device(self, name: str) -> torch.device:
         """Return the device of this rank, see ``choose_device``.
@@ -84,6 +86,10 @@ class Strategy:
         """Return the Euclidean norm of all dense gradients together, a scalar; the same to the bit on every rank."""
         norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms(gradients))), 2.0)
         return norm
+
+    def bind(self, tensors: Sequence[Tensor]) -> None:
+        """Take note of what ``reduce`` will get: the parameters, or other tensors like their gradients, in order."""
+        self.bound = tensors
 
     def reduce(
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]

@@ -27,13 +27,18 @@ class World:
         """Whether this rank is the one that records the run."""
         return self.rank == 0
 
-    def own(self, count: int) -> range:
-        """Return which of so many parts of a batch are this rank's: as many neighbours for each rank.
+    def own(self, count: int, rank: int | None = None) -> range:
+        """Return which of so many parts of a batch are a rank's: as many neighbours for each rank.
 
         The last ranks have fewer, or none, where the parts do not divide.
+
+        Args:
+            count: Number of parts.
+            rank: Number of the rank; by default that of this one.
         """
+        rank = self.rank if rank is None else rank
         each = -(-count // self.size)
-        return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
+        return range(min(rank * each, count), min((rank + 1) * each, count))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in their order.

@@ -19,6 +19,13 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
+def add_all(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the sum of each pair; neither list may be empty."""
+    if (kernel := _kernel("_foreach_add")) is not None:
+        return kernel(lefts, rights)  # type: ignore[no-any-return]
+    return [left + right for left, right in zip(lefts, rights, strict=True)]
+
+
 def lerp_all(starts: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move each start by a fraction of the way to its end, in place; neither list may be empty."""
     if (kernel := _kernel("_foreach_lerp_")) is not None:

@@ -192,6 +192,7 @@ class SgdTrainer:
         self._reader = LossReader(f"{type(self).__name__}.training_step", self.loss_weights)
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
+        self.strategy.bind(self._parameters)
         self.writer = StepWriter(self.batch_size)
         self._gradient_sums = GradientSums(self._parameters)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]

@@ -1,57 +1,44 @@
-"""Tests for gradients that several ranks add up."""
+"""Tests for data parallel training."""
 
 import pytest
 import torch
 from ranks import on_ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
-from ksuit_runner.distributed.part_tree import Node, PartTree
-
-SHAPES = ((3, 5), (7,), (), (2, 2), (4,))
-ABSENT, SOMETIMES = 3, 4
-
-
-def gradients_of(part: int) -> list[Tensor | None]:
-    """Return gradients of a part: one parameter never has any, and another one in every second part."""
-    generator = torch.Generator().manual_seed(part)
-    found: list[Tensor | None] = [torch.randn(shape, generator=generator).exp() * 1e3 for shape in SHAPES]
-    found[1] = found[1].to(torch.bfloat16)
-    return [None if i == ABSENT or (i == SOMETIMES and part % 2) else item for i, item in enumerate(found)]
+from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.world import World
+from ksuit_runner.errors import KsuitError
 
 
-def add(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    pairs = zip(left, right, strict=True)
-    return [a if b is None else b if a is None else a + b for a, b in pairs]
-
-
-def own_nodes(world, parts: int) -> dict[Node, list[Tensor | None]]:
-    tree = PartTree(parts, add)
-    for part in world.own(parts):
-        tree.put(Node(0, part), gradients_of(part))
-    return tree.nodes
-
-
-def reduced(parts: int) -> list[tuple[list[Tensor | None], list[float]]]:
+def train_once() -> tuple[dict[str, Tensor], list[Tensor | None], list[float]]:
     world = connect({})
     try:
         strategy = DataParallel(world)
-        words = [[1.0, float(world.rank), 0.1 * (update + 1)] for update in range(2)]
-        return [strategy.reduce(own_nodes(world, parts), parts, word) for word in words]
+        torch.manual_seed(world.rank)
+        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Embedding(4, 2, sparse=True))
+        strategy.wrap(model)
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        strategy.bind([model[0].weight])
+        gradient = torch.full((2, 3), 1.0 + world.rank)
+        gradients, word = strategy.reduce({Node(0, world.rank): [gradient]}, 2, [world.rank])
+        model[2](torch.tensor([1])).sum().backward()
+        with pytest.raises(KsuitError, match="dense gradients only"):
+            strategy.reduce({Node(0, world.rank): [model[2].weight.grad]}, 2, [0.0])
+        return weights, gradients, word
     finally:
         world.close()
 
 
-@pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (2, 6), (4, 4)])
-def test_any_number_of_ranks_has_the_gradients_of_one_process(ranks: int, parts: int) -> None:
-    tree = PartTree(parts, add)
-    for part in range(parts):
-        tree.put(Node(0, part), gradients_of(part))
-    for updates in on_ranks(ranks, reduced, parts):
-        for update, (gradients, word) in enumerate(updates):
-            assert word == [ranks, sum(range(ranks)), pytest.approx(ranks * 0.1 * (update + 1))]
-            assert gradients[ABSENT] is None
-            for found, expected in zip(gradients, tree.total, strict=True):
-                assert (found is None) == (expected is None)
-                assert found is None or (found.dtype == expected.dtype and torch.equal(found, expected))
+def test_ranks_begin_with_the_weights_of_rank_0_and_share_gradients() -> None:
+    (first, *_), (second, *_) = results = on_ranks(2, train_once)
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+    for _, gradients, word in results:
+        assert torch.equal(gradients[0], torch.full((2, 3), 3.0)) and word == [1.0]
+
+
+def test_one_process_needs_no_exchange() -> None:
+    gradient = torch.ones(2)
+    gradients, word = DataParallel(World()).reduce({Node(0, 0): [gradient, None]}, 1, [2.0])
+    assert gradients[0] is gradient and gradients[1] is None and word == [2.0]
