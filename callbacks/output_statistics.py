@@ -13,7 +13,7 @@ from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.nested import entries
 from ksuit_runner.trainer.losses import Losses
-from ksuit_runner.trainer.sums import PartSums, merge_part_sums
+from ksuit_runner.trainer.sums import PartSums
 
 
 class OutputStatistics(PeriodicCallback):
@@ -33,6 +33,7 @@ class OutputStatistics(PeriodicCallback):
 
     logs: ClassVar[Sequence[str] | None] = ("outputs/*",)
     is_repeatable: ClassVar[bool] = False
+    merges_states: ClassVar[bool] = True
 
     def __init__(self, match: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,7 +70,9 @@ class OutputStatistics(PeriodicCallback):
         state_dict = state_dict if is_in_parts else {"parts": {"0": state_dict}}
         self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
 
-    merge_state_dicts = staticmethod(merge_part_sums)
+    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the sums of the parts of all ranks."""
+        return PartSums.merged(state_dicts)
 
     def _check(self, found: Mapping[str, Tensor]) -> None:
         self._has_checked = True

@@ -7,7 +7,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.trainer.losses import Losses, add_losses, mean_losses
-from ksuit_runner.trainer.sums import PartSums, Sums, merge_part_sums
+from ksuit_runner.trainer.sums import PartSums, Sums
 
 
 class TrainLoss(PeriodicCallback):
@@ -22,6 +22,7 @@ class TrainLoss(PeriodicCallback):
 
     logs: ClassVar[Sequence[str] | None] = ("loss/train", "loss_*/train")
     is_repeatable: ClassVar[bool] = False
+    merges_states: ClassVar[bool] = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -47,7 +48,9 @@ class TrainLoss(PeriodicCallback):
         """Restore the sums since the last log."""
         self._sums.load_state_dict(_in_parts(state_dict), self.trainer.accumulation_steps)
 
-    merge_state_dicts = staticmethod(merge_part_sums)
+    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the sums of the parts of all ranks."""
+        return PartSums.merged(state_dicts)
 
 
 def _in_parts(state: Mapping[str, Any]) -> Mapping[str, Any]:

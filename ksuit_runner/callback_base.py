@@ -95,9 +95,12 @@ class CallbackBase:
         logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
             braces stands for the argument of that name and ``*`` for anything. With None, a callback that watches
             a misspelt metric of this one is found at the end of training, and not before.
+        merges_states: Whether ``merge_state_dicts`` loses nothing, so that every rank can go on from its result, such
+            as the sums of each part of the batch. Then a checkpoint has that instead of the states of the ranks.
     """
 
     logs: ClassVar[Sequence[str] | None] = None
+    merges_states: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -150,6 +153,17 @@ class CallbackBase:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore a state that ``state_dict`` returned when the checkpoint was written."""
+
+    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return one state for all ranks of a run, made of those of the ranks that have written a checkpoint.
+
+        Where their states differed, each rank gets its own back. Another number of ranks needs this method: each rank
+        calls it, and loads the result. A callback without it resumes with the same number of ranks only.
+
+        Args:
+            state_dicts: What ``state_dict`` returned on each rank, in their order.
+        """
+        raise NotImplementedError
 
     def resume_from_checkpoint(self, resumption_paths: PathProvider, model: ModelBase) -> None:
         """Restore large state from the files of the checkpoint.

@@ -19,6 +19,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import Progress
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.engine.assembly import build_run
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
@@ -73,16 +74,25 @@ class Maker:
         return PathProvider(self.folder, run_id)
 
     def trainer(
-        self, batch_size=6, drop_last=True, num_workers=0, dropout=0.5, model=None, trainer_class=SgdTrainer, **kwargs
+        self,
+        batch_size=6,
+        drop_last=True,
+        num_workers=0,
+        dropout=0.5,
+        model=None,
+        trainer_class=SgdTrainer,
+        world=None,
+        **kwargs,
     ):
         datasets = {"train": Augmented(20), "test": Augmented(7)}
-        data = DataContainer(datasets, batch_size, seed=3, drop_last=drop_last, num_workers=num_workers)
+        data = DataContainer(datasets, batch_size, seed=3, drop_last=drop_last, num_workers=num_workers, world=world)
         with keyed(3, "model"):
             model = model or nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Linear(8, 3))
         defaults = {
             "optimizer": partial(torch.optim.AdamW, lr=1e-2),
             "schedule": partial(cosine, warmup=2),
             "loss": nn.CrossEntropyLoss(),
+            "strategy": Strategy(world),
         }
         if not kwargs.keys() & {"max_epochs", "max_updates", "max_samples"}:
             kwargs["max_updates"] = 8

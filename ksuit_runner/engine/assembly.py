@@ -312,7 +312,9 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"the checkpoint's state does not fit. {reason}", path="trainer") from error
-    run.hooks.states.resume(checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE)
+    run.hooks.states.resume(
+        checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE, run.world
+    )
     if origin.mode == Mode.RESUME:
         run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)
     elif origin.mode == Mode.FORK:

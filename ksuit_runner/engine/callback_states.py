@@ -1,12 +1,14 @@
 """The states of a run's callbacks by name, as a checkpoint stores them, also after one of them has failed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.checkpoint.exchange import digest, gather_state
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.state_types import callback_location, copy_state
 from ksuit_runner.distributed.pieces import place_all
+from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
@@ -88,8 +90,36 @@ class CallbackStates:
         """Names of the callbacks whose class has a state."""
         return frozenset(self._with_state)
 
+    def divide(self, states: Mapping[str, Any], world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the states that all ranks have alike, and those in which they differ, by name; all ranks call it.
+
+        Args:
+            states: What ``state_dict`` returned on this rank.
+            world: The ranks of the run.
+
+        Raises:
+            CheckpointError: A state cannot be stored.
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        if world.size == 1 or not states:
+            return dict(states), {}
+        digests = world.gather({name: digest(callback_location(name), state) for name, state in states.items()})
+        local = {name: state for name, state in states.items() if len({each[name] for each in digests}) > 1}
+        merged = {name: local.pop(name) for name in list(local) if self._with_state[name].merges_states}
+        if merged:
+            gathered = gather_state(world, "callbacks: state_dict()", merged)
+            merged = {
+                name: self._with_state[name].merge_state_dicts([each[name] for each in gathered]) for name in merged
+            }
+        return {name: merged.get(name, state) for name, state in states.items() if name not in local}, local
+
     def resume(
-        self, checkpoint: Checkpoint, model: ModelBase, may_lack: bool = False, may_have_more: bool = False
+        self,
+        checkpoint: Checkpoint,
+        model: ModelBase,
+        may_lack: bool = False,
+        may_have_more: bool = False,
+        world: World | None = None,
     ) -> None:
         """Restore the state of every callback, from the checkpoint and its files.
 
@@ -98,11 +128,13 @@ class CallbackStates:
             model: Model with its weights loaded.
             may_lack: Whether a stateful callback may be new, without a state in the checkpoint.
             may_have_more: Whether the checkpoint may have states of callbacks that are not there.
+            world: The ranks of the run; by default there is one.
 
         Raises:
-            ResumeError: The names do not match, or a state does not fit.
+            ResumeError: The names do not match, or a state does not fit, or needs as many ranks as have stored it.
         """
-        stored = place_all(checkpoint.state["callbacks"])
+        local = self._local(checkpoint.local, may_lack, world or World())
+        stored = place_all({**checkpoint.state["callbacks"], **local})
         self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
         missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):
@@ -114,14 +146,35 @@ class CallbackStates:
             )
         for name, item in self._callbacks.items():
             if stored.get(name) is not None:
-                _load(item, stored[name])
+                _checked(item, item.load_state_dict, stored[name])
             if name not in missing:
                 item.resume_from_checkpoint(checkpoint.paths, model)
 
+    def _local(self, stored: Sequence[Mapping[str, Any]], may_lack: bool, world: World) -> dict[str, Any]:
+        """Return the states that differed between the ranks, for this rank."""
+        if len(stored) == world.size:
+            return dict(stored[world.rank])
+        found: dict[str, Any] = {}
+        for name in stored[0] if stored else ():
+            states, item = [each[name] for each in stored], self._with_state.get(name)
+            if item is None:  # whether that may be is checked for all of them
+                found[name] = None
+            elif overrides(item, "merge_state_dicts"):
+                found[name] = _checked(item, item.merge_state_dicts, states)
+            elif not may_lack:
+                raise ResumeError(
+                    f"its state differs between the {len(stored)} ranks that have stored it, and a "
+                    f"{type(item).__name__} has no merge_state_dicts to make one of them. Resume with "
+                    f"ranks={len(stored)}, or let it start anew with resume_strict=false",
+                    path=f"callbacks.{name}",
+                )
+        return found
 
-def _load(callback: CallbackBase, state: Any) -> None:
+
+def _checked(callback: CallbackBase, method: Callable[[Any], Any], stored: Any) -> Any:
+    """Call a callback's method with what a checkpoint has of it."""
     try:
-        callback.load_state_dict(state)
+        return method(stored)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ResumeError(

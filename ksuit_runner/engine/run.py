@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ksuit_runner.checkpoint.base_weights import BASE, BaseWeights
+from ksuit_runner.checkpoint.format import LOCAL
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
@@ -125,7 +126,8 @@ def check_state(run: Run) -> None:
 def _state(run: Run) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """Return the state of trainer and callbacks, and the weights that the checkpoint leaves out."""
     trainer = run.trainer.state_dict()
-    state = {"callbacks": trainer.pop("callbacks"), "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
+    common, local = run.hooks.states.divide(trainer.pop("callbacks"), run.world)
+    state = {"callbacks": common, LOCAL: local, "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
     if run.base_weights is None:
         return state, {}
     frozen = frozen_for_good(run.trainer.model.module, run.trainer.freezing)

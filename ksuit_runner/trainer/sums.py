@@ -201,7 +201,7 @@ class PartSums(Generic[Accumulated]):
             if min(int(part), parts - 1) in own
         }
 
-
-def merge_part_sums(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the state of all ranks together, from what ``PartSums.state_dict`` returned on each of them."""
-    return {"parts": {part: held for state in states for part, held in state["parts"].items()}}
+    @staticmethod
+    def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the state of all ranks together, from those of each of them."""
+        return {"parts": {part: held for state in states for part, held in state["parts"].items()}}

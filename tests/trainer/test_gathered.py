@@ -5,9 +5,8 @@ from itertools import chain
 
 import pytest
 import torch
-from ranks import on_ranks
+from rank_threads import on_ranks
 
-from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.trainer.gathered import Gathered
@@ -42,8 +41,7 @@ def collect(gathered, world, batches):
     return totals, dict(gathered.rows)
 
 
-def on_rank():
-    world = connect({}, 20.0)
+def on_rank(world):
     gathered = Gathered(torch.device("cpu"), torch.float64)
     found = [collect(gathered, world, batches) for batches in (BATCHES, 2)]
     gathered.start(is_shared=True)
@@ -52,7 +50,6 @@ def on_rank():
         gathered.add("only", 3)
     gathered.finish(world)
     only = dict(gathered.totals)["only"].sum
-    world.close()
     return found, only
 
 
