@@ -12,6 +12,7 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.distributed.pieces import local
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
@@ -87,7 +88,7 @@ class Ema(CallbackBase):
             average.module = self._copy().module
             for name, parameter in average.module.named_parameters():
                 if name in before and before[name].shape == parameter.shape and _has_average(parameter):
-                    write(parameter, before[name])
+                    write(local(parameter), local(before[name]))
         self._pair()
 
     def _decay(self, decay: float) -> float:
@@ -116,12 +117,12 @@ class Ema(CallbackBase):
 
 
 class _Tensors:
-    """The tensors of the model or of an average, in the same order for both."""
+    """The tensors of the model or of an average, in the same order for both; what this rank holds of them."""
 
     def __init__(self, module: nn.Module) -> None:
         self.tree = ModuleTree(module)
         held = list({id(item): item for item in self.tree.parameters() if item is not None}.values())
-        self.averaged = [item for item in held if _has_average(item)]
+        self.averaged = [local(item) for item in held if _has_average(item)]
         self.others = [item for item in held if not _has_average(item)]
         self.extra = [item for item in module.modules() if type(item).get_extra_state is not nn.Module.get_extra_state]
         self._buffers: tuple[list[Tensor], list[Tensor]] | None = None  # of this one, and of the other

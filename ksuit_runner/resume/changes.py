@@ -30,6 +30,7 @@ from ksuit_runner.ui.command_line import program
 MAY_CHANGE = (
     "trainer.max_*",
     "trainer.nan_loss",
+    "trainer.activation_checkpointing",  # the result is the same
     "callbacks*",
     "default_callbacks*",
     "checkpoint*",

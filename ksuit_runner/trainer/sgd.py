@@ -20,6 +20,7 @@ from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.layout import lay_out_channels_last
+from ksuit_runner.trainer.activations import checkpoint_activations
 from ksuit_runner.trainer.batch import Part, batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
@@ -69,6 +70,8 @@ class SgdTrainer:
         precision: Type in which forward and loss are computed; weights stay in float32.
         compile: Compile the model's forward pass; text is a mode of ``torch.compile``.
         channels_last: Keep the weights of convolutions in the memory layout that GPUs with tensor cores compute in.
+        activation_checkpointing: Patterns of the names of modules whose activations are computed again in the backward
+            pass, see ``activations.checkpoint_activations``; None keeps all of them.
         device: ``auto``, or a device of torch.
         deterministic: Ask torch for deterministic kernels; the exact resume depends on it.
         tf32: Compute matrix products and convolutions of float32 with the precision of TF32, see ``chosen_kernels``.
@@ -122,6 +125,7 @@ class SgdTrainer:
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False,
         channels_last: bool = False,
+        activation_checkpointing: Sequence[str] | None = None,
         device: str = "auto",
         deterministic: bool = True,
         tf32: bool | None = None,
@@ -145,6 +149,8 @@ class SgdTrainer:
         materialize(self.model, self._first_inputs, data_container.seed)
         if channels_last:
             lay_out_channels_last(self.model.module)
+        if activation_checkpointing:
+            checkpoint_activations(self.model.module, activation_checkpointing)
         self.strategy.wrap(self.model, PRECISIONS[precision])
         if compile:
             self.strategy.compile(self.model.module, mode=None if compile is True else compile)
