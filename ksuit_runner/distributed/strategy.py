@@ -1,7 +1,6 @@
 """How the ranks of a run share its training; this one is for a single process."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,10 @@ class Strategy:
 
     Attributes:
         world: The same.
-        needs_equal_forwards: Whether a forward pass of the model waits for the other ranks, so that all of them have to
-            do as many.
         bound: Tensors like those that ``reduce`` gets.
     """
 
     name = "single"
-    needs_equal_forwards: ClassVar[bool] = False
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World()

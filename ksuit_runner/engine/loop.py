@@ -74,7 +74,7 @@ def _train(run: Run) -> None:
 
 def _start(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
-    run.data.open(counter, hooks.evaluations(), in_step=run.trainer.strategy.needs_equal_forwards)
+    run.data.open(counter, hooks.evaluations(), in_step=run.trainer.strategy.is_sharded)
     run.trainer.modes.start()
     run.trainer.modes.evaluate()
     hooks.fire("before_training", update_counter=counter)

@@ -56,7 +56,7 @@ class _Recomputed:
             return self._forward(*args, **kwargs)
         # Compiled code changes buffers in its forward part only.
         has_buffers = not torch.compiler.is_compiling() and any(True for _ in self._module.buffers())
-        contexts = {"context_fn": self._contexts} if has_buffers else {}
+        contexts: dict[str, Any] = {"context_fn": self._contexts} if has_buffers else {}
         return checkpoint(self._forward, *args, use_reentrant=False, **contexts, **kwargs)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -68,7 +68,7 @@ def go_through(
     data, strategy = trainer.data_container, trainer.strategy
     key, size = readers[0].dataset_key, readers[0].batch_size
     readings = [Reading(reader.max_batches, reader.shares_work) for reader in readers]
-    shared, batches_there = SharedPass(readings, data.world, strategy.needs_equal_forwards), data.batches_in(key, size)
+    shared, batches_there = SharedPass(readings, data.world, strategy.is_sharded), data.batches_in(key, size)
     numbers = (turn.number for turn in shared.turns(batches_there))
     batches = data.evaluation_batches(key, size, shared.max_batches, numbers)
     for reader in readers:
@@ -87,7 +87,7 @@ def go_through(
                 seed_all(mix(seed, "to_device"))
                 batch = trainer.to_device(batch)
             except Exception as error:  # who has read enough would not have met it
-                if active[0] == 0 or isinstance(error, Interrupted) or strategy.needs_equal_forwards:
+                if active[0] == 0 or isinstance(error, Interrupted) or strategy.is_sharded:
                     raise
                 failures.update(dict.fromkeys(active, error))
                 break
@@ -102,7 +102,7 @@ def go_through(
                 except Interrupted:
                     raise
                 except (Exception, SystemExit) as error:
-                    if strategy.needs_equal_forwards:  # other ranks would wait for its next forward passes
+                    if strategy.is_sharded:  # other ranks would wait for its next forward passes
                         error.add_note(f"raised while callback '{readers[index].display_name}' read a batch")
                         raise
                     failures[index] = error

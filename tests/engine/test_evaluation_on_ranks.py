@@ -96,7 +96,7 @@ class Inherits(Accuracy):
 
 
 class InStep(Strategy):
-    needs_equal_forwards = True
+    is_sharded = True
 
 
 AWARE = {
@@ -131,7 +131,7 @@ def evaluated(folder, world, callbacks, strategy=Strategy, batch_size=4):
         device="cpu",
     )
     run = tiny_run(folder, {"ema": Ema, **makers}, trainer=trainer).run
-    data.open(run.counter, run.hooks.evaluations(), in_step=strategy.needs_equal_forwards)
+    data.open(run.counter, run.hooks.evaluations(), in_step=strategy.is_sharded)
     metrics, calls = [], model.calls
     with torch.no_grad():
         run.hooks.fire_round(run.hooks.methods_at_start(), update_counter=run.counter)
