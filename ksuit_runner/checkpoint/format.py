@@ -17,11 +17,11 @@ from ksuit_runner.checkpoint.base_weights import BASE
 from ksuit_runner.checkpoint.folders import PARTIAL, beside, names
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.manifest import Fingerprint, rank_of, verify, write_file, write_manifest
-from ksuit_runner.checkpoint.shards import Shard, Shards
+from ksuit_runner.checkpoint.shards import FileTensor, Shard, Shards
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
 from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
 from ksuit_runner.counter import Progress
-from ksuit_runner.distributed.pieces import piece_of, whole
+from ksuit_runner.distributed.pieces import StoredTensor, piece_of, whole
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
@@ -250,15 +250,45 @@ def read_weights(folder: Path, label: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, or cannot be read.
     """
+    return _weights_in(folder, label, safetensors.torch.load_file)
+
+
+def open_weights(folder: Path, label: str) -> dict[str, StoredTensor]:
+    """Return the tensors by name in one file of a verified checkpoint, to be read when they are needed.
+
+    For the arguments and errors see ``read_weights``.
+    """
+    return _weights_in(folder, label, _open)
+
+
+def _weights_in(folder: Path, label: str, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
-        files = {path.name for path in folder.iterdir()}
-        return _weights(folder, label, Shards(folder, files, folder.name))
+        shards = Shards(folder, [path.name for path in folder.iterdir()], folder.name)
+        return _weights(folder, label, shards, reader)
     except (UnsafeFileError, OSError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _weights(folder: Path, label: str, shards: Shards) -> dict[str, Any]:
-    stored, spread = _load(folder / f"{label}.safetensors", safetensors.torch.load_file), shards.tensors.get(label, {})
+def _open(path: Path) -> dict[str, StoredTensor]:
+    file: Any = safetensors.safe_open(path, "pt")
+    return {name: FileTensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
+def held_elsewhere(folder: Path) -> tuple[bool, set[str]]:
+    """Return whether a verified checkpoint lacks frozen weights, and the names of what is no dense tensor of the model.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        document = _load(folder / STATE, lambda path: msgspec.json.decode(path.read_bytes()))
+    except UnsafeFileError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return bool(document.get(BASE)), set(document.get("model", {}))
+
+
+def _weights(folder: Path, label: str, shards: Shards, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    stored, spread = _load(folder / f"{label}.safetensors", reader), shards.tensors.get(label, {})
     if twice := stored.keys() & spread.keys():
         raise UnsafeFileError(f"{label}.safetensors and files of the ranks both have {min(twice)[:100]!r}")
     return {**stored, **spread}
@@ -291,7 +321,7 @@ def _read(
     shards = Shards(folder, manifest["files"], folder.name)
 
     def weights(label: str) -> dict[str, Any]:
-        found = _weights(folder, label, shards)
+        found = _weights(folder, label, shards, safetensors.torch.load_file)
         return {name: whole(value) for name, value in found.items()} if world.size == 1 else found
 
     state = _load(folder / STATE, lambda path: _read_state(path, weights(_TRAINER)))

@@ -150,6 +150,24 @@ class _SpreadTensor(StoredTensor):
         return found
 
 
+class FileTensor(StoredTensor):
+    """A tensor that is whole in a safetensors file.
+
+    Args:
+        file: The opened file.
+        name: Its name.
+    """
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._values = file.get_slice(name)
+        self.shape, self.dtype = torch.Size(self._values.get_shape()), DTYPES[self._values.get_dtype()]
+
+    def read(self, offset: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Return a block, see ``StoredTensor``."""
+        found: Tensor = self._values[tuple(slice(start, start + n) for start, n in zip(offset, size, strict=True))]
+        return found
+
+
 class Shards:
     """The files of all ranks of a checkpoint, of which every piece has its place and every tensor all its pieces.
 

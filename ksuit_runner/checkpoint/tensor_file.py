@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from ksuit_runner.distributed.pieces import StoredTensor, whole
+from ksuit_runner.system.atomic_files import open_new, sync
 
 METADATA = "__metadata__"
 """The one name that no tensor in a file can have."""
@@ -56,22 +60,37 @@ def is_file_type(dtype: torch.dtype) -> bool:
         return False
 
 
-def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
+    """Write a file by itself: after a crash it is complete, or does not exist."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open_new(temporary) as file:
+            for part in parts(tensors):
+                file.buffer.write(part)
+        sync(temporary)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def parts(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[bytes | memoryview]:
     """Yield the content of a file: its header, and the memory of one tensor after the other.
 
-    Only a tensor that is not row-major is copied, when its turn comes.
+    Only a tensor that is not row-major is copied, and one that is stored elsewhere is read, when its turn comes.
 
     Args:
         tensors: Dense tensors by name.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # every tensor is aligned
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # every tensor is aligned
     header: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
+        start, end = end, end + tensor.shape.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tuple(tensor.shape), "data_offsets": (start, end)}
     encoded = msgspec.json.encode(header)
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     yield len(encoded).to_bytes(8, "little") + encoded
     for _, tensor in ordered:
-        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        yield whole(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

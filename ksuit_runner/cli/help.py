@@ -16,6 +16,7 @@ ksuit-runner trains a model as the config says, tracks it, and resumes it exactl
   python -m ksuit_runner list=10                          the newest runs; also the words `runs`, `show RUN` ...
   python -m ksuit_runner show=RUN_ID                      its config, metrics, checkpoints and commands
   python -m ksuit_runner compare=[RUN_ID,RUN_ID]          where runs differ
+  python -m ksuit_runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
   python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
   python -m ksuit_runner leaderboard=SWEEP_ID             what a sweep has found; resume=SWEEP_ID resumes it
 

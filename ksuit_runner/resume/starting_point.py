@@ -14,7 +14,7 @@ from ksuit_runner.config.check.initialization import FILE_TYPES, NODE, Initializ
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean, files_explained
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.resume.reference import find_run
+from ksuit_runner.resume.reference import Reference, find_run
 
 _FROM = f"{NODE}.from"
 
@@ -102,21 +102,31 @@ def find_starting_point(config: Mapping[str, Any], settings: Initialization) -> 
 
         return fetch_by(Factory(config), outputs, query)
 
-    found = find_run(_FROM, settings.source, outputs, look_up)
+    return weights_named(find_run(_FROM, settings.source, outputs, look_up), _FROM, is_known=bool(settings.checksum))
+
+
+def weights_named(found: Reference, path: str, is_known: bool = False) -> StartingPoint:
+    """Find the file that holds the weights which a reference names, in an intact checkpoint.
+
+    Args:
+        found: The reference.
+        path: Config path that it was written for, for messages.
+        is_known: Whether the checksum of the file is known, which says more than that the checkpoint is intact.
+
+    Raises:
+        KsuitError: There is no such checkpoint, none that is intact, or no such weights.
+    """
     name, weights = found.checkpoint_and_weights()
     existing = names(found.paths) if name is None else [name]
     damages = ((item, damage(found.paths.checkpoints_dir / item)) for item in existing)
-    # A checksum that is known says more than that the checkpoint is intact.
-    intact = (
-        existing[0] if existing and settings.checksum else next((item for item, bad in damages if bad is None), None)
-    )
+    intact = existing[0] if existing and is_known else next((item for item, bad in damages if bad is None), None)
     if intact is None:
-        raise CheckpointError(f"{settings.source}: run {found.run_id} has no intact checkpoint", path=_FROM)
+        raise CheckpointError(f"{found.text}: run {found.run_id} has no intact checkpoint", path=path)
     checkpoint = found.paths.at_checkpoint(intact)
     file = checkpoint.checkpoint_dir / f"{weights or 'model'}.safetensors"
     there = weights_in(checkpoint.checkpoint_dir)
     if file.stem not in there:
         raise ConfigError(
-            f"checkpoint {intact} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=_FROM
+            f"checkpoint {intact} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=path
         )
     return StartingPoint(file, checkpoint)
