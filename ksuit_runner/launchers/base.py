@@ -29,10 +29,12 @@ class Launcher(ABC):
     Attributes:
         max_jobs: How many jobs may run at the same time.
         runs_here: Whether jobs run in this very process, so that what they print appears here.
+        is_elsewhere: Whether they run on other machines, of which nothing is known here.
     """
 
     max_jobs: int = 1
     runs_here: bool = False
+    is_elsewhere: bool = False
 
     def open(self, sweep_paths: SweepPaths) -> None:  # noqa: B027 - optional
         """Prepare for the first job: connect, make folders for the launcher's own files."""
@@ -49,7 +51,7 @@ class Launcher(ABC):
 
     @property
     def devices(self) -> list[str]:
-        """GPUs of which each job claims one; empty where the cluster assigns them, or where there is one at most."""
+        """GPUs, of which each job claims one per rank; empty where a cluster assigns them, or with one at most."""
         return []
 
     def where(self) -> str:

@@ -55,6 +55,7 @@ class RayLauncher(Launcher):
         require_package("ray", "launcher=ray")
         check_max_jobs(max_jobs)
         self._address = address
+        self.is_elsewhere = address is not None
         self._cap = max_jobs
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._ray: Any = None

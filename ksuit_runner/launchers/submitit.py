@@ -71,6 +71,7 @@ class SubmititLauncher(Launcher):
         require_package("submitit", "launcher=submitit")
         check_max_jobs(max_jobs)
         self._cluster = executor
+        self.is_elsewhere = executor == "slurm"
         self._devices = visible_gpus() if executor == "local" else []
         self.max_jobs = local_cap(max_jobs, self._devices) if executor == "local" else max_jobs or 64
         self._parameters = {"timeout_min": timeout_min, **(parameters or {})}

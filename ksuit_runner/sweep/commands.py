@@ -51,6 +51,8 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     _refuse_ranks()
     planned = plan_sweep(overrides, command)
     launcher = _build_launcher(planned.plan.launcher)
+    if launcher.is_elsewhere and planned.config.get("ranks") == "auto":
+        raise ConfigError("how many GPUs a job will have is not known here: write their number", path="ranks")
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)

@@ -1,7 +1,7 @@
 """Submits jobs to a launcher, as many at a time as it runs, and reports how each ends."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ksuit_runner.launchers.base import Handle, Launcher
@@ -31,12 +31,17 @@ def run_jobs(
         fail_fast: Whether the first failure ends the sweep.
     """
     running: dict[int, tuple[Handle, JobTask]] = {}
+    waiting: JobTask | None = None
     is_ending = is_stopped = False
     while True:
         while not (is_ending or interruption.signal) and len(running) < launcher.max_jobs:
-            task = next(tasks, None)
+            task = waiting or next(tasks, None)
             if task is None:
                 break
+            if running and launcher.devices and not _have_devices([task, *(other for _, other in running.values())]):
+                waiting = task
+                break
+            waiting = None
             on_start(task)
             running[task.index] = launcher.submit(run_job, task), task
         ended = [index for index, (handle, _) in running.items() if handle.done()]
@@ -52,6 +57,11 @@ def run_jobs(
             return
         if running and not ended:
             time.sleep(_POLL_S)
+
+
+def _have_devices(tasks: Sequence[JobTask]) -> bool:
+    """Whether there are as many GPUs as the ranks of these jobs need."""
+    return sum(task.ranks for task in tasks) <= len(tasks[0].devices)
 
 
 def _job_result(handle: Handle, task: JobTask) -> JobResult:

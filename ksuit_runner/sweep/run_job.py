@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.config.check.ranks import rank_count
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
@@ -21,7 +22,7 @@ from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.security.masking import mask_text
-from ksuit_runner.sweep.gpu_lock import claim_device
+from ksuit_runner.sweep.gpu_lock import claim_devices
 from ksuit_runner.sweep.job_runs import find_records, local_record
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
@@ -46,7 +47,7 @@ class JobTask:
         config: Resolved config of the job, as plain values.
         launch: How the run was started, to be stored with it.
         run_id: Run to resume; None starts a new one.
-        devices: GPUs that the jobs of this machine share, one each.
+        devices: GPUs that the jobs of this machine share, one for each rank.
         is_shown: Whether the run prints its progress.
         provenance: Provenance of the run, shared with the other jobs of this process; collected by default.
         trust: Limits of a config that is not this user's own.
@@ -63,6 +64,11 @@ class JobTask:
     is_shown: bool = True
     provenance: "Provenance | None" = None
     trust: Trust | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks train the run."""
+        return rank_count(self.config)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def _run_alone(task: JobTask, start: float) -> JobResult:
             task = _with_its_run(task, paths)
         if task.run_id is not None and local_record(paths, task.run_id).status == EndStatus.FINISHED:
             return JobResult(task.index, EndStatus.FINISHED, task.run_id, time.monotonic() - start)
-        claim_device([(device, paths.device_lock(device)) for device in task.devices])
+        claim_devices([(device, paths.device_lock(device)) for device in task.devices], task.ranks)
         return _run(task, start)
 
 

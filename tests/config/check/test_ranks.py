@@ -9,6 +9,8 @@ from ksuit_runner.config.check.ranks import rank_count, with_parts
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.sweep.commands import resume_sweep, start_sweep
 
 DDP = {"_target_": "ksuit_runner.distributed.ddp.DataParallel"}
 SINGLE = {"_target_": "ksuit_runner.distributed.strategy.Strategy"}
@@ -92,6 +94,17 @@ def test_ranks_do_not_contradict_torchrun(monkeypatch):
         rank_count({"ranks": 2})
     with pytest.raises(ConfigError, match="strategy=ddp"):
         with_parts(config(1, strategy=SINGLE))
+
+
+def test_a_sweep_is_started_by_one_process_that_knows_its_jobs(monkeypatch):
+    with pytest.raises(ConfigError, match="ranks: how many GPUs a job will have is not known here"):
+        start_sweep(["seed=0,1", "ranks=auto", "launcher=ray", "launcher.address=auto", "tracker=noop"], "")
+    with pytest.raises(ConfigError, match="strategy=ddp\nThis is the job ranks=2"):
+        start_sweep(["ranks=1,2", "tracker=noop"], "")
+    torchrun(monkeypatch, 4, 4)
+    for start in (lambda: start_sweep(["seed=0,1"], ""), lambda: resume_sweep(SweepPaths("nowhere", "id"), [])):
+        with pytest.raises(ConfigError, match="a sweep is started by one process, and torchrun .* 4.*: ranks=4"):
+            start()
 
 
 @pytest.mark.parametrize(("text", "got"), [("two", "'two' (str)"), ("2.5", "2.5 (float)"), ("true", "True (bool)")])
