@@ -1,14 +1,13 @@
 """Data parallel training: every rank has the whole model, and computes the gradients of its parts of each batch."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.ranks import Ranks
+from ksuit_runner.distributed.start import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.tree_exchange import TreeExchange
 from ksuit_runner.distributed.world import World
@@ -26,24 +25,26 @@ class DataParallel(Strategy):
     Args:
         world: The processes that train the run together.
         bucket_mb: About how much of the gradients is exchanged at once, in megabytes.
+        sync_batchnorm: Normalize by the statistics of all ranks, see ``synchronize_batchnorm``.
     """
 
     name = "ddp"
 
-    def __init__(self, world: World | None = None, bucket_mb: float = 25.0) -> None:
+    def __init__(self, world: World | None = None, bucket_mb: float = 25.0, sync_batchnorm: bool = False) -> None:
         super().__init__(world)
+        self._sync_batchnorm = sync_batchnorm
         self._bucket_bytes = int(bucket_mb * 1e6)
         self._exchanges: dict[tuple[int, int], TreeExchange] = {}
 
-    @torch.no_grad()
     def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        """Give the model the weights and buffers of rank 0."""
-        if not isinstance(self.world, Ranks):
-            return
-        for tensor in [*model.parameters(), *model.buffers()]:
-            values = tensor.contiguous()
-            self.world.finish(self.world.start(partial(dist.broadcast, values, 0, async_op=True)))
-            tensor.copy_(values)
+        """Give the model the weights and buffers of rank 0; see ``Strategy.wrap``.
+
+        Raises:
+            ConfigError: Batch normalization cannot be synchronized on this device.
+        """
+        share_weights(model, self.world)
+        if self._sync_batchnorm and self.world.size > 1:
+            synchronize_batchnorm(model)
 
     def bind(self, tensors: Sequence[Tensor]) -> None:  # noqa: D102
         super().bind(tensors)

@@ -1,6 +1,6 @@
 """Parameters, gradients and optimizer state spread over the ranks: PyTorch's FSDP2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from fnmatch import fnmatchcase
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ksuit_runner.distributed.fsdp_exchange import AllGather, ReduceScatter
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
+from ksuit_runner.distributed.ranks import Ranks, all_gather
+from ksuit_runner.distributed.start import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -43,6 +46,7 @@ class ShardedParallel(Strategy):
             many as there are machines keeps what is gathered within a machine.
         gather: ``precision`` gathers the parameters, and computes, in ``trainer.precision``; ``float32`` gathers them
             as they are, and leaves it to autocast, as with the other strategies.
+        sync_batchnorm: Normalize by the statistics of all ranks, see ``synchronize_batchnorm``.
 
     Raises:
         ConfigError: The ranks cannot be divided into so many replicas, or this version of torch lacks something.
@@ -57,6 +61,7 @@ class ShardedParallel(Strategy):
         reshard_after_forward: bool = True,
         replicas: int = 1,
         gather: Literal["precision", "float32"] = "precision",
+        sync_batchnorm: bool = False,
     ) -> None:
         super().__init__(world)
         if replicas < 1 or self.world.size % replicas:
@@ -68,10 +73,12 @@ class ShardedParallel(Strategy):
             raise ConfigError(f"precision or float32 is needed, not {gather!r}", path="strategy.gather")
         if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
             raise ConfigError(f"torch {torch.__version__} is too old for fsdp: 2.9 is needed", path="strategy")
+        self._sync_batchnorm = sync_batchnorm
         self._units, self._reshard, self._replicas, self._gather = units, reshard_after_forward, replicas, gather
         self._mesh: DeviceMesh | None = None
         self._device = torch.device("cpu")
         self._modules: list[Any] = []  # the units, and the whole
+        self._all_gather: Callable[..., Any] = all_gather
         self._is_in_sync = True
 
     @property
@@ -86,11 +93,16 @@ class ShardedParallel(Strategy):
         """
         if self.world.size == 1:
             return
+        share_weights(model, self.world)
+        if self._sync_batchnorm:
+            synchronize_batchnorm(model)
         inner: nn.Module = model.get_submodule("module")
         names = _unit_names(inner, self._units)
         _check_parameters(inner, names)
         self._device = next((item.device for item in inner.parameters()), torch.device("cpu"))
         self._mesh = _mesh(self._device, self.world.size, self._replicas)
+        if self._device.type == "cpu" and isinstance(self.world, Ranks):
+            self._all_gather = AllGather(self.world)
         template = _template(inner)
         self._modules = self._shard(inner, names, dtype)
         _initialize(self._modules)
@@ -120,8 +132,9 @@ class ShardedParallel(Strategy):
             return super().norm(gradients)
         own = torch.stack(list(norms(self.local(gradients))))
         group = self._mesh.get_group(_SHARD)
-        of_all = own.new_empty(dist.get_world_size(group), len(own))
-        dist.all_gather(list(of_all), own, group=group)
+        gathered = own.new_empty(dist.get_world_size(group) * len(own))
+        self._all_gather(gathered, own, group=group)
+        of_all = gathered.view(-1, len(own))
         if whole := [i for i, gradient in enumerate(gradients) if not is_sharded(gradient)]:
             of_all[1:, whole] = 0.0  # as they are the same on all ranks
         norm: Tensor = torch.linalg.vector_norm(of_all, 2.0)
@@ -179,6 +192,9 @@ class ShardedParallel(Strategy):
         for module in modules:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if isinstance(self.world, Ranks) and self._device.type == "cpu":
+                module.set_custom_all_gather(AllGather(self.world))
+                module.set_custom_reduce_scatter(ReduceScatter(self.world))
         inner.register_forward_hook(partial(_free_after_evaluation, modules))
         return modules
 

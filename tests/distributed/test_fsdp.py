@@ -1,5 +1,6 @@
 """Tests for parameters that are spread over ranks: units, gradients, clipping, the fused step, and copies."""
 
+import time
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ from ranks import on_ranks
 from torch import Tensor, nn
 
 from ksuit_runner.distributed.connect import connect
+from ksuit_runner.distributed.ddp import DataParallel
 from ksuit_runner.distributed.fsdp import ShardedParallel
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, PeerError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values
@@ -132,6 +134,32 @@ class Pretended(World):
         self.size = size
 
 
+def failed(error: str) -> tuple[str, float]:
+    """Train, while the last rank fails before its third forward pass, and return what the others get, and when."""
+    world = connect({})
+    try:
+        model, began = ModelBase(Net()), time.monotonic()
+        ShardedParallel(world).wrap(model)
+        try:
+            for forward in range(9):
+                if world.rank == world.size - 1 and forward == 2:
+                    raise ValueError(error)
+                model(batch(0)[0]).sum().backward()
+        except (ValueError, PeerError) as found:
+            world.fail(found)
+            return f"{type(found).__name__}: {found}", time.monotonic() - began
+        raise AssertionError("no rank has failed")
+    finally:
+        world.close()
+
+
+def test_a_rank_that_fails_is_named_to_those_that_wait_for_its_parameters():
+    (waiting, after), (failing, _) = on_ranks(2, failed, "no more data")
+    assert failing == "ValueError: no more data"
+    assert waiting == "PeerError: rank 1 has failed: no more data"
+    assert after < 15
+
+
 def wrap(model: nn.Module, **settings: Any) -> None:
     ShardedParallel(Pretended(2), **settings).wrap(ModelBase(model))
 
@@ -149,6 +177,8 @@ class Tied(nn.Module):
     [
         (lambda: ShardedParallel(Pretended(4), replicas=3), "4 ranks cannot be divided into 3 groups"),
         (lambda: ShardedParallel(Pretended(2), gather="half"), "precision or float32 is needed, not 'half'"),
+        (lambda: wrap(Net(), sync_batchnorm=True), "only on GPUs"),
+        (lambda: DataParallel(Pretended(2), sync_batchnorm=True).wrap(ModelBase(Net())), "only on GPUs"),
         (lambda: wrap(Net(), units=["block.{}"]), "'block.{}' matches no module .* Did you mean 'blocks"),
         (lambda: wrap(Tied(), units=["blocks.{}"]), "'blocks.0' shares the parameter 'blocks.0.weight' with a module"),
         (lambda: wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), units=[]), "several dtypes"),

@@ -1,0 +1,54 @@
+"""How FSDP2 exchanges parameters and gradients on the CPU: with waits that notice when another rank has failed.
+
+Torch's own would end when the time of the group is up, and not say which rank it is.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ksuit_runner.distributed.ranks import Ranks, all_gather
+
+# Torch 2.13 has renamed it.
+_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class _Exchange:
+    def __init__(self, world: Ranks) -> None:
+        self._world = world
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return memory for an exchange."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class AllGather(_Exchange):
+    """Gathers tensors of the same size, see ``FSDPModule.set_custom_all_gather``."""
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> None:
+        """Write the tensors of all ranks of a group into one.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        begin = partial(all_gather, output_tensor, input_tensor, group=group, async_op=True)
+        self._world.finish(self._world.start(begin))
+
+
+class ReduceScatter(_Exchange):
+    """Adds up tensors, of which each rank gets a part, see ``FSDPModule.set_custom_reduce_scatter``."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        """Write this rank's part of the sum over all ranks of a group.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        begin = partial(_reduce_scatter, output_tensor, input_tensor, op=op, group=group, async_op=True)
+        self._world.finish(self._world.start(begin))
