@@ -19,7 +19,7 @@ from torch import Tensor
 from ksuit_runner.checkpoint.manifest import Fingerprint, fingerprint, rank_file, rank_of, write_file
 from ksuit_runner.checkpoint.state_types import unpack
 from ksuit_runner.checkpoint.tensor_file import DTYPES, parts
-from ksuit_runner.distributed.pieces import Piece, StoredTensor
+from ksuit_runner.distributed.pieces import Piece, StoredTensor, block_at
 from ksuit_runner.system.atomic_files import sync
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file
 
@@ -164,7 +164,7 @@ class FileTensor(StoredTensor):
 
     def read(self, offset: Sequence[int], size: Sequence[int]) -> Tensor:
         """Return a block, see ``StoredTensor``."""
-        found: Tensor = self._values[tuple(slice(start, start + n) for start, n in zip(offset, size, strict=True))]
+        found: Tensor = self._values[block_at(offset, size)]
         return found
 
 

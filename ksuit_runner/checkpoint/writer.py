@@ -262,7 +262,9 @@ class CheckpointWriter:
 
     def _files(self, model: Mapping[str, Any], base: Mapping[str, Tensor]) -> dict[str, Mapping[str, Any]]:
         files = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
-        return {**files, **{name: without_base(files[name], base) for name in self._of_model if base}}
+        if base:
+            files |= without_base({name: files[name] for name in sorted(self._of_model)}, base, self._world)
+        return files
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that are not being written, as soon as there are some."""

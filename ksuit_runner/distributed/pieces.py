@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ksuit_runner.distributed.world import World
 from ksuit_runner.tensors.nested import rebuilt
 
 if TYPE_CHECKING:
@@ -86,6 +87,24 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def gathered(tensor: Tensor, world: World) -> Tensor:
+    """Return the whole of a tensor that is spread over the ranks, on the CPU; any other one as it is.
+
+    All ranks call it, for the same tensors in the same order.
+
+    Raises:
+        PeerError: A rank has failed, is lost, or does not answer in time.
+    """
+    piece = piece_of(tensor)
+    if piece is None:
+        return tensor
+    found = torch.empty(piece.shape, dtype=piece.tensor.dtype)
+    offsets, blocks = world.gather(piece.offset), world.gather_tensors([piece.tensor])
+    for offset, [block] in zip(offsets, blocks, strict=True):
+        found[block_at(offset, block.shape)] = block
+    return found
+
+
 def place(value: Any, like: Any) -> Any:
     """Return a stored value as this rank is to hold it.
 
@@ -101,10 +120,7 @@ def place(value: Any, like: Any) -> Any:
     piece = piece_of(like)
     assert piece is not None
     offset, size = piece.offset, tuple(piece.tensor.shape)
-    if isinstance(value, Tensor):
-        block = value[tuple(slice(start, start + length) for start, length in zip(offset, size, strict=True))].clone()
-    else:
-        block = value.read(offset, size)
+    block = value[block_at(offset, size)].clone() if isinstance(value, Tensor) else value.read(offset, size)
     return _spread(block.to(like.device), like)
 
 
@@ -118,6 +134,11 @@ def place_all(tree: Any, like: Any = None) -> Any:
 def whole(value: Any) -> Any:
     """Return a ``StoredTensor`` as a tensor, wholly read; anything else is returned as it is."""
     return value.read((0,) * len(value.shape), value.shape) if isinstance(value, StoredTensor) else value
+
+
+def block_at(offset: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """Return what selects the block of a size at an offset."""
+    return tuple(slice(start, start + length) for start, length in zip(offset, size, strict=True))
 
 
 def _spread(block: Tensor, like: "DTensor") -> "DTensor":

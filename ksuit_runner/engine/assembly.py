@@ -252,8 +252,9 @@ def build_run(
     checkpoint_writer.check_interval(trainer.counter)
     base_weights = None
     if checkpoint_writer.content == "trained":  # as the run begins, before a callback or a checkpoint changes them
-        frozen, stored = frozen_for_good(trainer.model.module, trainer.freezing), trainer.model.tensors()
-        base_weights = BaseWeights({name: value for name, value in frozen.items() if name in stored})
+        stored, frozen = trainer.model.tensors(), frozen_for_good(trainer.model.module, trainer.freezing)
+        held = {name: value for name, value in frozen.items() if name in stored}
+        base_weights = BaseWeights(held, trainer.strategy.world)
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,
@@ -301,7 +302,7 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
             "resume_strict=false",
             path="trainer._target_",
         )
-    weights = with_base(checkpoint.model, checkpoint.base, run.trainer.model.tensors())
+    weights = with_base(checkpoint.model, checkpoint.base, run.trainer.model.tensors(), run.world)
     try:
         run.trainer.model.load(weights, arrangements.get("model"))
     except RuntimeError as error:

@@ -108,9 +108,8 @@ def save_checkpoint(run: Run, wait: bool = False) -> None:
     if run.phase in HALF_DONE:
         log, requested = run.log_writer.state_dict(), run.checkpoint_writer.take_requests()
         unfinished = {"phase": run.phase.name, "done": list(run.hooks.done), "log": log, "requested": requested}
-    state, base = _state(run)
+    model, state, base = _content(run)
     state |= {"unfinished": unfinished}
-    model = run.trainer.model.tensors()
     run.checkpoint_writer.save(run.counter, model, state, run.log_writer.write_rest, wait=wait, base=base)
 
 
@@ -120,19 +119,20 @@ def check_state(run: Run) -> None:
     Raises:
         CheckpointError: Something cannot; the message names it.
     """
-    run.checkpoint_writer.check(run.trainer.model.tensors(), *_state(run))
+    run.checkpoint_writer.check(*_content(run))
 
 
-def _state(run: Run) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """Return the state of trainer and callbacks, and the weights that the checkpoint leaves out."""
+def _content(run: Run) -> tuple[dict[str, Any], dict[str, Any], Mapping[str, Tensor]]:
+    """Return the weights, the state of trainer and callbacks, and the weights that the checkpoint leaves out."""
+    model = run.trainer.model.tensors()  # first of all: a module that is spread over ranks then holds its own part only
     trainer = run.trainer.state_dict()
     common, local = run.hooks.states.divide(trainer.pop("callbacks"), run.world)
     state = {"callbacks": common, LOCAL: local, "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
     if run.base_weights is None:
-        return state, {}
+        return model, state, {}
     frozen = frozen_for_good(run.trainer.model.module, run.trainer.freezing)
     unchanged = run.base_weights.unchanged(frozen)
-    return {**state, BASE: unchanged}, {name: frozen[name] for name in unchanged}
+    return model, {**state, BASE: unchanged}, {name: frozen[name] for name in unchanged}
 
 
 def save_last_full_update(run: Run) -> None:

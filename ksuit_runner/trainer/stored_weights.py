@@ -33,7 +33,7 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
     model, loss, optimizers = trainer.model.copy(), deepcopy(trainer.loss), None
     if any(member.switches_weights for member in trainer.optimizers.members.values()):
         model, loss, optimizers = deepcopy((trainer.model, trainer.loss, trainer.optimizers))
-    weights = with_base(checkpoint.model, checkpoint.base, trainer.model.tensors())
+    weights = with_base(checkpoint.model, checkpoint.base, trainer.model.tensors(), trainer.strategy.world)
     for copy, tensors, name in ((model, weights, "model"), (ModelBase(loss), state.get("loss"), "loss")):
         if tensors is not None:
             copy.load(tensors, arrangements.get(name))
