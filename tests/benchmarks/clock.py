@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
@@ -25,8 +26,16 @@ class Clock(CallbackBase):
 
     def close(self) -> None:
         """Note the end: by now the last checkpoint is written."""
+        if not self.trainer.strategy.world.records:
+            return
         stop = time.perf_counter()
         updates = self.trainer.counter.update - self._first_update
         path = self.path_provider.run_dir / "clock.json"
         noted = {**self._noted, "stop": stop, "updates": updates, "at": self.trainer.counter.update}
         path.write_text(json.dumps(noted))
+
+
+def bare_seconds(folder: Path) -> float:
+    """Return the seconds per update of the last run in an output folder, until the last one was done and logged."""
+    noted = json.loads(max(folder.glob("runs/*/clock.json"), key=lambda path: path.stat().st_mtime).read_text())
+    return float((noted["trained"] - noted["start"]) / noted["updates"])
