@@ -72,9 +72,14 @@ class StorageError(KsuitError):
 
 
 class PeerError(KsuitError):
-    """Another rank of the run has failed, is lost, or does not answer; what it failed of is reported there."""
+    """Another rank of the run has failed, is lost, or does not answer.
+
+    Attributes:
+        is_reported: Whether the cause is reported by another rank, or was reported before.
+    """
 
     exit_status = 1
+    is_reported = False
 
 
 class LostRankError(KsuitError):

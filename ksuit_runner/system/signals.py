@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ksuit_runner.errors import Interrupted
 
@@ -31,29 +31,54 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.is_waiting = False
+        self._grace_s = 0.0
+        self._alarm_before: Any = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Remember a signal; a second SIGINT raises KeyboardInterrupt at once."""
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = self.signal or number
-        if self.is_waiting:
-            self.is_waiting = False  # a second signal finds the program on its way out
-            raise Interrupted(number)
+        if self.is_waiting and self._grace_s:
+            self._set_alarm()
+        elif self.is_waiting:
+            self._end_wait()
 
-    def wait_for(self, get: Callable[[], Result]) -> Result:
+    def wait_for(self, get: Callable[[], Result], grace_s: float = 0.0) -> Result:
         """Return what a function returns that may take long; a signal before or meanwhile ends the wait.
 
+        Args:
+            get: The function.
+            grace_s: How long the wait goes on after the signal, in seconds; in the main thread only.
+
         Raises:
-            Interrupted: The run is asked to end.
+            Interrupted: The run is asked to end; with the number of the signal.
         """
-        if self.signal is not None:
+        self._grace_s = grace_s if threading.current_thread() is threading.main_thread() else 0.0
+        if self.signal is not None and not self._grace_s:
             raise Interrupted(self.signal)
         self.is_waiting = True
         try:
+            if self.signal is not None:
+                self._set_alarm()
             return get()
         finally:
             self.is_waiting = False
+            if self._alarm_before is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, self._alarm_before)
+                self._alarm_before = None
+
+    def _set_alarm(self) -> None:
+        if self._alarm_before is None:
+            before = signal.signal(signal.SIGALRM, lambda number, frame: self._end_wait())
+            self._alarm_before = before or signal.SIG_DFL
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+
+    def _end_wait(self) -> None:
+        if self.is_waiting:
+            self.is_waiting = False  # another signal finds the program on its way out
+            raise Interrupted(self.signal)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
+from ksuit_runner.errors import Interrupted
 from ksuit_runner.system.signals import SIGNALS, catch_signals
 
 
@@ -75,3 +77,16 @@ def test_outside_of_the_main_thread_nothing_is_caught():
     thread.start()
     thread.join()
     assert found == [(None, before)]
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_wait_goes_on_for_its_grace_and_ends_then(is_early):
+    with catch_signals() as interruption:
+        threading.Timer(0.0 if is_early else 0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(0.05 * is_early)
+        assert interruption.wait_for(lambda: time.sleep(0.1) or "batch", grace_s=5.0) == "batch"
+        start, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+        with pytest.raises(Interrupted) as caught:
+            interruption.wait_for(lambda: time.sleep(10), grace_s=0.1)
+        assert 0.1 <= time.monotonic() - start < 5 and caught.value.args == (signal.SIGTERM,)
+        assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
