@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.counter import UpdateCounter
@@ -64,6 +64,7 @@ class Ema(CallbackBase):
                 average.module = self._copy().module
             self._pair()
 
+    @quiet
     @uses_no_rng
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
         self.updates += 1

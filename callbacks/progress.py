@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
@@ -53,6 +53,7 @@ class Progress(CallbackBase):
             self._live.start()
             self._show(update_counter)
 
+    @quiet
     @uses_no_rng
     def _after_update(self, update_counter: UpdateCounter) -> None:
         if monotonic() >= self._next:

@@ -52,6 +52,22 @@ def is_template(hook: Any) -> bool:
     return callable(hook) and getattr(hook, "template", None) is hook
 
 
+def quiet(hook: Template) -> Template:
+    """Mark a hook that follows an update and logs nothing; if it stops training or requests a checkpoint, all ranks do.
+
+    After any other such hook the ranks of a run write their log together, and so wait for each other, for what one of
+    them may have to say. Marking what is called at every update saves that. A subclass that overrides the hook has to
+    mark its own.
+    """
+    hook.is_quiet = True  # type: ignore[attr-defined]
+    return hook
+
+
+def is_quiet(hook: Any) -> bool:
+    """Whether a hook is marked with ``quiet``."""
+    return getattr(hook, "is_quiet", False)
+
+
 class CallbackBase:
     """Watches a run, evaluates it, or acts on it, without the loop knowing what it does.
 

@@ -39,6 +39,9 @@ class LogWriter:
 
     What callbacks log in reaction to a flush belongs to the same update; each flush of an update is a round.
 
+    Where several ranks train, they flush together: of a metric the mean counts, over those that have logged it. Files
+    are those of rank 0.
+
     Args:
         journal: Journal of the run.
         update_counter: Position of the run.
@@ -47,6 +50,8 @@ class LogWriter:
         is_logged: Returns whether a point is recorded already: of updates that are computed again after a resume.
         artifacts_dir: The artifact root of the run.
         prefix: Prefix of every key: ``evaluate=`` records its metrics beside those of training.
+        agree: Where several ranks train, returns the metrics that they agree on, from those of this one.
+        takes_files: Whether files are logged: not on the ranks that do not record the run.
 
     Attributes:
         source: Name of the callback that is logging.
@@ -63,6 +68,8 @@ class LogWriter:
         is_logged: Callable[[str, int], bool],
         artifacts_dir: Path,
         prefix: str = "",
+        agree: Callable[[Mapping[str, float]], dict[str, float]] | None = None,
+        takes_files: bool = True,
     ) -> None:
         self.source = ""
         self.prefix = prefix
@@ -74,6 +81,8 @@ class LogWriter:
         self._check_key = check_key
         self._is_logged = is_logged
         self._artifacts_dir = artifacts_dir
+        self._agree = agree
+        self._takes_files = takes_files
         self._lock = Lock()
         self._pending: dict[str, _Pending] = {}
         self._to_come: list[dict[str, _Pending]] = []  # what was logged in later rounds before a resume
@@ -165,6 +174,8 @@ class LogWriter:
         self._add_files(file_formats.copied_file, key, Path(path))
 
     def _add_files(self, encode: Callable[..., Contents], key: str, *content: Any) -> None:
+        if not self._takes_files:
+            return
         try:
             contents = encode(self.prefix + key, self._counter.update + self.is_ahead, *map(_to_array, content))
         except KsuitError as error:
@@ -221,7 +232,7 @@ class LogWriter:
     def _check_same(self, key: str, value: _Value, source: str) -> None:
         """Check that a value is the one that was logged before at this update; this waits for a tensor's device."""
         before, earlier = (self._pending if key in self._pending else self._written)[key]
-        if key not in self._pending:
+        if key not in self._pending and self._agree is None:  # of several ranks it may be the mean
             before = self._written_values.get(key, before)
         if isinstance(value, dict) or isinstance(before, dict):
             if value != before:
@@ -242,13 +253,29 @@ class LogWriter:
         """Start with the first round of an update."""
         self._rounds.clear()
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether something was logged since the last flush."""
+        return bool(self._pending)
+
     def flush(self) -> dict[str, float]:
-        """Write what was logged at this update to the journal and return it, by the keys that callbacks use."""
-        if not self._pending:
+        """Write what was logged at this update to the journal and return it, by the keys that callbacks use.
+
+        Raises:
+            PeerError: The ranks do not flush together.
+        """
+        if not self._pending and self._agree is None:
             return {}
         with self._lock:
             pending, self._pending = self._pending, self._to_come.pop(0) if self._to_come else {}
-        metrics = _to_numbers(pending)
+        try:
+            metrics = self._metrics(pending)
+        except BaseException:  # another rank has failed: nothing of this is written
+            self._to_come.insert(0, self._pending)
+            self._pending = pending
+            raise
+        if self._agree is not None:
+            pending = {**{key: (value, "") for key, value in metrics.items()}, **pending}
         step = self._counter.update
         files = {name: item[0] for name, item in pending.items() if isinstance(item[0], dict)}
         is_more = self._written_step == step
@@ -268,6 +295,10 @@ class LogWriter:
         if not self.prefix:
             return metrics
         return {key.removeprefix(self.prefix): value for key, value in metrics.items()}
+
+    def _metrics(self, pending: Mapping[str, _Pending]) -> dict[str, float]:
+        metrics = _to_numbers(pending)
+        return metrics if self._agree is None else self._agree(metrics)
 
     def _missing(self, files: Mapping[str, Contents]) -> dict[Path, bytes]:
         """Return those that are not on the disk with this content, as they are after a resume."""
@@ -301,7 +332,7 @@ class LogWriter:
         rounds |= dict.fromkeys(self._pending, len(self._rounds))
         is_written = self._written_step == self._counter.update
         found = {**(self._written if is_written else {}), **self._pending}
-        values = {**(self._written_values if is_written else {}), **_to_numbers(self._pending)}
+        values = {**(self._written_values if is_written else {}), **self._metrics(self._pending)}
         return {
             key: [values.get(key, value), source, rounds.get(key, _WRITTEN)] for key, (value, source) in found.items()
         }
@@ -311,6 +342,8 @@ class LogWriter:
         written, rounds = {}, dict[int, dict[str, _Pending]]()
         is_written = self._written_step == self._counter.update
         for key, (value, source, *number) in state_dict.items():
+            if isinstance(value, dict) and not self._takes_files:
+                continue
             if is_written and key in self._written:  # by a callback that is new, before training
                 self._check_same(key, value, source)
             elif number == [_WRITTEN]:

@@ -165,6 +165,11 @@ class CheckpointWriter:
         return requested
 
     @property
+    def requested(self) -> list[str]:
+        """The tags for which a checkpoint is requested now."""
+        return sorted(self._requested)
+
+    @property
     def is_requested(self) -> bool:
         """Whether a callback requests a checkpoint now."""
         return bool(self._requested)

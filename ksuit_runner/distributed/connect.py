@@ -163,7 +163,9 @@ def _shake_hands(notes: Notes, own: Place, agreed: Mapping[str, str], timeout_s:
             if hello.id in welcome.ids:
                 notes.post(f"{scope}/welcomed/{own.rank}", b"")
                 if welcome.error is not None:
-                    raise PeerError(welcome.error)
+                    error = PeerError(welcome.error)
+                    error.is_reported = True  # by rank 0
+                    raise error
                 return scope
             time.sleep(_POLL_S)
     raise PeerError(f"rank 0 has not let rank {own.rank} begin within {timeout_s:g} s")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from threading import Event
@@ -21,16 +21,18 @@ from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.agreement import Agreement
 from ksuit_runner.engine.hooks import Hooks
+from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.run import Run
-from ksuit_runner.engine.run_record import RunRecord
+from ksuit_runner.engine.silent_record import SilentRecord
 from ksuit_runner.errors import CheckpointError, ConfigError, ResumeError
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.journal import Journal, SilentJournal
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.schedule import Schedule, constant
@@ -138,12 +140,14 @@ class Assembly:
         config: The config as plain values.
         trainer: Trainer with model and data.
         record: Record of the run.
+        meeting: Has the ranks of the run come together; by default there is one.
     """
 
     factory: Factory
     config: Mapping[str, Any]
     trainer: SgdTrainer
-    record: RunRecord
+    record: SilentRecord
+    meeting: Meeting = field(default_factory=lambda: Meeting(World()))
 
     def run(self, checkpoint: Checkpoint | None, origin: Origin | None) -> Run:
         """Build writers and callbacks, and restore the checkpoint; see ``build_run``."""
@@ -160,6 +164,7 @@ class Assembly:
             checkpoint=checkpoint,
             origin=origin,
             strict=self.config["resume_strict"],
+            meeting=self.meeting,
         )
 
     def _properties(self) -> MetricPropertyProvider:
@@ -208,6 +213,7 @@ def build_run(
     checkpoint: Checkpoint | None = None,
     origin: Origin | None = None,
     strict: bool = True,
+    meeting: Meeting | None = None,
 ) -> Run:
     """Wire a run: its writers, its callbacks with their collaborators, and the state of the checkpoint.
 
@@ -224,12 +230,17 @@ def build_run(
         checkpoint: Checkpoint to resume from, or None to start from the beginning.
         origin: The stored run that the checkpoint belongs to; by default this one.
         strict: Whether it must have the callbacks whose states the checkpoint holds.
+        meeting: Has the ranks of the run come together; by default one of its own.
 
     Raises:
         ConfigError: A callback does not fit its config.
         ResumeError: The checkpoint belongs to other callbacks, or another model.
     """
-    tracker, journal = tracker or NoopTracker(), journal or Journal(paths.journal)
+    world, tracker = trainer.strategy.world, tracker or NoopTracker()
+    journal = journal or (Journal(paths.journal) if world.records else SilentJournal(paths.journal))
+    if checkpoint_writer is None:
+        hand_over = InPlace(Committer(paths, sync_journal=journal.sync))
+        checkpoint_writer = CheckpointWriter(paths, hand_over=hand_over, world=world)
     properties = metric_property_provider or MetricPropertyProvider()
     origin = origin or Origin(Mode.RESUME, paths.run_id)
     update = checkpoint.progress.update if checkpoint else -1
@@ -244,11 +255,10 @@ def build_run(
         lambda key, step: key in known.get(step, ()),
         paths.artifacts_dir,
         EVALUATION_PREFIX if origin.mode == Mode.EVALUATE else "",
+        agree=Agreement(world, trainer.counter, checkpoint_writer) if world.size > 1 else None,
+        takes_files=world.records,
     )
     trainer.writer.attach(log_writer)
-    if checkpoint_writer is None:
-        hand_over = InPlace(Committer(paths, sync_journal=journal.sync))
-        checkpoint_writer = CheckpointWriter(paths, hand_over=hand_over, world=trainer.strategy.world)
     checkpoint_writer.check_interval(trainer.counter)
     base_weights = None
     if checkpoint_writer.content == "trained":  # as the run begins, before a callback or a checkpoint changes them
@@ -266,7 +276,7 @@ def build_run(
         "path_provider": paths,
         "update_counter": trainer.counter,
     }
-    hooks = Hooks(build_callbacks(collaborators), trainer.counter, seed, trainer.gradient_versions)
+    hooks = Hooks(build_callbacks(collaborators), trainer.counter, seed, trainer.gradient_versions, world)
     trainer.callback_states = hooks.states.state_dict  # the callbacks, which are built around the trainer, come later
     run = Run(
         trainer=trainer,
@@ -274,6 +284,7 @@ def build_run(
         log_writer=log_writer,
         checkpoint_writer=checkpoint_writer,
         seed=seed,
+        meeting=meeting or Meeting(world),
         taken_over=taken_over or Event(),
         base_weights=base_weights,
     )

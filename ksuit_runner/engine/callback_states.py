@@ -29,10 +29,15 @@ class CallbackStates:
     before: the states of all callbacks with hooks before the optimizer's step, and, while a later hook runs, that of
     its callback. A snapshot is stored instead of the present state until it is dropped.
 
+    Several ranks may be at different hooks of an update when one of them fails. So a rank keeps the snapshots of the
+    hooks that have ended well, to go back to where the others are.
+
     Args:
         callbacks: Callbacks by name.
+        keeps: Whether the snapshots are kept.
 
     Attributes:
+        earliest: Number of the first hook of the present round to whose beginning the states can go back.
         can_roll_back: Whether an update that fails before the step can be rolled back. Not if a callback with hooks
             there has state in files, which is too large for a snapshot at every update.
         begun: Names of the callbacks whose ``before_training`` was called in this run, before a resume or since: what
@@ -40,8 +45,11 @@ class CallbackStates:
         are_whole: Whether all states can be stored. Not after a callback with state in files has failed in a hook.
     """
 
-    def __init__(self, callbacks: Mapping[str, CallbackBase]) -> None:
+    def __init__(self, callbacks: Mapping[str, CallbackBase], keeps: bool = False) -> None:
         self._callbacks = callbacks
+        self._keeps = keeps
+        self._kept: list[tuple[int, int, str, Any]] = []
+        self.earliest = 0
         # One with state in files cannot be rolled back, whatever the snapshot has of the rest.
         in_files = {item for item in callbacks.values() if overrides(item, "resume_from_checkpoint")}
         with_state = {name: item for name, item in callbacks.items() if overrides(item, "state_dict")}
@@ -70,11 +78,40 @@ class CallbackStates:
         """Let the present states count again: the hooks have ended well."""
         if self._snapshots:
             self._snapshots.clear()
+        if self._keeps:
+            self._kept.clear()
+            self.earliest = 0
 
-    def drop_snapshot(self, callback: CallbackBase) -> None:
-        """Let the present state of one callback count again: its hook has ended well."""
+    def drop_snapshot(self, callback: CallbackBase, number: int = 0, mark: int = 0) -> None:
+        """Let the present state of one callback count again: its hook has ended well.
+
+        Args:
+            callback: The callback.
+            number: Number of its hook in the present round.
+            mark: Mark of the log before it.
+        """
+        if self._keeps:
+            name = callback.display_name
+            self._kept.append((number, mark, name, self._snapshots.get(name)))
+            if overrides(callback, "resume_from_checkpoint"):
+                self.earliest = number + 1
         if self._snapshots:
             self._snapshots.pop(callback.display_name, None)
+
+    def go_back(self, number: int) -> int | None:
+        """Let the states count that the callbacks had before the hook of this number in the round.
+
+        Returns:
+            The mark of the log before that hook; None if no hook was called since.
+        """
+        assert number >= self.earliest
+        mark = None
+        for at, before, name, state in reversed(self._kept):
+            if at >= number:
+                mark = before
+                if state is not None:
+                    self._snapshots[name] = state
+        return mark
 
     def note_failure(self, callback: CallbackBase) -> None:
         """Take note that a hook of a callback has failed: its snapshot counts, and its files have none."""

@@ -24,7 +24,7 @@ def connect_ranks(config: Mapping[str, Any]) -> World:
         ConfigError: The ranks have different configs or versions; on rank 0, and a ``PeerError`` on the others.
         PeerError: Not all ranks are there in time.
     """
-    versions = {"ksuit_runner": __version__, "torch": torch.__version__, "Python": platform.python_version()}
+    versions = {"ksuit_runner": __version__, "torch": str(torch.__version__), "Python": platform.python_version()}
     settings = {path: json.dumps(value, default=str) for path, value in flatten(config).items()}
     device = str(config.get("trainer", {}).get("device", "auto"))
     return connect(versions | settings, float(config.get("rank_timeout_s", LATER_DEFAULTS["rank_timeout_s"])), device)

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import torch
 
-from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_base import CallbackBase, is_quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import Evaluation
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.callback_states import CallbackStates, implements, overrides
 from ksuit_runner.engine.shared_metrics import check_shared_metrics
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
@@ -52,6 +53,7 @@ class Hooks:
         update_counter: Position of the run; a callback that raises StopTraining marks it as stopped.
         seed: Seed of the run.
         gradient_versions: Returns a number for each gradient of the model, which differs once the gradient has changed.
+        world: The ranks of the run; by default there is one.
 
     Raises:
         ConfigError: Two callbacks would log different values under one key.
@@ -60,6 +62,7 @@ class Hooks:
         callbacks: Callbacks by name.
         states: Their states.
         done: Hooks of the current round that were called already, as ``NAME.HOOK``.
+        may_have_said: Whether a hook that is not ``quiet`` was called since this was reset: on all ranks alike.
     """
 
     def __init__(
@@ -68,13 +71,16 @@ class Hooks:
         update_counter: UpdateCounter,
         seed: int = 0,
         gradient_versions: Callable[[], list[int]] = list,
+        world: World | None = None,
     ) -> None:
         self.callbacks = dict(callbacks)
         for name, item in callbacks.items():
             item.name = item.name or name
         check_shared_metrics(self.callbacks, update_counter)
-        self.states = CallbackStates(self.callbacks)
+        self._has_peers = world is not None and world.size > 1
+        self.states = CallbackStates(self.callbacks, keeps=self._has_peers)
         self.done: list[str] = []
+        self.may_have_said = False
         self._counter = update_counter
         self._seed = seed
         self._gradient_versions = gradient_versions
@@ -91,7 +97,8 @@ class Hooks:
         self._groups = _groups(periodic)
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
-        self._drawing = {method for method in methods if may_draw(getattr(method.__self__, f"_{method.__name__}"))}
+        self._drawing = {method for method in methods if may_draw(_own(method))}
+        self._quiet = {method for method in methods if is_quiet(_own(method))}
 
     def fire(self, hook: str, step: int = 0, **arguments: Any) -> None:
         """Call a hook of all callbacks that implement it.
@@ -150,6 +157,8 @@ class Hooks:
         if not methods:
             return
         states, done = self.states, self.done
+        if self._has_peers and not self._quiet.issuperset(methods):
+            self.may_have_said = True
         with torch.no_grad():
             for number, method in enumerate(methods):
                 callback = _callback_of(method)
@@ -167,8 +176,13 @@ class Hooks:
                         if not isinstance(error, Interrupted):  # raised in an evaluation, which changes no state
                             states.note_failure(callback)
                         raise
-                    states.drop_snapshot(callback)
+                    states.drop_snapshot(callback, len(done), mark)
                 done.append(name)
+
+    def go_back(self, number: int) -> int | None:
+        """Let the hooks of this round, from this number on, not have been called; see ``CallbackStates.go_back``."""
+        del self.done[number:]
+        return self.states.go_back(number)
 
     def _prepare_pass(self, method: Method, later: Sequence[Method], skip: Sequence[str] = ()) -> None:
         """Let an evaluation share its pass over the dataset with those that follow, unless it was part of one."""
@@ -275,6 +289,11 @@ class Hooks:
         # What is drawn for the whole run must be the same again after a resume.
         update = self._counter.update if hook != "before_training" else 0
         seed_all(mix(self._seed, "callback", str(_callback_of(method).name), hook, update, part))
+
+
+def _own(method: Method) -> Any:
+    """Return the callback's own version of a hook."""
+    return getattr(_callback_of(method), f"_{method.__name__}")
 
 
 def _callback_of(method: Method) -> CallbackBase:

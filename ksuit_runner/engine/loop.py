@@ -5,7 +5,9 @@ from typing import Any
 
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
-from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint, save_last_full_update
+from ksuit_runner.engine.last_state import save_last_full_update, stand_together
+from ksuit_runner.engine.meeting import exchange
+from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
 from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -27,9 +29,7 @@ def train(run: Run) -> None:
             raise  # the second Ctrl-C: it ends at once
         is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
         error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")
-        if is_half_done:
-            run.log_writer.abandon_update()
-        save_last_full_update(run)
+        save_last_full_update(run, error)
         _notify_callbacks(run, error)
         raise
 
@@ -45,7 +45,7 @@ def _notify_callbacks(run: Run, error: BaseException) -> None:
 
 
 def _train(run: Run) -> None:
-    counter, data, interruption = run.counter, run.data, run.interruption
+    counter, data = run.counter, run.data
     try:
         _start(run)
         if run.unfinished is not None:
@@ -53,7 +53,7 @@ def _train(run: Run) -> None:
         elif counter.is_empty:
             finish_update(run)  # a run without updates does once whatever is ever due
         first = counter.update + 1  # in which the optimizer creates its state
-        while not counter.is_finished and interruption.signal is None:
+        while not counter.is_finished and not run.must_end:
             if run.taken_over.is_set():
                 raise TakenOverError(
                     "another process has taken over this run; it ends here, and leaves its record alone"
@@ -66,10 +66,17 @@ def _train(run: Run) -> None:
                 check_state(run)
         if counter.is_finished and run.phase is Phase.BETWEEN:
             finish_training(run)
-    except Interrupted:
-        pass
+    except Interrupted as error:
+        if not run.is_alone and not _end_together(run, error):
+            return
     if run.phase is not Phase.START:
         save_checkpoint(run, wait=True)
+
+
+def _end_together(run: Run, error: Interrupted) -> bool:
+    """Have all ranks end where one was interrupted while it waited for data; return whether the state can be saved."""
+    run.share_signal([error.number])
+    return stand_together(run, error)
 
 
 def _start(run: Run) -> None:
@@ -81,6 +88,7 @@ def _start(run: Run) -> None:
     run.trainer.check_parameters()
     run.trainer.modes.find_modules()
     run.log_writer.discard_of(hooks.states.begun)
+    hooks.may_have_said = True
     _log(run)
     at_start = hooks.methods_at_start(hooks.states.begun)
     hooks.states.begun = set(hooks.callbacks)
@@ -99,6 +107,7 @@ def evaluate(run: Run) -> None:
         Interrupted: A signal asked the run to end.
     """
     run.hooks.fire_evaluations()
+    run.hooks.may_have_said = True
     _log(run)
 
 
@@ -180,11 +189,14 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
 def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_END) -> None:
     """Do what follows the last update of the run; a run that ended between two hooks continues in the phase given."""
     if phase is Phase.AT_END:
+        exchange(run.world, "the end of training", None)  # ranks can only go back to hooks of the same round
         run.phase = Phase.AT_END
         _fire_and_log(run, run.hooks.methods_at_end(), skip)
         skip = ()
+    exchange(run.world, "after training", None)
     run.phase = Phase.AFTER_TRAINING
     _fire_and_log(run, run.hooks.methods("after_training"), skip)
+    exchange(run.world, "all is done", None)
     run.phase = Phase.END
 
 
@@ -217,7 +229,7 @@ def _log(run: Run, skip: Sequence[str] = ()) -> None:
     """Write what was logged and let callbacks react to it, and to what they log in reaction, until nothing is new."""
     metrics: Mapping[str, float] = {}
     for number in range(_MOST_ROUNDS):
-        metrics = run.log_writer.flush()
+        metrics = run.log_writer.flush() if run.must_flush() else {}
         if not metrics:
             return
         run.trainer.loss_check.settle()

@@ -1,7 +1,6 @@
 """A run while it trains: its parts, its phase, and its checkpoints."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from threading import Event
@@ -14,16 +13,15 @@ from ksuit_runner.checkpoint.format import LOCAL
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.hooks import Hooks
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.engine.meeting import Meeting, exchange
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.freezing import frozen_for_good
 from ksuit_runner.trainer.sgd import SgdTrainer
-
-_LOGGER = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -48,11 +46,14 @@ class Run:
     """The parts of a run, and where it stands.
 
     Attributes:
+        meeting: Has the ranks of the run come together.
         taken_over: Set when another process has taken the run over.
         unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
             two of them.
         base_weights: The weights that checkpoints may leave out; None if they hold everything.
         phase: Where the loop stands.
+        is_alone: Whether a single process trains.
+        is_asked_to_end: Whether the ranks have agreed that a signal ends the run after this update.
     """
 
     trainer: SgdTrainer
@@ -60,10 +61,16 @@ class Run:
     log_writer: LogWriter
     checkpoint_writer: CheckpointWriter
     seed: int
+    meeting: Meeting
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
     base_weights: BaseWeights | None = None
     phase: Phase = field(default=Phase.START, init=False)
+    is_asked_to_end: bool = field(default=False, init=False)
+    _have_said: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.is_alone = self.world.size == 1
 
     def seed_step(self, step: int) -> None:
         """Seed the generators for an accumulation step: what it draws depends on its position only."""
@@ -88,6 +95,36 @@ class Run:
     def counter(self) -> UpdateCounter:
         """Position of the run."""
         return self.trainer.counter
+
+    @property
+    def must_end(self) -> bool:
+        """Whether a signal ends the run now; several ranks end after the same update."""
+        return self.interruption.signal is not None if self.is_alone else self.is_asked_to_end
+
+    def word(self) -> UpdateWord:
+        """Return what this rank has to say about the update that it computes."""
+        has_said = self.log_writer.has_pending or self.checkpoint_writer.is_requested or self.counter.stopped
+        return UpdateWord(has_said, self.interruption.signal is not None)
+
+    def hear(self, word: UpdateWord) -> None:
+        """Take note of what all ranks have said about the update."""
+        self._have_said = word.said > 0
+        if word.interrupted:
+            self.is_asked_to_end = True
+            self.share_signal(exchange(self.world, "the signal", self.interruption.signal))
+
+    def share_signal(self, signals: Sequence[int | None]) -> None:
+        """Let the signal that has reached one of the ranks count for this one, too."""
+        first = next((number for number in signals if number is not None), None)
+        self.interruption.signal = self.interruption.signal or first
+
+    def must_flush(self) -> bool:
+        """Whether the log is to be flushed: by all ranks together, if one of them may have something to say."""
+        if self.is_alone:
+            return True
+        must = self._have_said or self.hooks.may_have_said
+        self._have_said = self.hooks.may_have_said = False
+        return must
 
     @property
     def is_finished(self) -> bool:
@@ -133,31 +170,3 @@ def _content(run: Run) -> tuple[dict[str, Any], dict[str, Any], Mapping[str, Ten
     frozen = frozen_for_good(run.trainer.model.module, run.trainer.freezing)
     unchanged = run.base_weights.unchanged(frozen)
     return model, {**state, BASE: unchanged}, {name: frozen[name] for name in unchanged}
-
-
-def save_last_full_update(run: Run) -> None:
-    """Save the state after the last full update, from which a failed run can resume."""
-    states, phase = run.hooks.states, run.phase
-    is_lost = phase is Phase.STEP or not states.are_whole or run.trainer.loss_check.has_failed_late
-    if run.taken_over.is_set() or phase in (Phase.START, Phase.END):
-        return
-    if is_lost or (phase is Phase.BEFORE_STEP and not states.can_roll_back):
-        _LOGGER.warning("the state after the last full update is lost: a resume continues from the last checkpoint")
-        return
-    try:
-        if phase is Phase.BEFORE_STEP:
-            _roll_back_update(run)
-        save_checkpoint(run, wait=True)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # it must not hide the one that ended the run
-        what = error if isinstance(error, KsuitError | OSError) else repr(error)
-        _LOGGER.error("the last state could not be saved, a resume continues from the checkpoint before it: %s", what)
-
-
-def _roll_back_update(run: Run) -> None:
-    """Undo what an update has changed before its step; of the callbacks, their snapshots count."""
-    run.trainer.roll_back()
-    run.checkpoint_writer.take_requests()
-    run.counter.stopped = False
-    run.phase = Phase.BETWEEN

@@ -14,6 +14,7 @@ from ksuit_runner.data.container import DataContainer
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording, RunFollower, RunFollowerFactory, Unsent
 from ksuit_runner.delivery.tracked_points import copy_history, open_journal
+from ksuit_runner.engine.silent_record import SilentRecord
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
@@ -29,7 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 _OWNER_KNOWN_S = 0.01  # every flush asks, which must cost next to nothing; what another owner writes then is never read
 
 
-class RunRecord:
+class RunRecord(SilentRecord):
     """Holds a run's lock, takes its metrics, and closes it with a true status.
 
     Args:
@@ -45,6 +46,8 @@ class RunRecord:
         checkpoints: Takes the checkpoints of the run.
         taken_over: Set when another process has taken the run over.
     """
+
+    tracker: RecordedTracker
 
     def __init__(
         self,

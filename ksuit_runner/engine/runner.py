@@ -3,8 +3,8 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,13 +15,25 @@ from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
+from ksuit_runner.engine.connection import connect_ranks
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
+from ksuit_runner.engine.meeting import Meeting, exchange
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
-from ksuit_runner.errors import ConfigError, Interrupted, KsuitError, ResumeError, afterwards, files_explained
+from ksuit_runner.engine.silent_record import SilentRecord
+from ksuit_runner.errors import (
+    ConfigError,
+    Interrupted,
+    KsuitError,
+    PeerError,
+    ResumeError,
+    afterwards,
+    files_explained,
+)
 from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.mode import Mode
@@ -38,7 +50,7 @@ from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tensors.device import current_device
 from ksuit_runner.tensors.kernels import check_deterministic, chosen_kernels
-from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
@@ -47,24 +59,39 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What a run starts with.
+class _Given:
+    """What a run is asked to do.
 
     Attributes:
         config: Its config.
         launch: How it was started.
         origin: The stored run that it continues from, if any.
-        checkpoint: The checkpoint that it starts from, if any.
-        beginning: What its first weights were taken from, if anything.
         provenance: Provenance of a new run.
+        factory: Factory over the config.
+        begun: Called with the id of the run as soon as it has one.
     """
 
     config: Mapping[str, Any]
     launch: Launch
     origin: Origin | None
+    provenance: Provenance
+    factory: Factory
+    begun: Callable[[str], None] | None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run starts with.
+
+    Attributes:
+        given: What it is asked to do.
+        checkpoint: The checkpoint that it starts from, if any.
+        beginning: What its first weights were taken from, if anything.
+    """
+
+    given: _Given
     checkpoint: Checkpoint | None
     beginning: Beginning | None
-    provenance: Provenance
 
 
 def run(
@@ -76,7 +103,7 @@ def run(
     trust: Trust | None = None,
     begun: Callable[[str], None] | None = None,
 ) -> RunOutcome:
-    """Execute a run.
+    """Execute a run, in each of the processes that train it together.
 
     Args:
         config: Its config as plain values, with everything resolved: what ``check_config`` returns.
@@ -91,33 +118,52 @@ def run(
         How it ended, with an error in training, which is not raised.
 
     Raises:
-        KsuitError: It could not be started.
+        KsuitError: It could not be started; a ``PeerError`` if another rank could not.
     """
-    console = console or make_console()
-    factory = Factory(config, trust)
-    outputs = OutputPaths(config["output_dir"])
-    with undisturbed(), _kernels(config), ExitStack() as stack:
+    given = _Given(config, launch, origin, provenance or Provenance(), Factory(config, trust), begun)
+    with ExitStack() as stack:
+        world = connect_ranks(config)
+        stack.callback(world.close)
+        stack.enter_context(undisturbed())
+        stack.enter_context(_kernels(config))
+        meeting = Meeting(world)
+        try:
+            return _run(given, meeting, console or make_console())
+        except BaseException as error:
+            if (reported := meeting.settle(error)) is not error and reported is not None:
+                raise reported from error
+            raise
+
+
+def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
+    world, config, factory = meeting.world, given.config, given.factory
+    outputs, lock, tracker = OutputPaths(config["output_dir"]), None, None
+    with ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
         with files_explained():
-            lock = _lock_stored_run(outputs, origin, stack)
-            checkpoint = _read_checkpoint(outputs, origin)
-            tracker = open_tracker(factory, outputs)
-        strategy = build_strategy(factory)
+            if world.records:
+                lock = _lock_stored_run(outputs, given.origin, stack)
+            checkpoint = _read_checkpoint(outputs, given.origin, world)
+            if world.records:
+                tracker = open_tracker(factory, outputs)
+        strategy = build_strategy(factory, world)
         device = stack.enter_context(_device(config, strategy))
         # while the recorder imports the store
         trainer = build_trainer(factory, int(config["seed"]), interruption, strategy)
         _check_device(trainer, device)
-        beginning = initialize(trainer.model, config) if _needs_beginning(config, launch, checkpoint) else None
+        needs_beginning = _needs_beginning(config, given.launch, checkpoint)
+        start = _Start(given, checkpoint, initialize(trainer.model, config) if needs_beginning else None)
         with files_explained():
-            start = _Start(config, launch, origin, checkpoint, beginning, provenance or Provenance())
-            record = _open_record(start, tracker, outputs, lock)
-        if begun is not None:
-            begun(record.paths.run_id)
+            record = _open_record(given, tracker, outputs, lock, world)
+        if given.begun is not None:
+            given.begun(record.paths.run_id)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
-        stack.enter_context(setup_logging(record.paths.log, console))
-        with _closing(record, trainer, outcome):
-            _assemble_and_execute(start, Assembly(factory, config, trainer, record), outcome, console)
-        print_end(console, outcome.summary, record.paths.run_dir, _next_command(launch, record), outcome.status)
+        stack.enter_context(setup_logging(record.paths.log, console, world.rank))
+        with _closing(record, trainer, outcome, meeting):
+            _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
+        if world.records:
+            next_command = _next_command(given.launch, record)
+            print_end(console, outcome.summary, record.paths.run_dir, next_command, outcome.status)
     return outcome
 
 
@@ -165,39 +211,58 @@ def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitSta
     return lock
 
 
-def _read_checkpoint(outputs: OutputPaths, origin: Origin | None) -> Checkpoint | None:
+def _read_checkpoint(outputs: OutputPaths, origin: Origin | None, world: World) -> Checkpoint | None:
     """Read the checkpoint to start from; a run that was killed before its first one starts over."""
     if origin is None:
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
-    if origin.mode == Mode.RESUME and not has_traces(paths):
-        if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
-            raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
-        return None
-    return read_newest(paths, origin.checkpoint)
+    is_there = _has_checkpoint(paths, origin) if world.records else None
+    is_there = exchange(world, f"{origin.mode} of run {origin.run_id}", is_there)[0]
+    return read_newest(paths, origin.checkpoint, world) if is_there else None
 
 
-def _open_record(start: _Start, tracker: BaseTracker, outputs: OutputPaths, lock: RunLock | None) -> RunRecord:
-    origin = start.origin
+def _has_checkpoint(paths: PathProvider, origin: Origin) -> bool:
+    if origin.mode != Mode.RESUME or has_traces(paths):
+        return True
+    if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
+        raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
+    return False
+
+
+def _open_record(
+    given: _Given, tracker: BaseTracker | None, outputs: OutputPaths, lock: RunLock | None, world: World
+) -> SilentRecord:
+    """Open the record of the run on rank 0, and on the others what stands for it."""
+    if tracker is None:
+        run = RunInfo(**world.broadcast(None))
+        return SilentRecord(PathProvider(outputs.output_dir, run.run_id), run)
+    origin, config = given.origin, given.config
     if origin is None or lock is None:
-        return RunRecord.begin(tracker, outputs, start.config, start.launch, start.provenance, RemoteRecording)
-    paths = PathProvider(outputs.output_dir, origin.run_id)
-    is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(start.config.get("register_anew"))
-    return RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew, RemoteRecording)
+        record = RunRecord.begin(tracker, outputs, config, given.launch, given.provenance, RemoteRecording)
+    else:
+        paths = PathProvider(outputs.output_dir, origin.run_id)
+        is_evaluation, register_anew = origin.mode == Mode.EVALUATE, bool(config.get("register_anew"))
+        record = RunRecord.resume(tracker, paths, lock, is_evaluation, register_anew, RemoteRecording)
+    world.broadcast(asdict(record.tracker.run))
+    return record
+
+
+class _RefusedError(Exception):
+    """A run could not be assembled: nothing of it has changed."""
 
 
 def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome, console: Console) -> None:
-    record = assembly.record
+    record, mode, world = assembly.record, start.given.launch.mode, assembly.meeting.world
     try:
         assembled = _assemble(start, assembly)
+        exchange(world, "assembled", None)
     except KsuitError as error:
-        outcome.status, outcome.error = record.status_before, error
-        _LOGGER.error("error: %s", error)
-        return
+        raise _RefusedError from error
     outcome.summary = assembled.log_writer.summary
-    _print_start(console, record, start)
-    _execute(assembled, start.launch, record)
-    if start.launch.mode == Mode.EVALUATE:
+    if world.records:
+        _print_start(console, record, start)
+    _execute(assembled, mode, record)
+    if mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:
         outcome.status = EndStatus.FINISHED
@@ -212,26 +277,29 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     Raises:
         KsuitError: It cannot be started like this.
     """
-    record, mode, checkpoint = assembly.record, start.launch.mode, start.checkpoint
+    given, checkpoint, record, world = start.given, start.checkpoint, assembly.record, assembly.meeting.world
+    mode, data = given.launch.mode, assembly.trainer.data_container
     with files_explained():  # first of all: without its config a killed run cannot be resumed
-        if mode in (Mode.TRAIN, Mode.FORK):
-            store(record.paths, start.config, start.launch)
-            store_shapes(record.paths, assembly.trainer.data_container.known_shapes())
-    if mode != Mode.EVALUATE:
-        assembly.trainer.data_container.check_repeatable()
+        if mode in (Mode.TRAIN, Mode.FORK) and world.records:
+            store(record.paths, given.config, given.launch)
+            store_shapes(record.paths, data.known_shapes())
+    if mode != Mode.EVALUATE and world.records:
+        data.check_repeatable()
     with files_explained():
         if mode != Mode.EVALUATE:
-            record.describe(start.config, assembly.trainer.data_container, start.provenance)
+            record.describe(given.config, data, given.provenance)
         if start.beginning is not None and checkpoint is None:
             record.link_beginning(start.beginning.source, start.beginning.run_id)
         if mode == Mode.FORK and checkpoint is not None:
             record.carry_history(checkpoint.paths, checkpoint.progress.update)
-    assembled = assembly.run(checkpoint, start.origin)
-    if mode == Mode.RESUME and start.origin is not None and start.origin.changes:
+    exchange(world, "described", None)  # what rank 0 has written is there for all
+    assembled = assembly.run(checkpoint, given.origin)
+    if mode == Mode.RESUME and given.origin is not None and given.origin.changes:
         with files_explained():
             if checkpoint is not None and _differs(assembled, checkpoint):
                 save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
-            store_changes(record.paths, start.config, start.launch)
+            if world.records:
+                store_changes(record.paths, given.config, given.launch)
     return assembled
 
 
@@ -242,11 +310,11 @@ def _differs(run: Run, checkpoint: Checkpoint) -> bool:
     return not has_same_callbacks or run.counter.stopped != was_stopped
 
 
-def _execute(run: Run, launch: Launch, record: RunRecord) -> None:
+def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
     with afterwards(run.checkpoint_writer.close, run.hooks.close):
-        if launch.mode == Mode.EVALUATE:
+        if mode == Mode.EVALUATE:
             _evaluate(run, record)
-        elif launch.mode == Mode.FORK:
+        elif mode == Mode.FORK:
             save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
             train(run)
         elif run.is_finished:
@@ -255,45 +323,64 @@ def _execute(run: Run, launch: Launch, record: RunRecord) -> None:
             train(run)
 
 
-def _evaluate(run: Run, record: RunRecord) -> None:
+def _evaluate(run: Run, record: SilentRecord) -> None:
     before = record.recorded(run.counter.update)
-    with suppress(Interrupted):
+    try:
         evaluate(run)
+    except Interrupted as error:
+        run.meeting.after(error)
+        run.share_signal([error.number])
     for key, summary in run.log_writer.summary.items():
         if summary.last != before.get(key, summary.last):
             _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
 
 
 @contextmanager
-def _closing(record: RunRecord, trainer: SgdTrainer, outcome: RunOutcome) -> Iterator[None]:
-    """Close a run's record with a true status, whatever the block raises."""
+def _closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meeting: Meeting) -> Iterator[None]:
+    """Close a run's record with a true status, whatever the block raises, on this rank or another one."""
+    error: BaseException | None = None
+    failed = EndStatus.FAILED
     try:
-        with afterwards(trainer.data_container.close):
-            yield
-    except KeyboardInterrupt:
-        outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
-    except BaseException as error:  # SystemExit as well, which a callback or a library may raise
-        outcome.status, outcome.error = EndStatus.FAILED, error
-        if isinstance(error, KsuitError):
-            _LOGGER.error("error: %s", error)
-        else:
-            _LOGGER.exception("the run failed: %s", error if isinstance(error, Exception) else repr(error))
+        try:
+            with afterwards(trainer.data_container.close):
+                yield
+        except _RefusedError as refused:
+            error, failed = refused.__cause__, record.status_before
+        except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
+            error = caught
+        reported = meeting.settle(error)
+        if isinstance(reported, KeyboardInterrupt):
+            outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
+        elif reported is not None:
+            is_own = error is not None and not isinstance(error, PeerError)
+            outcome.status, outcome.error = failed, error if is_own else reported
+            _report(reported)
     finally:
         _close(record, outcome.status)
 
 
-def _close(record: RunRecord, status: EndStatus) -> None:
+def _report(error: BaseException) -> None:
+    if isinstance(error, PeerError) and error.is_reported:
+        _LOGGER.debug("%s", error)
+    elif isinstance(error, KsuitError):
+        _LOGGER.error("error: %s", error)
+    else:
+        problem = error if isinstance(error, Exception) else repr(error)
+        _LOGGER.error("the run failed: %s", problem, exc_info=error)
+
+
+def _close(record: SilentRecord, status: EndStatus) -> None:
     try:
         record.close(status)
     except (KsuitError, RemoteError, OSError) as error:  # the run has ended as it has, all the same
         _LOGGER.error("the record could not be delivered to the tracker, sync= will do it: %s", error)
 
 
-def _next_command(launch: Launch, record: RunRecord) -> str | None:
+def _next_command(launch: Launch, record: SilentRecord) -> str | None:
     return None if launch.mode == Mode.EVALUATE else resume_command(record.paths.run_id, record.paths.output_dir)
 
 
-def _print_start(console: Console, record: RunRecord, start: _Start) -> None:
+def _print_start(console: Console, record: SilentRecord, start: _Start) -> None:
     info, paths = record.tracker.run, record.paths
     print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
     if start.checkpoint is not None:

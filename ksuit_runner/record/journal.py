@@ -205,6 +205,36 @@ class Journal(JournalReader):
         return whole, len(damaged)
 
 
+class SilentJournal(Journal):
+    """The journal of a run that another rank records: it can be read, and what is appended is recorded there."""
+
+    def __init__(self, path: Path) -> None:
+        JournalReader.__init__(self, path)
+
+    def append(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        timestamp: int | None = None,
+        files: Mapping[str, str] | None = None,
+        contents: Mapping[Path, bytes] | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def write_rest(self) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def load_after(self, step: int) -> dict[int, dict[str, Point | LoggedFile]]:
+        """Return nothing: only who writes has to know what is written already."""
+        return {}
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def read_points(path: Path) -> Iterator[Point]:
     """Yield the points of a journal, which may be another process's to write; it is only read."""
     for line, _ in _read(path, 0, path.stat().st_size):

@@ -76,7 +76,7 @@ class Interruption:
             signal.setitimer(signal.ITIMER_REAL, self._grace_s)
 
     def _end_wait(self) -> None:
-        if self.is_waiting:
+        if self.is_waiting and self.signal is not None:
             self.is_waiting = False  # another signal finds the program on its way out
             raise Interrupted(self.signal)
 

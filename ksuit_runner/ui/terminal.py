@@ -51,23 +51,28 @@ def run_console() -> Console:
 
 
 @contextmanager
-def setup_logging(log_path: Path | None, console: Console) -> Iterator[logging.Logger]:
+def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Iterator[logging.Logger]:
     """Send what the logger ``ksuit_runner`` gets to the console and to a file, and undo that at the end of the block.
 
     Args:
         log_path: File to append to, each line with its time; None for no file.
         console: Where the user follows the run; lines appear above a progress bar of this console.
+        rank: Number of this process among the ranks of the run: those after the first one log warnings and errors to
+            the file, and only errors to the console.
 
     Yields:
         The logger.
     """
     logger = logging.getLogger("ksuit_runner")
     before = (logger.handlers[:], logger.level, logger.propagate)
-    handlers: list[logging.Handler] = [_ConsoleHandler(console)]
+    prefix = f"rank {rank}: " if rank else ""
+    handlers: list[logging.Handler] = [_ConsoleHandler(console, prefix)]
+    if rank:
+        handlers[0].setLevel(logging.ERROR)
     if log_path is not None:
-        handlers.append(_file_handler(log_path))
+        handlers.append(_file_handler(log_path, prefix))
     logger.handlers, logger.propagate = handlers, False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
     try:
         yield logger
     finally:
@@ -198,11 +203,11 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _file_handler(path: Path) -> logging.FileHandler:
+def _file_handler(path: Path, prefix: str = "") -> logging.FileHandler:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)-7s %(name)s: {prefix}%(message)s"))
     return handler
 
 
@@ -236,9 +241,9 @@ class _FileHandler(logging.FileHandler):
 class _ConsoleHandler(logging.Handler):
     """Prints records through a rich console, so that they do not tear its progress bar."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, prefix: str = "") -> None:
         super().__init__()
-        self.setFormatter(_Formatter())
+        self.setFormatter(_Formatter(f"{prefix}%(message)s"))
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
