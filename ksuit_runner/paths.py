@@ -129,6 +129,10 @@ class SweepPaths(OutputPaths):
         """Return the file that exists once a process has begun a job."""
         return self.sweep_dir / "begun" / str(index)
 
+    def decision(self, index: int, attempt: str) -> Path:
+        """Return the file in which the first rank of a job tells the others which run they train, if any."""
+        return self.sweep_dir / "begun" / f"{index}.{attempt}"
+
     def job_lock(self, index: int) -> Path:
         """Return the lock of the process that runs a job."""
         return self.sweep_dir / f"job-{index}.lock"

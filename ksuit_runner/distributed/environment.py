@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 from ksuit_runner.system.signals import SIGNALS
 
@@ -55,6 +56,35 @@ def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int
     """
     is_repeated = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     return 0 if is_repeated and status - 128 in SIGNALS else status
+
+
+ATTEMPT = "KSUIT_ATTEMPT"
+"""Variable that has the same value in all ranks of a job, and another one whenever the job is started again."""
+
+
+def adopt_tasks(rank: int, size: int, local_rank: int, nodes: int, host: str, attempt: str) -> None:
+    """Make this process, one of several tasks of a job that all do the same, a rank.
+
+    Args:
+        rank: Number of the task.
+        size: How many there are, the same number on each machine.
+        local_rank: Number of the task among those of its machine.
+        nodes: Number of machines.
+        host: Machine of the first task.
+        attempt: Id of the job and of its start.
+    """
+    os.environ.update(
+        {
+            "KSUIT_STARTER": "the job",
+            ATTEMPT: attempt,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size // nodes),
+            "MASTER_ADDR": os.environ.get("MASTER_ADDR", host),
+            "MASTER_PORT": os.environ.get("MASTER_PORT", str(_FIRST_PORT + crc32(attempt.encode()) % _PORTS)),
+        }
+    )
 
 
 def adopt_slurm() -> None:

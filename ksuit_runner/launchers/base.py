@@ -30,11 +30,13 @@ class Launcher(ABC):
         max_jobs: How many jobs may run at the same time.
         runs_here: Whether jobs run in this very process, so that what they print appears here.
         is_elsewhere: Whether they run on other machines, of which nothing is known here.
+        tasks: How many processes execute each job; several are its ranks.
     """
 
     max_jobs: int = 1
     runs_here: bool = False
     is_elsewhere: bool = False
+    tasks: int = 1
 
     def open(self, sweep_paths: SweepPaths) -> None:  # noqa: B027 - optional
         """Prepare for the first job: connect, make folders for the launcher's own files."""

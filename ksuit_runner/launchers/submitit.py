@@ -1,10 +1,12 @@
 """Runs jobs on a Slurm cluster, or in separate processes on this machine, through submitit."""
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
+from ksuit_runner.distributed.environment import adopt_tasks
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
 from ksuit_runner.paths import SweepPaths
@@ -26,9 +28,14 @@ class Preemptible:
         self._function = function
 
     def __call__(self, task: Any) -> Any:
-        """Run the task. After a preemption the process ends here."""
+        """Run the task, also as one of several ranks. After a preemption the process ends here."""
         import submitit
 
+        job = submitit.JobEnvironment()
+        if job.num_tasks > 1:
+            host = job.hostnames[0] if job.cluster == "slurm" else "127.0.0.1"
+            started = f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+            adopt_tasks(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, host, started)
         result = self._function(task)
         if result.signal == getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"):
             signal.raise_signal(result.signal)
@@ -39,6 +46,25 @@ class Preemptible:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, task)
+
+
+class SubmittedJob:
+    """A job that submitit runs, in one task or in several, which are the ranks of its run.
+
+    Args:
+        job: The job of submitit.
+    """
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return bool(self.job.done())
+
+    def result(self) -> Any:
+        """Return what its first task returned, or raise what ended one of them."""
+        return self.job.results()[0]
 
 
 class SubmititLauncher(Launcher):
@@ -55,7 +81,7 @@ class SubmititLauncher(Launcher):
             without a GPU one per core.
         timeout_min: Longest time of a job, in minutes.
         parameters: What each job requests from the cluster, by submitit's names: ``mem_gb``, ``cpus_per_task``,
-            ``gpus_per_node``, ``slurm_partition`` ...
+            ``gpus_per_node``, ``slurm_partition`` ... With ``tasks_per_node`` and ``nodes``, a job has that many ranks.
 
     Raises:
         ConfigError: submitit is not installed, or there are fewer GPUs than jobs.
@@ -75,6 +101,7 @@ class SubmititLauncher(Launcher):
         self._devices = visible_gpus() if executor == "local" else []
         self.max_jobs = local_cap(max_jobs, self._devices) if executor == "local" else max_jobs or 64
         self._parameters = {"timeout_min": timeout_min, **(parameters or {})}
+        self.tasks = int(self._parameters.get("nodes", 1)) * int(self._parameters.get("tasks_per_node", 1))
         self._executor: Any = None
 
     def open(self, sweep_paths: SweepPaths) -> None:
@@ -94,15 +121,14 @@ class SubmititLauncher(Launcher):
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
         """Submit ``function(task)``."""
-        handle: Handle = self._executor.submit(Preemptible(function), task)
-        return handle
+        return SubmittedJob(self._executor.submit(Preemptible(function), task))
 
     def stop(self, handles: Iterable[Handle]) -> None:
         """Interrupt the jobs: their runs write a checkpoint and end."""
         for handle in handles:
-            job: Any = handle
-            with suppress(ProcessLookupError):
-                job.cancel()
+            if isinstance(handle, SubmittedJob):
+                with suppress(ProcessLookupError):
+                    handle.job.cancel()
 
     @property
     def devices(self) -> list[str]:

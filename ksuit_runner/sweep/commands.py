@@ -51,8 +51,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     _refuse_ranks()
     planned = plan_sweep(overrides, command)
     launcher = _build_launcher(planned.plan.launcher)
-    if launcher.is_elsewhere and planned.config.get("ranks") == "auto":
-        raise ConfigError("how many GPUs a job will have is not known here: write their number", path="ranks")
+    _check_ranks(launcher, planned.config)
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
@@ -86,6 +85,7 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         config = _config_of(paths, plan)
         tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)
         launcher = _build_launcher(plan.launcher, trust)
+        _check_ranks(launcher, config)
         runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
         register_anew = value_of("register_anew", overrides) == "true"
@@ -109,6 +109,15 @@ def _refuse_ranks() -> None:
             f"a sweep is started by one process, and {here.starter} has started {here.size}. "
             f"For jobs of so many ranks: ranks={here.size}, without {here.starter}"
         )
+
+
+def _check_ranks(launcher: Launcher, config: DictConfig) -> None:
+    """Check that the jobs have as many ranks as the launcher starts processes for them."""
+    ranks = config.get("ranks", 1)
+    if launcher.is_elsewhere and ranks == "auto":
+        raise ConfigError("how many GPUs a job will have is not known here: write their number", path="ranks")
+    if launcher.tasks not in (1, ranks):
+        raise ConfigError(f"a job has {launcher.tasks} tasks, and {ranks} ranks: ranks={launcher.tasks}", path="ranks")
 
 
 def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTracker) -> None:

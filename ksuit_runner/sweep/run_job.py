@@ -14,6 +14,7 @@ from ksuit_runner.config.check.ranks import rank_count
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.distributed.environment import ATTEMPT, place
 from ksuit_runner.engine.start import Start, as_resume, start_run
 from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.paths import OutputPaths, SweepPaths
@@ -24,8 +25,10 @@ from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.sweep.gpu_lock import claim_devices
 from ksuit_runner.sweep.job_runs import find_records, local_record
+from ksuit_runner.system.atomic_files import write_text
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.system.untrusted_files import read_text
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.lasting_output import secure_output
 
@@ -107,23 +110,55 @@ def run_job(task: JobTask) -> JobResult:
     except KeyboardInterrupt:
         return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, signal.SIGINT)
     except BaseException as error:
+        _tell(SweepPaths(task.output_dir, task.sweep_id), task.index, EndStatus.FAILED)
         return _failed(task, error, task.run_id, start)
 
 
 def _run_alone(task: JobTask, start: float) -> JobResult:
     """Run a job once no other process does; a run that has finished by then is not run again."""
     paths = SweepPaths(task.output_dir, task.sweep_id)
+    here = place()
+    if here is not None and here.rank > 0:
+        _enter_folder(task.folder)
+        return _follow(task, paths, start)
     is_requeued = task.run_id is None and not _is_first_start(paths, task.index)
     _enter_folder(task.folder)
     with ExitStack() as stack:
         if number := _claim(paths, task.index, stack):
-            return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, number)
+            return _not_run(task, EndStatus.KILLED, start, number)
         if is_requeued:
             task = _with_its_run(task, paths)
         if task.run_id is not None and local_record(paths, task.run_id).status == EndStatus.FINISHED:
-            return JobResult(task.index, EndStatus.FINISHED, task.run_id, time.monotonic() - start)
+            return _not_run(task, EndStatus.FINISHED, start)
         claim_devices([(device, paths.device_lock(device)) for device in task.devices], task.ranks)
+        _tell(paths, task.index, f"run {task.run_id or ''}")
         return _run(task, start)
+
+
+def _not_run(task: JobTask, status: EndStatus, start: float, number: int | None = None) -> JobResult:
+    _tell(SweepPaths(task.output_dir, task.sweep_id), task.index, status)
+    return JobResult(task.index, status, task.run_id, time.monotonic() - start, number)
+
+
+def _tell(paths: SweepPaths, index: int, decision: str) -> None:
+    """Tell the other ranks of a job what becomes of it, if a process of a cluster is a rank."""
+    here = place()
+    if here is not None and here.rank == 0 and (attempt := os.environ.get(ATTEMPT)):
+        write_text(paths.decision(index, attempt), decision)
+
+
+def _follow(task: JobTask, paths: SweepPaths, start: float) -> JobResult:
+    """Wait until the first rank of the job has decided, and do the same."""
+    path = paths.decision(task.index, os.environ[ATTEMPT])
+    with catch_signals() as interruption:
+        while not path.exists() and interruption.signal is None:
+            time.sleep(_POLL_S)
+    if interruption.signal is not None:
+        return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, interruption.signal)
+    decision, _, run_id = read_text(path, paths.sweep_dir).partition(" ")
+    if decision == "run":
+        return _run(replace(task, run_id=run_id or None), start)
+    return JobResult(task.index, EndStatus(decision), task.run_id, time.monotonic() - start)
 
 
 def _is_first_start(paths: SweepPaths, index: int) -> bool:
