@@ -252,6 +252,7 @@ class Supervisor:
     def _environment(self, rank: int, port: int, restarts: int) -> dict[str, str]:
         threads = str(max(1, core_count() // self._size))
         return {
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # of connections to a rank that is gone
             "OMP_NUM_THREADS": threads,
             **self._given,
             "RANK": str(rank),
