@@ -25,8 +25,8 @@ Sums = Sequence[Tensor | None]
 class TreeExchange:
     """The sums of tensors over the parts of all ranks, and of numbers over the ranks.
 
-    Small tensors all go to all ranks, together with the numbers: one exchange. Large ones go in buckets, which are
-    filled while the numbers are on their way: each rank adds up its share of a bucket, and passes the sums on.
+    Small tensors all go to all ranks, together with the numbers: one exchange. Large ones follow in buckets: each rank
+    adds up its share of a bucket, and passes the sums on, while the next bucket is filled.
 
     Args:
         ranks: The ranks.
@@ -59,8 +59,7 @@ class TreeExchange:
         self._slots = [_cut(self._message[0, start : start + block], like) for start in starts]
         self._all_slots = [[_cut(row[start : start + block], like) for start in starts] for row in self._messages]
         self._is_small = is_small
-        self._union: tuple[int, ...] = ()  # which of the tensors any rank had last
-        self._layouts: dict[tuple[int, ...], list[_Bucket]] = {}
+        self._layouts: dict[tuple[int, ...], list[_Bucket]] = {}  # by which of the tensors any rank has
 
     def add_up(self, nodes: Mapping[Node, Sums], numbers: Sequence[float]) -> tuple[list[Tensor | None], list[float]]:
         """Return the sums, see ``Strategy.reduce``; what is in the nodes may be changed.
@@ -82,7 +81,7 @@ class TreeExchange:
     def _add_small(self, held: Sequence[Sums]) -> list[Tensor | None]:
         for views, tensors in zip(self._slots, held, strict=False):
             _fill(views, tensors)
-        self._ranks.finish(self._start_message())
+        self._exchange_messages()
         found: list[Tensor | None] = [None] * len(self._like)
         if union := self._read_union():
             tree = PartTree[Sequence[Tensor]](self._parts, add_all)
@@ -94,23 +93,21 @@ class TreeExchange:
         return found
 
     def _add_large(self, held: Sequence[Sums]) -> list[Tensor | None]:
-        work, guess = self._start_message(), self._union
-        buckets = self._filled(guess, held)
-        self._ranks.finish(work)
-        self._union = self._read_union()
-        if self._union != guess:
-            buckets = self._filled(self._union, held)
-        for bucket in buckets:
-            bucket.start()
-        for bucket in buckets:
-            bucket.add_up()
-        found: list[Tensor | None] = list(held[0]) if held else [None] * len(self._like)
-        for bucket in buckets:
-            bucket.finish(found)
-        return found if self._union else [None] * len(self._like)
+        self._exchange_messages()
+        found: list[Tensor | None] = [None] * len(self._like)
+        if union := self._read_union():
+            found = list(held[0]) if held else found
+            buckets = self._layout(union)
+            for bucket in buckets:
+                bucket.start(held)
+            for bucket in buckets:
+                bucket.add_up()
+            for bucket in buckets:
+                bucket.finish(found)
+        return found
 
-    def _start_message(self) -> Any:
-        return self._ranks.start(lambda: all_gather(self._messages, self._message, async_op=True))
+    def _exchange_messages(self) -> None:
+        self._ranks.finish(self._ranks.start(lambda: all_gather(self._messages, self._message, async_op=True)))
 
     def _read_union(self) -> tuple[int, ...]:
         """Return which tensors any rank has; none if a rank lacks one of its nodes."""
@@ -118,7 +115,7 @@ class TreeExchange:
             return ()
         return tuple(self._all_have[:, :, 1:].any(axis=(0, 1)).nonzero()[0].tolist())
 
-    def _filled(self, union: tuple[int, ...], held: Sequence[Sums]) -> "list[_Bucket]":
+    def _layout(self, union: tuple[int, ...]) -> "list[_Bucket]":
         if union not in self._layouts:
             if len(self._layouts) == _LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
@@ -126,8 +123,6 @@ class TreeExchange:
             self._layouts[union] = [
                 _Bucket(self._ranks, group, self._like, self._nodes, self._parts) for group in groups
             ]
-        for bucket in self._layouts[union]:
-            bucket.fill(held)
         return self._layouts[union]
 
 
@@ -158,13 +153,10 @@ class _Bucket:
             self._received = self._sent.new_empty(sum(map(len, nodes)) * self._share)
         self._work: Any = None
 
-    def fill(self, held: Sequence[Sums]) -> None:
-        """Copy what this rank has into the bucket."""
+    def start(self, held: Sequence[Sums]) -> None:
+        """Copy what this rank has into the bucket, and begin to exchange it."""
         for views, tensors in zip(self._slots, held, strict=False):
             _fill(views, [tensors[index] for index in self._indices])
-
-    def start(self) -> None:
-        """Begin to exchange it."""
         if not self._adds_itself:
             flat = self._sent[0].view(self._dtype)
             self._work = self._ranks.start(lambda: dist.all_reduce(flat, async_op=True))
