@@ -44,6 +44,8 @@ def main() -> None:
     if os.getcwd() not in sys.path:  # the project's own callbacks and models; `python -m` does so itself
         sys.path.insert(0, os.getcwd())
     adopt_slurm()
+    if place() is not None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is told once, not by all of torch
     try:
         status = _main(sys.argv[1:])
     except KsuitError as error:

@@ -34,19 +34,19 @@ class _Door:
     Attributes:
         host: Where the store is.
         port: Its port.
-        is_ours: Whether this process holds the store.
+        holder: The rank that holds the store; None if something else does.
     """
 
     host: str
     port: int
-    is_ours: bool
+    holder: int | None
 
 
-def _find_door(rank: int, environment: Mapping[str, str]) -> _Door:
+def _find_door(environment: Mapping[str, str]) -> _Door:
     try:
         # An agent of torchrun has a store of its own, and so may what starts the ranks.
-        is_elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return _Door(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), rank == 0 and not is_elsewhere)
+        holder = None if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+        return _Door(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), holder)
     except (KeyError, ValueError):
         raise ConfigError(
             "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where the ranks find each other: "
@@ -94,7 +94,7 @@ def connect(
     found = place(environment)
     if found is None or found.size == 1:
         return World()
-    door = _find_door(found.rank, environment)
+    door = _find_door(environment)
     store, own_store = _open_stores(door, found.rank, timeout_s)
     notes = Notes(own_store, found.rank, found.size)
     try:
@@ -109,7 +109,7 @@ def connect(
                 int(environment.get("LOCAL_RANK", found.rank)),
                 timeout_s,
                 backend="cpu:gloo,cuda:nccl" if _uses_cuda(device) else "gloo",
-                holds_store=door.is_ours,
+                holder=door.holder,
             )
     except BaseException:
         notes.close()
@@ -124,7 +124,7 @@ def _open_stores(door: _Door, rank: int, timeout_s: float) -> list[Any]:
         PeerError: The store cannot be reached.
     """
     stores, limit = [], timedelta(seconds=timeout_s)
-    for is_holder in (door.is_ours, False):
+    for is_holder in (door.holder == rank, False):
         try:
             stores.append(
                 dist.TCPStore(  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """What the ranks of a run tell each other beside their exchanges: notes in a store, failures, and signs of life."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+_LOGGER = logging.getLogger(__name__)
 _BEAT_S, _LOOK_S = 1.0, 0.01
+_DEAF_BEATS = 3.0  # without an answer for so long, the store is no longer waited for
 _RANKS_PER_BEAT = 64  # a rank reads the signs of all others: more ranks beat less often
 
 
@@ -23,11 +26,13 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
         rank: The rank that has failed, or that is lost.
         text: What happened, in one line.
         signal: Number of the signal that interrupted it, if one did.
+        was_late: Whether the others have waited for it for as long as they may already.
     """
 
     rank: int
     text: str
     signal: int | None = None
+    was_late: bool = False
 
 
 class Sign(NamedTuple):
@@ -50,6 +55,20 @@ class _Wanted:
     found: "Future[bytes]" = field(default_factory=Future)
 
 
+@dataclass
+class _Request:
+    work: Callable[[], object]
+    done: "Future[None]" = field(default_factory=Future)
+
+    def do(self) -> None:
+        try:
+            self.work()
+        except Exception as error:
+            self.done.set_exception(TimeoutError(str(error)))
+            raise
+        self.done.set_result(None)
+
+
 class Notes:
     """Reads and leaves notes in a store, and gives signs of life, in a thread of its own.
 
@@ -63,11 +82,13 @@ class Notes:
     Attributes:
         exchanges: How many exchanges this rank has entered, for its signs of life.
         answered_at: When the store has answered last, in seconds of the monotonic clock.
+        is_cut_off: Whether the connection to the store is broken, which it then is for good.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.exchanges = 0
         self.answered_at = time.monotonic()
+        self.is_cut_off = False
         self.beat_s = _BEAT_S * max(1.0, size / _RANKS_PER_BEAT)
         self._store = store
         self._scope: str | None = None
@@ -77,7 +98,7 @@ class Notes:
         self._has_all = False  # signs of life of all ranks
         self._failure: Failure | None = None
         self._signs: dict[int, Sign] = {}
-        self._requests: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._wanted: list[_Wanted] = []
         self._thread = threading.Thread(target=self._run, name="notes", daemon=True)
         self._thread.start()
@@ -104,7 +125,7 @@ class Notes:
             TimeoutError: It is not there in time.
         """
         wanted = _Wanted(self._key("note", key))
-        self._requests.put(lambda: self._wanted.append(wanted))
+        self._requests.put(_Request(lambda: self._wanted.append(wanted)))
         try:
             return wanted.found.result(timeout_s)
         except FutureTimeoutError:
@@ -138,29 +159,30 @@ class Notes:
     def close(self) -> None:
         """End the thread, unless it hangs."""
         self._requests.put(None)
-        self._thread.join(2.0)
-
-    # In the thread
+        self._thread.join(self.beat_s)
 
     def _ask(self, work: Callable[[], object], timeout_s: float) -> None:
-        done: Future[None] = Future()
-
-        def answer() -> None:
-            try:
-                work()
-            except Exception as error:
-                done.set_exception(TimeoutError(str(error)))
-            else:
-                self.answered_at = time.monotonic()
-                done.set_result(None)
-
-        self._requests.put(answer)
+        request = _Request(work)
+        self._requests.put(request)
+        if time.monotonic() - self.answered_at > _DEAF_BEATS * self.beat_s:
+            timeout_s = min(timeout_s, self.beat_s)
         try:
-            done.result(timeout_s)
+            request.done.result(timeout_s)
         except FutureTimeoutError:
             raise TimeoutError("the store does not answer") from None
 
+    # In the thread
+
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            _LOGGER.debug("the store of the ranks is out of reach: %s", error)
+            self.is_cut_off = True
+            while (request := self._requests.get()) is not None:
+                request.done.set_exception(TimeoutError("the store is out of reach"))
+
+    def _serve(self) -> None:
         next_beat = time.monotonic()
         while True:
             left = max(0.0, next_beat - time.monotonic()) if self._scope is not None else self.beat_s
@@ -168,14 +190,12 @@ class Notes:
                 request = self._requests.get(timeout=min(left, _LOOK_S) if self._wanted else left)
                 if request is None:
                     return
-                request()
-            # The store may be gone, or come back: who waits for its answers has a time limit.
-            with suppress(Exception):
-                self._find()
+                request.do()
+                self.answered_at = time.monotonic()
+            self._find()
             if self._scope is not None and time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self.beat_s
-                with suppress(Exception):
-                    self._beat()
+                self._beat()
 
     def _find(self) -> None:
         for wanted in list(self._wanted):

@@ -24,6 +24,7 @@ _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
 _FIRST_BYTES = 1024  # of a value; the rest follows if there is more
 _LEAVE_S = 10.0
+_MORE = 0.1  # of the time limit: how long a rank may be even later
 # Torch 2.13 has renamed it.
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -42,7 +43,10 @@ class Ranks(World):
         local_rank: Number of this rank on its machine.
         timeout_s: How long a rank waits for the others where they live, in seconds.
         backend: Backends of the groups, as ``torch.distributed.init_process_group`` takes them.
-        holds_store: Whether this process holds the store, and has to live as long as the other ranks need it.
+        holder: The rank that holds the store, and has to live as long as the others need it; None if none does.
+
+    Attributes:
+        timeout_s: How long this rank waits for the others where they live, in seconds.
     """
 
     def __init__(
@@ -54,14 +58,14 @@ class Ranks(World):
         local_rank: int,
         timeout_s: float,
         backend: str = "gloo",
-        holds_store: bool = False,
+        holder: int | None = None,
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store = store
         self._notes = notes
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._backend = backend
-        self._holds_store = holds_store
+        self._holder = holder
         self._meeting = 0
         self._broken: BaseException | None = None
         self._meet()
@@ -193,7 +197,8 @@ class Ranks(World):
 
     def _awaits(self, key: str) -> bool:
         """Wait for a note, and return whether it has come: not if a rank is lost, or time is up."""
-        deadline = time.monotonic() + self._timeout_s
+        was_late = self._notes.failure is not None and self._notes.failure.was_late
+        deadline = time.monotonic() + self.timeout_s * (_MORE if was_late else 1.0)
         while time.monotonic() < deadline and self._lost() is None:
             with suppress(TimeoutError):
                 self._notes.read(key, _STEP_S)
@@ -209,7 +214,7 @@ class Ranks(World):
             store=dist.PrefixStore(f"group/{self._meeting}", self._store),  # type: ignore[attr-defined]
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=self._timeout_s),
+            timeout=timedelta(seconds=self.timeout_s),
         )
         self._broken = None
 
@@ -217,7 +222,7 @@ class Ranks(World):
         """Raise an error if there is no point in waiting any longer for an exchange, which began at this time."""
         failure = self._notes.failure or self._lost()
         waited = time.monotonic() - began
-        if failure is None and waited > self._timeout_s:
+        if failure is None and waited > self.timeout_s:
             failure = self._late(waited)
         if failure is not None:
             raise self._abandon(failure)
@@ -237,10 +242,11 @@ class Ranks(World):
 
     def _lost(self, silent_s: float = _SILENT_S) -> Failure | None:
         """Return that another rank gives no signs of life, if so."""
-        now, silent_s = time.monotonic(), min(silent_s, self._timeout_s)
-        if now - self._notes.answered_at > silent_s + self._notes.beat_s:
-            holder = "rank 0" if not self._holds_store else "the store"
-            return Failure(0, f"{holder} does not answer, last sign of life {now - self._notes.answered_at:.0f} s ago")
+        now, silent_s = time.monotonic(), min(silent_s, self.timeout_s / 2)
+        if self._notes.is_cut_off or now - self._notes.answered_at > silent_s + self._notes.beat_s:
+            holder = "the store of the ranks" if self._holder is None else f"rank {self._holder}"
+            ago = now - self._notes.answered_at
+            return Failure(self._holder or 0, f"{holder} does not answer, last sign of life {ago:.0f} s ago")
         for rank, sign in self._notes.signs().items():
             if self._is_silent(rank, silent_s):
                 return Failure(rank, f"rank {rank} does not answer, last sign of life {now - sign.at:.0f} s ago")
@@ -257,7 +263,7 @@ class Ranks(World):
             return Failure(self.rank, f"an exchange between the ranks has not ended within {waited:.0f} s")
         names = f"rank {late[0]}" if len(late) == 1 else f"ranks {', '.join(map(str, late))}"
         has = "has" if len(late) == 1 else "have"
-        return Failure(late[0], f"{names} {has} not reached an exchange within {waited:.0f} s")
+        return Failure(late[0], f"{names} {has} not reached an exchange within {waited:.0f} s", was_late=True)
 
     def _abandon(self, failure: Failure) -> BaseException:
         """Give an exchange up, tell the others why, and return the error."""
@@ -288,7 +294,7 @@ class Ranks(World):
         if dist.is_initialized():
             with suppress(Exception):
                 dist.destroy_process_group()
-        if self._holds_store:
+        if self._holder == self.rank:
             self._wait_for_others()
         self._notes.close()
 

@@ -1,13 +1,17 @@
 """Tests for what several ranks exchange."""
 
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import Ranks, on_ranks
 
 from ksuit_runner.distributed.connect import connect
-from ksuit_runner.errors import PeerError
+from ksuit_runner.errors import Interrupted, PeerError
 
 
 def exchange_plain() -> list[Any]:
@@ -49,6 +53,85 @@ def test_tensors_of_any_kind() -> None:
             assert tensors[1].dtype == torch.bool and tensors[1].item() == (rank == 1)
             assert tensors[2].shape == (0, 3)
         assert torch.equal(found[0][3], torch.tensor([0.1, -0.0]).double())
+
+
+def lose(what: str, victim: int, limit: float) -> tuple[str, bool, float]:
+    """Exchange something, lose a rank, and return how the others notice, whether they meet again, and when."""
+    world = connect({}, 120.0)
+    try:
+        world.gather(None)
+        world.timeout_s = limit
+        if world.rank == victim:
+            if what == "stuck":
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGSTOP if what == "stopped" else signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(PeerError) as caught:
+            world.read("never", 60) if what == "read" else world.gather(None)
+        with pytest.raises(PeerError):
+            world.gather(None)
+        return str(caught.value), world.recover(), time.monotonic() - began
+    finally:
+        world.close()
+
+
+SILENT, LIMIT_S = "rank {} does not answer, last sign of life", 8.0
+
+
+@pytest.mark.slow
+def test_a_lost_rank_is_named_in_bounded_time() -> None:
+    kinds = {
+        ("killed", 1, 3): SILENT,
+        ("killed", 0, 2): SILENT,
+        ("stopped", 1, 2): SILENT,
+        ("stopped", 0, 2): SILENT,
+        ("read", 1, 2): SILENT,
+        ("stuck", 1, 2): "rank {} has not reached an exchange within 8 s",
+    }
+    with Ranks() as ranks:
+        begun = {kind: ranks.start(kind[2], lose, kind[0], kind[1], LIMIT_S) for kind in kinds}
+        for (what, victim, size), text in kinds.items():
+            for rank in set(range(size)) - {victim}:
+                process = begun[what, victim, size][rank]
+                found, meets_again, seconds = process.result()
+                assert text.format(victim) in found, (what, victim, rank, found)
+                assert not meets_again and seconds < 2 * LIMIT_S, (what, victim, rank, seconds)
+                process.process.join(LIMIT_S)
+                assert process.process.exitcode == 0
+
+
+def notes() -> list[Any]:
+    world = connect({})
+    try:
+        world.post(f"from/{world.rank}", [world.rank, b"bytes"])
+        with ThreadPoolExecutor() as threads:
+            found = list(threads.map(lambda rank: world.read(f"from/{rank}", 20.0), range(2)))
+        with pytest.raises(PeerError, match="no rank has left the note 'other' within 0.1 s"):
+            world.read("other", 0.1)
+        return found
+    finally:
+        world.close()
+
+
+def test_notes_are_left_and_read_in_any_thread() -> None:
+    assert on_ranks(2, notes) == 2 * [[[0, b"bytes"], [1, b"bytes"]]]
+
+
+def interrupt() -> int:
+    world = connect({})
+    try:
+        if world.rank == 1:
+            world.fail(Interrupted(signal.SIGTERM))
+            return 0
+        with pytest.raises(Interrupted) as caught:
+            world.gather(None)
+        return caught.value.number
+    finally:
+        world.close()
+
+
+def test_a_signal_to_one_rank_interrupts_the_others() -> None:
+    assert on_ranks(3, interrupt) == [signal.SIGTERM, 0, signal.SIGTERM]
 
 
 def fail_and_recover() -> tuple[str, bool, list[int]]:
