@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.distributed.pieces import is_sharded
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
@@ -434,6 +435,8 @@ def build_optimizers(
         evaluates_again = needs_closure(spec.build, optimizer)
         if evaluates_again:
             _check_again(type(optimizer).__name__, path, scaler, alone=len(specs) == 1 or turns is not None)
+        if strategy is not None and strategy.is_sharded:
+            _check_sharded(optimizer, path, scaler, evaluates_again)
         value = spec.clip_value or clip_value
         members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, value, strategy)
     return Optimizers(members, turns, clip_norm, scaler, strategy)
@@ -456,6 +459,20 @@ def _check_again(name: str, path: str, scaler: torch.amp.GradScaler, alone: bool
         raise ConfigError(f"float16 does not fit {name}, which evaluates the loss again", path="trainer.precision")
     if not alone:
         raise ConfigError(f"{name} evaluates the loss again, and needs turns of its own: trainer.turns", path=path)
+
+
+def _check_sharded(optimizer: Optimizer, path: str, scaler: torch.amp.GradScaler, evaluates_again: bool) -> None:
+    """Check that an optimizer can train parameters that are spread over the ranks."""
+    name = type(optimizer).__name__
+    if evaluates_again:
+        raise ConfigError(f"{name} evaluates the loss again, which strategy=fsdp does not: strategy=ddp", path=path)
+    kinds = {is_sharded(item) for group in optimizer.param_groups for item in group["params"]}
+    if scaler.is_enabled() and len(kinds) > 1:
+        raise ConfigError(
+            "float16 does not fit strategy=fsdp where some parameters are not spread over the ranks: those of the loss, "
+            "and those without dimensions. Use bfloat16",
+            path="trainer.precision",
+        )
 
 
 def _assign(specs: Mapping[str, OptimizerSpec], named: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
