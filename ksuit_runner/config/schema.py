@@ -146,7 +146,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
     "data": frozenset({"seed", "interruption", "world"}),
     "order": frozenset({"dataset", "seed", "samples_per_epoch"}),
     "tracker": frozenset({"output_paths"}),
-    "checkpoint": frozenset({"path_provider", "config_hash", "check_owner", "is_urgent", "hand_over"}),
+    "checkpoint": frozenset({"path_provider", "config_hash", "check_owner", "is_urgent", "hand_over", "world"}),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_updates", "updates_per_epoch"}),
     "": frozenset(),
