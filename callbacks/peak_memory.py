@@ -24,4 +24,5 @@ class PeakMemory(PeriodicCallback):
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        self.writer.add_scalar("peak_memory_gb", peak_memory_bytes(self.trainer.device) / 1e9)
+        peak = max(self.data_container.world.gather(peak_memory_bytes(self.trainer.device)))
+        self.writer.add_scalar("peak_memory_gb", peak / 1e9)

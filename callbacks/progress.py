@@ -40,7 +40,8 @@ class Progress(CallbackBase):
         if every_n_seconds <= 0 or refresh_seconds <= 0:
             raise ConfigError("every_n_seconds, refresh_seconds: a time has to be positive")
         console = run_console()
-        self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
+        is_shown = console.is_interactive and self.data_container.world.records
+        self._live = Live(console=console, auto_refresh=False) if is_shown else None
         self._interval = every_n_seconds if self._live is None else refresh_seconds
         self._shown: dict[str, float] = {}
         self._start = self._next = 0.0

@@ -55,18 +55,25 @@ class Prune(MetricCallback):
     def _process_value(self, value: float) -> None:
         if self.paths is None or self.number is None:
             return
+        world = self.data_container.world
+        # One rank reports to the study and asks it: it may have changed when the next one does.
+        if world.broadcast(self._is_worse(value, self.paths, self.number) if world.records else None):
+            raise StopTraining(f"{self.metric_key} is {value:.4g}, worse than the median of the finished trials")
+
+    def _is_worse(self, value: float, paths: SweepPaths, number: int) -> bool:
+        """Report a value to the study, and return whether the run is to be pruned."""
         import optuna
 
         if self._study is None:
             pruner = optuna.pruners.MedianPruner(self.min_trials, self.min_updates)
             direction = self.metric_property_provider.direction(self.metric_key)
-            self._study = open_study(self.paths, direction, pruner)
-        known = self._study.get_trials(deepcopy=False)[self.number]
+            self._study = open_study(paths, direction, pruner)
+        known = self._study.get_trials(deepcopy=False)[number]
         update = self.trainer.counter.update
         if known.state.is_finished():  # the run was resumed after the search
-            return
+            return False
         if update < max(known.intermediate_values, default=0):  # computed again after a resume: not pruned
-            return
+            return False
         trial = optuna.trial.Trial(self._study, known._trial_id)
         if update not in known.intermediate_values:
             trial.report(value, update)
@@ -75,4 +82,4 @@ class Prune(MetricCallback):
             is_worse = trial.should_prune()
         if is_worse:
             trial.set_user_attr(PRUNED_AT, update)
-            raise StopTraining(f"{self.metric_key} is {value:.4g}, worse than the median of the finished trials")
+        return bool(is_worse)

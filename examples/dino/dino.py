@@ -119,24 +119,20 @@ class NearestNeighbor(DatasetCallback):
     """Logs ``accuracy_nearest/DATASET``: whether the image with the most similar features is of the same class."""
 
     logs = ("accuracy_nearest/{dataset_key}", "accuracy_nearest/{dataset_key}/*")
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._features: dict[str, list[Tensor]] = {}
-        self._targets: list[Tensor] = []
+    # The ranks of a run share the batches; each then has the rows of all samples, in their order.
+    shares_work = True
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         images, targets = batch
-        self._targets.append(targets)
+        self.gathered.add_rows("targets", targets)
         for name, model in models.items():
             backbone = getattr(model, "module", model).backbone  # the live model is wrapped
-            self._features.setdefault(name, []).append(functional.normalize(backbone(images)))
+            self.gathered.add_rows(("features", name), functional.normalize(backbone(images)))
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        targets = torch.cat(self._targets)
-        for name, parts in self._features.items():
-            features = torch.cat(parts)
+        rows = dict(self.gathered.rows)
+        targets = rows.pop("targets")
+        for (_, name), features in rows.items():
             nearest = (features @ features.T).fill_diagonal_(-1).argmax(1)
             hits = targets[nearest] == targets
             self.writer.add_scalar(self.metric_key("accuracy_nearest", name), hits.double().mean())
-        self._features, self._targets = {}, []

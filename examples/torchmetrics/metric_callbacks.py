@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -24,6 +25,8 @@ class Evaluated(DatasetCallback):
     def __init__(self, metrics: Mapping[str, Metric], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.metrics = {name: metric.to(self.trainer.device) for name, metric in metrics.items()}
+        for metric in self.metrics.values():
+            metric.distributed_available_fn = lambda: False  # each rank of a run sees all batches
         self._of_weights: dict[str, dict[str, Metric]] = {}
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
@@ -58,6 +61,7 @@ class Followed(PeriodicCallback):
         self.metrics = {name: metric.to(self.trainer.device) for name, metric in metrics.items()}
         for metric in self.metrics.values():
             metric.persistent(True)  # its sums belong to its state_dict
+            metric.distributed_available_fn = lambda: False  # `_over_ranks` knows of ranks that are lost
 
     def _track_after_accumulation_step(
         self, update_counter: UpdateCounter, batch: Any, losses: Mapping[str, Tensor], outputs: Any
@@ -68,8 +72,16 @@ class Followed(PeriodicCallback):
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for name, metric in self.metrics.items():
-            self.writer.add_scalar(f"{name}/train", metric.compute())
+            self.writer.add_scalar(f"{name}/train", self._over_ranks(metric))
             metric.reset()
+
+    def _over_ranks(self, metric: Metric) -> Tensor:
+        """Return the value over all batches; each rank of a run has its own parts of them, and the sums of these."""
+        whole, held = deepcopy(metric), metric.metric_state
+        of_ranks = self.data_container.world.gather_tensors(list(held.values()))
+        for name, sums in zip(held, zip(*of_ranks, strict=True), strict=True):
+            setattr(whole, name, torch.stack(sums).sum(0).to(self.trainer.device))
+        return whole.compute()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the metrics since they were last logged, and how many batches it is made of."""

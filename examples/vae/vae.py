@@ -98,19 +98,16 @@ class Probe(DatasetCallback):
     """
 
     logs = ("accuracy_probe/{dataset_key}",)
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._codes: list[Tensor] = []
-        self._targets: list[Tensor] = []
+    # The ranks of a run share the batches; each then has the rows of all samples, in their order.
+    shares_work = True
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         images, targets = batch
-        self._codes.append(self.trainer.predict(images)["latent"]["mean"])
-        self._targets.append(targets)
+        self.gathered.add_rows("codes", self.trainer.predict(images)["latent"]["mean"])
+        self.gathered.add_rows("targets", targets)
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
-        codes, targets = torch.cat(self._codes).double(), torch.cat(self._targets)
+        codes, targets = self.gathered.rows["codes"].double(), self.gathered.rows["targets"]
         codes = torch.cat([codes, torch.ones_like(codes[:, :1])], dim=1)  # with a bias
         wanted = nn.functional.one_hot(targets).double()
         weights = torch.linalg.lstsq(codes[::2], wanted[::2]).solution
@@ -118,4 +115,3 @@ class Probe(DatasetCallback):
         self.writer.add_scalar(f"accuracy_probe/{self.dataset_key}", hits.double().mean())
         rows = [[digit, hits[targets[1::2] == digit].double().mean()] for digit in range(wanted.shape[1])]
         self.writer.add_table("probe", ["digit", "accuracy"], rows)
-        self._codes, self._targets = [], []
