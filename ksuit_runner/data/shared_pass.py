@@ -70,18 +70,22 @@ class SharedPass:
             return
         for number in count() if stop is None else range(stop):
             turn = Turn(number, number)
-            if any(self.readers(turn)):
+            if self._size == 1 or self.readers(turn):
                 yield turn
 
     def readers_from(self, turn: Turn) -> list[int]:
         """Return the indices of those that read some batch from here on, on this rank or another one."""
         return [index for index, (most, _) in enumerate(self._readings) if most is None or turn.first < most]
 
-    def readers(self, turn: Turn) -> Iterator[tuple[int, bool]]:
-        """Yield the index of each reader that reads a batch, and whether what it finds counts on this rank."""
+    def readers(self, turn: Turn) -> dict[int, bool]:
+        """Return the index of each reader that reads a batch, and whether what it finds counts on this rank."""
+        found = dict.fromkeys(self.readers_from(turn), True)
+        if self._size == 1:
+            return found
         is_own = turn.number % self._size == self._rank
-        for index in self.readers_from(turn):
+        for index in list(found):
             most, is_shared = self._readings[index]
-            counts = (is_own or not is_shared) and (most is None or turn.number < most)
-            if counts or self._in_step:
-                yield index, counts
+            found[index] = (is_own or not is_shared) and (most is None or turn.number < most)
+            if not (found[index] or self._in_step):
+                del found[index]
+        return found

@@ -92,7 +92,7 @@ def go_through(
                 failures.update(dict.fromkeys(active, error))
                 break
             outputs = SharedOutputs(seed)
-            present = {i: counts for i, counts in shared.readers(turn) if i not in failures}
+            present = {i: counts for i, counts in shared.readers(turn).items() if i not in failures}
             for index, own in zip(present, _copies(batch, [readers[i] for i in present], trainer), strict=True):
                 trainer.shared_outputs = outputs if readers[index].shares_batch else None
                 seed_all(seed)

@@ -68,7 +68,7 @@ class Sums:
             self.totals[key] = Total(value, count, self._dtype)
             return
         if isinstance(total.sum, Tensor):
-            total.sum.add_(value)
+            total.sum.add_(value.detach() if isinstance(value, Tensor) else value)
         else:
             total.sum = total.sum + value
         total.count = total.count + count
@@ -88,7 +88,7 @@ class Sums:
             value = mean.detach().to(self._dtype)
             self.totals[key] = Total(value * count if count else torch.zeros_like(value), count, self._dtype)
         elif count:
-            total.sum.add_(mean.detach(), alpha=count)
+            total.sum.add_(mean.detach() if mean.requires_grad else mean, alpha=count)
             total.count = total.count + count
 
     def merge(self, other: Sums) -> None:

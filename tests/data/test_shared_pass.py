@@ -23,7 +23,7 @@ def read(readings, size, batches, in_step):
     for rank in range(size):
         shared = SharedPass(readings, OneOf(rank, size), in_step)
         turns = shared.turns(batches)
-        ranks.append([(*turn, dict(shared.readers(turn))) for turn in turns])
+        ranks.append([(*turn, shared.readers(turn)) for turn in turns])
     return ranks
 
 
