@@ -83,6 +83,11 @@ class CallbackBase:
     In the hooks of an accumulation step, ``update_counter.accumulation_step`` is its number, from 0, and
     ``update_counter.accumulation_steps`` how many this update has.
 
+    Where several ranks train, every hook fires on all of them, in the same order: those of an accumulation step for the
+    parts of the batch that are the rank's, all others with the same weights and gradients. Metrics that differ are
+    averaged, files are those of rank 0, and ``_after_log`` gets the same values everywhere. For what ranks have to
+    exchange there is ``self.data_container.world``.
+
     A stateful callback stores its state in one of two ways: small state through ``state_dict`` and
     ``load_state_dict``; large tensors in files of their own, which it announces with
     ``checkpoint_writer.add_tensors`` and reads back in ``resume_from_checkpoint``.
