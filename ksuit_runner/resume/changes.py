@@ -121,6 +121,9 @@ _LISTED = 4
 def _may_change(item: Difference) -> bool:
     if item.path == "initialize.from":  # the checksum decides; the file may lie elsewhere
         return item.old is not None
+    if item.path == "trainer.device":  # another one of the same kind
+        kinds = {str(value).partition(":")[0] for value in (item.old, item.new) if value is not ABSENT}
+        return len(kinds - {"auto"}) < 2
     above, _, name = item.path.rpartition(".")
     comes_or_goes = above == "tracker" and any(objects_beside(above, {name: value}) for value in (item.old, item.new))
     return comes_or_goes or any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)
