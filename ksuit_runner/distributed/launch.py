@@ -17,6 +17,7 @@ import msgspec
 
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.detached_process import start_detached
+from ksuit_runner.system.gpus import gpu_of_rank
 from ksuit_runner.system.process_watch import ProcessWatch
 from ksuit_runner.system.signals import SIGNALS, Interruption, catch_signals
 
@@ -255,6 +256,7 @@ class Supervisor:
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # of connections to a rank that is gone
             "OMP_NUM_THREADS": threads,
             **self._given,
+            **gpu_of_rank(rank, self._given),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(self._size),

@@ -5,9 +5,9 @@ Environment variables are omitted on purpose: they hold passwords and tokens.
 
 import platform
 import subprocess
+import sys
 from functools import cached_property
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,6 +16,7 @@ import psutil
 
 from ksuit_runner import __version__
 from ksuit_runner.system.cores import core_count
+from ksuit_runner.system.gpus import gpu_names
 from ksuit_runner.ui.command_line import command_line
 
 DIFF_LIMIT = 1_000_000
@@ -134,11 +135,10 @@ def _cpu_model() -> str:
 
 
 def _gpu_names() -> list[str]:
-    if find_spec("torch") is None:
-        return []
-    import torch  # here, because reading a record must not import torch
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return gpu_names()  # a run on the CPU does not wait for the start of CUDA
 
 
 def _git(*arguments: str) -> str | None:

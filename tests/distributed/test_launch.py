@@ -70,12 +70,16 @@ def texts(ended):
 def test_ranks_know_their_places_and_report(ranks, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launch, "core_count", lambda: 7)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b,2")  # of parts of GPUs, CUDA shows the first one only
     code = """
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS", "MASTER_PORT")
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+names += ("CUDA_VISIBLE_DEVICES", "MASTER_PORT")
 end(0, " ".join(os.environ[name] for name in names) + " " * 1_000_000 * rank)"""
     ended, said = ranks(code, size=3)
     places = [text.split() for text in texts(ended)]
-    assert [place[:-1] for place in places] == [[str(n), str(n), "3", "3", "127.0.0.1", "2"] for n in range(3)]
+    assert [place[:-1] for place in places] == [
+        [str(n), str(n), "3", "3", "127.0.0.1", "2", gpu] for n, gpu in enumerate(["MIG-a", "MIG-b", "MIG-a,MIG-b,2"])
+    ]
     assert len({place[-1] for place in places}) == 1
     assert (ended.statuses, ended.lost, ended.signal, said) == ([0, 0, 0], None, None, [])
 

@@ -75,7 +75,8 @@ def _check_devices(values: Mapping[str, Any], ranks: int) -> None:
     gpus = len(visible_gpus()) if device in ("auto", "cuda") else 0
     here = place()
     local = ranks if here is None else here.local_size
-    if local is not None and local > gpus > 0:
+    has_one = here is not None and gpus == 1  # perhaps its own, as a scheduler may hide the others from each task
+    if local is not None and local > gpus > 0 and not has_one:
         raise ConfigError(
             f"{local} ranks on this machine need a GPU each, and there are {gpus}. Fewer ranks, or trainer.device=cpu",
             path="ranks",

@@ -86,6 +86,14 @@ def test_ranks_of_a_machine_have_a_gpu_each(monkeypatch):
     assert parts_of(config(4, device="cpu")) == 4
     torchrun(monkeypatch, 4, 2)  # on two machines
     assert parts_of(config(1)) == 4
+    torchrun(monkeypatch, 4, 4)
+    with pytest.raises(ConfigError, match="ranks: 4 ranks on this machine need a GPU each, and there are 2"):
+        with_parts(config(1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # which a scheduler may say to each of them
+    assert parts_of(config(1)) == 4
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ConfigError, match="need a GPU each, and there are 1"):
+        with_parts(config(4))
 
 
 def test_ranks_do_not_contradict_torchrun(monkeypatch):
