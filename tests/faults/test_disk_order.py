@@ -12,6 +12,7 @@ import pytest
 import torch
 from command import checkpoint_bytes
 from disk import SURVIVALS, Disk, Step, Tree, write_tree
+from rank_threads import on_ranks, piece
 from stored_checkpoint import store_checkpoint
 
 from ksuit_runner.callback_base import CallbackBase
@@ -25,6 +26,7 @@ from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.metric_sender import Shipment
 from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
@@ -105,6 +107,26 @@ def read_saved(folder: Path) -> set[int]:
         folder = paths.checkpoints_dir / name
         assert damage(folder) is None, f"{name}, which is named, is {damage(folder)}"
     return {read_newest(paths).progress.update}
+
+
+def save_on_two_ranks(folder: Path, version: int) -> None:
+    """Write the same position again, of which each rank has a half."""
+
+    def save(world: World) -> None:
+        counter = UpdateCounter(6, 2, max_epochs=100)
+        counter.update = 2
+        writer = CheckpointWriter(PathProvider(folder, RUN), config_hash=str(version), world=world)
+        model = {"w": piece(torch.full((4,), float(version)), world.rank, 2)}
+        writer.save(counter, model, {"trainer": {}, "callbacks": {}, "unfinished": None}, wait=True)
+        writer.close()
+
+    on_ranks(2, save)
+
+
+def read_of_two_ranks(folder: Path) -> set[int]:
+    paths = PathProvider(folder, RUN)
+    Committer(paths).recover()
+    return set(map(int, read_newest(paths).model["w"])) if names(paths) else {0}
 
 
 def append_to_journal(folder: Path, version: int) -> None:
@@ -196,6 +218,7 @@ WRITERS = {
     "a folder": Writer(write_new_folder, read_folders),
     "a checkpoint": Writer(write_checkpoint, read_checkpoint),
     "the newest checkpoint": Writer(save_checkpoint, read_saved),
+    "a checkpoint of two ranks": Writer(save_on_two_ranks, read_of_two_ranks),
     "the journal": Writer(append_to_journal, read_journal),
     "tracker.json": Writer(store_outbox, read_outbox),
     "delivered.json": Writer(store_delivered, read_delivered),
@@ -288,6 +311,25 @@ def test_a_commit_is_files_fsync_rename_parent_fsync_and_read_back_before_anythi
     named = max(at("rename", f"{here}/.{name}.tmp", f"{here}/{name}") for name in ("tags.json", "latest"))
     removed = [number for number, step in enumerate(disk.log) if step.what in ("unlink", "rmdir") and old in step.path]
     assert max(read_back) < named < min(removed)
+
+
+def test_the_files_of_every_rank_are_synced_and_read_back_before_the_manifest_is_written(tmp_path):
+    disk = Disk(tmp_path)
+    with disk:
+        save_on_two_ranks(tmp_path, 1)
+    here = "runs/run00000/artifacts/checkpoints"
+    partial = f"{here}/.E0_U2_S4.tmp"
+    [temporary] = {step.path for step in disk.log if step.what == "rename" and step.target == partial}
+
+    def at(*step: str, after: int = 0) -> int:
+        return disk.log.index(Step(*step), after)
+
+    sealed, renamed = at("open", f"{temporary}/manifest.json"), at("rename", temporary, partial)
+    for name in ("rank-0.safetensors", "rank-0.json", "rank-1.safetensors", "rank-1.json"):
+        file = f"{temporary}/{name}"
+        synced = at("fsync", file)
+        assert at("open", file) < synced < at("read", file, after=synced) < sealed
+    assert sealed < renamed < at("rename", partial, f"{here}/.E0_U2_S4.ready")
 
 
 def test_a_checkpoint_that_reads_back_wrong_replaces_no_older_one(tmp_path):
