@@ -15,7 +15,8 @@ from ksuit_runner.checkpoint.base_weights import with_base
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest, read_weights
 from ksuit_runner.config.check.initialization import NODE, Initialization, initialization_of
 from ksuit_runner.config.check.whole_config import resolve
-from ksuit_runner.distributed.pieces import whole
+from ksuit_runner.distributed.pieces import StoredTensor, local, whole
+from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.record.stored_run import read_config
@@ -60,8 +61,13 @@ class Beginning:
     report: str
 
 
-def initialize(model: ModelBase, config: Mapping[str, Any]) -> Beginning | None:
+def initialize(model: ModelBase, config: Mapping[str, Any], world: World | None = None) -> Beginning | None:
     """Load the weights that a new run begins with, if its config names any.
+
+    Args:
+        model: The model.
+        config: The config of the run.
+        world: The ranks of the run, which all call this; by default there is one.
 
     Raises:
         KsuitError: They are gone, not those that are meant, or do not fit the model.
@@ -71,7 +77,7 @@ def initialize(model: ModelBase, config: Mapping[str, Any]) -> Beginning | None:
         return None
     found = find_starting_point(config, settings)
     check_checksum(settings, found)
-    fit = fit_weights(_read(found, settings, config, model), model, settings)
+    fit = fit_weights(_read(found, settings, config, model, world or World()), model, settings)
     try:
         model.load({**model.tensors(), **fit.given})
     except RuntimeError as error:
@@ -138,21 +144,25 @@ def _check_shapes(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(own[name], Tensor) and not is_lazy(own[name]):  # a lazy layer takes the shape
             here = tuple(own[name].shape)
-            there = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            is_tensor = isinstance(value, Tensor | StoredTensor)
+            there = tuple(value.shape) if is_tensor else type(value).__name__
             if here != there:
                 raise ConfigError(
                     f"'{name}' has shape {here} in the model, and {there} in the source. "
                     f"To leave it as the model makes it: {NODE}.drop=[{name}]",
                     path=NODE,
                 )
-            if value.is_complex() and not own[name].is_complex():
+            if value.dtype.is_complex and not own[name].dtype.is_complex:
                 raise ConfigError(f"'{name}' is real in the model, and complex in the source", path=NODE)
 
 
 def _memory(value: Any) -> Any:
     """Return what two names of one tensor, as of tied weights, have in common; None for what has no memory."""
     is_held = isinstance(value, Tensor) and not is_lazy(value) and value.layout is torch.strided and value.numel() > 0
-    return (value.data_ptr(), value.shape, value.stride()) if is_held else None
+    if not is_held:
+        return None
+    held = local(value)  # which may be empty where the whole is not
+    return held.untyped_storage().data_ptr(), held.storage_offset(), value.shape, value.stride()
 
 
 def _hint(unused: Collection[str], lacking: Collection[str]) -> str:
@@ -175,17 +185,27 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _read(
-    found: StartingPoint, settings: Initialization, config: Mapping[str, Any], model: ModelBase
+    found: StartingPoint, settings: Initialization, config: Mapping[str, Any], model: ModelBase, world: World
 ) -> dict[str, Any]:
     if found.checkpoint is None:
         return read_file(found.file, settings.key)
-    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name)
-    values = {name: whole(value) for name, value in read_weights(found.file.parent, found.file.stem).items()}
-    return {**base_of(checkpoint, config, model), **checkpoint.model, **values}  # what has no average is the model's
+    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name, world)
+    values = read_weights(found.file.parent, found.file.stem)
+    return {**base_of(checkpoint, config, model, world), **checkpoint.model, **values}  # what has no average is its own
 
 
-def base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase) -> dict[str, Any]:
-    """Return the weights that a checkpoint refers to: from where its run has them, or as the new model has them."""
+def base_of(
+    checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase, world: World | None = None
+) -> dict[str, Any]:
+    """Return the weights that a checkpoint refers to: from where its run has them, or as the new model has them.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: The config of the new run.
+        model: Its model.
+        world: Its ranks, which all call this; by default there is one.
+    """
+    world = world or World()
     if not checkpoint.base:
         return {}
     begun = model.tensors()
@@ -193,12 +213,12 @@ def base_of(checkpoint: Checkpoint, config: Mapping[str, Any], model: ModelBase)
     if (settings := initialization_of(stored)) is not None:
         source = find_starting_point(stored, settings)
         check_checksum(settings, source)
-        values = _read(source, settings, stored, model)
+        values = _read(source, settings, stored, model, world)
         renamed = {name: settings.renamed(name) for name in values}
         taken = [name for name, new in renamed.items() if not settings.drops(name) and not settings.drops(new)]
         begun |= {renamed[name]: values[name] for name in taken}
     try:
-        return with_base({}, checkpoint.base, begun)
+        return with_base({}, checkpoint.base, {name: whole(begun.get(name)) for name in checkpoint.base}, world)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.paths.checkpoint_dir}: {error}", path=f"{NODE}.from") from None
 

@@ -152,7 +152,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
         trainer = build_trainer(factory, int(config["seed"]), interruption, strategy)
         _check_device(trainer, device)
         needs_beginning = _needs_beginning(config, given.launch, checkpoint)
-        start = _Start(given, checkpoint, initialize(trainer.model, config) if needs_beginning else None)
+        start = _Start(given, checkpoint, initialize(trainer.model, config, world) if needs_beginning else None)
         with files_explained():
             record = _open_record(given, tracker, outputs, lock, world)
         if given.begun is not None:
