@@ -30,6 +30,7 @@ from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
 _LOGGER = logging.getLogger(__name__)
+_GRACE_S = 5.0
 
 
 class DataContainer:
@@ -108,6 +109,8 @@ class DataContainer:
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
         self.world = world or World()
+        # The others may wait for this rank already: the update is finished if its batch comes soon.
+        self._grace_s = _GRACE_S if self.world.size > 1 else 0.0
         self.pins_memory = False
         self._order = self._build_order(order, samples_per_epoch)
         self._training = None
@@ -321,7 +324,7 @@ class DataContainer:
                 stream.drop()
             if head is None:
                 raise StopIteration("there is no further update")
-            return self._deliver(self.interruption.wait_for(stream.take), head)
+            return self._deliver(self.interruption.wait_for(stream.take, self._grace_s), head)
         finally:
             self._wait_seconds += perf_counter() - start
 

@@ -98,7 +98,7 @@ class Hooks:
         self._rounds: dict[tuple[bool, ...], list[Method]] = {}
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(_own(method))}
-        self._quiet = {method for method in methods if is_quiet(_own(method))}
+        self._quiet = {method for method in methods if is_quiet(_own(method))} if self._has_peers else set()
 
     def fire(self, hook: str, step: int = 0, **arguments: Any) -> None:
         """Call a hook of all callbacks that implement it.
@@ -128,6 +128,8 @@ class Hooks:
         methods = self._table[hook]
         if not methods:
             return
+        if hook == "before_every_optimizer_step":  # the word of this update was exchanged before
+            self._note_said(methods)
         before = self._gradient_versions()
         with torch.no_grad(), self._generators_for(hook, methods):
             for method in methods:
@@ -157,8 +159,7 @@ class Hooks:
         if not methods:
             return
         states, done = self.states, self.done
-        if self._has_peers and not self._quiet.issuperset(methods):
-            self.may_have_said = True
+        self._note_said(methods)
         with torch.no_grad():
             for number, method in enumerate(methods):
                 callback = _callback_of(method)
@@ -178,6 +179,11 @@ class Hooks:
                         raise
                     states.drop_snapshot(callback, len(done), mark)
                 done.append(name)
+
+    def _note_said(self, methods: Sequence[Method]) -> None:
+        """Take note that these hooks may log, stop training or request a checkpoint, on this rank or another one."""
+        if self._has_peers and not self._quiet.issuperset(methods):
+            self.may_have_said = True
 
     def go_back(self, number: int) -> int | None:
         """Let the hooks of this round, from this number on, not have been called; see ``CallbackStates.go_back``."""
