@@ -469,8 +469,8 @@ def _check_sharded(optimizer: Optimizer, path: str, scaler: torch.amp.GradScaler
     kinds = {is_sharded(item) for group in optimizer.param_groups for item in group["params"]}
     if scaler.is_enabled() and len(kinds) > 1:
         raise ConfigError(
-            "float16 does not fit strategy=fsdp where some parameters are not spread over the ranks: those of the loss, "
-            "and those without dimensions. Use bfloat16",
+            "float16 does not fit strategy=fsdp where some parameters are not spread over the ranks: those of the loss "
+            "and those without dimensions are not. Use bfloat16",
             path="trainer.precision",
         )
 
