@@ -1,5 +1,6 @@
 """Parameters, gradients and optimizer state spread over the ranks: PyTorch's FSDP2."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -93,6 +94,8 @@ class ShardedParallel(Strategy):
         """
         if self.world.size == 1:
             return
+        # Whatever follows a model here leaves its outputs as they are.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         share_weights(model, self.world)
         if self._sync_batchnorm:
             synchronize_batchnorm(model)

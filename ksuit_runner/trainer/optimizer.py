@@ -3,14 +3,14 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 
-from ksuit_runner.distributed.pieces import place_all
+from ksuit_runner.distributed.pieces import is_sharded, place_all
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.trainer.parameter_rules import (
     FACTORS,
@@ -71,7 +71,7 @@ def build_optimizer(
     groups = parameter_groups(own, rules, named)
     factors = [math.prod(group.pop(key, 1.0) for key in FACTORS) for group in groups]
     sparse = _sparse_names(model, own)
-    optimizer = _construct(factory, groups, device, not sparse, path)
+    optimizer = _construct(factory, groups, device, not sparse and may_fuse(factory, own.values()), path)
     _check_options(optimizer, rules, own, path)
     _check_step(optimizer, sparse, path)
     for options in (*optimizer.param_groups, optimizer.defaults) if lr_scale != 1.0 else ():
@@ -120,11 +120,11 @@ def _keep_compiler_out() -> None:
 
 
 def _construct(
-    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, may_fuse: bool, path: str
+    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], device: torch.device, fuses: bool, path: str
 ) -> Optimizer:
     given = getattr(factory, "keywords", {})
     offered = inspect.signature(getattr(factory, "func", factory)).parameters
-    is_open = may_fuse and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
+    is_open = fuses and "fused" in offered and not {"fused", "foreach", "differentiable"} & set(given)
     is_open = is_open and not given.get("dampening")  # which a momentum that begins later could not be given
     # Newer versions of torch refuse other dtypes in the first step only.
     if is_open and device.type in FUSED_DEVICES and all(_fits_kernels(group) for group in groups):
@@ -137,6 +137,12 @@ def _construct(
     except ValueError as error:  # such as a negative learning rate
         several = "; trainer.parameter_rules=null makes one of them" if "parameter groups" in str(error) else ""
         raise ConfigError(f"{error}{several}", path=path) from error
+
+
+def may_fuse(factory: Callable[..., Optimizer], parameters: Iterable[Tensor]) -> bool:
+    """Whether torch knows the fused kernel of an optimizer for such parameters: spread over ranks only that of Adam."""
+    kind = getattr(factory, "func", factory)
+    return (isinstance(kind, type) and issubclass(kind, Adam | AdamW)) or not any(map(is_sharded, parameters))
 
 
 def _fits_kernels(group: Mapping[str, Any]) -> bool:

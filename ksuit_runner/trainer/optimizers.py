@@ -20,6 +20,7 @@ from ksuit_runner.trainer.gradients import clip_gradients, clip_values
 from ksuit_runner.trainer.optimizer import (
     build_optimizer,
     load_optimizer_state,
+    may_fuse,
     needs_closure,
     optimizer_state,
     switches_weights,
@@ -436,7 +437,7 @@ def build_optimizers(
         if evaluates_again:
             _check_again(type(optimizer).__name__, path, scaler, alone=len(specs) == 1 or turns is not None)
         if strategy is not None and strategy.is_sharded:
-            _check_sharded(optimizer, path, scaler, evaluates_again)
+            _check_sharded(spec.build, optimizer, path, scaler, evaluates_again)
         value = spec.clip_value or clip_value
         members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, value, strategy)
     return Optimizers(members, turns, clip_norm, scaler, strategy)
@@ -461,13 +462,20 @@ def _check_again(name: str, path: str, scaler: torch.amp.GradScaler, alone: bool
         raise ConfigError(f"{name} evaluates the loss again, and needs turns of its own: trainer.turns", path=path)
 
 
-def _check_sharded(optimizer: Optimizer, path: str, scaler: torch.amp.GradScaler, evaluates_again: bool) -> None:
+def _check_sharded(
+    factory: Callable[..., Optimizer],
+    optimizer: Optimizer,
+    path: str,
+    scaler: torch.amp.GradScaler,
+    evaluates_again: bool,
+) -> None:
     """Check that an optimizer can train parameters that are spread over the ranks."""
-    name = type(optimizer).__name__
+    name, parameters = type(optimizer).__name__, [item for group in optimizer.param_groups for item in group["params"]]
     if evaluates_again:
         raise ConfigError(f"{name} evaluates the loss again, which strategy=fsdp does not: strategy=ddp", path=path)
-    kinds = {is_sharded(item) for group in optimizer.param_groups for item in group["params"]}
-    if scaler.is_enabled() and len(kinds) > 1:
+    if any(group.get("fused") for group in optimizer.param_groups) and not may_fuse(factory, parameters):
+        raise ConfigError(f"torch has no fused kernel of {name} for strategy=fsdp: leave it out", path=f"{path}.fused")
+    if scaler.is_enabled() and len({is_sharded(item) for item in parameters}) > 1:
         raise ConfigError(
             "float16 does not fit strategy=fsdp where some parameters are not spread over the ranks: those of the loss "
             "and those without dimensions are not. Use bfloat16",

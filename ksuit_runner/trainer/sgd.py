@@ -322,6 +322,7 @@ class SgdTrainer:
 
     def roll_back(self) -> None:
         """Restore the buffers and the extra state from the snapshot."""
+        self.strategy.reset()
         for snapshot in self._buffer_snapshots:
             snapshot.restore()
         if self.has_extra_state:
