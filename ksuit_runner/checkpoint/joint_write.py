@@ -118,6 +118,7 @@ class JointWrite:
 
     def _written_by(self, rank: int) -> dict[str, Fingerprint]:
         note = self._read(f"written-{rank}", _Written)
+        self._world.forget(self._note(f"written-{rank}"))
         if note.error is not None:
             raise OSError(note.errno, f"rank {rank}: {note.error}")
         assert all(rank_of(file) == rank for file in note.files), "a rank writes its own files only"

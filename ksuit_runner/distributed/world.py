@@ -77,6 +77,9 @@ class World:
         """
         raise NotImplementedError("a single process has nobody who leaves notes")
 
+    def forget(self, key: str) -> None:
+        """Remove a note that nobody will read any more; in any thread."""
+
     def fail(self, error: BaseException) -> None:
         """Let the other ranks know that this one has failed: what they wait for raises a ``PeerError``."""
 
