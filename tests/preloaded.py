@@ -27,6 +27,7 @@ IMPORTS = (
         "hydra._internal.hydra",
         "torch._dynamo",
     ),
+    *("ksuit_runner.distributed.ddp", "pytest"),
 )
 
 

@@ -20,10 +20,8 @@ from command import REPOSITORY, environment
 from preloaded import Command, Preloaded
 
 _IMPORTS = (
-    "ksuit_runner.distributed.ranks",
-    "ksuit_runner.distributed.ddp",
-    "ksuit_runner.distributed.fsdp",
-    "ksuit_runner.engine.connection",
+    *("pytest", "ksuit_runner.recorder.life", "ksuit_runner.engine.connection"),
+    *("ksuit_runner.distributed.ddp", "ksuit_runner.distributed.fsdp"),
 )
 
 

@@ -83,12 +83,14 @@ class Notes:
         exchanges: How many exchanges this rank has entered, for its signs of life.
         answered_at: When the store has answered last, in seconds of the monotonic clock.
         is_cut_off: Whether the connection to the store is broken, which it then is for good.
+        after_look: Called in the thread of the notes after each look at those of the others.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.exchanges = 0
         self.answered_at = time.monotonic()
         self.is_cut_off = False
+        self.after_look: Callable[[], object] = bool
         self.beat_s = _BEAT_S * max(1.0, size / _RANKS_PER_BEAT)
         self._store = store
         self._scope: str | None = None
@@ -131,14 +133,6 @@ class Notes:
         except FutureTimeoutError:
             wanted.found.cancel()
             raise TimeoutError from None
-
-    def forget(self, key: str, timeout_s: float = 10.0) -> None:
-        """Remove a note.
-
-        Raises:
-            TimeoutError: The store does not answer.
-        """
-        self._ask(lambda: self._store.delete_key(self._key("note", key)), timeout_s)
 
     def fail(self, failure: Failure, timeout_s: float = 10.0) -> Failure:
         """Post why this meeting of the ranks ends, and return what was posted first."""
@@ -204,6 +198,7 @@ class Notes:
             if self._scope is not None and time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self.beat_s
                 self._beat()
+                self.after_look()
 
     def _find(self) -> None:
         for wanted in list(self._wanted):

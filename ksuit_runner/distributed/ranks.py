@@ -21,10 +21,12 @@ from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 _LOGGER = logging.getLogger(__name__)
 _STEP_S = 0.5  # how often a wait looks for notes
 _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
+_SILENT_GPU_S = 60.0  # and while this rank may be waiting for a GPU, where it would notice nothing
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
 _FIRST_BYTES = 1024  # of a value; the rest follows if there is more
-_LEAVE_S = 10.0
+_LEAVE_S, _LEAVE_BROKEN_S = 10.0, 2.0
 _MORE = 0.1  # of the time limit: how long a rank may be even later
+_COLLECTIVES = ("gloo", "NCCL", "c10d", "process group")  # what the errors of torch's own exchanges speak of
 # Torch 2.13 has renamed it.
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -69,6 +71,8 @@ class Ranks(World):
         self._meeting = 0
         self._broken: BaseException | None = None
         self._meet()
+        if "nccl" in backend:
+            notes.after_look = self._free
 
     # Exchanges
 
@@ -170,14 +174,15 @@ class Ranks(World):
                 if left <= _STEP_S:
                     raise PeerError(f"no rank has left the note '{key}' within {timeout_s:g} s") from None
 
-    def forget(self, key: str) -> None:  # noqa: D102
-        with suppress(TimeoutError):  # it only takes memory
-            self._notes.forget(key)
-
     # Failures
 
+    def explain(self, error: BaseException) -> BaseException:  # noqa: D102
+        if not isinstance(error, RuntimeError) or not any(name in str(error) for name in _COLLECTIVES):
+            return error
+        return self._broken or self._explain(error)
+
     def fail(self, error: BaseException) -> None:  # noqa: D102
-        failure = self._notes.fail(_failure_of(error, self.rank))
+        failure = self._notes.fail(_failure_of(self.explain(error), self.rank))
         self._give_up(failure, abandoned=self._broken is not None)
 
     def recover(self) -> bool:  # noqa: D102
@@ -289,6 +294,13 @@ class Ranks(World):
         with suppress(Exception):
             dist.distributed_c10d._abort_process_group()
 
+    def _free(self) -> None:
+        """Abort the exchanges of NCCL if another rank is lost: a thread that waits for a GPU cannot look for notes."""
+        failure = self._notes.failure or self._lost(_SILENT_GPU_S)
+        if failure is not None and self._broken is None:
+            _LOGGER.debug("the exchanges between GPUs are aborted: %s", failure.text)
+            self._give_up(failure, abandoned=True)
+
     def close(self) -> None:  # noqa: D102
         if self._broken is None:
             with suppress(PeerError, Interrupted):
@@ -304,7 +316,7 @@ class Ranks(World):
 
     def _wait_for_others(self) -> None:
         """Wait until the other ranks no longer need the store; a lost one does not."""
-        deadline = time.monotonic() + _LEAVE_S
+        deadline = time.monotonic() + (_LEAVE_S if self._broken is None else _LEAVE_BROKEN_S)
         for rank in range(1, self.size):
             while time.monotonic() < deadline and not self._is_silent(rank, _CUT_OFF_BEATS * self._notes.beat_s):
                 with suppress(TimeoutError):

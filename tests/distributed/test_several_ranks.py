@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import Ranks, on_ranks
 
 from ksuit_runner.distributed.connect import connect
@@ -55,6 +56,32 @@ def test_tensors_of_any_kind() -> None:
         assert torch.equal(found[0][3], torch.tensor([0.1, -0.0]).double())
 
 
+def exchange_and_leave() -> int:
+    world = connect({})
+    world.gather(None)
+    world.close()
+    return world.rank
+
+
+def leave(times: int) -> None:
+    with Ranks() as ranks:
+        for _ in range(times):
+            begun = ranks.start(2, exchange_and_leave)
+            assert [rank.result() for rank in begun] == [0, 1]
+            for rank in begun:
+                rank.process.join(20)
+                assert rank.process.exitcode == 0
+
+
+def test_every_rank_exits_cleanly() -> None:
+    leave(5)
+
+
+@pytest.mark.soak
+def test_every_rank_exits_cleanly_fifty_times() -> None:
+    leave(50)
+
+
 def lose(what: str, victim: int, limit: float) -> tuple[str, bool, float]:
     """Exchange something, lose a rank, and return how the others notice, whether they meet again, and when."""
     world = connect({}, 120.0)
@@ -100,6 +127,29 @@ def test_a_lost_rank_is_named_in_bounded_time() -> None:
                 assert process.process.exitcode == 0
 
 
+def let_down() -> tuple[str, str]:
+    """Fail while the others are in an exchange of torch's own, which looks for no notes."""
+    world = connect({})
+    try:
+        error = ValueError("a bad sample")
+        assert world.explain(error) is error
+        memory = RuntimeError("no memory")
+        if world.rank == 1:
+            time.sleep(0.2)
+            world.fail(error)
+            return "", ""
+        with pytest.raises(RuntimeError) as caught:
+            dist.all_reduce(torch.ones(1))
+        return str(world.explain(caught.value)), str(world.explain(memory))
+    finally:
+        world.close()
+
+
+def test_errors_of_the_exchanges_of_torch_are_explained() -> None:
+    text = "rank 1 has failed: a bad sample"
+    assert on_ranks(2, let_down) == [(text, "no memory"), ("", "")]
+
+
 def notes() -> list[Any]:
     world = connect({})
     try:
@@ -108,10 +158,6 @@ def notes() -> list[Any]:
             found = list(threads.map(lambda rank: world.read(f"from/{rank}", 20.0), range(2)))
         with pytest.raises(PeerError, match="no rank has left the note 'other' within 0.1 s"):
             world.read("other", 0.1)
-        world.gather(None)
-        world.forget(f"from/{world.rank}")
-        with pytest.raises(PeerError, match="no rank has left the note"):
-            world.read(f"from/{world.rank}", 0.1)
         return found
     finally:
         world.close()
