@@ -90,7 +90,7 @@ class LostRankError(KsuitError):
         exit_status: Exit status of the command.
     """
 
-    def __init__(self, message: str, exit_status: int) -> None:
+    def __init__(self, message: str, exit_status: int = 1) -> None:
         super().__init__(message)
         self.exit_status = exit_status
 

@@ -4,30 +4,45 @@ from functools import partial
 
 import torch
 
+from ksuit_runner.data.batch_plan import cut
+from ksuit_runner.data.fetch_batch import Part
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.keyed_random import keyed
+from ksuit_runner.trainer.parts import WeighedPart
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 BATCH = (torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 1, 2, 1, 0]))
 
+WHOLE = WeighedPart(BATCH, 0, 1.0)
+
+
+def cut_by_rows(batch, parts):
+    """Cut a batch of tensors as if it had been fetched in parts."""
+    _, _, spans = cut(len(batch[0]), parts, range(parts))
+    return [Part(tuple(rows[start:stop] for rows in batch), number, stop - start) for number, start, stop in spans]
+
 
 def gradients(trainer, batch=BATCH):
-    for part, share in trainer.parts(batch):
-        losses, _ = trainer.forward(part)
-        trainer.backward(losses, share)
-    trainer.complete_gradients()
+    """Compute the gradients of a batch, or of its parts."""
+    trainer.take_snapshot()
+    parts = batch if isinstance(batch, list) else cut_by_rows(batch, trainer.accumulation_steps)
+    for part in trainer.start_update(parts):
+        losses, _ = trainer.forward_part(part)
+        if not trainer.leaves_out(losses, part):
+            trainer.backward(losses, part)
+    trainer.complete_gradients(UpdateWord())
     return {name: parameter.grad.clone() for name, parameter in trainer.model.module.named_parameters()}
 
 
 def train(trainer, updates=None):
     """Run the updates like the loop, without hooks; return the size of each batch."""
     sizes = []
-    trainer.data_container.open(trainer.counter)
+    trainer.data_container.open(trainer.counter, parts=trainer.accumulation_steps)
     with keyed(0):
         while not trainer.counter.is_finished and trainer.counter.update != updates:
-            [part] = trainer.data_container.next_training_batch()
-            batch = part.batch
-            sizes.append(trainer.batch_size(batch))
-            gradients(trainer, batch)
+            parts = trainer.data_container.next_training_batch()
+            sizes.append(sum(part.samples for part in parts))
+            gradients(trainer, parts)
             trainer.step()
             trainer.counter.update += 1
     trainer.data_container.close()

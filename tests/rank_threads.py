@@ -67,6 +67,10 @@ class ThreadWorld(World):
                     raise PeerError(f"no note {key.rpartition('/')[2]} in {timeout_s:g} s")
             return msgspec.msgpack.decode(self.exchange.notes[key])
 
+    def forget(self, key):
+        with self.exchange.news:
+            del self.exchange.notes[key]
+
     def lose(self):
         """Let this rank be lost, as after SIGKILL."""
         with self.exchange.news:

@@ -75,7 +75,7 @@ def built(overrides, tmp_path):
 
 def first_batch(run):
     run.data.open(run.counter, [])
-    return run.trainer.to_device(run.data.next_training_batch()[0].batch)
+    return run.data.next_training_batch()
 
 
 def try_out(run):
@@ -130,9 +130,9 @@ def test_every_loss_fits_to_a_dataset_that_ships(choice, tmp_path):
     refused = []
     for data in choices("data"):
         with built([f"data={data}", f"loss={choice}"], tmp_path) as run:
-            batch = first_batch(run)
+            [part] = first_batch(run)
             try:
-                losses, _ = run.trainer.forward(batch)
+                losses, _ = run.trainer.forward(part.batch)
             except (RuntimeError, ValueError) as error:  # such as classes where numbers are needed
                 refused.append(f"{data}: {error}")
                 continue

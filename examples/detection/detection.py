@@ -40,7 +40,7 @@ class Squares(Dataset[Sample]):
 
 
 def as_lists(samples: list[Sample]) -> dict[str, list[Any]]:
-    """Collate a batch without stacking: lists with an entry per image, which accumulation steps divide among them."""
+    """Collate a batch without stacking: lists with an entry per image."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 

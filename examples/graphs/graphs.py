@@ -1,7 +1,5 @@
 """Graphs of different sizes with PyTorch Geometric, whose batches are one large graph."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -9,7 +7,6 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, global_mean_pool
 
 from ksuit_runner import SgdTrainer
-from ksuit_runner.trainer.batch import Part
 
 
 class Rings(Dataset[Data]):
@@ -75,9 +72,3 @@ class GraphTrainer(SgdTrainer):
     def batch_size(self, batch: Batch) -> int:
         """Return the number of graphs; the tensors of a batch have one row per node."""
         return int(batch.num_graphs)
-
-    def split(self, batch: Batch, steps: int | None = None) -> list[Part[Any]]:
-        """Split a batch into its accumulation steps, each with its share of the graphs."""
-        graphs, steps = batch.to_data_list(), steps or self.accumulation_steps
-        parts = [graphs[len(graphs) * step // steps : len(graphs) * (step + 1) // steps] for step in range(steps)]
-        return [Part(Batch.from_data_list(part), len(part) / len(graphs)) for part in parts if part]

@@ -240,8 +240,8 @@ def read_newest(paths: PathProvider, name: str | None = None, world: World | Non
     raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
 
 
-def read_weights(folder: Path, label: str) -> dict[str, Any]:
-    """Return the tensors by name in one file of a verified checkpoint; what is in pieces as ``StoredTensor``.
+def read_weights(folder: Path, label: str) -> dict[str, StoredTensor]:
+    """Return the tensors by name in one file of a verified checkpoint, to be read when they are needed.
 
     Args:
         folder: Its folder.
@@ -250,21 +250,9 @@ def read_weights(folder: Path, label: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, or cannot be read.
     """
-    return _weights_in(folder, label, safetensors.torch.load_file)
-
-
-def open_weights(folder: Path, label: str) -> dict[str, StoredTensor]:
-    """Return the tensors by name in one file of a verified checkpoint, to be read when they are needed.
-
-    For the arguments and errors see ``read_weights``.
-    """
-    return _weights_in(folder, label, _open)
-
-
-def _weights_in(folder: Path, label: str, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
         shards = Shards(folder, [path.name for path in folder.iterdir()], folder.name)
-        return _weights(folder, label, shards, reader)
+        return _weights(folder, label, shards, _open)
     except (UnsafeFileError, OSError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
 

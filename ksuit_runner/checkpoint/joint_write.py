@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 Result = TypeVar("Result")
 Note = TypeVar("Note")
+_GRACE_S, _POLL_S = 5.0, 0.1  # after a failure the ranks may meet again, and what they were writing is still good
 
 
 class _Turn(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,7 +55,7 @@ class JointWrite:
         world: The ranks that write it.
         folder: Its final path; its name is the position.
         key: Distinguishes it from every other one that the ranks ever write; the same on all of them.
-        timeout_s: How long a rank waits for what another one has to do for it.
+        timeout_s: How long an attempt may take, in seconds.
     """
 
     def __init__(self, world: World, folder: Path, key: str, timeout_s: float) -> None:
@@ -98,6 +100,7 @@ class JointWrite:
             OSError: One of the ranks could not write its part, or has not done so in time; everything is removed.
         """
         self._attempt += 1
+        deadline = monotonic() + self._timeout_s
         folder = self._folder.with_name(f".{self._folder.name}.{self._key}-{self._attempt}{PARTIAL}")
         folder.mkdir(parents=True)
         try:
@@ -105,7 +108,7 @@ class JointWrite:
             written = write_files(folder)
             written |= shard.write(folder, self._folder.name, 0, self._world.size)
             for rank in range(1, self._world.size):
-                written |= self._written_by(rank)
+                written |= self._written_by(rank, deadline)
             self._check(folder, written)
             seal(folder, written)
             partial = beside(self._folder, PARTIAL)
@@ -116,8 +119,9 @@ class JointWrite:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _written_by(self, rank: int) -> dict[str, Fingerprint]:
-        note = self._read(f"written-{rank}", _Written)
+    def _written_by(self, rank: int, deadline: float) -> dict[str, Fingerprint]:
+        note = self._read(f"written-{rank}", _Written, deadline)
+        self._world.forget(self._note(f"written-{rank}"))
         if note.error is not None:
             raise OSError(note.errno, f"rank {rank}: {note.error}")
         assert all(rank_of(file) == rank for file in note.files), "a rank writes its own files only"
@@ -144,7 +148,8 @@ class JointWrite:
             PeerError: The checkpoint was not handed over, or rank 0 does not say what becomes of it.
         """
         for self._attempt in count():
-            turn = self._read("turn", _Turn)
+            # Rank 0 may still be at a checkpoint before this one, or wait for another rank as long.
+            turn = self._read("turn", _Turn, monotonic() + 2 * self._timeout_s)
             if turn.folder is None:
                 break
             self._world.post(self._note(f"written-{self._world.rank}"), msgspec.to_builtins(self._part(turn, shard)))
@@ -161,11 +166,18 @@ class JointWrite:
 
     # Both
 
-    def _read(self, what: str, kind: type[Note]) -> Note:
-        try:
-            return msgspec.convert(self._world.read(self._note(what), self._timeout_s), kind)
-        except Interrupted:  # which ends what training waits for, and not a thread
-            raise PeerError("a rank was interrupted meanwhile") from None
+    def _read(self, what: str, kind: type[Note], deadline: float) -> Note:
+        first: float | None = None
+        while True:
+            try:
+                left = max(0.0, deadline - monotonic())
+                return msgspec.convert(self._world.read(self._note(what), left), kind)
+            except (PeerError, Interrupted) as error:
+                first = first or monotonic()
+                if monotonic() > min(deadline, first + _GRACE_S):
+                    # An interruption ends what training waits for, and not a thread.
+                    raise error if isinstance(error, PeerError) else PeerError("a rank was interrupted") from None
+            sleep(_POLL_S)
 
     def _post_turn(self, turn: _Turn) -> None:
         self._world.post(self._note("turn"), msgspec.to_builtins(turn))

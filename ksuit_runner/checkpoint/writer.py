@@ -82,7 +82,7 @@ class CheckpointWriter:
         content: ``trained`` leaves out the weights that are frozen for the whole run and have not changed: a resume, a
             fork or an evaluation takes them from where the run has them from. ``all`` stores everything.
         room_timeout_s: How long the last checkpoint of a run waits for room on a full disk, in seconds.
-        peer_timeout_s: How long a rank waits until the others have written their parts of a checkpoint, in seconds.
+        peer_timeout_s: How long the ranks may take to write their parts of a checkpoint, in seconds.
         config_hash: Hash of the run's config, stored with each checkpoint.
         is_urgent: Whether the run is asked to end soon, and so cannot wait for room on a full disk.
         check_owner: Raises an error if another process has taken the run over; called before every write.
@@ -344,9 +344,9 @@ class CheckpointWriter:
     ) -> Future[None]:
         self.check_owner()
         before()
-        if self._submitted is None:
+        if self._submitted is None or joint is not None:  # a rank that was late may have left something
             remove_partial(self.path_provider)
-        elif self._submitted[0] == name:
+        if self._submitted is not None and self._submitted[0] == name:
             self._wait_for(self._submitted[1])  # until its folder is free
         folder, head = self.path_provider.checkpoints_dir / name, (self.config_hash, self._keep_last, tags)
         if joint is None:

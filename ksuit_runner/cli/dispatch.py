@@ -58,10 +58,10 @@ def main() -> None:
 
 def _print_error(error: KsuitError) -> None:
     """Print why nothing was started, once for all ranks."""
+    if isinstance(error, PeerError) and error.is_reported:
+        return
     here = place()
     if here is not None and here.rank > 0:
-        if isinstance(error, PeerError):
-            return
         time.sleep(_OTHERS_S)  # what has started the ranks ends this one meanwhile if it is the same with rank 0
         error = KsuitError(f"rank {here.rank}: {error}")
     print_error(make_console(stderr=True), error)

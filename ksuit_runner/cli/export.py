@@ -67,7 +67,7 @@ def _target(export_to: str | None, found: StartingPoint) -> Path:
 
 
 def _tensors(found: StartingPoint, output_dir: str, trust: Sequence[str]) -> Mapping[str, Tensor | StoredTensor]:
-    from ksuit_runner.checkpoint.format import held_elsewhere, open_weights
+    from ksuit_runner.checkpoint.format import held_elsewhere, read_weights
     from ksuit_runner.errors import CheckpointError
 
     folder = found.file.parent
@@ -82,6 +82,6 @@ def _tensors(found: StartingPoint, output_dir: str, trust: Sequence[str]) -> Map
         weights: dict[str, Tensor] = module.state_dict()
         return weights
     return {
-        **open_weights(folder, "model"),
-        **open_weights(folder, found.file.stem),
+        **read_weights(folder, "model"),
+        **read_weights(folder, found.file.stem),
     }  # what has no average is the model's

@@ -134,6 +134,14 @@ class Notes:
             wanted.found.cancel()
             raise TimeoutError from None
 
+    def forget(self, key: str, timeout_s: float = 10.0) -> None:
+        """Remove a note.
+
+        Raises:
+            TimeoutError: The store does not answer.
+        """
+        self._ask(lambda: self._store.delete_key(self._key("note", key)), timeout_s)
+
     def fail(self, failure: Failure, timeout_s: float = 10.0) -> Failure:
         """Post why this meeting of the ranks ends, and return what was posted first."""
         with suppress(TimeoutError):

@@ -39,8 +39,8 @@ class PartTree(Generic[Value]):
         self._parts = parts
         self._add = add
 
-    def put(self, node: Node, value: Value) -> None:
-        """Add the value of a part, ``Node(0, part)``, or of a node that others have summed up."""
+    def put(self, node: Node, value: Value) -> Value:
+        """Add the value of a part, ``Node(0, part)``, or of a node that others have summed up, and return the sum."""
         level, place = node
         while not self._is_root(level):
             neighbour = Node(level, place ^ 1)
@@ -51,6 +51,23 @@ class PartTree(Generic[Value]):
                 value = self._add(value, other) if place < neighbour.place else self._add(other, value)
             level, place = level + 1, place >> 1
         self.nodes[Node(level, place)] = value
+        return value
+
+    def pop_left(self, part: int) -> tuple[Node, Value | None]:
+        """Take out the sum that a part is added to first, if it is there, for who adds the part to it by himself.
+
+        Returns:
+            The node to put the sum, or else the part, and the sum up to now, or None.
+        """
+        level, place = 0, part
+        while not self._is_root(level):
+            neighbour = Node(level, place ^ 1)
+            level, place = level + 1, place >> 1
+            if (neighbour.place << neighbour.level) < self._parts:
+                if neighbour in self.nodes and neighbour.place & 1 == 0:
+                    return Node(level, place), self.nodes.pop(neighbour)
+                break
+        return Node(0, part), None
 
     @property
     def total(self) -> Value:

@@ -174,6 +174,10 @@ class Ranks(World):
                 if left <= _STEP_S:
                     raise PeerError(f"no rank has left the note '{key}' within {timeout_s:g} s") from None
 
+    def forget(self, key: str) -> None:  # noqa: D102
+        with suppress(TimeoutError):  # it only takes memory
+            self._notes.forget(key)
+
     # Failures
 
     def explain(self, error: BaseException) -> BaseException:  # noqa: D102

@@ -77,6 +77,9 @@ class World:
         """
         raise NotImplementedError("a single process has nobody who leaves notes")
 
+    def forget(self, key: str) -> None:
+        """Remove a note that nobody will read any more; in any thread."""
+
     def explain(self, error: BaseException) -> BaseException:
         """Return what is behind an error: a ``PeerError`` if another rank has let down an exchange of torch."""
         return error

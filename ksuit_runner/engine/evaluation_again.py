@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.engine.run import Run
-from ksuit_runner.trainer.batch import Part
-from ksuit_runner.trainer.gradient_sums import TotalLoss
 from ksuit_runner.trainer.optimizers import SkippedEvaluation
+from ksuit_runner.trainer.parts import WeighedPart
 
 
 class EvaluationAgain:
@@ -17,16 +17,16 @@ class EvaluationAgain:
     update: those of the last evaluation stay. Hooks are called for the first one only, which the loop does itself.
 
     Args:
-        run: The run.
-        parts: The parts of the batch.
+        run: The run, which has just computed the gradients of the batch.
+        parts: The parts of the batch that are this rank's.
 
     Attributes:
-        total: The loss of the batch in the evaluation of the loop.
+        known: The loss of the batch in the evaluation of the loop.
     """
 
-    def __init__(self, run: Run, parts: Sequence[Part]) -> None:
+    def __init__(self, run: Run, parts: Sequence[WeighedPart]) -> None:
         self._run, self._parts = run, parts
-        self.total = TotalLoss(len(parts))
+        self.known = run.trainer.total_loss
 
     def __call__(self) -> Tensor:
         """Return the loss, a scalar, and leave its gradients at the parameters.
@@ -35,18 +35,15 @@ class EvaluationAgain:
             LossError: It is not finite, and that is an error.
             SkippedEvaluation: It is not finite, and such updates are skipped.
         """
-        trainer, total = self._run.trainer, TotalLoss(len(self._parts))
-        trainer.start_again(len(self._parts))
-        for step, (part, share) in enumerate(self._parts):
+        trainer = self._run.trainer
+        trainer.start_again()
+        for part in self._parts:
             trainer.modes.train()
-            self._run.seed_step(step)
-            losses, _ = trainer.forward(part)
-            if trainer.must_skip(losses, share):
-                raise SkippedEvaluation
-            trainer.backward(losses, share)
-            losses.detach_()
-            total.add(losses, share)
-        if not trainer.complete_gradients():
+            self._run.seed_step(part.number)
+            losses, _ = trainer.forward_part(part, logs=False)
+            if not trainer.leaves_out(losses, part):
+                trainer.backward(losses, part)
+        if not trainer.complete_gradients(UpdateWord()):
             raise SkippedEvaluation
         trainer.modes.evaluate()
-        return total.value()
+        return trainer.total_loss

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ksuit_runner.data.fetch_batch import Part
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
@@ -58,9 +60,7 @@ def _train(run: Run) -> None:
                 raise TakenOverError(
                     "another process has taken over this run; it ends here, and leaves its record alone"
                 )
-            [part] = data.next_training_batch()
-            _seed_batch(run, "to_device")
-            do_update(run, run.trainer.to_device(part.batch))
+            do_update(run, _on_device(run, data.next_training_batch()))
             finish_update(run)
             if counter.update == first:
                 check_state(run)
@@ -81,7 +81,8 @@ def _end_together(run: Run, error: Interrupted) -> bool:
 
 def _start(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
-    run.data.open(counter, hooks.evaluations(), in_step=run.trainer.strategy.is_sharded)
+    parts, in_step = run.trainer.accumulation_steps, run.trainer.strategy.is_sharded
+    run.data.open(counter, hooks.evaluations(), parts, in_step=in_step)
     run.trainer.modes.start()
     run.trainer.modes.evaluate()
     hooks.fire("before_training", update_counter=counter)
@@ -111,8 +112,13 @@ def evaluate(run: Run) -> None:
     _log(run)
 
 
-def do_update(run: Run, batch: Any) -> None:
-    """Do one update: all accumulation steps, then the optimizer's step."""
+def do_update(run: Run, batch: Sequence[Part]) -> None:
+    """Do one update: the accumulation steps of this rank, then the optimizer's step.
+
+    Args:
+        run: The run.
+        batch: This rank's parts of the batch, on the device.
+    """
     trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
     run.hooks.states.snapshot_early()
     trainer.take_snapshot()
@@ -122,49 +128,57 @@ def do_update(run: Run, batch: Any) -> None:
         trainer.freezing.follow(counter.update)
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
-    _seed_batch(run, "split")
-    parts = trainer.parts(batch)
-    counter.accumulation_steps = len(parts)
-    again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
-    for step, (part, share) in enumerate(parts):
-        counter.accumulation_step = step
-        if step > 0:
-            trainer.modes.train()
-            fire = run.hooks.fire_between
-        fire("before_every_accumulation_step", step, update_counter=counter, batch=part)
+    parts = trainer.start_update(batch)
+    counter.accumulation_steps = trainer.accumulation_steps
+    for part in parts:
+        step = counter.accumulation_step = part.number
+        fire("before_every_accumulation_step", step, update_counter=counter, batch=part.batch)
         run.seed_step(step)  # whatever was drawn before
         losses, outputs = trainer.forward_part(part)
-        if trainer.must_skip(losses, share):
-            trainer.skip_step()
-            break
+        if trainer.leaves_out(losses, part):
+            continue
         fire("before_every_backward", step, update_counter=counter, losses=losses)
-        if step == 0:
-            trainer.forget_gradients()  # those that callbacks have left behind
-        trainer.backward(losses, share)
+        trainer.backward(losses, part)
         trainer.modes.evaluate()
         losses.detach_()
-        if again is not None:
-            again.total.add(losses, share)
-        run.hooks.fire_between(
-            "track_after_accumulation_step", step, update_counter=counter, batch=part, losses=losses, outputs=outputs
+        fire = run.hooks.fire_between
+        fire(
+            "track_after_accumulation_step",
+            step,
+            update_counter=counter,
+            batch=part.batch,
+            losses=losses,
+            outputs=outputs,
         )
+        if part is not parts[-1]:
+            trainer.modes.train()
+    word = UpdateWord() if run.is_alone else run.word()
+    is_complete = trainer.complete_gradients(word)
+    if not run.is_alone:
+        run.hear(word)
+    if is_complete:
+        if run.hooks.methods("before_every_optimizer_step"):
+            trainer.unscale_gradients()
+            run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
+        again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
+        run.phase = Phase.STEP
+        trainer.step(again)
     else:
-        if trainer.complete_gradients():
-            if run.hooks.methods("before_every_optimizer_step"):
-                trainer.unscale_gradients()
-                run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
-            run.phase = Phase.STEP
-            trainer.step(again)
-        else:
-            trainer.skip_step()
+        trainer.skip_step()
     counter.update += 1
     run.log_writer.is_ahead = False
 
 
-def _seed_batch(run: Run, method: str) -> None:
-    """Seed the generators for a trainer's own version of a method on batches, wherever the batch was fetched."""
-    if getattr(type(run.trainer), method) is not getattr(SgdTrainer, method):
-        seed_all(mix(run.seed, method, run.counter.update))
+def _on_device(run: Run, batch: Sequence[Part]) -> list[Part]:
+    """Move the parts of a batch to the device; a trainer's own way of doing so may draw, wherever they were fetched."""
+    trainer, moved = run.trainer, []
+    may_draw = type(trainer).to_device is not SgdTrainer.to_device
+    for part in batch:
+        if may_draw:
+            number = [] if trainer.accumulation_steps == 1 else [part.number]
+            seed_all(mix(run.seed, "to_device", run.counter.update, *number))
+        moved.append(Part(trainer.to_device(part.batch), part.number, part.samples))
+    return moved
 
 
 def begin_training(run: Run, methods: Sequence[Method], skip: Sequence[str] = ()) -> None:

@@ -35,8 +35,17 @@ def lerp_all(starts: Sequence[Tensor], ends: Sequence[Tensor], weight: float) ->
         start.lerp_(end, weight)
 
 
-def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply all tensors by a scalar, in place; the list may not be empty."""
+def accumulate_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Add each source to its target, in place; neither list may be empty."""
+    if (kernel := _kernel("_foreach_add_")) is not None:
+        kernel(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.add_(source)
+
+
+def multiply_all(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
+    """Multiply all tensors by a number or a scalar, in place; the list may not be empty."""
     if (kernel := _kernel("_foreach_mul_")) is not None:
         kernel(tensors, factor)
         return

@@ -1,5 +1,6 @@
 """Snapshots of a module's buffers, taken before every update and restored if it fails or is skipped."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ class BufferSnapshot:
 
     Args:
         module: The module; its forward pass may change buffers, replace them, or add some.
+
+    Attributes:
+        surveys: How often the buffers were found to be others.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.surveys = 0
         self._tree = ModuleTree(module)
         self._copies: list[_BufferCopy] = []
         self._find_buffers()
@@ -50,10 +55,40 @@ class BufferSnapshot:
             if (id(holder), name) not in known:
                 del holder[name]
         with torch.no_grad():
-            for (holder, name), item in zip(self._tree.buffer_slots, self._copies, strict=True):
+            for (holder, name), item in self._slots():
                 holder[name] = item.restored(name)
 
+    def __len__(self) -> int:
+        """Return the number of buffers."""
+        return len(self._copies)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Give the buffers the values of the snapshot, as ``restore`` does, for another part of the update."""
+        if any(holder.get(name) is not item.buffer for (holder, name), item in self._slots()):
+            self.restore()
+            return
+        if self._small[0]:
+            copy_all(self._small[1], self._small[0])
+        for item in self._others:
+            item.reset()
+
+    def changes(self) -> Iterator[tuple[Tensor | None, Any]]:
+        """Yield each buffer, or None if it has not changed or cannot be compared, and its value in the snapshot."""
+        for (holder, name), item in self._slots():
+            now = holder.get(name)
+            yield (now if now is not None and item.may_differ(now) else None), item.copy
+
+    def targets(self) -> Iterator[tuple[str, Tensor | None, Any]]:
+        """Yield the name of each buffer, the buffer itself, and its value in the snapshot."""
+        for (holder, name), item in self._slots():
+            yield name, holder.get(name), item.copy
+
+    def _slots(self) -> Iterator[tuple[tuple[dict[str, Tensor | None], str], "_BufferCopy"]]:
+        return zip(self._tree.buffer_slots, self._copies, strict=True)
+
     def _find_buffers(self) -> None:
+        self.surveys += 1
         if self._tree.has_other_structure():
             self._tree.survey()
             self._copies = []
@@ -81,6 +116,17 @@ class _BufferCopy:
         if self._state_now() != self._state:
             self.copy = self.buffer.detach().clone()
             self._state = self._state_now()
+
+    def reset(self) -> None:
+        if self._state_now() != self._state:
+            write(self.buffer, self.copy)
+            self._state = self._state_now()
+
+    def may_differ(self, now: Tensor) -> bool:
+        if self.copy is None or not (_is_dense(now) and _is_dense(self.copy)):
+            return False
+        is_kept = now is self.buffer and not self.is_small and self._state_now() == self._state
+        return not is_kept and (now.shape, now.dtype) == (self.copy.shape, self.copy.dtype)
 
     def restored(self, name: str) -> Any:
         buffer, copy = self.buffer, self.copy

@@ -1,5 +1,6 @@
 """One pass over a dataset for all callbacks that evaluate it at the same moment."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Final, Protocol
@@ -12,7 +13,7 @@ from ksuit_runner.errors import Interrupted
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.sgd import SgdTrainer
-from ksuit_runner.trainer.shared_outputs import SharedOutputs
+from ksuit_runner.trainer.shared_outputs import MOST_BYTES, SharedOutputs
 
 _END: Final = object()
 
@@ -65,16 +66,15 @@ def go_through(
         Exception: What the dataset raised while the first one was reading.
     """
     failures: dict[int, BaseException] = {}
-    data, strategy = trainer.data_container, trainer.strategy
+    data, in_step = trainer.data_container, trainer.strategy.is_sharded
     key, size = readers[0].dataset_key, readers[0].batch_size
-    readings = [Reading(reader.max_batches, reader.shares_work) for reader in readers]
-    shared, batches_there = SharedPass(readings, data.world, strategy.is_sharded), data.batches_in(key, size)
-    numbers = (turn.number for turn in shared.turns(batches_there))
-    batches = data.evaluation_batches(key, size, shared.max_batches, numbers)
+    shared = SharedPass([Reading(item.max_batches, item.shares_work) for item in readers], data.world, in_step)
+    length = data.batches_in(key, size)
+    batches = data.evaluation_batches(key, size, shared.max_batches, (turn.number for turn in shared.turns(length)))
     for reader in readers:
         reader.gathered.start(is_shared=reader.shares_work and data.world.size > 1)
     with trainer.evaluation():
-        for turn in shared.turns(batches_there):
+        for turn in shared.turns(length):
             active = [index for index in shared.readers_from(turn) if index not in failures]
             if not active:
                 break
@@ -87,27 +87,40 @@ def go_through(
                 seed_all(mix(seed, "to_device"))
                 batch = trainer.to_device(batch)
             except Exception as error:  # who has read enough would not have met it
-                if active[0] == 0 or isinstance(error, Interrupted) or strategy.is_sharded:
+                if active[0] == 0 or isinstance(error, Interrupted) or in_step:
                     raise
                 failures.update(dict.fromkeys(active, error))
                 break
-            outputs = SharedOutputs(seed)
             present = {i: counts for i, counts in shared.readers(turn).items() if i not in failures}
-            for index, own in zip(present, _copies(batch, [readers[i] for i in present], trainer), strict=True):
-                trainer.shared_outputs = outputs if readers[index].shares_batch else None
-                seed_all(seed)
-                readers[index].gathered.begin(turn.number, present[index])
-                try:
-                    readers[index].read_batch(own, models)
-                except Interrupted:
-                    raise
-                except (Exception, SystemExit) as error:
-                    if strategy.is_sharded:  # other ranks would wait for its next forward passes
-                        error.add_note(f"raised while callback '{readers[index].display_name}' read a batch")
-                        raise
-                    failures[index] = error
-                finally:
-                    trainer.shared_outputs = None
+            for index, counts in present.items():
+                readers[index].gathered.begin(turn.number, counts)
+            failures |= _read_batch(batch, {index: readers[index] for index in present}, trainer, models, seed)
+    return failures
+
+
+def _read_batch(
+    batch: Any, readers: Mapping[int, BatchReader], trainer: SgdTrainer, models: Mapping[str, nn.Module], seed: int
+) -> dict[int, BaseException]:
+    """Give a batch to all that read it, and return their errors by their index."""
+    failures: dict[int, BaseException] = {}
+    in_step = trainer.strategy.is_sharded
+    # Ranks that are in step have to compute the same outputs again, or none of them, whatever the size of their batch.
+    sharing = sum(reader.shares_batch for reader in readers.values())
+    outputs = SharedOutputs(seed, MOST_BYTES if not in_step else math.inf if sharing > 1 else 0)
+    for (index, reader), own in zip(readers.items(), _copies(batch, list(readers.values()), trainer), strict=True):
+        trainer.shared_outputs = outputs if reader.shares_batch else None
+        seed_all(seed)
+        try:
+            reader.read_batch(own, models)
+        except Interrupted:
+            raise
+        except (Exception, SystemExit) as error:
+            if in_step:  # other ranks would wait for its next forward passes
+                error.add_note(f"raised while callback '{reader.display_name}' read a batch")
+                raise
+            failures[index] = error
+        finally:
+            trainer.shared_outputs = None
     return failures
 
 

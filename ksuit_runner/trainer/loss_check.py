@@ -15,7 +15,10 @@ _LATEST = 1024
 
 
 class LossCheck:
-    """Checks the loss of every update.
+    """Checks the losses of the parts of every update.
+
+    A part whose loss is not finite is left out; what becomes of the update is decided after the last part, when the
+    ranks have met: the same on all of them.
 
     Reading a loss waits for the device. On the CPU that costs nothing; on an accelerator the losses are collected on
     the device and checked together, when a log or a checkpoint waits for it anyway. Only ``skip`` reads each one.
@@ -28,6 +31,7 @@ class LossCheck:
     Attributes:
         skips: Number of updates in a row that have been skipped up to now.
         skips_updates: Whether it skips updates.
+        bad_loss: Sum of the non-finite losses of the present update that were left out; 0 if there is none.
         has_failed_late: Whether weights were changed by a non-finite loss before it was found.
 
     Raises:
@@ -39,6 +43,7 @@ class LossCheck:
             raise ConfigError(f"there is no '{policy}'. {did_you_mean(policy, _POLICIES)}", path="trainer.nan_loss")
         self.has_failed_late = False
         self.skips = 0
+        self.bad_loss = 0.0
         self._max_skips = max_skips
         self._policy = policy
         self.skips_updates = policy == "skip"
@@ -46,21 +51,36 @@ class LossCheck:
         self._losses: Tensor | None = None
         self._updates: list[int] = []
 
-    def must_skip(self, total: Tensor, update: int) -> bool:
-        """Check the loss of a forward pass, and return whether the update is skipped.
+    def leaves_out(self, total: Tensor, update: int) -> bool:
+        """Check the loss of a part, and return whether it is left out.
 
         Args:
             total: The loss that is minimized, a scalar.
             update: Number of updates before this one.
-
-        Raises:
-            LossError: It is non-finite, and the policy is ``fail``, or too many in a row were skipped.
         """
         if self._is_late:
             self._collect(total.detach(), update + 1)
             return False
         value = total.item()
-        return not isfinite(value) and self._react(value, update + 1)
+        if isfinite(value):
+            return False
+        if self._policy == "warn":
+            return self._react(value, update + 1)
+        self.bad_loss += value
+        return True
+
+    def must_skip(self, bad_loss: float, update: int) -> bool:
+        """Return whether an update is skipped.
+
+        Args:
+            bad_loss: Sum of the non-finite losses of all ranks; 0 if there is none.
+            update: Number of updates before this one.
+
+        Raises:
+            LossError: There is one, and the policy is ``fail``, or too many in a row were skipped.
+        """
+        self.bad_loss = 0.0
+        return bad_loss != 0 and self._react(bad_loss, update + 1)
 
     def settle(self) -> None:
         """Check the losses that were collected on the device.

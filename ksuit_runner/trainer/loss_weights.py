@@ -1,25 +1,13 @@
 """The weight of a batch's loss, or of that of a part of it, in a mean over several."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _LOGGER = logging.getLogger(__name__)
 _UNEVEN = (nn.CrossEntropyLoss, nn.NLLLoss)
-
-
-def shares_of(weights: Sequence[float | Tensor]) -> list[float] | None:
-    """Return the share of each weight in their sum, after one transfer from the device; None if that is 0."""
-    on_device = next((weight.device for weight in weights if isinstance(weight, Tensor)), None)
-    if on_device is None:
-        counts = [float(weight) for weight in weights]
-    else:
-        counts = torch.stack([torch.as_tensor(weight, device=on_device) for weight in weights]).tolist()
-    total = sum(counts)
-    return [count / total for count in counts] if total > 0 else None
+_NO_TARGET = nn.CrossEntropyLoss().ignore_index
 
 
 class LossWeights:
@@ -33,6 +21,7 @@ class LossWeights:
 
     Attributes:
         are_sums: Whether losses are sums over the samples, and not means.
+        are_uneven: Whether the loss was made to ignore targets, to weigh classes or to count for itself.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -43,6 +32,7 @@ class LossWeights:
         parts = [module for module in loss.modules() if isinstance(getattr(module, "ignore_index", None), int)]
         self._ignored = {int(module.ignore_index) for module in parts}  # type: ignore[arg-type]
         self._weighs_classes = any(getattr(module, "weight", None) is not None for module in parts)
+        self.are_uneven = callable(self._count) or self._weighs_classes or not self._ignored <= {_NO_TARGET}
         self._has_warned = False
 
     def of(self, targets: Any, samples: int) -> float | Tensor:
@@ -73,7 +63,7 @@ class LossWeights:
     def _warn_if_uneven(self, targets: Any) -> None:
         if self._has_warned:
             return
-        is_uneven = self._weighs_classes or self._ignored != {nn.CrossEntropyLoss().ignore_index}
+        is_uneven = self._weighs_classes or self._ignored != {_NO_TARGET}
         if isinstance(targets, Tensor):
             is_uneven = self._weighs_classes or any(bool((targets == index).any()) for index in self._ignored)
         if is_uneven:

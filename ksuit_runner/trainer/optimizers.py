@@ -15,7 +15,6 @@ from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
 from ksuit_runner.trainer.fused_adam import FusedStep
-from ksuit_runner.trainer.gradient_sums import TotalLoss
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values
 from ksuit_runner.trainer.optimizer import (
     build_optimizer,
@@ -34,9 +33,13 @@ class SkippedEvaluation(Exception):
 
 
 class Evaluation(Protocol):
-    """Evaluates the loss of the batch again, and leaves its gradients at the parameters."""
+    """Evaluates the loss of the batch again, and leaves its gradients at the parameters.
 
-    total: TotalLoss
+    Attributes:
+        known: The loss at the weights as they are.
+    """
+
+    known: Tensor
 
     def __call__(self) -> Tensor:
         """Return the loss, a scalar."""
@@ -287,7 +290,7 @@ class Optimizers:
 
     def _search(self, member: Member, turn: _Turn, update: int, again: Evaluation, can_skip: bool) -> None:
         # It asks first for the loss at the weights as they are, which is known; others may change them before that.
-        known = [again.total.value()] if type(member.optimizer) is LBFGS else []
+        known = [again.known] if type(member.optimizer) is LBFGS else []
 
         def closure() -> Tensor:
             if known:

@@ -1,13 +1,30 @@
-"""What is known of the batch of an update and of the parts that it is split into: their samples and their weights."""
+"""What is known of the batch of an update and of its parts: their samples and their weights."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ksuit_runner.trainer.batch import Part, batch_size, report_shared, split_batch
+import torch
+from torch import Tensor
+
+from ksuit_runner.data.fetch_batch import Part
+
+
+class WeighedPart(NamedTuple):
+    """A part of the batch of an update, on the device.
+
+    Attributes:
+        batch: The samples.
+        number: Number of the part among those of the whole batch, from 0.
+        weight: What its total loss weighs in the mean over the whole batch; 1 if it is the only part.
+    """
+
+    batch: Any
+    number: int
+    weight: float
 
 
 class BatchParts:
-    """Splits batches, and remembers of the latest one and of its parts how many samples they have and what they weigh.
+    """Remembers of the latest batch, or of the parts of one, how many samples they have and what they weigh.
 
     Args:
         fetched: Returns how many samples were fetched for a batch, or None if it was not fetched.
@@ -15,44 +32,41 @@ class BatchParts:
 
     def __init__(self, fetched: Callable[[Any], int | None]) -> None:
         self._fetched = fetched
-        self._noted: tuple[Any, int | None] = (None, None)
-        self._samples: list[tuple[Any, int]] = []
-        self._weights: list[tuple[Any, float]] = []
-        self._has_reported = False
+        self._samples: list[tuple[Any, int | None]] = []
+        self._weighed: Sequence[WeighedPart] = ()
 
     def note(self, batch: Any, samples: int | None) -> None:
-        """Take note of how many samples were fetched for a batch that is evaluated or split next, if that is known."""
-        self._noted = batch, samples
+        """Take note of how many samples were fetched for a batch that is evaluated next, if that is known."""
+        self._samples = [(batch, samples)]
+
+    def start(self, parts: Sequence[Part]) -> None:
+        """Take note of the parts of an update."""
+        self._samples = [(part.batch, part.samples) for part in parts]
+        self._weighed = ()
 
     def samples(self, batch: Any) -> int | None:
         """Return how many samples were fetched for a batch, or for a part of it, if that is known."""
-        if batch is self._noted[0]:
-            return self._noted[1]
-        for part, samples in self._samples:
-            if part is batch:
+        for known, samples in self._samples:
+            if known is batch:
                 return samples
         return self._fetched(batch)
 
-    def split(self, batch: Any, steps: int) -> Sequence[Part]:
-        """Split a batch into at most so many parts, each with its share of the samples; see ``batch.split_batch``."""
-        samples = self.samples(batch)
-        parts = split_batch(batch, steps, samples)
-        if samples is not None:
-            size = samples if len(parts) == 1 else batch_size(batch, samples)
-            self._samples = [(part, round(share * size)) for part, share in parts]
-            if len(parts) > 1 and not self._has_reported:
-                self._has_reported = True
-                report_shared(batch, size)
-        self._weights = []
-        return parts
+    def weigh(self, parts: Sequence[Part], weights: Sequence[float | Tensor]) -> Sequence[WeighedPart]:
+        """Return the parts with their weights, and remember these; weights on a device take one transfer."""
+        numbers = as_numbers(weights)
+        self._weighed = [
+            WeighedPart(part.batch, part.number, weight) for part, weight in zip(parts, numbers, strict=True)
+        ]
+        return self._weighed
 
-    def weigh(self, parts: Sequence[Part], weights: Sequence[float]) -> None:
-        """Remember what the losses of parts weigh, in samples."""
-        self._weights = [(part.batch, weight) for part, weight in zip(parts, weights, strict=True)]
+    def weight(self, batch: Any) -> float | None:
+        """Return what the loss of a part weighs; None if it was not weighed."""
+        return next((part.weight for part in self._weighed if part.batch is batch), None)
 
-    def weight(self, part: Any) -> float | None:
-        """Return what the loss of a part weighs, in samples; None if the batch was not split."""
-        for batch, weight in self._weights:
-            if batch is part:
-                return weight
-        return None
+
+def as_numbers(values: Sequence[float | Tensor]) -> list[float]:
+    """Read scalars, those on a device in one transfer."""
+    device = next((value.device for value in values if isinstance(value, Tensor)), None)
+    if device is None:
+        return [float(value) for value in values]
+    return torch.stack([torch.as_tensor(value, device=device) for value in values]).tolist()

@@ -13,22 +13,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.layout import lay_out_channels_last
 from ksuit_runner.trainer.activations import checkpoint_activations
-from ksuit_runner.trainer.batch import Part, batch_size
+from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
 from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.gradients import forget_gradients, versions
 from ksuit_runner.trainer.lazy_layers import materialize
 from ksuit_runner.trainer.loss_check import LossCheck
-from ksuit_runner.trainer.loss_weights import LossWeights, shares_of
+from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.losses import Losses, LossReader
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.optimizers import (
@@ -40,7 +43,8 @@ from ksuit_runner.trainer.optimizers import (
     check_positive,
 )
 from ksuit_runner.trainer.parameter_rules import named_parameters
-from ksuit_runner.trainer.parts import BatchParts
+from ksuit_runner.trainer.part_buffers import PartBuffers
+from ksuit_runner.trainer.parts import BatchParts, WeighedPart
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
 
@@ -64,7 +68,8 @@ class SgdTrainer:
         max_epochs: End after this many epochs; with 0 nothing is trained, and every periodic callback runs once.
         max_updates: End after this many updates.
         max_samples: End with the update that reaches this many samples. The first of these ends counts.
-        accumulation_steps: Number of parts that a batch is split into; the gradients are those of the whole batch.
+        accumulation_steps: Number of parts of a batch, a multiple of the number of ranks. Each part is fetched and
+            computed by itself; the gradients are those of the whole batch.
         clip_norm: Largest norm of all gradients together, or None for no clipping.
         clip_value: Largest absolute value of an element of a gradient, or None; it comes before ``clip_norm``.
         precision: Type in which forward and loss are computed; weights stay in float32.
@@ -93,7 +98,8 @@ class SgdTrainer:
         counter: Position and end of the run.
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
-        batch_parts: Knows how many samples the present batch and its parts have.
+        batch_parts: Knows how many samples the present batch or its parts have.
+        total_loss: The loss of the whole batch, for optimizers that evaluate it again.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         loss_weights: Factors of the losses whose sum is minimized; empty if ``training_step`` returns a ``total``.
@@ -138,10 +144,10 @@ class SgdTrainer:
         turns: Sequence[str] | None = None,
         strategy: Strategy | None = None,
     ) -> None:
-        _check_arguments(precision, accumulation_steps, max_skips)
         limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
         check_positive(limits, "trainer")
         self.strategy = strategy or Strategy()
+        _check_arguments(precision, accumulation_steps, max_skips, self.strategy.world.size)
         self.device = self.strategy.device(device)
         self.model = model.to(self.device)
         self.data_container = data_container
@@ -161,6 +167,8 @@ class SgdTrainer:
         self._has_own_step = type(self).training_step is not SgdTrainer.training_step
         self.sums_up = self._weights.are_sums and not self._has_own_step
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
+        if self.strategy.is_sharded:
+            _check_last_batch(self.counter, accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.deterministic = deterministic
         self.tf32 = tf32
@@ -198,10 +206,21 @@ class SgdTrainer:
         self._reader = LossReader(f"{type(self).__name__}.training_step", self.loss_weights)
         self._dtype = PRECISIONS[precision]
         self._parameters = self.optimizers.parameters
-        self.strategy.bind(self._parameters)
-        self.writer = StepWriter(self.batch_size)
-        self._gradient_sums = GradientSums(self._parameters)
+        self.writer = StepWriter(self.batch_size, self.strategy.world)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
+        self.total_loss = torch.zeros(())
+        self._sums = None
+        if accumulation_steps > 1:
+            self._sums = GradientSums(
+                self._parameters,
+                self.strategy,
+                accumulation_steps,
+                data_container.batch_size,
+                list(self.loss_weights or ["total"]),
+                self.sums_up,
+                self.optimizers.evaluate_again,
+                PartBuffers(self._buffer_snapshots),
+            )
         self.has_extra_state = type(self).extra_state is not SgdTrainer.extra_state
         self._extra_snapshot: Any = None
 
@@ -257,26 +276,6 @@ class SgdTrainer:
         """
         return batch_size(batch, self.batch_parts.samples(batch))
 
-    def split(self, batch: Any, steps: int | None = None) -> Sequence[Part]:
-        """Split a batch into its accumulation steps, see ``batch.split_batch``."""
-        parts = self.batch_parts.split(batch, steps or self.accumulation_steps)
-        if len(parts) == 1:
-            return parts
-        parts, size = self._weigh(parts), self.batch_size(batch)
-        self.batch_parts.weigh(
-            parts, [self.batch_size(part) if self.sums_up else share * size for part, share in parts]
-        )
-        return parts
-
-    def _weigh(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """Return the parts with their shares of what the loss of the whole batch is a mean over."""
-        if self.sums_up:
-            return [Part(part.batch, 1.0) for part in parts]
-        shares = shares_of([self.weight(part.batch) for part in parts]) or [part.share for part in parts]
-        weighed = [Part(part.batch, share) for part, share in zip(parts, shares, strict=True)]
-        # The mean over nothing is NaN: parts without any target are skipped, unless a step of one's own counts others.
-        return weighed if self._has_own_step else [part for part in weighed if part.share > 0]
-
     def weight(self, batch: Any) -> float | Tensor:
         """Return the weight of a batch's total loss in a mean over several: the number of things it is a mean over.
 
@@ -292,17 +291,19 @@ class SgdTrainer:
             targets = None
         return self._weights.of(targets, samples)
 
-    def part_weight(self, batch: Any) -> float:
-        """Return the weight of the loss of a part of the training batch, in samples."""
+    def part_weight(self, batch: Any) -> float | Tensor:
+        """Return the weight of the loss of a part of the training batch, or of the whole, in a mean over updates."""
         weight = self.batch_parts.weight(batch)
-        return self.batch_size(batch) if weight is None else weight
+        if weight is not None:
+            return weight
+        return self.weight(batch) if self._weights.are_uneven else self.batch_size(batch)
 
     def extra_state(self) -> Any:
         """Return the state that a subclass carries from update to update, such as a hidden state or a teacher.
 
         It is treated like a callback's: plain values, lists, dicts, arrays and tensors only, which is checked before
-        the first update. It is copied before every update, whose ``training_step`` and ``split`` may change it; if the
-        update fails or is skipped, it gets back what it was. Only updates may change it: ``training_step`` also serves
+        the first update. It is copied before every update, whose ``training_step`` may change it; if the update fails
+        or is skipped, it gets back what it was. Only updates may change it: ``training_step`` also serves
         evaluations, with a model in evaluation mode.
         """
         return None
@@ -328,11 +329,25 @@ class SgdTrainer:
         if self.has_extra_state:
             self.load_extra_state(self._extra_snapshot)
 
-    def parts(self, batch: Any) -> Sequence[Part]:
-        """Split the batch of an update, and prepare for the gradients of its parts."""
-        parts = self.split(batch)
-        self._gradient_sums.start(len(parts))
-        return parts
+    def start_update(self, parts: Sequence[Part]) -> Sequence[WeighedPart]:
+        """Prepare for an update.
+
+        Args:
+            parts: This rank's parts of the batch, on the device.
+
+        Returns:
+            Those of them that are computed, with the weights of their losses.
+        """
+        self.batch_parts.start(parts)
+        if self._sums is None:
+            return [WeighedPart(part.batch, part.number, 1.0) for part in parts]
+        weighed = self.batch_parts.weigh(parts, [self.weight(part.batch) for part in parts])
+        # The mean over nothing is NaN: parts without any target are left out, unless a step of one's own counts others.
+        computed = weighed
+        if not (self._has_own_step or self.strategy.is_sharded):
+            computed = [part for part in weighed if part.weight]
+        self._sums.start(computed[-1].number if computed else -1, len(weighed) - len(computed))
+        return computed
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
@@ -343,34 +358,41 @@ class SgdTrainer:
                 turn = self.optimizers.turn(self.counter.update) if model is None else None
                 result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
             losses, outputs = self._reader.read(result)
-        if self._gradient_sums.parts > 1 and losses.counts and torch.is_grad_enabled():
+        if self._sums is not None and losses.counts and torch.is_grad_enabled():
             losses.read_counts()
         if self._warns_of_sum:
             self._warns_of_sum = False
             _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
         return losses, outputs
 
-    def forward_part(self, part: Any) -> tuple[Losses, Any]:
-        """Compute losses and outputs of a part of the training batch; what ``training_step`` logs counts only here."""
-        self.writer.begin(part)
+    def forward_part(self, part: WeighedPart, logs: bool = True) -> tuple[Losses, Any]:
+        """Compute losses and outputs of a part of the training batch; only here ``training_step`` can log."""
+        if self._sums is not None:
+            self._sums.begin()
+        if logs:
+            self.writer.begin(part.batch)
         try:
-            return self.forward(part)
+            return self.forward(part.batch)
         finally:
             self.writer.end()
 
-    def must_skip(self, losses: Losses, share: float) -> bool:
-        """Check the losses of a part of the batch, and return whether the update is skipped; see ``LossCheck``."""
-        if not (self._gradient_sums.parts > 1 and losses.counts):
-            return bool(share) and self.loss_check.must_skip(losses["total"], self.counter.update)
-        counted = [term for name, term in losses.summands.items() if losses.counts.get(name, share)]
-        return bool(counted) and self.loss_check.must_skip(torch.stack(counted).sum(), self.counter.update)
+    def leaves_out(self, losses: Losses, part: WeighedPart) -> bool:
+        """Check the losses of a part of the batch, and return whether it is left out; see ``LossCheck``."""
+        total = losses["total"] if self._sums is None else self._sums.counted(losses, part.weight)
+        is_left_out = total is not None and self.loss_check.leaves_out(total, self.counter.update)
+        if is_left_out and self.strategy.is_sharded:  # all ranks have to do as many passes
+            self.backward(losses, part)
+        return is_left_out
 
-    def backward(self, losses: Losses, share: float) -> None:
-        """Add the gradients of a part of the batch, weighted by its share of what the loss is a mean over."""
-        if self._gradient_sums.parts > 1 and losses.counts:
-            self._gradient_sums.add(losses, share, self._backward)
-        elif share:
-            self._backward(losses["total"] if share == 1.0 else losses["total"] * share)
+    def backward(self, losses: Losses, part: WeighedPart) -> None:
+        """Add the gradients of a part of the batch to those of the parts before; what callbacks left is dropped."""
+        if self._sums is not None:
+            self._sums.add(part.number, losses, part.weight, self._backward)
+            return
+        self.forget_gradients()
+        self._backward(losses["total"])
+        if self.optimizers.evaluate_again:
+            self.total_loss = losses["total"].detach()
 
     def _backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradients of a loss; where optimizers take turns, only of the parameters whose turn it is."""
@@ -379,25 +401,37 @@ class SgdTrainer:
             return
         self.scaler.scale(loss).backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
 
-    def complete_gradients(self) -> bool:
-        """Complete the gradients after the last part of the batch, and return whether the step may follow.
+    def complete_gradients(self, word: UpdateWord) -> bool:
+        """Complete the gradients after the last part of this rank, and return whether the step may follow.
 
-        Not if it is to be skipped: parts that have nothing of a loss are left out, but if the whole batch has nothing
-        of it, then that is what its mean over nothing makes of it, mostly NaN.
+        Not if the update is skipped, on which all ranks agree.
+
+        Args:
+            word: What this rank has to say to the others; then what all of them have said.
+
+        Raises:
+            LossError: A loss is not finite, and that is an error.
+            PeerError: A rank has failed, is lost, or does not answer in time.
         """
-        missing = self._gradient_sums.finish() if self._gradient_sums.parts > 1 else []
-        if any(self.loss_check.must_skip(loss, self.counter.update) for loss in missing):
+        bad_loss, has_logged = self.loss_check.bad_loss, self.writer.has_logged
+        if self._sums is not None:
+            word.said += has_logged
+            bad_loss = self._sums.finish(word, bad_loss, has_logged)
+            self.total_loss, has_logged = self._sums.total, self._sums.has_logged
+        if self.loss_check.must_skip(bad_loss, self.counter.update):
             return False
-        if self.optimizers.has_turns and not missing:
+        if self.optimizers.has_turns:
             self.optimizers.check_gradients(self.counter.update)
-        self.writer.flush()
+        if has_logged:
+            self.writer.flush()
         return True
 
-    def start_again(self, parts: int) -> None:
-        """Prepare for another evaluation of the batch, which was split into so many parts."""
+    def start_again(self) -> None:
+        """Prepare for another evaluation of the batch."""
         self.roll_back()
         self.forget_gradients()
-        self._gradient_sums.start(parts)
+        if self._sums is not None:
+            self._sums.start_again()
 
     def step(self, again: Evaluation | None = None) -> None:
         """Update the weights, drop the gradients, and advance the schedules.
@@ -568,10 +602,26 @@ class SgdTrainer:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
 
-def _check_arguments(precision: str, accumulation_steps: int, max_skips: int) -> None:
+def _check_arguments(precision: str, accumulation_steps: int, max_skips: int, ranks: int) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(f"there is no '{precision}'. {did_you_mean(precision, PRECISIONS)}", path="trainer.precision")
     if accumulation_steps < 1:
         raise ConfigError(f"at least 1 is needed, not {accumulation_steps}", path="trainer.accumulation_steps")
+    if accumulation_steps % ranks:
+        raise ConfigError(
+            f"{accumulation_steps} parts of a batch cannot be divided among {ranks} ranks",
+            path="trainer.accumulation_steps",
+        )
     if max_skips < 0:
         raise ConfigError(f"it must not be negative, and is {max_skips}", path="trainer.max_skips")
+
+
+def _check_last_batch(counter: UpdateCounter, parts: int) -> None:
+    """Check that every batch has something for every rank."""
+    last = counter.samples_per_epoch - (counter.updates_per_epoch - 1) * counter.batch_size
+    if min(last, counter.batch_size) < parts:
+        raise ConfigError(
+            f"the last batch of an epoch has {last} samples, and {parts} parts have one each where parameters are "
+            "spread over ranks: data.drop_last=true leaves it out",
+            path="trainer.accumulation_steps",
+        )

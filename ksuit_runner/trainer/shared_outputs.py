@@ -9,7 +9,7 @@ from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.tensors.nested import entries
 
 MOST_BYTES: Final = 256_000_000
-"""Size of the outputs that are held for a batch; what does not fit is computed by each callback."""
+"""Size of the outputs that are held for a batch by default; what does not fit is computed by each callback."""
 
 
 class SharedOutputs:
@@ -20,10 +20,12 @@ class SharedOutputs:
 
     Args:
         seed: Key of what is drawn for the batch.
+        most_bytes: Size of the outputs that are held; what does not fit is computed each time.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, most_bytes: float = MOST_BYTES) -> None:
         self._seed = seed
+        self._most_bytes = most_bytes
         self._held: list[tuple[Any, Any, Any, list[int]]] = []
         self._bytes = 0
 
@@ -37,7 +39,7 @@ class SharedOutputs:
         outputs = model(inputs)
         seed_all(mix(self._seed, "after outputs"))
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(outputs))
-        if self._bytes <= MOST_BYTES:
+        if self._bytes <= self._most_bytes:
             self._held.append((model, inputs, outputs, _versions(outputs)))
         return outputs
 

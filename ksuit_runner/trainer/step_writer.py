@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import KsuitError
 
 if TYPE_CHECKING:
@@ -22,19 +23,22 @@ class StepWriter:
     """Logs what a training step computes besides its losses, at the update that it is a part of.
 
     A batch may be computed in parts, each by a training step of its own: the value of a metric is the mean over the
-    parts, weighted by their samples; of images, tables and the like, those of the first part count. Of an update that
-    fails or is skipped nothing is logged, nor in evaluations, which ``training_step`` computes, too: callbacks do that.
+    parts of all ranks, weighted by their samples; of images, tables and the like, those of the first part count. Of an
+    update that fails or is skipped nothing is logged, nor in evaluations, which ``training_step`` computes, too:
+    callbacks do that.
 
     Args:
         batch_size: Returns the number of samples in a part of the batch.
+        world: The ranks of the run.
     """
 
-    def __init__(self, batch_size: Callable[[Any], float]) -> None:
+    def __init__(self, batch_size: Callable[[Any], float], world: World) -> None:
         self._batch_size = batch_size
+        self._world = world
         self._writer: LogWriter | None = None
         self._part: Any = None
         self._is_logging = self._is_first = False
-        self._values: dict[str, list[tuple[float | Tensor, float]]] = {}
+        self._values: dict[str, list[tuple[float | Tensor, float]]] = {}  # in the order of the parts, with weights
         self._of_part: dict[str, float | Tensor] = {}
 
     def attach(self, writer: LogWriter) -> None:
@@ -55,8 +59,19 @@ class StepWriter:
         """Log nothing from now on: the step has ended."""
         self._part, self._is_logging, self._is_first = None, False, False
 
+    @property
+    def has_logged(self) -> bool:
+        """Whether this rank has logged metrics in this update."""
+        return bool(self._values)
+
     def flush(self) -> None:
-        """Hand the means over the parts to the run's writer."""
+        """Hand the means over the parts to the run's writer; every rank does so if one of them has logged something.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        if self._world.size > 1:
+            self._values = self._of_all_ranks()
         for key, values in self._values.items():
             if len(values) == 1:
                 self._target().add_scalar(key, values[0][0])
@@ -64,6 +79,17 @@ class StepWriter:
                 mean = sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
                 self._target().add_scalar(key, mean)
         self._values.clear()
+
+    def _of_all_ranks(self) -> dict[str, list[tuple[float | Tensor, float]]]:
+        own = [(key, *item) for key, values in self._values.items() for item in values]
+        plain = self._world.gather([[key, None if isinstance(value, Tensor) else value, by] for key, value, by in own])
+        tensors = self._world.gather_tensors([value for _, value, _ in own if isinstance(value, Tensor)])
+        merged: dict[str, list[tuple[float | Tensor, float]]] = {}
+        for items, found in zip(plain, tensors, strict=True):
+            rest = iter(found)
+            for key, value, weight in items:
+                merged.setdefault(key, []).append((next(rest).cpu() if value is None else value, weight))
+        return merged
 
     def discard(self) -> None:
         """Discard what the update has logged."""

@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from callbacks.peak_memory import PeakMemory
+from ksuit_runner.distributed.world import World
 
 
 def test_the_peak_covers_what_was_in_use_and_stays_until_the_next_run(new_run):
@@ -16,3 +17,14 @@ def test_the_peak_covers_what_was_in_use_and_stays_until_the_next_run(new_run):
     del held
     later = new_run(callbacks, run_id="later", max_updates=2).train().metric("peak_memory_gb")
     assert later[2] < first[4] - 0.9 * 0.2
+
+
+def test_of_several_ranks_the_largest_peak_counts(new_run, monkeypatch):
+    class Peaks(World):
+        def gather(self, value):
+            return [1e9, value, 3e9]
+
+    monkeypatch.setattr("callbacks.peak_memory.peak_memory_bytes", lambda device: 2e9)
+    run = new_run({"memory": partial(PeakMemory, every_n_updates=2)}, max_updates=2)
+    run.run.data.world = Peaks()
+    assert run.train().metric("peak_memory_gb") == {2: 3.0}

@@ -4,10 +4,11 @@ from functools import partial
 from importlib.util import find_spec
 
 import pytest
+from rank_threads import on_ranks
 from scripted_metric import ScriptedMetric
 
 from callbacks.prune import Prune
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
 
@@ -145,3 +146,18 @@ def test_without_optuna_it_says_what_to_install(new_run, tmp_path, monkeypatch):
     prune = partial(Prune, path_provider=PathProvider(tmp_path, "tiny"), metric_key=ACCURACY)
     with pytest.raises(ConfigError, match=r"callbacks\.prune: 'optuna' is not installed"):
         new_run({"prune": prune})
+
+
+def test_of_several_ranks_one_reports_and_all_stop(search, new_run, tmp_path):
+    watched = search([PAST])
+    runs = [new_run(watched.callbacks(tmp_path, ACCURACY, (0.3,)), run_id=f"rank{rank}") for rank in range(2)]
+
+    def on_rank(world):
+        prune = runs[world.rank]["prune"]
+        prune.data_container.world, prune.trainer.counter.update = world, 2
+        with pytest.raises(StopTraining, match="worse than the median"):
+            prune._process_value(0.3)
+        return prune._study is not None
+
+    assert on_ranks(2, on_rank) == [True, False]
+    assert watched.trial.intermediate_values == {2: 0.3}

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -29,6 +30,11 @@ NAME = "E0_U1_S2"
 @pytest.fixture
 def paths(tmp_path):
     return PathProvider(tmp_path, "run00000")
+
+
+@pytest.fixture(autouse=True)
+def _no_grace(monkeypatch):
+    monkeypatch.setattr(joint_write, "_GRACE_S", 0.0)
 
 
 def save(world, paths, update=1, content=state_of, wait=True, **options):
@@ -222,6 +228,24 @@ def test_a_rank_that_dies_after_its_note_is_not_needed_any_more(paths, monkeypat
         return "died"
 
     assert on_ranks(2, run) == [None, "died"]
+    assert damage(paths.checkpoints_dir / NAME) is None
+
+
+def test_a_failure_after_which_the_ranks_meet_again_costs_no_checkpoint_that_is_being_written(paths, monkeypatch):
+    monkeypatch.setattr(joint_write, "_GRACE_S", 20.0)
+    real, worlds = JointWrite._part, []
+
+    def fail(self, turn, shard):
+        exchange = self._world.exchange
+        exchange.lost.add(1)
+        threading.Timer(0.3, exchange.lost.clear).start()
+        worlds.append(self._world)
+        return real(self, turn, shard)
+
+    post = ThreadWorld.post
+    monkeypatch.setattr(JointWrite, "_part", fail)
+    monkeypatch.setattr(ThreadWorld, "post", lambda world, *note: (time.sleep(0.5 * bool(worlds)), post(world, *note)))
+    assert saved(2, paths) == [None, None] and worlds
     assert damage(paths.checkpoints_dir / NAME) is None
 
 

@@ -158,6 +158,10 @@ def notes() -> list[Any]:
             found = list(threads.map(lambda rank: world.read(f"from/{rank}", 20.0), range(2)))
         with pytest.raises(PeerError, match="no rank has left the note 'other' within 0.1 s"):
             world.read("other", 0.1)
+        world.gather(None)
+        world.forget(f"from/{world.rank}")
+        with pytest.raises(PeerError, match="no rank has left the note"):
+            world.read(f"from/{world.rank}", 0.1)
         return found
     finally:
         world.close()

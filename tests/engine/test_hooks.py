@@ -268,5 +268,5 @@ def test_accumulation_steps_have_a_number_and_a_count(maker):
     run = maker.run({"steps": (Steps, {})}, batch_size=9, drop_last=False, accumulation_steps=3, max_epochs=1)
     train(run)  # batches of 9, 9 and 2 samples
     assert run.hooks.callbacks["steps"].steps == [
-        (hook, step, count) for count in (3, 3, 2) for step in range(count) for hook in ("before", "after")
+        (hook, step, 3) for steps in ((0, 1, 2), (0, 1, 2), (1, 2)) for step in steps for hook in ("before", "after")
     ]

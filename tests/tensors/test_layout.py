@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from by_hand import WHOLE
 from torch import nn
 
 from callbacks.ema import Ema
@@ -111,7 +112,7 @@ def test_fused_kernels_pair_the_right_elements_when_the_layout_has_changed(maker
             if step == 3:
                 trainer.model.to(memory_format=LAST)
             inputs = torch.rand(8, 4, generator=torch.Generator().manual_seed(step))
-            trainer.backward(trainer.forward((inputs, torch.arange(8) % 3))[0], 1.0)
+            trainer.backward(trainer.forward((inputs, torch.arange(8) % 3))[0], WHOLE)
             trainer.step()
         results.append(trainer.model.tensors())
     for name, value in results[0].items():

@@ -1,6 +1,6 @@
-"""Batches of all kinds are counted, split and moved to a device."""
+"""Batches of all kinds are counted and moved to a device."""
 
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections import UserDict, defaultdict, namedtuple
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from ksuit_runner.errors import KsuitError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import constant
 from ksuit_runner.tensors.device import to_device
-from ksuit_runner.trainer.batch import batch_size, split_batch
+from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 Pair = namedtuple("Pair", "inputs targets")
@@ -76,100 +76,6 @@ def images(*sizes):
 
 
 X, Y = torch.arange(8.0).reshape(4, 2), torch.arange(4)
-
-
-# Cutting
-
-
-@pytest.mark.parametrize(
-    "shared",
-    ["classification", b"bytes", None, 5, 0.5, True, torch.tensor(2.0), np.float32(1), np.array(3), object(), range(4)],
-    ids=lambda shared: type(shared).__name__,  # the text of an object differs between pytest's workers
-)
-def test_every_part_has_all_of_what_is_shared_by_all_samples(shared):
-    parts = split_batch({"shared": shared, "nested": [{"again": shared}], "x": X, "y": Y}, 2)
-    assert [part.batch["y"].tolist() for part in parts] == [[0, 1], [2, 3]]
-    assert all(part.batch["shared"] is shared and part.batch["nested"][0]["again"] is shared for part in parts)
-
-
-@pytest.mark.parametrize(
-    ("shape", "samples"), [((64, 2), None), ((2, 2), None), ((5,), None), ((64, 2), 4), ((3,), 4), ((1, 4, 4), 4)]
-)
-def test_a_grid_or_mask_of_all_samples_is_not_cut(shape, samples):
-    for batch in ({"x": X, "shared": torch.zeros(shape)}, {"shared": torch.zeros(shape), "x": X}):
-        parts = split_batch(batch, 4, samples)
-        assert [part.share for part in parts] == [0.25] * 4
-        assert all(part.batch["shared"] is batch["shared"] and len(part.batch["x"]) == 1 for part in parts)
-
-
-@pytest.mark.parametrize("kind", [dict, OrderedDict, Encoding, Movable, MappingProxyType, lambda d: Pair(**d)])
-def test_containers_keep_their_kind(kind):
-    batch = kind({"inputs": X, "targets": [Y, "text"]})
-    for part in split_batch(batch, 2):
-        assert type(part.batch) is type(batch)
-        inputs, targets = part.batch if isinstance(batch, Pair) else part.batch.values()
-        assert inputs.shape == (2, 2) and len(targets[0]) == 2 and targets[1] == "text"
-
-
-def test_dataclasses_and_other_attributes_of_a_container_are_copied():
-    record, encoding, counts = Record(X), Encoding({"x": X}, offsets=[1, 2, 3]), defaultdict(list, x=X)
-    assert [part.batch.x.shape for part in split_batch(MovableRecord(X), 2)] == [(2, 2)] * 2
-    first = split_batch({"record": record, "encoding": encoding, "counts": counts}, 2)[0].batch
-    assert (first["record"].x.shape, first["record"].task, first["record"].made) == ((2, 2), "copy", 1)
-    assert (first["encoding"]["x"].shape, first["encoding"].offsets) == ((2, 2), [1, 2, 3])
-    assert first["counts"]["missing"] == []
-    assert record.x is X and encoding["x"] is X, "the batch itself stays as it is"
-
-
-@pytest.mark.parametrize("samples", [None, 3])
-def test_a_list_with_one_item_per_sample_is_cut_as_a_list(samples):
-    """Images of three channels in a batch of another size, boxes, names, ragged tokens, optional values."""
-    batch = {
-        "images": tuple(images(5, 6, 7, 8)),
-        "boxes": [{"box": torch.zeros(count, 4)} for count in (1, 4, 0, 2)],
-        "names": list("abcd"),
-        "tokens": [torch.arange(n) for n in (3, 1, 4, 2)],
-        "masks": [None, X, None, Y.float().reshape(2, 2)],
-        "y": Y,
-    }
-    first, second = (part.batch for part in split_batch(batch, 2, samples and 4))
-    assert [image.shape[1] for image in (*first["images"], *second["images"])] == [5, 6, 7, 8]
-    assert type(first["images"]) is tuple
-    assert [len(boxes["box"]) for boxes in second["boxes"]] == [0, 2]
-    assert first["names"] == ["a", "b"] and second["masks"][0] is None
-    assert [len(tokens) for tokens in second["tokens"]] == [4, 2]
-
-
-def test_inputs_and_targets_are_a_pair_also_of_two_samples(bits):
-    for pair in ([X[:2], X[2:]], (images(4, 5), ["a", "b"]), Pair(X[:2], Y[:2])):
-        for row, part in enumerate(split_batch(pair, 2, 2)):
-            assert type(part.batch) is type(pair)
-            for whole, rows in zip(pair, part.batch, strict=True):
-                assert len(rows) == 1 and bits(rows[0]) == bits(whole[row])
-
-
-@pytest.mark.parametrize(
-    ("batch", "samples", "reason"),
-    [
-        ({"images": images(8, 8, 8), "y": Y[:3]}, 3, "a list of 3 in the batch is ambiguous: 3 samples"),
-        ((["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]), 3, "a list of 3 in the batch is ambiguous: 3 samples"),
-        ({"x": X, "graphs": Graphs(X)}, 4, "a Graphs, which cannot be cut"),
-        (pack_sequence([X, X]), 2, "a PackedSequence, which cannot be cut"),
-        ({"points": torch.zeros(100, 2)}, 4, "nothing in the batch has one entry for each of its 4 samples"),
-        ("text", 4, "nothing in the batch has one entry for each of its 4 samples"),
-        (X.to_sparse(), 4, r"a tensor that cannot be cut \(torch.sparse_coo\)"),
-        (torch.nested.nested_tensor([X, X], layout=torch.jagged), 2, r"a tensor that cannot be cut \(nested\)"),
-    ],
-)
-def test_what_cannot_be_cut_or_is_ambiguous_is_an_error_with_the_method_to_override(batch, samples, reason):
-    with pytest.raises(KsuitError, match=f"trainer.accumulation_steps: .*{reason}.* Override `split` of the trainer"):
-        split_batch(batch, 2, samples)
-    assert split_batch(batch, 1, samples) == ((batch, 1.0),)
-
-
-def test_a_batch_smaller_than_the_number_of_parts():
-    assert [(part.batch.tolist(), part.share) for part in split_batch(Y[:2], 5)] == [([0], 0.5), ([1], 0.5)]
-    assert [part.share for part in split_batch({"x": torch.zeros(0, 3)}, 4)] == [1.0]
 
 
 # Counting
@@ -374,7 +280,7 @@ class Masked(SgdTrainer):
         return {"total": (model(batch["x"] @ batch["mask"]) + model(batch["grid"]).mean()).square().mean()}, None
 
 
-def test_gradients_do_not_depend_on_accumulation_steps_with_shared_tensors(caplog):
+def test_gradients_do_not_depend_on_accumulation_steps_with_shared_tensors():
     weights = []
     for steps in (1, 4):
         data = DataContainer({"train": Shared(22)}, 4, seed=3, drop_last=False)
@@ -387,6 +293,3 @@ def test_gradients_do_not_depend_on_accumulation_steps_with_shared_tensors(caplo
         assert by_hand.train(trainer) == [4, 4, 4, 4, 4, 2]
         weights.append(by_hand.weights(trainer))
     torch.testing.assert_close(*weights)
-    warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == 2
-    assert "batch['grid'] has 64 rows and the batch 4 samples" in warned[0] and "batch['mask'] has 3 rows" in warned[1]

@@ -74,7 +74,7 @@ def test_a_closure_is_exact_over_a_resume_and_fires_hooks_once(maker, bits, opti
     ends = [read_newest(maker.paths(name)) for name in ("run00000", "run00000-resumed")]
     assert bits(ends[0].model) == bits(ends[1].model)
     assert bits(ends[0].state["trainer"]) == bits(ends[1].state["trainer"])
-    assert ends[0].model["1.num_batches_tracked"] == 6 * steps
+    assert ends[0].model["1.num_batches_tracked"] == 6
     assert whole.hooks.callbacks["hooks"].calls == 6
     assert whole.trainer.calls >= 12 * steps
 

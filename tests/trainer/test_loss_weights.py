@@ -4,9 +4,12 @@ import logging
 
 import pytest
 import torch
-from by_hand import SGD, gradients
+from by_hand import SGD, cut_by_rows, gradients
 from torch import nn
 
+from ksuit_runner.data.fetch_batch import Part
+from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.errors import LossError
 from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -61,17 +64,29 @@ def test_the_gradient_of_parts_is_that_of_the_whole_batch(maker, name, steps):
         torch.testing.assert_close(parts[key], gradient, msg=key)
 
 
-def test_one_target_per_token_counts_and_the_shares_of_full_batches_stay_what_they_were(maker):
+def test_one_target_per_token_counts(maker):
     trainer = maker.trainer(accumulation_steps=2)
-    targets = torch.tensor([[1, 2, 0], [1, -100, -100]])
-    assert [part.share for part in trainer.split((torch.ones(2, 3, 4), targets))] == [0.75, 0.25]
-    assert [part.share for part in trainer.split((torch.ones(3, 4), torch.zeros(3).long()))] == [1 / 3, 2 / 3]
+    targets = torch.tensor([[1, 2, 0], [1, -100, -100], [-100, -100, -100]])
+    parts = [Part((torch.ones(1, 3, 4), targets[row : row + 1]), row, 1) for row in range(2)]
+    assert [part.weight for part in trainer.start_update(parts)] == [3, 1]
+    parts[1] = Part((torch.ones(1, 3, 4), targets[2:]), 1, 1)
+    assert [part.number for part in trainer.start_update(parts)] == [0], "one without any target is left out"
 
 
-def test_a_batch_without_any_target_is_not_cut_away(maker):
-    """Its loss is NaN, of which ``nan_loss`` knows what to do."""
-    parts = maker.trainer(accumulation_steps=2).split((torch.ones(4, 4), torch.full((4,), -100)))
-    assert len(parts) == 2
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("policy", ["fail", "skip", "warn"])
+def test_a_batch_without_any_target_is_what_nan_loss_decides(maker, steps, policy):
+    """The mean over nothing is NaN."""
+    trainer = maker.trainer(accumulation_steps=steps, nan_loss=policy)
+    batch = torch.ones(4, 4), torch.full((4,), -100)
+    if policy == "fail":
+        with pytest.raises(LossError, match="the loss of update 1 is nan"):
+            gradients(trainer, batch)
+    else:
+        parts = trainer.start_update(cut_by_rows(batch, steps))
+        losses = [(trainer.forward_part(part)[0], part) for part in parts]
+        assert [trainer.leaves_out(*pair) for pair in losses] == [policy == "skip"] * len(parts)
+        assert trainer.complete_gradients(UpdateWord()) is (policy == "warn")
 
 
 class Wrapper(nn.Module):

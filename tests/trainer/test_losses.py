@@ -12,7 +12,6 @@ from callbacks.train_loss import TrainLoss
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import KsuitError, LossError
 from ksuit_runner.testing import tiny_run
-from ksuit_runner.trainer.batch import Part
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 TARGETS = torch.tensor([0, -1, -1, -1, 1, 2, -1, 1, 2])
@@ -73,19 +72,6 @@ def test_the_gradient_of_counted_losses_is_that_of_the_whole_batch(maker, kind, 
     for name, gradient in whole.items():
         assert gradient.abs().max() > 1e-3
         torch.testing.assert_close(parts[name], gradient, msg=name)
-
-
-class Halves(Total):
-    """Splits a batch in a way of its own, which knows nothing of counts."""
-
-    def split(self, batch, steps=None):
-        return [Part((batch[0][:4], batch[1][:4]), 0.5), Part((batch[0][4:], batch[1][4:]), 0.5)]
-
-
-def test_counts_hold_for_a_split_of_ones_own(maker):
-    whole, halves = (gradients(maker.trainer(trainer_class=kind, dropout=0.0), BATCH) for kind in (Total, Halves))
-    for name, gradient in whole.items():
-        torch.testing.assert_close(halves[name], gradient, msg=name)
 
 
 def test_equal_counts_give_the_bits_of_equal_shares(maker, bits):

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from by_hand import BATCH
+from by_hand import BATCH, WHOLE
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon
 
@@ -14,6 +14,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
+from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.engine.assembly import build_trainer
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
@@ -54,7 +55,7 @@ def weights(trainer):
 def update(trainer, times=1):
     for _ in range(times):
         losses, _ = trainer.forward(BATCH)
-        trainer.backward(losses, 1.0)
+        trainer.backward(losses, WHOLE)
         trainer.step()
         trainer.counter.update += 1
 
@@ -81,7 +82,7 @@ def test_in_a_turn_only_the_parameters_of_that_optimizer_get_gradients_and_chang
     for turn in ("head", "head", "body", "head"):
         before = weights(trainer)
         losses, _ = trainer.forward(BATCH)
-        trainer.backward(losses, 1.0)
+        trainer.backward(losses, WHOLE)
         own = "3." if turn == "head" else ("0.", "1.")
         held = {name for name, item in trainer.model.module.named_parameters() if item.grad is not None}
         assert held == {name for name in before if name.startswith(own)}
@@ -183,9 +184,9 @@ def test_a_training_step_without_a_turn_and_a_loss_that_depends_on_nobody_are_er
 
     trainer = maker.trainer(**TURNS | {"trainer_class": Detached})
     losses, _ = trainer.forward(BATCH)
-    trainer.backward(losses, 1.0)
+    trainer.backward(losses, WHOLE)
     with pytest.raises(KsuitError, match="trainer.turns: the loss depends on no parameter of 'head'"):
-        trainer.complete_gradients()
+        trainer.complete_gradients(UpdateWord())
 
 
 def test_a_first_turn_whose_batch_has_nothing_of_the_loss_is_skipped(maker):
@@ -212,8 +213,8 @@ def test_an_optimizer_may_be_frozen_for_a_while(maker, precision):
             for _ in range(steps):
                 trainer.freezing.follow(trainer.counter.update)
                 losses, _ = trainer.forward(BATCH)
-                trainer.backward(losses, 1.0)
-                assert trainer.complete_gradients()
+                trainer.backward(losses, WHOLE)
+                assert trainer.complete_gradients(UpdateWord())
                 trainer.step()
                 trainer.counter.update += 1
             after = weights(trainer)

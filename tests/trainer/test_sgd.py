@@ -3,9 +3,10 @@ from shutil import which
 
 import pytest
 import torch
-from by_hand import BATCH, SGD, gradients, train, weights
+from by_hand import BATCH, SGD, WHOLE, gradients, train, weights
 from torch import nn
 
+from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.schedule import constant, linear
 from ksuit_runner.trainer.batch import batch_size
@@ -84,7 +85,7 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(maker, optimiz
     trainer = maker.trainer(precision="float16", optimizer=optimizer)
     before, scale = weights(trainer), trainer.scaler.get_scale()
     losses, _ = trainer.forward(BATCH)
-    trainer.backward({"total": losses["total"] * float("inf")}, 1.0)
+    trainer.backward({"total": losses["total"] * float("inf")}, WHOLE)
     trainer.step()
     assert all(tensor.equal(before[name]) for name, tensor in weights(trainer).items())
     assert trainer.scaler.get_scale() == scale / 2
@@ -134,10 +135,9 @@ def test_another_task_overrides_the_training_step(maker):
         base.model, base.data_container, SGD, constant, nn.Identity(), max_updates=2, accumulation_steps=2
     )
     trainer.model.module = nn.Linear(4, 4)
-    batch = {"x": torch.ones(4, 4)}
-    (first, share), _ = trainer.split(batch)
-    losses, outputs = trainer.forward(first)
-    trainer.backward(losses, share)
+    first, _ = trainer.start_update([Part({"x": torch.ones(2, 4)}, number, 2) for number in range(2)])
+    losses, outputs = trainer.forward_part(first)
+    trainer.backward(losses, first)
     assert set(losses) == {"total", "reconstruction"}
     assert outputs.shape == (2, 4)
     assert trainer.model.module.weight.grad is not None

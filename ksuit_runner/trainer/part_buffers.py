@@ -1,0 +1,95 @@
+"""The buffers of a batch that is computed in parts, such as running statistics."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
+
+Changes = list[Tensor | None]
+
+
+class PartBuffers:
+    """Combines the changes of buffers by the parts of a batch, each of which begins with them as before the update.
+
+    Of numbers the mean of the changes counts: running statistics become those of the mean over the parts. Integers
+    count something, so their changes add up; but a normalization layer counts updates. A truth value is true after the
+    update if it is in any part. What a part replaces by something of another shape or type stays as the last part of
+    this rank has left it.
+
+    Args:
+        snapshots: The buffers as they were before the update.
+    """
+
+    def __init__(self, snapshots: Sequence[BufferSnapshot]) -> None:
+        self._snapshots = snapshots
+        self._surveys: list[int] = []
+        self._like: list[Tensor] = []
+
+    def like(self) -> list[Tensor]:
+        """Return tensors of the shapes and types of the changes; the same list as before if these are the same."""
+        surveys = [snapshot.surveys for snapshot in self._snapshots]
+        if surveys != self._surveys:
+            self._surveys = surveys
+            like = [_like(before) for snapshot in self._snapshots for _, _, before in snapshot.targets()]
+            if list(map(_kind, like)) != list(map(_kind, self._like)):
+                self._like = like
+        return self._like
+
+    def reset(self) -> None:
+        """Put the buffers back as they were before the update."""
+        for snapshot in self._snapshots:
+            snapshot.restore()
+
+    @property
+    def count(self) -> int:
+        """How many buffers there are."""
+        return sum(map(len, self._snapshots))
+
+    @torch.no_grad()
+    def changes(self) -> Changes:
+        """Return what a part has changed, buffer by buffer, to be added up over the parts."""
+        found: Changes = []
+        for snapshot in self._snapshots:
+            found += [
+                None if now is None else now.long() if now.dtype == torch.bool else now - _finite(before)
+                for now, before in snapshot.changes()
+            ]
+        return found
+
+    @torch.no_grad()
+    def apply(self, changes: Sequence[Tensor | None], parts: int) -> None:
+        """Let the buffers have the changes of a whole batch.
+
+        Args:
+            changes: The sums over its parts.
+            parts: How many parts have computed something.
+        """
+        rest = iter(changes)
+        for snapshot in self._snapshots:
+            for name, buffer, before in snapshot.targets():
+                change = next(rest)
+                if change is None or buffer is None or buffer.shape != before.shape:
+                    continue
+                if before.dtype == torch.bool:
+                    buffer.copy_(change > 0)
+                elif before.is_floating_point() or before.is_complex():
+                    buffer.copy_(_finite(before) + change / parts)
+                else:
+                    buffer.copy_(before + (change // parts if name == "num_batches_tracked" else change))
+
+
+def _like(buffer: Tensor | None) -> Tensor:
+    if buffer is None:
+        return torch.empty(0)
+    return torch.empty_like(buffer, dtype=torch.int64 if buffer.dtype == torch.bool else None)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return values that differences can be taken to: an observer begins with infinity as its minimum."""
+    return torch.nan_to_num(values, 0.0, 0.0, 0.0) if values.is_floating_point() else values
