@@ -186,12 +186,17 @@ class ShardedParallel(Strategy):
         policy = fsdp.MixedPrecisionPolicy()
         if dtype is not torch.float32 and self._gather == "precision":
             policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        given: dict[str, Any] = {"mesh": self._mesh, "mp_policy": policy}
-        given["ignored_params"] = {item for item in inner.parameters() if item.ndim == 0}
-        modules: list[Any] = [*map(inner.get_submodule, names), inner]
+        given: dict[str, Any] = {"mesh": self._mesh, "ignored_params": {p for p in inner.parameters() if p.ndim == 0}}
+        units, full = [*map(inner.get_submodule, names), inner], fsdp.MixedPrecisionPolicy()
+        # Batch normalization takes parameters of the type of its running statistics only.
+        batchnorms = [item for item in inner.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+        apart = [item for item in batchnorms if policy.param_dtype and item.affine and item not in units]
+        modules: list[Any] = [*apart, *units]
         for module in modules:
             # What is computed last is needed first in the backward pass.
-            fsdp.fully_shard(module, reshard_after_forward=self._reshard and module is not inner, **given)
+            reshard = self._reshard and module is not inner
+            own = full if module in apart else policy
+            fsdp.fully_shard(module, reshard_after_forward=reshard, mp_policy=own, **given)
         for module in modules:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)

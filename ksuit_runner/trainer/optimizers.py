@@ -239,6 +239,13 @@ class Optimizers:
         """Return the parameters that get a gradient in the update after so many updates."""
         return [item for item in self._cycle[update % len(self._cycle)].parameters if item.requires_grad]
 
+    def drop_others(self, update: int) -> None:
+        """Drop the gradients of the parameters whose turn it is not."""
+        trained = set(map(id, self.trained(update)))
+        for parameter in self.parameters:
+            if id(parameter) not in trained:
+                parameter.grad = None
+
     def check_gradients(self, update: int) -> None:
         """Check, in the first turn of each, that the loss depends on what is trained in it.
 

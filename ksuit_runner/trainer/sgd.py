@@ -396,7 +396,9 @@ class SgdTrainer:
 
     def _backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradients of a loss; where optimizers take turns, only of the parameters whose turn it is."""
-        inputs = self.optimizers.trained(self.counter.update) if self.optimizers.has_turns else None
+        inputs = None
+        if self.optimizers.has_turns and not self.strategy.is_sharded:  # where other tensors are computed with
+            inputs = self.optimizers.trained(self.counter.update)
         if inputs == []:  # all frozen at present
             return
         self.scaler.scale(loss).backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
@@ -421,6 +423,7 @@ class SgdTrainer:
         if self.loss_check.must_skip(bad_loss, self.counter.update):
             return False
         if self.optimizers.has_turns:
+            self.optimizers.drop_others(self.counter.update)
             self.optimizers.check_gradients(self.counter.update)
         if has_logged:
             self.writer.flush()
