@@ -40,6 +40,19 @@ class Report(msgspec.Struct):
     content: bytes
 
 
+@dataclass(frozen=True)
+class Lost:
+    """The rank because of which the others cannot continue.
+
+    Attributes:
+        text: Which one it is, and what has become of it.
+        exit_status: Exit status of the command if that is the end.
+    """
+
+    text: str
+    exit_status: int
+
+
 @dataclass
 class Ended:
     """How the ranks have ended.
@@ -48,13 +61,13 @@ class Ended:
         reports: What they had to say, by rank; None for one that was killed.
         statuses: Their exit statuses, negative numbers of signals for those that were killed.
         signal: Number of the first signal that asked them to end.
-        lost: Which one was killed or stuck, and how; None unless that is why they have ended.
+        lost: The one that was killed or stuck; None unless that is why they have ended.
     """
 
     reports: list[Report | None]
     statuses: list[int]
     signal: int | None = None
-    lost: str | None = None
+    lost: Lost | None = None
 
 
 @dataclass(eq=False)
@@ -212,7 +225,9 @@ class Supervisor:
                 if ended.lost is None or restarts >= self._max_restarts:
                     return ended
                 restarts += 1
-                self._say(f"{ended.lost}: all ranks start again ({restarts} of at most {self._max_restarts} times)")
+                self._say(
+                    f"{ended.lost.text}: all ranks start again ({restarts} of at most {self._max_restarts} times)"
+                )
 
     def _attempt(self, task: bytes, restarts: int) -> Ended:
         ranks: list[_Rank] = []
@@ -318,14 +333,17 @@ def _has_cause(ranks: Sequence[_Rank]) -> bool:
     return any(rank.has_failed and rank.report is not None and not rank.report.blames_others for rank in ranks)
 
 
-def _lost(ranks: Sequence[_Rank]) -> str | None:
-    """Say which rank was killed or is stuck, if that is why they have ended."""
+def _lost(ranks: Sequence[_Rank]) -> Lost | None:
+    """Return the rank that was killed or is stuck, if that is why they have ended."""
     for rank in ranks:
         if rank.was_killed:
             assert rank.status is not None
-            return f"rank {rank.number} was killed ({rank.reason or signal.Signals(-rank.status).name})"
+            reason = rank.reason or signal.Signals(-rank.status).name
+            return Lost(f"rank {rank.number} was killed ({reason})", 128 - rank.status)
     stuck = [rank for rank in ranks if rank.is_given_up]
-    return None if not stuck or _has_cause(ranks) else f"rank {stuck[0].number} did not react any more and was killed"
+    if not stuck or _has_cause(ranks):
+        return None
+    return Lost(f"rank {stuck[0].number} did not react any more and was killed", 1)
 
 
 def _free_port() -> int:

@@ -1,5 +1,6 @@
 """Starts a run with a checked config: in this process, or in several ranks, which get the config as it is."""
 
+import logging
 import os
 import pickle
 import subprocess
@@ -27,11 +28,12 @@ from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
-from ksuit_runner.ui.terminal import make_console, print_error, print_warning
+from ksuit_runner.ui.terminal import log_to_file, make_console, print_error, print_warning
 
 if TYPE_CHECKING:
     from ksuit_runner.record.provenance import Provenance
 
+_LOGGER = logging.getLogger(__name__)
 _RANK = ("-P", "-m", "ksuit_runner.engine.rank")
 
 
@@ -157,12 +159,18 @@ def _start_ranks(start: Start) -> RunOutcome:
     outputs = OutputPaths(config["output_dir"])
     task = RankTask(start, uuid4().hex, sys.argv[:], [path or os.getcwd() for path in sys.path])
     begun = BegunRuns(outputs, task.id)
-    console = make_console(stderr=True)
+
+    def say(message: str) -> None:
+        print_warning(make_console(stderr=True), message)
+        if (run_id := begun.find(config)) is not None:
+            with log_to_file(PathProvider(outputs.output_dir, run_id).log):
+                _LOGGER.warning(message)
+
     supervisor = Supervisor(
         [sys.executable, *_RANK],
         size,
         int(config.get("max_restarts", 0)),
-        partial(print_warning, console),
+        say,
         environment={**os.environ, "PYTHONPATH": os.pathsep.join(task.path)},
         stdin=subprocess.DEVNULL,
         stdout=None if start.is_shown else subprocess.DEVNULL,
@@ -206,8 +214,7 @@ def _outcome(ended: Ended, run_id: str | None, outputs: OutputPaths) -> RunOutco
 def _cause(ended: Ended, ends: list[RankEnd | None], run_id: str | None, outputs: OutputPaths) -> BaseException | None:
     resume = "" if run_id is None else f"\nTo resume: {resume_command(run_id, outputs.output_dir)}"
     if ended.lost is not None:
-        killed = next((-status for status in ended.statuses if status < 0), 0)
-        return LostRankError(f"{ended.lost}{resume}", 128 + killed)
+        return LostRankError(f"{ended.lost.text}{resume}", ended.lost.exit_status)
     failed = [end for end in ends if end is not None and end.error is not None]
     for end in sorted(failed, key=lambda end: isinstance(end.error, PeerError)):
         assert end.error is not None

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ksuit_runner.distributed import launch
-from ksuit_runner.distributed.launch import Supervisor
+from ksuit_runner.distributed.launch import Lost, Supervisor
 
 ROOT = Path(__file__).parents[2]
 # A rank executes the code that is its task: with its number, the number of the attempt, a folder, and these functions.
@@ -146,7 +146,7 @@ time.sleep(60) if attempt < 2 else end(0, "done")"""
 
 def test_they_start_again_only_so_often(ranks):
     ended, said = ranks("os.abort() if rank == 1 else time.sleep(60)", max_restarts=1)
-    assert ended.lost == "rank 1 was killed (SIGABRT)"
+    assert ended.lost == Lost("rank 1 was killed (SIGABRT)", 128 + signal.SIGABRT)
     assert ended.statuses[1] == -signal.SIGABRT
     assert len(said) == 1
 

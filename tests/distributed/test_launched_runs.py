@@ -77,6 +77,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happen
     assert "starts from checkpoint E1_U20" in output
     folder = run_dir(tmp_path / "hit")
     assert status_of(tmp_path / "hit") == [("FAILED",)]
+    assert again.format(2) in (folder / "run.log").read_text()
     assert not (tmp_path / "hit/.begun").exists()
 
     ksuit(tmp_path / "hit", f"resume={folder.name}", "ranks=1", "strategy=single", cwd=project)
