@@ -17,7 +17,7 @@ from .result import Result
 BENCHMARKS = (
     *("small_model", "large_model", "callback_cost", "metric_logging", "checkpoint_stall"),
     *("data_loading", "epoch_order", "start_up", "store_scale", "evaluation", "accelerator", "projects"),
-    "sharded_checkpoint",
+    *("ddp", "fsdp", "sharded_checkpoint"),
 )
 """Modules of this package with a function `measure(scale, folder)`, in the order in which they run."""
 

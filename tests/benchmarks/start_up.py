@@ -16,6 +16,7 @@ from .result import Result
 HELP, CONFIG, IMPORTS = "--help", "--cfg job", "bare imports of torch and mlflow"
 BY_HAND = "a script with one AdamW step and one metric in MLflow"
 FIRST, RESUMED, NEXT = "command to first update", "resume to first update", "next run of a process to first update"
+RANKS = "command to first update of two ranks"
 
 SCRIPT = """
 import sys, torch, mlflow
@@ -38,6 +39,7 @@ def measure(scale: Scale, folder: Path) -> Result:
         IMPORTS: partial(_python, "-c", "import torch, mlflow"),
         BY_HAND: partial(_python, "-c", SCRIPT, f"sqlite:///{folder / 'by_hand.db'}"),
         FIRST: partial(_start, folder, "trainer.max_updates=2"),
+        RANKS: partial(_start, folder, "trainer.max_updates=2", "trainer=ddp", "ranks=2"),
         RESUMED: partial(_resume, folder),
         NEXT: partial(_next, folder),
     }
@@ -47,6 +49,7 @@ def measure(scale: Scale, folder: Path) -> Result:
     result.aim(HELP, contest.spread(HELP), 0.5, "s")
     result.aim(CONFIG, contest.spread(CONFIG), 0.5, "s")
     result.aim(f"{FIRST} - {IMPORTS}", contest.difference(FIRST, IMPORTS), 0.5, "s")
+    result.aim(f"{RANKS} / {FIRST}", contest.ratio(RANKS, FIRST), 1.5)
     result.notes.append(f"{FIRST} - {BY_HAND}: {contest.difference(FIRST, BY_HAND).median:.2f} s")
     result.notes.append(f"{RESUMED} - {IMPORTS}: {contest.difference(RESUMED, IMPORTS).median:.2f} s")
     return result
