@@ -1,7 +1,6 @@
 """Runs of several ranks as users start them: by the command line, torchrun, Python and a launcher of sweeps."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,19 +103,15 @@ def test_torchrun_starts_the_same_run_again_unless_a_signal_has_ended_it(project
 
 
 SCRIPT = """
-import signal, sys
+import sys
 from ksuit_runner import run
-settings = [f"output_dir={sys.argv[1]}", "ranks=2", "strategy=ddp", *sys.argv[2:]]
-result = run([*settings, "trainer.max_updates=2"])
+settings = [f"output_dir={sys.argv[1]}", "ranks=2", "strategy=ddp", *sys.argv[2:], "trainer.max_updates=3"]
+result = run(settings)
 print("found", result.status, sorted(result.metrics)[0], "torch" in sys.modules)
 try:
     run([*settings, "callbacks.fate.deeds=[0.1.2.error]"])
 except ValueError as error:
     print("caught", error, "before_every_update" in str(error.__cause__))
-try:
-    run([*settings, "callbacks.fate.deeds=[0.0.2.SIGINT]"])
-except KeyboardInterrupt:
-    print("interrupted")
 """
 
 
@@ -125,8 +120,7 @@ def test_python_code_gets_the_result_and_the_error_of_the_ranks(project, tmp_pat
     output = execute(project, "script.py", str(tmp_path), *RUN)
     assert "found FINISHED accuracy/validation False" in output
     assert "caught of fate True" in output
-    assert output.splitlines()[-1] == "interrupted"
-    assert sorted(status_of(tmp_path)) == [("FAILED",), ("FINISHED",), ("KILLED",)]
+    assert sorted(status_of(tmp_path)) == [("FAILED",), ("FINISHED",)]
 
 
 @pytest.mark.parametrize("launcher", [("joblib",), ("submitit", "launcher.executor=local")], ids=lambda item: item[0])
@@ -153,4 +147,3 @@ def test_a_mistake_is_reported_once(project, tmp_path):
     assert output.count("error:") == 1
     assert "trainer.device: 'xpu' is not available here" in output
     assert not (tmp_path / "runs").exists()
-    assert signal.Signals["SIGKILL"].name not in output
