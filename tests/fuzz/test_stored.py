@@ -10,12 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from rank_threads import on_ranks, piece
 from stored_checkpoint import store_checkpoint
 
 from ksuit_runner.checkpoint.folders import damage, has_traces, read_tags
 from ksuit_runner.checkpoint.format import pack_state, read_newest
-from ksuit_runner.checkpoint.manifest import MANIFEST, _seal
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, fingerprint, write_manifest
+from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.stored_config import parse_config
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import CheckpointError, KsuitError
 from ksuit_runner.paths import PathProvider, is_run_id
 from ksuit_runner.record.journal import Journal
@@ -122,6 +125,51 @@ def test_a_manifest_that_says_something_else_is_damage(whole, data):
                 read_newest(whole)
     finally:
         (folder / MANIFEST).write_text(before)
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory):
+    """A run with one intact checkpoint, of which each of two ranks has a half."""
+    paths = PathProvider(tmp_path_factory.mktemp("fuzz"), "run00000")
+
+    def save(world):
+        counter = UpdateCounter(6, 2, max_epochs=100)
+        counter.update = 1
+        writer = CheckpointWriter(paths, world=world)
+        state = {"trainer": {"m": piece(torch.ones(3, 2), world.rank, 2)}, "local": {"a": {"n": world.rank}}}
+        writer.save(counter, {"w": piece(torch.ones(3), world.rank, 2)}, state, wait=True)
+        writer.close()
+
+    on_ranks(2, save)
+    return paths
+
+
+@given(data=st.data())
+def test_forged_pieces_are_an_error_or_a_whole(of_ranks, data):
+    """Whoever changes them has sealed the checkpoint again."""
+    folder = of_ranks.checkpoints_dir / "E0_U1_S2"
+    path = folder / data.draw(st.sampled_from(["rank-0.json", "rank-1.json", "rank-1.safetensors"]))
+    before, manifest = path.read_bytes(), (folder / MANIFEST).read_bytes()
+    if path.suffix == ".json" and data.draw(st.booleans()):
+        index = json.loads(before)
+        keys = data.draw(st.sampled_from(sorted(paths_of(index), key=str)).filter(bool))
+        part = index
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = data.draw(values | st.lists(st.integers(-5, 2**63), max_size=3))
+        content = json.dumps(index).encode()
+    else:
+        content = edited(before, data.draw(edits))
+    try:
+        path.write_bytes(content)
+        files = {item.name: fingerprint(item) for item in folder.iterdir() if item.name != MANIFEST}
+        write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
+        with suppress(CheckpointError):
+            found = read_newest(of_ranks)
+            assert all(value.numel() < 100 for value in found.model.values()) and len(found.local) in (0, 2)
+    finally:
+        path.write_bytes(before)
+        (folder / MANIFEST).write_bytes(manifest)
 
 
 @given(file=st.sampled_from([MANIFEST, "model.safetensors", "trainer.safetensors", "trainer.json"]), changes=edits)
