@@ -7,7 +7,7 @@ import torch
 from ksuit_runner.data.batch_plan import cut
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.word import UpdateWord
-from ksuit_runner.keyed_random import keyed
+from ksuit_runner.keyed_random import keyed, mix, seed_all
 from ksuit_runner.trainer.parts import WeighedPart
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -27,6 +27,7 @@ def gradients(trainer, batch=BATCH):
     trainer.take_snapshot()
     parts = batch if isinstance(batch, list) else cut_by_rows(batch, trainer.accumulation_steps)
     for part in trainer.start_update(parts):
+        seed_all(mix("by hand", trainer.counter.update, part.number))
         losses, _ = trainer.forward_part(part)
         if not trainer.leaves_out(losses, part):
             trainer.backward(losses, part)

@@ -3,16 +3,23 @@
 from contextlib import nullcontext
 from functools import partial
 
+import by_hand
 import pytest
 import torch
 from in_turns import Adding, together, worlds
+from ranks import on_ranks
 from torch import nn
 from torch.optim import LBFGS, SGD
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.distributed import ddp
+from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError, LossError
+from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import constant
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -175,3 +182,42 @@ def test_what_a_training_step_logs_is_the_mean_over_the_parts_of_all_ranks(maker
 def test_parts_have_to_be_divided_among_the_ranks(maker):
     with pytest.raises(ConfigError, match="accumulation_steps: 3 parts of a batch cannot be divided among 2 ranks"):
         maker.trainer(strategy=Adding(worlds(2)[0]), accumulation_steps=3)
+
+
+class Points:
+    """Points of three classes, with noise."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.randn(4) + index % 3, torch.tensor(index % 3)
+
+
+def of_rank(size):
+    """Train some cases on this rank of so many, without hooks, and return what they end with."""
+    world = connect({}) if size > 1 else World()
+    ddp._SMALL_BYTES = 2500  # some cases take one exchange, and those with more slots take buckets
+    try:
+        return {case: of_case(world, **CASES[case]) for case in ("weighed", "counts", "odd")}
+    finally:
+        world.close()
+
+
+def of_case(world, batch_size=9, trainer_class=SgdTrainer, **options):
+    data = DataContainer({"train": Points()}, batch_size, seed=3, drop_last=False, world=world)
+    given = {"loss": nn.CrossEntropyLoss(), "optimizer": partial(SGD, lr=0.3), "accumulation_steps": 4, **options}
+    strategy = ddp.DataParallel(world, bucket_mb=1e-3)
+    trainer = trainer_class(
+        ModelBase(make_model()), data, schedule=constant, strategy=strategy, **{"max_updates": 4, **given}
+    )
+    by_hand.train(trainer)
+    return trainer.model.tensors(), trainer.state_dict()
+
+
+def test_real_ranks_end_with_the_bits_of_one_process(bits):
+    alone = of_rank(1)
+    for size in (2, 4):
+        for rank in on_ranks(size, of_rank, size):
+            for case, found in rank.items():
+                assert bits(found) == bits(alone[case]), (size, case)
