@@ -51,8 +51,9 @@ class UpdateCounter:
     Where several ends are given, the first one reached counts.
 
     Attributes:
-        accumulation_step: Number, from 0, of the accumulation step of the update that is being computed.
-        accumulation_steps: How many accumulation steps that update has; a small batch has fewer.
+        accumulation_step: Number, from 0, of the part of the batch that is being computed; of several ranks, each has
+            its own ones.
+        accumulation_steps: How many parts a batch has. One with fewer samples leaves some of them out.
 
     Raises:
         ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch; or an end in
