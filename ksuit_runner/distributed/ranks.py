@@ -20,6 +20,7 @@ from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 
 _LOGGER = logging.getLogger(__name__)
 _STEP_S = 0.5  # how often a wait looks for notes
+_STEP = timedelta(seconds=_STEP_S)
 _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
 _SILENT_GPU_S = 60.0  # and while this rank may be waiting for a GPU, where it would notice nothing
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
@@ -70,6 +71,7 @@ class Ranks(World):
         self._holder = holder
         self._meeting = 0
         self._broken: BaseException | None = None
+        self._under_way = 0  # exchanges that were begun, and not finished
         self._meet()
         if "nccl" in backend:
             notes.after_look = self._free
@@ -108,6 +110,7 @@ class Ranks(World):
         if self._broken is not None:
             raise self._broken
         self._notes.exchanges += 1
+        self._under_way += 1
         try:
             return begin()
         except RuntimeError as error:
@@ -122,7 +125,8 @@ class Ranks(World):
         began = time.monotonic()
         while True:
             try:
-                work.wait(timedelta(seconds=_STEP_S))
+                work.wait(_STEP)
+                self._under_way -= 1
                 return
             except RuntimeError as error:
                 if work.is_completed():
@@ -187,7 +191,7 @@ class Ranks(World):
 
     def fail(self, error: BaseException) -> None:  # noqa: D102
         failure = self._notes.fail(_failure_of(self.explain(error), self.rank))
-        self._give_up(failure, abandoned=self._broken is not None)
+        self._give_up(failure, abandoned=self._under_way > 0)
 
     def recover(self) -> bool:  # noqa: D102
         self._give_up(Failure(self.rank, "the ranks meet again"), abandoned=True)
@@ -221,7 +225,7 @@ class Ranks(World):
     def _meet(self) -> None:
         """Make new groups, together with all other ranks."""
         self._notes.meet(self._meeting)
-        self._notes.exchanges = 0
+        self._notes.exchanges = self._under_way = 0
         dist.init_process_group(
             self._backend,
             store=dist.PrefixStore(f"group/{self._meeting}", self._store),  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Tests for how the ranks of a run find each other."""
 
 import pytest
+import torch.distributed as dist
 from ranks import Ranks, on_ranks, surroundings
 
 from ksuit_runner.distributed.connect import connect
@@ -30,6 +31,26 @@ def test_a_rank_that_is_not_there_is_named() -> None:
     with Ranks() as ranks:
         first = ranks.start(2, meet, {0: {}, 1: {}}, 1.0, only=[0])
         assert first[0].result() == "PeerError: rank 1 has not connected within 1 s"
+
+
+def gather_ranks() -> list[int]:
+    world = connect({})
+    try:
+        return world.gather(world.rank)
+    finally:
+        world.close()
+
+
+def test_notes_of_an_earlier_attempt_in_the_store_of_an_agent_do_no_harm() -> None:
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    change = {"MASTER_PORT": str(agent.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with Ranks() as ranks:
+        for _ in range(3):
+            begun = ranks.start(2, gather_ranks, change=change)
+            assert [rank.result() for rank in begun] == [[0, 1], [0, 1]]
+            killed = ranks.start(2, gather_ranks, change=change, only=[1])[0]  # has said who it is, and no more
+            killed.process.join(0.5)
+            killed.process.kill()
 
 
 def test_a_process_alone_is_the_plain_world() -> None:
