@@ -347,7 +347,7 @@ def _closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, mee
         except _RefusedError as refused:
             error, failed = refused.__cause__, record.status_before
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
-            error = caught
+            error = meeting.world.explain(caught)
         reported = meeting.settle(error)
         if isinstance(reported, KeyboardInterrupt):
             outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
