@@ -136,6 +136,9 @@ class DatasetCallback(PeriodicCallback):
         super().__init__(at_end=at_end, **kwargs)
         if weights_of is not None and self.interval != Interval(at_end=True):
             raise ConfigError("weights_of: it means one evaluation after training; leave out at_start and every_n_*")
+        switches = any(member.switches_weights for member in self.trainer.optimizers.members.values())
+        if weights_of is not None and switches and self.trainer.strategy.is_sharded:
+            raise ConfigError("weights_of: strategy=fsdp copies no optimizer that evaluates other weights; use ddp")
         for name, number in (("batch_size", batch_size), ("max_batches", max_batches)):
             if number is not None and number < 1:
                 raise ConfigError(f"{name}: at least 1 is needed, not {number}")

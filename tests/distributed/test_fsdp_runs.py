@@ -1,18 +1,22 @@
 """Runs with strategy=fsdp: killed and resumed to the bit on as many ranks, and nearly the same on any number."""
 
+import os
 import shutil
-import time
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from command import checkpoint_bytes, journal, last_step, run_dir
-from ranks import Commands, ksuit_on_ranks
+from command import checkpoint_bytes, journal, run_dir
+from ranks import Ranks, on_ranks
 from torch import Tensor
 
+from ksuit_runner import run
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.distributed.pieces import whole
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 # Dropout, rows that do not divide, an uneven last batch, buffers, and two parts for each of two ranks.
 SETTINGS = (
@@ -48,19 +52,35 @@ def assert_near(one: Path, other: Path) -> None:
     assert journal(run_dir(one)) == pytest.approx(journal(run_dir(other)), rel=1e-4)
 
 
+def train(folder: Path, *arguments: str) -> str:
+    return run([f"output_dir={folder}", *arguments]).status
+
+
+def train_and_die(folder: Path, updates: int, *arguments: str) -> None:
+    """Train, and be killed in the middle of an update, like all other ranks."""
+    real, left = SgdTrainer.forward_part, iter(range(2 * updates))
+
+    def forward_part(self: SgdTrainer, *given: Any) -> Any:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *given)
+
+    SgdTrainer.forward_part = forward_part  # type: ignore[method-assign]
+    train(folder, *arguments)
+
+
 def test_killed_and_resumed_on_as_many_ranks_others_and_one(tmp_path):
     undisturbed, killed, alone, more = (tmp_path / name for name in ("undisturbed", "killed", "alone", "more"))
-    ksuit_on_ranks(undisturbed, 2, *SETTINGS, "strategy=fsdp")
-    with Commands(killed, 2, *SETTINGS, "strategy=fsdp") as commands:
-        deadline = time.monotonic() + 120
-        while last_step(killed) < 12:
-            assert time.monotonic() < deadline, commands.output()
-            time.sleep(0.005)
+    assert on_ranks(2, train, undisturbed, *SETTINGS, "strategy=fsdp") == ["FINISHED"] * 2
+    with Ranks() as ranks:
+        for rank in ranks.start(2, train_and_die, killed, 13, *SETTINGS, "strategy=fsdp"):
+            with pytest.raises(AssertionError, match="exit code -9"):
+                rank.result()
     shutil.copytree(killed, more)
-    ksuit_on_ranks(killed, 2, "resume=last")
+    assert on_ranks(2, train, killed, "resume=last") == ["FINISHED"] * 2
     assert checkpoint_bytes(run_dir(killed)) == checkpoint_bytes(run_dir(undisturbed))
     assert journal(run_dir(killed)) == journal(run_dir(undisturbed))
-    ksuit_on_ranks(more, 4, "resume=last")
-    ksuit_on_ranks(alone, 1, *SETTINGS)
+    assert on_ranks(4, train, more, "resume=last") == ["FINISHED"] * 4
+    assert train(alone, *SETTINGS) == "FINISHED"
     assert_near(more, undisturbed)
     assert_near(alone, undisturbed)

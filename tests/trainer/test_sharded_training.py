@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import on_ranks
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import LBFGS, SGD, AdamW
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.fsdp import ShardedParallel
 from ksuit_runner.distributed.pieces import is_sharded
 from ksuit_runner.distributed.strategy import Strategy
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import build_run
 from ksuit_runner.engine.loop import train
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
@@ -113,30 +117,29 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-def trained(strategy: Strategy, folder: str, name: str) -> dict[str, Tensor]:
-    """Train a variant, and return the weights and buffers, whole."""
-    given = {"optimizer": partial(SGD, lr=0.1, momentum=0.9), "loss": nn.CrossEntropyLoss(), **VARIANTS[name][0]}
+def trainer_of(strategy: Strategy, settings: dict[str, Any]) -> SgdTrainer:
+    defaults = {"optimizer": partial(SGD, lr=0.1, momentum=0.9), "loss": nn.CrossEntropyLoss(), "accumulation_steps": 4}
+    given = {**defaults, **settings}
     trainer_class, datasets = given.pop("trainer_class", SgdTrainer), {"train": Points(given.pop("infinite", None))}
     data = DataContainer(datasets, 20, seed=3, world=strategy.world)
     with keyed(3, "model"):
         model = ModelBase(Net())
-    trainer = trainer_class(
-        model,
-        data,
-        schedule=constant,
-        max_updates=UPDATES,
-        accumulation_steps=4,
-        device="cpu",
-        strategy=strategy,
-        **given,
+    built: SgdTrainer = trainer_class(
+        model, data, schedule=constant, max_updates=UPDATES, device="cpu", strategy=strategy, **given
     )
+    return built
+
+
+def trained(strategy: Strategy, folder: str, name: str) -> dict[str, Tensor]:
+    """Train a variant, and return the weights and buffers, whole."""
+    trainer = trainer_of(strategy, VARIANTS[name][0])
     run = build_run(trainer, PathProvider(folder, name), lambda collaborators: {}, seed=3)
     try:
         train(run)
     finally:
         run.checkpoint_writer.close()
         run.data.close()
-    tensors = {**model.tensors(), **{f"loss.{key}": value for key, value in trainer.loss.state_dict().items()}}
+    tensors = {**trainer.model.tensors(), **{f"loss.{key}": value for key, value in trainer.loss.state_dict().items()}}
     return {key: (value.full_tensor() if is_sharded(value) else value).clone() for key, value in tensors.items()}
 
 
@@ -159,3 +162,27 @@ def test_two_ranks_train_like_one_process(name, found, tmp_path):
     for key, value in found[0][name].items():
         assert torch.equal(value, found[1][name][key]), key
         torch.testing.assert_close(value, expected[key], rtol=0, atol=tolerance, msg=lambda text, key=key: key + text)
+
+
+class Pretended(World):
+    """Two ranks, of which torch's fake group only pretends that there is another one."""
+
+    size = 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": LBFGS}, "LBFGS evaluates the loss again, which strategy=fsdp does not: strategy=ddp"),
+        ({"optimizer": partial(SGD, lr=0.1, fused=True)}, "torch has no fused kernel of SGD for strategy=fsdp"),
+        ({"loss": Scaled(), "precision": "float16"}, "float16 does not fit strategy=fsdp .* Use bfloat16"),
+        ({"accumulation_steps": 3}, "3 parts of a batch cannot be divided among 2 ranks"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_update(settings, message):
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(ConfigError, match=message):
+            trainer_of(ShardedParallel(Pretended()), settings)
+    finally:
+        dist.destroy_process_group()
