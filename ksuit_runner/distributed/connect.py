@@ -14,7 +14,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from ksuit_runner.distributed.environment import Place, place
+from ksuit_runner.distributed.environment import STORE_SOCKET, Place, place
 from ksuit_runner.distributed.notes import Notes
 from ksuit_runner.distributed.ranks import Ranks
 from ksuit_runner.distributed.world import World
@@ -35,18 +35,22 @@ class _Door:
         host: Where the store is.
         port: Its port.
         holder: The rank that holds the store; None if something else does.
+        socket: File descriptor of the socket that listens there already, in the holder, if there is one.
     """
 
     host: str
     port: int
     holder: int | None
+    socket: int | None = None
 
 
 def _find_door(environment: Mapping[str, str]) -> _Door:
     try:
         # An agent of torchrun has a store of its own, and so may what starts the ranks.
         holder = None if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
-        return _Door(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), holder)
+        socket = environment.get(STORE_SOCKET)
+        port = int(environment["MASTER_PORT"])
+        return _Door(environment["MASTER_ADDR"], port, holder, None if socket is None else int(socket))
     except (KeyError, ValueError):
         raise ConfigError(
             "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where the ranks find each other: "
@@ -128,7 +132,11 @@ def _open_stores(door: _Door, rank: int, timeout_s: float) -> list[Any]:
         try:
             stores.append(
                 dist.TCPStore(  # type: ignore[attr-defined]
-                    door.host, door.port, is_master=is_holder, timeout=limit, wait_for_workers=False
+                    *(door.host, door.port),
+                    is_master=is_holder,
+                    timeout=limit,
+                    wait_for_workers=False,
+                    master_listen_fd=door.socket if is_holder else None,
                 )
             )
         except RuntimeError as error:

@@ -58,6 +58,9 @@ def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int
     return 0 if is_repeated and status - 128 in SIGNALS else status
 
 
+STORE_SOCKET = "KSUIT_STORE_SOCKET"
+"""Variable with the file descriptor of a socket at which rank 0 can listen: nobody else takes its port meanwhile."""
+
 ATTEMPT = "KSUIT_ATTEMPT"
 """Variable that has the same value in all ranks of a job, and another one whenever the job is started again."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ksuit_runner.distributed.environment import STORE_SOCKET
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.detached_process import start_detached
 from ksuit_runner.system.gpus import gpu_of_rank
@@ -247,25 +248,27 @@ class Supervisor:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         asked = self._relay.signal
         try:
-            port = _free_port()
-            for number in range(self._size):
-                ours, theirs = Pipe()
-                descriptor = theirs.fileno()
-                process = start_detached(
-                    [*self._command, str(descriptor), str(os.getpid())],
-                    pass_fds=[descriptor],
-                    env=self._environment(number, port, restarts),
-                    **self._options,
-                )
-                theirs.close()
-                ranks.append(_Rank(number, process, ours))
+            with socket.create_server((_HOST, 0), backlog=4 * self._size) as door:
+                for number in range(self._size):
+                    ranks.append(self._start_one(number, door, restarts))
             self._relay.ranks = ranks
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if asked is not None:
             self._relay.hand_on(asked)
 
-    def _environment(self, rank: int, port: int, restarts: int) -> dict[str, str]:
+    def _start_one(self, number: int, door: socket.socket, restarts: int) -> _Rank:
+        ours, theirs = Pipe()
+        with theirs:
+            process = start_detached(
+                [*self._command, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno(), *([door.fileno()] if number == 0 else ())],
+                env=self._environment(number, door, restarts),
+                **self._options,
+            )
+        return _Rank(number, process, ours)
+
+    def _environment(self, rank: int, door: socket.socket, restarts: int) -> dict[str, str]:
         threads = str(max(1, core_count() // self._size))
         return {
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # of connections to a rank that is gone
@@ -277,7 +280,8 @@ class Supervisor:
             "WORLD_SIZE": str(self._size),
             "LOCAL_WORLD_SIZE": str(self._size),
             "MASTER_ADDR": _HOST,
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(door.getsockname()[1]),
+            **({STORE_SOCKET: str(door.fileno())} if rank == 0 else {}),
             "KSUIT_STARTER": f"ranks={self._size}",
             "KSUIT_RESTARTS": str(restarts),
         }
@@ -344,9 +348,3 @@ def _lost(ranks: Sequence[_Rank]) -> Lost | None:
     if not stuck or _has_cause(ranks):
         return None
     return Lost(f"rank {stuck[0].number} did not react any more and was killed", 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((_HOST, 0))
-        return int(free.getsockname()[1])
