@@ -1,9 +1,9 @@
 """Checkpoints of what FSDP2 has spread over ranks, which are real processes here: written by some, read by others."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import Maker
 from ranks import on_ranks
 from torch import nn
 
@@ -11,21 +11,36 @@ from ksuit_runner.checkpoint.base_weights import BASE, BaseWeights, checksum, wi
 from ksuit_runner.checkpoint.folders import damage, names
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
+from ksuit_runner.data.container import DataContainer
+from ksuit_runner.data.tensor_dataset import TensorDataset
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.fsdp import ShardedParallel
 from ksuit_runner.distributed.pieces import gathered, is_sharded, local, place
+from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
+from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.schedule import constant
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 FROZEN = ("0.weight", "0.bias")
 
 
-def trainer_of(folder: Path, world: World):
+def trainer_of(world: World):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7), nn.Linear(7, 3))
     model[0].requires_grad_(False)
-    strategy = {"strategy": ShardedParallel(world)} if world.size > 1 else {}
-    return Maker(folder).trainer(model=model, world=world, accumulation_steps=world.size, **strategy)
+    data = DataContainer({"train": TensorDataset(torch.zeros(12, 4), torch.zeros(12), (3,))}, 6, seed=0, world=world)
+    return SgdTrainer(
+        ModelBase(model),
+        data,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        schedule=constant,
+        loss=nn.CrossEntropyLoss(),
+        max_updates=2,
+        accumulation_steps=world.size,
+        strategy=ShardedParallel(world) if world.size > 1 else Strategy(world),
+    )
 
 
 def whole_state(trainer, world):
@@ -43,7 +58,7 @@ def frozen(trainer):
 def save(folder: Path):
     """Train for an update with gradients that are given, and save it without what is frozen."""
     world = connect({})
-    trainer, paths = trainer_of(folder, world), PathProvider(folder, "run00000")
+    trainer, paths = trainer_of(world), PathProvider(folder, "run00000")
     base = BaseWeights(frozen(trainer), world)
     for number, parameter in enumerate(trainer.optimizers.parameters):
         if parameter.requires_grad:
@@ -75,7 +90,7 @@ def load(folder: Path):
 
 
 def loaded(folder: Path, world: World):
-    trainer, paths = trainer_of(folder, world), PathProvider(folder, "run00000")
+    trainer, paths = trainer_of(world), PathProvider(folder, "run00000")
     checkpoint = read_newest(paths, world=world)
     assert checkpoint.base.keys() == set(FROZEN) and not checkpoint.model.keys() & set(FROZEN)
     trainer.model.load(with_base(checkpoint.model, checkpoint.base, trainer.model.tensors(), world))
