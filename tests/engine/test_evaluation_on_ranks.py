@@ -128,6 +128,7 @@ def evaluated(folder, world, callbacks, strategy=Strategy, batch_size=4):
         schedule=constant,
         loss=nn.CrossEntropyLoss(),
         max_updates=2,
+        accumulation_steps=2,
         strategy=strategy(world),
         device="cpu",
     )
