@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ksuit_runner.checkpoint.folders import has_traces
-from ksuit_runner.config.check.ranks import rank_count
+from ksuit_runner.config.check.ranks import check_gpus, rank_count
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.environment import place
@@ -109,6 +109,7 @@ def start_run(start: Start, provenance: "Provenance | None" = None) -> RunOutcom
     Raises:
         KsuitError: It could not be started.
     """
+    check_gpus(start.config)
     if place() is None and rank_count(start.config) > 1:
         return _start_ranks(start)
     return execute(start, BegunRuns.of_this_process(OutputPaths(start.config["output_dir"])), provenance)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.config.check.ranks import check_gpus
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
@@ -112,12 +113,14 @@ def _refuse_ranks() -> None:
 
 
 def _check_ranks(launcher: Launcher, config: DictConfig) -> None:
-    """Check that the jobs have as many ranks as the launcher starts processes for them."""
+    """Check that the jobs have as many ranks as the launcher starts processes for them, and as there are GPUs here."""
     ranks = config.get("ranks", 1)
     if launcher.is_elsewhere and ranks == "auto":
         raise ConfigError("how many GPUs a job will have is not known here: write their number", path="ranks")
     if launcher.tasks not in (1, ranks):
         raise ConfigError(f"a job has {launcher.tasks} tasks, and {ranks} ranks: ranks={launcher.tasks}", path="ranks")
+    if not launcher.is_elsewhere:
+        check_gpus({str(key): value for key, value in config.items()})
 
 
 def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTracker) -> None:

@@ -45,7 +45,7 @@ def with_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     _check_settings(values)
     if ranks > 1:
         _check_strategy(values, ranks)
-        _check_devices(values, ranks)
+        _check_device(values, ranks)
     _check_parts(values, ranks)
     return dict(values)
 
@@ -63,23 +63,30 @@ def _check_strategy(values: Mapping[str, Any], ranks: int) -> None:
         raise ConfigError(f"single is for one process, and there are {ranks} ranks: strategy=ddp", path="strategy")
 
 
-def _check_devices(values: Mapping[str, Any], ranks: int) -> None:
-    device = str(_in(values, "trainer", "device") or "auto")
-    kind, _, index = device.partition(":")
+def check_gpus(values: Mapping[str, Any]) -> None:
+    """Check that there are GPUs for the ranks of this machine, if there are any; where these ranks are started.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    ranks, here = rank_count(values), place()
+    gpus = len(visible_gpus()) if _device(values) in ("auto", "cuda") else 0
+    local = ranks if here is None else here.local_size
+    has_one = here is not None and gpus == 1  # perhaps its own, as a scheduler may hide the others from each task
+    if ranks > 1 and local is not None and local > gpus > 0 and not has_one:
+        raise ConfigError(
+            f"{local} ranks on this machine need a GPU each, and there are {gpus}. Fewer ranks, or trainer.device=cpu",
+            path="ranks",
+        )
+
+
+def _check_device(values: Mapping[str, Any], ranks: int) -> None:
+    kind, _, index = (device := _device(values)).partition(":")
     if index:
         raise ConfigError(
             f"{ranks} ranks need a device each, and {device} is a single one: trainer.device={kind} gives each rank "
             "its own. CUDA_VISIBLE_DEVICES says which ones there are",
             path="trainer.device",
-        )
-    gpus = len(visible_gpus()) if device in ("auto", "cuda") else 0
-    here = place()
-    local = ranks if here is None else here.local_size
-    has_one = here is not None and gpus == 1  # perhaps its own, as a scheduler may hide the others from each task
-    if local is not None and local > gpus > 0 and not has_one:
-        raise ConfigError(
-            f"{local} ranks on this machine need a GPU each, and there are {gpus}. Fewer ranks, or trainer.device=cpu",
-            path="ranks",
         )
 
 
@@ -96,6 +103,10 @@ def _check_parts(values: Mapping[str, Any], ranks: int) -> None:
         )
     if isinstance(batch_size, int) and 0 < batch_size < parts:
         raise ConfigError(f"a batch of {batch_size} samples cannot be divided into {parts} parts", path=_PARTS)
+
+
+def _device(values: Mapping[str, Any]) -> str:
+    return str(_in(values, "trainer", "device") or "auto")
 
 
 def _in(values: Mapping[str, Any], node: str, key: str) -> Any:

@@ -5,7 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from ksuit_runner.config.check.ranks import rank_count, with_parts
+from ksuit_runner.config.check.ranks import check_gpus, rank_count, with_parts
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.errors import ConfigError
@@ -81,19 +81,21 @@ def test_what_ranks_cannot_train_is_refused(values, message):
 
 def test_ranks_of_a_machine_have_a_gpu_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert parts_of(config(4)) == 4  # they may be started elsewhere
     with pytest.raises(ConfigError, match="ranks: 4 ranks on this machine need a GPU each, and there are 2"):
-        with_parts(config(4))
-    assert parts_of(config(4, device="cpu")) == 4
+        check_gpus(config(4))
+    check_gpus(config(2))
+    check_gpus(config(4, device="cpu"))
     torchrun(monkeypatch, 4, 2)  # on two machines
-    assert parts_of(config(1)) == 4
+    check_gpus(config(1))
     torchrun(monkeypatch, 4, 4)
     with pytest.raises(ConfigError, match="ranks: 4 ranks on this machine need a GPU each, and there are 2"):
-        with_parts(config(1))
+        check_gpus(config(1))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # which a scheduler may say to each of them
-    assert parts_of(config(1)) == 4
+    check_gpus(config(1))
     monkeypatch.delenv("RANK")
     with pytest.raises(ConfigError, match="need a GPU each, and there are 1"):
-        with_parts(config(4))
+        check_gpus(config(4))
 
 
 def test_ranks_do_not_contradict_torchrun(monkeypatch):
