@@ -169,13 +169,14 @@ class BatchPlan:
     def __iter__(self) -> Iterator[BatchRequest]:
         counter, size, ahead = self._counter, self._counter.batch_size, self._counter.at(self._counter.update)
         parts, own = self._parts, self._world.own(self._parts)
+        full = cut(size, parts, own)
         if counter.update == 0:
             yield from self._due(ahead)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
             epoch = completed_epochs + 1
             samples = self._order.part(epoch, batch * size, (batch + 1) * size)
-            start, stop, spans = cut(len(samples), parts, own)
+            start, stop, spans = full if len(samples) == size else cut(len(samples), parts, own)
             yield BatchRequest(self._train, epoch, batch, samples[start:stop], parts, spans)
             if self._evaluations:
                 ahead.update = update + 1

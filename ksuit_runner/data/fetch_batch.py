@@ -98,9 +98,10 @@ def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -
     """
     if request.spans is None:
         return _fetch(datasets, seed, request, request.indices)
+    if request.parts == 1:
+        return [_fetch(datasets, seed, request, request.indices)]
     return [
-        _fetch(datasets, seed, request, request.indices[start:stop], *(() if request.parts == 1 else (number,)))
-        for number, start, stop in request.spans
+        _fetch(datasets, seed, request, request.indices[start:stop], number) for number, start, stop in request.spans
     ]
 
 

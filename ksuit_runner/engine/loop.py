@@ -177,7 +177,8 @@ def _on_device(run: Run, batch: Sequence[Part]) -> list[Part]:
         if may_draw:
             number = [] if trainer.accumulation_steps == 1 else [part.number]
             seed_all(mix(run.seed, "to_device", run.counter.update, *number))
-        moved.append(Part(trainer.to_device(part.batch), part.number, part.samples))
+        there = trainer.to_device(part.batch)
+        moved.append(part if there is part.batch else Part(there, part.number, part.samples))
     return moved
 
 
