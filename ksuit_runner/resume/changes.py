@@ -78,6 +78,8 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
         stored.ranks = 1  # how many there are now is not a question of the config
     before = resolve(stored)
     config = OmegaConf.create(resolve(with_overrides(stored, extra)))
+    if mode != Mode.FORK and OmegaConf.select(config, "trainer.accumulation_steps") == "auto":
+        config.trainer.accumulation_steps = before["trainer"]["accumulation_steps"]  # which is what auto was
     found = list(differences(before, resolve(config)))
     _refuse_without_effect(found)
     if mode == Mode.RESUME:
