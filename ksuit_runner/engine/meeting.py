@@ -26,9 +26,11 @@ def exchange(world: World, what: str, value: Any) -> list[Any]:
     if world.size == 1:
         return [value]
     found = world.gather([what, value])
-    if other := next((f"rank {rank}: {name}" for rank, (name, _) in enumerate(found) if name != found[0][0]), None):
-        raise PeerError(f"the ranks of the run are at different places; rank 0: {found[0][0]}, {other}")
-    return [item for _, item in found]
+    places = [each[0] if isinstance(each, list) and len(each) == 2 else "a callback" for each in found]
+    if any(place != what for place in places):
+        listed = ", ".join(f"rank {rank}: {place}" for rank, place in enumerate(places))
+        raise PeerError(f"the ranks of the run are at different places; {listed}")
+    return [value for _, value in found]
 
 
 class Meeting:
