@@ -1,7 +1,6 @@
 """A whole run: build, restore, train, and close with a true status, whatever happened."""
 
 import logging
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
+from ksuit_runner.engine.closing import RefusedError, closing
 from ksuit_runner.engine.connection import connect_ranks
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
@@ -29,7 +29,6 @@ from ksuit_runner.errors import (
     ConfigError,
     Interrupted,
     KsuitError,
-    PeerError,
     ResumeError,
     afterwards,
     files_explained,
@@ -41,7 +40,6 @@ from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.recovery import recover
 from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_shapes
-from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -153,13 +151,14 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
         _check_device(trainer, device)
         needs_beginning = _needs_beginning(config, given.launch, checkpoint)
         start = _Start(given, checkpoint, initialize(trainer.model, config, world) if needs_beginning else None)
+        exchange(world, "built", None)  # what one of them cannot build is not recorded
         with files_explained():
             record = _open_record(given, tracker, outputs, lock, world)
         if given.begun is not None:
             given.begun(record.paths.run_id)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console, world.rank))
-        with _closing(record, trainer, outcome, meeting):
+        with closing(record, trainer, outcome, meeting):
             _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
         if world.records:
             next_command = _next_command(given.launch, record)
@@ -247,17 +246,13 @@ def _open_record(
     return record
 
 
-class _RefusedError(Exception):
-    """A run could not be assembled: nothing of it has changed."""
-
-
 def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome, console: Console) -> None:
     record, mode, world = assembly.record, start.given.launch.mode, assembly.meeting.world
     try:
         assembled = _assemble(start, assembly)
         exchange(world, "assembled", None)
     except KsuitError as error:
-        raise _RefusedError from error
+        raise RefusedError from error
     outcome.summary = assembled.log_writer.summary
     if world.records:
         _print_start(console, record, start)
@@ -333,47 +328,6 @@ def _evaluate(run: Run, record: SilentRecord) -> None:
     for key, summary in run.log_writer.summary.items():
         if summary.last != before.get(key, summary.last):
             _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
-
-
-@contextmanager
-def _closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meeting: Meeting) -> Iterator[None]:
-    """Close a run's record with a true status, whatever the block raises, on this rank or another one."""
-    error: BaseException | None = None
-    failed = EndStatus.FAILED
-    try:
-        try:
-            with afterwards(trainer.data_container.close):
-                yield
-        except _RefusedError as refused:
-            error, failed = refused.__cause__, record.status_before
-        except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
-            error = meeting.world.explain(caught)
-        reported = meeting.settle(error)
-        if isinstance(reported, KeyboardInterrupt):
-            outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
-        elif reported is not None:
-            is_own = error is not None and not isinstance(error, PeerError)
-            outcome.status, outcome.error = failed, error if is_own else reported
-            _report(reported)
-    finally:
-        _close(record, outcome.status)
-
-
-def _report(error: BaseException) -> None:
-    if isinstance(error, PeerError) and error.is_reported:
-        _LOGGER.debug("%s", error)
-    elif isinstance(error, KsuitError):
-        _LOGGER.error("error: %s", error)
-    else:
-        problem = error if isinstance(error, Exception) else repr(error)
-        _LOGGER.error("the run failed: %s", problem, exc_info=error)
-
-
-def _close(record: SilentRecord, status: EndStatus) -> None:
-    try:
-        record.close(status)
-    except (KsuitError, RemoteError, OSError) as error:  # the run has ended as it has, all the same
-        _LOGGER.error("the record could not be delivered to the tracker, sync= will do it: %s", error)
 
 
 def _next_command(launch: Launch, record: SilentRecord) -> str | None:

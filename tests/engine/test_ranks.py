@@ -1,5 +1,6 @@
 """Runs of two ranks: what they agree on, and how they end together. One pair of processes does them all."""
 
+import os
 import signal
 import time
 from functools import partial
@@ -14,19 +15,23 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
 from ksuit_runner.data import container
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine import runner
 from ksuit_runner.engine.assembly import build_run
 from ksuit_runner.engine.loop import train
-from ksuit_runner.errors import StopTraining
+from ksuit_runner.errors import ConfigError, PeerError, StopTraining
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.record.journal import JournalReader
+from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.schedule import constant
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.testing import build_callbacks
@@ -339,3 +344,26 @@ def test_what_ends_one_rank_ends_all_with_one_report_and_one_state(ended, alone,
     resumed = execute(build(folder, World(), name.replace(" ", "-"), resume=True))
     assert resumed["weights"] == alone["weights"]
     assert sorted(metrics(folder, name)) == sorted(metrics(folder, "alone"))
+
+
+def begin_a_run(folder):
+    """Begin a run that only rank 0 can build, and return what it raises."""
+    config = check_config(compose_config(["model=linear", "tracker=noop", "strategy=ddp", f"output_dir={folder}"]))
+    if os.environ["RANK"] == "1":
+        runner.build_trainer = partial(refuse, "trainer.device: it is not there")
+    try:
+        runner.run(config, Launch("a test", []))
+    except PeerError as error:
+        return str(error), error.exit_status, error.is_reported
+    return None
+
+
+def refuse(message, *given):
+    raise ConfigError(message)
+
+
+def test_what_one_rank_cannot_build_begins_nowhere(tmp_path):
+    one, other = on_ranks(RANKS, begin_a_run, tmp_path)
+    assert one == ("rank 1: trainer.device: it is not there", 2, False)
+    assert other == ("trainer.device: it is not there", 2, True)
+    assert not (tmp_path / "runs").exists()
