@@ -4,7 +4,7 @@ M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", I
 small network, and two views of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -99,6 +99,10 @@ class DinoTrainer(SgdTrainer):
     def extra_state(self) -> dict[str, Any]:
         """Return what checkpoints hold of it, and what a failed or skipped update gets back."""
         return {"teacher": dict(self.teacher.state_dict()), "center": self.center}
+
+    def merge_extra_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return that of all ranks, each of which has the center of its own parts of the batches."""
+        return {**states[0], "center": torch.stack([state["center"] for state in states]).mean(0)}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore it."""

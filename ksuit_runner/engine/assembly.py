@@ -22,6 +22,7 @@ from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.agreement import Agreement
+from ksuit_runner.engine.extra_state import stored_extra_state
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.run import Run
@@ -313,6 +314,9 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
             "resume_strict=false",
             path="trainer._target_",
         )
+    if is_carried and is_stored:
+        may_lack = not strict or origin.mode == Mode.EVALUATE
+        state["extra"] = place_all(stored_extra_state(checkpoint, run.trainer, run.world, may_lack))
     weights = with_base(checkpoint.model, checkpoint.base, run.trainer.model.tensors(), run.world)
     try:
         run.trainer.model.load(weights, arrangements.get("model"))

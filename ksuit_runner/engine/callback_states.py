@@ -9,6 +9,7 @@ from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.state_types import callback_location, copy_state
 from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.extra_state import EXTRA
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
@@ -190,9 +191,9 @@ class CallbackStates:
     def _local(self, stored: Sequence[Mapping[str, Any]], may_lack: bool, world: World) -> dict[str, Any]:
         """Return the states that differed between the ranks, for this rank."""
         if len(stored) == world.size:
-            return dict(stored[world.rank])
+            return {name: state for name, state in stored[world.rank].items() if name != EXTRA}
         found: dict[str, Any] = {}
-        for name in stored[0] if stored else ():
+        for name in [name for name in stored[0] if name != EXTRA] if stored else ():
             states, item = [each[name] for each in stored], self._with_state.get(name)
             if item is None:  # whether that may be is checked for all of them
                 found[name] = None

@@ -15,6 +15,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.word import UpdateWord
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.extra_state import own_extra_state
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.meeting import Meeting, exchange
 from ksuit_runner.keyed_random import mix, seed_all
@@ -164,6 +165,7 @@ def _content(run: Run) -> tuple[dict[str, Any], dict[str, Any], Mapping[str, Ten
     model = run.trainer.model.tensors()  # first of all: a module that is spread over ranks then holds its own part only
     trainer = run.trainer.state_dict()
     common, local = run.hooks.states.divide(trainer.pop("callbacks"), run.world)
+    local |= own_extra_state(run.trainer, trainer.get("extra"), run.world)
     state = {"callbacks": common, LOCAL: local, "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
     if run.base_weights is None:
         return model, state, {}

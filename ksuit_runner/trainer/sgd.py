@@ -304,12 +304,19 @@ class SgdTrainer:
         It is treated like a callback's: plain values, lists, dicts, arrays and tensors only, which is checked before
         the first update. It is copied before every update, whose ``training_step`` may change it; if the update fails
         or is skipped, it gets back what it was. Only updates may change it: ``training_step`` also serves
-        evaluations, with a model in evaluation mode.
+        evaluations, with a model in evaluation mode. Of several ranks each has its own, of the parts that it computes.
         """
         return None
 
     def load_extra_state(self, state: Any) -> None:
         """Restore what ``extra_state`` returned; tensors from a checkpoint are on the CPU."""
+
+    def merge_extra_states(self, states: Sequence[Any]) -> Any:
+        """Return one state for all ranks, from those of the ranks that have written a checkpoint, in their order.
+
+        Where the ranks differ in it, each gets its own back. Another number of ranks needs this method.
+        """
+        raise NotImplementedError
 
     # The pieces of an update, in the order of the loop
 

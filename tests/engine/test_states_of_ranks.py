@@ -3,6 +3,8 @@
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -12,11 +14,16 @@ from callbacks.output_statistics import OutputStatistics
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.exchange import digest
-from ksuit_runner.checkpoint.format import Checkpoint, read_newest
+from ksuit_runner.checkpoint.format import LOCAL, Checkpoint, read_newest
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.run import _content
 from ksuit_runner.errors import ResumeError
+from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.origin import Origin
 from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.trainer.sums import PartSums, Sums
 
 
@@ -153,3 +160,47 @@ def test_sums_of_more_parts_than_there_are_now_are_not_lost():
         return sums.take().totals["n"].sum
 
     assert on_ranks(2, on_rank) == [63.0, 63.0]
+
+
+class Carries(SgdTrainer):
+    """Carries a state of its rank."""
+
+    carried = 0
+
+    def extra_state(self):
+        return {"carried": self.carried}
+
+    def load_extra_state(self, state):
+        self.carried = state["carried"]
+
+
+class Merges(Carries):
+    def merge_extra_states(self, states):
+        return {"carried": sum(state["carried"] for state in states)}
+
+
+def test_what_a_trainer_carries_on_each_rank_is_its_own_after_a_resume(maker, held):
+    _, checkpoint = held
+    made = count()
+
+    def begun(world, kind):
+        return maker.run({}, run_id=f"run{next(made)}", trainer_class=kind, world=world, accumulation_steps=6)
+
+    def saved(world, by=1):
+        run = begun(world, Carries)
+        run.trainer.carried = 1 + by * world.rank
+        return _content(run)[1]
+
+    def resumed(world, kind, states, strict=True):
+        run = begun(world, kind)
+        found = replace(checkpoint, state={**states[0], "unfinished": None}, local=[state[LOCAL] for state in states])
+        _restore(run, found, Origin(Mode.RESUME, "run"), strict)
+        return run.trainer.carried
+
+    assert not any(state[LOCAL] for state in on_ranks(2, partial(saved, by=0)))
+    states = on_ranks(2, saved)
+    assert on_ranks(2, partial(resumed, kind=Carries, states=states)) == [1, 2]
+    assert resumed(World(), Merges, states) == 3 and resumed(World(), Carries, states, strict=False) == 1
+    assert on_ranks(3, partial(resumed, kind=Merges, states=states)) == [3, 3, 3]
+    with pytest.raises(ResumeError, match=r"2 ranks that have stored it, and a Carries has no merge_extra_states"):
+        resumed(World(), Carries, states)
