@@ -83,7 +83,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     found = list(differences(before, resolve(config)))
     _refuse_without_effect(found)
     if mode == Mode.RESUME:
-        _refuse_rewriting(found, paths.run_id, extra)
+        _refuse_rewriting(found, paths.run_id, extra, is_compiled=bool((config.get("trainer") or {}).get("compile")))
     changes = [difference.path for difference in found]
     trust = trust_in(paths.signature, [text], paths, config.get("tracker") or {}, overrides, changes)
     values = resolve(config)
@@ -104,10 +104,12 @@ def _refuse_without_effect(changes: Sequence[Difference]) -> None:
             )
 
 
-def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequence[str]) -> None:
+def _refuse_rewriting(changes: Sequence[Difference], run_id: str, extra: Sequence[str], is_compiled: bool) -> None:
     # A password that is given again is not a change.
     new = [item for item in changes if mask_value(item.path, item.new) != item.old]
-    refused = [item for item in new if not _may_change(item)]
+    # Compiled code that computes activations again draws other random numbers.
+    fixed = "trainer.activation_checkpointing" if is_compiled else None
+    refused = [item for item in new if item.path == fixed or not _may_change(item)]
     if not refused:
         return
     lines = [f"  {path}: {_short(old)} -> {_short(new)}" for path, old, new in refused]

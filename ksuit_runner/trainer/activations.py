@@ -18,7 +18,7 @@ def checkpoint_activations(module: nn.Module, patterns: Sequence[str]) -> None:
     """Let modules keep their inputs only until the backward pass, and compute the rest again there.
 
     Results are the same to the bit: what is drawn from torch's generators is drawn again, and buffers, such as running
-    statistics, change once.
+    statistics, change once. But compiled code draws other numbers with it than without.
 
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, https://arxiv.org/abs/1604.06174.
 

@@ -1,7 +1,8 @@
 import pytest
 
 from ksuit_runner.config.differences import ABSENT, Difference
-from ksuit_runner.resume.changes import _may_change
+from ksuit_runner.errors import ResumeError
+from ksuit_runner.resume.changes import _may_change, _refuse_rewriting
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,10 @@ from ksuit_runner.resume.changes import _may_change
 )
 def test_a_run_may_be_resumed_on_another_device_of_its_kind(old, new, may_change):
     assert _may_change(Difference("trainer.device", old, new)) is may_change
+
+
+def test_activations_may_be_checkpointed_from_now_on_unless_code_is_compiled():
+    changes = [Difference("trainer.activation_checkpointing", None, ["blocks.{}"])]
+    _refuse_rewriting(changes, "run00000", [], is_compiled=False)
+    with pytest.raises(ResumeError, match="would rewrite the past of run run00000"):
+        _refuse_rewriting(changes, "run00000", [], is_compiled=True)
