@@ -99,7 +99,7 @@ def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -
     if request.spans is None:
         return _fetch(datasets, seed, request, request.indices)
     if request.parts == 1:
-        return [_fetch(datasets, seed, request, request.indices)]
+        return [_fetch(datasets, seed, request, request.indices) for _ in request.spans]
     return [
         _fetch(datasets, seed, request, request.indices[start:stop], number) for number, start, stop in request.spans
     ]
