@@ -1,10 +1,12 @@
 """The training loop: the order of an update, its hooks, the log flush and the checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
@@ -47,30 +49,45 @@ def _notify_callbacks(run: Run, error: BaseException) -> None:
 
 
 def _train(run: Run) -> None:
-    counter, data = run.counter, run.data
     try:
-        _start(run)
-        if run.unfinished is not None:
-            finish_unfinished(run, run.unfinished)
-        elif counter.is_empty:
-            finish_update(run)  # a run without updates does once whatever is ever due
-        first = counter.update + 1  # in which the optimizer creates its state
-        while not counter.is_finished and not run.must_end:
-            if run.taken_over.is_set():
-                raise TakenOverError(
-                    "another process has taken over this run; it ends here, and leaves its record alone"
-                )
-            do_update(run, _on_device(run, data.next_training_batch()))
-            finish_update(run)
-            if counter.update == first:
-                check_state(run)
-        if counter.is_finished and run.phase is Phase.BETWEEN:
-            finish_training(run)
+        with _explained(run.world):
+            _finish_all(run)
     except Interrupted as error:
         if not run.is_alone and not _end_together(run, error):
             return
     if run.phase is not Phase.START:
         save_checkpoint(run, wait=True)
+
+
+@contextmanager
+def _explained(world: World) -> Iterator[None]:
+    """Raise what is behind an error, where another rank has let down an exchange of torch."""
+    try:
+        yield
+    except BaseException as error:
+        if (reason := world.explain(error)) is not error:
+            raise reason from error
+        raise
+
+
+def _finish_all(run: Run) -> None:
+    """Do all updates that are left, and what follows the last one."""
+    counter, data = run.counter, run.data
+    _start(run)
+    if run.unfinished is not None:
+        finish_unfinished(run, run.unfinished)
+    elif counter.is_empty:
+        finish_update(run)  # a run without updates does once whatever is ever due
+    first = counter.update + 1  # in which the optimizer creates its state
+    while not counter.is_finished and not run.must_end:
+        if run.taken_over.is_set():
+            raise TakenOverError("another process has taken over this run; it ends here, and leaves its record alone")
+        do_update(run, _on_device(run, data.next_training_batch()))
+        finish_update(run)
+        if counter.update == first:
+            check_state(run)
+    if counter.is_finished and run.phase is Phase.BETWEEN:
+        finish_training(run)
 
 
 def _end_together(run: Run, error: Interrupted) -> bool:
