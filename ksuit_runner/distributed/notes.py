@@ -159,8 +159,13 @@ class Notes:
         return self._failure
 
     def signs(self) -> dict[int, Sign]:
-        """Return the last signs of life of the other ranks, as far as they were read."""
+        """Return the last signs of life of all ranks, as far as they were read."""
         return dict(self._signs)
+
+    def excuse(self) -> None:
+        """Take it that the store and the other ranks have just given a sign of life."""
+        self.answered_at = now = time.monotonic()
+        self._signs = {rank: sign._replace(at=now) for rank, sign in self._signs.items()}
 
     def meet(self, meeting: int) -> None:
         """Begin another meeting of the ranks, for which no failure was posted yet."""

@@ -21,6 +21,7 @@ from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 _LOGGER = logging.getLogger(__name__)
 _STEP_S = 0.5  # how often a wait looks for notes
 _STEP = timedelta(seconds=_STEP_S)
+_SUSPENDED_S = 3.0  # a process that has not even looked for so long was suspended itself
 _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
 _SILENT_GPU_S = 60.0  # and while this rank may be waiting for a GPU, where it would notice nothing
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
@@ -122,7 +123,7 @@ class Ranks(World):
         Raises:
             PeerError: As ``gather``.
         """
-        began = time.monotonic()
+        began = looked_at = time.monotonic()
         while True:
             try:
                 work.wait(_STEP)
@@ -131,7 +132,13 @@ class Ranks(World):
             except RuntimeError as error:
                 if work.is_completed():
                     raise self._explain(error) from error
-            self._check(began)
+            now = time.monotonic()
+            if now - looked_at > _SUSPENDED_S:  # by a scheduler, with all ranks: what it has not heard says nothing
+                self._notes.excuse()
+                began = now
+            else:
+                self._check(began)
+            looked_at = now
 
     def _gather_bytes(self, value: bytes) -> list[bytes]:
         first = bytearray(_FIRST_BYTES)

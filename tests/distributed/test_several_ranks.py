@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,32 @@ def let_down() -> tuple[str, str]:
 def test_errors_of_the_exchanges_of_torch_are_explained() -> None:
     text = "rank 1 has failed: a bad sample"
     assert on_ranks(2, let_down) == [(text, "no memory"), ("", "")]
+
+
+def exchange_until_resumed(folder: Path) -> int:
+    world = connect({}, 120.0)
+    try:
+        world.timeout_s = 4.0  # so that a rank is silent after 2 s
+        while not all(world.gather((folder / "resumed").exists())):
+            (folder / f"ready{world.rank}").touch()
+            time.sleep(0.3 * world.rank)  # rank 0 is in an exchange
+        return world.rank
+    finally:
+        world.close()
+
+
+def test_ranks_that_were_suspended_together_go_on(tmp_path: Path) -> None:
+    with Ranks() as ranks:
+        begun = ranks.start(2, exchange_until_resumed, tmp_path)
+        while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+            time.sleep(0.02)
+        for rank in begun:
+            os.kill(rank.process.pid, signal.SIGSTOP)
+        time.sleep(6)
+        for rank in begun:
+            os.kill(rank.process.pid, signal.SIGCONT)
+        (tmp_path / "resumed").touch()
+        assert [rank.result() for rank in begun] == [0, 1]
 
 
 def fail_amid_an_exchange() -> tuple[bool, float]:
