@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ksuit_runner.distributed.fsdp_exchange import AllGather, ReduceScatter
 from ksuit_runner.distributed.part_tree import Node
@@ -72,8 +73,8 @@ class ShardedParallel(Strategy):
             )
         if gather not in ("precision", "float32"):
             raise ConfigError(f"precision or float32 is needed, not {gather!r}", path="strategy.gather")
-        if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
-            raise ConfigError(f"torch {torch.__version__} is too old for fsdp: 2.9 is needed", path="strategy")
+        if not has_fsdp():
+            raise ConfigError(f"torch {torch.__version__} is too old for it: update torch, or use ddp", path="strategy")
         self._sync_batchnorm = sync_batchnorm
         self._units, self._reshard, self._replicas, self._gather = units, reshard_after_forward, replicas, gather
         self._mesh: DeviceMesh | None = None
@@ -116,7 +117,8 @@ class ShardedParallel(Strategy):
         if self.world.size == 1:
             super().compile(model, mode)
             return
-        for module in self._modules[:-1] or self._modules:
+        units = [module for module in self._modules[:-1] if not isinstance(module, _BatchNorm)]
+        for module in units or self._modules[-1:]:
             module.compile(mode=mode)
 
     def before_backward(self, is_last: bool) -> None:
@@ -189,7 +191,7 @@ class ShardedParallel(Strategy):
         given: dict[str, Any] = {"mesh": self._mesh, "ignored_params": {p for p in inner.parameters() if p.ndim == 0}}
         units, full = [*map(inner.get_submodule, names), inner], fsdp.MixedPrecisionPolicy()
         # Batch normalization takes parameters of the type of its running statistics only.
-        batchnorms = [item for item in inner.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+        batchnorms = [item for item in inner.modules() if isinstance(item, _BatchNorm)]
         apart = [item for item in batchnorms if policy.param_dtype and item.affine and item not in units]
         modules: list[Any] = [*apart, *units]
         for module in modules:
@@ -226,6 +228,12 @@ class ShardedParallel(Strategy):
         return copy
 
 
+def has_fsdp() -> bool:
+    """Whether this version of torch has what ``strategy=fsdp`` needs of FSDP2."""
+    needed = ("set_gradient_divide_factor", "set_force_sum_reduction_for_comms", "set_custom_reduce_scatter")
+    return all(hasattr(fsdp.FSDPModule, name) for name in needed)
+
+
 def _mesh(device: torch.device, size: int, replicas: int) -> DeviceMesh:
     if replicas == 1:
         return init_device_mesh(device.type, (size,), mesh_dim_names=(_SHARD,))
@@ -237,9 +245,10 @@ def _initialize(modules: Sequence[Any]) -> None:
 
     That is private; without it the parameters that are frozen in the first forward pass must not thaw in low precision.
     """
-    state = fsdp.fully_shard.state(modules[-1])  # type: ignore[attr-defined]
-    if hasattr(state, "_lazy_init"):
-        state._lazy_init()
+    state_of = getattr(fsdp.fully_shard, "state", None)
+    initialize = getattr(state_of(modules[-1]), "_lazy_init", None) if state_of is not None else None
+    if initialize is not None:
+        initialize()
 
 
 def _free_after_evaluation(modules: Sequence[Any], *_: Any) -> None:

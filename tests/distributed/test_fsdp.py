@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
-from ksuit_runner.distributed.fsdp import ShardedParallel
+from ksuit_runner.distributed.fsdp import ShardedParallel, has_fsdp
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
 from ksuit_runner.distributed.strategy import Strategy
@@ -20,6 +20,7 @@ from ksuit_runner.models.base import ModelBase
 from ksuit_runner.trainer.fused_adam import FusedStep
 from ksuit_runner.trainer.gradients import clip_gradients, clip_values
 
+pytestmark = pytest.mark.skipif(not has_fsdp(), reason="this version of torch has no FSDP2 that would do")
 PARTS = 4
 
 

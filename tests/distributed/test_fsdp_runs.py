@@ -14,9 +14,12 @@ from torch import Tensor
 
 from ksuit_runner import run
 from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.distributed.fsdp import has_fsdp
 from ksuit_runner.distributed.pieces import whole
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.trainer.sgd import SgdTrainer
+
+pytestmark = pytest.mark.skipif(not has_fsdp(), reason="this version of torch has no FSDP2 that would do")
 
 # Dropout, rows that do not divide, an uneven last batch, buffers, and two parts for each of two ranks.
 SETTINGS = (

@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
-from ksuit_runner.distributed.fsdp import ShardedParallel
+from ksuit_runner.distributed.fsdp import ShardedParallel, has_fsdp
 from ksuit_runner.distributed.pieces import is_sharded
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
@@ -28,6 +28,7 @@ from ksuit_runner.schedule import constant
 from ksuit_runner.trainer.optimizers import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
+pytestmark = pytest.mark.skipif(not has_fsdp(), reason="this version of torch has no FSDP2 that would do")
 UPDATES = 6
 
 
