@@ -77,6 +77,8 @@ class Recurrent(nn.Module):
 class TbpttTrainer(SgdTrainer):
     """Begins every piece with the hidden state that the one before it has left, without its graph."""
 
+    evaluates_in_order = True  # else ranks would share the batches of an evaluation
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.hidden = self._zeros()

@@ -266,7 +266,7 @@ class Hooks:
         return [
             Evaluation(
                 *(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item)),
-                share=item.shares_work,
+                share=item.shares_work and not item.trainer.evaluates_in_order,
             )
             for item in items
         ]

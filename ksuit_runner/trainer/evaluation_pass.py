@@ -68,11 +68,12 @@ def go_through(
     failures: dict[int, BaseException] = {}
     data, in_step = trainer.data_container, trainer.strategy.is_sharded
     key, size = readers[0].dataset_key, readers[0].batch_size
-    shared = SharedPass([Reading(item.max_batches, item.shares_work) for item in readers], data.world, in_step)
+    readings = [Reading(item.max_batches, item.shares_work and not trainer.evaluates_in_order) for item in readers]
+    shared = SharedPass(readings, data.world, in_step)
     length = data.batches_in(key, size)
     batches = data.evaluation_batches(key, size, shared.max_batches, (turn.number for turn in shared.turns(length)))
-    for reader in readers:
-        reader.gathered.start(is_shared=reader.shares_work and data.world.size > 1)
+    for reader, reading in zip(readers, readings, strict=True):
+        reader.gathered.start(is_shared=reading.is_shared and data.world.size > 1)
     with trainer.evaluation():
         for turn in shared.turns(length):
             active = [index for index in shared.readers_from(turn) if index not in failures]

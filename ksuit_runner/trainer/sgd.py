@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,8 @@ class SgdTrainer:
         batch_parts: Knows how many samples the present batch or its parts have.
         total_loss: The loss of the whole batch, for optimizers that evaluate it again.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
+        evaluates_in_order: Whether what ``training_step`` computes in an evaluation depends on the batches before, so
+            that ranks cannot share them; a subclass says so.
         sums_up: Whether the total loss is a sum over the samples, and not a mean.
         loss_weights: Factors of the losses whose sum is minimized; empty if ``training_step`` returns a ``total``.
         has_extra_state: Whether the class carries a state of its own.
@@ -113,6 +115,8 @@ class SgdTrainer:
     Raises:
         ConfigError: The device is not available, or an argument is out of range.
     """
+
+    evaluates_in_order: ClassVar[bool] = False
 
     def __init__(
         self,

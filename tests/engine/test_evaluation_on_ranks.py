@@ -100,6 +100,17 @@ class InStep(Strategy):
     is_sharded = True
 
 
+class InOrder(SgdTrainer):
+    """Its outputs depend on the batches before."""
+
+    evaluates_in_order = True
+
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, model)
+        self.carried = 0.5 * getattr(self, "carried", 0.0) + outputs.mean().item()
+        return {"total": losses["total"] + self.carried}, outputs
+
+
 AWARE = {
     "accuracy": partial(Accuracy, topk=(1, 2)),
     "loss": Loss,
@@ -114,14 +125,14 @@ MIXED = {
 }
 
 
-def evaluated(folder, world, callbacks, strategy=Strategy, batch_size=4):
+def evaluated(folder, world, callbacks, strategy=Strategy, batch_size=4, kind=SgdTrainer):
     """Return what is logged at the start and after an update, and how many batches the model has computed there."""
     makers = {name: partial(make, dataset_key=key, at_start=True, **EVERY) for name, (make, key) in callbacks.items()}
     datasets = {"train": Points(), "test": Points(), "stream": Stream()}
     data = DataContainer(datasets, 8, 7, eval_batch_size=batch_size, world=world)
     seed_all(0)
     model = Counting()
-    trainer = SgdTrainer(
+    trainer = kind(
         ModelBase(model),
         data,
         optimizer=partial(torch.optim.SGD, lr=0.1),
@@ -153,6 +164,7 @@ CASES = {
     "mixed": ({name: (make, "test") for name, make in MIXED.items()}, {}),
     "few": ({name: (make, "test") for name, make in MIXED.items()}, {"batch_size": 20}),
     "fewest": ({name: (make, "test") for name, make in AWARE.items()}, {"batch_size": 23}),
+    "in order": ({"loss": (Loss, "test"), "accuracy": (Accuracy, "test")}, {"kind": InOrder}),
     "stream": ({name: (make, "stream") for name, make in MIXED.items()}, {}),
 }
 
