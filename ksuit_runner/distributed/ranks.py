@@ -26,6 +26,7 @@ _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
 _SILENT_GPU_S = 60.0  # and while this rank may be waiting for a GPU, where it would notice nothing
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
 _FIRST_BYTES = 1024  # of a value; the rest follows if there is more
+_CPU = torch.device("cpu")
 _LEAVE_S, _LEAVE_BROKEN_S = 10.0, 2.0
 _MORE = 0.1  # of the time limit: how long a rank may be even later
 _COLLECTIVES = ("gloo", "NCCL", "c10d", "process group")  # what the errors of torch's own exchanges speak of
@@ -117,12 +118,20 @@ class Ranks(World):
         except RuntimeError as error:
             raise self._explain(error) from error
 
-    def finish(self, work: Any) -> None:
-        """Wait for an exchange that was begun.
+    def finish(self, work: Any, device: torch.device = _CPU) -> None:
+        """Wait for an exchange that was begun; on a GPU, have what comes next on its stream wait.
+
+        Args:
+            work: What ``start`` has returned.
+            device: Device of what is exchanged.
 
         Raises:
             PeerError: As ``gather``.
         """
+        if device.type != "cpu":  # with a time limit, NCCL would block, and abort at the end of it
+            work.wait()
+            self._under_way -= 1
+            return
         began = looked_at = time.monotonic()
         while True:
             try:

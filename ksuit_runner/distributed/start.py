@@ -18,7 +18,7 @@ def share_weights(model: nn.Module, world: World) -> None:
         return
     for tensor in [*model.parameters(), *model.buffers()]:
         values = tensor.contiguous()
-        world.finish(world.start(partial(dist.broadcast, values, 0, async_op=True)))
+        world.finish(world.start(partial(dist.broadcast, values, 0, async_op=True)), values.device)
         tensor.copy_(values)
 
 

@@ -173,7 +173,7 @@ class _Bucket:
         """Add up this rank's share, and begin to pass the sums on."""
         if not self._adds_itself:
             return
-        self._ranks.finish(self._work)
+        self._ranks.finish(self._work, self._sent.device)
         addends = iter(self._received.view(self._dtype).view(-1, self._share // self._dtype.itemsize))
         tree = PartTree[Tensor](self._parts, Tensor.add_)
         for nodes in self._nodes:
@@ -184,7 +184,7 @@ class _Bucket:
 
     def finish(self, found: list[Tensor | None]) -> None:
         """Wait for the sums, and copy them into the tensors that were found on this rank, or new ones."""
-        self._ranks.finish(self._work)
+        self._ranks.finish(self._work, self._sent.device)
         views, targets = self._slots[0], []
         for view, index in zip(views, self._indices, strict=True):
             target = found[index]
