@@ -326,6 +326,8 @@ class Ranks(World):
             self._give_up(failure, abandoned=True)
 
     def close(self) -> None:  # noqa: D102
+        if self._broken is None and self._under_way:
+            self._abandon(Failure(self.rank, f"rank {self.rank} has left amid an exchange"))
         if self._broken is None:
             with suppress(PeerError, Interrupted):
                 self._gather_bytes(b"")

@@ -198,6 +198,23 @@ def test_an_exchange_can_be_given_up() -> None:
         assert meets_again and seconds < 30
 
 
+def leave_amid_an_exchange() -> str:
+    world = connect({})
+    try:
+        if world.rank == 0:
+            world.start(lambda: dist.all_reduce(torch.ones(1), async_op=True))
+            return ""
+        with pytest.raises(PeerError) as caught:
+            world.gather(None)
+        return str(caught.value)
+    finally:
+        world.close()
+
+
+def test_leaving_amid_an_exchange_does_not_hang() -> None:
+    assert on_ranks(2, leave_amid_an_exchange) == ["", "rank 0 has left amid an exchange"]
+
+
 def notes() -> list[Any]:
     world = connect({})
     try:
