@@ -25,7 +25,6 @@ class Gathered:
     Args:
         device: Device of the run.
         dtype: Type to sum up floating-point tensors in.
-
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
