@@ -147,18 +147,20 @@ class JointWrite:
         Raises:
             PeerError: The checkpoint was not handed over, or rank 0 does not say what becomes of it.
         """
+        folder: Path | None = None
         for self._attempt in count():
             # Rank 0 may still be at a checkpoint before this one, or wait for another rank as long.
             turn = self._read("turn", _Turn, monotonic() + 2 * self._timeout_s)
+            if folder is not None:  # rank 0 could not remove what was still being written
+                shutil.rmtree(folder, ignore_errors=True)
             if turn.folder is None:
                 break
-            self._world.post(self._note(f"written-{self._world.rank}"), msgspec.to_builtins(self._part(turn, shard)))
+            folder = self._folder.with_name(Path(turn.folder).name)
+            self._world.post(self._note(f"written-{self._world.rank}"), msgspec.to_builtins(self._part(folder, shard)))
         if turn.error is not None:
             raise PeerError(f"rank 0: {turn.error}")
 
-    def _part(self, turn: _Turn, shard: Shard) -> _Written:
-        assert turn.folder is not None
-        folder = self._folder.with_name(Path(turn.folder).name)
+    def _part(self, folder: Path, shard: Shard) -> _Written:
         try:
             return _Written(shard.write(folder, self._folder.name, self._world.rank, self._world.size))
         except OSError as error:

@@ -235,12 +235,12 @@ def test_a_failure_after_which_the_ranks_meet_again_costs_no_checkpoint_that_is_
     monkeypatch.setattr(joint_write, "_GRACE_S", 20.0)
     real, worlds = JointWrite._part, []
 
-    def fail(self, turn, shard):
+    def fail(self, folder, shard):
         exchange = self._world.exchange
         exchange.lost.add(1)
         threading.Timer(0.3, exchange.lost.clear).start()
         worlds.append(self._world)
-        return real(self, turn, shard)
+        return real(self, folder, shard)
 
     post = ThreadWorld.post
     monkeypatch.setattr(JointWrite, "_part", fail)
@@ -289,9 +289,9 @@ def test_a_rank_that_is_late_writes_into_no_checkpoint_but_its_own(paths, monkey
     """Rank 1 still writes its part of a checkpoint when the ranks have begun another one of the same name."""
     late, real = threading.Event(), JointWrite._part
 
-    def wait(self, turn, shard):
+    def wait(self, folder, shard):
         late.wait(20)
-        return real(self, turn, shard)
+        return real(self, folder, shard)
 
     monkeypatch.setattr(JointWrite, "_part", wait)
 
