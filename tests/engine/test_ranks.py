@@ -10,6 +10,7 @@ import pytest
 import torch
 from ranks import on_ranks
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.folders import read_tags
@@ -21,6 +22,7 @@ from ksuit_runner.data import container
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
+from ksuit_runner.distributed.fsdp import ShardedParallel
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine import runner
 from ksuit_runner.engine.assembly import build_run
@@ -124,7 +126,13 @@ class Evaluate(DatasetCallback):
         self.total, self.batches = 0.0, 0
 
 
-def build(folder, world, name, act=None, step=None, evaluate=None, on_fetch=lambda: None, resume=False):
+def nothing(*given):
+    pass
+
+
+def build(
+    folder, world, name, act=None, step=None, evaluate=nothing, on_fetch=nothing, resume=False, strategy=DataParallel
+):
     """Build a run that does in its training steps, evaluations and so on what a scenario wants."""
     datasets = {"train": Points(on_fetch), "test": Points()}
     data = DataContainer(datasets, batch_size=8, seed=3, eval_batch_size=16, world=world)
@@ -138,14 +146,14 @@ def build(folder, world, name, act=None, step=None, evaluate=None, on_fetch=lamb
         loss=nn.CrossEntropyLoss(),
         max_updates=UPDATES,
         accumulation_steps=RANKS,
-        strategy=DataParallel(world),
+        strategy=strategy(world),
     )
     trainer.at = step or trainer.at
     callbacks = {
         "first": Count,
         "act": partial(Act, act=act),
         "second": Count,
-        "evaluate": partial(Evaluate, act=evaluate or (lambda number: None), every_n_updates=3, at_end=False),
+        "evaluate": partial(Evaluate, act=evaluate, every_n_updates=3, at_end=False),
         "seen": Seen,
     }
     paths = PathProvider(folder, name)
@@ -176,8 +184,13 @@ def execute(run):
         "signal": run.interruption.signal,
         "update": run.counter.update,
         "seen": run.hooks.callbacks["seen"].metrics,
-        "weights": [value.tolist() for value in run.trainer.model.module.state_dict().values()],
+        "weights": [value.tolist() for value in run.trainer.model.module.buffers()]
+        + [gather_full(value.detach()).tolist() for value in run.trainer.model.module.parameters()],
     }
+
+
+def gather_full(value):
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 # Scenarios: what happens on rank 1 only
@@ -243,6 +256,7 @@ def scenarios(rank):
         "fail before": {"act": on_rank_1(fail, 4, "before")},
         "fail after": {"act": on_rank_1(fail, 4)},
         "fail in an evaluation": {"evaluate": in_batch(rank, fail, 2)},
+        "fail sharded": {"step": in_step(rank, fail, 4), "strategy": ShardedParallel},
         "interrupt in a step": {"step": in_step(rank, interrupt, 4)},
         "interrupt after": {"act": on_rank_1(interrupt, 4)},
         "interrupt in an evaluation": {"evaluate": in_batch(rank, interrupt, 2)},
@@ -344,6 +358,15 @@ def test_what_ends_one_rank_ends_all_with_one_report_and_one_state(ended, alone,
     resumed = execute(build(folder, World(), name.replace(" ", "-"), resume=True))
     assert resumed["weights"] == alone["weights"]
     assert sorted(metrics(folder, name)) == sorted(metrics(folder, "alone"))
+
+
+def test_what_is_spread_over_the_ranks_is_saved_as_well(ended, alone, folder):
+    one, other = ended["fail sharded"]
+    assert (one["error"], other["error"]) == ("PeerError", "ValueError") and other["is_silent"]
+    assert str(read_newest(paths_of(folder, "fail sharded")).progress) == "E0_U3_S24"
+    resumed = execute(build(folder, World(), "fail-sharded", resume=True))
+    for found, expected in zip(resumed["weights"], alone["weights"], strict=True):
+        assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-6)
 
 
 def begin_a_run(folder):
