@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from mmap import mmap
 from typing import Any
@@ -98,6 +99,8 @@ class _PinnedMemory(_Memory):
         block = torch.frombuffer(mmap(-1, size), dtype=torch.uint8)
         if error := int(_driver().cudaHostRegister(block.data_ptr(), size, 0)):
             _LOGGER.warning("CUDA cannot pin %d bytes of memory (error %d): checkpoints take longer", size, error)
+            with suppress(RuntimeError, AssertionError):  # else the next kernel of training would report that error
+                torch.zeros(1, device="cuda")
         else:
             self._unpin = weakref.finalize(self, _unpin, block)
             self._unpin.atexit = False

@@ -108,10 +108,16 @@ def test_memory_for_a_gpu_is_pinned_as_one_block_and_unpinned_before_it_is_freed
     assert larger[0].tolist() == [0.0] * 3
 
 
-def test_memory_that_cannot_be_pinned_serves_as_well(calls, caplog):
+def test_memory_that_cannot_be_pinned_serves_as_well(calls, caplog, monkeypatch):
+    def launch(size, device):
+        calls.append(("launch", device))
+        raise RuntimeError("CUDA error: the one of before")
+
     buffers = HostBuffers()
+    monkeypatch.setattr(torch, "zeros", launch)
     assert copy(buffers, *(on_gpu(0) for _ in range(20)))[19].tolist() == [0.0] * 3
     assert "cannot pin 1280 bytes" in caplog.text
+    assert [call for call, *_ in calls] == ["pin", "launch", "wait"], "CUDA keeps an error until it is asked"
     del buffers
     assert "unpin" not in {call for call, *_ in calls}
 
