@@ -24,6 +24,7 @@ from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.tensors.foreach import norms
+from ksuit_runner.tensors.nested import tensors_in
 
 _COPY, _SHARD = "copy", "shard"  # dimensions of the mesh of ranks
 
@@ -82,6 +83,7 @@ class ShardedParallel(Strategy):
         self._modules: list[Any] = []  # the units, and the whole
         self._all_gather: Callable[..., Any] = all_gather
         self._is_in_sync = True
+        self._outputs: list[Tensor] = []  # of the last forward pass of the model, until its backward pass
 
     @property
     def is_sharded(self) -> bool:  # noqa: D102
@@ -110,6 +112,7 @@ class ShardedParallel(Strategy):
         template = _template(inner)
         self._modules = self._shard(inner, names, dtype)
         _initialize(self._modules)
+        inner.register_forward_hook(self._note)
         model.copier = partial(self._copy, template, inner, names, dtype)  # type: ignore[assignment]
 
     def compile(self, model: nn.Module, mode: str | None = None) -> None:
@@ -123,11 +126,18 @@ class ShardedParallel(Strategy):
 
     def before_backward(self, is_last: bool) -> None:
         """Prepare for a backward pass: gradients are added up over the ranks in the last one of an update only."""
+        self._outputs = []
         if is_last is not self._is_in_sync:
             self._is_in_sync = is_last
             for whole in self._modules[-1:]:
                 whole.set_requires_gradient_sync(is_last)
                 whole.set_is_last_backward(is_last)
+
+    def nothing(self, loss: Tensor) -> Tensor:
+        """Return 0 times the outputs of the model: nothing behind them can make their gradients NaN."""
+        if not self._outputs:  # only units of the model were called
+            return super().nothing(loss)
+        return torch.stack([(output * 0.0).sum().float() for output in self._outputs]).sum()
 
     def local(self, tensors: list[Tensor]) -> list[Tensor]:  # noqa: D102
         return [local(tensor) for tensor in tensors]
@@ -183,6 +193,10 @@ class ShardedParallel(Strategy):
                     whole.reset_iter_state()
         for module in self._modules:
             module.reshard()
+
+    def _note(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if torch.is_grad_enabled():
+            self._outputs = [output for output in tensors_in(outputs) if output.requires_grad]
 
     def _shard(self, inner: nn.Module, names: Sequence[str], dtype: torch.dtype) -> list[Any]:
         policy = fsdp.MixedPrecisionPolicy()

@@ -71,6 +71,10 @@ class Strategy:
     def before_backward(self, is_last: bool) -> None:
         """Prepare for the backward pass of a part of the batch, which may be the rank's last one in this update."""
 
+    def nothing(self, loss: Tensor) -> Tensor:
+        """Return a loss of 0 whose backward pass is that of a loss over nothing, which may be NaN."""
+        return torch.nan_to_num(loss)
+
     def reset(self) -> None:
         """Forget the passes of an update that has failed."""
 

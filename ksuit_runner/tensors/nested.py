@@ -1,9 +1,11 @@
 """Nested batches: mappings, lists, tuples and dataclasses in any nesting."""
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+from torch import Tensor
 
 
 def entries(tree: Any) -> Iterable[tuple[Any, Any]]:
@@ -53,3 +55,12 @@ def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
         else:  # a dataclass, which may be frozen
             object.__setattr__(other, key, value)
     return other
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a tree."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for _, value in entries(tree):
+            yield from tensors_in(value)

@@ -121,7 +121,7 @@ class GradientSums:
                 self._empty[slot] += 1
                 if not self._is_sharded:
                     continue
-                term = torch.nan_to_num(term)
+                term = self._strategy.nothing(term)
             place = part * self._slot_count + slot
             self._weights[place] = float(count)
             if self._keeps_loss:

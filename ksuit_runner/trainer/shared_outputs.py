@@ -1,12 +1,10 @@
 """The outputs of models for the batch that is being evaluated, computed once for all callbacks that want them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
-from torch import Tensor
-
 from ksuit_runner.keyed_random import mix, seed_all
-from ksuit_runner.tensors.nested import entries
+from ksuit_runner.tensors.nested import tensors_in
 
 MOST_BYTES: Final = 256_000_000
 """Size of the outputs that are held for a batch by default; what does not fit is computed by each callback."""
@@ -38,7 +36,7 @@ class SharedOutputs:
         seed_all(mix(self._seed, "outputs"))
         outputs = model(inputs)
         seed_all(mix(self._seed, "after outputs"))
-        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(outputs))
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(outputs))
         if self._bytes <= self._most_bytes:
             self._held.append((model, inputs, outputs, _versions(outputs)))
         return outputs
@@ -46,12 +44,4 @@ class SharedOutputs:
 
 def _versions(outputs: Any) -> list[int]:
     """Return the numbers by which autograd detects changes in place; tensors of the inference mode have none."""
-    return [tensor._version for tensor in _tensors(outputs) if not tensor.is_inference()]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    else:
-        for _, value in entries(tree):
-            yield from _tensors(value)
+    return [tensor._version for tensor in tensors_in(outputs) if not tensor.is_inference()]

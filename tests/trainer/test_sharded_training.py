@@ -82,8 +82,8 @@ class Counting(SgdTrainer):
         inputs, targets = batch
         outputs = model(inputs)
         chosen = targets == 0
-        of_class = nn.functional.cross_entropy(outputs, targets, reduction="none")[chosen]
-        losses = {"all": self.loss(outputs, targets), "zero": (of_class.mean(), chosen.sum())}
+        of_class = nn.functional.cross_entropy(outputs, targets, reduction="none") * chosen
+        losses = {"all": self.loss(outputs, targets), "zero": (of_class.sum() / chosen.sum(), chosen.sum())}
         return losses, outputs
 
 
