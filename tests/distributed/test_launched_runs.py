@@ -65,18 +65,18 @@ def status_of(output_dir: Path) -> list[tuple]:
     return query(output_dir, "select status from runs")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happened(project, tmp_path):
     arguments = ("-m", "ksuit_runner", f"output_dir={tmp_path / 'hit'}", "ranks=2", "strategy=ddp", *RUN)
-    fate = deeds("0.1.30.SIGKILL", "1.0.25.SIGKILL", "2.1.50.error")
+    fate = deeds("0.1.30.SIGKILL", "1.1.50.error")
     output = execute(project, *arguments, fate, status=1)
-    again = "all ranks start again ({} of at most 3 times)"
-    assert f"rank 1 was killed (SIGKILL): {again.format(1)}" in output
-    assert f"rank 0 was killed (SIGKILL): {again.format(2)}" in output
+    again = "rank 1 was killed (SIGKILL): all ranks start again (1 of at most 3 times)"
+    assert again in output
     assert output.count("ValueError: of fate") == output.count("Traceback") == 1
     assert "starts from checkpoint E1_U20" in output
     folder = run_dir(tmp_path / "hit")
     assert status_of(tmp_path / "hit") == [("FAILED",)]
-    assert again.format(2) in (folder / "run.log").read_text()
+    assert again in (folder / "run.log").read_text()
     assert not (tmp_path / "hit/.begun").exists()
 
     ksuit(tmp_path / "hit", f"resume={folder.name}", "ranks=1", "strategy=single", cwd=project)
@@ -91,6 +91,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happen
     assert status_of(tmp_path / "hit") == [("FINISHED",)]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run_again_unless_a_signal_has_ended_it(project, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "-m", "ksuit_runner")
     fate = deeds("0.0.30.SIGKILL", "1.1.50.SIGTERM")
