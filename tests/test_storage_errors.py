@@ -6,8 +6,10 @@ import os
 import pytest
 from command import ksuit
 
+from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.closing import closing
+from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
-from ksuit_runner.engine.runner import _closing
 from ksuit_runner.errors import StorageError, files_explained
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import EndStatus
@@ -56,11 +58,9 @@ def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog, 
             raise OSError(errno.ESTALE, "stale")
 
     outcome = RunOutcome("run00000", tmp_path, EndStatus.FINISHED)
-    if broken == "data":
-        with pytest.raises(ZeroDivisionError), _closing(Record(), Trainer(), outcome):
-            pass
-    else:
-        with _closing(Record(), Trainer(), outcome):
-            pass
-    assert closed == [EndStatus.FINISHED] and outcome.status == EndStatus.FINISHED and outcome.exit_status == 0
+    with closing(Record(), Trainer(), outcome, Meeting(World())):
+        pass
+    expected = EndStatus.FAILED if broken == "data" else EndStatus.FINISHED
+    assert closed == [expected] and outcome.status == expected
+    assert isinstance(outcome.error, ZeroDivisionError) == outcome.exit_status == (broken == "data")
     assert "stale" in caplog.text
