@@ -65,7 +65,8 @@ class BufferSnapshot:
     @torch.no_grad()
     def reset(self) -> None:
         """Give the buffers the values of the snapshot, as ``restore`` does, for another part of the update."""
-        if any(holder.get(name) is not item.buffer for (holder, name), item in self._slots()):
+        are_replaced = any(holder.get(name) is not item.buffer for (holder, name), item in self._slots())
+        if are_replaced or not all(_is_dense(item.buffer) for item in self._others):
             self.restore()
             return
         if self._small[0]:

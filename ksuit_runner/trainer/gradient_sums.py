@@ -79,6 +79,7 @@ class GradientSums:
             last: Number of the last part that is computed here; -1 if none is.
             left_out: How many parts are not computed because they have nothing of the loss.
         """
+        self._buffers.start()
         if (like := self._buffers.like()) is not self._like:
             self._like = like
             self._strategy.bind([*self._parameters] * self._slot_count + [*like])

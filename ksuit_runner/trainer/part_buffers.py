@@ -26,6 +26,11 @@ class PartBuffers:
         self._snapshots = snapshots
         self._surveys: list[int] = []
         self._like: list[Tensor] = []
+        self._references: dict[int, Tensor] = {}
+
+    def start(self) -> None:
+        """Start with an update, whose snapshots have been taken."""
+        self._references = {}
 
     def like(self) -> list[Tensor]:
         """Return tensors of the shapes and types of the changes; the same list as before if these are the same."""
@@ -40,7 +45,7 @@ class PartBuffers:
     def reset(self) -> None:
         """Put the buffers back as they were before the update."""
         for snapshot in self._snapshots:
-            snapshot.restore()
+            snapshot.reset()
 
     @property
     def count(self) -> int:
@@ -53,7 +58,7 @@ class PartBuffers:
         found: Changes = []
         for snapshot in self._snapshots:
             found += [
-                None if now is None else now.long() if now.dtype == torch.bool else now - _finite(before)
+                None if now is None else now.long() if now.dtype == torch.bool else now - self._reference(before)
                 for now, before in snapshot.changes()
             ]
         return found
@@ -75,9 +80,17 @@ class PartBuffers:
                 if before.dtype == torch.bool:
                     buffer.copy_(change > 0)
                 elif before.is_floating_point() or before.is_complex():
-                    buffer.copy_(_finite(before) + change / parts)
+                    buffer.copy_(self._reference(before) + change / parts)
                 else:
                     buffer.copy_(before + (change // parts if name == "num_batches_tracked" else change))
+
+    def _reference(self, before: Tensor) -> Tensor:
+        """Return values that differences can be taken to: an observer begins with infinity as its minimum."""
+        if not before.is_floating_point():
+            return before
+        if id(before) not in self._references:
+            self._references[id(before)] = torch.nan_to_num(before, 0.0, 0.0, 0.0)
+        return self._references[id(before)]
 
 
 def _like(buffer: Tensor | None) -> Tensor:
@@ -88,8 +101,3 @@ def _like(buffer: Tensor | None) -> Tensor:
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
-
-
-def _finite(values: Tensor) -> Tensor:
-    """Return values that differences can be taken to: an observer begins with infinity as its minimum."""
-    return torch.nan_to_num(values, 0.0, 0.0, 0.0) if values.is_floating_point() else values
