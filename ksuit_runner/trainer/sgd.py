@@ -233,6 +233,11 @@ class SgdTrainer:
         for name, instead in (("state_dict", "extra_state"), ("load_state_dict", "load_extra_state")):
             if getattr(cls, name) is not getattr(SgdTrainer, name):
                 raise TypeError(f"{cls.__name__} overrides '{name}': override '{instead}' instead")
+        if hasattr(cls, "split"):
+            raise TypeError(
+                f"{cls.__name__} has a method 'split', which nothing calls: each part of a batch is fetched and "
+                "collated by itself"
+            )
 
     # What subclasses override
 

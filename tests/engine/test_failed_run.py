@@ -257,6 +257,11 @@ def test_a_trainer_that_overrides_the_whole_state_is_refused():
         type("Own", (SgdTrainer,), {"state_dict": lambda self: {}})
 
 
+def test_a_trainer_that_would_split_batches_is_refused_when_it_is_defined():
+    with pytest.raises(TypeError, match="Own has a method 'split', which nothing calls: each part of a batch is"):
+        type("Own", (SgdTrainer,), {"split": lambda self, batch: [batch]})
+
+
 class FaultyAdamW(torch.optim.AdamW):
     """Fails in its sixth step."""
 
