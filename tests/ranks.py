@@ -6,6 +6,7 @@ They are forked from a server that has imported torch, so that a rank starts in 
 import multiprocessing
 import os
 import pickle
+import secrets
 import socket
 import tempfile
 import time
@@ -26,9 +27,12 @@ _IMPORTS = (
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port that nobody listens at, of those that outgoing connections do not take meanwhile."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def surroundings(rank: int, size: int, port: int, nodes: int = 1) -> dict[str, str]:

@@ -72,6 +72,8 @@ def leave(times: int) -> None:
             begun = ranks.start(2, exchange_and_leave)
             for rank in begun:
                 rank.process.join(60)
+                if rank.process.exitcode == 1:
+                    rank.result()  # raises what has gone wrong there
             assert [rank.process.exitcode for rank in begun] == [40, 41]
 
 
