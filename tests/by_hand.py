@@ -6,7 +6,7 @@ import torch
 
 from ksuit_runner.data.batch_plan import cut
 from ksuit_runner.data.fetch_batch import Part
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.keyed_random import keyed, mix, seed_all
 from ksuit_runner.trainer.parts import WeighedPart
 

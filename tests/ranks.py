@@ -21,7 +21,7 @@ from command import REPOSITORY, environment
 from preloaded import Command, Preloaded
 
 _IMPORTS = (
-    *("pytest", "ksuit_runner.recorder.life", "ksuit_runner.engine.connection"),
+    *("pytest", "ksuit_runner.recorder.life", "ksuit_runner.engine.connect_ranks"),
     *("ksuit_runner.distributed.ddp", "ksuit_runner.distributed.fsdp"),
 )
 

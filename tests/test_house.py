@@ -31,6 +31,7 @@ LAYERS = (
     ("recorder",),
     ("resume", "periodic_callback", "metric_callback"),
     ("engine",),
+    ("start",),
     ("sweep", "testing", "results", "reports"),
     ("cli",),
     ("api",),
@@ -40,7 +41,7 @@ LAYERS = (
 HEAVY = ("torch", "mlflow", "sklearn")
 LIGHT = (
     *("errors", "counter", "metric_property", "paths", "system"),
-    *("config", "config.check", "launchers", "security", "ui", "record"),
+    *("config", "config.check", "launchers", "security", "ui", "record", "start"),
 )
 STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 # The root holds only what users import or name in YAML, and the entry point of the command line.

@@ -13,7 +13,6 @@ from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
 from ksuit_runner.engine.outcome import RunOutcome
-from ksuit_runner.engine.start import Start, start_run
 from ksuit_runner.errors import ConfigError, files_explained
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import Mode
@@ -22,6 +21,7 @@ from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.resume.starting_point import with_starting_point
+from ksuit_runner.start.start_run import Start, start_run
 from ksuit_runner.sweep.stored_sweep import find_sweep
 
 if TYPE_CHECKING:

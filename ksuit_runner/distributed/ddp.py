@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ksuit_runner.distributed.part_tree import Node
+from ksuit_runner.distributed.prepare_model import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.ranks import Ranks
-from ksuit_runner.distributed.start import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.tree_exchange import TreeExchange
 from ksuit_runner.distributed.world import World

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ksuit_runner.distributed.fsdp_exchange import AllGather, ReduceScatter
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
+from ksuit_runner.distributed.prepare_model import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.ranks import Ranks, all_gather
-from ksuit_runner.distributed.start import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, did_you_mean

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.engine.run import Run
 from ksuit_runner.trainer.optimizers import SkippedEvaluation
 from ksuit_runner.trainer.parts import WeighedPart

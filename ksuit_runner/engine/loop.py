@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ksuit_runner.data.fetch_batch import Part
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method

@@ -13,7 +13,7 @@ from ksuit_runner.checkpoint.format import LOCAL
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.extra_state import own_extra_state
 from ksuit_runner.engine.hooks import Hooks

@@ -17,7 +17,7 @@ from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
 from ksuit_runner.engine.closing import RefusedError, closing
-from ksuit_runner.engine.connection import connect_ranks
+from ksuit_runner.engine.connect_ranks import connect_ranks
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.engine.meeting import Meeting, exchange

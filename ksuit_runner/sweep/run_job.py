@@ -15,7 +15,6 @@ from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.distributed.environment import ATTEMPT, place
-from ksuit_runner.engine.start import Start, as_resume, start_run
 from ksuit_runner.errors import AliveError, KsuitError
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.record.mode import Mode
@@ -23,6 +22,7 @@ from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.start.start_run import Start, as_resume, start_run
 from ksuit_runner.sweep.gpu_lock import claim_devices
 from ksuit_runner.sweep.job_runs import find_records, local_record
 from ksuit_runner.system.atomic_files import write_text

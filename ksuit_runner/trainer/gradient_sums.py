@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ksuit_runner.distributed.part_tree import Node, PartTree
 from ksuit_runner.distributed.strategy import Strategy
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.tensors.foreach import accumulate_all, multiply_all
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.part_buffers import PartBuffers

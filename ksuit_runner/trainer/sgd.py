@@ -17,7 +17,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.strategy import Strategy
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule

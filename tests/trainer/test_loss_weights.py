@@ -8,7 +8,7 @@ from by_hand import SGD, cut_by_rows, gradients
 from torch import nn
 
 from ksuit_runner.data.fetch_batch import Part
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.errors import LossError
 from ksuit_runner.trainer.loss_weights import LossWeights
 from ksuit_runner.trainer.sgd import SgdTrainer

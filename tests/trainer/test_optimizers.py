@@ -14,7 +14,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.engine.assembly import build_trainer
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError

@@ -2,8 +2,8 @@
 
 import os
 
-from ksuit_runner.engine.begun_runs import BegunRuns
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.start.begun_runs import BegunRuns
 
 CONFIG = {"seed": 0, "tracker": {"uri": "https://anna:secret@host"}}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ksuit_runner.distributed import launch
-from ksuit_runner.distributed.launch import Lost, Supervisor
+from ksuit_runner.start import supervisor
+from ksuit_runner.start.supervisor import Lost, Supervisor
 
 ROOT = Path(__file__).parents[2]
 # A rank executes the code that is its task: with its number, the number of the attempt, a folder, and these functions.
@@ -20,7 +20,7 @@ import json, os, signal, sys, time
 from multiprocessing.connection import Connection
 from pathlib import Path
 import msgspec
-from ksuit_runner.distributed.launch import Report
+from ksuit_runner.start.supervisor import Report
 from ksuit_runner.system.detached_process import accept_signals, end_with
 accept_signals()
 connection = Connection(int(sys.argv[1]))
@@ -69,7 +69,7 @@ def texts(ended):
 
 def test_ranks_know_their_places_and_report(ranks, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(launch, "core_count", lambda: 7)
+    monkeypatch.setattr(supervisor, "core_count", lambda: 7)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b,2")  # of parts of GPUs, CUDA shows the first one only
     code = """
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
@@ -111,7 +111,7 @@ end(128 + signal.SIGTERM)"""
 
 
 def test_the_second_interrupt_ends_ranks_that_do_not_react(ranks, monkeypatch):
-    monkeypatch.setattr(launch, "_AT_ONCE_S", 0.3)
+    monkeypatch.setattr(supervisor, "_AT_ONCE_S", 0.3)
     code = """
 take(signal.SIGINT)
 ready()
@@ -174,7 +174,7 @@ os.abort() if rank == 1 else os._exit(0)"""
 
 @pytest.mark.parametrize("stuck", ["os.kill(os.getpid(), signal.SIGSTOP)", "time.sleep(60)"])
 def test_a_rank_that_others_give_up_is_killed_and_all_start_again(ranks, stuck, monkeypatch):
-    monkeypatch.setattr(launch, "_OTHERS_S", 60 if "SIGSTOP" in stuck else 0.5)
+    monkeypatch.setattr(supervisor, "_OTHERS_S", 60 if "SIGSTOP" in stuck else 0.5)
     code = f"""
 if attempt == 0:
     ready()
@@ -187,7 +187,7 @@ end(0, "done")"""
 
 
 def test_what_a_rank_has_still_to_record_is_waited_for(ranks, monkeypatch):
-    monkeypatch.setattr(launch, "_OTHERS_S", 0.2)
+    monkeypatch.setattr(supervisor, "_OTHERS_S", 0.2)
     code = """
 if rank == 1:
     end(1, "the cause")
@@ -199,7 +199,7 @@ end(1, "recorded", blames_others=True)"""
 
 STARTER = """
 import json, sys
-from ksuit_runner.distributed.launch import Supervisor
+from ksuit_runner.start.supervisor import Supervisor
 code = "ready(); (folder / f'pid{rank}').write_text(str(os.getpid())); time.sleep(60)"
 task = json.dumps({"code": code, "folder": sys.argv[2]}).encode()
 Supervisor([sys.executable, "-c", sys.argv[1]], 2, 3, print).run(task)

@@ -17,8 +17,6 @@ from ksuit_runner.config.check.ranks import check_gpus, rank_count
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.environment import place
-from ksuit_runner.distributed.launch import Ended, Report, Supervisor
-from ksuit_runner.engine.begun_runs import BegunRuns
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import KsuitError, LostRankError, PeerError, files_explained
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -26,6 +24,8 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import warm_up
+from ksuit_runner.start.begun_runs import BegunRuns
+from ksuit_runner.start.supervisor import Ended, Report, Supervisor
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import log_to_file, make_console, print_error, print_warning
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ksuit_runner.record.provenance import Provenance
 
 _LOGGER = logging.getLogger(__name__)
-_RANK = ("-P", "-m", "ksuit_runner.engine.rank")
+_RANK = ("-P", "-m", "ksuit_runner.start.rank_process")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A rank that the runner has started itself: ``python -m ksuit_runner.engine.rank FD PID``; see ``Supervisor``."""
+"""A rank that the runner has started itself: ``python -m ksuit_runner.start.rank_process FD PID``."""
 
 import os
 import pickle
@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from ksuit_runner.engine.begun_runs import BegunRuns
-from ksuit_runner.engine.start import RankEnd, RankTask, execute
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.start.begun_runs import BegunRuns
+from ksuit_runner.start.start_run import RankEnd, RankTask, execute
 from ksuit_runner.system.detached_process import accept_signals, end_with
 from ksuit_runner.ui.lasting_output import secure_output
 

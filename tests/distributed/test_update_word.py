@@ -1,4 +1,4 @@
-from ksuit_runner.distributed.word import UpdateWord
+from ksuit_runner.distributed.update_word import UpdateWord
 
 
 def test_a_word_is_summed_up_over_the_ranks():
