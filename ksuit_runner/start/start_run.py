@@ -185,10 +185,10 @@ def _start_ranks(start: Start) -> RunOutcome:
             run_id = start.origin.run_id
     finally:
         begun.remove()
-    return _outcome(ended, run_id, outputs)
+    return outcome_of(ended, run_id, outputs)
 
 
-def _outcome(ended: Ended, run_id: str | None, outputs: OutputPaths) -> RunOutcome:
+def outcome_of(ended: Ended, run_id: str | None, outputs: OutputPaths) -> RunOutcome:
     """Return how the run has ended, with the error of the rank that is its cause.
 
     Raises:
@@ -203,7 +203,7 @@ def _outcome(ended: Ended, run_id: str | None, outputs: OutputPaths) -> RunOutco
         if run_id is None:
             raise error
         print_error(make_console(stderr=True), error)
-        return RunOutcome(run_id, folder, EndStatus.KILLED, error=error)
+        return RunOutcome(run_id, folder, EndStatus.KILLED if outcome is None else outcome.status, error=error)
     if outcome is not None:
         return replace(outcome, error=error if outcome.error is not None else None)
     if ended.signal is not None:
@@ -217,14 +217,16 @@ def _cause(ended: Ended, ends: list[RankEnd | None], run_id: str | None, outputs
     if ended.lost is not None:
         return LostRankError(f"{ended.lost.text}{resume}", ended.lost.exit_status)
     failed = [end for end in ends if end is not None and end.error is not None]
-    for end in sorted(failed, key=lambda end: isinstance(end.error, PeerError)):
+    own = [end for end in failed if not isinstance(end.error, PeerError)]
+    for rank, (report, status) in enumerate(zip(ended.reports, ended.statuses, strict=True)):
+        if not own and report is None and status >= 0 and ended.signal is None:  # what the others say of it is a guess
+            text = f"rank {rank} has ended with exit status {status} before the run has{resume}"
+            return LostRankError(text, status or 1)
+    for end in (*own, *failed):
         assert end.error is not None
         if end.trace and end.error.__cause__ is None:
             end.error.__cause__ = _RankTraceback(end.trace)
         return end.error
-    for rank, (report, status) in enumerate(zip(ended.reports, ended.statuses, strict=True)):
-        if report is None and status > 0 and ended.signal is None:
-            return LostRankError(f"rank {rank} has ended with exit status {status} before the run has{resume}", status)
     return None
 
 
