@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.silent_record import SilentRecord
-from ksuit_runner.errors import KsuitError, PeerError, afterwards
+from ksuit_runner.errors import Interrupted, KsuitError, PeerError, afterwards
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -41,8 +41,8 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
             error = meeting.world.explain(caught)
         reported = meeting.settle(error)
-        if isinstance(reported, KeyboardInterrupt):
-            outcome.status, outcome.signal = EndStatus.KILLED, signal.SIGINT
+        if isinstance(reported, KeyboardInterrupt | Interrupted):  # the second Ctrl-C, on this rank or another one
+            outcome.status, outcome.signal = EndStatus.KILLED, getattr(reported, "number", signal.SIGINT)
         elif reported is not None:
             is_own = error is not None and not isinstance(error, PeerError)
             outcome.status, outcome.error = failed, error if is_own else reported

@@ -29,7 +29,7 @@ def train(run: Run) -> None:
     try:
         _train(run)
     except BaseException as error:  # SystemExit and the like are errors, too
-        if isinstance(error, KeyboardInterrupt) and run.interruption.signal is not None:
+        if isinstance(error, KeyboardInterrupt) and not (run.is_alone and run.interruption.signal is None):
             raise  # the second Ctrl-C: it ends at once
         is_half_done = run.phase in (Phase.BEFORE_STEP, Phase.STEP)
         error.add_note(f"raised {'in' if is_half_done else 'after'} update {run.counter.update + is_half_done}")

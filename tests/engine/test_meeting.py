@@ -1,11 +1,17 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.agreement import mean_of_ranks
+from ksuit_runner.engine.closing import closing
 from ksuit_runner.engine.last_state import Place, Standing, common_place
 from ksuit_runner.engine.meeting import Meeting, exchange
+from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Phase
-from ksuit_runner.errors import PeerError
+from ksuit_runner.errors import Interrupted, PeerError
+from ksuit_runner.tracker.base import EndStatus
 
 NAN = float("nan")
 
@@ -93,3 +99,14 @@ def test_a_metric_is_the_mean_over_the_ranks_that_have_it():
     found = mean_of_ranks([{"same": 0.1, "nan": NAN, "mean": 1.0}, {"same": 0.1, "nan": NAN, "mean": 2.0, "only": 3.0}])
     assert list(found) == ["same", "nan", "mean", "only"]
     assert (found["same"], found["mean"], found["only"]) == (0.1, 1.5, 3.0) and found["nan"] != found["nan"]
+
+
+def test_a_rank_that_was_interrupted_for_the_second_time_has_killed_the_run(tmp_path, caplog):
+    closed = []
+    record = SimpleNamespace(close=closed.append)
+    trainer = SimpleNamespace(data_container=SimpleNamespace(close=nullcontext))
+    outcome = RunOutcome("run00000", tmp_path)
+    with closing(record, trainer, outcome, Meeting(Scripted(Interrupted(15), is_complete=False))):
+        pass
+    assert closed == [outcome.status] == [EndStatus.KILLED]
+    assert (outcome.exit_status, outcome.error, caplog.text) == (143, None, "")
