@@ -4,8 +4,8 @@ from functools import partial
 from importlib.util import find_spec
 
 import pytest
-from rank_threads import on_ranks
 from scripted_metric import ScriptedMetric
+from worlds import in_threads
 
 from callbacks.prune import Prune
 from ksuit_runner.errors import ConfigError, StopTraining
@@ -159,5 +159,5 @@ def test_of_several_ranks_one_reports_and_all_stop(search, new_run, tmp_path):
             prune._process_value(0.3)
         return prune._study is not None
 
-    assert on_ranks(2, on_rank) == [True, False]
+    assert in_threads(2, on_rank) == [True, False]
     assert watched.trial.intermediate_values == {2: 0.3}

@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from rank_threads import ThreadWorld, blocks, on_ranks, piece, state_of
+from pieces import blocks, piece, state_of
 from safetensors.torch import save_file
+from worlds import ThreadWorld, in_threads
 
 from ksuit_runner.checkpoint import commit, joint_write, shards
 from ksuit_runner.checkpoint import writer as writer_module
@@ -56,7 +57,7 @@ def save(world, paths, update=1, content=state_of, wait=True, **options):
 
 
 def saved(size, paths, **options):
-    return on_ranks(size, lambda world: save(world, paths, **options))
+    return in_threads(size, lambda world: save(world, paths, **options))
 
 
 def left(paths):
@@ -90,7 +91,7 @@ def test_any_number_of_ranks_reads_what_any_number_has_written(paths, writers):
                 assert torch.equal(stored.read(own.offset, own.tensor.shape), own.tensor)
 
     for readers in (2, 3, 4):
-        on_ranks(readers, read)
+        in_threads(readers, read)
 
 
 def test_blocks_in_two_dimensions_and_copies_of_them(paths):
@@ -125,7 +126,7 @@ def test_states_that_differ_between_ranks_come_back_by_rank(paths):
         return {"w": torch.ones(1)}, {}, {"local": {"means": {"seen": torch.arange(rank), "sum": float(rank)}}}, None
 
     assert saved(3, paths, content=content) == [None] * 3
-    for found in (read_newest(paths), *on_ranks(2, lambda world: read_newest(paths, world=world))):
+    for found in (read_newest(paths), *in_threads(2, lambda world: read_newest(paths, world=world))):
         assert [len(state["means"]["seen"]) for state in found.local] == [0, 1, 2]
         assert [state["means"]["sum"] for state in found.local] == [0.0, 1.0, 2.0]
 
@@ -139,7 +140,7 @@ def test_ranks_that_have_no_whole_together_are_found_before_the_first_update(pat
         writer.close()
         return own
 
-    on_ranks(2, check)
+    in_threads(2, check)
     content = lambda rank, size: ({"w": piece(torch.ones(6, 2), rank, 3)}, {}, {}, None)  # noqa: E731
     leading, following = saved(2, paths, content=content)
     assert "do not cover the whole" in str(leading) and isinstance(following, PeerError)
@@ -202,7 +203,7 @@ def test_a_rank_that_dies_at_any_step_leaves_no_checkpoint_and_the_next_one_is_w
     assert saved(2, paths, update=1) == [None, None]
     with monkeypatch.context() as patch:
         death.at(patch, *point)
-        found = on_ranks(2, run)
+        found = in_threads(2, run)
     assert isinstance(found[rank], Dies) and found[1 - rank] is not None
     assert names(paths) == [NAME], "half a checkpoint was committed"
 
@@ -227,7 +228,7 @@ def test_a_rank_that_dies_after_its_note_is_not_needed_any_more(paths, monkeypat
             return save(world, paths)
         return "died"
 
-    assert on_ranks(2, run) == [None, "died"]
+    assert in_threads(2, run) == [None, "died"]
     assert damage(paths.checkpoints_dir / NAME) is None
 
 
@@ -236,9 +237,9 @@ def test_a_failure_after_which_the_ranks_meet_again_costs_no_checkpoint_that_is_
     real, worlds = JointWrite._part, []
 
     def fail(self, folder, shard):
-        exchange = self._world.exchange
-        exchange.lost.add(1)
-        threading.Timer(0.3, exchange.lost.clear).start()
+        shared = self._world.shared
+        shared.lost.add(1)
+        threading.Timer(0.3, shared.lost.clear).start()
         worlds.append(self._world)
         return real(self, folder, shard)
 
@@ -308,7 +309,7 @@ def test_a_rank_that_is_late_writes_into_no_checkpoint_but_its_own(paths, monkey
             late.set()
         writer.close()
 
-    on_ranks(2, run)
+    in_threads(2, run)
     *_, expected = state_of(0, 1, seed=2)
     assert torch.equal(read_newest(paths).model["uneven"], expected["uneven"])
     assert [path.name for path in paths.checkpoints_dir.iterdir() if path.name.startswith(".")] == []
@@ -316,7 +317,7 @@ def test_a_rank_that_is_late_writes_into_no_checkpoint_but_its_own(paths, monkey
 
 def test_ranks_without_a_common_folder_are_told_so(paths, tmp_path):
     elsewhere = PathProvider(tmp_path / "elsewhere", "run00000")
-    leading, _ = on_ranks(2, lambda world: save(world, paths if world.rank == 0 else elsewhere))
+    leading, _ = in_threads(2, lambda world: save(world, paths if world.rank == 0 else elsewhere))
     assert "rank 1: [Errno 2] No such file or directory" in str(leading) and str(elsewhere.output_dir) in str(leading)
 
 
@@ -420,12 +421,12 @@ def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(paths, c
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # by which safetensors are still readable
     path.write_bytes(content)
-    found = on_ranks(readers, lambda world: str(read_newest(paths, world=world).progress))
+    found = in_threads(readers, lambda world: str(read_newest(paths, world=world).progress))
     assert found == [NAME] * readers
     [message] = [record.getMessage() for record in caplog.records]
     assert f"damaged and skipped: {file} " in message
     with pytest.raises(CheckpointError, match=r"no checkpoint .* can be read"):
-        on_ranks(readers, lambda world: read_newest(paths, "E0_U2_S4", world))
+        in_threads(readers, lambda world: read_newest(paths, "E0_U2_S4", world))
 
 
 def test_a_damaged_checkpoint_of_several_ranks_is_replaced_when_it_is_written_again(paths):

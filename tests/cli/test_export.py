@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from rank_threads import on_ranks, piece
+from pieces import piece
 from safetensors.torch import load_file
+from worlds import in_threads
 
 from ksuit_runner import load_model, run
 from ksuit_runner.checkpoint.format import read_newest
@@ -42,7 +43,7 @@ def spread(paths, ranks):
         writer.save(counter, own(stored.model), state, wait=True)
         writer.close()
 
-    on_ranks(ranks, save)
+    in_threads(ranks, save)
     assert sum(rank_of(path.name) is not None for path in (paths.checkpoints_dir / NEWEST).iterdir()) == 2 * ranks
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_iterable_source import KINDS, listed, make
+from worlds import OneOf
 
 from ksuit_runner.counter import Interval
 from ksuit_runner.data.batch_plan import Evaluation, cut
@@ -15,13 +16,6 @@ from ksuit_runner.distributed.world import World
 
 PARTS = 4
 RANKS = pytest.mark.parametrize("size", [1, 2, 4])
-
-
-class OneOf(World):
-    """One of several ranks, without the others."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
 
 
 class Noisy:

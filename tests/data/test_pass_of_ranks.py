@@ -3,6 +3,7 @@
 from itertools import chain
 
 import pytest
+from worlds import OneOf
 
 from ksuit_runner.data.shared_pass import Reading, SharedPass
 from ksuit_runner.distributed.world import World
@@ -10,11 +11,6 @@ from ksuit_runner.distributed.world import World
 ALL, FEW, SHARED, SHARED_FEW = Reading(), Reading(3), Reading(None, True), Reading(3, True)
 READINGS = ([ALL], [SHARED], [SHARED_FEW, SHARED], [ALL, SHARED], [FEW, SHARED], [SHARED_FEW, ALL, SHARED], [FEW, ALL])
 LENGTHS = (1, 2, 3, 4, 7, 8)
-
-
-class OneOf(World):
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
 
 
 def read(readings, size, batches, in_step):

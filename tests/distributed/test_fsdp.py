@@ -7,6 +7,7 @@ import pytest
 import torch
 from ranks import on_ranks
 from torch import Tensor, nn
+from worlds import OneOf
 
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
@@ -14,7 +15,6 @@ from ksuit_runner.distributed.fsdp import ShardedParallel, has_fsdp
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
 from ksuit_runner.distributed.strategy import Strategy
-from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, PeerError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.trainer.fused_adam import FusedStep
@@ -128,13 +128,6 @@ def test_it_trains_like_one_process(ranks, replicas):
     assert sum(one["held"] for one in found) == replicas * (total - 1) + ranks
 
 
-class Pretended(World):
-    """A world of so many ranks that never exchange anything."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
 def failed(error: str) -> tuple[str, float]:
     """Train, while the last rank fails before its third forward pass, and return what the others get, and when."""
     world = connect({})
@@ -162,7 +155,7 @@ def test_a_rank_that_fails_is_named_to_those_that_wait_for_its_parameters():
 
 
 def wrap(model: nn.Module, **settings: Any) -> None:
-    ShardedParallel(Pretended(2), **settings).wrap(ModelBase(model))
+    ShardedParallel(OneOf(0, 2), **settings).wrap(ModelBase(model))
 
 
 class Tied(nn.Module):
@@ -176,10 +169,10 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ShardedParallel(Pretended(4), replicas=3), "4 ranks cannot be divided into 3 groups"),
-        (lambda: ShardedParallel(Pretended(2), gather="half"), "precision or float32 is needed, not 'half'"),
+        (lambda: ShardedParallel(OneOf(0, 4), replicas=3), "4 ranks cannot be divided into 3 groups"),
+        (lambda: ShardedParallel(OneOf(0, 2), gather="half"), "precision or float32 is needed, not 'half'"),
         (lambda: wrap(Net(), sync_batchnorm=True), "only on GPUs"),
-        (lambda: DataParallel(Pretended(2), sync_batchnorm=True).wrap(ModelBase(Net())), "only on GPUs"),
+        (lambda: DataParallel(OneOf(0, 2), sync_batchnorm=True).wrap(ModelBase(Net())), "only on GPUs"),
         (lambda: wrap(Net(), units=["block.{}"]), "'block.{}' matches no module .* Did you mean 'blocks"),
         (lambda: wrap(Tied(), units=["blocks.{}"]), "'blocks.0' shares the parameter 'blocks.0.weight' with a module"),
         (lambda: wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), units=[]), "several dtypes"),

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 import torch
-from rank_threads import on_ranks
+from worlds import in_threads
 
 from callbacks.output_statistics import OutputStatistics
 from callbacks.train_loss import TrainLoss
@@ -79,7 +79,7 @@ def test_states_that_agree_are_stored_once_and_others_for_each_rank(held):
         callbacks["c"].state = {"n": world.rank + 1}
         return states.divide(states.state_dict(), world)
 
-    (common, first), (other, second) = on_ranks(2, on_rank)
+    (common, first), (other, second) = in_threads(2, on_rank)
     assert list(common) == list(other) == ["a", "d"] and common["d"] is None
     assert [list(each) for each in (first, second)] == [["b", "c"]] * 2
     found = stored(checkpoint, common, [first, second])
@@ -146,10 +146,10 @@ def test_sums_of_parts_are_those_of_one_process_and_resume_on_any_number_of_rank
         track(callbacks, world.own(4), range(2, 4))
         return logged(callbacks)
 
-    for found, local in on_ranks(2, begin):
+    for found, local in in_threads(2, begin):
         assert not local and digest("", found) == digest("", common)
     for size in (1, 2, 4):
-        assert on_ranks(size, go_on) == [metrics] * size
+        assert in_threads(size, go_on) == [metrics] * size
 
 
 def test_sums_of_more_parts_than_there_are_now_are_not_lost():
@@ -159,7 +159,7 @@ def test_sums_of_more_parts_than_there_are_now_are_not_lost():
         sums.load_state_dict(state, 2)
         return sums.take().totals["n"].sum
 
-    assert on_ranks(2, on_rank) == [63.0, 63.0]
+    assert in_threads(2, on_rank) == [63.0, 63.0]
 
 
 class Carries(SgdTrainer):
@@ -197,10 +197,10 @@ def test_what_a_trainer_carries_on_each_rank_is_its_own_after_a_resume(maker, he
         _restore(run, found, Origin(Mode.RESUME, "run"), strict)
         return run.trainer.carried
 
-    assert not any(state[LOCAL] for state in on_ranks(2, partial(saved, by=0)))
-    states = on_ranks(2, saved)
-    assert on_ranks(2, partial(resumed, kind=Carries, states=states)) == [1, 2]
+    assert not any(state[LOCAL] for state in in_threads(2, partial(saved, by=0)))
+    states = in_threads(2, saved)
+    assert in_threads(2, partial(resumed, kind=Carries, states=states)) == [1, 2]
     assert resumed(World(), Merges, states) == 3 and resumed(World(), Carries, states, strict=False) == 1
-    assert on_ranks(3, partial(resumed, kind=Merges, states=states)) == [3, 3, 3]
+    assert in_threads(3, partial(resumed, kind=Merges, states=states)) == [3, 3, 3]
     with pytest.raises(ResumeError, match=r"2 ranks that have stored it, and a Carries has no merge_extra_states"):
         resumed(World(), Carries, states)

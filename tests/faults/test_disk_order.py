@@ -12,8 +12,9 @@ import pytest
 import torch
 from command import checkpoint_bytes
 from disk import SURVIVALS, Disk, Step, Tree, write_tree
-from rank_threads import on_ranks, piece
+from pieces import piece
 from stored_checkpoint import store_checkpoint
+from worlds import in_threads
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint import writer as checkpoint
@@ -120,7 +121,7 @@ def save_on_two_ranks(folder: Path, version: int) -> None:
         writer.save(counter, model, {"trainer": {}, "callbacks": {}, "unfinished": None}, wait=True)
         writer.close()
 
-    on_ranks(2, save)
+    in_threads(2, save)
 
 
 def read_of_two_ranks(folder: Path) -> set[int]:

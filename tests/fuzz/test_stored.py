@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from rank_threads import on_ranks, piece
+from pieces import piece
 from stored_checkpoint import store_checkpoint
+from worlds import in_threads
 
 from ksuit_runner.checkpoint.folders import damage, has_traces, read_tags
 from ksuit_runner.checkpoint.format import pack_state, read_newest
@@ -140,7 +141,7 @@ def of_ranks(tmp_path_factory):
         writer.save(counter, {"w": piece(torch.ones(3), world.rank, 2)}, state, wait=True)
         writer.close()
 
-    on_ranks(2, save)
+    in_threads(2, save)
     return paths
 
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 import torch
-from rank_threads import on_ranks
+from worlds import in_threads
 
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import KsuitError
@@ -66,7 +66,7 @@ def test_the_results_are_those_of_one_process():
     gathered = Gathered(torch.device("cpu"), torch.float64)
     whole = [collect(gathered, World(), batches) for batches in (BATCHES, 2)]
     assert set(whole[0][0]) == {"sum", "hits", "mean", "tokens", ("late", 1)} and "rows" in whole[0][1]
-    for found, only in on_ranks(3, on_rank):
+    for found, only in in_threads(3, on_rank):
         assert all(same(one, other) for one, other in zip(found, whole, strict=True)) and only == 3
 
 

@@ -11,13 +11,13 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from worlds import OneOf
 
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.fsdp import ShardedParallel, has_fsdp
 from ksuit_runner.distributed.pieces import is_sharded
 from ksuit_runner.distributed.strategy import Strategy
-from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import build_run
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError
@@ -165,12 +165,6 @@ def test_two_ranks_train_like_one_process(name, found, tmp_path):
         torch.testing.assert_close(value, expected[key], rtol=0, atol=tolerance, msg=lambda text, key=key: key + text)
 
 
-class Pretended(World):
-    """Two ranks, of which torch's fake group only pretends that there is another one."""
-
-    size = 2
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -184,6 +178,6 @@ def test_what_does_not_fit_is_refused_before_the_first_update(settings, message)
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         with pytest.raises(ConfigError, match=message):
-            trainer_of(ShardedParallel(Pretended()), settings)
+            trainer_of(ShardedParallel(OneOf(0, 2)), settings)
     finally:
         dist.destroy_process_group()
