@@ -46,14 +46,16 @@ class DataParallel(Strategy):
         if self._sync_batchnorm and self.world.size > 1:
             synchronize_batchnorm(model)
 
-    def bind(self, tensors: Sequence[Tensor]) -> None:  # noqa: D102
+    def bind(self, tensors: Sequence[Tensor]) -> None:
+        """Take note of what ``reduce`` will get, see ``Strategy.bind``."""
         super().bind(tensors)
         self._exchanges.clear()
 
     @torch.no_grad()
-    def reduce(  # noqa: D102
+    def reduce(
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]
     ) -> tuple[list[Tensor | None], list[float]]:
+        """Add up the gradients of all ranks, in buckets; see ``Strategy.reduce``."""
         if not isinstance(self.world, Ranks):
             return super().reduce(nodes, parts, word)
         key = parts, len(word)

@@ -86,7 +86,8 @@ class ShardedParallel(Strategy):
         self._outputs: list[Tensor] = []  # of the last forward pass of the model, until its backward pass
 
     @property
-    def is_sharded(self) -> bool:  # noqa: D102
+    def is_sharded(self) -> bool:
+        """Whether the parameters are spread over the ranks: over more than one."""
         return self.world.size > 1
 
     def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -139,10 +140,12 @@ class ShardedParallel(Strategy):
             return super().nothing(loss)
         return torch.stack([(output * 0.0).sum().float() for output in self._outputs]).sum()
 
-    def local(self, tensors: list[Tensor]) -> list[Tensor]:  # noqa: D102
+    def local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return what this rank holds of parameters or their gradients, see ``Strategy.local``."""
         return [local(tensor) for tensor in tensors]
 
-    def norm(self, gradients: list[Tensor]) -> Tensor:  # noqa: D102
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Return the Euclidean norm of the whole gradients, see ``Strategy.norm``."""
         if self._mesh is None:
             return super().norm(gradients)
         own = torch.stack(list(norms(self.local(gradients))))
@@ -155,9 +158,10 @@ class ShardedParallel(Strategy):
         norm: Tensor = torch.linalg.vector_norm(of_all, 2.0)
         return norm
 
-    def reduce(  # noqa: D102
+    def reduce(
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]
     ) -> tuple[list[Tensor | None], list[float]]:
+        """Exchange the word, and what the backward pass does not add up; see ``Strategy.reduce``."""
         if self.world.size == 1:
             return super().reduce(nodes, parts, word)
         [gradients] = nodes.values()

@@ -80,14 +80,17 @@ class Ranks(World):
 
     # Exchanges
 
-    def gather(self, value: Any) -> list[Any]:  # noqa: D102
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, see ``World.gather``."""
         return [msgspec.msgpack.decode(part) for part in self._gather_bytes(msgspec.msgpack.encode(value))]
 
-    def broadcast(self, value: Any) -> Any:  # noqa: D102
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0, see ``World.broadcast``."""
         own = msgspec.msgpack.encode(value) if self.rank == 0 else b""
         return msgspec.msgpack.decode(self._gather_bytes(own)[0])
 
-    def gather_tensors(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:  # noqa: D102
+    def gather_tensors(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the tensors of all ranks, see ``World.gather_tensors``."""
         own = [tensor.detach().cpu().contiguous() for tensor in tensors]
         kinds = self.gather([(str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for tensor in own])
         data = torch.cat([torch.empty(0, dtype=torch.uint8), *(tensor.reshape(-1).view(torch.uint8) for tensor in own)])
@@ -176,13 +179,15 @@ class Ranks(World):
 
     # Notes
 
-    def post(self, key: str, value: Any) -> None:  # noqa: D102
+    def post(self, key: str, value: Any) -> None:
+        """Leave a note for the other ranks, see ``World.post``."""
         try:
             self._notes.post(key, msgspec.msgpack.encode(value))
         except TimeoutError as error:
             raise PeerError(f"a note for the other ranks cannot be posted: {error}") from error
 
-    def read(self, key: str, timeout_s: float) -> Any:  # noqa: D102
+    def read(self, key: str, timeout_s: float) -> Any:
+        """Return a note as soon as it is there, see ``World.read``."""
         deadline = time.monotonic() + timeout_s
         while True:
             left = deadline - time.monotonic()
@@ -194,22 +199,26 @@ class Ranks(World):
                 if left <= _STEP_S:
                     raise PeerError(f"no rank has left the note '{key}' within {timeout_s:g} s") from None
 
-    def forget(self, key: str) -> None:  # noqa: D102
+    def forget(self, key: str) -> None:
+        """Remove a note, see ``World.forget``."""
         with suppress(TimeoutError):  # it only takes memory
             self._notes.forget(key)
 
     # Failures
 
-    def explain(self, error: BaseException) -> BaseException:  # noqa: D102
+    def explain(self, error: BaseException) -> BaseException:
+        """Return what is behind an error, see ``World.explain``."""
         if not isinstance(error, RuntimeError) or not any(name in str(error) for name in _COLLECTIVES):
             return error
         return self._broken or self._explain(error)
 
-    def fail(self, error: BaseException) -> None:  # noqa: D102
+    def fail(self, error: BaseException) -> None:
+        """Let the other ranks know that this one has failed, see ``World.fail``."""
         failure = self._notes.fail(_failure_of(self.explain(error), self.rank))
         self._give_up(failure, abandoned=self._under_way > 0)
 
-    def recover(self) -> bool:  # noqa: D102
+    def recover(self) -> bool:
+        """Meet the other ranks again, in new groups; see ``World.recover``."""
         self._give_up(Failure(self.rank, "the ranks meet again"), abandoned=True)
         self._meeting += 1
         try:
@@ -325,7 +334,8 @@ class Ranks(World):
             _LOGGER.debug("the exchanges between GPUs are aborted: %s", failure.text)
             self._give_up(failure, abandoned=True)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
+        """Leave the other ranks, see ``World.close``."""
         if self._broken is None and self._under_way:
             self._abandon(Failure(self.rank, f"rank {self.rank} has left amid an exchange"))
         if self._broken is None:

@@ -28,7 +28,6 @@ class BatchReader(Protocol):
         shares_batch: Whether it leaves the batch and the outputs of models as they are.
         shares_work: Whether the ranks of the run share its batches.
         gathered: Collects what it finds.
-        display_name: Its name in messages.
     """
 
     dataset_key: DatasetKey
@@ -39,7 +38,8 @@ class BatchReader(Protocol):
     gathered: Gathered
 
     @property
-    def display_name(self) -> str: ...  # noqa: D102
+    def display_name(self) -> str:
+        """Its name in messages."""
 
     def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process a batch."""
