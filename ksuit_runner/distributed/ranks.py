@@ -324,7 +324,7 @@ class Ranks(World):
         self._broken = _error_of(failure)
         if abandoned:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
-        with suppress(Exception):
+        with suppress(Exception):  # of groups that were never whole; without this the others notice it by the notes
             dist.distributed_c10d._abort_process_group()
 
     def _free(self) -> None:
@@ -344,7 +344,7 @@ class Ranks(World):
         with suppress(TimeoutError):
             self._notes.post(f"left/{self.rank}", b"")
         if dist.is_initialized():
-            with suppress(Exception):
+            with suppress(Exception):  # the process is about to end, with a status of its own
                 dist.destroy_process_group()
         if self._holder == self.rank:
             self._wait_for_others()

@@ -54,7 +54,9 @@ class Interruption:
         Raises:
             Interrupted: The run is asked to end; with the number of the signal.
         """
-        self._grace_s = grace_s if threading.current_thread() is threading.main_thread() else 0.0
+        self._grace_s = grace_s
+        if grace_s and threading.current_thread() is not threading.main_thread():
+            self._grace_s = 0.0
         if self.signal is not None and not self._grace_s:
             raise Interrupted(self.signal)
         self.is_waiting = True
