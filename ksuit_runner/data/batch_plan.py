@@ -115,7 +115,7 @@ class Evaluation(NamedTuple):
         batch_size: Samples per batch; None takes that of the data.
         max_batches: Number of batches; None takes all.
         group: Evaluations of the same group read the same batches in one pass where they coincide; None is by itself.
-        share: Whether the ranks share the batches, see ``SharedPass``.
+        is_shared: Whether the ranks share the batches, see ``SharedPass``.
     """
 
     interval: Interval
@@ -123,7 +123,7 @@ class Evaluation(NamedTuple):
     batch_size: int | None = None
     max_batches: int | None = None
     group: int | None = None
-    share: bool = False
+    is_shared: bool = False
 
 
 class BatchPlan:
@@ -191,6 +191,6 @@ class BatchPlan:
         for _, together in sorted(passes.items(), key=lambda item: item[0][0]):
             key, length = together[0].dataset_key, self._lengths[together[0].dataset_key]
             size = together[0].batch_size or self._eval_batch_size
-            readings = [Reading(item.max_batches, item.share) for item in together]
+            readings = [Reading(item.max_batches, item.is_shared) for item in together]
             turns = SharedPass(readings, self._world, self._in_step).turns(-(-length // size))
             yield from evaluation_requests(key, length, size, (turn.number for turn in turns))

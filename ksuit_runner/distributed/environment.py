@@ -11,6 +11,15 @@ from ksuit_runner.system.signals import SIGNALS
 _FIRST_HOST = re.compile(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?")
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
+STARTER = "KSUIT_STARTER"
+"""Variable with the name of what has started the ranks, for messages."""
+
+STORE_SOCKET = "KSUIT_STORE_SOCKET"
+"""Variable with the file descriptor of a socket at which rank 0 can listen: nobody else takes its port meanwhile."""
+
+ATTEMPT = "KSUIT_ATTEMPT"
+"""Variable that has the same value in all ranks of a job, and another one whenever the job is started again."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -39,7 +48,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     except (KeyError, ValueError):
         return None
-    starter = environment.get("KSUIT_STARTER") or ("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "WORLD_SIZE")
+    starter = environment.get(STARTER) or ("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "WORLD_SIZE")
     local_size = environment.get("LOCAL_WORLD_SIZE", "")
     return Place(starter, rank, size, int(local_size) if local_size.isdecimal() else None)
 
@@ -58,13 +67,6 @@ def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int
     return 0 if is_repeated and status - 128 in SIGNALS else status
 
 
-STORE_SOCKET = "KSUIT_STORE_SOCKET"
-"""Variable with the file descriptor of a socket at which rank 0 can listen: nobody else takes its port meanwhile."""
-
-ATTEMPT = "KSUIT_ATTEMPT"
-"""Variable that has the same value in all ranks of a job, and another one whenever the job is started again."""
-
-
 def adopt_tasks(rank: int, size: int, local_rank: int, nodes: int, host: str, attempt: str) -> None:
     """Make this process, one of several tasks of a job that all do the same, a rank.
 
@@ -78,7 +80,7 @@ def adopt_tasks(rank: int, size: int, local_rank: int, nodes: int, host: str, at
     """
     os.environ.update(
         {
-            "KSUIT_STARTER": "the job",
+            STARTER: "the job",
             ATTEMPT: attempt,
             "RANK": str(rank),
             "LOCAL_RANK": str(local_rank),
@@ -120,7 +122,7 @@ def from_slurm(slurm: Mapping[str, str]) -> dict[str, str] | None:
     each = re.match(r"\d+", slurm.get("SLURM_STEP_TASKS_PER_NODE", ""))
     only_machine = slurm.get("SLURM_STEP_NUM_NODES") == "1"
     return {
-        "KSUIT_STARTER": "srun",
+        STARTER: "srun",
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(size),

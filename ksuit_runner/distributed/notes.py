@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 _LOGGER = logging.getLogger(__name__)
-_BEAT_S, _LOOK_S = 1.0, 0.01
+_BEAT_S = 1.0
+_LOOK_S, _MOST_LOOK_S = 0.01, 0.05  # a wait for a note looks for it less and less often: it may take minutes
 _DEAF_BEATS = 3.0  # without an answer for so long, the store is no longer waited for
 _RANKS_PER_BEAT = 64  # a rank reads the signs of all others: more ranks beat less often
 
@@ -198,16 +199,18 @@ class Notes:
                 request.done.set_exception(TimeoutError("the store is out of reach"))
 
     def _serve(self) -> None:
-        next_beat = time.monotonic()
+        next_beat, look_s = time.monotonic(), _LOOK_S
         while True:
             left = max(0.0, next_beat - time.monotonic()) if self._scope is not None else self.beat_s
             with suppress(Empty):
-                request = self._requests.get(timeout=min(left, _LOOK_S) if self._wanted else left)
+                request = self._requests.get(timeout=min(left, look_s) if self._wanted else left)
                 if request is None:
                     return
+                look_s = 0.0
                 request.do()
                 self.answered_at = time.monotonic()
             self._find()
+            look_s = min(max(2 * look_s, _LOOK_S), _MOST_LOOK_S * self.beat_s)
             if self._scope is not None and time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self.beat_s
                 self._beat()

@@ -17,6 +17,7 @@ from ksuit_runner.engine.shared_metrics import check_shared_metrics
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
 from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.trainer.evaluation_pass import is_shared
 from ksuit_runner.trainer.gradients import graphs_built
 
 _LOGGER = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ class Hooks:
         return [
             Evaluation(
                 *(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item)),
-                share=item.shares_work and not item.trainer.evaluates_in_order,
+                is_shared=is_shared(item, item.trainer),
             )
             for item in items
         ]

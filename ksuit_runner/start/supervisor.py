@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ksuit_runner.distributed.environment import STORE_SOCKET
+from ksuit_runner.distributed.environment import STARTER, STORE_SOCKET
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.detached_process import start_detached
 from ksuit_runner.system.gpus import gpu_of_rank
@@ -282,7 +282,7 @@ class Supervisor:
             "MASTER_ADDR": _HOST,
             "MASTER_PORT": str(door.getsockname()[1]),
             **({STORE_SOCKET: str(door.fileno())} if rank == 0 else {}),
-            "KSUIT_STARTER": f"ranks={self._size}",
+            STARTER: f"ranks={self._size}",
             "KSUIT_RESTARTS": str(restarts),
         }
 

@@ -26,7 +26,7 @@ class BatchReader(Protocol):
         batch_size: Samples per batch; None takes that of the data.
         max_batches: Number of batches that it reads; None reads all.
         shares_batch: Whether it leaves the batch and the outputs of models as they are.
-        shares_work: Whether the ranks of the run share its batches.
+        shares_work: Whether all that it finds is in ``gathered``, so that ranks can share its batches.
         gathered: Collects what it finds.
     """
 
@@ -43,6 +43,11 @@ class BatchReader(Protocol):
 
     def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process a batch."""
+
+
+def is_shared(reader: BatchReader, trainer: SgdTrainer) -> bool:
+    """Whether the ranks of the run share the batches of a reader."""
+    return reader.shares_work and not trainer.evaluates_in_order
 
 
 def go_through(
@@ -68,7 +73,7 @@ def go_through(
     failures: dict[int, BaseException] = {}
     data, in_step = trainer.data_container, trainer.strategy.is_sharded
     key, size = readers[0].dataset_key, readers[0].batch_size
-    readings = [Reading(item.max_batches, item.shares_work and not trainer.evaluates_in_order) for item in readers]
+    readings = [Reading(item.max_batches, is_shared(item, trainer)) for item in readers]
     shared = SharedPass(readings, data.world, in_step)
     length = data.batches_in(key, size)
     batches = data.evaluation_batches(key, size, shared.max_batches, (turn.number for turn in shared.turns(length)))

@@ -122,7 +122,7 @@ def test_ranks_share_the_batches_of_an_evaluation_announced_or_not(size, batch_s
     for rank in range(size):
         data = container(OneOf(rank, size), num_workers)
         once = Interval(every_n_updates=1)
-        shared = Evaluation(once, "test", batch_size, share=True)
+        shared = Evaluation(once, "test", batch_size, is_shared=True)
         counter = data.new_counter(max_updates=3)
         data.open(counter, [shared, Evaluation(once, "test", batch_size), shared])
         for number in range(3):
