@@ -1,11 +1,11 @@
 """The units of a model: the modules whose parameters FSDP2 gathers together, and frees together."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.tensors.name_patterns import matching_modules
 
 
 def unit_names(inner: nn.Module, patterns: Sequence[str] | None) -> list[str]:
@@ -17,16 +17,8 @@ def unit_names(inner: nn.Module, patterns: Sequence[str] | None) -> list[str]:
     trees = {name: module for name, module in inner.named_modules() if name and any(True for _ in module.parameters())}
     if patterns is None:
         return _default_names(inner, trees)
-    found = []
-    for pattern in patterns:
-        matched = [name for name in trees if fnmatchcase(name, pattern.replace("{}", "[0-9]*"))]
-        if not matched:
-            raise ConfigError(
-                f"'{pattern}' matches no module with parameters. {did_you_mean(pattern, trees)}",
-                path="strategy.units",
-            )
-        found += matched
-    return sorted(dict.fromkeys(found), key=lambda name: -name.count("."))
+    found = matching_modules(patterns, trees, "strategy.units", "module with parameters")
+    return sorted(found, key=lambda name: -name.count("."))
 
 
 def _default_names(inner: nn.Module, trees: Mapping[str, nn.Module]) -> list[str]:

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ksuit_runner.errors import ConfigError, did_you_mean
-
-_PATH = "trainer.activation_checkpointing"
+from ksuit_runner.tensors.name_patterns import matching_modules
 
 
 def checkpoint_activations(module: nn.Module, patterns: Sequence[str]) -> None:
@@ -30,13 +27,10 @@ def checkpoint_activations(module: nn.Module, patterns: Sequence[str]) -> None:
         ConfigError: A pattern matches no module.
     """
     named = {name: item for name, item in module.named_modules() if name}
-    for pattern in patterns:
-        matched = [item for name, item in named.items() if fnmatchcase(name, pattern.replace("{}", "[0-9]*"))]
-        if not matched:
-            raise ConfigError(f"'{pattern}' matches no module. {did_you_mean(pattern, named)}", path=_PATH)
-        for item in matched:
-            if not isinstance(item.forward, _Recomputed):
-                item.forward = _Recomputed(item, item.forward)
+    for name in matching_modules(patterns, named, "trainer.activation_checkpointing"):
+        item = named[name]
+        if not isinstance(item.forward, _Recomputed):
+            item.forward = _Recomputed(item, item.forward)
 
 
 class _Recomputed:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.tensors.name_patterns import matching
 from ksuit_runner.trainer.modes import Modes
 from ksuit_runner.trainer.parameter_rules import hint, layer_numbers, named_parameters, select_parameters
 
@@ -152,7 +153,7 @@ def _numbers(path: str, rule: Mapping[str, Any], named: Mapping[str, nn.Paramete
         patterns = [rule["layers"]] if isinstance(rule["layers"], str) else rule["layers"]
         numbers = layer_numbers(path, patterns, named)
     for pattern in patterns:
-        if not select_parameters({"match": [pattern.replace("{}", "[0-9]*")]}, named, path):
+        if not matching(pattern, named):
             raise ConfigError(f"'{pattern}' matches no parameter. {hint([pattern], named)}".rstrip(), path=path)
     if not numbers:
         raise ConfigError("it matches no parameter", path=path)

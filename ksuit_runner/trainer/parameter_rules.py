@@ -1,14 +1,14 @@
 """Parameter rules: options of the optimizer by name and shape of the parameter, and the groups that result."""
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase, translate
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.tensors.name_patterns import compile_pattern, matching
 
 ParameterRules = Mapping[str, Mapping[str, Any]]
 
@@ -115,7 +115,7 @@ def _select(rule: str, spec: Mapping[str, Any], named: Mapping[str, nn.Parameter
     if "layers" in spec or "decay" in spec:
         patterns = [spec["layers"]] if isinstance(spec.get("layers"), str) else spec.get("layers")
         found = _layers(path, patterns, spec.get("decay"), found)
-        unused = [item for item in patterns or () if not _matches(item, named)]
+        unused = [item for item in patterns or () if not matching(item, named)]
         if unused and found and not spec.get("optional", False):  # the others would be other layers without it
             raise ConfigError(f"'{unused[0]}' matches no parameter. {hint(unused, named)}".rstrip(), path=path)
     if not found and not spec.get("optional", False):
@@ -151,7 +151,7 @@ def layer_numbers(path: str, patterns: Any, names: Collection[str]) -> dict[str,
             "number of a layer",
             path=f"{path}.layers",
         )
-    forms = [re.compile(translate(pattern.replace("{}", _NUMBER)).replace(_NUMBER, r"(\d+)")) for pattern in patterns]
+    forms = [compile_pattern(pattern) for pattern in patterns]
     positions: dict[str, tuple[int, ...]] = {}
     for name in names:
         matches = ((order, form.match(name)) for order, form in enumerate(forms))
@@ -162,20 +162,11 @@ def layer_numbers(path: str, patterns: Any, names: Collection[str]) -> dict[str,
     return {name: depth[position] for name, position in positions.items()}
 
 
-_NUMBER = "0number0"
-"""Stands for a layer's number while a pattern is translated."""
-
-
 def hint(patterns: Sequence[str] | None, named: Mapping[str, nn.Parameter]) -> str:
     """Suggest the nearest name to the first pattern that matches nothing: a parameter, or a module that has some."""
-    missing = [item for item in patterns or () if not _matches(item, named)]
+    missing = [item for item in patterns or () if not matching(item, named)]
     if not missing:
         return "optional: true allows that"
     parts = {part for name in named for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in named for end in range(1, name.count(".") + 2)}
     return did_you_mean(missing[0].replace("{}", "*").strip("*."), parts | prefixes, longest=12)
-
-
-def _matches(pattern: str, names: Collection[str]) -> bool:
-    """Whether a pattern, in which ``{}`` may stand for the number of a layer, matches any of the names."""
-    return any(fnmatchcase(name, pattern.replace("{}", "[0-9]*")) for name in names)

@@ -35,6 +35,8 @@ def computed(model):
 def test_gradients_buffers_and_draws_are_the_same_and_less_is_kept():
     plain, checkpointed = make(), make()
     checkpoint_activations(checkpointed, ["blocks.{}"])
+    changed = [name for name, item in checkpointed.named_modules() if "forward" in vars(item)]
+    assert changed == ["blocks.0", "blocks.1"]  # and nothing in them a second time
     copy = deepcopy(checkpointed)
     most, expected = computed(plain)
     for model in (checkpointed, copy):
