@@ -2,8 +2,11 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NVML = "libnvidia-ml.so.1"
@@ -15,7 +18,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the GPUs that a process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     named = environment.get(_VISIBLE)
     if named is None:
-        return [str(index) for index in range(_count())]
+        return [str(index) for index in range(_ask_driver(_count, 0))]
     names = [name.strip() for name in named.split(",")]
     end = next((index for index, name in enumerate(names) if name in _NONE), len(names))
     return names[:end]
@@ -35,25 +38,29 @@ def gpu_of_rank(local_rank: int, environment: Mapping[str, str]) -> dict[str, st
 
 def gpu_names() -> list[str]:
     """Return the names of the GPUs of this machine, without starting CUDA."""
-    names = []
+    return _ask_driver(lambda nvml: [_name(nvml, index) for index in range(_count(nvml))], [])
+
+
+def _ask_driver(question: Callable[[Any], Answer], otherwise: Answer) -> Answer:
+    """Ask the driver's own library, as torch does, which leaves CUDA alone."""
     with suppress(OSError, AttributeError):  # there is no driver, or an old one
         nvml = ctypes.CDLL(_NVML)
         if nvml.nvmlInit_v2() == 0:
-            for index in range(_count()):
-                device, name = ctypes.c_void_p(), ctypes.create_string_buffer(_NAME_BYTES)
-                nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device))
-                nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(_NAME_BYTES))
-                names.append(name.value.decode(errors="replace"))
-            nvml.nvmlShutdown()
-    return names
+            try:
+                return question(nvml)
+            finally:
+                nvml.nvmlShutdown()
+    return otherwise
 
 
-def _count() -> int:
-    """Count as torch does, by the driver's own library, which leaves CUDA alone."""
+def _count(nvml: Any) -> int:
     count = ctypes.c_int(0)
-    with suppress(OSError, AttributeError):  # there is no driver, or an old one
-        nvml = ctypes.CDLL(_NVML)
-        if nvml.nvmlInit_v2() == 0:
-            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-            nvml.nvmlShutdown()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     return count.value
+
+
+def _name(nvml: Any, index: int) -> str:
+    device, name = ctypes.c_void_p(), ctypes.create_string_buffer(_NAME_BYTES)
+    nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device))
+    nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(_NAME_BYTES))
+    return name.value.decode(errors="replace")
