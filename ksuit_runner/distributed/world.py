@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ksuit_runner.errors import PeerError
+
 
 class World:
     """The processes that train a run together; this class is the world of a single one.
@@ -50,6 +52,25 @@ class World:
             PeerError: A rank has failed, is lost, or does not answer in time.
         """
         return [value]
+
+    def exchange(self, what: str, value: Any = None) -> list[Any]:
+        """Return the values of all ranks for the same purpose, in their order; or wait for all of them, for nothing.
+
+        Args:
+            what: What it is for.
+            value: A plain value, see ``gather``.
+
+        Raises:
+            PeerError: A rank is somewhere else, has failed, or is lost.
+        """
+        if self.size == 1:
+            return [value]
+        found = self.gather([what, value])
+        places = [each[0] if isinstance(each, list) and len(each) == 2 else "a callback" for each in found]
+        if any(place != what for place in places):
+            listed = ", ".join(f"rank {rank}: {place}" for rank, place in enumerate(places))
+            raise PeerError(f"the ranks of the run are at different places; {listed}")
+        return [value for _, value in found]
 
     def gather_tensors(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the tensors of all ranks, in their order; ranks may have others, of any number, shape and dtype.

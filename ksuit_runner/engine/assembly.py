@@ -21,9 +21,9 @@ from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.agreement import Agreement
 from ksuit_runner.engine.extra_state import stored_extra_state
 from ksuit_runner.engine.hooks import Hooks
+from ksuit_runner.engine.log_agreement import LogAgreement
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.run import Run
 from ksuit_runner.engine.silent_record import SilentRecord
@@ -256,7 +256,7 @@ def build_run(
         lambda key, step: key in known.get(step, ()),
         paths.artifacts_dir,
         EVALUATION_PREFIX if origin.mode == Mode.EVALUATE else "",
-        agree=Agreement(world, trainer.counter, checkpoint_writer) if world.size > 1 else None,
+        agree=LogAgreement(world, trainer.counter, checkpoint_writer) if world.size > 1 else None,
         takes_files=world.records,
     )
     trainer.writer.attach(log_writer)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ksuit_runner.engine.meeting import exchange
 from ksuit_runner.engine.run import HALF_DONE, Phase, Run, save_checkpoint
 from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 
@@ -79,7 +78,7 @@ def stand_together(run: Run, error: BaseException) -> bool:
         _LOGGER.warning("a rank is lost, so that nothing is saved: a resume continues from the last checkpoint")
         return False
     standing = _stand(run)
-    found = [Standing(*each) for each in exchange(run.world, "where they stand", standing)]
+    found = [Standing(*each) for each in run.world.exchange("where they stand", standing)]
     run.share_signal([each.signal for each in found])
     if not all(each.has_state for each in found):
         return False

@@ -10,7 +10,6 @@ from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
-from ksuit_runner.engine.meeting import exchange
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
 from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
 from ksuit_runner.keyed_random import mix, seed_all
@@ -221,14 +220,14 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
 def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_END) -> None:
     """Do what follows the last update of the run; a run that ended between two hooks continues in the phase given."""
     if phase is Phase.AT_END:
-        exchange(run.world, "the end of training", None)  # ranks can only go back to hooks of the same round
+        run.world.exchange("the end of training")  # ranks can only go back to hooks of the same round
         run.phase = Phase.AT_END
         _fire_and_log(run, run.hooks.methods_at_end(), skip)
         skip = ()
-    exchange(run.world, "after training", None)
+    run.world.exchange("after training")
     run.phase = Phase.AFTER_TRAINING
     _fire_and_log(run, run.hooks.methods("after_training"), skip)
-    exchange(run.world, "all is done", None)
+    run.world.exchange("all is done")
     run.phase = Phase.END
 
 

@@ -12,27 +12,6 @@ _LOGGER = logging.getLogger(__name__)
 _ATTEMPTS = 3
 
 
-def exchange(world: World, what: str, value: Any) -> list[Any]:
-    """Return the values of all ranks for the same purpose, in their order.
-
-    Args:
-        world: The ranks.
-        what: What it is for.
-        value: A plain value, see ``World.gather``.
-
-    Raises:
-        PeerError: A rank is somewhere else, has failed, or is lost.
-    """
-    if world.size == 1:
-        return [value]
-    found = world.gather([what, value])
-    places = [each[0] if isinstance(each, list) and len(each) == 2 else "a callback" for each in found]
-    if any(place != what for place in places):
-        listed = ", ".join(f"rank {rank}: {place}" for rank, place in enumerate(places))
-        raise PeerError(f"the ranks of the run are at different places; {listed}")
-    return [value for _, value in found]
-
-
 class Meeting:
     """Has the ranks of a run come together after one of them has failed, or was interrupted while others go on.
 
@@ -84,7 +63,7 @@ class Meeting:
             if cause is not None and not self.after(cause):
                 break
             try:
-                return self._reported(error, exchange(self.world, "the end", _describe(error)))
+                return self._reported(error, self.world.exchange("the end", _describe(error)))
             except (PeerError, Interrupted) as another:
                 cause = another
         if isinstance(error or cause, PeerError) and not self.world.records:

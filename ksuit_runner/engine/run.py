@@ -17,7 +17,7 @@ from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.extra_state import own_extra_state
 from ksuit_runner.engine.hooks import Hooks
-from ksuit_runner.engine.meeting import Meeting, exchange
+from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
@@ -112,7 +112,7 @@ class Run:
         self._have_said = word.said > 0 or self.log_writer.has_pending  # what training steps have logged, on all
         if word.interrupted:
             self.is_asked_to_end = True
-            self.share_signal(exchange(self.world, "the signal", self.interruption.signal))
+            self.share_signal(self.world.exchange("the signal", self.interruption.signal))
 
     def share_signal(self, signals: Sequence[int | None]) -> None:
         """Let the signal that has reached one of the ranks count for this one, too."""

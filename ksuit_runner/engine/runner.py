@@ -20,7 +20,7 @@ from ksuit_runner.engine.closing import RefusedError, closing
 from ksuit_runner.engine.connect_ranks import connect_ranks
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
-from ksuit_runner.engine.meeting import Meeting, exchange
+from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
@@ -151,7 +151,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
         _check_device(trainer, device)
         needs_beginning = _needs_beginning(config, given.launch, checkpoint)
         start = _Start(given, checkpoint, initialize(trainer.model, config, world) if needs_beginning else None)
-        exchange(world, "built", None)  # what one of them cannot build is not recorded
+        world.exchange("built")  # what one of them cannot build is not recorded
         with files_explained():
             record = _open_record(given, tracker, outputs, lock, world)
         if given.begun is not None:
@@ -216,7 +216,7 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None, world: World) 
         return None
     paths = PathProvider(outputs.output_dir, origin.run_id)
     is_there = _has_checkpoint(paths, origin) if world.records else None
-    is_there = exchange(world, f"{origin.mode} of run {origin.run_id}", is_there)[0]
+    is_there = world.exchange(f"{origin.mode} of run {origin.run_id}", is_there)[0]
     return read_newest(paths, origin.checkpoint, world) if is_there else None
 
 
@@ -250,7 +250,7 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
     record, mode, world = assembly.record, start.given.launch.mode, assembly.meeting.world
     try:
         assembled = _assemble(start, assembly)
-        exchange(world, "assembled", None)
+        world.exchange("assembled")
     except KsuitError as error:
         raise RefusedError from error
     outcome.summary = assembled.log_writer.summary
@@ -287,7 +287,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
             record.link_beginning(start.beginning.source, start.beginning.run_id)
         if mode == Mode.FORK and checkpoint is not None:
             record.carry_history(checkpoint.paths, checkpoint.progress.update)
-    exchange(world, "described", None)  # what rank 0 has written is there for all
+    world.exchange("described")  # what rank 0 has written is there for all
     assembled = assembly.run(checkpoint, given.origin)
     if mode == Mode.RESUME and given.origin is not None and given.origin.changes:
         with files_explained():

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.agreement import mean_of_ranks
 from ksuit_runner.engine.closing import closing
 from ksuit_runner.engine.last_state import Place, Standing, common_place
-from ksuit_runner.engine.meeting import Meeting, exchange
+from ksuit_runner.engine.log_agreement import mean_of_ranks
+from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Phase
 from ksuit_runner.errors import Interrupted, PeerError
@@ -40,7 +40,7 @@ class Scripted(World):
 @pytest.mark.parametrize("other", [["the log of update 3", 1], 5, None, [1, 2, 3]])
 def test_ranks_at_different_places_are_an_error(other):
     with pytest.raises(PeerError, match="rank 0: the log of update 4, rank 1: "):
-        exchange(Scripted(other), "the log of update 4", 1)
+        Scripted(other).exchange("the log of update 4", 1)
 
 
 def ended(text, is_own=True, trace=None, exit_status=1):

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.meeting import exchange
 
 
-class Agreement:
+class LogAgreement:
     """Has all ranks log the same metrics, request the same checkpoints, and stop after the same update.
 
     Args:
@@ -33,7 +32,7 @@ class Agreement:
         """
         counter, writer = self._counter, self._checkpoint_writer
         said = [list(metrics.items()), writer.requested, counter.stopped_by if counter.stopped else []]
-        found = exchange(self._world, f"the log of update {counter.update}", said)
+        found = self._world.exchange(f"the log of update {counter.update}", said)
         for _, requested, _ in found:
             for tag in requested:
                 writer.request(tag)
