@@ -4,7 +4,7 @@ M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", I
 small network, and two views of an image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -74,6 +74,7 @@ class DinoTrainer(SgdTrainer):
         self.momentum, self.center_momentum = momentum, center_momentum
         self.teacher = deepcopy(self.model.module).requires_grad_(False)
         self.center = torch.zeros(self.teacher.head[-1].out_features, device=self.device)
+        self._means: list[Tensor] = []  # of the teacher's scores, for each part of the batch
         self.add_evaluation_model("teacher", self.teacher)  # evaluations report it beside the student
 
     def training_step(self, batch: Any, model: nn.Module) -> tuple[Tensor, Any]:
@@ -85,13 +86,20 @@ class DinoTrainer(SgdTrainer):
         scores = model(first)
         loss = self.loss(scores, of_second, self.center) + self.loss(model(second), of_first, self.center)
         if model.training:  # an evaluation changes nothing
-            mean = torch.cat([of_first, of_second]).mean(0)
-            self.center = self.center.lerp(mean, 1 - self.center_momentum)
+            self._means.append(torch.cat([of_first, of_second]).mean(0))
         return loss / 2, scores
 
+    def start_update(self, *args: Any) -> Any:
+        """Begin with the first part of another batch."""
+        self._means.clear()
+        return super().start_update(*args)
+
     def step(self, *args: Any) -> None:
-        """Update the student, and let the teacher follow it."""
+        """Update the student, and let the teacher and the center follow it."""
         super().step(*args)
+        # Each rank has those of its own parts. All of them, in the order of the parts, are the same on any number.
+        means = [mean for each in self.strategy.world.gather_tensors(self._means) for mean in each]
+        self.center = self.center.lerp(torch.stack(means).mean(0).to(self.device), 1 - self.center_momentum)
         with torch.no_grad():
             for mean, weight in zip(self.teacher.parameters(), self.model.module.parameters(), strict=True):
                 mean.lerp_(weight, 1 - self.momentum)
@@ -99,10 +107,6 @@ class DinoTrainer(SgdTrainer):
     def extra_state(self) -> dict[str, Any]:
         """Return what checkpoints hold of it, and what a failed or skipped update gets back."""
         return {"teacher": dict(self.teacher.state_dict()), "center": self.center}
-
-    def merge_extra_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return that of all ranks, each of which has the center of its own parts of the batches."""
-        return {**states[0], "center": torch.stack([state["center"] for state in states]).mean(0)}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore it."""
