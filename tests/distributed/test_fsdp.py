@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import on_ranks
 from torch import Tensor, nn
 from worlds import OneOf
@@ -12,6 +13,7 @@ from worlds import OneOf
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
 from ksuit_runner.distributed.fsdp import ShardedParallel, has_fsdp
+from ksuit_runner.distributed.fsdp_exchange import ReduceScatter
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.pieces import is_sharded, local
 from ksuit_runner.distributed.strategy import Strategy
@@ -191,3 +193,27 @@ def test_alone_it_is_one_process():
     assert not strategy.is_sharded
     assert not any(map(is_sharded, model.parameters()))
     assert trained(strategy)["norm"].equal(trained(Strategy())["norm"])
+
+
+def reduce_and_fail() -> tuple[list[float], float]:
+    """Add up gradients together, and wait for a rank that fails before it does so again."""
+    world = connect({}, timeout_s=60)
+    try:
+        group = dist.group.WORLD  # kept, as by FSDP2: then its connections stay open after a failure
+        reduce, mine = ReduceScatter(world), torch.empty(2)
+        reduce(mine, torch.arange(4.0) * (world.rank + 1), group, dist.ReduceOp.SUM)
+        began = time.monotonic()
+        if world.rank == 1:
+            world.fail(ValueError("a bad sample"))
+        else:
+            with pytest.raises(PeerError, match="rank 1 has failed: a bad sample"):
+                reduce(torch.empty(2), torch.ones(4), group, dist.ReduceOp.SUM)
+        assert world.recover()
+        return mine.tolist(), time.monotonic() - began
+    finally:
+        world.close()
+
+
+def test_a_rank_that_fails_before_it_adds_up_gradients_is_noticed_at_once() -> None:
+    (first, seconds), (second, _) = on_ranks(2, reduce_and_fail)
+    assert (first, second) == ([0.0, 3.0], [6.0, 9.0]) and seconds < 30
