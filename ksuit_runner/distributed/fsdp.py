@@ -222,7 +222,7 @@ class ShardedParallel(Strategy):
             module.set_force_sum_reduction_for_comms(True)
             if isinstance(self.world, Ranks) and self._device.type == "cpu":
                 module.set_custom_all_gather(AllGather(self.world))
-                module.set_custom_reduce_scatter(ReduceScatter(self.world))
+                module.set_custom_reduce_scatter(ReduceScatter(self.world, has_replicas=self._replicas > 1))
         inner.register_forward_hook(partial(_free_after_evaluation, modules))
         return modules
 

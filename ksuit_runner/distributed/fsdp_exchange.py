@@ -37,7 +37,17 @@ class AllGather(_Exchange):
 
 
 class ReduceScatter(_Exchange):
-    """Adds up tensors, of which each rank gets a part, see ``FSDPModule.set_custom_reduce_scatter``."""
+    """Adds up tensors, of which each rank gets a part, see ``FSDPModule.set_custom_reduce_scatter``.
+
+    Args:
+        world: The ranks.
+        has_replicas: Whether torch adds up what several groups have found next: without a limit, so that all ranks have
+            to be there first.
+    """
+
+    def __init__(self, world: Ranks, has_replicas: bool = False) -> None:
+        super().__init__(world)
+        self._has_replicas = has_replicas
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
@@ -51,3 +61,5 @@ class ReduceScatter(_Exchange):
         total = input_tensor.clone()
         self._world.finish(self._world.start(partial(dist.all_reduce, total, op=op, group=group, async_op=True)))
         output_tensor.copy_(total.view(dist.get_world_size(group), -1)[dist.get_rank(group)].view_as(output_tensor))
+        if self._has_replicas:
+            self._world.gather(None)

@@ -209,6 +209,13 @@ def reduce_and_fail() -> tuple[list[float], float]:
             with pytest.raises(PeerError, match="rank 1 has failed: a bad sample"):
                 reduce(torch.empty(2), torch.ones(4), group, dist.ReduceOp.SUM)
         assert world.recover()
+        groups = [dist.new_group([rank]) for rank in range(world.size)]  # replicas, which are added up by torch next
+        if world.rank == 1:
+            world.fail(ValueError("another one"))
+        else:
+            with pytest.raises(PeerError, match="rank 1 has failed: another one"):
+                ReduceScatter(world, has_replicas=True)(mine.clone(), mine, groups[0], dist.ReduceOp.SUM)
+        assert world.recover()
         return mine.tolist(), time.monotonic() - began
     finally:
         world.close()
