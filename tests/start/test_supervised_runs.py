@@ -124,7 +124,10 @@ def test_python_code_gets_the_result_and_the_error_of_the_ranks(project, tmp_pat
     assert sorted(status_of(tmp_path)) == [("FAILED",), ("FINISHED",)]
 
 
-@pytest.mark.parametrize("launcher", [("joblib",), ("submitit", "launcher.executor=local")], ids=lambda item: item[0])
+SUBMITIT = pytest.param(("submitit", "launcher.executor=local"), marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("launcher", [("joblib",), SUBMITIT], ids=lambda item: item[0])
 def test_a_job_of_a_sweep_has_ranks(launcher, project, tmp_path):
     several = ("+launcher.parameters={tasks_per_node: 2}",) if launcher[0] == "submitit" else ()
     words = (
