@@ -1,6 +1,6 @@
 """The config of a stored run with the changes that are allowed, before torch is imported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -128,9 +128,16 @@ def _may_change(item: Difference) -> bool:
     if item.path == "trainer.device":  # another one of the same kind
         kinds = {str(value).partition(":")[0] for value in (item.old, item.new) if value is not ABSENT}
         return len(kinds - {"auto"}) < 2
+    if item.path in ("strategy", "strategy.sync_batchnorm"):  # with it the result depends on the ranks
+        return _syncs(item.old) is _syncs(item.new)
     above, _, name = item.path.rpartition(".")
     comes_or_goes = above == "tracker" and any(objects_beside(above, {name: value}) for value in (item.old, item.new))
     return comes_or_goes or any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)
+
+
+def _syncs(value: Any) -> bool:
+    """Whether a strategy, or its ``sync_batchnorm``, asks for statistics of all ranks."""
+    return value is not ABSENT and bool(value.get("sync_batchnorm") if isinstance(value, Mapping) else value)
 
 
 def _short(value: Any) -> str:

@@ -83,3 +83,10 @@ def test_a_tensor_of_one_process_is_what_it_is():
     assert place(whole, torch.zeros(3, 2)) is whole
     assert torch.equal(place(File(whole), torch.zeros(3, 2)), whole)
     assert local(whole) is whole
+
+
+def test_torch_has_the_private_names_that_ranks_rely_on():
+    from torch.distributed import distributed_c10d
+    from torch.distributed.tensor import _utils
+
+    assert callable(_utils.compute_local_shape_and_global_offset) and callable(distributed_c10d._abort_process_group)
