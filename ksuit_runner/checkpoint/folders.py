@@ -1,9 +1,10 @@
 """The folders of a run's checkpoints: which there are, and in which state; none of it is changed here."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from ksuit_runner.checkpoint.manifest import rank_of, verify
+from ksuit_runner.checkpoint.manifest import rank_of, read_manifest, verify
 from ksuit_runner.counter import Progress
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link, read_json
@@ -81,6 +82,16 @@ def damage(folder: Path, name: str | None = None, reads: Callable[[str], bool] =
 def root_of(folder: Path) -> Path:
     """Return the folder that holds the folders of all runs, for ``RUN/artifacts/checkpoints/NAME``."""
     return folder.parents[3]
+
+
+def tags_in_manifests(paths: PathProvider) -> dict[str, str]:
+    """Return the tags of a run's checkpoints as they were written for them: each belongs to the newest one."""
+    found: dict[str, str] = {}
+    for name in reversed(names(paths)):
+        with suppress(UnsafeFileError, OSError):
+            folder = paths.checkpoints_dir / name
+            found |= dict.fromkeys(read_manifest(folder, root_of(folder), name)["tags"], name)
+    return found
 
 
 def read_tags(paths: PathProvider) -> dict[str, str]:

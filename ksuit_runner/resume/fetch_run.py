@@ -1,7 +1,9 @@
 """Fetches a run from its tracker to a machine that does not have it."""
 
+import json
 import shutil
 
+from ksuit_runner.checkpoint.folders import read_tags, tags_in_manifests
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.delivered import Delivery
@@ -12,7 +14,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import add_to_index
-from ksuit_runner.system.atomic_files import commit_folder, make_folder
+from ksuit_runner.system.atomic_files import commit_folder, make_folder, write_text
 from ksuit_runner.system.untrusted_files import check_folder, remove
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
 
@@ -80,3 +82,5 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     box.store(run)
     Delivery(info.run_id, box.version, box.status).store(run)
     Mirror(tracker, run, lambda: True).adopt()
+    if (tags := tags_in_manifests(run)) != read_tags(run):  # the machine was lost before they were uploaded
+        write_text(run.tags, json.dumps(tags, indent=2) + "\n")

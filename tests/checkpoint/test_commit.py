@@ -12,7 +12,7 @@ from stored_checkpoint import hand_over_checkpoint, store_checkpoint
 from ksuit_runner.checkpoint import commit as commit_module
 from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.commit import Committer
-from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, read_tags
+from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, read_tags, tags_in_manifests
 from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 from ksuit_runner.errors import TakenOverError
@@ -225,3 +225,13 @@ def test_what_was_handed_over_before_a_restart_of_the_machine_may_be_newer_than_
     monkeypatch.setattr(lock_file, "kernel", lambda: "the next one")
     Committer(paths).recover()
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"], "what is committed stays"
+
+
+def test_the_tags_of_a_run_are_known_from_its_checkpoints_as_well(paths):
+    for name, tags in (("E0_U1_S1", ["best", "first"]), ("E0_U2_S2", ["best"]), ("E0_U3_S3", [])):
+        ready(paths, name, tags=tags)
+        Committer(paths).commit(name)
+    assert tags_in_manifests(paths) == read_tags(paths) == {"best": "E0_U2_S2", "first": "E0_U1_S1"}
+    paths.tags.unlink()
+    cut(paths.checkpoints_dir / "E0_U2_S2" / MANIFEST)
+    assert tags_in_manifests(paths) == {"best": "E0_U1_S1", "first": "E0_U1_S1"}
