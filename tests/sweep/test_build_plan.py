@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ksuit_runner.config.check.whole_config import resolve
+from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.build_plan import plan_sweep
@@ -26,7 +26,7 @@ def test_a_job_has_the_config_that_its_overrides_compose():
     assert len(jobs) == 8
     for job in jobs:
         overrides = [f"{key}={value}" for key, value in job.combination.items()]
-        assert job.config == resolve(without_sweep(compose_config([*fixed, *overrides])))
+        assert job.config == check_config(without_sweep(compose_config([*fixed, *overrides])))
 
 
 def test_the_command_line_counts_more_than_the_yaml(tmp_path, monkeypatch):
