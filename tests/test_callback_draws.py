@@ -193,15 +193,11 @@ class Langevin(torch.optim.SGD):
 
 
 class Augments(SgdTrainer):
-    """Draws where a batch is moved and cut."""
+    """Draws where a part of a batch is moved."""
 
     def to_device(self, batch):
         inputs, targets = super().to_device(batch)
         return inputs + sum(draw()), targets
-
-    def split(self, batch, steps=None):
-        inputs, targets = batch
-        return super().split((inputs + sum(draw()), targets), steps)
 
 
 @pytest.mark.parametrize("trainer_class", [SgdTrainer, Augments])

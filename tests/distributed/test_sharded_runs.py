@@ -41,6 +41,7 @@ def train_and_die(folder: Path, victim: int, *arguments: str) -> str:
         return str(error)
 
 
+@pytest.mark.soak
 def test_a_rank_that_is_killed_in_a_commit_costs_no_bit_of_the_run(tmp_path):
     assert on_ranks(2, train, tmp_path / "whole", *FSDP, "trainer.max_epochs=3") == ["FINISHED"] * 2
     with Ranks() as ranks:

@@ -91,7 +91,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happen
     assert status_of(tmp_path / "hit") == [("FINISHED",)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_torchrun_starts_the_same_run_again_unless_a_signal_has_ended_it(project, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "-m", "ksuit_runner")
     fate = deeds("0.0.30.SIGKILL", "1.1.50.SIGTERM")

@@ -4,11 +4,11 @@ import pickle
 
 import pytest
 
-from ksuit_runner.distributed.launch import Ended, Report
 from ksuit_runner.engine.outcome import RunOutcome
-from ksuit_runner.engine.start import RankEnd, outcome_of
 from ksuit_runner.errors import LostRankError, PeerError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.start.start_run import RankEnd, outcome_of
+from ksuit_runner.start.supervisor import Ended, Report
 from ksuit_runner.tracker.base import EndStatus
 
 ID = "a" * 32
