@@ -84,10 +84,16 @@ def root_of(folder: Path) -> Path:
     return folder.parents[3]
 
 
-def tags_in_manifests(paths: PathProvider) -> dict[str, str]:
-    """Return the tags of a run's checkpoints as they were written for them: each belongs to the newest one."""
+def newest_tags(paths: PathProvider) -> dict[str, str]:
+    """Return what ``read_tags`` does, where the list of tags may be older than the checkpoints.
+
+    Each tag belongs to the newest checkpoint that was written for it, or that the list names: one that was there
+    already when it got a tag has it in the list only.
+    """
     found: dict[str, str] = {}
+    listed = read_tags(paths)
     for name in reversed(names(paths)):
+        found |= {tag: tagged for tag, tagged in listed.items() if tagged == name}
         with suppress(UnsafeFileError, OSError):
             folder = paths.checkpoints_dir / name
             found |= dict.fromkeys(read_manifest(folder, root_of(folder), name)["tags"], name)

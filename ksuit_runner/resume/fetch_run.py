@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from ksuit_runner.checkpoint.folders import read_tags, tags_in_manifests
+from ksuit_runner.checkpoint.folders import newest_tags, read_tags
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.delivered import Delivery
@@ -82,5 +82,5 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     box.store(run)
     Delivery(info.run_id, box.version, box.status).store(run)
     Mirror(tracker, run, lambda: True).adopt()
-    if (tags := tags_in_manifests(run)) != read_tags(run):  # the machine was lost before they were uploaded
+    if (tags := newest_tags(run)) != read_tags(run):  # the machine was lost before they were uploaded
         write_text(run.tags, json.dumps(tags, indent=2) + "\n")

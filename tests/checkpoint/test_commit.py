@@ -12,7 +12,7 @@ from stored_checkpoint import hand_over_checkpoint, store_checkpoint
 from ksuit_runner.checkpoint import commit as commit_module
 from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.commit import Committer
-from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, read_tags, tags_in_manifests
+from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, newest_tags, read_tags
 from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
 from ksuit_runner.errors import TakenOverError
@@ -231,7 +231,18 @@ def test_the_tags_of_a_run_are_known_from_its_checkpoints_as_well(paths):
     for name, tags in (("E0_U1_S1", ["best", "first"]), ("E0_U2_S2", ["best"]), ("E0_U3_S3", [])):
         ready(paths, name, tags=tags)
         Committer(paths).commit(name)
-    assert tags_in_manifests(paths) == read_tags(paths) == {"best": "E0_U2_S2", "first": "E0_U1_S1"}
+    assert newest_tags(paths) == read_tags(paths) == {"best": "E0_U2_S2", "first": "E0_U1_S1"}
     paths.tags.unlink()
     cut(paths.checkpoints_dir / "E0_U2_S2" / MANIFEST)
-    assert tags_in_manifests(paths) == {"best": "E0_U1_S1", "first": "E0_U1_S1"}
+    assert newest_tags(paths) == {"best": "E0_U1_S1", "first": "E0_U1_S1"}
+
+
+def test_a_tag_that_only_the_list_has_is_kept_and_an_older_list_does_not_count(paths):
+    for name, tags in (("E0_U1_S1", ["best"]), ("E0_U2_S2", ["best"])):
+        ready(paths, name, tags=tags)
+        Committer(paths).commit(name)
+    ready(paths, "E0_U2_S2", tags=["final"])  # the same once more: what is there is kept, and gets the tag
+    Committer(paths).commit("E0_U2_S2")
+    assert newest_tags(paths) == read_tags(paths) == {"best": "E0_U2_S2", "final": "E0_U2_S2"}
+    paths.tags.write_text('{"best": "E0_U1_S1", "final": "E0_U2_S2"}')
+    assert newest_tags(paths) == {"best": "E0_U2_S2", "final": "E0_U2_S2"}
