@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,11 @@ from ksuit_runner.checkpoint.folders import names, weights_in
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import to_text
-from ksuit_runner.delivery.outbox import Outbox
-from ksuit_runner.errors import ConfigError, TrackerError, did_you_mean
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.journal import read_points
 from ksuit_runner.record.mode import Mode
-from ksuit_runner.record.point import Point
 from ksuit_runner.record.stored_run import entries, read_shapes
+from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import find_stored
 
@@ -106,17 +104,14 @@ def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.Data
     import pandas as pd
 
     found = find_stored("metrics", run, [f"output_dir={to_text(os.fspath(output_dir))}"])
-    columns: dict[str, dict[int, float]] = {}
-    for point in _points(found.paths):
-        columns.setdefault(point.key, {})[point.step] = point.value
-    return pd.DataFrame(columns).rename_axis("update").sort_index()
+    return pd.DataFrame(StoredRun(found.paths).points).rename_axis("update").sort_index()
 
 
 def runs(output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
     """Return the runs of an output folder, the newest first: a row for each, under its id.
 
-    The columns are ``name``, ``status`` (RUNNING also for one that was killed, until ``list=`` or a resume finds out),
-    ``started``, ``checkpoint`` (the newest), ``mode`` (train or fork), and the last value of each metric.
+    The columns are ``name``, ``status`` (KILLED also if the process is gone without a word), ``started``,
+    ``checkpoint`` (the newest), ``mode`` (train or fork), and the last value of each metric.
     """
     import pandas as pd
 
@@ -126,27 +121,14 @@ def runs(output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
         {
             "run": item.run_id,
             "name": item.name,
-            "status": _status(run),
+            "status": run.status,
             "started": datetime.fromtimestamp(item.start_time),
-            "checkpoint": next(iter(names(run)), None),
+            "checkpoint": next(iter(names(run.paths)), None),
             "mode": item.mode,
-            **{point.key: point.value for point in _points(run)},
+            **{key: list(values.values())[-1] for key, values in run.points.items()},
         }
         for item in newest
-        if (run := PathProvider(paths.output_dir, item.run_id))
+        for run in [StoredRun(PathProvider(paths.output_dir, item.run_id))]
     ]
     columns = ["run", "name", "status", "started", "checkpoint", "mode"]
     return pd.DataFrame(rows, columns=None if rows else columns).set_index("run")
-
-
-def _points(paths: PathProvider) -> Iterator[Point]:
-    if paths.journal.is_file():
-        yield from read_points(paths.journal)
-
-
-def _status(paths: PathProvider) -> str:
-    try:
-        box = Outbox.load(paths)
-    except TrackerError:
-        return "DAMAGED"
-    return (box.status if box is not None else None) or "RUNNING"

@@ -35,12 +35,16 @@ class StoredRun:
     paths: PathProvider
 
     @cached_property
-    def _box(self) -> Outbox:
+    def _stored_box(self) -> Outbox | None:
+        """What is to be delivered of it; None if that is damaged."""
         try:
-            box = Outbox.load(self.paths)
+            return Outbox.load(self.paths) or Outbox(self.paths.run_id, self.paths.run_id[:8])
         except TrackerError:
-            box = None
-        return box or Outbox(self.paths.run_id, self.paths.run_id[:8])
+            return None
+
+    @property
+    def _box(self) -> Outbox:
+        return self._stored_box or Outbox(self.paths.run_id, self.paths.run_id[:8])
 
     @property
     def name(self) -> str:
@@ -49,7 +53,9 @@ class StoredRun:
 
     @property
     def status(self) -> str:
-        """How it ended; RUNNING while its process is alive, and KILLED if that is gone without a word."""
+        """How it ended; RUNNING while its process is alive, KILLED if that is gone without a word; or DAMAGED."""
+        if self._stored_box is None:
+            return "DAMAGED"
         if self._box.status is not None:
             return str(self._box.status)
         return "RUNNING" if is_held(self.paths.lock) else EndStatus.KILLED

@@ -57,6 +57,8 @@ def test_a_run_whose_process_is_gone_was_killed(output_dir, tmp_path):
     other.run_dir.mkdir(parents=True)
     other.outbox.write_text(json.dumps({**box, "status": None, "end_time": None}))
     assert StoredRun(other).status == "KILLED"
+    other.outbox.write_text("{")
+    assert StoredRun(other).status == "DAMAGED" and StoredRun(other).name == other.run_id[:8]
 
 
 def test_runs_are_compared(output_dir, capsys):
