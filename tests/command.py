@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
 # Unread output must not block a run: a pipe holds 64 KiB by default, and Linux grants a mebibyte.
 PIPE_BYTES = 1 << 20
-TIMINGS = {"samples_per_second", "updates_per_second", "data_wait_fraction", "peak_memory_gb"}
+MEASURED = ("*_per_second", "data_wait_fraction", "peak_memory_gb", "time/*", "system/*")  # patterns of their keys
 
 _started: list[subprocess.Popen] = []
 
@@ -151,19 +152,24 @@ def tail(path: Path) -> tuple[int]:
     return (int(whole[-1].split(b'"s":')[1].split(b",")[0]) if whole else -1,)
 
 
+def is_measured(key: str) -> bool:
+    """Whether the values of a metric differ from run to run, because they are times and the like."""
+    return any(fnmatchcase(key, pattern) for pattern in MEASURED)
+
+
 def journal(directory: Path) -> dict[tuple[str, int], float | None]:
     """Return all points, without the values of timings; checks that there are no duplicates."""
     file = Journal(directory / "metrics.jsonl")
     points = [point for points, _ in file.read() for point in points]
     file.close()
-    found = {(point.key, point.step): None if point.key in TIMINGS else point.value for point in points}
+    found = {(point.key, point.step): None if is_measured(point.key) else point.value for point in points}
     assert len(found) == len(points)
     return found
 
 
 def mlflow_points(output_dir: Path) -> dict[tuple[str, int], float | None]:
     rows = query(output_dir, "select key, step, value from metrics")
-    found = {(key, step): None if key in TIMINGS else value for key, step, value in rows}
+    found = {(key, step): None if is_measured(key) else value for key, step, value in rows}
     assert len(found) == len(rows)
     return found
 

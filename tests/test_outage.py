@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from command import TIMINGS, journal, ksuit, last_step, mlflow_points, query, run_dir, start, wait_until
+from command import is_measured, journal, ksuit, last_step, mlflow_points, query, run_dir, start, wait_until
 from pausing import make_project
 from servers import MlflowServer, Proxy, locked, never_answering
 
@@ -35,7 +35,7 @@ def progress(process, output_dir, updates=100):
 def points_of(server, name):
     sql = f"select key, step, value from metrics join runs using (run_uuid) where name = '{name}'"
     rows = server.query(sql)
-    found = {(key, step): None if key in TIMINGS else value for key, step, value in rows}
+    found = {(key, step): None if is_measured(key) else value for key, step, value in rows}
     assert len(found) == len(rows)
     return found
 

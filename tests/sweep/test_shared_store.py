@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from command import TIMINGS, journal, ksuit, run_dirs
+from command import is_measured, journal, ksuit, run_dirs
 from servers import MlflowServer, free_port
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def check(output: str, output_dir: Path, uri: str) -> None:
         stored = {}
         for key in {key for key, _ in written}:
             points = tracker.history(key, info.run_id)
-            stored |= {(key, point.step): None if key in TIMINGS else point.value for point in points}
+            stored |= {(key, point.step): None if is_measured(key) else point.value for point in points}
             assert len({point.step for point in points}) == len(points)
         assert stored == written
         assert len(written) == 11

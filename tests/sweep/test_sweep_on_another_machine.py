@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from command import TIMINGS, checkpoint_bytes, journal, ksuit, lose_machine, run_dirs, start, wait_until
+from command import checkpoint_bytes, is_measured, journal, ksuit, lose_machine, run_dirs, start, wait_until
 from pausing import make_project
 from servers import MlflowServer, Proxy
 
@@ -47,7 +47,7 @@ def jobs_on(server):
     found = {}
     for job, run_id, status in rows:
         points = server.query(f"select key, step, value from metrics where run_uuid = '{run_id}'")
-        by_key = {(key, step): None if key in TIMINGS else value for key, step, value in points}
+        by_key = {(key, step): None if is_measured(key) else value for key, step, value in points}
         assert len(by_key) == len(points)
         found[job] = run_id, status, by_key
     return found
