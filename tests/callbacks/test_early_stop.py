@@ -24,10 +24,20 @@ def callbacks(key, values, **arguments):
         ("loss/test", (5, 4.6, 4.3, 4.0, 3.9, 2, 1, 1), {"patience": 1, "min_delta": 0.5}, 4),
         ("accuracy/test", (1, 2, NAN, NAN, 3, NAN, 4, 5), {"patience": 2}, 8),
         ("accuracy/test", (NAN, NAN, 1, 2, 3, 4, 5, 6), {"patience": 2}, 4),
+        ("accuracy/test", (0.5, 0.7, 0.8, 0.9), {"good_enough": 0.8}, 6),
+        ("loss/test", (5, 4, 3, 2), {"good_enough": 3.5}, 6),
+        ("loss/test", (5, 6, 7.5, 2), {"diverged": 7}, 6),
+        ("accuracy/test", (0.5, 0.1, 0.05, 0.9), {"diverged": 0.1}, 6),
+        ("loss/test", (5, NAN, 3, 2), {"diverged": 7}, 4),
+        ("loss/test", (NAN, float("inf"), 2, 2), {"stop_if_not_finite": True}, 2),
+        ("loss/test", (5, float("-inf"), 2, 2), {"stop_if_not_finite": True}, 4),
+        ("loss/test", (5, 5, 5, 5, 5, 5), {"patience": 1, "min_updates": 7}, 8),
+        ("loss/test", (5, 5, 5, 5, 4, 4), {"patience": 1, "min_updates": 9}, 12),
+        ("accuracy/test", (1,) * 20, {"good_enough": 0.5, "min_epochs": 1}, 20),
     ],
 )
 def test_it_stops_after_as_many_evaluations_without_a_better_value(new_run, key, values, arguments, end):
-    run = new_run(callbacks(key, values, **arguments), max_updates=20).train()
+    run = new_run(callbacks(key, values, **arguments), max_updates=40 if "min_epochs" in arguments else 20).train()
     assert run.run.counter.update == end
     assert run.run.counter.is_finished
 
@@ -36,6 +46,16 @@ def test_it_says_why(new_run, caplog):
     with caplog.at_level(logging.INFO, "ksuit_runner"):
         new_run(callbacks("accuracy/test", (0.5, 0.4, 0.5), patience=2), max_updates=20).train()
     assert "training stops at update 6: accuracy/test has not improved on 0.5 in 2 evaluations" in caplog.messages
+
+
+def test_it_says_which_threshold_was_passed(new_run, caplog):
+    with caplog.at_level(logging.INFO, "ksuit_runner"):
+        new_run(callbacks("loss/test", (0.5, 0.4), good_enough=0.45), max_updates=20).train()
+        new_run(callbacks("loss/test", (0.5, 9.0), diverged=2.0), "other", max_updates=20).train()
+    assert [line for line in caplog.messages if "stops" in line] == [
+        "training stops at update 4: loss/test is 0.4, and 0.45 is good enough",
+        "training stops at update 4: loss/test is 9, worse than 2",
+    ]
 
 
 def test_a_resume_restores_the_evaluations_since_the_best(new_run):
@@ -52,9 +72,18 @@ def test_the_waiting_for_another_metric_is_forgotten(new_run):
     assert (other.best, other.waited) == (None, 0)
 
 
-@pytest.mark.parametrize("arguments", [{"patience": 0}, {"patience": 1, "min_delta": -0.1}])
-def test_numbers_that_make_no_sense_are_refused(new_run, arguments):
-    with pytest.raises(ConfigError, match="patience"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patience": 0}, "patience"),
+        ({"patience": 1, "min_delta": -0.1}, "patience"),
+        ({}, "one of patience, good_enough, diverged, stop_if_not_finite is needed"),
+        ({"patience": 1, "min_epochs": -1}, r"min_epochs \(-1\)"),
+        ({"good_enough": 0.5, "diverged": 0.6}, "diverged: 0.6 is not worse than good_enough, which is 0.5"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(new_run, arguments, message):
+    with pytest.raises(ConfigError, match=message):
         new_run({"stop": partial(EarlyStop, metric_key="accuracy/test", **arguments)})
 
 
