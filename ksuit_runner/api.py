@@ -28,6 +28,7 @@ from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.system.signals import TIME_IS_UP
 
 if TYPE_CHECKING:
     from ksuit_runner.metric_property import Summary
@@ -85,7 +86,7 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
 
     Random generators, signal handlers and logging of the process are restored at the end. In the main thread a signal
     ends the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In another thread no
-    signal reaches the run.
+    signal reaches the run. One whose time is up (``callbacks.stop_at.max_time``) is KILLED, and returned.
 
     Args:
         what: Overrides, as on the command line: ``["model=mlp", "callbacks=[ema,accuracy]"]``, ``["resume=last"]``,
@@ -106,7 +107,7 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
             outcome = _start(what)
     finally:
         _RUNNING.release()
-    if outcome.signal is not None:
+    if outcome.signal not in (None, TIME_IS_UP):
         signal.raise_signal(outcome.signal)
     return _result(outcome)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ksuit_runner.launchers.base import Handle, Launcher
 from ksuit_runner.sweep.run_job import JobResult, JobTask, run_job
-from ksuit_runner.system.signals import Interruption
+from ksuit_runner.system.signals import TIME_IS_UP, Interruption
 from ksuit_runner.tracker.base import EndStatus
 
 _POLL_S = 0.02
@@ -21,6 +21,8 @@ def run_jobs(
     fail_fast: bool = False,
 ) -> None:
     """Run all jobs. After a signal, or a failure with ``fail_fast``, running ones are asked to end and no more start.
+
+    A job that ends because its own time is up leaves the others alone.
 
     Args:
         tasks: The jobs; the next one is taken when there is room for it, so it may depend on how others ended.
@@ -48,7 +50,7 @@ def run_jobs(
         for index in ended:
             handle, task = running.pop(index)
             on_end(task, result := _job_result(handle, task))
-            is_ending |= result.signal is not None or (fail_fast and result.status == EndStatus.FAILED)
+            is_ending |= result.signal not in (None, TIME_IS_UP) or (fail_fast and result.status == EndStatus.FAILED)
         is_ending |= interruption.signal is not None
         if is_ending and running and not is_stopped:
             launcher.stop([handle for handle, _ in running.values()])

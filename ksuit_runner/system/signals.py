@@ -17,6 +17,9 @@ SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signal
 
 SIGQUIT (Ctrl-\\) stays what it is: it ends a process that does not react, at once."""
 
+TIME_IS_UP = signal.SIGXCPU
+"""The signal that a run counts as ended by if it has used up the time that it was given itself."""
+
 _KEPT = (signal.SIG_IGN, None)  # ignored, or handled by something other than Python
 
 

@@ -1,0 +1,84 @@
+"""The end of a run at a position, or before its time is up."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ksuit_runner.callback_base import CallbackBase, quiet
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.system.signals import TIME_IS_UP
+
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_DURATION = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
+
+
+class StopAt(CallbackBase):
+    """Ends training at an epoch, an update or a sample, or after a time; the first of these counts.
+
+    At a position, the run has come to its end, and counts as finished. Unlike with ``trainer.max_epochs``, its learning
+    rates are those of the whole length, on which it continues if the position is moved.
+
+    When its time is up, the run ends after its update as by SIGXCPU: with a checkpoint, KILLED, to be resumed. The time
+    counts from this start of the run, and anew when it is resumed. It has to leave enough for an evaluation that has
+    just begun, and for writing the checkpoint.
+
+    Args:
+        epoch: Number of completed epochs.
+        update: Number of completed updates.
+        sample: Number of samples; the update that reaches it is the last one.
+        max_time: Such as ``90m``, ``23h 50m`` or ``1d 12h``; of days (d), hours (h), minutes (m) and seconds (s).
+        **kwargs: Passed on to CallbackBase.
+
+    Raises:
+        ConfigError: Nothing is given, a number is below 1, epochs do not end, or the time is none.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def __init__(
+        self,
+        epoch: int | None = None,
+        update: int | None = None,
+        sample: int | None = None,
+        max_time: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        positions = {"epoch": epoch, "update": update, "sample": sample}
+        self.positions = {name: number for name, number in positions.items() if number is not None}
+        if not self.positions and max_time is None:
+            raise ConfigError("one of epoch, update, sample, max_time is needed, not none")
+        for name, number in self.positions.items():
+            if number < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, not {number}")
+        if epoch is not None and not self.trainer.counter.has_epochs:
+            raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
+        self.max_time = max_time
+        self._ends_at = None if max_time is None else time.monotonic() + seconds_of(max_time)
+
+    @quiet
+    @uses_no_rng
+    def _after_update(self, update_counter: UpdateCounter) -> None:
+        for name, number in self.positions.items():
+            if getattr(update_counter, name) >= number:
+                raise StopTraining(f"{name} {number} is reached")
+        interruption = self.data_container.interruption
+        if self._ends_at is not None and time.monotonic() >= self._ends_at and interruption.signal is None:
+            self.logger.info("the time of the run is up (%s): it ends with a checkpoint", self.max_time)
+            interruption.signal = TIME_IS_UP
+
+
+def seconds_of(text: str) -> float:
+    """Return a duration in seconds.
+
+    Raises:
+        ConfigError: The text is none, or the duration is 0.
+    """
+    parts = re.findall(r"([\d.]+)\s*([dhms])", text) if _DURATION.fullmatch(text) else []
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not seconds:
+        raise ConfigError(f"max_time: '{text}' is not a duration above 0, such as 90m or 1d 12h")
+    return seconds
