@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.trainer.hits import checked_topk, count_hits
 
 
 class Accuracy(DatasetCallback):
@@ -35,26 +35,14 @@ class Accuracy(DatasetCallback):
 
     def __init__(self, topk: Sequence[int] = (1,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not topk or min(topk) < 1:
-            raise ConfigError(f"topk: numbers of at least 1 are needed, not {list(topk)}")
-        self.topk = sorted(set(topk))
+        self.topk = checked_topk(topk)
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
-            hits = self._count_hits(self.trainer.predict(inputs, model), targets)
+            outputs = self.trainer.predict(inputs, model)
+            hits = count_hits(outputs, targets, self.topk[-1], f"callbacks.{self.display_name}")
             self.gathered.add(weights, hits, count=targets.numel())
-
-    def _count_hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how often the target has the i-th highest score, as a tensor of shape (largest k,) on the device."""
-        largest, path = self.topk[-1], f"callbacks.{self.display_name}"
-        if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
-            shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-            raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=path)
-        if largest > outputs.shape[-1]:
-            raise ConfigError(f"{largest} is more than the {outputs.shape[-1]} classes", path=f"{path}.topk")
-        hits = outputs.topk(largest, dim=-1).indices == targets.unsqueeze(-1)
-        return hits.flatten(0, -2).sum(0)
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for weights, hits in self.gathered.totals.items():

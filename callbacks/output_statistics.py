@@ -1,78 +1,68 @@
 """Statistics of a model's outputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.online_callback import OnlineCallback
 from ksuit_runner.tensors.nested import entries
 from ksuit_runner.trainer.losses import Losses
-from ksuit_runner.trainer.sums import PartSums
 
 
-class OutputStatistics(PeriodicCallback):
+class OutputStatistics(OnlineCallback["_Statistics"]):
     """Logs mean, standard deviation and largest absolute value of the outputs since they were last logged.
 
-    They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``. The name of an output
-    is the way to it in what ``training_step`` returns, such as ``latent/mean`` or ``hidden/0``; a single tensor is
-    ``output``. The sums stay on the device: nothing waits for it between two logs.
+    They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``, with ``per_epoch`` also
+    those of each epoch as ``outputs/NAME/mean/epoch`` and so on. The name of an output is the way to it in what
+    ``training_step`` returns, such as ``latent/mean`` or ``hidden/0``; a single tensor is ``output``. The sums stay on
+    the device: nothing waits for it between two logs.
 
     Args:
         match: Patterns of names.
-        **kwargs: Passed on to PeriodicCallback.
+        statistics: Which of ``mean``, ``std`` and ``abs_max`` are logged.
+        **kwargs: Passed on to OnlineCallback.
 
     Raises:
-        ConfigError: A pattern matches nothing; raised at the first update.
+        ConfigError: There is no such statistic; or a pattern matches nothing, which is raised at the first update.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("outputs/*",)
-    is_repeatable: ClassVar[bool] = False
-    merges_states: ClassVar[bool] = True
 
-    def __init__(self, match: list[str] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._match = match or ["*"]
-        self._has_checked = False
-        self._sums = PartSums(_Statistics, self.data_container.world, self.trainer.device)
-
-    @uses_no_rng
-    def _track_after_accumulation_step(
-        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
+    def __init__(
+        self, match: list[str] | None = None, statistics: Sequence[str] = ("mean", "std", "abs_max"), **kwargs: Any
     ) -> None:
+        super().__init__(**kwargs)
+        for name in statistics:
+            if name not in _STATISTICS:
+                raise ConfigError(f"statistics: there is no '{name}'. {did_you_mean(name, _STATISTICS)}")
+        self._match = match or ["*"]
+        self._logged = list(statistics)
+        self._has_checked = False
+
+    def _new_sums(self) -> "_Statistics":
+        return _Statistics()
+
+    def _accumulate(self, sums: "_Statistics", batch: Any, losses: Losses, outputs: Any) -> None:
         found = dict(_named(outputs)) if not isinstance(outputs, Tensor) else {"output": outputs}
         if not self._has_checked:
             self._check(found)
         for name, output in found.items():
             if output.numel() and any(fnmatchcase(name, pattern) for pattern in self._match):
-                self._sums[update_counter.accumulation_step].add(name, output.detach())
+                sums.add(name, output.detach())
 
-    @uses_no_rng
-    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        for name, (total, squares, count, largest) in self._sums.take().held.items():
-            mean = total / count
-            self.writer.add_scalar(f"outputs/{name}/mean", mean)
-            self.writer.add_scalar(f"outputs/{name}/std", (squares / count - mean.square()).clamp(min=0).sqrt())
-            self.writer.add_scalar(f"outputs/{name}/abs_max", largest)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums since the last log."""
-        return self._sums.state_dict()
+    def _log(self, sums: "_Statistics", suffix: str) -> None:
+        for name, statistics in sums.held.items():
+            for kind in self._logged:
+                self.writer.add_scalar(f"outputs/{name}/{kind}{suffix}", _STATISTICS[kind](*statistics))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
         is_in_parts = isinstance(state_dict.get("parts"), Mapping)  # once, all parts were summed up together
-        state_dict = state_dict if is_in_parts else {"parts": {"0": state_dict}}
-        self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
-
-    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the sums of the parts of all ranks."""
-        return PartSums.merged(state_dicts)
+        super().load_state_dict(state_dict if is_in_parts else {"parts": {"0": state_dict}})
 
     def _check(self, found: Mapping[str, Tensor]) -> None:
         self._has_checked = True
@@ -83,6 +73,13 @@ class OutputStatistics(PeriodicCallback):
                     f"'{pattern}' matches no output. {did_you_mean(pattern, found)}\n{names}",
                     path=f"callbacks.{self.name}.match",
                 )
+
+
+_STATISTICS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "mean": lambda total, squares, count, largest: total / count,
+    "std": lambda total, squares, count, largest: (squares / count - (total / count).square()).clamp(min=0).sqrt(),
+    "abs_max": lambda total, squares, count, largest: largest,
+}
 
 
 class _Statistics:

@@ -3,54 +3,37 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.online_callback import OnlineCallback
 from ksuit_runner.trainer.losses import Losses, add_losses, mean_losses
-from ksuit_runner.trainer.sums import PartSums, Sums
+from ksuit_runner.trainer.sums import Sums
 
 
-class TrainLoss(PeriodicCallback):
+class TrainLoss(OnlineCallback[Sums]):
     """Logs ``loss/train``, the mean over the samples since it was last logged, or over what the loss counts.
 
-    Other losses that the trainer's ``training_step`` names are logged as ``loss_NAME/train``. The sums stay on the
-    device: nothing waits for it between two logs.
+    Other losses that the trainer's ``training_step`` names are logged as ``loss_NAME/train``; with ``per_epoch`` the
+    means over each epoch as ``loss/train/epoch``. The sums stay on the device: nothing waits for it between two logs.
 
     Args:
-        **kwargs: Passed on to PeriodicCallback.
+        **kwargs: Passed on to OnlineCallback.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("loss/train", "loss_*/train")
-    is_repeatable: ClassVar[bool] = False
-    merges_states: ClassVar[bool] = True
+    logs: ClassVar[Sequence[str] | None] = ("loss/train", "loss_*/train", "loss/train/epoch", "loss_*/train/epoch")
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._sums = PartSums(Sums, self.data_container.world, self.trainer.device)
+    def _new_sums(self) -> Sums:
+        return Sums()
 
-    @uses_no_rng
-    def _track_after_accumulation_step(
-        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
-    ) -> None:
+    def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         weight = self.trainer.part_weight(batch)
-        add_losses(self._sums[update_counter.accumulation_step], losses, weight, weight, self.trainer.sums_up)
+        add_losses(sums, losses, weight, weight, self.trainer.sums_up)
 
-    @uses_no_rng
-    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        for (name,), value in mean_losses(self._sums.take().totals, self.trainer.loss_weights).items():
-            self.writer.add_scalar("loss/train" if name == "total" else f"loss_{name}/train", value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums since the last log."""
-        return self._sums.state_dict()
+    def _log(self, sums: Sums, suffix: str) -> None:
+        for (name,), value in mean_losses(sums.totals, self.trainer.loss_weights).items():
+            self.writer.add_scalar(("loss/train" if name == "total" else f"loss_{name}/train") + suffix, value)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
-        self._sums.load_state_dict(_in_parts(state_dict), self.trainer.accumulation_steps)
-
-    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the sums of the parts of all ranks."""
-        return PartSums.merged(state_dicts)
+        super().load_state_dict(_in_parts(state_dict))
 
 
 def _in_parts(state: Mapping[str, Any]) -> Mapping[str, Any]:

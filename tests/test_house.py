@@ -30,6 +30,7 @@ LAYERS = (
     ("delivery", "callback_base"),
     ("recorder",),
     ("resume", "periodic_callback", "metric_callback"),
+    ("online_callback",),
     ("engine",),
     ("start",),
     ("sweep", "testing", "reports"),
@@ -48,7 +49,7 @@ STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 # The root holds only what users import or name in YAML, and the entry point of the command line.
 ROOT_MODULES = {
     *("__init__", "__main__", "api", "results", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
-    *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback"),
+    *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback", "online_callback"),
 }
 
 UNCOMMENTED_KEYS = {"defaults", "_target_", "_partial_"}

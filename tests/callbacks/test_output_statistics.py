@@ -50,3 +50,14 @@ def test_a_pattern_without_a_match_is_an_error_that_lists_the_names(new_run):
     run = new_run({"outputs": callback}, trainer_class=Named, max_updates=2)
     with pytest.raises(ConfigError, match=r"(?s)outputs\.match: 'score' matches no output. Did you mean 'scores'"):
         run.train()
+
+
+def test_a_running_mean_alone_per_interval_and_per_epoch(new_run):
+    SEEN.clear()
+    options = {"match": ["scores"], "statistics": ["mean"], "per_epoch": True, "every_n_updates": 8}
+    run = new_run({"outputs": partial(OutputStatistics, **options)}, trainer_class=Named, max_epochs=1).train()
+    assert run.metrics() == {"outputs/scores/mean", "outputs/scores/mean/epoch"}
+    wanted = torch.cat(SEEN).double().mean().item()
+    assert run.metric("outputs/scores/mean/epoch") == {20: pytest.approx(wanted, rel=1e-6)}
+    with pytest.raises(ConfigError, match="statistics: there is no 'meen'. Did you mean 'mean'"):
+        new_run({"outputs": partial(OutputStatistics, statistics=["meen"], every_n_updates=8)})

@@ -73,3 +73,14 @@ def test_logging_changes_nothing_about_training(new_run):
     plain = new_run({}, run_id="plain").train()
     logged = new_run({"loss": partial(TrainLoss, every_n_updates=3)}, run_id="logged").train()
     assert torch.equal(plain.model.module.layer.weight, logged.model.module.layer.weight)
+
+
+def test_the_mean_of_each_epoch_is_logged_beside_that_of_the_interval(new_run):
+    callbacks = {"loss": partial(TrainLoss, every_n_updates=8, per_epoch=True), "recorder": Recorder}
+    whole = new_run(callbacks, run_id="whole", accumulation_steps=3, max_updates=45).train()
+    wanted = {end: whole["recorder"].mean(range(end - 20, end)) for end in (20, 40)}
+    assert whole.metric("loss/train/epoch") == pytest.approx(wanted, rel=1e-5)
+    assert list(whole.metric("loss/train")) == [8, 16, 24, 32, 40]
+    new_run(callbacks, run_id="cut", accumulation_steps=3, max_updates=45, stop_at=30).train()
+    resumed = new_run(callbacks, run_id="cut", accumulation_steps=3, max_updates=45).train()
+    assert all(resumed.metric(key) == whole.metric(key) for key in ("loss/train", "loss/train/epoch"))

@@ -1,0 +1,85 @@
+"""Base class of callbacks that accumulate what training computes anyway, and log it at intervals."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.sums import Accumulated, PartSums
+
+
+class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
+    """A periodic callback that accumulates what it finds in the batches of training, and logs it at its interval.
+
+    A subclass says in what it accumulates (``_new_sums``), what it adds (``_accumulate``) and what it logs (``_log``).
+    Each part of a batch has sums of its own, see ``PartSums``: a resume and another number of ranks change no bit of
+    what is logged. With ``Sums`` nothing waits for the device between two logs.
+
+    Args:
+        per_epoch: Log the values over each whole epoch as well, under keys that end in ``/epoch``.
+        **kwargs: Passed on to PeriodicCallback.
+    """
+
+    is_repeatable: ClassVar[bool] = False
+    merges_states: ClassVar[bool] = True
+
+    def __init__(self, per_epoch: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sums = PartSums(self._new_sums, self.data_container.world, self.trainer.device)
+        self._epoch = PartSums(self._new_sums, self.data_container.world, self.trainer.device) if per_epoch else None
+
+    @abstractmethod
+    def _new_sums(self) -> Accumulated:
+        """Return something empty to accumulate in, such as ``Sums``."""
+
+    @abstractmethod
+    def _accumulate(self, sums: Accumulated, batch: Any, losses: Losses, outputs: Any) -> None:
+        """Add what is found in a part of a batch; the arguments are those of ``_track_after_accumulation_step``."""
+
+    @abstractmethod
+    def _log(self, sums: Accumulated, suffix: str) -> None:
+        """Log what was accumulated.
+
+        Args:
+            sums: That of all parts and ranks since the last log, or in the whole epoch.
+            suffix: The end of the metrics' keys: empty, or ``/epoch``.
+        """
+
+    @uses_no_rng
+    def _track_after_accumulation_step(
+        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
+    ) -> None:
+        part = update_counter.accumulation_step
+        self._accumulate(self._sums[part], batch, losses, outputs)
+        if self._epoch is not None:
+            self._accumulate(self._epoch[part], batch, losses, outputs)
+
+    @uses_no_rng
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self._log(self._sums.take(), "")
+
+    @uses_no_rng
+    def _after_epoch(self, update_counter: UpdateCounter) -> None:
+        if self._epoch is not None:
+            self._log(self._epoch.take(), "/epoch")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last log, and those of the present epoch."""
+        of_epoch = {} if self._epoch is None else {"epoch": self._epoch.state_dict()}
+        return {**self._sums.state_dict(), **of_epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the sums."""
+        self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
+        if self._epoch is not None and "epoch" in state_dict:  # a fork may ask for what its parent did not
+            self._epoch.load_state_dict(state_dict["epoch"], self.trainer.accumulation_steps)
+
+    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the sums of the parts of all ranks."""
+        of_epoch = [state["epoch"] for state in state_dicts if "epoch" in state]
+        return {**PartSums.merged(state_dicts), **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}

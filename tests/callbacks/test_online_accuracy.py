@@ -1,0 +1,77 @@
+from functools import partial
+
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from callbacks.online_accuracy import OnlineAccuracy
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.data.digits import Digits
+from ksuit_runner.errors import ConfigError
+
+KEYS = {f"{metric}/train{suffix}" for metric in ("accuracy", "accuracy_top3") for suffix in ("", "/epoch")}
+
+
+class Recorder(CallbackBase):
+    """Keeps the scores and the targets of every update."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = []
+
+    def _track_after_accumulation_step(self, update_counter, batch, losses, outputs):
+        self.seen.append((update_counter.update, outputs.detach(), batch[1]))
+
+    def accuracy(self, updates, k):
+        chosen = [(scores, targets) for update, scores, targets in self.seen if update in updates]
+        scores, targets = (torch.cat(items) for items in zip(*chosen, strict=True))
+        return top_k_accuracy_score(targets, scores, k=k, labels=range(10))
+
+
+class Mixed(Digits):
+    """Digits whose targets are probabilities."""
+
+    def __getitems__(self, indices):
+        images, targets = super().__getitems__(indices)
+        return images, torch.nn.functional.one_hot(targets, 10) * 0.6 + 0.04
+
+
+# 20 updates per epoch, of which the last has 70 samples instead of 72.
+@pytest.mark.parametrize("parts", [1, 3])
+def test_it_is_what_scikit_learn_computes_of_all_batches(new_run, parts):
+    callback = partial(OnlineAccuracy, topk=[3, 1], every_n_updates=8, per_epoch=True)
+    run = new_run({"online": callback, "seen": Recorder}, accumulation_steps=parts, max_updates=45).train()
+    assert run.metrics() == KEYS
+    for metric, k in (("accuracy", 1), ("accuracy_top3", 3)):
+        wanted = {end: run["seen"].accuracy(range(end - 8, end), k) for end in (8, 16, 24, 32, 40)}
+        assert run.metric(f"{metric}/train") == pytest.approx(wanted, rel=1e-6)
+        wanted = {end: run["seen"].accuracy(range(end - 20, end), k) for end in (20, 40)}
+        assert run.metric(f"{metric}/train/epoch") == pytest.approx(wanted, rel=1e-6)
+        assert 0.3 < wanted[40] < 1
+
+
+def test_a_resumed_run_logs_the_same_values_and_training_is_the_same_without(new_run):
+    callbacks = {"online": partial(OnlineAccuracy, topk=[3, 1], every_n_updates=8, per_epoch=True)}
+    whole = new_run(callbacks, run_id="whole", max_updates=24).train()
+    new_run(callbacks, run_id="cut", max_updates=24, stop_at=13).train()
+    resumed = new_run(callbacks, run_id="cut", max_updates=24).train()
+    assert whole.metrics() == KEYS
+    assert all(resumed.metric(key) == whole.metric(key) for key in KEYS)
+    alone = new_run({}, run_id="alone", max_updates=24).train()
+    assert all(torch.equal(alone.weights[name], weight) for name, weight in whole.weights.items())
+
+
+def test_of_mixed_targets_the_most_probable_class_counts(new_run):
+    callbacks = {"online": partial(OnlineAccuracy, every_n_updates=8)}
+    data = {"train": Mixed("train"), "test": Digits("test")}
+    mixed = new_run(callbacks, run_id="mixed", datasets=data, max_updates=8, optimizer=partial(torch.optim.SGD, lr=0.0))
+    plain = new_run(callbacks, run_id="plain", max_updates=8, optimizer=partial(torch.optim.SGD, lr=0.0))
+    assert mixed.train().metric("accuracy/train") == plain.train().metric("accuracy/train")
+
+
+def test_more_than_the_classes_is_an_error_at_the_first_update(new_run):
+    with pytest.raises(ConfigError, match="topk: numbers of at least 1"):
+        new_run({"online": partial(OnlineAccuracy, topk=[0], every_n_updates=8)})
+    run = new_run({"online": partial(OnlineAccuracy, topk=[11], every_n_updates=8)})
+    with pytest.raises(ConfigError, match=r"callbacks\.online\.topk: 11 is more than the 10 classes"):
+        run.train()
