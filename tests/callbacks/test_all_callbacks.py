@@ -14,15 +14,17 @@ from ksuit_runner.config.compose import choices, compose_config, shipped_conf
 
 pytestmark = pytest.mark.slow
 
-# 60 updates, with checkpoints within epochs, all of which are kept.
-GIVEN = (
-    "debug=all_callbacks",
+# Checkpoints within epochs, all of which are kept; two parts, of which each rank can have one.
+COMMON = (
     "checkpoint=every_100_updates",
     "checkpoint.every_n_updates=25",
     "checkpoint.keep_last=9",
+    "strategy=ddp",
+    "trainer.accumulation_steps=2",
 )
-# Two parts, of which each rank can have one.
-GIVEN = (*GIVEN, "strategy=ddp", "trainer.accumulation_steps=2")
+GIVEN = ("debug=all_callbacks", *COMMON)
+# The same 60 updates.
+BARE = ("model=mlp", "tracker=noop", "trainer.max_epochs=3", "callbacks=[]", "default_callbacks=none", *COMMON)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_every_callback_has_one_file_of_code_and_one_test():
 
 
 def test_training_is_the_same_without_them(undisturbed, tmp_path):
-    ksuit(tmp_path, *GIVEN, "callbacks=[]", "default_callbacks=none", "objective=null")
+    ksuit(tmp_path, *BARE)
     alone, together = of_training(run_dir(tmp_path)), of_training(undisturbed)
     assert alone == {name: together[name] for name in alone}
     assert len(alone) == 3
