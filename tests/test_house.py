@@ -29,7 +29,7 @@ LAYERS = (
     ("tracker", "log_writer"),
     ("delivery", "callback_base"),
     ("recorder",),
-    ("resume", "periodic_callback", "metric_callback"),
+    ("resume", "averaging_callback", "periodic_callback", "metric_callback"),
     ("online_callback",),
     ("engine",),
     ("start",),
@@ -50,6 +50,7 @@ STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 ROOT_MODULES = {
     *("__init__", "__main__", "api", "results", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
     *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback", "online_callback"),
+    "averaging_callback",
 }
 
 UNCOMMENTED_KEYS = {"defaults", "_target_", "_partial_"}

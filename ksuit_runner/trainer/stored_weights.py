@@ -49,8 +49,7 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
         file = checkpoint.paths.checkpoint_dir / f"{name}.safetensors"
         if name and file.is_file() and isinstance(other, ModelBase):
             models[name] = average = other.copy()
-            base = {key: weights[key] for key in checkpoint.base}
-            tensors = {**average.tensors(), **base, **read_weights(file.parent, name)}
+            tensors = {**average.tensors(), **weights, **read_weights(file.parent, name)}  # it has what is averaged
             average.load(tensors, average.arrangement())
     has_extra = trainer.has_extra_state and "extra" in state
     kept_loss, kept_extra = trainer.loss, copy_state("trainer", trainer.extra_state()) if has_extra else None

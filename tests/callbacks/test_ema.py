@@ -200,3 +200,83 @@ def test_a_module_that_is_replaced_is_replaced_in_the_average(new_run):
     torch.testing.assert_close(average[1].weight.double(), wanted, rtol=0, atol=1e-5)
     assert torch.equal(average[2][0].weight, live[2][0].weight)
     assert average[2][1].num_batches_tracked == live[2][1].num_batches_tracked == 3
+
+
+class Halves(nn.Module):
+    """Has two modules, of which one has running statistics, and a mask with infinities."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8))
+        self.encoder.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.head = nn.Sequential(nn.Linear(8, 10), nn.BatchNorm1d(10))
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def test_before_its_start_it_is_the_live_model_and_then_it_moves_at_its_interval(new_run):
+    ema = partial(Ema, decays=[0.5], warmup=False, start_update=3, every_n_updates=2)
+    accuracy = partial(Accuracy, dataset_key="test", every_n_updates=1)
+    run = new_run({"ema": ema, "accuracy": accuracy, "recorder": Recorder}, max_updates=8).train()
+    at = [weights["layer.weight"] for weights in run["recorder"].history]
+    torch.testing.assert_close(run["ema"].models["ema"].module.layer.weight, at[3] / 4 + at[5] / 4 + at[7] / 2)
+    live, average = run.metric("accuracy/test"), run.metric("accuracy/test/ema")
+    assert [average[update] == live[update] for update in (1, 2, 3)] == [True] * 3
+    assert average[8] == average[7] != live[8]
+
+
+@pytest.mark.parametrize("pattern", ["encoder", "enc*"])
+def test_only_the_chosen_modules_are_averaged_and_the_rest_is_the_live_model(new_run, pattern):
+    ema = partial(Ema, decays=[0.9], modules=[pattern])
+    run = new_run({"ema": ema, "recorder": Recorder}, module=Halves(), max_updates=5).train()
+    live, average, history = run.model.module, run["ema"].models["ema"].module, run["recorder"].history
+    wanted = expected(history, "encoder.1.weight", 0.9, True)
+    torch.testing.assert_close(average.encoder[1].weight.double(), wanted, rtol=0, atol=1e-5)
+    assert average.head[0].weight is live.head[0].weight
+    for name in ("encoder.2.running_mean", "head.1.running_mean"):
+        assert torch.equal(average.get_buffer(name), live.get_buffer(name))
+    stored = load_file(next(run.paths.checkpoints_dir.glob("E*_U5_*")) / "ema.safetensors")
+    assert {name.partition(".")[0] for name in stored} == {"encoder"}
+
+
+def test_buffers_are_averaged_if_asked_but_for_counts_and_infinities(new_run):
+    ema = partial(Ema, decays=[0.9], average_buffers=True, modules=["encoder"])
+    run = new_run({"ema": ema, "recorder": Recorder}, module=Halves(), max_updates=5).train()
+    average, history = run["ema"].models["ema"].module, run["recorder"].history
+    wanted = expected(history, "encoder.2.running_var", 0.9, True)
+    torch.testing.assert_close(average.encoder[2].running_var.double(), wanted, rtol=0, atol=1e-5)
+    assert torch.equal(average.head[1].running_var, history[-1]["head.1.running_var"])
+    assert average.encoder[2].num_batches_tracked == 5
+    assert average.encoder.mask.tolist() == [0.0, -torch.inf]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_an_average_of_a_module_is_resumed_before_and_after_its_start(new_run, stop_at):
+    ema = partial(Ema, modules=["encoder"], average_buffers=True, start_update=3, every_n_updates=2)
+    callbacks = {"ema": ema, "accuracy": partial(Accuracy, dataset_key="test", every_n_updates=1)}
+
+    def train(run_id, stop_at=None):
+        torch.manual_seed(0)
+        return new_run(callbacks, run_id, module=Halves(), max_updates=8, stop_at=stop_at).train()
+
+    whole = train("whole")
+    train("cut", stop_at)
+    resumed = train("cut")
+    assert resumed.metric("accuracy/test/ema") == whole.metric("accuracy/test/ema")
+    name = whole.paths.latest.read_text().strip()
+    one, other = (run.paths.checkpoints_dir / name / "ema.safetensors" for run in (whole, resumed))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"modules": ["lyer"]}, r"callbacks\.ema\.modules: 'lyer' matches no module\. Did you mean 'layer'"),
+        ({"every_n_updates": 0}, "begin at 0, every_n_epochs and every_n_updates at 1"),
+        ({"every_n_updates": 2, "every_n_epochs": 1}, "cannot be given together"),
+    ],
+)
+def test_a_start_interval_or_module_that_cannot_be_is_refused(new_run, given, message):
+    with pytest.raises(ConfigError, match=message):
+        new_run({"ema": partial(Ema, **given)})
