@@ -135,6 +135,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
             "metric_property_provider",
             "path_provider",
             "update_counter",
+            "phases",
             "name",
         }
     ),

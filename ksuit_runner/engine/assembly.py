@@ -25,6 +25,7 @@ from ksuit_runner.engine.extra_state import stored_extra_state
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.log_agreement import LogAgreement
 from ksuit_runner.engine.meeting import Meeting
+from ksuit_runner.engine.phases import Phases
 from ksuit_runner.engine.run import Run
 from ksuit_runner.engine.silent_record import SilentRecord
 from ksuit_runner.errors import CheckpointError, ConfigError, ResumeError
@@ -266,6 +267,7 @@ def build_run(
         stored, frozen = trainer.model.tensors(), frozen_for_good(trainer.model.module, trainer.freezing)
         held = {name: value for name, value in frozen.items() if name in stored}
         base_weights = BaseWeights(held, trainer.strategy.world)
+    phases = Phases()
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,
@@ -276,8 +278,11 @@ def build_run(
         "metric_property_provider": properties,
         "path_provider": paths,
         "update_counter": trainer.counter,
+        "phases": phases,
     }
-    hooks = Hooks(build_callbacks(collaborators), trainer.counter, seed, trainer.gradient_versions, world)
+    callbacks = build_callbacks(collaborators)
+    phases.attach(trainer, log_writer, checkpoint_writer, callbacks)
+    hooks = Hooks(callbacks, trainer.counter, seed, trainer.gradient_versions, world)
     trainer.callback_states = hooks.states.state_dict  # the callbacks, which are built around the trainer, come later
     run = Run(
         trainer=trainer,
