@@ -11,7 +11,7 @@ from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
-from ksuit_runner.errors import Interrupted, KsuitError, TakenOverError
+from ksuit_runner.errors import Interrupted, KsuitError, LossError, TakenOverError
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -172,10 +172,11 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     is_complete = trainer.complete_gradients(word)
     if not run.is_alone:
         run.hear(word)
+    if is_complete and run.hooks.methods("before_every_optimizer_step"):
+        trainer.unscale_gradients()
+        run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
+        is_complete = not trainer.must_skip
     if is_complete:
-        if run.hooks.methods("before_every_optimizer_step"):
-            trainer.unscale_gradients()
-            run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
         again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
         run.phase = Phase.STEP
         trainer.step(again)
@@ -222,6 +223,7 @@ def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_
     if phase is Phase.AT_END:
         run.world.exchange("the end of training")  # ranks can only go back to hooks of the same round
         run.phase = Phase.AT_END
+        _check_trained(run)
         _fire_and_log(run, run.hooks.methods_at_end(), skip)
         skip = ()
     run.world.exchange("after training")
@@ -229,6 +231,16 @@ def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_
     _fire_and_log(run, run.hooks.methods("after_training"), skip)
     run.world.exchange("all is done")
     run.phase = Phase.END
+
+
+def _check_trained(run: Run) -> None:
+    """Check that a run which is about to be finished has trained something.
+
+    Raises:
+        LossError: It has skipped every update.
+    """
+    if run.counter.is_finished and 0 < run.counter.update == run.trainer.loss_check.skips:
+        raise LossError(f"every update was skipped ({run.counter.update}); nothing is learned", path="trainer.nan_loss")
 
 
 def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:

@@ -92,6 +92,11 @@ class GradientSums:
         self._weights = [0.0] * (self._slot_count * self._parts)
         self._losses = [0.0] * (self._slot_count * self._parts * self._keeps_loss)
 
+    def keep_loss(self) -> None:
+        """Keep the loss of the whole batch from now on; between two batches."""
+        self._keeps_loss = True
+        self.start()
+
     def begin(self) -> None:
         """Begin with the forward pass of a part: all of them find the buffers as they were before the update."""
         if self._forwarded:

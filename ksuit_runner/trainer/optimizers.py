@@ -287,6 +287,12 @@ class Optimizers:
                 elif not member.is_at_rest:
                     self._search(member, turn, update, again, can_skip)
 
+    def skip(self, update: int) -> None:
+        """Leave out the step of an update, whose gradients may have been unscaled for it."""
+        if self._is_unscaled and self._cycle[update % len(self._cycle)].with_gradients():
+            self._scaler.update()
+        self._is_unscaled = False
+
     def _step_scaled(self, turn: _Turn) -> None:
         members = turn.with_gradients()
         for member in members:

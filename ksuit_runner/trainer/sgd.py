@@ -99,7 +99,9 @@ class SgdTrainer:
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
         batch_parts: Knows how many samples the present batch or its parts have.
-        total_loss: The loss of the whole batch, for optimizers that evaluate it again.
+        total_loss: The loss of the whole batch, the same on all ranks, if an optimizer that evaluates it again or
+            ``keep_total_loss`` asks for it.
+        must_skip: Whether a callback has asked to skip the present update.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         evaluates_in_order: Whether what ``training_step`` computes in an evaluation depends on the batches before, so
             that ranks cannot share them; a subclass says so.
@@ -199,10 +201,7 @@ class SgdTrainer:
             raise ConfigError(f"{step} has to take a turn: training_step(batch, model, turn)", path="trainer.turns")
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
-        # A run that skips every update has trained nothing, however short it is.
-        self.loss_check = LossCheck(
-            nan_loss, is_late=self.device.type != "cpu", max_skips=min(max_skips, max(0, self.counter.end_update - 1))
-        )
+        self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu", max_skips=max_skips)
         self.shared_outputs: SharedOutputs | None = None
         self.batch_parts = BatchParts(data_container.samples_in)
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
@@ -213,6 +212,8 @@ class SgdTrainer:
         self.writer = StepWriter(self.batch_size, self.strategy.world)
         self._buffer_snapshots = [BufferSnapshot(module) for module in (self.model.module, self.loss)]
         self.total_loss = torch.zeros(())
+        self._keeps_loss = self.optimizers.evaluate_again
+        self.must_skip = False
         self._sums = None
         if accumulation_steps > 1:
             self._sums = GradientSums(
@@ -407,7 +408,7 @@ class SgdTrainer:
             return
         self.forget_gradients()
         self._backward(losses["total"])
-        if self.optimizers.evaluate_again:
+        if self._keeps_loss:
             self.total_loss = losses["total"].detach()
 
     def _backward(self, loss: Tensor, retain_graph: bool = False) -> None:
@@ -473,8 +474,10 @@ class SgdTrainer:
 
     def skip_step(self) -> None:
         """Drop the gradients, and restore what the update has changed; only the schedules advance."""
+        self.must_skip = False
         self.roll_back()
         self.writer.discard()
+        self.optimizers.skip(self.counter.update)
         self.forget_gradients()
         self.loss_check.skips += 1
         self.optimizers.advance()
@@ -488,6 +491,19 @@ class SgdTrainer:
         return versions(self._parameters)
 
     # What callbacks use
+
+    def keep_total_loss(self) -> None:
+        """Keep the loss of the whole batch as ``total_loss``, from the end of the backward pass; before training."""
+        self._keeps_loss = True
+        if self._sums is not None:
+            self._sums.keep_loss()
+
+    def skip_update(self) -> None:
+        """Leave out the optimizer's step, in ``_before_every_optimizer_step``, on all ranks alike.
+
+        The update counts, and what else it has changed is restored, as if its loss had not been finite.
+        """
+        self.must_skip = True
 
     def predict(self, inputs: Any, model: nn.Module | None = None) -> Any:
         """Compute a model's outputs in the run's precision; in a hook, the live model is in evaluation mode."""

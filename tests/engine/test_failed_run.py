@@ -393,7 +393,6 @@ def test_a_nan_loss_of_one_step_skips_the_update_after_the_last_step(maker):
     [
         (8, 3, {2, 3, 5, 6, 7}, None),  # three in a row, with one that is finite before them
         (8, 2, {2, 3, 5, 6, 7}, 7),
-        (4, 10, {1, 2, 3, 4}, 4),  # no update at all was done
         (8, 0, {3}, 3),
     ],
 )
@@ -404,6 +403,26 @@ def test_nan_losses_are_skipped_up_to_a_number_in_a_row(maker, updates, most, ba
         return
     with pytest.raises(LossError, match=f"trainer.max_skips: the loss of update {fails_at} is nan"):
         train(run)
+
+
+class StopsAt(CallbackBase):
+    """Ends the run early."""
+
+    def _after_update(self, update_counter):
+        if update_counter.update == 3:
+            raise StopTraining("enough")
+
+
+@pytest.mark.parametrize(("callbacks", "updates"), [({}, 4), ({"stops": (StopsAt, {})}, 3)])
+def test_a_run_that_has_skipped_every_update_is_never_finished(maker, callbacks, updates):
+    given = {"model": Diverging({1, 2, 3, 4}), "nan_loss": "skip", "max_updates": 4}
+    run = maker.run(callbacks, **given)
+    for _ in range(2):  # a resume finds the same
+        with pytest.raises(LossError, match=rf"nan_loss: every update was skipped \({updates}\)"):
+            train(run)
+        assert (run.counter.update, run.is_finished) == (updates, False)
+        maker.close()
+        run = maker.run(callbacks, **given, resume=True)
 
 
 def test_how_many_were_skipped_in_a_row_is_part_of_the_state(maker):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD
 from worlds import Adding, OneOf, in_turns
 
+from callbacks.loss_spike import LossSpike
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed import ddp
@@ -128,6 +129,13 @@ def test_any_number_of_ranks_ends_with_the_same_bits(maker, bits, case):
     assert torch.equal(buffers.constant, Buffers().constant) and torch.equal(buffers.table, Buffers().table)
     assert torch.isfinite(buffers.smallest).all() and buffers.large[0, :3].abs().min() > 0
     assert run.trainer.model.module[1].num_batches_tracked == run.counter.update
+
+
+def test_all_ranks_skip_an_update_that_a_callback_skips(maker, bits):
+    spike = {"spike": (LossSpike, {"threshold": 1e-6, "window": 2, "every_n_updates": 1})}
+    run = same(maker, bits, callbacks=spike, max_updates=9, optimizer=partial(SGD, lr=3.0))
+    skipped = run.hooks.callbacks["spike"].state_dict()["spikes"]
+    assert 0 < skipped == 9 - run.trainer.model.module[1].num_batches_tracked
 
 
 class Broken(SgdTrainer):

@@ -1,0 +1,105 @@
+"""What a spike of the training loss does."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, sqrt
+from typing import Any, ClassVar, Literal
+
+from ksuit_runner.callback_base import quiet
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, LossError, did_you_mean
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.periodic_callback import PeriodicCallback
+
+_ACTIONS = ("skip", "fail")
+
+
+class LossSpike(PeriodicCallback):
+    """Skips updates whose loss is far above what it has been, or ends the run; logs ``loss_spikes``, their number.
+
+    A spike is a loss that exceeds the mean of the losses before it by a number of their standard deviations. Both are
+    exponential, over the losses of about ``window`` updates that were no spikes; none is found before there were so
+    many. What is not finite is the concern of ``trainer.nan_loss``.
+
+    A skipped update counts, and changes neither weights nor buffers nor the state of the optimizer. It is decided
+    before the step, so that the loss of every update is read, which waits for the device.
+
+    Source: Chowdhery et al., PaLM, 2022, section 5.1, https://arxiv.org/abs/2204.02311, which skips the batches of
+    spikes by hand; detection by z-scores as in Kumar et al., ZClip, 2025, https://arxiv.org/abs/2504.02507.
+
+    Args:
+        threshold: Number of standard deviations.
+        window: Number of updates that mean and standard deviation are over.
+        action: ``skip`` skips the update, ``fail`` ends the run with the state before it.
+        max_skips: Largest number of updates in a row that are skipped; one more ends the run.
+        **kwargs: Passed on to PeriodicCallback.
+
+    Raises:
+        ConfigError: The action is unknown, or a number is out of its range.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ("loss_spikes",)
+
+    def __init__(
+        self,
+        threshold: float = 6.0,
+        window: int = 100,
+        action: Literal["skip", "fail"] = "skip",
+        max_skips: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if action not in _ACTIONS:
+            raise ConfigError(f"action: there is no '{action}'. {did_you_mean(action, _ACTIONS)}")
+        if threshold <= 0 or window < 2 or max_skips < 0:
+            raise ConfigError(
+                f"threshold ({threshold}) has to be above 0, window ({window}) at least 2, and max_skips ({max_skips}) "
+                "not negative"
+            )
+        self.threshold, self.window, self.action, self.max_skips = threshold, window, action, max_skips
+        self.trainer.keep_total_loss()
+        self._state = {"losses": 0, "mean": 0.0, "variance": 0.0, "in_a_row": 0, "spikes": 0}
+
+    @quiet
+    @uses_no_rng
+    def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
+        loss, state = self.trainer.total_loss.item(), self._state
+        deviation = sqrt(state["variance"])
+        is_spike = state["losses"] >= self.window and loss > state["mean"] + self.threshold * deviation
+        if not is_spike:
+            self._follow(loss)
+            state["in_a_row"] = 0
+            return
+        usual = f"{state['mean']:.4g} ± {deviation:.2g}"
+        what = f"the loss of update {update_counter.update + 1} is {loss:.4g}, and was {usual} before"
+        if self.action == "fail":
+            raise LossError(what, path=f"callbacks.{self.display_name}")
+        if state["in_a_row"] >= self.max_skips:
+            before = f", and the {self.max_skips} before it were skipped" if self.max_skips else ""
+            raise LossError(f"{what}{before}", path=f"callbacks.{self.display_name}.max_skips")
+        if self.data_container.world.records:
+            self.logger.warning("%s; it is skipped", what)
+        state["in_a_row"] += 1
+        state["spikes"] += 1
+        self.trainer.skip_update()
+
+    def _follow(self, loss: float) -> None:
+        """Let mean and variance follow; those of the first ``window`` losses are not weighted."""
+        if not isfinite(loss):
+            return
+        state = self._state
+        state["losses"] = min(state["losses"] + 1, self.window)
+        difference = loss - state["mean"]
+        state["mean"] += difference / state["losses"]
+        state["variance"] += (difference * (loss - state["mean"]) - state["variance"]) / state["losses"]
+
+    @uses_no_rng
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self.writer.add_scalar("loss_spikes", self._state["spikes"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return mean and variance of the losses, and the number of spikes, in a row and in all."""
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._state.update(state_dict)
