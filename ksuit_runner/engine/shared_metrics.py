@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Any
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.config.check.references import expand
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import PeriodicCallback
@@ -32,10 +32,6 @@ def check_shared_metrics(callbacks: Mapping[str, CallbackBase], counter: UpdateC
 
 def _keys(callback: CallbackBase) -> Iterator[str]:
     """Yield the keys that a callback says it logs, without those that depend on more than its arguments."""
-    arguments: Mapping[str, Any] = {**vars(callback), "name": callback.display_name}
+    arguments = {**vars(callback), "name": callback.display_name}
     for pattern in callback.logs or ():
-        if "*" not in pattern:
-            try:
-                yield pattern.format_map(arguments)
-            except LookupError:  # an argument that is not kept as an attribute
-                continue
+        yield from (key for key in expand(pattern, arguments) if "*" not in key)

@@ -5,26 +5,28 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.trainer.heads import classes_last
 
 
-def count_hits(scores: Tensor, targets: Tensor, most: int, path: str) -> Tensor:
+def count_hits(scores: Tensor, targets: Tensor, most: int, path: str, counted: Tensor | None = None) -> Tensor:
     """Return how often the target has the i-th highest score, as a tensor of shape (most,) on the device.
 
     Args:
-        scores: Scores of shape (samples, ..., classes).
+        scores: Scores of shape (samples, ..., classes) or (samples, classes, ...).
         targets: Class indices of shape (samples, ...).
         most: Number of the highest scores to look at.
         path: Config path of the callback, for messages.
+        counted: Which targets count, truth values of the same shape; None for all.
 
     Raises:
         ConfigError: The targets are not class indices, or there are fewer classes.
     """
-    if targets.is_floating_point() or targets.shape != scores.shape[:-1]:
-        shapes = f"outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}"
-        raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=path)
+    scores = classes_last(scores, targets, path)
     if most > scores.shape[-1]:
         raise ConfigError(f"{most} is more than the {scores.shape[-1]} classes", path=f"{path}.topk")
     hits = scores.topk(most, dim=-1).indices == targets.unsqueeze(-1)
+    if counted is not None:
+        hits &= counted.unsqueeze(-1)
     return hits.flatten(0, -2).sum(0)
 
 

@@ -1,13 +1,18 @@
+import re
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch import nn
 
 from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
+from ksuit_runner.data.digits import Digits
 from ksuit_runner.data.tensor_dataset import TensorDataset
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 
 class Scores(nn.Module):
@@ -99,3 +104,104 @@ def test_targets_that_are_no_classes_are_an_error(new_run):
     )
     with pytest.raises(ConfigError, match=r"class indices.*targets of shape \(6, 4\)"):
         run.train()
+
+
+class TwoHeads(nn.Module):
+    """Scores of the digit, and for every pixel whether it is dark: (batch, classes) and (batch, classes, height)."""
+
+    def __init__(self):
+        super().__init__()
+        self.digit, self.dark = nn.Linear(64, 10), nn.Linear(64, 16)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return {"digit": self.digit(x), "masks": [self.dark(x).view(-1, 2, 8)]}
+
+
+class TwoHeadsTrainer(SgdTrainer):
+    def training_step(self, batch, model):
+        inputs, targets = batch
+        outputs = model(inputs)
+        return self.loss(outputs["digit"], targets["digit"]) + self.loss(outputs["masks"][0], targets["dark"]), outputs
+
+
+class TwoTargets(Digits):
+    def __getitems__(self, indices):
+        inputs, targets = super().__getitems__(indices)
+        dark = (inputs.mean((1, 2)) > 0.4).long()
+        return inputs, {"digit": targets, "dark": dark.masked_fill(inputs.amax((1, 2)) == 0, -100)}
+
+
+HEADS = {
+    "digit": {"outputs": "digit", "targets": "digit"},
+    "dark": {"outputs": "masks/0", "targets": "dark"},
+    "even": {"outputs": "digit", "targets": "digit", "classes": [0, 2, 4, 6, 8]},
+    "even_alone": {"outputs": "digit", "targets": "digit", "classes": [0, 2, 4, 6, 8], "restrict_scores": True},
+}
+
+
+def test_heads_of_several_outputs_and_subsets_of_classes_are_those_of_scikit_learn(new_run):
+    datasets = {split: TwoTargets(split) for split in ("train", "test")}
+    kwargs = {"dataset_key": "test", "topk": [1, 2], "heads": HEADS, "ignore_index": -100, "every_n_epochs": 1}
+    run = new_run(
+        {"accuracy": partial(Accuracy, **kwargs)},
+        module=TwoHeads(),
+        datasets=datasets,
+        trainer_class=TwoHeadsTrainer,
+        max_updates=15,
+    ).train()
+    inputs, targets = datasets["test"].__getitems__(range(359))
+    with torch.no_grad():
+        outputs = run.model.module.eval()(inputs)
+    scores, digits, even = outputs["digit"].numpy(), targets["digit"].numpy(), [0, 2, 4, 6, 8]
+    dark, is_even = targets["dark"].flatten().numpy(), np.isin(targets["digit"], even)
+    assert 0 < (dark != -100).sum() < dark.size
+    found = {name: run.metric(f"accuracy_{name}/test")[15] for name in HEADS}
+    assert found == {
+        "digit": accuracy_score(digits, scores.argmax(1)),
+        "dark": accuracy_score(dark[dark != -100], outputs["masks"][0].argmax(1).flatten().numpy()[dark != -100]),
+        "even": accuracy_score(digits[is_even], scores[is_even].argmax(1)),
+        "even_alone": accuracy_score(digits[is_even], np.array(even)[scores[is_even][:, even].argmax(1)]),
+    }
+    assert found["even"] < found["even_alone"]
+    assert run.metric("accuracy_top2_digit/test")[15] == top_k_accuracy_score(digits, scores, k=2)
+    assert len(run.metrics()) == 8
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"output": "digit"}, r"heads\.a: there is no 'output'. Did you mean 'outputs'"),
+        ({"classes": [1, 1]}, r"heads\.a\.classes: different class indices"),
+        ({"classes": 3}, r"heads\.a\.classes: different class indices of at least 0 are needed, not 3"),
+        ({"classes": [-1]}, r"heads\.a\.classes: different class indices"),
+        ({"restrict_scores": True}, r"heads\.a\.restrict_scores: there are no `classes`"),
+        ({"classes": [3, 10]}, r"heads\.a\.classes: 10 is not one of the 10 classes"),
+        ({"outputs": "digit"}, r"heads\.a\.outputs: there are no several outputs, but a Tensor: leave it out"),
+    ],
+)
+def test_a_wrong_head_says_what_is_wrong_where(new_run, head, message):
+    accuracy = partial(Accuracy, dataset_key="test", heads={"a": head}, every_n_updates=1)
+    with pytest.raises(ConfigError, match=rf"callbacks\.accuracy\.{message}"):
+        new_run({"accuracy": accuracy}, max_updates=1).train()
+
+
+def test_a_wrong_path_names_what_there_is(new_run):
+    datasets = {split: TwoTargets(split) for split in ("train", "test")}
+    for head, message in (
+        (
+            {"outputs": "digits"},
+            "outputs: there is no 'digits' in the outputs. Did you mean 'digit'",
+        ),
+        ({"outputs": "masks/1"}, "outputs: there is no 'masks/1' in the outputs. Did you mean 'masks/0'"),
+        ({"outputs": "digit"}, "targets: there are several targets, of which one has to be named. Valid: dark, digit."),
+    ):
+        run = new_run(
+            {"accuracy": partial(Accuracy, dataset_key="test", heads={"a": head}, every_n_updates=1)},
+            module=TwoHeads(),
+            datasets=datasets,
+            trainer_class=TwoHeadsTrainer,
+            max_updates=1,
+        )
+        with pytest.raises(ConfigError, match=re.escape(f"callbacks.accuracy.heads.a.{message}")):
+            run.train()

@@ -64,7 +64,7 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
         of_stored_weights = item.arguments.get("weights_of") not in (None, UNKNOWN)  # which the keys name
         for pattern in item.signature.logs:
             if not (of_stored_weights and pattern.endswith("{dataset_key}")):
-                logged.update(expand(pattern, item))
+                logged.update(expand(pattern, item.arguments | {"name": item.path.rpartition(".")[2]}))
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for path, key in [*watched, *_strings("objective", objective)]:
         if not any(_matches(key, pattern) for pattern in logged):
@@ -78,18 +78,17 @@ def is_callback(item: CheckedObject) -> bool:
     return item.path.startswith(_CALLBACKS) and item.path.count(".") == 1
 
 
-def expand(pattern: str, item: CheckedObject) -> Iterator[str]:
-    """Put a callback's arguments into a pattern of metric keys; a list gives one key for each of its elements."""
-    arguments = item.arguments | {"name": item.path.rpartition(".")[2]}
+def expand(pattern: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Put arguments into a pattern of metric keys: one key for each element of a list, or key of a mapping."""
     parts = re.split(r"\{(\w+)\}", pattern)  # texts at even positions, names of arguments at odd ones
     choices = [_texts(arguments.get(part)) if index % 2 else [part] for index, part in enumerate(parts)]
     yield from map("".join, product(*choices))
 
 
 def _texts(value: Any) -> list[str]:
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | Mapping):
         return [str(item) for item in value]
-    return ["*"] if value is None or value is UNKNOWN or isinstance(value, Mapping) else [str(value)]
+    return ["*"] if value is None or value is UNKNOWN else [str(value)]
 
 
 def _matches(key: str, pattern: str) -> bool:

@@ -1,0 +1,141 @@
+"""Scores and targets of classification in what models return and batches hold, also of one head of several."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.tensors.nested import entries
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of a model: where its outputs and their targets are, and which of them count.
+
+    Attributes:
+        outputs: Path of its outputs in what the model returns, such as ``digit``, ``heads/0``; empty for the whole.
+        targets: Path of its targets in those of the batch, in the same way.
+        classes: Count the targets of these classes only; None counts all.
+        restrict_scores: Whether only these classes compete for a target, as in the protocol of ImageNet-R (Hendrycks
+            et al., "The many faces of robustness", 2021), where a model of 1000 classes is tested on 200.
+        ignore_index: Target that does not count, such as -100.
+        path: Config path of the head, for errors.
+
+    Raises:
+        ConfigError: The classes are not different numbers of at least 0, or only these are to compete and there are
+            none.
+    """
+
+    outputs: str = ""
+    targets: str = ""
+    classes: Sequence[int] | None = None
+    restrict_scores: bool = False
+    ignore_index: int | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        given = self.classes
+        if given is not None and not _are_classes(given):
+            raise ConfigError(
+                f"different class indices of at least 0 are needed, not {given}", path=self._at("classes")
+            )
+        if self.restrict_scores and given is None:
+            raise ConfigError("there are no `classes` to restrict them to", path=self._at("restrict_scores"))
+
+    @classmethod
+    def from_config(cls, path: str, given: Mapping[str, Any]) -> "Head":
+        """Make a head of what a config says at a path."""
+        known = {field.name for field in fields(cls)} - {"path"}
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"there is no '{key}'. {did_you_mean(key, known)}", path=path)
+        ways = {key: str(given[key]) for key in ("outputs", "targets") if key in given}  # an index may be a number
+        return cls(**{**given, **ways}, path=path)
+
+    def find(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Return the outputs and targets of this head.
+
+        Raises:
+            ConfigError: There is no tensor at a path.
+        """
+        own = _tensor_at(outputs, self.outputs, "outputs", self._at("outputs"))
+        return own, _tensor_at(targets, self.targets, "targets", self._at("targets"))
+
+    def scores(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return scores of shape (..., classes), classes of shape (...), and which of these count; None for all.
+
+        Raises:
+            ConfigError: There is no tensor at a path, the targets are not class indices, or the head has a class that
+                the model lacks.
+        """
+        scores, targets = self.find(outputs, targets)
+        scores = classes_last(scores, targets, self.path)
+        counted = None if self.ignore_index is None else targets != self.ignore_index
+        if self.classes is None:
+            return scores, targets, counted
+        if max(self.classes) >= scores.shape[-1]:
+            raise ConfigError(
+                f"{max(self.classes)} is not one of the {scores.shape[-1]} classes, which are counted from 0",
+                path=self._at("classes"),
+            )
+        classes = torch.tensor(list(self.classes), device=targets.device)
+        if self.restrict_scores:
+            lost = torch.full_like(scores, -torch.inf)
+            scores = lost.index_copy(-1, classes, scores.index_select(-1, classes))
+        is_chosen = torch.isin(targets, classes)
+        return scores, targets, is_chosen if counted is None else is_chosen & counted
+
+    def _at(self, key: str) -> str | None:
+        return None if self.path is None else f"{self.path}.{key}"
+
+
+def classes_last(scores: Tensor, targets: Tensor, path: str | None = None) -> Tensor:
+    """Return scores with the classes in the last dimension.
+
+    Args:
+        scores: Scores of shape (samples, ..., classes), or (samples, classes, ...) as in torch's cross-entropy; where
+            both fit, it is the first one, as in ``SgdTrainer.training_step``.
+        targets: Class indices of shape (samples, ...).
+        path: Config path of what needs them, for errors.
+
+    Raises:
+        ConfigError: The targets are not class indices.
+    """
+    if not targets.is_floating_point():
+        if scores.shape[:-1] == targets.shape:
+            return scores
+        if scores.shape[:1] + scores.shape[2:] == targets.shape:
+            return scores.movedim(1, -1)
+    shapes = f"outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}"
+    raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=path)
+
+
+def _are_classes(given: Any) -> bool:
+    is_list = isinstance(given, (list, tuple)) and len(given) > 0 and len(set(given)) == len(given)
+    return is_list and all(isinstance(item, int) and item >= 0 for item in given)
+
+
+def _tensor_at(tree: Any, way: str, kind: str, path: str | None) -> Tensor:
+    found: Any = tree
+    for key in way.split("/") if way else ():
+        found = {str(name): value for name, value in entries(found)}.get(key)
+    if isinstance(found, Tensor):
+        return found
+    ways = list(_ways(tree))
+    if not ways:
+        raise ConfigError(f"there are no several {kind}, but a {type(tree).__name__}: leave it out", path=path)
+    wrong = f"there is no '{way}' in the {kind}" if way else f"there are several {kind}, of which one has to be named"
+    raise ConfigError(f"{wrong}. {did_you_mean(way, ways)}", path=path)
+
+
+def _ways(tree: Any, start: str = "") -> Iterator[str]:
+    """Yield the paths of all tensors in a tree."""
+    for key, value in entries(tree):
+        way = f"{start}/{key}" if start else str(key)
+        if isinstance(value, Tensor):
+            yield way
+        else:
+            yield from _ways(value, way)
