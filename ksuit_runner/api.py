@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ksuit_runner.cli.start import check_overrides, refuse_launcher, start_composed, start_new, start_stored
+from ksuit_runner.cli.arguments import check_overrides
+from ksuit_runner.cli.start import refuse_launcher, start_composed, start_new, start_stored
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_locations, without_sweep
 from ksuit_runner.config.overrides import value_of

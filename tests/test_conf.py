@@ -10,8 +10,9 @@ from torch import nn
 
 from callbacks.ema import Ema
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import choices, compose_config, groups, shipped_conf
+from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
+from ksuit_runner.config.groups import choices, groups, shipped_conf
 from ksuit_runner.engine.assembly import Assembly, build_trainer
 from ksuit_runner.engine.loop import do_update, evaluate, train
 from ksuit_runner.engine.run_record import RunRecord

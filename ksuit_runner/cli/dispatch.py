@@ -1,5 +1,6 @@
 """The command line; torch and MLflow are imported only when a run starts."""
 
+import logging
 import os
 import signal
 import sys
@@ -8,33 +9,25 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from ksuit_runner.cli.start import check_overrides, start_composed, start_stored
-from ksuit_runner.config.compose import CONFIG_NAME, MISTAKES, explain, register_search_path, shipped_conf
-from ksuit_runner.config.overrides import value_of
+from ksuit_runner import __version__
+from ksuit_runner.cli.arguments import COMMANDS, as_overrides, split
+from ksuit_runner.cli.start import print_stored, start_composed, start_stored
+from ksuit_runner.config.explain import MISTAKES, explain
+from ksuit_runner.config.groups import CONFIG_NAME, register_search_path, shipped_conf
+from ksuit_runner.config.overrides import bare_name, value_of
 from ksuit_runner.distributed.environment import adopt_slurm, for_starter, place
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, PeerError, files_explained
-from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
+from ksuit_runner.resume.request import refuse_sweep_settings, requested
 from ksuit_runner.ui.command_line import command_line
 from ksuit_runner.ui.lasting_output import secure_output
 from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
 
 Command = Callable[[str, Sequence[str]], int]
-COMMANDS = {
-    "sync": ("cli.sync", "sync"),
-    "list": ("cli.list_runs", "list_runs"),
-    "show": ("reports.show", "show"),
-    "export": ("cli.export", "export"),
-    "compare": ("reports.compare", "compare"),
-    "leaderboard": ("sweep.commands", "show_leaderboard"),
-}
-"""Key of a command that trains nothing -> its module and function, which gets the value of the key."""
-_WORDS = (*COMMANDS, *MODES)
-_NEWEST = "20"  # how many runs are listed unless it is said
 _OTHERS_S = 1.0
+VERBOSE = "hydra.verbose"
 
 
 def main() -> None:
@@ -64,15 +57,21 @@ def _print_error(error: KsuitError) -> None:
     if here is not None and here.rank > 0:
         time.sleep(_OTHERS_S)  # what has started the ranks ends this one meanwhile if it is the same with rank 0
         error = KsuitError(f"rank {here.rank}: {error}")
+    if logging.getLogger("ksuit_runner").level == logging.DEBUG:
+        print_traceback(type(error), error, error.__traceback__)
     print_error(make_console(stderr=True), error)
 
 
 def _main(arguments: Sequence[str]) -> int:
-    flags, overrides = _split(arguments)
+    if "--version" in arguments:
+        print(f"ksuit_runner {__version__}")
+        return 0
+    flags, words = split(arguments)
     if {"--help", "-h"} & set(flags):
         from ksuit_runner.cli.help import print_help
 
-        return print_help(overrides)
+        return print_help(words)
+    overrides = _without_verbose(as_overrides(words))
     for name, (module, function) in COMMANDS.items():
         if (query := value_of(name, overrides)) is not None:
             command: Command = getattr(import_module(f"ksuit_runner.{module}"), function)
@@ -81,7 +80,9 @@ def _main(arguments: Sequence[str]) -> int:
     request, choice = requested(overrides), value_of("sweep", overrides)
     multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
     others = [flag for flag in flags if flag not in multirun]
-    if request is not None and not {"--cfg", "-c"} & set(flags):
+    if request is not None:
+        if others in (["--cfg", "job"], ["-c", "job"]) and not multirun:
+            return print_stored(request, overrides)
         if flags or choice:
             raise ConfigError(f"{request}: it cannot be given together with {(*flags, f'sweep={choice}')[0]}")
         return start_stored(request, overrides, command_line()).exit_status
@@ -96,38 +97,18 @@ def _main(arguments: Sequence[str]) -> int:
     return _run_composed(overrides)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the flags of Hydra, with what belongs to them, and the overrides.
+def _without_verbose(overrides: Sequence[str]) -> list[str]:
+    """Let ``hydra.verbose=true`` show what is logged for debugging, and the tracebacks of mistakes, by any command.
 
     Raises:
-        ConfigError: A word is neither, or an override has no meaning before Hydra is asked.
+        ConfigError: It is neither true nor false.
     """
-    given = list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
-    overrides = _as_overrides(given)
-    check_overrides(overrides)
-    return [item for item in arguments if item not in given], overrides
-
-
-def _as_overrides(given: Sequence[str]) -> list[str]:
-    """Return overrides in which ``show RUN`` is ``show=RUN``, and ``compare A B`` is ``compare=[A,B]``.
-
-    Raises:
-        ConfigError: A command has too few or too many words.
-    """
-    command, *words = [item for item in given if "=" not in item and not item.startswith("~")] or [""]
-    key = "list" if command == "runs" else command
-    if key not in _WORDS:
-        return list(given)
-    if key == "compare":
-        value = f"[{','.join(words)}]"
-    elif command == "runs" and not words:
-        value = _NEWEST
-    elif len(words) == 1:
-        value = words[0]
-    else:
-        what = "a number, or all" if key == "list" else "a sweep" if key == "leaderboard" else "a run, such as last"
-        raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
-    return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
+    value = value_of(VERBOSE, overrides) or "false"
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"true or false is needed, not {value}", path=VERBOSE)
+    if value.lower() == "true":
+        logging.getLogger("ksuit_runner").setLevel(logging.DEBUG)
+    return [item for item in overrides if bare_name(item) != VERBOSE]
 
 
 def _run_composed(overrides: Sequence[str]) -> int:

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf
-
-from ksuit_runner.config.compose import choices, compose_config, groups
+from ksuit_runner.cli.arguments import as_overrides
+from ksuit_runner.config.commented import commented
+from ksuit_runner.config.compose import compose_with_choices
+from ksuit_runner.config.groups import choices, files, groups
+from ksuit_runner.errors import ConfigError, did_you_mean
 
 _COMMANDS = """\
 ksuit-runner trains a model as the config says, tracks it, and resumes it exactly after whatever happened.
 
-  python -m ksuit_runner callbacks=[ema,accuracy]         choose callbacks
+  python -m ksuit_runner 'callbacks=[ema,accuracy]'       choose callbacks
   python -m ksuit_runner model=mlp optimizer.lr=3e-4      any group, any value
   python -m ksuit_runner -m seed=0,1,2                    a sweep; or sweep=NAME
   python -m ksuit_runner resume=RUN_ID                    resume, bit for bit; also fork= and evaluate=
   python -m ksuit_runner list=10                          the newest runs; also the words `runs`, `show RUN` ...
   python -m ksuit_runner show=RUN_ID                      its config, metrics, checkpoints and commands
-  python -m ksuit_runner compare=[RUN_ID,RUN_ID]          where runs differ
+  python -m ksuit_runner compare RUN_ID RUN_ID            where runs differ
   python -m ksuit_runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
   python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
   python -m ksuit_runner leaderboard=SWEEP_ID             what a sweep has found; resume=SWEEP_ID resumes it
@@ -23,19 +25,35 @@ ksuit-runner trains a model as the config says, tracks it, and resumes it exactl
 RUN_ID is a run's id, its first 6 or more characters, its name, or `last`; SWEEP_ID likewise, without `last`.
 """
 _FLAGS = """\
-Any value can be given as PATH=VALUE, such as trainer.max_epochs=20; +PATH=VALUE adds a key, and ~PATH removes one.
---cfg job prints the config and exits; --hydra-help shows the flags of Hydra, which composes the config.
+Any value can be given as PATH=VALUE, such as trainer.max_epochs=20; +PATH=VALUE adds a key, and '~PATH' removes one.
+--help GROUP shows all choices of a group. --cfg job prints the config and exits, also with resume=, fork=, evaluate=.
+hydra.verbose=true shows the tracebacks of mistakes. --hydra-help shows the flags of Hydra, which composes the config.
 """
 
 
-def print_help(overrides: Sequence[str]) -> int:
-    """Print the commands, the groups with their choices, and the config that the overrides make; return 0.
+def print_help(words: Sequence[str]) -> int:
+    """Print the commands, the groups with their choices, and the config with its comments; return 0.
+
+    Args:
+        words: Overrides that make the config; or groups, whose choices are shown instead.
 
     Raises:
-        ConfigError: The overrides make none.
+        ConfigError: There is no such group, or the overrides make no config.
     """
-    config = OmegaConf.to_yaml(compose_config(overrides))
+    if topics := [word for word in words if "=" not in word and not word.startswith("~")]:
+        print("\n".join(map(_group, topics)), end="")
+        return 0
+    config, chosen = compose_with_choices(as_overrides(words))
     offered = ((group, choices(group)) for group in groups())
     listed = "".join(f"{group}: {', '.join(names)}\n" for group, names in offered if names)
-    print(f"{_COMMANDS}\n== Groups: GROUP=CHOICE ==\n\n{listed}\n== Config ==\n\n{config}\n{_FLAGS}", end="")
+    text = commented(config, chosen)
+    print(f"{_COMMANDS}\n== Groups: GROUP=CHOICE ==\n\n{listed}\n== Config ==\n\n{text}\n{_FLAGS}", end="")
     return 0
+
+
+def _group(group: str) -> str:
+    """Return the files of a group with their comments."""
+    if group not in groups():
+        raise ConfigError(f"--help {group}: there is no such group. {did_you_mean(group, groups())}")
+    texts = ((choice, files(f"{group}/{choice}")[0].read_text(encoding="utf-8")) for choice in choices(group))
+    return "\n".join(f"== {group}={choice} ==\n\n{text}" for choice, text in texts)

@@ -11,34 +11,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides, without_sweep
+from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, files_explained
-from ksuit_runner.paths import PathProvider
+from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.resume.starting_point import with_starting_point
+from ksuit_runner.security.masking import mask_text
 from ksuit_runner.start.start_run import Start, start_run
 from ksuit_runner.sweep.stored_sweep import find_sweep
 
 if TYPE_CHECKING:
     from ksuit_runner.sweep.runner import SweepOutcome
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Check what Hydra would say too late, too slowly, or not at all.
-
-    Raises:
-        ConfigError: An override has no meaning before Hydra is asked.
-    """
-    for item in overrides:
-        if "=" not in item and not item.startswith("~"):
-            raise ConfigError(f"'{item}' is not an override: PATH=VALUE sets a value, ~PATH removes one")
-    refuse_long_overrides(overrides)
-    refuse_lost_overrides(overrides)
 
 
 def start_composed(config: DictConfig, command: str) -> RunOutcome:
@@ -88,12 +76,35 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
     Raises:
         KsuitError: It could not be started; nothing is changed then.
     """
-    mode = request.mode
     with files_explained():
-        if mode == Mode.RESUME and (sweep := find_sweep(request.query, overrides)) is not None:
+        if (sweep := _sweep(request, overrides)) is not None:
             from ksuit_runner.sweep.commands import resume_sweep
 
             return resume_sweep(sweep, overrides)
+    return start_run(_stored_start(request, overrides, command))
+
+
+def print_stored(request: Request, overrides: Sequence[str]) -> int:
+    """Print the config with which a stored run would be resumed, forked or evaluated, and return 0.
+
+    Raises:
+        KsuitError: It could not be started like this.
+    """
+    with files_explained():
+        if _sweep(request, overrides) is not None:
+            raise ConfigError(f"{request}: this is a sweep, each of whose jobs has a config of its own")
+    values = _stored_start(request, overrides, "").config
+    print(mask_text(OmegaConf.to_yaml(OmegaConf.create(dict(values)))), end="")
+    return 0
+
+
+def _sweep(request: Request, overrides: Sequence[str]) -> SweepPaths | None:
+    return find_sweep(request.query, overrides) if request.mode == Mode.RESUME else None
+
+
+def _stored_start(request: Request, overrides: Sequence[str], command: str) -> Start:
+    mode = request.mode
+    with files_explained():
         found = locate(request, overrides)
         stored = compose_stored(mode, PathProvider(found.outputs.output_dir, found.run_id), overrides)
     config = stored.config
@@ -107,7 +118,7 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
         values = with_starting_point(values)
     launch = Launch(command, stored.overrides, mode, found.run_id)
     origin = Origin(mode, found.run_id, tuple(stored.changes), found.checkpoint)
-    return start_run(Start(values, launch, origin, stored.trust))
+    return Start(values, launch, origin, stored.trust)
 
 
 def _refuse_initialization(request: Request, changes: Sequence[str], values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Composes a run's config with Hydra, and explains Hydra's errors in the user's words."""
+"""Composes a run's config with Hydra."""
 
 import copy
 import os
@@ -6,31 +6,25 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ksuit_runner.config.overrides import bare_name, full_name, parse, root
-from ksuit_runner.errors import ConfigError, did_you_mean, suggest
-from ksuit_runner.system.shipped_folders import shipped
-from ksuit_runner.system.untrusted_files import SIZE_LIMIT
+from ksuit_runner.config.explain import explain
+from ksuit_runner.config.groups import CONFIG_NAME, groups, register_search_path, shipped_conf
+from ksuit_runner.config.overrides import full_name, parse, root
+from ksuit_runner.errors import ConfigError
 
-CONFIG_NAME = "config"
-MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
-"""What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
 _LOCATIONS = ("output_dir", "tracker", "trust")
 _BESIDE = re.compile(r"tracker\.[\w-]+\.")
 _LONGEST_OVERRIDE = 20_000
-_WIDEST = 500  # characters of a line that explains a mistake
 SWEEP_NODES = ("sweep", "launcher")
 """Keys at the top of the config that are about a sweep and not about its runs."""
 ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
@@ -39,40 +33,6 @@ COMMAND_KEYS = ("resume", "fork", "evaluate", "sync", "list", "show", "compare",
 """Keys at the top of the config that ask for something else than a new run."""
 NOT_STORED = (*SWEEP_NODES, *COMMAND_KEYS, "trust")
 """Keys at the top of the config that are not stored with a run."""
-
-
-def shipped_conf() -> Path:
-    """Return the folder of the YAML files that ship."""
-    return shipped("conf")
-
-
-def project_conf() -> Path | None:
-    """Return the project's own ``conf`` folder, if there is one in the working directory besides the shipped one."""
-    folder = Path.cwd() / "conf"
-    return folder if folder.is_dir() and not folder.samefile(shipped_conf()) else None
-
-
-class ProjectConf(SearchPathPlugin):
-    """Lets Hydra look into the project's own ``conf`` folder first."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Put the project's folder before the shipped one."""
-        folder = project_conf()
-        if folder is not None:
-            search_path.prepend(provider="project", path=f"file://{folder}", anchor="main")
-
-
-def register_search_path() -> None:
-    """Register the project's own ``conf`` folder with Hydra.
-
-    Raises:
-        ConfigError: A YAML file is so large that reading it would take minutes.
-    """
-    for folder in filter(None, (project_conf(), shipped_conf())):
-        for path in folder.rglob("*.yaml"):
-            if path.is_file() and (size := path.stat().st_size) > SIZE_LIMIT:
-                raise ConfigError(f"{path}: it has {size:,} bytes, and a config has at most {SIZE_LIMIT:,}")
-    Plugins.instance().register(ProjectConf)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -84,12 +44,19 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: An override names nothing that exists, or has no meaning.
     """
+    return compose_with_choices(overrides)[0]
+
+
+def compose_with_choices(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose a config, and also return what is chosen of the groups of which one is; see ``compose_config``."""
     refuse_long_overrides(overrides)
     register_search_path()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
-            return _without_hydra(compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True))
+            config = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+        chosen = dict(config.hydra.runtime.choices)
+        return _without_hydra(config), chosen
     except Exception as error:  # only Hydra runs here, and it does not wrap everything that its parser raises
         raise explain(error, overrides) from None
 
@@ -209,79 +176,3 @@ def refuse_lost_overrides(overrides: Sequence[str]) -> None:
     for group in groups():
         if group in names and f"+{group}" in names:
             raise ConfigError(f"{group}: given twice, as {group}= and +{group}=. Put both into one list")
-
-
-def choices(group: str) -> list[str]:
-    """Return the names of all YAML files of a group, shipped and own."""
-    folders = [folder / group for folder in (project_conf(), shipped_conf()) if folder is not None]
-    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
-
-
-def groups() -> list[str]:
-    """Return the names of all groups, shipped and own."""
-    folders = [folder for folder in (project_conf(), shipped_conf()) if folder is not None]
-    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
-
-
-def explain(error: Exception, overrides: Sequence[str], config: DictConfig | None = None) -> ConfigError:
-    """Explain an error of Hydra in the user's words, with the nearest valid name.
-
-    Args:
-        error: What Hydra raised.
-        overrides: The overrides that were given.
-        config: The config that they were applied to; by default the one that Hydra composes.
-    """
-    lines = str(_explained(error, overrides, config)).splitlines()
-    return ConfigError("\n".join(line if len(line) <= _WIDEST else f"{line[:_WIDEST]}…" for line in lines))
-
-
-def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
-    if isinstance(error, RecursionError):
-        return ConfigError("an override or a YAML file is nested too deep")
-    text = str(error)
-    missing = re.search(r"Could not find '([^']+)'|Could not load '([^']+)'", text)
-    if missing:
-        return _unknown_choice(missing[1] or missing[2])
-    key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
-    if key:
-        return _unknown_key(f"{text}\n{error.__cause__ or ''}", overrides, config)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return ConfigError("\n".join(lines[:4]) or type(error).__name__)
-
-
-def _unknown_choice(path: str) -> ConfigError:
-    group, _, choice = path.rpartition("/")
-    if not group:
-        return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
-    available = choices(group)
-    if not available and group not in groups():
-        return ConfigError(f"{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
-    listed = f"\nThere are: {', '.join(available)}" if suggest(choice, available) else ""
-    return ConfigError(f"{group}: there is no '{choice}'. {did_you_mean(choice, available)}{listed}")
-
-
-def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
-    full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
-    path = full[1].strip() if full else ""
-    about = [item for item in overrides if f"{path}.".startswith(f"{bare_name(item)}.")]
-    given = max(about, key=lambda item: len(bare_name(item)), default=path)
-    parent, _, name = path.rpartition(".")
-    if config is None:
-        config = _groups_chosen([item for item in overrides if item != given])
-    node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig | None):
-        return ConfigError(f"{given}: '{parent}' is a value and has no keys")
-    where = f"'{parent}' has" if parent else "the config has"
-    how = f"To add a new key, write +{given}"
-    if bare_name(given) in groups():
-        how += f". To replace what is there, write a file in conf/{bare_name(given)}/ and choose it"
-    return ConfigError(f"{given}: {where} no '{name}'. {did_you_mean(name, map(str, node or {}))}\n{how}")
-
-
-def _groups_chosen(overrides: Sequence[str]) -> DictConfig:
-    """Return the config that the group choices among some overrides compose, an empty one if they do not compose."""
-    with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
-        try:
-            return compose(CONFIG_NAME, overrides=[item for item in overrides if "." not in bare_name(item)])
-        except (HydraException, OmegaConfBaseException):
-            return OmegaConf.create()

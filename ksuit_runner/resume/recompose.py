@@ -7,16 +7,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.compose import (
-    MISTAKES,
-    NOT_STORED,
-    chooses_group,
-    compose_config,
-    explain,
-    refuse_long_overrides,
-    set_values,
-)
+from ksuit_runner.config.compose import NOT_STORED, chooses_group, compose_config, refuse_long_overrides, set_values
 from ksuit_runner.config.differences import ABSENT, put_differences
+from ksuit_runner.config.explain import MISTAKES, explain
 from ksuit_runner.config.overrides import parse
 from ksuit_runner.errors import ConfigError
 

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import resolve
-from ksuit_runner.config.compose import NOT_STORED, SWEEP_NODES, compose_config, project_conf, shipped_conf
+from ksuit_runner.config.compose import NOT_STORED, SWEEP_NODES, compose_config
+from ksuit_runner.config.groups import project_conf, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_text, value_of, value_text
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.resume.starting_point import with_starting_point

@@ -8,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, groups, with_values, without_sweep
+from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, with_values, without_sweep
 from ksuit_runner.config.differences import is_same
+from ksuit_runner.config.groups import groups
 from ksuit_runner.config.overrides import bare_name, full_name
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.resume.starting_point import with_starting_point

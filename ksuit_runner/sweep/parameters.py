@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
-from ksuit_runner.config.compose import choices, groups
+from ksuit_runner.config.groups import choices, groups
 from ksuit_runner.config.overrides import bare_name, parse, to_text
 from ksuit_runner.errors import ConfigError
 

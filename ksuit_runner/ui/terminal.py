@@ -72,7 +72,7 @@ def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Ite
     if log_path is not None:
         handlers.append(_file_handler(log_path, prefix))
     logger.handlers, logger.propagate = handlers, False
-    logger.setLevel(logging.WARNING if rank else logging.INFO)
+    logger.setLevel(logging.WARNING if rank else logger.level or logging.INFO)
     try:
         yield logger
     finally:

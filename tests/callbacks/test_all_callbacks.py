@@ -10,7 +10,8 @@ from preloaded import ksuit
 from ranks import ksuit_on_ranks
 from safetensors import safe_open
 
-from ksuit_runner.config.compose import choices, compose_config, shipped_conf
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.groups import choices, shipped_conf
 
 pytestmark = pytest.mark.slow
 

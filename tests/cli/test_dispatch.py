@@ -16,7 +16,6 @@ COMMANDS = (
     ["sync=last"],
     ["leaderboard=x"],
     ["--cfg", "job"],
-    ["-h"],
 )
 
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import yaml
 from command import ksuit
 from PIL import Image
 
 from ksuit_runner import run
+from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.compare import compare
@@ -85,3 +87,14 @@ def test_commands_may_be_words(output_dir):
     assert "first" in ksuit(output_dir, "runs") and "first" not in ksuit(output_dir, "runs", "1")
     assert "optimizer.lr" in ksuit(output_dir, "compare", "first", "second")
     assert "a run, such as last, and 2 words" in ksuit(output_dir, "resume", "first", "second", status=2)
+
+
+def test_the_config_that_a_stored_run_would_get_is_printed(output_dir, capsys):
+    assert _main(["--cfg", "job", f"output_dir={output_dir}", "resume=second", "trainer.max_epochs=3"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_epochs"] == 3 and printed["optimizer"]["lr"] == 0.01
+    assert "callbacks" in printed and "resume" not in printed and len(list((output_dir / "runs").iterdir())) == 2
+    with pytest.raises(KsuitError, match="this would rewrite the past"):
+        _main(["--cfg", "job", f"output_dir={output_dir}", "resume=second", "seed=4"])
+    with pytest.raises(KsuitError, match="cannot be given together with --cfg"):
+        _main(["--cfg", "hydra", f"output_dir={output_dir}", "resume=second"])

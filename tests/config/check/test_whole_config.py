@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from ksuit_runner.config.check.whole_config import check_config, resolve
-from ksuit_runner.config.compose import choices, compose_config
+from ksuit_runner.config.compose import compose_config
+from ksuit_runner.config.groups import choices
 from ksuit_runner.errors import ConfigError
 
 CONFIG = """

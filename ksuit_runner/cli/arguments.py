@@ -1,0 +1,133 @@
+"""Reads the words of a command line: flags of Hydra, overrides, and commands, and refuses what is none of these."""
+
+import re
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+
+from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides
+from ksuit_runner.config.explain import paths_named
+from ksuit_runner.config.groups import choices, groups
+from ksuit_runner.config.overrides import bare_name
+from ksuit_runner.errors import ConfigError, suggest
+from ksuit_runner.resume.request import MODES
+
+COMMANDS = {
+    "sync": ("cli.sync", "sync"),
+    "list": ("cli.list_runs", "list_runs"),
+    "show": ("reports.show", "show"),
+    "export": ("cli.export", "export"),
+    "compare": ("reports.compare", "compare"),
+    "leaderboard": ("sweep.commands", "show_leaderboard"),
+}
+"""Key of a command that trains nothing -> its module and function, which gets the value of the key."""
+_WORDS = (*COMMANDS, *MODES)
+_NEWEST = "20"  # how many runs are listed unless it is said
+_TRAINS = ("train", "run", "fit", "start")
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags of Hydra, with what belongs to them, and all other words.
+
+    Raises:
+        ConfigError: There is no such flag.
+    """
+    parser = get_args_parser()
+    _refuse_unknown_flags(arguments, list(parser._option_string_actions))
+    words = list(parser.parse_intermixed_args(list(arguments)).overrides)
+    return [item for item in arguments if item not in words], words
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Return the overrides that words stand for: ``show RUN`` is ``show=RUN``, ``compare A B`` is ``compare=[A,B]``.
+
+    Raises:
+        ConfigError: A command has too few or too many words, or a word is no override, or has no meaning before Hydra
+            is asked.
+    """
+    overrides = _commands_as_overrides(words)
+    check_overrides(overrides)
+    return overrides
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check what Hydra would say too late, too slowly, or not at all.
+
+    Raises:
+        ConfigError: An override has no meaning before Hydra is asked.
+    """
+    _refuse_spaces(overrides)
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals and not item.startswith("~"):
+            raise ConfigError(f"'{item}' is not an override: PATH=VALUE sets a value, ~PATH removes one{_meant(item)}")
+        if equals and not value.strip():
+            raise ConfigError(
+                f"{key}=: the value is empty, as with an unset variable of the shell. For none, write "
+                f"{bare_name(item)}=null"
+            )
+    refuse_long_overrides(overrides)
+    refuse_lost_overrides(overrides)
+
+
+def _commands_as_overrides(given: Sequence[str]) -> list[str]:
+    command, *words = [item for item in given if "=" not in item and not item.startswith("~")] or [""]
+    key = "list" if command == "runs" else command
+    if key not in _WORDS:
+        return list(given)
+    if key == "compare":
+        value = f"[{','.join(words)}]"
+    elif command == "runs" and not words:
+        value = _NEWEST
+    elif len(words) == 1:
+        value = words[0]
+    else:
+        what = "a number, or all" if key == "list" else "a sweep" if key == "leaderboard" else "a run, such as last"
+        raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
+    return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
+
+
+def _refuse_unknown_flags(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse ``--max_epochs 3``, which other programs take."""
+    for index, item in enumerate(arguments):
+        flag, _, value = item.partition("=")
+        is_long = flag.startswith("--") and len(flag) > 2
+        is_known = flag in known or (is_long and any(name.startswith(flag) for name in known))  # argparse completes it
+        if is_known or not (is_long or re.match(r"-[a-zA-Z]", flag)):
+            continue
+        name, after = flag.lstrip("-").replace("-", "_"), arguments[index + 1 : index + 2]
+        if not value:
+            value = next((word for word in after if "=" not in word and not word.startswith("--")), "VALUE")
+        paths = [name] if name in _top_level() else paths_named(name)
+        meant = f"Write {' or '.join(f'{path}={value}' for path in paths)}" if paths else "PATH=VALUE sets a value"
+        raise ConfigError(f"{flag}: there is no such flag, and values are set without dashes. {meant}")
+
+
+def _refuse_spaces(words: Sequence[str]) -> None:
+    """Refuse ``optimizer.lr = 0.1``, of which the shell makes three words."""
+    for index, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        before, after = ("".join(words[at : at + 1] if at >= 0 else ()) for at in (index - 1, index + 1))
+        is_split = (not key and before and "=" not in before) or (not value.strip() and after and "=" not in after)
+        if equals and (is_split or key != key.strip()):
+            whole = f"{key.strip() or before}={value.strip() or after}"
+            raise ConfigError(f"'{word}': an override has no spaces around its =. Write {whole}")
+
+
+def _meant(word: str) -> str:
+    """Return what a word that means nothing may have been meant to say, to be appended to a message."""
+    if word in _TRAINS:
+        return ". To train, leave it out"
+    if near := suggest(word, (*_WORDS, "runs")):
+        return f". Did you mean the command '{near}'?"
+    if word in _top_level():
+        return f". Did you mean {word}={'NAME' if word in groups() else 'VALUE'}?"
+    found = [group for group in groups() if word in choices(group)]
+    paths = [] if found else paths_named(bare_name(word).rpartition(".")[2])
+    meant = [*(f"{group}=[{word}]" if group == "callbacks" else f"{group}={word}" for group in found)]
+    meant += [f"{path}=VALUE" for path in paths]
+    return f". Did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def _top_level() -> set[str]:
+    return {*groups(), *_WORDS, "name", "seed", "output_dir", "ranks", "objective"}

@@ -1,0 +1,78 @@
+"""The folders of YAML files that a config is composed from: its groups, and the choices in each."""
+
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.shipped_folders import shipped
+from ksuit_runner.system.untrusted_files import SIZE_LIMIT
+
+CONFIG_NAME = "config"
+"""Name of the file that chooses from each group."""
+_WRONG_NAMES = ("config", "configs", "cfg", "hydra")
+
+
+def shipped_conf() -> Path:
+    """Return the folder of the YAML files that ship."""
+    return shipped("conf")
+
+
+def project_conf() -> Path | None:
+    """Return the project's own ``conf`` folder, if there is one in the working directory besides the shipped one."""
+    folder = Path.cwd() / "conf"
+    return folder if folder.is_dir() and not folder.samefile(shipped_conf()) else None
+
+
+class ProjectConf(SearchPathPlugin):
+    """Lets Hydra look into the project's own ``conf`` folder first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the project's folder before the shipped one."""
+        folder = project_conf()
+        if folder is not None:
+            search_path.prepend(provider="project", path=f"file://{folder}", anchor="main")
+
+
+def register_search_path() -> None:
+    """Register the project's own ``conf`` folder with Hydra.
+
+    Raises:
+        ConfigError: A YAML file is so large that reading it would take minutes.
+    """
+    for folder in _folders():
+        for path in folder.rglob("*.yaml"):
+            if path.is_file() and (size := path.stat().st_size) > SIZE_LIMIT:
+                raise ConfigError(f"{path}: it has {size:,} bytes, and a config has at most {SIZE_LIMIT:,}")
+    Plugins.instance().register(ProjectConf)
+
+
+def choices(group: str) -> list[str]:
+    """Return the names of all YAML files of a group, shipped and own."""
+    return sorted({path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")})
+
+
+def groups() -> list[str]:
+    """Return the names of all groups, shipped and own."""
+    return sorted({path.name for folder in _folders() for path in folder.iterdir() if path.is_dir()})
+
+
+def files(name: str) -> list[Path]:
+    """Return the YAML files of a name, such as ``model/mlp``: the project's own, which counts, and the shipped one."""
+    return [path for folder in _folders() if (path := folder / f"{name}.yaml").is_file()]
+
+
+def _folders() -> list[Path]:
+    return [folder for folder in (project_conf(), shipped_conf()) if folder is not None]
+
+
+def hint_of_files(group: str, choice: str) -> str:
+    """Say why a file is not found that the project seems to have: its ending, or the name of the folder; or nothing."""
+    for folder in ("conf", *_WRONG_NAMES):
+        for ending in (".yaml", ".yml"):
+            path = Path(folder, group, f"{choice}{ending}")
+            if (folder, ending) != ("conf", ".yaml") and path.is_file():
+                return f"{path} has to be conf/{group}/{choice}.yaml"
+    return ""

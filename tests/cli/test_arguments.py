@@ -1,0 +1,99 @@
+"""Words of a command line that mean nothing: what is said, and what to write instead."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ksuit_runner import __version__
+from ksuit_runner.cli.dispatch import _main
+from ksuit_runner.config.groups import choices
+from ksuit_runner.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def refusal(*arguments):
+    with pytest.raises(ConfigError) as raised:
+        _main(arguments)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["lr=0.1"], "Did you mean optimizer.lr=0.1?"),
+        (["epochs=3"], "Did you mean trainer.max_epochs=3?"),
+        (["--max_epochs", "3"], "Write trainer.max_epochs=3"),
+        (["--max-epochs=3", "seed=1"], "Write trainer.max_epochs=3"),
+        (["-lr", "0.1"], "Write optimizer.lr=0.1"),
+        (["--model", "mlp"], "Write model=mlp"),
+        (["--resume", "last"], "Write resume=last"),
+        (["--wandb"], "PATH=VALUE sets a value"),
+        (["optimizer.lr", "=", "0.1"], "Write optimizer.lr=0.1"),
+        (["optimizer.lr=", "0.1"], "Write optimizer.lr=0.1"),
+        (["seed=1", "optimizer.lr", "=0.1"], "Write optimizer.lr=0.1"),
+        (["optimizer.lr = 0.1"], "Write optimizer.lr=0.1"),
+        (["~callbacks"], "For none of them, write callbacks=[]"),
+        (["~callbacks=ema"], "for all but one, ~callbacks.ema"),
+        (["~lr"], "Did you mean ~optimizer.lr?"),
+        (["~nothing"], "there is no 'nothing' to remove"),
+        (["+experiment=python_docs"], "Without the +: experiment=python_docs"),
+        (["+model=mlp"], "Without the +: model=mlp"),
+        (["trainer.parameter_rules=[a]"], "'trainer.parameter_rules' is a mapping: {KEY: VALUE}"),
+        (["+callbacks={ema: 3"], "+callbacks={ema: 3: "),
+        (["train"], "To train, leave it out"),
+        (["shwo", "last"], "Did you mean the command 'show'?"),
+        (["mlp"], "Did you mean model=mlp?"),
+        (["ema"], "Did you mean callbacks=[ema]?"),
+        (["model", "mlp"], "Did you mean model=NAME?"),
+        (["trainer.max_epochs"], "Did you mean trainer.max_epochs=VALUE?"),
+        (["--help", "optimiser"], "Did you mean 'optimizer'?"),
+        (["hydra.verbose=ema"], "true or false is needed"),
+    ],
+)
+def test_what_is_meant_is_said(arguments, meant):
+    assert meant in refusal(*arguments)
+
+
+@pytest.mark.parametrize("override", ["+experiment=", "output_dir=", "initialize.from=", "name= "])
+def test_an_unset_variable_starts_nothing(override):
+    key = override.strip("+ =")
+    message = refusal(override, "seed=1")
+    assert "the value is empty, as with an unset variable of the shell" in message
+    assert message.endswith(f"For none, write {key}=null")
+
+
+@pytest.mark.parametrize("file", ["config/callbacks/mine.yaml", "conf/callbacks/mine.yml"])
+def test_a_file_in_the_wrong_place_is_found(tmp_path, monkeypatch, file):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text("mine:\n  _target_: callbacks.ema.Ema\n")
+    monkeypatch.chdir(tmp_path)
+    assert f"{file} has to be conf/callbacks/mine.yaml" in refusal("callbacks=[mine]")
+
+
+def test_help_shows_what_each_key_is_for(capsys):
+    assert _main(["--help", "optimizer=sgd"]) == 0
+    printed = capsys.readouterr().out
+    assert "# seed of every random draw of the run\nseed: 0\n" in printed
+    assert "  # Nesterov momentum\n  nesterov: true\n" in printed
+    assert "    # decays, one average for each" in printed
+    config = printed.partition("== Config ==\n\n")[2].partition("\n\nAny value")[0].splitlines()
+    keys = [pair for pair in pairwise(config) if re.match(r" *\w+:", pair[1]) and "_target_" not in pair[1]]
+    bare = [line for before, line in keys if not before.lstrip().startswith("#")]
+    assert len(keys) > 100 and set(bare) <= {"trainer:", "data:"}, bare
+
+
+@pytest.mark.parametrize("group", ["optimizer", "callbacks"])
+def test_help_of_a_group_shows_its_files(capsys, group):
+    assert _main(["--help", group]) == 0
+    printed = capsys.readouterr().out
+    for choice in choices(group):
+        assert f"== {group}={choice} ==\n\n{(REPOSITORY / 'conf' / group / f'{choice}.yaml').read_text()}" in printed
+
+
+def test_the_version_is_that_of_the_runner(capsys):
+    assert _main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ksuit_runner {__version__}\n"
