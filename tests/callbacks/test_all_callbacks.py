@@ -47,7 +47,13 @@ def of_training(directory):
     return found
 
 
+def written_weights(directory):
+    folder = directory / "artifacts" / "weights"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
 def assert_same(run, reference):
+    assert written_weights(run) == written_weights(reference) != {}
     assert journal(run) == journal(reference)
     assert logged_files(run) == logged_files(reference)
     assert checkpoint_bytes(run) == checkpoint_bytes(reference)
