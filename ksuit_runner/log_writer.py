@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -73,6 +74,7 @@ class LogWriter:
     ) -> None:
         self.source = ""
         self.prefix = prefix
+        self._postfix = ""
         self.is_ahead = False
         self.summary: dict[str, Summary] = {}
         self._journal = journal
@@ -112,7 +114,7 @@ class LogWriter:
                 is not a number.
             ConfigError: The tracker does not take such a key; the callback is named.
         """
-        key = self.prefix + key
+        key = self._full(key)
         if type(value) is not float:
             value = self.snapshot(key, value)
         if logger is not None:
@@ -165,19 +167,39 @@ class LogWriter:
         """
         self._add_files(file_formats.table_files, key, columns, rows)
 
-    def add_text(self, key: str, text: str) -> None:
-        """Log a text at the current update."""
+    def add_text(self, key: str, text: str, logger: logging.Logger | None = None) -> None:
+        """Log a text at the current update; with a logger, it is shown on the terminal as well."""
+        if logger is not None:
+            logger.info("%s: %s", self._full(key), text)
         self._add_files(file_formats.text_files, key, text)
 
     def add_file(self, key: str, path: str | Path) -> None:
         """Log a copy of a file, as it is now, at the current update."""
         self._add_files(file_formats.copied_file, key, Path(path))
 
+    @contextmanager
+    def postfix(self, name: str) -> Iterator[None]:
+        """Let all keys that are logged in the block end in ``/name``; blocks may be nested.
+
+        Args:
+            name: The last part of the keys; if it is empty, they stay as they are, as for the live weights.
+        """
+        before = self._postfix
+        if name:
+            self._postfix += f"/{name}"
+        try:
+            yield
+        finally:
+            self._postfix = before
+
+    def _full(self, key: str) -> str:
+        return self.prefix + key + self._postfix
+
     def _add_files(self, encode: Callable[..., Contents], key: str, *content: Any) -> None:
         if not self._takes_files:
             return
         try:
-            contents = encode(self.prefix + key, self._counter.update + self.is_ahead, *map(_to_array, content))
+            contents = encode(self._full(key), self._counter.update + self.is_ahead, *map(_to_array, content))
         except KsuitError as error:
             error.locate(_location(self.source))
             raise

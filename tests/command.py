@@ -20,7 +20,14 @@ REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
 # Unread output must not block a run: a pipe holds 64 KiB by default, and Linux grants a mebibyte.
 PIPE_BYTES = 1 << 20
-MEASURED = ("*_per_second", "data_wait_fraction", "peak_memory_gb", "time/*", "system/*")  # patterns of their keys
+MEASURED = (
+    "*_per_second",
+    "data_wait_fraction",
+    "peak_memory_gb",
+    "time/*",
+    "system/*",
+    "utilization",
+)  # patterns of their keys
 
 _started: list[subprocess.Popen] = []
 

@@ -203,3 +203,20 @@ def test_what_was_flushed_is_in_the_file_after_writing_the_rest(log):
     log.writer.flush()
     log.writer.write_rest()
     assert '"loss":0.5' in log.journal.path.read_text()
+
+
+def test_keys_of_a_block_have_its_postfix(log, caplog):
+    caplog.set_level(logging.INFO)
+    writer, logger = log.writer, logging.getLogger("a")
+    with writer.postfix("ema"):
+        writer.add_scalar("loss", 1.0, logger=logger)
+        with writer.postfix(""), writer.postfix("0.99"):
+            writer.add_scalar("loss", 2.0)
+            writer.add_text("note", "well done", logger=logger)
+    with pytest.raises(ValueError), writer.postfix("lost"):
+        raise ValueError
+    writer.add_scalar("loss", 3.0)
+    assert writer.flush() == {"loss/ema": 1.0, "loss/ema/0.99": 2.0, "loss": 3.0}
+    assert caplog.messages == ["loss/ema: 1", "note/ema/0.99: well done"]
+    (path,) = (log.journal.path.parent / "artifacts" / "texts").rglob("*.txt")
+    assert path.parent.name == "0.99" and path.read_text() == "well done"
