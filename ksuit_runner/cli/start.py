@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import without_sweep
+from ksuit_runner.config.overrides import value_of
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, files_explained
 from ksuit_runner.paths import PathProvider, SweepPaths
@@ -22,6 +23,7 @@ from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import Request, locate
 from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.start.slurm_job import requeue_after
 from ksuit_runner.start.start_run import Start, start_run
 from ksuit_runner.sweep.stored_sweep import find_sweep
 
@@ -48,7 +50,13 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
 
 def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
     """Start a new run with a checked config; see ``start_composed``."""
-    return start_run(Start(with_starting_point(values), Launch(command, list(overrides))))
+    return _start(Start(with_starting_point(values), Launch(command, list(overrides))))
+
+
+def _start(start: Start) -> RunOutcome:
+    outcome = start_run(start)
+    requeue_after(outcome.signal, start.config.get("requeue", True))
+    return outcome
 
 
 def refuse_launcher(config: DictConfig, name: str | None) -> None:
@@ -80,8 +88,10 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
         if (sweep := _sweep(request, overrides)) is not None:
             from ksuit_runner.sweep.commands import resume_sweep
 
-            return resume_sweep(sweep, overrides)
-    return start_run(_stored_start(request, overrides, command))
+            resumed = resume_sweep(sweep, overrides)
+            requeue_after(resumed.signal, value_of("requeue", overrides) != "false")
+            return resumed
+    return _start(_stored_start(request, overrides, command))
 
 
 def print_stored(request: Request, overrides: Sequence[str]) -> int:

@@ -112,6 +112,7 @@ LATER_VALUES: dict[str, str] = {
     "ranks": "int | Literal['auto']",
     "rank_timeout_s": "float",
     "max_restarts": "int",
+    "requeue": "bool",
 }
 """The same for keys that may be missing, as in configs that earlier versions stored."""
 
@@ -120,6 +121,7 @@ LATER_DEFAULTS: Mapping[str, Any] = {
     "ranks": 1,
     "rank_timeout_s": 600,
     "max_restarts": 3,
+    "requeue": True,
 }
 """Key at the top of the config that earlier versions did not store -> what stands for it then."""
 

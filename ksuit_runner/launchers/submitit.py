@@ -12,13 +12,14 @@ from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.system.gpus import visible_gpus
 from ksuit_runner.system.optional_package import require_package
+from ksuit_runner.system.signals import REQUEUE_SIGNALS
 
 
 class Preemptible:
     """A function whose job is put back into the queue, with the same task, when it is preempted or its time is up.
 
     submitit requests that by a signal, in the middle of whatever runs. A run handles the signal itself, to end with a
-    checkpoint, and it is raised for submitit here.
+    checkpoint, and it is raised for submitit here; also for any other that says that the time is up.
 
     Args:
         function: Runs a task, and returns a result with the ``signal`` that ended it.
@@ -37,8 +38,8 @@ class Preemptible:
             started = f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
             adopt_tasks(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, host, started)
         result = self._function(task)
-        if result.signal == getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"):
-            signal.raise_signal(result.signal)
+        if result.signal in REQUEUE_SIGNALS:
+            signal.raise_signal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"))
         return result
 
     def checkpoint(self, task: Any) -> Any:

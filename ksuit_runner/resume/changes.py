@@ -41,7 +41,13 @@ MAY_CHANGE = (
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "parent_run_id"),
     *("register_anew", "evaluation*"),
-    *("strategy*", "ranks", "rank_timeout_s", "max_restarts"),  # who computes the parts, which stay as they are
+    *(
+        "strategy*",
+        "ranks",
+        "rank_timeout_s",
+        "max_restarts",
+        "requeue",
+    ),  # who computes the parts, which stay as they are
 )
 
 

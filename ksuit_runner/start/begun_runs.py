@@ -1,4 +1,4 @@
-"""Which run a command has begun, so that the same command resumes it when its ranks are started again."""
+"""Which run a command has begun, so that the same command resumes it when it is repeated."""
 
 import json
 import os
@@ -10,13 +10,14 @@ from typing import Any
 
 from ksuit_runner.paths import OutputPaths, is_run_id
 from ksuit_runner.security.masking import mask_config
+from ksuit_runner.start.slurm_job import job_in
 from ksuit_runner.system.atomic_files import make_folder, write_text
 from ksuit_runner.system.process_watch import identity
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
 
 
 class BegunRuns:
-    """The run that the ranks with this id have begun, in a file of the output folder.
+    """The run that the attempts with this id have begun, in a file of the output folder.
 
     Args:
         outputs: The output folder.
@@ -25,12 +26,17 @@ class BegunRuns:
     """
 
     def __init__(self, outputs: OutputPaths, id: str, is_repeated: bool = True) -> None:
+        self.id = id
+        self.is_repeated = is_repeated
         self._path = outputs.begun_dir / sha256(id.encode()).hexdigest()[:32]
-        self._is_repeated = is_repeated
 
     @classmethod
-    def of_this_process(cls, outputs: OutputPaths, environment: Mapping[str, str] = os.environ) -> "BegunRuns | None":
-        """Return that of the ranks which torchrun has started, None for a process that nobody starts again.
+    def of_this_process(
+        cls, outputs: OutputPaths, config: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+    ) -> "BegunRuns | None":
+        """Return that of what torchrun or Slurm has started, None for a process that nobody starts again.
+
+        Slurm repeats the script of a job that it has requeued, in which each command has a run of its own.
 
         torchrun repeats the command. What its attempts have in common is ``--rdzv-id``, which is a promise that the
         same id means the same job. Without that it is the agent; and on several machines, which have an agent each,
@@ -38,7 +44,9 @@ class BegunRuns:
         """
         run_id = environment.get("TORCHELASTIC_RUN_ID")
         if run_id is None:
-            return None
+            job = job_in(environment)
+            is_repeated = environment.get("SLURM_RESTART_COUNT", "0") != "0"
+            return cls(outputs, f"slurm {job} {_digest(config)}", is_repeated) if job else None
         if run_id != "none":
             return cls(outputs, f"rdzv-id {run_id}")
         if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
@@ -48,7 +56,7 @@ class BegunRuns:
 
     def find(self, config: Mapping[str, Any]) -> str | None:
         """Return the id of the run; None if there is none, or it has another config."""
-        if not self._is_repeated:
+        if not self.is_repeated:
             return None
         with suppress(OSError, UnsafeFileError):
             run_id, _, digest = read_text(self._path, self._path.parent).strip().partition(" ")
@@ -63,7 +71,7 @@ class BegunRuns:
             write_text(self._path, f"{run_id} {_digest(config)}\n")
 
     def remove(self) -> None:
-        """Forget the run: nobody starts again."""
+        """Forget the run: nobody asks for it again."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
             self._path.parent.rmdir()  # if it is empty

@@ -112,7 +112,7 @@ def start_run(start: Start, provenance: "Provenance | None" = None) -> RunOutcom
     check_gpus(start.config)
     if place() is None and rank_count(start.config) > 1:
         return _start_ranks(start)
-    return execute(start, BegunRuns.of_this_process(OutputPaths(start.config["output_dir"])), provenance)
+    return execute(start, BegunRuns.of_this_process(OutputPaths(start.config["output_dir"]), start.config), provenance)
 
 
 def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | None" = None) -> RunOutcome:
@@ -158,8 +158,11 @@ def _start_ranks(start: Start) -> RunOutcome:
     if not sys.executable:
         raise KsuitError("no further process can be started, as this Python is part of another program", path="ranks")
     outputs = OutputPaths(config["output_dir"])
-    task = RankTask(start, uuid4().hex, sys.argv[:], [path or os.getcwd() for path in sys.path])
-    begun = BegunRuns(outputs, task.id)
+    job = BegunRuns.of_this_process(outputs, config)
+    begun = BegunRuns(outputs, uuid4().hex if job is None else job.id)
+    if job is not None and not job.is_repeated:
+        begun.remove()  # the same command in this job before had a run of its own
+    task = RankTask(start, begun.id, sys.argv[:], [path or os.getcwd() for path in sys.path])
 
     def say(message: str) -> None:
         print_warning(make_console(stderr=True), message)
@@ -184,7 +187,8 @@ def _start_ranks(start: Start) -> RunOutcome:
         if run_id is None and start.origin is not None and start.origin.mode != Mode.FORK:
             run_id = start.origin.run_id
     finally:
-        begun.remove()
+        if job is None:
+            begun.remove()
     return outcome_of(ended, run_id, outputs)
 
 

@@ -20,6 +20,11 @@ SIGQUIT (Ctrl-\\) stays what it is: it ends a process that does not react, at on
 TIME_IS_UP = signal.SIGXCPU
 """The signal that a run counts as ended by if it has used up the time that it was given itself."""
 
+REQUEUE_SIGNALS = frozenset(SIGNALS) - {signal.SIGINT, signal.SIGTERM}
+"""Those with which a scheduler announces that a job's time is up, and TIME_IS_UP: what is left is for another job.
+
+SIGTERM is what it ends a job with, which it requeues itself if it wants to."""
+
 _KEPT = (signal.SIG_IGN, None)  # ignored, or handled by something other than Python
 
 

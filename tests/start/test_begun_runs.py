@@ -8,8 +8,8 @@ from ksuit_runner.start.begun_runs import BegunRuns
 CONFIG = {"seed": 0, "tracker": {"uri": "https://anna:secret@host"}}
 
 
-def of(tmp_path, **environment):
-    return BegunRuns.of_this_process(OutputPaths(tmp_path), environment)
+def of(tmp_path, config=CONFIG, **environment):
+    return BegunRuns.of_this_process(OutputPaths(tmp_path), config, environment)
 
 
 def test_a_run_is_found_by_the_same_config_until_it_is_removed(tmp_path):
@@ -61,3 +61,17 @@ def test_what_torchrun_starts_again_has_something_in_common(tmp_path):
     assert of(tmp_path, **two_machines).find(CONFIG) is None  # a later job at the same address
     assert of(tmp_path, **two_machines, TORCHELASTIC_RESTART_COUNT="1").find(CONFIG) == "byaddr00"
     assert len(os.listdir(tmp_path / ".begun")) == 3
+
+
+def test_a_job_that_slurm_has_requeued_finds_the_run_of_the_same_command(tmp_path):
+    again = {"SLURM_RESTART_COUNT": "1"}
+    of(tmp_path, SLURM_JOB_ID="7").add(CONFIG, "first000")
+    other = CONFIG | {"seed": 1}
+    of(tmp_path, other, SLURM_JOB_ID="7").add(other, "second00")
+    assert of(tmp_path, SLURM_JOB_ID="7").find(CONFIG) is None  # of the same command again in one shell
+    assert of(tmp_path, SLURM_JOB_ID="7", **again).find(CONFIG) == "first000"
+    assert of(tmp_path, other, SLURM_JOB_ID="7", **again).find(other) == "second00"
+    assert of(tmp_path, SLURM_JOB_ID="8", **again).find(CONFIG) is None
+    of(tmp_path, SLURM_JOB_ID="8", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1").add(CONFIG, "array000")
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", **again}
+    assert of(tmp_path, SLURM_JOB_ID="9", **array).find(CONFIG) == "array000"
