@@ -1,8 +1,12 @@
-"""A checkpoint at the best value of a metric."""
+"""Checkpoints at the best values of a metric."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from ksuit_runner.config.types import MetricKey
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.metric_callback import MetricCallback
 
 
@@ -11,16 +15,87 @@ class BestCheckpoint(MetricCallback):
 
     Args:
         tag: Tag of the checkpoint; by default the callback's name.
+        min_delta: By how much a value has to be better to count as an improvement.
+        tie_breakers: Further metrics, logged at the same update: of two checkpoints with the same value, the one with
+            the better value of the first of these that differs is better.
+        top_k: How many of the best checkpoints are kept: the second one under ``TAG_2``, the third one under ``TAG_3``.
+        patiences: For each number n, keep under ``TAG_patience_n`` the checkpoint that ``early_stop`` with that
+            patience would have ended with: the best one before n evaluations in a row brought no improvement. So one
+            run shows what stopping earlier would have cost.
         **kwargs: Passed on to MetricCallback.
+
+    Raises:
+        ConfigError: A number is out of range.
     """
 
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, tag: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        tag: str | None = None,
+        min_delta: float = 0.0,
+        tie_breakers: Sequence[MetricKey] = (),
+        top_k: int = 1,
+        patiences: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if min_delta < 0 or top_k < 1 or min(patiences, default=1) < 1:
+            raise ConfigError("min_delta is 0 or more, top_k and each of patiences 1 or more")
         self.tag = tag or self.display_name
+        self._keys, self._min_delta = (self.metric_key, *tie_breakers), min_delta
+        for key in tie_breakers:
+            self.metric_property_provider.higher_is_better(key)
+        self._top_k, self._patiences = top_k, patiences
+        self._top: list[tuple[list[float], str]] = []  # values and checkpoints, the best one first
+        self._waited = self._longest_wait = 0
+
+    def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
+        self._values = [metrics.get(key, math.nan) for key in self._keys]
+        self._checkpoint = str(update_counter.progress)
+        super()._after_log(update_counter, metrics)
 
     def _process_value(self, value: float) -> None:
-        if self.metric_property_provider.is_better(self.metric_key, value, self.best):
-            self.best = value
-            self.checkpoint_writer.request(self.tag)
+        better = (place for place, (values, _) in enumerate(self._top) if self._is_better(self._values, values))
+        place = next(better, len(self._top))
+        if place == 0 and not math.isnan(value):
+            self.best, self._waited = value, 0
+            for patience in self._patiences:
+                if self._longest_wait < patience:
+                    self.checkpoint_writer.request(f"{self.tag}_patience_{patience}")
+        else:
+            self._waited += 1
+            self._longest_wait = max(self._longest_wait, self._waited)
+        if place < self._top_k and not math.isnan(value):
+            self._top = [*self._top[:place], (self._values, self._checkpoint), *self._top[place:]][: self._top_k]
+            self.checkpoint_writer.request(self._tag_at(place))
+            for moved, (_, checkpoint) in enumerate(self._top[place + 1 :], place + 1):
+                self.checkpoint_writer.request(self._tag_at(moved), checkpoint)
+
+    def _is_better(self, values: Sequence[float], than: Sequence[float]) -> bool:
+        """Whether the first values that differ are better; the first ones count only if they differ by enough."""
+        provider = self.metric_property_provider
+        for key, value, other in zip(self._keys, values, than, strict=True):
+            if provider.is_better(key, value, other):
+                return key != self.metric_key or not abs(value - other) <= self._min_delta
+            if provider.is_better(key, other, value):
+                return False
+        return False
+
+    def _tag_at(self, place: int) -> str:
+        return self.tag if place == 0 else f"{self.tag}_{place + 1}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best values with their checkpoints, and how long there was no improvement."""
+        return {**super().state_dict(), "top": self._top, "waited": [self._waited, self._longest_wait]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore that, unless a fork watches another metric."""
+        super().load_state_dict(state_dict)
+        if state_dict["metric_key"] == self.metric_key:
+            stored = [(list(values), name) for values, name in state_dict.get("top", ())]
+            self._top = [(self._filled(values), name) for values, name in stored][: self._top_k]
+            self._waited, self._longest_wait = state_dict.get("waited", (0, 0))
+
+    def _filled(self, values: list[float]) -> list[float]:
+        return [*values, *[math.nan] * len(self._keys)][: len(self._keys)]

@@ -28,6 +28,7 @@ from ksuit_runner.checkpoint.folders import (
     names,
     read_tags,
     root_of,
+    tagged,
 )
 from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
 from ksuit_runner.paths import PathProvider
@@ -170,7 +171,7 @@ class Committer:
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
         before = read_tags(self.paths)
-        if (all_tags := {**before, **dict.fromkeys(tags, name)}) != before:
+        if (all_tags := {**before, **tagged(tags, name)}) != before:
             self._check_owner()
             self._write_tags(all_tags)
 
@@ -204,12 +205,12 @@ class Committer:
 
     def _is_named(self, name: str, tags: Sequence[str]) -> bool:
         is_latest = self.paths.latest.is_file() and read_text(self.paths.latest, self.paths.runs_dir) == f"{name}\n"
-        return is_latest and dict.fromkeys(tags, name).items() <= read_tags(self.paths).items()
+        return is_latest and tagged(tags, name).items() <= read_tags(self.paths).items()
 
     def _name(self, name: str, tags: Sequence[str]) -> None:
         if tags or self._tags is None:
             before = read_tags(self.paths) if self._tags is None else self._tags
-            self._write_tags({**before, **dict.fromkeys(tags, name)})
+            self._write_tags({**before, **tagged(tags, name)})
         write_text(self.paths.latest, f"{name}\n")
 
     def _write_tags(self, tags: dict[str, str]) -> None:

@@ -96,7 +96,21 @@ def newest_tags(paths: PathProvider) -> dict[str, str]:
         found |= {tag: tagged for tag, tagged in listed.items() if tagged == name}
         with suppress(UnsafeFileError, OSError):
             folder = paths.checkpoints_dir / name
-            found |= dict.fromkeys(read_manifest(folder, root_of(folder), name)["tags"], name)
+            found |= tagged(read_manifest(folder, root_of(folder), name)["tags"], name)
+    return found
+
+
+def tagged(tags: Iterable[str], name: str) -> dict[str, str]:
+    """Return the checkpoint by tag for the tags that a checkpoint is written for.
+
+    Args:
+        tags: Each is its own, or gives an older checkpoint another tag when it is committed: ``TAG=CHECKPOINT``.
+        name: Its name.
+    """
+    found: dict[str, str] = {}
+    for tag in tags:
+        moved, _, older = tag.rpartition("=")
+        found |= {moved: older} if Progress.parse(older) else {tag: name}
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ksuit_runner.checkpoint.base_weights import without_base
 from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
-from ksuit_runner.checkpoint.folders import read_tags
+from ksuit_runner.checkpoint.folders import read_tags, tagged
 from ksuit_runner.checkpoint.format import (
     RESERVED,
     Checkpoint,
@@ -150,9 +150,14 @@ class CheckpointWriter:
         self._providers[name] = provider
         self._of_model |= {name} if of_model else set()
 
-    def request(self, tag: str) -> None:
-        """Request a checkpoint at the end of this update, with a tag, which moves there from an earlier one."""
-        self._requested.add(tag)
+    def request(self, tag: str, checkpoint: str | None = None) -> None:
+        """Request a checkpoint at the end of this update, with a tag, which moves there from an earlier one.
+
+        Args:
+            tag: The tag.
+            checkpoint: Name of an older checkpoint that gets the tag instead, together with those of the new one.
+        """
+        self._requested.add(tag if checkpoint is None else f"{tag}={checkpoint}")
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
@@ -190,7 +195,8 @@ class CheckpointWriter:
     def read_tagged(self, tag: str) -> Checkpoint | None:
         """Return the checkpoint that a tag names, once it is committed; None if there is none, or it is damaged."""
         self.wait()
-        name = self._world.broadcast(read_tags(self.path_provider).get(tag))
+        moved = {key: name for key, name in tagged(self._requested, "").items() if name}
+        name = self._world.broadcast({**read_tags(self.path_provider), **moved}.get(tag))
         try:
             return None if name is None else read_newest(self.path_provider, name, self._world)
         except CheckpointError as error:

@@ -4,8 +4,10 @@ from functools import partial
 import pytest
 
 from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.early_stop import EarlyStop
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.folders import read_tags
+from ksuit_runner.checkpoint.folders import names, newest_tags, read_tags
+from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import PeriodicCallback
 
@@ -91,3 +93,59 @@ def test_a_metric_that_was_never_logged_is_reported_at_the_end(new_run, caplog):
     assert caplog.messages == [
         "callbacks.best.metric_key: 'accuracy/tset' was never logged. Did you mean 'accuracy/test'?"
     ]
+
+
+def tags_of(new_run, values, run_id="tiny", stop_at=None, others=(), **given):
+    """Return which updates the tags name, after a run that logs these values every 5 updates."""
+    callbacks = {
+        "says": says("accuracy/test", *values),
+        "others": says("loss/test", *(others or [0.0] * len(values))),
+        "best": partial(BestCheckpoint, metric_key="accuracy/test", **given),
+    }
+    length = 5 * len(values)
+    if stop_at is not None:
+        new_run(callbacks, run_id, stop_at=stop_at, max_updates=length).train()
+    run = new_run(callbacks, run_id, max_updates=length).train()
+    return {tag: Progress.parse(name).update for tag, name in read_tags(run.paths).items()}
+
+
+@pytest.mark.parametrize("stop_at", [None, 12, 20])
+def test_the_best_few_are_kept_in_their_order(new_run, stop_at):
+    values = (0.5, 0.7, float("nan"), 0.6, 0.4, 0.9)
+    assert tags_of(new_run, values, stop_at=stop_at, top_k=3) == {"best": 30, "best_2": 10, "best_3": 20}
+
+
+def test_what_is_no_longer_among_the_best_is_removed(new_run):
+    callbacks = {
+        "says": says("accuracy/test", *(n / 10 for n in range(8))),
+        "best": partial(BestCheckpoint, metric_key="accuracy/test", top_k=3),
+    }
+    run = new_run(callbacks, max_updates=40, checkpoint={"keep_last": 1}).train()
+    assert [Progress.parse(name).update for name in names(run.paths)] == [40, 35, 30]
+    assert newest_tags(run.paths) == read_tags(run.paths)  # what a machine without the list of tags would find
+
+
+def test_a_value_has_to_be_better_by_enough(new_run):
+    assert tags_of(new_run, (0.5, 0.55, 0.58, 0.65), min_delta=0.1) == {"best": 20}
+
+
+def test_equal_values_are_told_apart_by_further_metrics(new_run):
+    values, losses = (0.5, 0.7, 0.7, 0.7), (0.1, 0.4, 0.3, 0.35)
+    assert tags_of(new_run, values, others=losses, tie_breakers=["loss/test"]) == {"best": 15}
+
+
+@pytest.mark.parametrize("stop_at", [None, 17])
+def test_each_patience_keeps_what_early_stopping_would_have_ended_with(new_run, stop_at):
+    values = (0.5, 0.4, 0.6, 0.5, 0.5, 0.7)
+    found = tags_of(new_run, values, stop_at=stop_at, patiences=[1, 2, 3])
+    assert found == {"best": 30, "best_patience_1": 5, "best_patience_2": 15, "best_patience_3": 30}
+    for patience, update in ((1, 10), (2, 25), (3, 30)):
+        stop = partial(EarlyStop, metric_key="accuracy/test", patience=patience)
+        callbacks = {"says": says("accuracy/test", *values), "stop": stop}
+        assert new_run(callbacks, f"stop{patience}{stop_at}", max_updates=30).train().run.counter.update == update
+
+
+def test_numbers_that_mean_nothing_are_refused(new_run):
+    for given in ({"min_delta": -1.0}, {"top_k": 0}, {"patiences": [0]}):
+        with pytest.raises(ConfigError, match="1 or more"):
+            new_run({"best": partial(BestCheckpoint, metric_key="accuracy/test", **given)})
