@@ -63,6 +63,13 @@ class PeriodicCallback(CallbackBase):
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None: ...
 
+    def follows(self, update_counter: UpdateCounter) -> bool:
+        """Whether the callback acts after the update that is being computed, to prepare for it in a hook before that.
+
+        An end that comes early (``at_end``) is not foreseen.
+        """
+        return self.interval.is_due(update_counter.at(update_counter.update + 1))
+
 
 class DatasetCallback(PeriodicCallback):
     """A periodic callback that evaluates a dataset, in order, with the model in evaluation mode.

@@ -144,19 +144,31 @@ class ShardedParallel(Strategy):
         """Return what this rank holds of parameters or their gradients, see ``Strategy.local``."""
         return [local(tensor) for tensor in tensors]
 
+    def norms(self, tensors: list[Tensor]) -> Tensor:
+        """Return the Euclidean norms of the whole tensors, see ``Strategy.norms``."""
+        if self._mesh is None:
+            return super().norms(tensors)
+        found: Tensor = torch.linalg.vector_norm(self._norms_of_pieces(tensors), 2.0, dim=0)
+        return found
+
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Return the Euclidean norm of the whole gradients, see ``Strategy.norm``."""
         if self._mesh is None:
             return super().norm(gradients)
-        own = torch.stack(list(norms(self.local(gradients))))
+        norm: Tensor = torch.linalg.vector_norm(self._norms_of_pieces(gradients), 2.0)
+        return norm
+
+    def _norms_of_pieces(self, tensors: list[Tensor]) -> Tensor:
+        """Return the norms of what each rank holds, of shape (ranks, tensors); what all of them hold counts once."""
+        assert self._mesh is not None
+        own = torch.stack(list(norms(self.local(tensors))))
         group = self._mesh.get_group(_SHARD)
         gathered = own.new_empty(dist.get_world_size(group) * len(own))
         self._all_gather(gathered, own, group=group)
         of_all = gathered.view(-1, len(own))
-        if whole := [i for i, gradient in enumerate(gradients) if not is_sharded(gradient)]:
-            of_all[1:, whole] = 0.0  # as they are the same on all ranks
-        norm: Tensor = torch.linalg.vector_norm(of_all, 2.0)
-        return norm
+        if whole := [i for i, tensor in enumerate(tensors) if not is_sharded(tensor)]:
+            of_all[1:, whole] = 0.0
+        return of_all
 
     def reduce(
         self, nodes: Mapping[Node, Sequence[Tensor | None]], parts: int, word: Sequence[float]

@@ -5,16 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ksuit_runner.distributed.world import World
 from ksuit_runner.tensors.nested import rebuilt
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def place(value: Any, like: Any) -> Any:
     assert piece is not None
     offset, size = piece.offset, tuple(piece.tensor.shape)
     block = value[block_at(offset, size)].clone() if isinstance(value, Tensor) else value.read(offset, size)
-    return _spread(block.to(like.device), like)
+    return spread(block.to(like.device), like)
 
 
 def place_all(tree: Any, like: Any = None) -> Any:
@@ -141,8 +138,12 @@ def block_at(offset: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(start, start + length) for start, length in zip(offset, size, strict=True))
 
 
-def _spread(block: Tensor, like: "DTensor") -> "DTensor":
+def spread(block: Tensor, like: Any) -> Tensor:
+    """Return the tensor of which this rank holds a block; it is spread over the ranks, or whole, as another one is."""
+    if not is_sharded(like):
+        return block
     from torch.distributed.tensor import DTensor
 
     mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(block, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    found: Tensor = DTensor.from_local(block, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return found

@@ -82,9 +82,16 @@ class Strategy:
         """Return what this rank holds of parameters or their gradients, in the same memory."""
         return tensors
 
+    def norms(self, tensors: list[Tensor]) -> Tensor:
+        """Return the Euclidean norm of each parameter, or dense gradient, of shape (tensors,); the same on every rank.
+
+        Where they are spread over the ranks, all of these ask for it together.
+        """
+        return torch.stack(list(norms(tensors)))
+
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Return the Euclidean norm of all dense gradients together, a scalar; the same to the bit on every rank."""
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms(gradients))), 2.0)
+        norm: Tensor = torch.linalg.vector_norm(self.norms(gradients), 2.0)
         return norm
 
     def bind(self, tensors: Sequence[Tensor]) -> None:
