@@ -15,7 +15,7 @@ from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
-from ksuit_runner.trainer.evaluation_pass import go_through
+from ksuit_runner.trainer.evaluation_pass import BatchReader, go_through
 from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.stored_weights import weights_at
 
@@ -154,8 +154,24 @@ class DatasetCallback(PeriodicCallback):
         self.max_batches = max_batches
         self.weights_of = weights_of
         self.gathered = Gathered(self.trainer.device, self.sum_dtype)
+        self.further: list[FurtherDataset] = []
         self.companions: Sequence[DatasetCallback] = ()
         self._seen: BaseException | bool = False
+
+    def also_read(self, dataset_key: str, max_batches: int | None = None) -> FurtherDataset:
+        """Read another dataset as well at each evaluation; what is found in it is in ``gathered`` of what is returned.
+
+        Args:
+            dataset_key: Key of the dataset.
+            max_batches: Read only so many batches of it, the first ones; None reads all.
+        """
+        self.further.append(FurtherDataset(self, dataset_key, max_batches))
+        return self.further[-1]
+
+    @property
+    def readers(self) -> list[BatchReader]:
+        """What reads a dataset for it: itself, and then the further ones."""
+        return [self, *self.further]
 
     @property
     def has_read(self) -> bool:
@@ -172,12 +188,16 @@ class DatasetCallback(PeriodicCallback):
         seen, self._seen = self._seen, False
         if isinstance(seen, BaseException):
             raise seen
+        if self.further:
+            self._read_further()
         self.writer.source = self.display_name
-        self.gathered.finish(self.data_container.world)
+        for reader in self.readers:
+            reader.gathered.finish(self.data_container.world)
         # The models that are offered may have drawn, too.
         seed_all(mix(self.data_container.seed, "results", str(self.name), update_counter.update))
         self._process_results(update_counter)
-        self.gathered.start()
+        for reader in self.readers:
+            reader.gathered.start()
 
     def _read(self) -> bool:
         """Go through the dataset, together with the companions; not if the weights to evaluate are not there."""
@@ -189,6 +209,12 @@ class DatasetCallback(PeriodicCallback):
         for number, reader in enumerate(readers):
             reader._seen = failures.get(number, True)
         return True
+
+    def _read_further(self) -> None:
+        with self._models() as models:
+            for reader in self.further:
+                for error in go_through([reader], self.trainer, models).values():
+                    raise error
 
     @contextmanager
     def _models(self) -> Iterator[Mapping[str, nn.Module]]:
@@ -232,6 +258,37 @@ class DatasetCallback(PeriodicCallback):
     @abstractmethod
     def _process_results(self, update_counter: UpdateCounter) -> None:
         """Log the results of all batches, and reset what is not in ``gathered``."""
+
+
+class FurtherDataset:
+    """Another dataset that a callback reads at each evaluation, after its own one, with the same ``_process_batch``.
+
+    Args:
+        callback: The callback.
+        dataset_key: Key of the dataset.
+        max_batches: Number of batches to read; None reads all.
+
+    Attributes:
+        gathered: Collects what is found in its batches, instead of that of the callback.
+    """
+
+    def __init__(self, callback: DatasetCallback, dataset_key: str, max_batches: int | None = None) -> None:
+        self._callback = callback
+        self.dataset_key = dataset_key
+        self.batch_size = callback.batch_size
+        self.max_batches = max_batches
+        self.shares_batch = callback.shares_batch
+        self.shares_work = callback.shares_work
+        self.display_name = callback.display_name
+        self.gathered = Gathered(callback.trainer.device, callback.sum_dtype)
+
+    def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        """Let the callback process a batch, with ``gathered`` in the place of its own."""
+        own, self._callback.gathered = self._callback.gathered, self.gathered
+        try:
+            self._callback.read_batch(batch, models)
+        finally:
+            self._callback.gathered = own
 
 
 def _tagged(models: Mapping[str, nn.Module], tag: str) -> dict[str, nn.Module]:

@@ -266,10 +266,12 @@ class Hooks:
         items = [item for item in self._periodic if isinstance(item, DatasetCallback)]
         return [
             Evaluation(
-                *(item.interval, item.dataset_key, item.batch_size, item.max_batches, self._groups.get(item)),
-                is_shared=is_shared(item, item.trainer),
+                *(item.interval, reader.dataset_key, reader.batch_size, reader.max_batches),
+                group=self._groups.get(item) if reader is item else None,
+                is_shared=is_shared(reader, item.trainer),
             )
             for item in items
+            for reader in item.readers
         ]
 
     def close(self) -> None:

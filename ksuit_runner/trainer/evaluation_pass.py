@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from torch import nn
 
-from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.data.shared_pass import Reading, SharedPass
 from ksuit_runner.errors import Interrupted
 from ksuit_runner.keyed_random import mix, seed_all
@@ -22,20 +21,30 @@ class BatchReader(Protocol):
     """What reads the batches of an evaluation.
 
     Attributes:
-        dataset_key: Key of the dataset.
-        batch_size: Samples per batch; None takes that of the data.
-        max_batches: Number of batches that it reads; None reads all.
-        shares_batch: Whether it leaves the batch and the outputs of models as they are.
-        shares_work: Whether all that it finds is in ``gathered``, so that ranks can share its batches.
         gathered: Collects what it finds.
     """
 
-    dataset_key: DatasetKey
-    batch_size: int | None
-    max_batches: int | None
-    shares_batch: ClassVar[bool]
-    shares_work: ClassVar[bool]
     gathered: Gathered
+
+    @property
+    def dataset_key(self) -> str:
+        """Key of the dataset."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples per batch; None takes that of the data."""
+
+    @property
+    def max_batches(self) -> int | None:
+        """Number of batches that it reads; None reads all."""
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether it leaves the batch and the outputs of models as they are."""
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether all that it finds is in ``gathered``, so that ranks can share its batches."""
 
     @property
     def display_name(self) -> str:

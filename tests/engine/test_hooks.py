@@ -155,6 +155,13 @@ def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker, monkey
         def _process_batch(self, batch, models): ...
         def _process_results(self, update_counter): ...
 
+    class Further(Notes):
+        """Reads a second dataset."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.also_read("train", max_batches=1)
+
     class Writes(PeriodicCallback):
         """May write to the model."""
 
@@ -162,6 +169,7 @@ def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker, monkey
         "a": (Notes, {"dataset_key": "test", "every_n_epochs": 1, "every_n_updates": 4}),
         "b": (Notes, {"dataset_key": "train", "every_n_updates": 3}),
         "same": (Notes, {"dataset_key": "test", "every_n_epochs": 2, "max_batches": 1}),
+        "further": (Further, {"dataset_key": "test", "every_n_epochs": 2}),
         "smaller": (Notes, {"dataset_key": "test", "every_n_epochs": 2, "batch_size": 5}),
         "writes": (Writes, {"every_n_updates": 4}),
         "c": (Notes, {"dataset_key": "train", "every_n_epochs": 2, "at_start": True}),
@@ -184,8 +192,10 @@ def test_evaluations_are_announced_in_the_order_in_which_they_fire(maker, monkey
     train(run)
     assert [(update, key) for update, key, _ in fired] == announced
     assert fired[:2] == [(0, "train", 7), (0, "test", 7)]
-    # What is due by the epoch comes last; "a" and "same" share a pass, "smaller" has other batches.
-    assert [key for key in fired if key[0] == 6] == [(6, "train", 7), (6, "test", 7), (6, "test", 5), (6, "train", 7)]
+    # What is due by the epoch comes last; "a", "same" and "further" share a pass, "smaller" has other batches.
+    assert [key[1:] for key in fired if key[0] == 6] == [
+        *(("train", 7), ("test", 7), ("train", 7), ("test", 5), ("train", 7))
+    ]
     assert [key for key in fired if key[0] == 4] == [(4, "test", 7)]
 
 

@@ -1,0 +1,40 @@
+"""Features of layers, as a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.feature_callback import FeatureCallback
+
+
+class FeatureDump(FeatureCallback):
+    """Logs the features of a dataset as a file, ``NAME/DATASET``, for the live and all other weights.
+
+    It is a safetensors file: the features of each layer, of shape (samples, ...), by ``LAYER`` of the live weights and
+    ``WEIGHTS/LAYER`` of others, and ``targets`` if they are a tensor; in the order of the dataset. It is held in memory
+    until it is written; ``max_batches`` limits it.
+
+    Args:
+        **kwargs: Passed on to FeatureCallback.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        if not self.data_container.world.records:
+            return
+        found: dict[str, Tensor] = {
+            "/".join(filter(None, (item.weights, item.layer))): item.values.cpu().contiguous()
+            for item in self.features()
+        }
+        if "targets" in self.gathered.rows:
+            found["targets"] = self.gathered.rows["targets"].cpu().contiguous()
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "features.safetensors")
+            save_file(found, path)
+            self.writer.add_file(f"{self.display_name}/{self.dataset_key}", path)

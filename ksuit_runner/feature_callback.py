@@ -1,0 +1,142 @@
+"""Base class of callbacks that look at the features of a model's layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from ksuit_runner.config.types import DatasetKey
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.models.feature_extractor import FeatureExtractor
+from ksuit_runner.periodic_callback import DatasetCallback, FurtherDataset
+from ksuit_runner.trainer.evaluation_pass import BatchReader
+
+Labelled = tuple[Tensor, Tensor]
+"""Features of shape (samples, values), and class indices of shape (samples,)."""
+
+
+class Features(NamedTuple):
+    """The features of a layer, of all samples of a dataset.
+
+    Attributes:
+        weights: Name of the weights; the live ones have the empty name.
+        layer: Name of the layer.
+        values: The features, of shape (samples, ...).
+    """
+
+    weights: str
+    layer: str
+    values: Tensor
+
+
+class FeatureCallback(DatasetCallback):
+    """Collects the features of layers over a dataset, in its order: override ``_process_results``.
+
+    There, ``self.features()`` yields them for the live and all other weights, and ``self.gathered.rows["targets"]``
+    has the targets, if they are a tensor. The ranks of a run share the batches, and each of them has all features then.
+
+    Args:
+        layers: Names of layers, or patterns of them; None takes the outputs of the model.
+        pooling: How the outputs of a layer become the features of a sample, see ``FeatureExtractor``.
+        channel_dim: The dimension of the channels, which ``mean`` and ``max`` leave, see ``FeatureExtractor``.
+        **kwargs: Passed on to DatasetCallback.
+
+    Raises:
+        ConfigError: There is no such layer or pooling.
+    """
+
+    shares_work: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        layers: Sequence[str] | None = None,
+        pooling: Literal["none", "mean", "max", "cls", "flatten"] = "mean",
+        channel_dim: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        path = f"callbacks.{self.display_name}"
+        self.extractor = FeatureExtractor(self.model.module, layers, pooling, channel_dim, path)
+
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        inputs, targets = self.trainer.inputs_and_targets(batch)
+        if isinstance(targets, Tensor):
+            self.gathered.add_rows("targets", targets)
+        for weights, model in models.items():
+            found = self.extractor(model, partial(self.trainer.predict, inputs, model))
+            for layer, values in found.items():
+                self.gathered.add_rows(("features", weights, layer), values)
+
+    def features(self, of: FurtherDataset | None = None) -> Iterator[Features]:
+        """Yield the features of the dataset, or of a further one."""
+        for key, values in (self if of is None else of).gathered.rows.items():
+            if isinstance(key, tuple):
+                yield Features(key[1], key[2], values)
+
+    def layer_key(self, metric: str, features: Features) -> str:
+        """Return the key of a metric, as ``metric_key``: of several layers it begins with ``METRIC_LAYER``."""
+        is_only = len(self.extractor.names) == 1
+        return self.metric_key(metric if is_only else f"{metric}_{features.layer}", features.weights)
+
+
+class ProbeCallback(FeatureCallback):
+    """Measures features by a classifier: fitted to those of one dataset, it is scored on those of another.
+
+    A subclass has the name of its metric, and computes the accuracy (``_accuracy``). Targets are class indices of shape
+    (samples,); features are flattened. One rank computes for all.
+
+    Args:
+        fit_dataset_key: Key of the dataset to fit to. It is read as an evaluation reads it, and all of its features
+            are held in memory.
+        fit_batches: Fit to so many batches of it, the first ones; None takes all.
+        **kwargs: Passed on to FeatureCallback.
+
+    Attributes:
+        metric: Name of the metric.
+
+    Raises:
+        ConfigError: Both datasets are the same; or, at the first evaluation, the targets are not class indices.
+    """
+
+    metric: ClassVar[str]
+
+    def __init__(self, fit_dataset_key: DatasetKey, fit_batches: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if fit_dataset_key == self.dataset_key:
+            raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")
+        self._fitted = self.also_read(fit_dataset_key, fit_batches)
+
+    @abstractmethod
+    def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:
+        """Return the accuracy on the features and classes of one dataset of a classifier fitted to those of another."""
+
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        world = self.data_container.world
+        found = world.broadcast(self._accuracies() if world.records else None)
+        for key, value in found.items():
+            self.writer.add_scalar(key, value)
+
+    def _accuracies(self) -> dict[str, float]:
+        fitted = {(item.weights, item.layer): item.values for item in self.features(self._fitted)}
+        classes, scored = (self._classes(reader) for reader in (self._fitted, self))
+        return {
+            self.layer_key(self.metric, item): self._accuracy(
+                (fitted[item.weights, item.layer].flatten(1), classes), (item.values.flatten(1), scored)
+            )
+            for item in self.features()
+        }
+
+    def _classes(self, reader: BatchReader) -> Tensor:
+        targets = reader.gathered.rows.get("targets")
+        if targets is None or targets.ndim != 1 or targets.is_floating_point():
+            found = "none that are a tensor" if targets is None else f"a tensor of shape {tuple(targets.shape)}"
+            raise ConfigError(
+                f"class indices of shape (samples,) are needed as targets of '{reader.dataset_key}', not {found}",
+                path=f"callbacks.{self.display_name}",
+            )
+        return targets
