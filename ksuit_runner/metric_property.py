@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Final, Literal
 
 from ksuit_runner.errors import ConfigError
 
 Direction = Literal["higher", "lower", "neutral"]
+HIGHER: Final = (
+    *("*accuracy*", "*precision*", "*recall*", "*auroc*", "*r2_score*"),
+    *("f1*", "*[/_]f1*", "iou*", "*[/_]iou*"),  # as a word: bf16 has an f1 in it, and previous an iou
+)
+LOWER: Final = ("*loss*", "*error*", "*perplexity*", "*bits_per_*")
 
 
 class MetricPropertyProvider:
@@ -16,15 +21,15 @@ class MetricPropertyProvider:
     Patterns ignore case.
 
     Args:
-        higher: Patterns (``*`` matches anything) of keys where higher is better.
+        higher: Patterns (``*`` matches anything, ``[/_]`` one of these) of keys where higher is better.
         lower: Patterns of keys where lower is better.
         neutral: Patterns of keys where neither is; they take precedence.
     """
 
     def __init__(
         self,
-        higher: Sequence[str] = ("*accuracy*",),
-        lower: Sequence[str] = ("*loss*", "*error*"),
+        higher: Sequence[str] = HIGHER,
+        lower: Sequence[str] = LOWER,
         neutral: Sequence[str] = ("*lossdiff*", "*loss_diff*", "*loss_weight*", "*loss_scale*"),
     ) -> None:
         given: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}

@@ -207,6 +207,6 @@ def logged_files(directory: Path) -> dict[tuple[str, int], str]:
     assert len(found) == len(listed)
     named = {path.name for path in found.values()}
     kinds = {path.parent for path in found.values()}
-    there = {path.name for kind in kinds for path in kind.iterdir() if path.suffix != ".webp"}
+    there = {path.name for kind in kinds for path in kind.iterdir() if path.is_file() and path.suffix != ".webp"}
     assert there == named
     return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
