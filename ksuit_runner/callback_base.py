@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 
 from ksuit_runner.checkpoint.writer import CheckpointWriter
+from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import Interrupted, StopTraining
@@ -72,8 +73,9 @@ class CallbackBase:
     """Watches a run, evaluates it, or acts on it, without the loop knowing what it does.
 
     A callback overrides the protected hooks that it needs (``_before_training``, ``_track_after_update_step`` ...). The
-    public ones are templates: they switch gradients off and call the protected one; overriding a template is
-    a TypeError when the class is defined. A hook that no callback of a run overrides costs nothing.
+    public ones are templates: they switch gradients off and call the protected one. Overriding a template, a method
+    that is named like a hook and that nothing calls, and arguments that do not fit are a TypeError when the class is
+    defined. A hook that no callback of a run overrides costs nothing.
 
     The model is in evaluation mode in all hooks, except for those that come right before the forward and the backward
     pass: ``_before_every_update``, ``_before_every_accumulation_step`` and ``_before_every_backward``. Only a mode that
@@ -145,10 +147,11 @@ class CallbackBase:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in cls.__mro__:
-            for name, value in vars(base).items():
-                if is_template(value) and not is_template(getattr_static(cls, name)):  # by itself, or by a mixin
-                    raise TypeError(f"{cls.__name__} overrides the template '{name}': override '_{name}' instead")
+        templates = {name for base in cls.__mro__ for name, value in vars(base).items() if is_template(value)}
+        for name in templates:
+            if not is_template(getattr_static(cls, name)):  # by itself, or by a mixin
+                raise TypeError(f"{cls.__name__} overrides the template '{name}': override '_{name}' instead")
+        check_overridden(cls, {f"_{name}" for name in templates})
 
     @property
     def display_name(self) -> str:

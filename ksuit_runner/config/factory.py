@@ -2,13 +2,10 @@
 
 import inspect
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import ksuit_runner
+from ksuit_runner.config.construct import constructing, what_was_raised
 from ksuit_runner.config.schema import (
     DATASETS,
     INJECTED,
@@ -32,10 +29,7 @@ from ksuit_runner.config.schema import (
     takes_functions,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
-from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.system.shipped_folders import INSTALLED
-
-_MOST_LINES = 20
+from ksuit_runner.errors import ConfigError
 
 Built = TypeVar("Built")
 
@@ -81,14 +75,9 @@ class Factory:
         """
         target = self._target(path, kind)
         wanted = self._bind(path, target)
-        try:
-            given = {name: collaborators[name] for name in wanted if name in collaborators}
+        given = {name: collaborators[name] for name in wanted if name in collaborators}
+        with constructing(path):
             built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
-        except KsuitError as error:
-            error.locate(path)
-            raise
-        except SystemExit as error:
-            raise _called_exit(path, error) from error
         if not isinstance(built, kind):
             raise ConfigError(
                 f"it builds a {type(built).__name__} instead of a {kind.__name__}", path=f"{path}._target_"
@@ -217,21 +206,19 @@ def _build(path: str, value: Any) -> Any:
     made = _locate(path, value["_target_"])
     if (spec_at(path) or ObjectSpec(None)).delayed:
         return _delayed(path, partial(made, *positional, **given))
-    try:
+    with constructing(path):
         return partial(made, *positional, **given) if value.get("_partial_") else made(*positional, **given)
-    except KsuitError as error:
-        error.locate(path)
-        raise
-    except SystemExit as error:
-        raise _called_exit(path, error) from error
-    except Exception as error:
-        raise ConfigError(_what_was_raised(error), path=path) from error
 
 
 def _delayed(path: str, target: "partial[Any]") -> Callable[..., Any]:
     """Return what builds an object from those of its collaborators that it asks for."""
     wanted = Factory._bind(path, target)
-    return lambda **collaborators: target(**{name: collaborators[name] for name in wanted})
+
+    def build(**collaborators: Any) -> Any:
+        with constructing(path):
+            return target(**{name: collaborators[name] for name in wanted})
+
+    return build
 
 
 def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
@@ -244,10 +231,8 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
     except ConfigError as error:
         error.locate(f"{path}._target_")
         raise
-    except HydraException as error:
-        raise ConfigError(_reason(error), path=path) from error
-    except SystemExit as error:
-        raise _called_exit(path, error) from error
+    except (HydraException, SystemExit) as error:
+        raise ConfigError(f"'{name}' cannot be imported: {what_was_raised(_cause(error))}", path=path) from error
 
 
 @cache
@@ -307,32 +292,8 @@ def _value(collaborator: Any) -> Any:
     return collaborator.get() if isinstance(collaborator, OnDemand) else collaborator
 
 
-def _called_exit(path: str, error: SystemExit) -> ConfigError:
-    return ConfigError(f"it calls sys.exit({error.code!r}) instead of being built", path=path)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _what_was_raised(error: Exception) -> str:
-    """Say what a constructor raised, and where in the user's own code: other frames would not help."""
-    lines = str(error).splitlines()[:_MOST_LINES]
-    text = f"{type(error).__name__}: " + "\n".join(lines) if lines else type(error).__name__
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    if not frames:
-        return text
-    path = Path(frames[-1].filename)
-    where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{text}\n(raised in {where}, line {frames[-1].lineno}, in {frames[-1].name})"
-
-
-def _is_own(file: str) -> bool:
-    """Whether a file is the user's: neither of this package, nor of an installed one, nor of Python."""
-    path = Path(file)
-    if file.startswith("<") or not INSTALLED.isdisjoint(path.parts):
-        return False
-    return not any(
-        path.is_relative_to(other) for other in (Path(ksuit_runner.__file__).parent, sysconfig.get_path("stdlib"))
-    )
+def _cause(error: BaseException) -> BaseException:
+    """Return what was raised at first: Hydra wraps what an import raises, and says less."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 
+from ksuit_runner.config.construct import constructing
 from ksuit_runner.distributed.pieces import is_sharded, place_all
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.trainer.parameter_rules import (
@@ -132,11 +133,12 @@ def _construct(
             return factory([dict(group) for group in groups], fused=True)  # copies, as torch adds its options to them
         except (RuntimeError, ValueError):  # this optimizer has no fused kernel for this device
             pass
-    try:
-        return factory(groups)
-    except ValueError as error:  # such as a negative learning rate
-        several = "; trainer.parameter_rules=null makes one of them" if "parameter groups" in str(error) else ""
-        raise ConfigError(f"{error}{several}", path=path) from error
+    with constructing(path):
+        try:
+            return factory(groups)
+        except ValueError as error:  # such as a negative learning rate
+            several = "; trainer.parameter_rules=null makes one of them" if "parameter groups" in str(error) else ""
+            raise ConfigError(f"{error}{several}", path=path) from error
 
 
 def may_fuse(factory: Callable[..., Optimizer], parameters: Iterable[Tensor]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
+from ksuit_runner.config.construct import constructing
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import is_sharded
 from ksuit_runner.distributed.strategy import Strategy
@@ -439,14 +440,12 @@ def build_optimizers(
         for kind, option in (("schedule", "lr"), ("weight_decay_schedule", "weight_decay")):
             own = getattr(spec, kind)
             if (build := own or of_all[kind]) is not None:
-                schedules[kind] = build_schedule(
-                    build,
-                    optimizer,
-                    max(1, counter.end_update),
-                    counter.updates_per_epoch if counter.has_epochs else None,
-                    option,
-                    f"{path}.{kind}" if own else kind,
-                )
+                where = f"{path}.{kind}" if own else kind
+                per_epoch = counter.updates_per_epoch if counter.has_epochs else None
+                with constructing(where):
+                    schedules[kind] = build_schedule(
+                        build, optimizer, max(1, counter.end_update), per_epoch, option, where
+                    )
         limits = {"clip_norm": spec.clip_norm, "clip_value": spec.clip_value}
         check_positive(limits, path)
         evaluates_again = needs_closure(spec.build, optimizer)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
+from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
@@ -239,6 +240,7 @@ class SgdTrainer:
                 f"{cls.__name__} has a method 'split', which nothing calls: each part of a batch is fetched and "
                 "collated by itself"
             )
+        check_overridden(cls, hooks=(), extra={"training_step": 1})  # the turn
 
     # What subclasses override
 

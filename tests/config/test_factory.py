@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -271,6 +273,35 @@ def test_what_a_library_raises_is_said_without_its_lines():
     with pytest.raises(ConfigError, match=r"^model._args_\[0\]: RuntimeError: .*negative") as raised:
         factory(model={"_target_": "torch.nn.Sequential", "_args_": [inner]}).build("model", torch.nn.Module)
     assert "raised in" not in str(raised.value)
+
+
+def test_what_is_raised_while_a_file_is_imported_is_said_with_its_line(tmp_path, monkeypatch):
+    for name, source in {"lacks": "import json\nimport not_there\n", "fails": "TABLE = {}['x']\n"}.items():
+        (tmp_path / f"own_{name}.py").write_text(f"{source}\nclass Mine:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, raised, line in (
+        ("lacks", "ModuleNotFoundError: No module named 'not_there'", 2),
+        ("fails", "KeyError: 'x'", 1),
+    ):
+        message = (
+            f"callbacks.mine: 'own_{name}.Mine' cannot be imported: {raised}\n(raised in own_{name}.py, line {line}, "
+        )
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            Factory({"callbacks": {"mine": {"_target_": f"own_{name}.Mine"}}}).build("callbacks.mine", CallbackBase)
+
+
+class Fails(CallbackBase):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        assert self.name == "other"
+
+
+def test_what_a_callback_raises_is_said_with_its_type_and_config_path(collaborators):
+    with pytest.raises(
+        ConfigError, match=r"^callbacks.mine: AssertionError(.|\n)*\n\(raised in .*, line \d+, in __init__\)$"
+    ):
+        callbacks("Fails").build_all("callbacks", CallbackBase, **collaborators)
 
 
 def make_model(input_shape, width=3):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ksuit_runner.config.check.constructor import constructor, flaw, literal, parameters_of_function
 from ksuit_runner.config.check.signature_lookup import Definition, MissingName, Sources
-from ksuit_runner.config.check.signature_source import Function, dotted, flatten
-from ksuit_runner.config.schema import UNKNOWN, TargetParameter
+from ksuit_runner.config.check.signature_source import Function, dotted
+from ksuit_runner.config.schema import TargetParameter
 
 _ROOTS = frozenset({"object", "Generic", "Protocol", "ABC"})
 
@@ -28,6 +28,7 @@ class Signature:
         bases: Dotted names of the class and its ancestors, where they are defined.
         knows_bases: Whether these are all ancestors.
         logs: Patterns of the metric keys that a callback declares, or None.
+        flaw: How its constructor fails to call that of its base class; empty if it does, or the source does not tell.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Signature:
     module: str = ""
     file: str | None = None
     qualname: str = ""
+    flaw: str = ""
 
 
 class SignatureReader:
@@ -76,10 +78,10 @@ class SignatureReader:
         if found.node is None:
             return Signature(target, is_class=False, parameters=(), any_name=True)
         if not isinstance(found.node, ast.ClassDef):
-            parameters, rest = _parameters(found.node, skip=_is_class_method(found.node))
+            parameters, rest = parameters_of_function(found.node, skip=_is_class_method(found.node))
             return Signature(target, False, tuple(parameters), any_name=rest is not None)
         lineage = self._lineage(found)
-        parameters, any_name = _constructor(lineage)
+        parameters, any_name = constructor(lineage)
         return Signature(
             target,
             is_class=True,
@@ -88,6 +90,7 @@ class SignatureReader:
             bases=frozenset(item.dotted for item in lineage if item),
             knows_bases=None not in lineage,
             logs=_logs(lineage),
+            flaw=flaw(lineage),
         )
 
     def _lineage(self, definition: Definition, seen: frozenset[str] = frozenset()) -> list[Definition | None]:
@@ -111,89 +114,8 @@ class SignatureReader:
             return None
 
 
-def _constructor(lineage: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
-    """Return the parameters of the first constructor in a lineage, and whether there may be more."""
-    for index, definition in enumerate(lineage):
-        if definition is None:
-            return [], True
-        assert isinstance(definition.node, ast.ClassDef)
-        method = _method(definition.node, "__init__") or _method(definition.node, "__new__")
-        if method:
-            return _with_base(method, lineage[index + 1 :])
-        decorators = [dotted(getattr(node, "func", node)) or [""] for node in definition.node.decorator_list]
-        if any(name[-1] == "dataclass" for name in decorators):
-            return _fields(lineage[index:])
-        if decorators:  # it may add a constructor
-            return [], True
-    return [], False
-
-
-def _with_base(method: Function, ancestors: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
-    own, rest = _parameters(method, skip=1)
-    if rest is None:
-        return own, False
-    call = next((node for node in ast.walk(method) if _passes_on(node, rest)), None)
-    if not isinstance(call, ast.Call):
-        return own, True
-    asked, any_name = _constructor(ancestors)
-    positional = len(call.args) - (not _is_super(call))
-    taken = {parameter.name for parameter in own} | {word.arg for word in call.keywords if word.arg}
-    taken |= {parameter.name for parameter in asked[: max(positional, 0)]}
-    uses = sum(isinstance(node, ast.Name) and node.id == rest for node in ast.walk(method))
-    return own + [item for item in asked if item.name not in taken], any_name or uses > 1
-
-
 def _is_class_method(function: Function) -> bool:
     return any(dotted(node) == ["classmethod"] for node in function.decorator_list)
-
-
-def _passes_on(node: ast.AST, rest: str) -> bool:
-    """Whether a node is the call of a base's constructor with ``**rest``."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "__init__":
-        return False
-    return any(word.arg is None and dotted(word.value) == [rest] for word in node.keywords)
-
-
-def _is_super(call: ast.Call) -> bool:
-    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-    return isinstance(owner, ast.Call) and dotted(owner.func) == ["super"]
-
-
-def _parameters(function: Function, skip: int = 0) -> tuple[list[TargetParameter], str | None]:
-    """Return a function's parameters and the name of its ``**kwargs``, if it has them."""
-    arguments = function.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
-    found = [_parameter(item, default) for item, default in zip(positional, defaults, strict=True)][skip:]
-    found += [_parameter(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    return found, arguments.kwarg.arg if arguments.kwarg else None
-
-
-def _parameter(argument: ast.arg, default: ast.expr | None) -> TargetParameter:
-    return TargetParameter(argument.arg, _text(argument.annotation), default is None, _literal(default))
-
-
-def _fields(lineage: list[Definition | None]) -> tuple[list[TargetParameter], bool]:
-    """Return the fields of a dataclass, those of its ancestors first."""
-    found: dict[str, TargetParameter] = {}
-    for definition in reversed(lineage):
-        for item in definition.node.body if definition and isinstance(definition.node, ast.ClassDef) else []:
-            if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
-                continue
-            annotation = _text(item.annotation) or ""
-            options = {word.arg: word.value for word in getattr(item.value, "keywords", [])}
-            if "ClassVar" in annotation or "KW_ONLY" in annotation or _literal(options.get("init")) is False:
-                continue
-            is_field = isinstance(item.value, ast.Call) and (dotted(item.value.func) or [""])[-1] == "field"
-            required = item.value is None or (is_field and not {"default", "default_factory"} & options.keys())
-            default = options.get("default") if is_field else item.value
-            found[item.target.id] = TargetParameter(item.target.id, annotation, required, _literal(default))
-    return list(found.values()), None in lineage
-
-
-def _method(node: ast.ClassDef, name: str) -> Function | None:
-    found = [item for item in flatten(node.body) if isinstance(item, Function) and item.name == name]
-    return found[-1] if found else None
 
 
 def _logs(lineage: list[Definition | None]) -> tuple[str, ...] | None:
@@ -203,22 +125,7 @@ def _logs(lineage: list[Definition | None]) -> tuple[str, ...] | None:
         for item in definition.node.body:
             targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
             if any(dotted(target) == ["logs"] for target in targets):
-                value = _literal(getattr(item, "value", None))
+                value = literal(getattr(item, "value", None))
                 is_list = isinstance(value, list | tuple) and all(isinstance(key, str) for key in value)
                 return tuple(value) if is_list else None
     return None
-
-
-def _literal(node: ast.expr | None) -> Any:
-    if node is None:
-        return UNKNOWN
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return UNKNOWN
-
-
-def _text(annotation: ast.expr | None) -> str | None:
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return annotation.value
-    return ast.unparse(annotation) if annotation else None

@@ -21,6 +21,7 @@ from ksuit_runner.config.check.ranks import with_parts
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.flatten import nodes
+from ksuit_runner.config.groups import choices, files
 from ksuit_runner.config.schema import LATER_VALUES, OBJECT_SPECS, VALUES
 from ksuit_runner.config.targets import Trust, check_values
 from ksuit_runner.errors import ConfigError, short
@@ -97,8 +98,25 @@ def _check_objects(values: Mapping[str, Any]) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"a mapping from names to objects is needed, not {short(value)}", path=parent)
+        if isinstance(value, Mapping) and isinstance(value.get("_target_"), str) and not _may_be_alone(parent):
+            raise ConfigError(_without_name(parent), path=f"{parent}._target_")
         if dotted := next((key for key in value or () if "." in str(key)), None):
             raise ConfigError(f"the name '{dotted}' has a dot, which separates the parts of a config path", path=parent)
+
+
+def _may_be_alone(parent: str) -> bool:
+    """Whether a config path that may hold several objects by name may also hold one without."""
+    return parent in OBJECT_SPECS or "*" in parent
+
+
+def _without_name(parent: str) -> str:
+    """Say that an object stands where names of objects are needed, and in which file, if it is one of the group."""
+    written = (path for choice in choices(parent) for path in files(f"{parent}/{choice}"))
+    is_without = re.compile(r"^_target_:", re.MULTILINE)
+    found = next((path for path in written if is_without.search(path.read_text(encoding="utf-8"))), None)
+    name = found.stem if found else "NAME"
+    where = f"conf/{parent}/{found.name}" if found else "the config"
+    return f"the name of the object is missing: {where} needs the line `{name}:`, and everything else indented below it"
 
 
 def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> ConfigError:

@@ -1,0 +1,88 @@
+"""A constructor that does not call that of its base class with what it needs is found in its source."""
+
+import pytest
+
+from ksuit_runner.config.check.signature import SignatureReader
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config, without_sweep
+from ksuit_runner.errors import ConfigError
+
+SOURCE = '''
+from ksuit_runner import CallbackBase, PeriodicCallback
+
+class NoCall(CallbackBase):
+    def __init__(self, rate=0.1, **kwargs):
+        self.rate = rate
+
+class Below(NoCall):
+    """Has the constructor of its base."""
+
+class NotPassed(PeriodicCallback):
+    def __init__(self, rate=0.1, **kwargs):
+        super().__init__(every_n_epochs=1)
+
+class NotTaken(CallbackBase):
+    def __init__(self, rate=0.1):
+        super().__init__()
+
+class Half(CallbackBase):
+    def __init__(self, trainer, model, data_container, tracker, log_writer):
+        super().__init__(trainer, model, data_container, tracker, log_writer=log_writer)
+
+class Good(CallbackBase):
+    def __init__(self, rate=0.1, **kwargs):
+        super().__init__(**kwargs)
+
+class Positional(CallbackBase):
+    def __init__(self, *collaborators, **named):
+        CallbackBase.__init__(self, *collaborators, **named)
+
+class Whole(CallbackBase):
+    def __init__(self, trainer, model, data_container, tracker, log_writer, checkpoint_writer, properties):
+        CallbackBase.__init__(self, trainer, model, data_container, tracker, log_writer, checkpoint_writer, properties)
+
+class Old(CallbackBase):
+    def __init__(self, **kwargs):
+        construct = super(Old, self).__init__
+        construct(**kwargs)
+
+class Plain:
+    def __init__(self, rate):
+        self.rate = rate
+'''
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "own_callbacks.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_constructor_that_leaves_out_its_base_is_found(project):
+    flaws = {name: SignatureReader().read(f"own_callbacks.{name}").flaw for name in ("NoCall", "Below")}
+    assert all(
+        f"NoCall.__init__ ({project.name}/own_callbacks.py, line 5) does not call super().__init__(**kwargs)" in flaw
+        for flaw in flaws.values()
+    )
+    for name, lost in {
+        "NotPassed": "trainer, model, data_container, tracker, log_writer, checkpoint_writer, metric_property_provider",
+        "NotTaken": "trainer, model, data_container, tracker, log_writer, checkpoint_writer, metric_property_provider",
+        "Half": "checkpoint_writer, metric_property_provider",
+    }.items():
+        assert f"does not pass {lost} on: take **kwargs" in SignatureReader().read(f"own_callbacks.{name}").flaw
+
+
+@pytest.mark.parametrize("name", ["Good", "Positional", "Whole", "Old", "Plain"])
+def test_one_that_calls_its_base_is_not(project, name):
+    assert SignatureReader().read(f"own_callbacks.{name}").flaw == ""
+
+
+def test_the_flaw_and_a_missing_name_are_said_before_anything_is_imported(project):
+    with pytest.raises(ConfigError, match=r"^callbacks.mine._target_: NoCall.__init__ \(.*does not call super"):
+        check_config(without_sweep(compose_config(["+callbacks.mine._target_=own_callbacks.NoCall"])))
+    (project / "conf" / "callbacks").mkdir(parents=True)
+    (project / "conf" / "callbacks" / "mine.yaml").write_text("_target_: own_callbacks.Good\nrate: 0.2\n")
+    with pytest.raises(ConfigError, match=r"^callbacks._target_: .*conf/callbacks/mine.yaml needs the line `mine:`"):
+        check_config(without_sweep(compose_config(["callbacks=[mine]"])))

@@ -1,0 +1,72 @@
+"""A hook that is never called, or cannot be, is found when its class is defined."""
+
+import pytest
+
+from callbacks.accuracy import Accuracy
+from ksuit_runner import CallbackBase, DatasetCallback, MetricCallback, PeriodicCallback, SgdTrainer
+
+
+def define(base, name, method):
+    return type("Mine", (base,), {name: method, "__module__": __name__})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("_after_epoch_end", "_after_epoch"),
+        ("on_train_epoch_end", "_after_epoch"),
+        ("on_train_start", "_before_training"),
+        ("on_save_checkpoint", "state_dict"),
+        ("_before_update", "_before_every_update"),
+        ("_before_train", "_before_training"),
+        ("after_backward", "_before_every_backward"),
+        ("_on_log", "_after_log"),
+        ("_periodic_callbak", "_periodic_callback"),
+        ("_track_after_update", "_track_after_update_step"),
+        ("_beforetraining", "_before_training"),
+    ],
+)
+def test_a_hook_that_does_not_exist_is_found(name, meant):
+    with pytest.raises(TypeError, match=f"^Mine.{name} is no hook, and nothing calls it. Did you mean '{meant}'\\?$"):
+        define(PeriodicCallback, name, lambda self, update_counter: None)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "method", "write"),
+    [
+        (CallbackBase, "_after_epoch", lambda self: 0, "_after_epoch(self, update_counter)"),
+        (CallbackBase, "_after_epoch", lambda self, epoch: 0, "_after_epoch(self, update_counter)"),
+        (CallbackBase, "_after_log", lambda self, update_counter: 0, "_after_log(self, update_counter, metrics)"),
+        (PeriodicCallback, "_periodic_callback", lambda self, trainer: 0, "_periodic_callback(self, update_counter)"),
+        (DatasetCallback, "_process_batch", lambda self, batch: 0, "_process_batch(self, batch, models)"),
+        (MetricCallback, "_process_value", lambda self: 0, "_process_value(self, value)"),
+        (Accuracy, "_process_results", lambda self: 0, "_process_results(self, update_counter)"),
+        (CallbackBase, "state_dict", lambda self, prefix: 0, "state_dict(self)"),
+        (CallbackBase, "load_state_dict", lambda self: 0, "load_state_dict(self, state_dict)"),
+        (SgdTrainer, "training_step", lambda self, batch: 0, "training_step(self, batch, model)"),
+        (SgdTrainer, "extra_state", lambda self, batch: 0, "extra_state(self)"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_found(base, name, method, write):
+    method.__name__ = name
+    with pytest.raises(TypeError, match="^Mine.*is called with") as raised:
+        define(base, name, method)
+    assert str(raised.value).endswith(f"Write: def {write}")
+
+
+def test_what_is_called_is_none_of_their_business():
+    define(CallbackBase, "_after_epoch", lambda self, **arguments: None)
+    define(CallbackBase, "_after_epoch", lambda self, update_counter, verbose=False: None)
+    define(CallbackBase, "load_state_dict", lambda self, state: None)
+    define(SgdTrainer, "training_step", lambda self, batch, model, turn: None)
+    define(CallbackBase, "reset", lambda self: None)
+
+    class Watches(CallbackBase):
+        def _before_training(self, update_counter):
+            for module in self.model.modules():
+                module.register_forward_hook(lambda *given: self._on_forward(*given))
+
+        def _on_forward(self, module, inputs, outputs):
+            """Nothing."""
+
+    define(Watches, "_on_forward", lambda self, module, inputs, outputs: None)
