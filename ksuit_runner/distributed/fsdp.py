@@ -23,7 +23,6 @@ from ksuit_runner.distributed.ranks import Ranks, all_gather
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.tensors.foreach import norms
 from ksuit_runner.tensors.nested import tensors_in
 
 _COPY, _SHARD = "copy", "shard"  # dimensions of the mesh of ranks
@@ -146,22 +145,23 @@ class ShardedParallel(Strategy):
 
     def norms(self, tensors: list[Tensor]) -> Tensor:
         """Return the Euclidean norms of the whole tensors, see ``Strategy.norms``."""
-        if self._mesh is None:
-            return super().norms(tensors)
-        found: Tensor = torch.linalg.vector_norm(self._norms_of_pieces(tensors), 2.0, dim=0)
-        return found
+        norms: Tensor = torch.linalg.vector_norm(self._norms_of_pieces(tensors), 2.0, dim=0)
+        return norms.float()
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Return the Euclidean norm of the whole gradients, see ``Strategy.norm``."""
-        if self._mesh is None:
-            return super().norm(gradients)
         norm: Tensor = torch.linalg.vector_norm(self._norms_of_pieces(gradients), 2.0)
-        return norm
+        return norm.float()
 
     def _norms_of_pieces(self, tensors: list[Tensor]) -> Tensor:
-        """Return the norms of what each rank holds, of shape (ranks, tensors); what all of them hold counts once."""
-        assert self._mesh is not None
-        own = torch.stack(list(norms(self.local(tensors))))
+        """Return the norms of what each rank holds, of shape (ranks, tensors); what all of them hold counts once.
+
+        In double precision, they do not tell where the tensors are cut: the norm of the whole rounds to one number.
+        """
+        dtype = torch.float32 if self._device.type == "mps" else torch.float64
+        own = torch.stack([torch.linalg.vector_norm(piece, 2.0, dtype=dtype) for piece in self.local(tensors)])
+        if self._mesh is None:
+            return own.unsqueeze(0)
         group = self._mesh.get_group(_SHARD)
         gathered = own.new_empty(dist.get_world_size(group) * len(own))
         self._all_gather(gathered, own, group=group)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ksuit_runner.distributed.part_tree import Node, PartTree
 from ksuit_runner.distributed.ranks import Ranks, all_gather
 
 
@@ -39,6 +40,9 @@ class AllGather(_Exchange):
 class ReduceScatter(_Exchange):
     """Adds up tensors, of which each rank gets a part, see ``FSDPModule.set_custom_reduce_scatter``.
 
+    They are added up in the order of ``PartTree``, so that what is one part for each rank rounds as with strategy=ddp.
+    gloo's own order depends on the number of ranks, and its reduce_scatter waits without the limit that it is given.
+
     Args:
         world: The ranks.
         has_replicas: Whether torch adds up what several groups have found next: without a limit, so that all ranks have
@@ -57,9 +61,12 @@ class ReduceScatter(_Exchange):
         Raises:
             PeerError: A rank has failed, is lost, or does not answer in time.
         """
-        # What gloo's own reduce_scatter does as well; but its work waits without the limit that it is given.
-        total = input_tensor.clone()
-        self._world.finish(self._world.start(partial(dist.all_reduce, total, op=op, group=group, async_op=True)))
-        output_tensor.copy_(total.view(dist.get_world_size(group), -1)[dist.get_rank(group)].view_as(output_tensor))
+        size, found = dist.get_world_size(group), torch.empty_like(input_tensor)
+        begin = partial(dist.all_to_all_single, found, input_tensor, group=group, async_op=True)
+        self._world.finish(self._world.start(begin))
+        tree = PartTree[Tensor](size, torch.Tensor.add_)
+        for rank, part in enumerate(found.view(size, -1)):
+            tree.put(Node(0, rank), part)
+        output_tensor.copy_(tree.total.view_as(output_tensor))
         if self._has_replicas:
             self._world.gather(None)

@@ -1,4 +1,4 @@
-"""Runs with strategy=fsdp: killed and resumed to the bit on as many ranks, and nearly the same on any number."""
+"""Runs with strategy=fsdp: killed and resumed to the bit on as many ranks and on others, and nearly so on one."""
 
 import os
 import shutil
@@ -33,6 +33,7 @@ SETTINGS = (
     "+callbacks.accuracy.every_n_updates=10",
     "checkpoint=every_100_updates",
     "checkpoint.every_n_updates=5",
+    "checkpoint.keep_last=4",
     "trainer.device=cpu",
     "tracker=noop",
 )
@@ -47,12 +48,11 @@ def weights(output_dir: Path) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def assert_near(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path) -> None:
     found, expected = weights(one), weights(other)
     assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-7, msg=lambda text, name=name: name + text)
-    assert journal(run_dir(one)) == pytest.approx(journal(run_dir(other)), rel=1e-4)
+    assert [name for name, value in found.items() if not value.equal(expected[name])] == []
+    assert journal(run_dir(one)) == journal(run_dir(other))
 
 
 def train(folder: Path, *arguments: str) -> str:
@@ -79,11 +79,19 @@ def test_killed_and_resumed_on_as_many_ranks_others_and_one(tmp_path):
         for rank in ranks.start(2, train_and_die, killed, 13, *SETTINGS, "strategy=fsdp"):
             with pytest.raises(AssertionError, match="exit code -9"):
                 rank.result()
-    shutil.copytree(killed, more)
     assert on_ranks(2, train, killed, "resume=last") == ["FINISHED"] * 2
     assert checkpoint_bytes(run_dir(killed)) == checkpoint_bytes(run_dir(undisturbed))
     assert journal(run_dir(killed)) == journal(run_dir(undisturbed))
+    shutil.copytree(undisturbed, more)
+    for folder in run_dir(more).glob("artifacts/checkpoints/E*_U[23]*"):
+        shutil.rmtree(folder)
     assert on_ranks(4, train, more, "resume=last") == ["FINISHED"] * 4
-    assert train(alone, *SETTINGS) == "FINISHED"
-    assert_near(more, undisturbed)
-    assert_near(alone, undisturbed)
+    assert train(alone, *SETTINGS, "strategy=fsdp") == "FINISHED"
+    assert_same(more, undisturbed)
+    found, expected = weights(alone), weights(undisturbed)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        difference = torch.linalg.vector_norm((value - expected[name]).double())
+        limit = 1e-7 if name.startswith("model/") else 1e-6
+        assert difference <= limit * torch.linalg.vector_norm(expected[name].double()), name
+    assert journal(run_dir(alone)) == pytest.approx(journal(run_dir(undisturbed)), rel=1e-6)
