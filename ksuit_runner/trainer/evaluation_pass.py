@@ -13,6 +13,7 @@ from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.trainer.shared_outputs import MOST_BYTES, SharedOutputs
+from ksuit_runner.trainer.tensor_note import note_tensors
 
 _END: Final = object()
 
@@ -130,6 +131,7 @@ def _read_batch(
         except Interrupted:
             raise
         except (Exception, SystemExit) as error:
+            note_tensors(error)
             if in_step:  # other ranks would wait for its next forward passes
                 error.add_note(f"raised while callback '{reader.display_name}' read a batch")
                 raise

@@ -48,6 +48,7 @@ from ksuit_runner.trainer.part_buffers import PartBuffers
 from ksuit_runner.trainer.parts import BatchParts, WeighedPart
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
+from ksuit_runner.trainer.tensor_note import note_tensors
 
 _LOGGER = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -371,11 +372,15 @@ class SgdTrainer:
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._autocast():
-            if not self.optimizers.has_turns:
-                result = self.training_step(batch, model or self.model)
-            else:
-                turn = self.optimizers.turn(self.counter.update) if model is None else None
-                result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
+            try:
+                if not self.optimizers.has_turns:
+                    result = self.training_step(batch, model or self.model)
+                else:
+                    turn = self.optimizers.turn(self.counter.update) if model is None else None
+                    result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
+            except Exception as error:
+                note_tensors(error)
+                raise
             losses, outputs = self._reader.read(result)
         if self._sums is not None and losses.counts and torch.is_grad_enabled():
             losses.read_counts()

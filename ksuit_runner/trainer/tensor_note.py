@@ -1,0 +1,56 @@
+"""Notes on an error what tensors were computed with, as most errors of torch do not say which one does not fit."""
+
+from collections.abc import Mapping
+from traceback import walk_tb
+from typing import Any
+
+from torch import Tensor
+
+from ksuit_runner.tensors.nested import entries, tensors_in
+
+_STEPS = ("training_step", "_process_batch")
+_RAISED = (RuntimeError, ValueError, TypeError, IndexError)  # for a shape or type that does not fit
+_MOST_ENTRIES = 8
+_LONGEST = 600
+
+
+def note_tensors(error: BaseException) -> None:
+    """Add a line to an error that was raised in a step: names, types and shapes of the step's batch and other tensors.
+
+    Args:
+        error: What ``training_step``, or a callback's ``_process_batch``, has raised.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name in _STEPS]
+    if not frames or not isinstance(error, _RAISED) or any(_is_ours(note) for note in getattr(error, "__notes__", ())):
+        return
+    found = dict(frames[-1].f_locals)
+    batch = found.pop("batch", None)
+    named = {
+        name: value for name, value in found.items() if name != "self" and next(tensors_in(value), None) is not None
+    }
+    seen = {id(tensor) for value in named.values() for tensor in tensors_in(value)}
+    if any(id(tensor) not in seen for tensor in tensors_in(batch)):
+        named = {"batch": batch, **named}
+    if named:
+        text = ", ".join(f"{name}: {_text(value)}" for name, value in named.items())
+        error.add_note(f"{_begin(frames[-1].f_code.co_name)}{text[:_LONGEST]}")
+
+
+def _begin(step: str) -> str:
+    return f"tensors in {step}: "
+
+
+def _is_ours(note: str) -> bool:
+    return note.startswith(tuple(map(_begin, _STEPS)))
+
+
+def _text(tree: Any) -> str:
+    """Write a tree of tensors as types and shapes, such as ``(float32 (64, 1, 8, 8), int64 (64,))``."""
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+    items = list(entries(tree))
+    if not items:
+        return type(tree).__name__
+    is_named = isinstance(tree, Mapping)
+    texts = [f"{key}: {_text(item)}" if is_named else _text(item) for key, item in items[:_MOST_ENTRIES]]
+    return f"({', '.join([*texts, '...'] if len(items) > _MOST_ENTRIES else texts)})"
