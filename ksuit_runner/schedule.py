@@ -337,6 +337,33 @@ def from_torch(
     return SequentialLR(optimizer, [ramp, main], milestones=[updates])
 
 
+def exponential(
+    optimizer: Optimizer,
+    total_updates: int,
+    warmup: float | int | str = 0,
+    end_factor: float = 0.01,
+    end_value: float | None = None,
+    interval: Interval = "update",
+    updates_per_epoch: int | None = None,
+) -> LRScheduler:
+    """Change exponentially to another learning rate, lower or higher, after a linear warm-up.
+
+    Args:
+        optimizer: Optimizer whose learning rates are multiplied with the curve.
+        total_updates: Length of the run, in updates.
+        warmup: Length of the warm-up, as in ``constant``.
+        end_factor: Factor on the learning rate at the last update, above 0.
+        end_value: Learning rate at the last update, instead of a factor; groups with another rate keep its proportion.
+        interval: How often the rate changes; a warm-up in epochs is rounded up to whole ones.
+        updates_per_epoch: Length of an epoch, in updates, if it has one.
+    """
+    end = _end_factor(optimizer, end_factor, end_value)
+    if not end:
+        name = "end_factor" if end_value is None else "end_value"
+        raise ConfigError("a number above 0 is needed, which an exponential never reaches", path=f"schedule.{name}")
+    return _with_curve(optimizer, total_updates, updates_per_epoch, warmup, interval, lambda progress: end**progress)
+
+
 def plateau(
     optimizer: Optimizer,
     total_updates: int,

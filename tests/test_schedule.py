@@ -6,7 +6,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.schedule import build_schedule, constant, cosine, from_torch, linear, plateau
+from ksuit_runner.schedule import build_schedule, constant, cosine, exponential, from_torch, linear, plateau
 
 
 def make(schedule, total=10, rate=1.0, **arguments):
@@ -49,6 +49,15 @@ def test_cosine():
     expected = [0.1 + 0.9 * (1 + math.cos(math.pi * update / 9)) / 2 for update in range(10)]
     assert rates(cosine, end_factor=0.1) == pytest.approx([*expected, 0.1])
     assert rates(cosine, total=11, warmup=2)[6] == pytest.approx(0.5)
+
+
+def test_exponential():
+    assert rates(exponential, end_factor=1e-3) == pytest.approx([*(1e-3 ** (update / 9) for update in range(10)), 1e-3])
+    rising = rates(exponential, end_value=100.0, total=3)
+    assert rising == pytest.approx([1, 10, 100, 100])
+    for arguments in ({"end_factor": 0.0}, {"end_value": 0.0}):
+        with pytest.raises(ConfigError, match=f"schedule.{next(iter(arguments))}: a number above 0 is needed"):
+            make(exponential, **arguments)
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])

@@ -1,0 +1,99 @@
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from command import run_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch.optim import SGD
+
+from callbacks.learning_rate_finder import LearningRateFinder, suggestions
+from ksuit_runner.api import run
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.schedule import exponential
+
+FINDER = {"finder": partial(LearningRateFinder, smoothing=0.8)}
+RISING = {
+    "optimizer": partial(SGD, lr=1e-4),
+    "schedule": partial(exponential, end_value=1e4),
+    "max_updates": 60,
+    "nan_loss": "warn",
+}
+
+
+def rows(finished):
+    [table] = (finished.paths.artifacts_dir / "tables" / "finder").glob("*.json")
+    return np.array(json.loads(table.read_text())["data"])
+
+
+def test_it_ends_once_the_loss_has_diverged_and_shows_what_it_has_seen(new_run):
+    finished = new_run(FINDER, **RISING).train()
+    updates = finished.run.counter.update
+    assert 20 < updates < 60
+    rates, losses, smoothed = rows(finished).T
+    assert rates == pytest.approx(1e-4 * 1e8 ** (np.arange(updates) / 59))
+    assert smoothed == pytest.approx(pd.Series(losses).ewm(alpha=0.2).mean())
+    assert smoothed[-1] > 4 * smoothed.min() and (smoothed[:-1] <= 4 * np.minimum.accumulate(smoothed)[:-1]).all()
+    steepest = finished.metric("finder/steepest")[updates]
+    assert rates[0] < steepest <= rates[smoothed.argmin()]
+    assert finished.metric("finder/tenth_of_minimum")[updates] == rates[smoothed.argmin()] / 10
+    assert list((finished.paths.artifacts_dir / "images").glob("finder*.png"))
+
+
+def test_a_resume_shows_the_same(new_run):
+    whole = new_run(FINDER, **RISING).train()
+    new_run(FINDER, "killed", stop_at=17, **RISING).train()
+    resumed = new_run(FINDER, "killed", **RISING).train()
+    assert (rows(resumed) == rows(whole)).all()
+    assert resumed.metric("finder/steepest") == whole.metric("finder/steepest")
+
+
+def test_the_loss_is_that_of_the_whole_batch(new_run):
+    whole, parts = (new_run(FINDER, str(n), accumulation_steps=n, **RISING).train() for n in (1, 4))
+    assert rows(parts)[:20] == pytest.approx(rows(whole)[:20], rel=1e-4)
+
+
+def test_the_steepest_point_of_a_curve():
+    logs = np.linspace(-6, 1, 200)
+    losses = 3 - 2 / (1 + np.exp(-4 * (logs + 2.5)))  # a logistic function of the logarithm, around -2.5
+    losses[180:] += 10 * (logs[180:] - logs[180])
+    found = suggestions(10**logs, losses)
+    assert np.log10(found["steepest"]) == pytest.approx(-2.5, abs=0.05)
+    assert found["tenth_of_minimum"] == pytest.approx(10 ** logs[180] / 10)
+
+
+@pytest.mark.parametrize(
+    ("rates", "losses"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4]),  # never falls
+        ([3, 3, 3, 3], [4, 3, 2, 1]),  # the rate does not rise
+        ([1, 2, 3], [np.nan] * 3),
+    ],
+)
+def test_nothing_is_suggested_by_what_says_nothing(rates, losses):
+    assert suggestions(np.array(rates, float), np.array(losses, float)) == {}
+
+
+def test_a_run_without_updates_has_nothing_to_show(new_run):
+    assert new_run(FINDER, max_epochs=0).train().metrics() == set()
+
+
+def test_the_range_test_is_one_word(tmp_path):
+    GlobalHydra.instance().clear()
+    result = run(["debug=learning_rate_finder", "data=diabetes", "tracker=noop", f"output_dir={tmp_path}"])
+    assert result.status == "FINISHED" and 1e-6 < result.metrics["learning_rate_finder/steepest"].last < 1
+    assert not list(run_dir(tmp_path).glob("artifacts/checkpoints/E1_*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"smoothing": 1.0}, r"smoothing \(1.0\)"),
+        ({"diverged": 1.0}, r"diverged \(1.0\) above 1"),
+        ({}, "it keeps the losses of all 20000 updates: debug=learning_rate_finder makes a short run"),
+    ],
+)
+def test_bad_arguments_are_refused(new_run, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        new_run({"finder": partial(LearningRateFinder, **arguments)}, max_updates=20_000)
