@@ -1,4 +1,4 @@
-"""Learning rates of the parameter groups, and the weight decay where it has a schedule."""
+"""Learning rates and weight decays of the parameter groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,29 +9,31 @@ from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class LearningRate(PeriodicCallback):
-    """Logs ``learning_rate``, that of the next update; ``learning_rate/GROUP`` where parameter groups differ.
+    """Logs ``learning_rate`` as the update has used it; ``learning_rate/GROUP`` where parameter groups differ.
 
-    Of several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` where its groups differ. With
-    a schedule of the weight decay ``weight_decay`` is logged in the same way.
+    Of several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` where its groups differ.
+    ``weight_decay`` is logged in the same way where it has a schedule, or if that is asked for.
 
     Args:
+        weight_decay: Whether the weight decay is logged; None logs it where it has a schedule.
         **kwargs: Passed on to PeriodicCallback.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("learning_rate", "learning_rate/*", "weight_decay", "weight_decay/*")
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, weight_decay: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         optimizers = self.trainer.optimizers
+        if weight_decay is None:
+            weight_decay = any("weight_decay_schedule" in member.schedules for member in optimizers.members.values())
+        options = {"lr": "learning_rate", **({"weight_decay": "weight_decay"} if weight_decay else {})}
         # Decided once: groups that differ may coincide later, such as at 0 when a schedule ends.
-        self._keys = {"lr": _keys("learning_rate", optimizers.options("lr"))}
-        if any("weight_decay_schedule" in member.schedules for member in optimizers.members.values()):
-            self._keys["weight_decay"] = _keys("weight_decay", optimizers.options("weight_decay"))
+        self._keys = {option: _keys(metric, optimizers.options(option)) for option, metric in options.items()}
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         for option, keys in self._keys.items():
-            values = self.trainer.optimizers.options(option)
+            values = self.trainer.optimizers.used_options(option)
             for key, name in keys.items():
                 self.writer.add_scalar(key, values[name])
 

@@ -49,6 +49,9 @@ class Evaluation(Protocol):
 ONLY = ""
 """Name of a run's only optimizer."""
 
+_SCHEDULED = ("lr", "weight_decay")
+"""Options that a schedule can set."""
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
@@ -212,6 +215,7 @@ class Optimizers:
         self.grad_norm: Tensor | None = None
         self._clip_norm, self._scaler = clip_norm, scaler
         self._is_unscaled = False
+        self._used: list[dict[str, Any]] = []
         self._schedules = [item for member in members.values() for item in member.schedules.values()]
         if turns is not None:
             _check_turns(turns, members)
@@ -324,6 +328,11 @@ class Optimizers:
 
     def advance(self) -> None:
         """Advance all schedules by one update."""
+        self._used = [
+            {option: _held(group.get(option)) for option in _SCHEDULED}
+            for member in self.members.values()
+            for group in member.optimizer.param_groups
+        ]
         for schedule in self._schedules:
             schedule.step()
 
@@ -353,11 +362,20 @@ class Optimizers:
 
     def options(self, option: str) -> dict[str, float]:
         """Return the values of an option, such as ``lr``, by ``GROUP``, or ``NAME/GROUP`` of several optimizers."""
+        return {name: float(group[option]) for name, group in self._groups().items() if option in group}
+
+    def used_options(self, option: str) -> dict[str, float]:
+        """Return those that the last update has used, of an option that a schedule can set."""
+        if not self._used:
+            return self.options(option)
+        named = zip(self._groups(), self._used, strict=True)
+        return {name: float(used[option]) for name, used in named if used[option] is not None}
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
         return {
-            f"{name}/{group['name']}" if name != ONLY else group["name"]: float(group[option])
+            f"{name}/{group['name']}" if name != ONLY else group["name"]: group
             for name, member in self.members.items()
             for group in member.optimizer.param_groups
-            if option in group
         }
 
     # State
@@ -365,7 +383,7 @@ class Optimizers:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the only optimizer and its schedules, or those of several by name in ``optimizers``."""
         states = {name: member.state_dict() for name, member in self.members.items()}
-        return states.get(ONLY, {"optimizers": states})
+        return {**states.get(ONLY, {"optimizers": states}), "used_options": self._used}
 
     def load_state_dict(
         self, state: Mapping[str, Any], updates: int, same_settings: bool = True, has_loss: bool = True
@@ -387,6 +405,7 @@ class Optimizers:
             raise CheckpointError(f"the checkpoint has the state of other optimizers: {stored}, not {own}", "optimizer")
         for name, member in self.members.items():
             member.load_state_dict(states[name], updates, same_settings, has_loss)
+        self._used = state.get("used_options", []) if same_settings else []
 
 
 def build_optimizers(
@@ -531,6 +550,11 @@ def _assign(specs: Mapping[str, OptimizerSpec], named: Mapping[str, nn.Parameter
                 f"it matches no parameter. {hint(specs[name].match, named)}", path=f"optimizer.{name}".rstrip(".")
             )
     return found
+
+
+def _held(value: Any) -> Any:
+    """Return a value that stays as it is: schedules write into one that is a tensor."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _check_turns(turns: Sequence[str], members: Mapping[str, Member]) -> None:
