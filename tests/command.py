@@ -200,7 +200,7 @@ def checkpoint_bytes(directory: Path) -> dict[str, str]:
 
 
 def logged_files(directory: Path) -> dict[tuple[str, int], str]:
-    """Return a hash of every file that was logged, by its key and update; checks that none is there twice."""
+    """Return a hash of every file that was logged and not measured, by key and update; checks that none is twice."""
     artifacts = directory / "artifacts"
     listed = [file for line, _ in JournalReader(directory / "metrics.jsonl").lines() for file in line.files]
     found = {(file.key, file.step): artifacts / file.path for file in listed}
@@ -209,4 +209,7 @@ def logged_files(directory: Path) -> dict[tuple[str, int], str]:
     kinds = {path.parent for path in found.values()}
     there = {path.name for kind in kinds for path in kind.iterdir() if path.is_file() and path.suffix != ".webp"}
     assert there == named
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
+    return {
+        (key, step): "" if is_measured(key.partition("/")[2]) else hashlib.sha256(path.read_bytes()).hexdigest()
+        for (key, step), path in found.items()
+    }

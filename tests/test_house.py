@@ -30,7 +30,7 @@ LAYERS = (
     ("delivery", "callback_base"),
     ("recorder",),
     ("resume", "averaging_callback", "periodic_callback", "metric_callback"),
-    ("online_callback", "feature_callback"),
+    ("online_callback", "feature_callback", "window_callback"),
     ("engine",),
     ("start",),
     ("sweep", "testing", "reports"),
@@ -50,7 +50,7 @@ STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 ROOT_MODULES = {
     *("__init__", "__main__", "api", "results", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
     *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback", "online_callback"),
-    *("averaging_callback", "feature_callback"),
+    *("averaging_callback", "feature_callback", "window_callback"),
 }
 
 UNCOMMENTED_KEYS = {"defaults", "_target_", "_partial_"}
