@@ -32,6 +32,8 @@ CONF = shipped_conf()
 FILES = [(group, choice) for group in groups() for choice in choices(group)]
 # What a choice of these groups fits to is up to the choice; the tests below build them together with what they fit to.
 PARTS = ("model", "loss")
+# What these callbacks miss on a machine without it, at once.
+MISSING = {"memory_snapshot": "CUDA devices"}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,10 @@ def test_every_choice_builds(group, choice, tmp_path):
     if group == "tracker":
         config = checked(overrides, tmp_path)
         assert isinstance(build_tracker(Factory(config), OutputPaths(tmp_path)), BaseTracker)
+        return
+    if choice in MISSING and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=MISSING[choice]), built(overrides, tmp_path):
+            pass
         return
     with built(overrides, tmp_path) as run:
         assert run.counter.end_update > 0

@@ -26,6 +26,8 @@ COMMON = (
 GIVEN = ("debug=all_callbacks", *COMMON)
 # The same 60 updates.
 BARE = ("model=mlp", "tracker=noop", "trainer.max_epochs=3", "callbacks=[]", "default_callbacks=none", *COMMON)
+# Those that need more than a laptop has: a GPU.
+EXCEPTED = {"memory_snapshot"}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_no_callback_that_ships_is_missing():
         for choice in choices("callbacks")
         for name in OmegaConf.load(shipped_conf() / "callbacks" / f"{choice}.yaml")
     ]
-    assert sorted(listed) == sorted(shipped)
+    assert sorted(listed) == sorted(set(shipped) - EXCEPTED)
 
 
 def test_every_callback_has_one_file_of_code_and_one_test():
