@@ -30,7 +30,7 @@ class MetricPropertyProvider:
         self,
         higher: Sequence[str] = HIGHER,
         lower: Sequence[str] = LOWER,
-        neutral: Sequence[str] = ("*lossdiff*", "*loss_diff*", "*loss_weight*", "*loss_scale*"),
+        neutral: Sequence[str] = ("*lossdiff*", "*loss_diff*", "*loss_weight*", "*loss_scale*", "time/*", "system/*"),
     ) -> None:
         given: dict[Direction, Sequence[str]] = {"neutral": neutral, "higher": higher, "lower": lower}
         self._patterns = {direction: [text.lower() for text in texts] for direction, texts in given.items()}
