@@ -1,0 +1,178 @@
+"""Draws what each callback that ships logs, from one run with all of them, and writes docs/gallery.md around it."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from inspect import signature
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from omegaconf import OmegaConf
+from PIL import Image
+from rich.console import Console
+
+from ksuit_runner.config.check.references import expand
+from ksuit_runner.config.groups import choices, shipped_conf
+from ksuit_runner.record.journal import JournalReader
+
+DOCS = Path(__file__).parents[1]
+FOLDER = DOCS / "pictures" / "callbacks"
+MOST_CURVES, MOST_ROWS, MOST_COLUMNS = 6, 8, 7
+
+# What a callback does is seen in the metrics or files of others.
+SEEN_IN = {
+    "ema": ["accuracy/validation", "accuracy/validation/ema"],
+    "swa": ["accuracy/validation", "accuracy/validation/swa"],
+}
+# Callbacks that say something and log nothing: a run in which they do.
+SAID_IN = {
+    "early_stop": ["callbacks=[accuracy,early_stop]", "callbacks.early_stop.patience=2", "optimizer.lr=0"],
+    "progress": ["callbacks=[accuracy]", "trainer.max_epochs=2"],
+    "best_checkpoint": ["callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=4"],
+}
+
+
+class Run:
+    """What a run has left: its config, the points of each metric, and the files that were logged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: Any = OmegaConf.load(folder / "artifacts" / "config.yaml")
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        self.files: dict[str, Path] = {}  # the newest ones
+        for line, _ in JournalReader(folder / "metrics.jsonl").lines():
+            for point in line.points:
+                self.points.setdefault(point.key, []).append((point.step, point.value))
+            for file in line.files:
+                self.files[file.key] = folder / "artifacts" / file.path
+
+    def callbacks(self) -> dict[str, Any]:
+        """Return the configs of all callbacks by name."""
+        return {**self.config.callbacks, **self.config.default_callbacks}
+
+
+def main() -> None:
+    """Make all pictures and the page."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        train(Path(place), "debug=all_callbacks", "trainer.max_epochs=12")
+        [folder] = Path(place, "runs").iterdir()
+        run = Run(folder)
+        drawn = {name: draw(name, config, run) for name, config in run.callbacks().items()}
+        for name, overrides in SAID_IN.items():
+            with tempfile.TemporaryDirectory() as other:
+                drawn[name] = write_terminal(name, train(Path(other), "model=mlp", "tracker=noop", *overrides))
+    write_page({name: path for name, path in drawn.items() if path is not None}, run)
+
+
+def train(folder: Path, *overrides: str) -> str:
+    """Run the command line, and return what it prints."""
+    command = [sys.executable, "-m", "ksuit_runner", *overrides, f"output_dir={folder}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=None).stdout
+
+
+def draw(name: str, config: Mapping[str, Any], run: Run) -> Path | None:
+    """Draw the metrics and the newest picture or table of a callback; None if it logs nothing."""
+    patterns = SEEN_IN.get(name) or patterns_of(config)
+    keys = [key for key in run.points if any(fnmatchcase(key, pattern) for pattern in patterns)]
+    curves = [key for key in keys if len(run.points[key]) > 1][:MOST_CURVES]
+    files = [key for key in run.files if key.partition("/")[2].partition("/")[0] == name]
+    pictures = [key for key in files if run.files[key].suffix == ".png"][:1]
+    tables = [key for key in files if run.files[key].suffix == ".json"][:1]
+    values = [] if curves or pictures or tables else keys
+    panels = [*pictures, *tables[: not pictures], *curves[:1], *values[:1]]
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.6), squeeze=False, layout="constrained")
+    for panel, axis in zip(panels, axes[0], strict=True):
+        if panel in pictures:
+            axis.imshow(Image.open(run.files[panel]))
+            axis.axis("off")
+        elif panel in tables:
+            show_table(axis, run.files[panel])
+        elif panel in curves:
+            for key in curves:
+                axis.plot(*zip(*run.points[key], strict=True), label=key, linewidth=1.2)
+            values = [value for key in curves for _, value in run.points[key]]
+            if min(values) > 0 and max(values) > 50 * min(values):
+                axis.set_yscale("log")
+            axis.legend(fontsize=6.5, frameon=False)
+            axis.set_xlabel("update", fontsize=7)
+            axis.tick_params(labelsize=7)
+        else:
+            show_cells(axis, ["metric", "value"], [[key, f"{run.points[key][-1][1]:.4g}"] for key in values])
+    path = FOLDER / f"{name}.png"
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+    return path
+
+
+def patterns_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the patterns of the keys that a callback logs, with its arguments in them."""
+    module, _, name = config["_target_"].rpartition(".")
+    callback = getattr(importlib.import_module(module), name)
+    defaults = {
+        key: item.default for base in callback.__mro__[::-1] for key, item in signature(base).parameters.items()
+    }
+    return [key for pattern in callback.logs or () for key in expand(pattern, {**defaults, **config})]
+
+
+def show_table(axis: Axes, path: Path) -> None:
+    """Draw the first rows of a logged table."""
+    table = json.loads(path.read_text())
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table["data"]]
+    show_cells(axis, table["columns"], cells)
+
+
+def show_cells(axis: Axes, columns: list[str], rows: list[list[str]]) -> None:
+    """Draw cells, without those that there is no room for."""
+    axis.axis("off")
+    cut = [[cell if len(cell) < 34 else f"{cell[:31]}..." for cell in row[:MOST_COLUMNS]] for row in rows[:MOST_ROWS]]
+    drawn = axis.table(cut, colLabels=columns[:MOST_COLUMNS], loc="center", edges="horizontal", cellLoc="left")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    drawn.auto_set_column_width(range(len(columns[:MOST_COLUMNS])))
+
+
+def write_terminal(name: str, output: str) -> Path:
+    """Draw the last lines of what a command has printed."""
+    lines = [line for line in output.splitlines() if not line.startswith(("folder", "resume"))]
+    console = Console(record=True, width=100, file=StringIO())
+    console.print("\n".join(lines[-14:]), highlight=False, markup=False)
+    path = FOLDER / f"{name}.svg"
+    path.write_text(console.export_svg(title=f"callbacks: {name}"))
+    return path
+
+
+def write_page(drawn: Mapping[str, Path], run: Run) -> None:
+    """Write the page: a section for each callback, with the first comment of its file in conf/."""
+    lines = [
+        "# Gallery",
+        "",
+        "What the callbacks log and say in twelve epochs on the digits, with `debug=all_callbacks`. `make pictures`",
+        "draws it anew. [Callbacks](callbacks.md) has them in a table.",
+    ]
+    for name, comment in comments().items():
+        if name in drawn:
+            lines += ["", f"## {name}", "", f"{comment}.", "", f"![{name}](pictures/callbacks/{drawn[name].name})"]
+    (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
+
+
+def comments() -> dict[str, str]:
+    """Return what each callback is, as its file in conf/ says."""
+    files = [shipped_conf() / "callbacks" / f"{choice}.yaml" for choice in choices("callbacks")]
+    return {path.stem: path.read_text().splitlines()[0].removeprefix("# ").rstrip(".") for path in files}
+
+
+if __name__ == "__main__":
+    main()
