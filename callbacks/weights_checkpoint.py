@@ -16,6 +16,7 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.average import is_in
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.system.atomic_files import commit_folder
 from ksuit_runner.tensors.name_patterns import matching_modules
 
 
@@ -103,7 +104,7 @@ class WeightsCheckpoint(PeriodicCallback):
         for name, tensors in files.items():
             write_tensors(partial_folder / name, tensors)
         shutil.rmtree(folder, ignore_errors=True)
-        partial_folder.rename(folder)
+        commit_folder(partial_folder, folder)
         if self._keep_last is not None:
             for old in self._there()[: -self._keep_last]:
                 shutil.rmtree(self._folder / str(old), ignore_errors=True)

@@ -74,7 +74,7 @@ class Binding:
         """Whether something is not delivered yet, or cannot be read."""
         try:
             state = self.state
-            return not self.is_bound or state.has_messages or state.has_end or self.store.is_behind
+            return not self.is_bound or state.has_messages or state.has_end or state.has_models or self.store.is_behind
         except TrackerError:
             return True
 
@@ -127,13 +127,18 @@ class Binding:
             self._note(version=state.box.version)
 
     def deliver_end(self) -> None:
-        """Deliver how the run ended, if it has."""
+        """Deliver how the run ended, if it has, and then the models that it registers: their files are there by now."""
         self.bind()
         state = self.state
         if state.box.status is not None and state.has_end:
             self.check_owner()
             self.store.end_run(state.box.status, state.box.end_time)
             self._note(status=state.box.status, end_time=state.box.end_time)
+        if state.has_models:
+            for number, model in enumerate(state.box.models[state.delivery.models :], state.delivery.models + 1):
+                self.check_owner()
+                self.store.register_model(model)
+                self._note(models=number)
         self.check_owner()
         self.store.deliver_end()
 

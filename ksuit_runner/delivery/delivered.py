@@ -25,12 +25,14 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         version: Version of the outbox that is delivered.
         status: How the run ended, as the tracker knows it; None if it does not.
         end_time: When, in ms since 1970.
+        models: Number of versions of models that are registered.
     """
 
     tracker_id: RunId | None = None
     version: Count = 0
     status: EndStatus | None = None
     end_time: Count | None = None
+    models: Count = 0
 
     @classmethod
     def load(cls, paths: PathProvider, box: Outbox) -> Delivery:
@@ -69,6 +71,11 @@ class RunState:
     def has_messages(self) -> bool:
         """Whether something is to be delivered, apart from the end of the run."""
         return self.tracker_id is None or self.delivery.version != self.box.version
+
+    @property
+    def has_models(self) -> bool:
+        """Whether the run has ended, and versions of models are to be registered."""
+        return self.box.status is not None and self.delivery.models < len(self.box.models)
 
     @property
     def has_end(self) -> bool:

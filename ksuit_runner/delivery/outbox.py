@@ -15,7 +15,7 @@ from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider, RunId
 from ksuit_runner.system.atomic_files import make_folder, write_text
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
-from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, ModelVersion
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
@@ -40,6 +40,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         inputs: Datasets that it uses.
         other_tags: Tags that it adds to other runs, by their ids in the output folder.
         version: Number of additions to these.
+        models: Versions of registered models that it adds, once it has ended.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
     """
@@ -55,6 +56,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     inputs: list[DatasetInfo] = msgspec.field(default_factory=list)
     other_tags: dict[RunId, dict[str, str]] = msgspec.field(default_factory=dict)
     version: Count = 0
+    models: list[ModelVersion] = msgspec.field(default_factory=list)
     status: EndStatus | None = None
     end_time: Count | None = None
 

@@ -16,7 +16,7 @@ from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.point import Point, now
 from ksuit_runner.security.masking import mask_text, mask_value
 from ksuit_runner.system.run_lock import RunLock
-from ksuit_runner.tracker.base import START_TAG, BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import START_TAG, BaseTracker, DatasetInfo, EndStatus, ModelVersion, RunInfo
 
 _LONGEST_PARAM = 10_000  # characters, more than a store keeps
 
@@ -49,6 +49,7 @@ class RecordedTracker(LocalIdTracker):
     ) -> None:
         super().__init__(tracker, outputs)
         self.require, self.close_timeout_s = tracker.require, tracker.close_timeout_s
+        self.has_registry = tracker.has_registry
         self.status_before: EndStatus | None = None
         self._lock_run = lock_run
         self.run_lock: RunLock | None = None
@@ -145,6 +146,13 @@ class RecordedTracker(LocalIdTracker):
         """Store which datasets the run uses."""
         with self._lock:
             self._outbox.add_inputs(datasets)
+            self._store()
+
+    def register_model(self, version: ModelVersion) -> None:
+        """Store a version of a model, to be registered once the run has ended."""
+        with self._lock:
+            if version not in self._outbox.models:
+                self._outbox.models.append(version)
             self._store()
 
     def log_points(self, points: Sequence[Point]) -> None:

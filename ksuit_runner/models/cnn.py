@@ -60,7 +60,7 @@ class Cnn(nn.Module):
         """Map images ``(batch, channels, height, width)`` to logits ``(batch, *output_shape)``."""
         features: Tensor = self.stages(x)
         logits: Tensor = self.head(self.dropout(features.mean(dim=(2, 3))))
-        return logits.reshape(len(x), *self.output_shape)
+        return logits.reshape(x.shape[0], *self.output_shape)
 
 
 def _stage(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:

@@ -43,7 +43,7 @@ class Gru(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map sequences ``(batch, *features, time)`` to logits ``(batch, *output_shape)``."""
-        steps = x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2)
+        steps = x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)
         outputs, _ = self.gru(steps)
         logits: Tensor = self.head(outputs.flatten(start_dim=1))
-        return logits.reshape(len(x), *self.output_shape)
+        return logits.reshape(x.shape[0], *self.output_shape)

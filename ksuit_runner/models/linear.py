@@ -22,4 +22,4 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs ``(batch, *input_shape)`` to logits ``(batch, *output_shape)``."""
         logits: Tensor = self.layer(x.flatten(start_dim=1))
-        return logits.reshape(len(x), *self.output_shape)
+        return logits.reshape(x.shape[0], *self.output_shape)

@@ -60,4 +60,4 @@ class Mlp(nn.Module):
             if self.dropout.p:
                 x = self.dropout(x)
         logits: Tensor = self.head(x)
-        return logits if len(self.output_shape) == 1 else logits.reshape(len(x), *self.output_shape)
+        return logits if len(self.output_shape) == 1 else logits.reshape(x.shape[0], *self.output_shape)

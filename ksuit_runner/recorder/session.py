@@ -39,6 +39,7 @@ class Description(msgspec.Struct, frozen=True):
 
     require: bool
     close_timeout_s: float
+    has_registry: bool = False
 
 
 _OF_SESSION = ("describe", "warm_up", "record", "close_run")
@@ -89,7 +90,7 @@ class Session:
                 self._built.end_run(EndStatus.KILLED)
 
     def _describe(self) -> Description:
-        return Description(self._built.require, self._built.close_timeout_s)
+        return Description(self._built.require, self._built.close_timeout_s, self._built.has_registry)
 
     def _warm_up(self) -> None:
         self._built.warm_up()

@@ -117,6 +117,7 @@ class RemoteTracker(BaseTracker):
         weakref.finalize(self, client.abandon, session).atexit = False
         description = msgspec.convert(client.describe(session), Description)
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
+        self.has_registry = description.has_registry
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         again = {}
@@ -153,6 +154,7 @@ class RemoteTracker(BaseTracker):
     log_params = _remote(BaseTracker.log_params)
     set_tags = _remote(BaseTracker.set_tags)
     log_inputs = _remote(BaseTracker.log_inputs)
+    register_model = _remote(BaseTracker.register_model)
     last_steps = _remote(BaseTracker.last_steps)
     history = _remote(BaseTracker.history)
     upload = _remote(BaseTracker.upload)

@@ -55,7 +55,7 @@ def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
         state = None
     if state is None:
         return JobRecord(run_id, "", run_id[:8], run_id)
-    is_delivered = not (state.has_messages or state.has_end)
+    is_delivered = not (state.has_messages or state.has_end or state.has_models)
     return JobRecord(run_id, state.box.status or "", state.box.name, state.tracker_id or run_id, is_delivered)
 
 

@@ -62,6 +62,23 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
+class ModelVersion:
+    """A version of a model for a registry.
+
+    Attributes:
+        path: Path of the model below the artifact root of its run.
+        name: Name of the registered model.
+        alias: Alias that the version gets; None for none.
+        key: What it is told apart by from other versions of the same run: the position at which it was exported.
+    """
+
+    path: str
+    name: str
+    alias: str | None
+    key: str
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """A dataset as a run's record names it.
 
@@ -92,10 +109,12 @@ class BaseTracker(ABC):
     Attributes:
         require: Whether a run may start only if it can be recorded at once.
         close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
+        has_registry: Whether it has a registry of models.
     """
 
     require: bool = True
     close_timeout_s: float = 10.0
+    has_registry: bool = False
 
     def __init__(self) -> None:
         self._run: RunInfo | None = None
@@ -183,6 +202,9 @@ class BaseTracker(ABC):
 
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:  # noqa: B027 - optional
         """Record which datasets the run uses."""
+
+    def register_model(self, version: ModelVersion) -> None:  # noqa: B027 - optional
+        """Add a version to a registered model, which is created if there is none; one that is there gets the alias."""
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""

@@ -15,7 +15,7 @@ from ksuit_runner.security.masking import mask_addresses
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker import artifact_location
 from ksuit_runner.tracker import mlflow_store as embedded
-from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, ModelVersion, RunInfo
 from ksuit_runner.tracker.mlflow_client import (
     DATABASES,
     check_key,
@@ -27,6 +27,7 @@ from ksuit_runner.tracker.mlflow_client import (
     log_datasets,
 )
 from ksuit_runner.tracker.mlflow_files import shown_files
+from ksuit_runner.tracker.mlflow_models import register_model
 from ksuit_runner.tracker.mlflow_names import escape, escape_short
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
 from ksuit_runner.tracker.mlflow_search import PARENT_TAG, active_run, children, find, history, last_points, run_info
@@ -58,6 +59,8 @@ class MlflowTracker(BaseTracker):
         artifact_root: Folder or URI below which a store may have a run's files copied. By default only the run's own
             folder and the network: a database or a server could name any folder of this machine.
     """
+
+    has_registry = True
 
     def __init__(
         self,
@@ -169,6 +172,12 @@ class MlflowTracker(BaseTracker):
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
         """Record which datasets the run uses; one that is recorded already changes nothing."""
         log_datasets(self._client, self.run_id, datasets)
+
+    @explained
+    def register_model(self, version: ModelVersion) -> None:
+        """Add a version to a registered model, which is created if there is none; one that is there gets the alias."""
+        assert self._bound is not None, "no run was started"
+        register_model(self._client, self._bound, version)
 
     @explained
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import LoggedFile, Point, now
-from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import BaseTracker, DatasetInfo, EndStatus, ModelVersion, RunInfo
 from ksuit_runner.tracker.follower import Follower, Message
 
 
@@ -31,6 +31,7 @@ class SeveralTrackers(BaseTracker):
         self._first = first
         self._followers = {name: Follower(name, tracker) for name, tracker in others.items()}
         trackers = (first, *others.values())
+        self.has_registry = first.has_registry
         self.require = any(tracker.require for tracker in trackers)
         self.close_timeout_s = max(tracker.close_timeout_s for tracker in trackers)
 
@@ -122,6 +123,10 @@ class SeveralTrackers(BaseTracker):
         """Record which datasets the run uses."""
         self._first.log_inputs(datasets)
         self._send(Message(inputs=list(datasets)))
+
+    def register_model(self, version: ModelVersion) -> None:
+        """Add a version to a registered model in the first tracker."""
+        self._first.register_model(version)
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""

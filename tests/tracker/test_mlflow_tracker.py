@@ -18,7 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker import mlflow_client, mlflow_database
-from ksuit_runner.tracker.base import START_TAG, DatasetInfo, EndStatus
+from ksuit_runner.tracker.base import START_TAG, DatasetInfo, EndStatus, ModelVersion
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 
@@ -96,6 +96,17 @@ def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(tracker: Mlflo
     assert info.digest.startswith(found.dataset.digest)
     assert json.loads(found.dataset.source) == {"uri": info.source}
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_version_of_a_model_is_registered_once_and_gets_the_alias(tracker: MlflowTracker) -> None:
+    first, second = (ModelVersion("models/a", "digits", "champion", key) for key in ("E1_U20_S1440", "E2_U40_S2880"))
+    for version in (first, first, second, first):
+        tracker.register_model(version)
+    client = tracker._client
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+    version = client.get_model_version_by_alias("digits", "champion")
+    assert (str(version.version), version.run_id) == ("1", tracker.run_id)
+    assert version.source.endswith(f"{tracker.run_id}/artifacts/models/a")
 
 
 def test_two_runs_may_add_the_same_dataset_at_once(paths: OutputPaths, tracker: MlflowTracker) -> None:

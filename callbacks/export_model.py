@@ -1,0 +1,101 @@
+"""The model in MLflow's format."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.models.mlflow_model import export_program, write_mlflow_model
+from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.system.atomic_files import commit_folder
+from ksuit_runner.tracker.base import ModelVersion
+
+
+class ExportModel(DatasetCallback):
+    """Writes the model in MLflow's format into ``artifacts/models/NAME``, and registers it if asked.
+
+    NAME is the name of the callback. It is a program of ``torch.export``, for the CPU, with signature and input
+    example: ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, plain
+    ``torch.export.load`` load it without the code of the model. That it can be exported is checked before training.
+
+    Args:
+        weights: ``model`` for the trained weights, or the name under which others are evaluated, such as ``ema``.
+        register_as: Name under which each export becomes a new version in MLflow's registry, once the run has ended;
+            None registers nothing.
+        alias: Alias that this version gets, such as ``champion``.
+        batch_size: Number of samples, the first ones of the dataset, that become the input example.
+        **kwargs: Passed on to DatasetCallback. With ``weights_of``, the model is that of a tagged checkpoint.
+
+    Raises:
+        ConfigError: There are no such weights, the model cannot be exported, its parameters are spread over ranks, or
+            the tracker has no registry.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def __init__(
+        self,
+        weights: str = "model",
+        register_as: str | None = None,
+        alias: str | None = None,
+        batch_size: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, max_batches=1, **kwargs)
+        self._path = f"callbacks.{self.display_name}"
+        if batch_size < 2:
+            raise ConfigError("batch_size: 2 or more are needed to find out which dimension is that of the samples")
+        if self.trainer.strategy.is_sharded:
+            raise ConfigError("strategy=fsdp spreads the weights: use it with evaluate=RUN, on one process")
+        if alias is not None and register_as is None:
+            raise ConfigError("alias: it is given to a registered model; add register_as")
+        if register_as is not None and self.data_container.world.records and not self.tracker.has_registry:
+            raise ConfigError("register_as: only tracker=mlflow has a registry of models")
+        self._weights, self._register_as, self._alias = "" if weights == "model" else weights, register_as, alias
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        offered = self.trainer.evaluation_models
+        if self._weights not in offered:
+            hint = did_you_mean(self._weights, [name for name in offered if name])
+            raise ConfigError(f"there are no weights '{self._weights}'. {hint}", path=f"{self._path}.weights")
+        self._export(self.trainer.model)
+
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        name = "/".join(part for part in (self.weights_of, self._weights) if part)
+        with self._models() as models:
+            if models and self.data_container.world.records:
+                self._write(*self._export(models[name]), update_counter)
+
+    def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
+        [batch] = self.data_container.evaluation_batches(self.dataset_key, self.batch_size, self.max_batches)
+        example, _ = self.trainer.inputs_and_targets(batch)
+        if not isinstance(example, Tensor):
+            raise ConfigError(f"the inputs are {type(example).__name__}, and MLflow serves one tensor", path=self._path)
+        assert isinstance(model, ModelBase)
+        try:
+            return export_program(model.copy().module.cpu().eval(), example), example
+        except ConfigError as error:
+            error.locate(self._path)
+            raise
+
+    def _write(self, program: torch.export.ExportedProgram, example: Tensor, update_counter: UpdateCounter) -> None:
+        path = f"models/{self.display_name}"
+        folder = self.path_provider.artifacts_dir / path
+        written = folder.with_name(f".{folder.name}")
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir(parents=True)
+        write_mlflow_model(written, program, example, self.path_provider.run_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        commit_folder(written, folder)
+        if self._register_as is not None:
+            version = ModelVersion(path, self._register_as, self._alias, str(update_counter.progress))
+            self.tracker.register_model(version)
+
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None: ...
+
+    def _process_results(self, update_counter: UpdateCounter) -> None: ...
