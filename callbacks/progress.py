@@ -65,7 +65,8 @@ class Progress(CallbackBase):
         directed = {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
         self._shown.update(directed)
         if self._live is None and not all(key.endswith("/train") for key in directed):
-            self._show(update_counter)
+            is_shown = self._last_update == update_counter.update  # as when a test set is evaluated at the end
+            self._show(update_counter, directed if is_shown else self._shown)
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
         if self._live is not None or self._last_update != update_counter.update:
@@ -76,10 +77,11 @@ class Progress(CallbackBase):
         if self._live is not None:
             self._live.stop()
 
-    def _show(self, counter: UpdateCounter) -> None:
+    def _show(self, counter: UpdateCounter, shown: Mapping[str, float] | None = None) -> None:
+        shown = self._shown if shown is None else shown
         epoch = f"epoch {counter.epoch}  " if counter.has_epochs else ""
         position = f"{epoch}update {counter.update}/{counter.end_update}"
-        metrics = [f"{key} {format_number(value)}" for key, value in self._shown.items()]
+        metrics = [f"{key} {format_number(value)}" for key, value in shown.items()]
         if self._live is None:
             self.logger.info("%s", "  ".join(part for part in (position, self._pace(counter), *metrics) if part))
         elif self._live.is_started:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase, template
-from ksuit_runner.config.types import DatasetKey
+from ksuit_runner.config.types import DatasetKey, PositiveInt
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
@@ -134,8 +134,8 @@ class DatasetCallback(PeriodicCallback):
     def __init__(
         self,
         dataset_key: DatasetKey,
-        batch_size: int | None = None,
-        max_batches: int | None = None,
+        batch_size: PositiveInt | None = None,
+        max_batches: PositiveInt | None = None,
         at_end: bool = True,
         weights_of: str | None = None,
         **kwargs: Any,

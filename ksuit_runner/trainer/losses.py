@@ -115,6 +115,11 @@ class LossReader:
                     "scalar tensor",
                     path="trainer",
                 )
+            if float(count) < 0:
+                raise KsuitError(
+                    f"{self._step} returns {float(count)} as the count of '{name}', which must not be negative",
+                    path="trainer",
+                )
         if not self._factors:
             if "total" not in losses:
                 names = ", ".join(f"{name}: 1" for name in losses)

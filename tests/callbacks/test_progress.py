@@ -67,6 +67,20 @@ def test_an_evaluation_at_the_last_update_needs_no_second_line(new_run):
     assert [line.split("  ")[:2] for line in lines] == [["epoch 1", "update 20/40"], ["epoch 2", "update 40/40"]]
 
 
+class Late(CallbackBase):
+    """Logs once more after training, as an evaluation of the test set does."""
+
+    def _after_training(self, update_counter):
+        self.writer.add_scalar("accuracy/late", 0.5)
+
+
+def test_what_comes_at_the_end_is_not_shown_with_what_was_shown_before(new_run):
+    callbacks = {"accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=1), "late": Late}
+    first, second = lines_of(new_run, callbacks, max_epochs=1)
+    assert "accuracy/test" in first and "accuracy/late" not in first
+    assert "update 20/20" in second and second.endswith("  accuracy/late 0.5") and "accuracy/test" not in second
+
+
 def test_there_are_lines_in_between_when_time_has_passed(new_run):
     lines = lines_of(new_run, {}, seconds=ALWAYS, max_updates=4)
     assert [line.split("  ")[1] for line in lines] == ["update 1/4", "update 2/4", "update 3/4", "update 4/4"]

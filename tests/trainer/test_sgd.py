@@ -236,6 +236,11 @@ def test_a_longer_run_has_the_rate_of_its_own_curve_before_its_first_update(make
         (lambda losses, outputs: losses["total"], "returns a Tensor; it has to return"),
         (lambda losses, outputs: ({"classes": losses["total"]}, outputs), "no 'total', .* sum up its losses for it"),
         (lambda losses, outputs: ((losses["total"], "5"), outputs), "returns a str as the count of 'total'"),
+        (lambda losses, outputs: ((losses["total"], -5), outputs), "returns -5.0 as the count of 'total'"),
+        (
+            lambda losses, outputs: ((losses["total"], torch.tensor(-5)), outputs),
+            "returns -5.0 as the count of 'total'",
+        ),
         (lambda losses, outputs: ({**losses, "accuracy": 0.5}, outputs), "returns a float as 'accuracy'"),
         (lambda losses, outputs: ({"total": outputs}, outputs), r"tensor of shape \(5, 3\) as 'total'"),
         (lambda losses, outputs: ({"total": losses["total"].detach()}, outputs), "without a gradient"),

@@ -106,6 +106,8 @@ def _fits_name(value: Any, name: str | None) -> bool | None:
     name = name or ""
     if name in ("Any", "object"):
         return True
+    if name == "PositiveInt":
+        return type(value) is int and value >= 1
     if name in _PLAIN:
         return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
     if name in _LISTS or name in _TUPLES:

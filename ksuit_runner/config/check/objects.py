@@ -22,7 +22,7 @@ from ksuit_runner.config.schema import (
     takes_functions,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name
-from ksuit_runner.errors import ConfigError, short
+from ksuit_runner.errors import ConfigError, short, suggest
 
 _NESTED = ObjectSpec(kind=None)
 
@@ -128,7 +128,7 @@ class ObjectChecker:
             check_injected(path, signature.target, signature.is_class, wanted, expected)
             if self._trust is not None and not signature.is_class:
                 _check_trust(self._trust, path, signature, bool(wanted))
-            _check_types(path, parameters, given)
+            _check_types(path, parameters, given, self._reader)
         for name, value in settings.items():
             if problem := mismatch(value, expected.settings[name]):
                 raise ConfigError(problem, path=f"{path}.{name}")
@@ -210,7 +210,9 @@ def _to_bind(signature: Signature, node: Mapping[str, Any]) -> list[TargetParame
     return parameters
 
 
-def _check_types(path: str, parameters: Iterable[TargetParameter], given: Mapping[str, Any]) -> None:
+def _check_types(
+    path: str, parameters: Iterable[TargetParameter], given: Mapping[str, Any], reader: SignatureReader
+) -> None:
     for parameter in parameters:
         if parameter.name not in given or parameter.annotation is None:
             continue
@@ -218,4 +220,18 @@ def _check_types(path: str, parameters: Iterable[TargetParameter], given: Mappin
         if value is None and parameter.default is None:
             continue
         if problem := mismatch(value, parameter.annotation):
-            raise ConfigError(problem, path=f"{path}.{parameter.name}")
+            below = f"{path}.{parameter.name}"
+            raise ConfigError(_object_hint(below, value, reader) or problem, path=below)
+
+
+def _object_hint(path: str, value: Any, reader: SignatureReader) -> str | None:
+    """Say how an object is written, where one is needed and a word stands for it, such as ``data.order=sequential``."""
+    spec = spec_at(path)
+    if not isinstance(value, str) or spec is None or spec.kind is None:
+        return None
+    named = reader.classes_of(spec.kind)
+    meant = suggest(value.lower(), map(str.lower, named))
+    name = next((item for item in named if item.lower() == meant), None)
+    example = f"'{path}={{_target_: {spec.kind.rpartition('.')[0]}.{name or 'NAME'}}}'"
+    listed = "" if name else f", where NAME is one of {', '.join(named)}"
+    return f"an object is needed, not {short(value)}: {example}{listed}"

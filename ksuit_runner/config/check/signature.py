@@ -67,6 +67,18 @@ class SignatureReader:
             self._known[target] = self._signature(target)
         return self._known[target]
 
+    def classes_of(self, kind: str) -> list[str]:
+        """Return the names of the public classes that derive from one, in the module in which that is defined.
+
+        Args:
+            kind: Dotted name of the class.
+        """
+        name = kind.rpartition(".")[0]
+        module = self._sources.module(name)
+        classes = [item for item, node in module.names.items() if isinstance(node, ast.ClassDef)] if module else []
+        signatures = {item: self.read(f"{name}.{item}") for item in classes if not item.startswith("_")}
+        return [item for item, found in signatures.items() if found and kind in found.bases - {found.target}]
+
     def _signature(self, target: str) -> Signature | None:
         found = self._sources.locate(target)
         if found is None:

@@ -12,6 +12,7 @@ FITTING = [
     (True, "bool"),
     (None, "None"),
     (None, "int | None"),
+    (1, "PositiveInt | None"),
     (None, "Optional[int]"),
     (3, "typing.Union[str, int]"),
     ("a", "Literal['a', 'b']"),
@@ -46,6 +47,9 @@ FITTING = [
 ]
 
 NOT_FITTING = [
+    (0, "PositiveInt | None"),
+    (-1, "Sequence[PositiveInt] | PositiveInt"),
+    (True, "PositiveInt"),
     (True, "int"),
     (True, "float"),
     (1, "bool"),

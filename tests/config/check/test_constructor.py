@@ -86,3 +86,20 @@ def test_the_flaw_and_a_missing_name_are_said_before_anything_is_imported(projec
     (project / "conf" / "callbacks" / "mine.yaml").write_text("_target_: own_callbacks.Good\nrate: 0.2\n")
     with pytest.raises(ConfigError, match=r"^callbacks._target_: .*conf/callbacks/mine.yaml needs the line `mine:`"):
         check_config(without_sweep(compose_config(["callbacks=[mine]"])))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.order=sequential"], "'data.order={_target_: ksuit_runner.data.order.Sequential}'"),
+        (
+            ["data.order=random"],
+            "where NAME is one of Shuffled, Sequential, Repeated, Weighted, ClassBalanced, Mixture",
+        ),
+        (["+callbacks.loss.max_batches=0"], "expects PositiveInt | None, got 0 (int)"),
+    ],
+)
+def test_a_value_that_no_object_takes_is_refused_before_a_run_begins(overrides, message):
+    with pytest.raises(ConfigError) as raised:
+        check_config(without_sweep(compose_config(overrides)))
+    assert message in str(raised.value)
