@@ -1,9 +1,12 @@
 """Accuracy of training itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ksuit_runner.online_callback import OnlineCallback
+from ksuit_runner.trainer.heads import Head
 from ksuit_runner.trainer.hits import checked_topk, count_hits
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import Sums
@@ -13,43 +16,65 @@ class OnlineAccuracy(OnlineCallback[Sums]):
     """Logs ``accuracy/train``, and ``accuracy_topK/train`` for K > 1, of the training batches since it was last logged.
 
     It is that of the outputs that training computes anyway: in training mode, with augmented samples, and with the
-    weights as they were at each update. With ``per_epoch`` that of each epoch is ``accuracy/train/epoch``.
+    weights as they were at each update. With ``per_epoch`` that of each epoch is ``accuracy/train/epoch``; with
+    ``heads`` the keys begin with ``accuracy_HEAD`` and ``accuracy_topK_HEAD``.
 
-    The outputs of ``training_step`` are scores of shape (samples, ..., classes), the targets class indices of shape
-    (samples, ...); of targets that are mixed, with probabilities of the outputs' shape, the most probable class counts.
+    Outputs and targets are those of the callback ``accuracy``; of targets that are mixed, with probabilities of the
+    outputs' shape, the most probable class counts.
 
     Args:
         topk: Values of k: a prediction is right if the target is among the k classes with the highest scores.
+        heads: Heads by name, see ``Head``: several outputs, or several subsets of the classes.
+        ignore_index: Target that does not count, such as -100; None counts all.
         **kwargs: Passed on to OnlineCallback.
 
     Raises:
-        ConfigError: A k is smaller than 1; or, at the first update, larger than the number of classes, or outputs or
-            targets are something else.
+        ConfigError: A k is smaller than 1, or a head is wrong; or, at the first update, a k is larger than the number
+            of classes, the targets are not class indices, or a head is not there.
     """
 
     logs: ClassVar[Sequence[str] | None] = (
-        "accuracy/train",
-        "accuracy/train/epoch",
-        "accuracy_top{topk}/train",
-        "accuracy_top{topk}/train/epoch",
+        *("accuracy/train", "accuracy/train/epoch"),
+        *("accuracy_top{topk}/train", "accuracy_top{topk}/train/epoch"),
+        *("accuracy_{heads}/train", "accuracy_{heads}/train/epoch"),
+        *("accuracy_top{topk}_{heads}/train", "accuracy_top{topk}_{heads}/train/epoch"),
     )
 
-    def __init__(self, topk: Sequence[int] = (1,), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        topk: Sequence[int] = (1,),
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.topk = checked_topk(topk)
+        self._path = f"callbacks.{self.display_name}"
+        self.heads = {
+            name: Head.from_config(f"{self._path}.heads.{name}", {"ignore_index": ignore_index, **given})
+            for name, given in (heads or {}).items()
+        }
+        self._heads = self.heads or {"": Head(ignore_index=ignore_index, path=self._path)}
 
     def _new_sums(self) -> Sums:
         return Sums()
 
     def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         _, targets = self.trainer.inputs_and_targets(batch)
-        if targets.is_floating_point() and targets.shape == outputs.shape:
+        if (
+            isinstance(targets, Tensor)
+            and targets.is_floating_point()
+            and targets.shape == getattr(outputs, "shape", 0)
+        ):
             targets = targets.argmax(-1)
-        hits = count_hits(outputs, targets, self.topk[-1], f"callbacks.{self.display_name}")
-        sums.add("hits", hits, targets.numel())
+        for name, head in self._heads.items():
+            scores, classes, counted = head.scores(outputs, targets)
+            hits = count_hits(scores, classes, self.topk[-1], self._path, counted)
+            sums.add(name, hits, classes.numel() if counted is None else counted.sum())
 
     def _log(self, sums: Sums, suffix: str) -> None:
-        for hits in sums.totals.values():
+        for name, hits in sums.totals.items():
             for k in self.topk:
                 metric = "accuracy" if k == 1 else f"accuracy_top{k}"
-                self.writer.add_scalar(f"{metric}/train{suffix}", hits.sum[:k].sum() / hits.count)
+                value = hits.sum[:k].sum() / hits.count
+                self.writer.add_scalar(f"{metric}_{name}/train{suffix}" if name else f"{metric}/train{suffix}", value)

@@ -17,6 +17,7 @@ from ksuit_runner.data.iterable_source import EvaluatedSource, StreamOrder, is_m
 from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
 from ksuit_runner.data.probe import (
     Probe,
+    drawn_samples,
     first_samples,
     first_shape,
     is_repeatable,
@@ -200,6 +201,28 @@ class DataContainer:
     def first_samples(self) -> Any:
         """Return a batch of the first training samples, with all random generators undisturbed."""
         return first_samples(self._first_source(), self._whole_batch(self.train))
+
+    def drawn_samples(self, count: int, draw: int) -> Any:
+        """Return a batch of training samples as they are drawn for the n-th time: with other augmentations each time.
+
+        They are spread from the first to the last one, and the first ones of a stream. Training is not disturbed.
+
+        Args:
+            count: Number of samples; all if there are fewer.
+            draw: Key of what is drawn at random.
+
+        Raises:
+            ConfigError: The training dataset is a stream that this would move on.
+        """
+        if self._training is None:
+            source, last = self._sources[self.train], len(self.train_dataset) - 1
+            return drawn_samples(source, np.unique(np.linspace(0, last, count).astype(np.int64)), draw)
+        if (stream := self._training.first_source()) is None:
+            raise ConfigError(
+                "the first samples of such a stream cannot be read without moving it on",
+                path=f"data.datasets.{self.train}",
+            )
+        return drawn_samples(stream, np.arange(count), draw)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return class, size and digest by dataset key, to record which data a run uses.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ksuit_runner.data.fetch_batch import collate, get_samples, one_thread
 from ksuit_runner.keyed_random import keyed, may_draw
@@ -111,6 +112,12 @@ def first_samples(dataset: Any, batch_size: int) -> Any:
     """Return a batch of a dataset's first samples, without disturbing any random generator."""
     with keyed("sample"), one_thread():
         return _first_batch(dataset, min(batch_size, len(dataset)))
+
+
+def drawn_samples(dataset: Any, indices: NDArray[np.int64], draw: int) -> Any:
+    """Return a batch of samples as they are drawn for the n-th time, without disturbing any random generator."""
+    with keyed("sample", draw), one_thread():
+        return collate(dataset, get_samples(dataset, indices))
 
 
 def _add(digest: blake2b, value: Any, is_inside: bool = False) -> None:

@@ -69,6 +69,18 @@ def test_of_mixed_targets_the_most_probable_class_counts(new_run):
     assert mixed.train().metric("accuracy/train") == plain.train().metric("accuracy/train")
 
 
+def test_subsets_of_classes_and_a_target_to_ignore(new_run):
+    heads = {"even": {"classes": [0, 2, 4, 6, 8]}, "all": {}}
+    callbacks = {"online": partial(OnlineAccuracy, heads=heads, ignore_index=0, every_n_updates=8), "seen": Recorder}
+    run = new_run(callbacks, max_updates=8).train()
+    hits = torch.cat([scores.argmax(1) == targets for _, scores, targets in run["seen"].seen]).double()
+    targets = torch.cat([targets for *_, targets in run["seen"].seen])
+    assert run.metric("accuracy_even/train")[8] == pytest.approx(
+        hits[(targets % 2 == 0) & (targets != 0)].mean().item()
+    )
+    assert run.metric("accuracy_all/train")[8] == pytest.approx(hits[targets != 0].mean().item())
+
+
 def test_more_than_the_classes_is_an_error_at_the_first_update(new_run):
     with pytest.raises(ConfigError, match="topk: numbers of at least 1"):
         new_run({"online": partial(OnlineAccuracy, topk=[0], every_n_updates=8)})

@@ -1,0 +1,102 @@
+"""A table of predictions, the worst ones first, and pictures of their samples."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.tensors.pictures import as_pictures, grid
+from ksuit_runner.trainer.heads import classes_last
+
+_COLUMNS = ("sample", "target", "prediction", "loss", "confidence")
+
+
+class Predictions(DatasetCallback):
+    """Logs a table ``NAME/DATASET`` of the samples that are predicted worst, the worst one first, for all weights.
+
+    With targets that are class indices, a row has the number of the sample in the dataset, target, prediction, loss
+    (cross-entropy) and confidence (probability of the prediction). With targets of the outputs' shape the loss is the
+    squared error. Where a sample has several targets, such as tokens, its loss is their mean, and the rest is empty.
+
+    Args:
+        count: Number of rows; None for all samples.
+        images: How many of these samples to show in a picture of the same name, in the same order, from left to right.
+        **kwargs: Passed on to DatasetCallback.
+
+    Raises:
+        ConfigError: The count is smaller than 1; or, at the first evaluation, outputs and targets do not fit, or the
+            inputs are no pictures.
+    """
+
+    shares_batch: ClassVar[bool] = True
+    shares_work: ClassVar[bool] = True
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def __init__(self, count: int | None = 50, images: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if (count is not None and count < 1) or images < 0:
+            raise ConfigError(f"count: at least 1 is needed (not {count}), and images of 0 or more (not {images})")
+        self.count, self.images = count, images
+        self._path = f"callbacks.{self.display_name}"
+
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        inputs, targets = self.trainer.inputs_and_targets(batch)
+        for weights, model in models.items():
+            outputs = self.trainer.predict(inputs, model)
+            is_value = targets.is_floating_point() and targets.shape == outputs.shape
+            self.gathered.add_rows(weights, _errors(outputs, targets) if is_value else self._scored(outputs, targets))
+
+    def _scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return target, prediction, loss and confidence of each sample."""
+        scores = classes_last(outputs, targets, self._path).float()
+        losses = cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
+        confidence, predictions = scores.softmax(-1).max(-1)
+        return _columns(targets, predictions, losses, confidence)
+
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        for weights, rows in self.gathered.rows.items():
+            worst = rows[:, 2].argsort(descending=True, stable=True)[: self.count]
+            key = self.metric_key(self.display_name, weights)
+            table = [
+                [sample, *map(_value, row)] for sample, row in zip(worst.tolist(), rows[worst].tolist(), strict=True)
+            ]
+            self.writer.add_table(key, _COLUMNS[: 1 + rows.shape[1]], table)
+            if self.images and self.data_container.world.records:
+                self.writer.add_image(key, self._pictures(worst[: self.images].tolist()))
+
+    def _pictures(self, samples: Sequence[int]) -> Tensor:
+        """Read the batches of these samples once more: all inputs may not fit into memory."""
+        data = self.data_container
+        size = self.batch_size or data.eval_batch_size
+        numbers = sorted({sample // size for sample in samples})
+        inputs = {}
+        for number, batch in zip(numbers, data.evaluation_batches(self.dataset_key, size, None, numbers), strict=True):
+            all_of_batch = self.trainer.inputs_and_targets(batch)[0]
+            inputs.update({sample: all_of_batch[sample % size] for sample in samples if sample // size == number})
+        pictures = as_pictures(torch.stack([inputs[sample] for sample in samples]), self._path)
+        return grid(pictures, ceil(sqrt(len(samples))))
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return target, prediction and squared error of each sample."""
+    return _columns(targets, outputs, (outputs - targets).square())
+
+
+def _columns(*columns: Tensor) -> Tensor:
+    """Return one value of each column for each sample; of several, the mean loss, and NaN for what has no mean."""
+    flat = [column.flatten(1) if column.ndim > 1 else column.unsqueeze(1) for column in columns]
+    means = [column.float().mean(1) for column in flat]
+    if flat[0].shape[1] > 1:
+        means = [mean if index == 2 else torch.full_like(mean, torch.nan) for index, mean in enumerate(means)]
+    return torch.stack(means, dim=1)
+
+
+def _value(value: float) -> float | int | None:
+    """Return a value of the table: classes as whole numbers."""
+    return None if value != value else int(value) if value.is_integer() else value
