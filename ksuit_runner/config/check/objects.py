@@ -227,7 +227,7 @@ def _check_types(
 def _object_hint(path: str, value: Any, reader: SignatureReader) -> str | None:
     """Say how an object is written, where one is needed and a word stands for it, such as ``data.order=sequential``."""
     spec = spec_at(path)
-    if not isinstance(value, str) or spec is None or spec.kind is None:
+    if not isinstance(value, str) or spec is None or spec.kind is None or spec.instead:
         return None
     named = reader.classes_of(spec.kind)
     meant = suggest(value.lower(), map(str.lower, named))
