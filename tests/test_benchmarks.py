@@ -21,18 +21,19 @@ def bench(*arguments):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1400, env=environment)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bench") / "found.json"
-    done = bench("--tiny", "--json", str(path))
+QUICK = ("callback_cost", "metric_logging")
+
+
+def measured(folder, *names):
+    path = folder / "found.json"
+    done = bench(*names, "--tiny", "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text()) | {"printed": done.stdout}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_every_benchmark_measures_something_and_compares_it(found):
-    assert found["results"].keys() == set(BENCHMARKS)
+def check(found, names):
+    """Check that each benchmark measures something and compares it."""
+    assert found["results"].keys() == set(names)
     for name, result in found["results"].items():
         assert result["values"], name
         assert result["aims"], name
@@ -42,24 +43,25 @@ def test_every_benchmark_measures_something_and_compares_it(found):
         assert f"### {result['title']}" in found["printed"]
 
 
+@pytest.mark.soak
+def test_every_benchmark_measures_something_and_compares_it(tmp_path):
+    found = measured(tmp_path, *BENCHMARKS)
+    check(found, BENCHMARKS)
+    result = found["results"]["small_model"]
+    for peer, package in (("Lightning", "lightning"), ("Trainer", "transformers"), ("Ignite", "pytorch-ignite")):
+        has_part = peer in {value["name"] for value in result["values"]}
+        is_named = any(note.startswith(f"{peer} is skipped: {package}") for note in result["notes"])
+        assert has_part == is_installed(package) != is_named, peer
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_machine_and_versions_are_said(found):
+@pytest.mark.timeout(600)
+def test_quick_benchmarks_measure_something_and_say_with_what(tmp_path):
+    found = measured(tmp_path, *QUICK)
+    check(found, QUICK)
     assert found["machine"]["versions"]["torch"] == version("torch")
     assert f"torch {version('torch')}" in found["printed"]
     assert "other processes took" in found["printed"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize(
-    ("peer", "package"), [("Lightning", "lightning"), ("Trainer", "transformers"), ("Ignite", "pytorch-ignite")]
-)
-def test_a_peer_takes_part_or_is_said_to_be_missing(found, peer, package):
-    result = found["results"]["small_model"]
-    has_part = peer in {value["name"] for value in result["values"]}
-    is_named = any(note.startswith(f"{peer} is skipped: {package}") for note in result["notes"])
-    assert has_part == is_installed(package) != is_named
 
 
 @cache
