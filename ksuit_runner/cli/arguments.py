@@ -19,10 +19,11 @@ COMMANDS = {
     "export": ("cli.export", "export"),
     "compare": ("reports.compare", "compare"),
     "leaderboard": ("sweep.commands", "show_leaderboard"),
+    "find_batch_size": ("cli.find_batch_size", "find_batch_size"),
 }
 """Key of a command that trains nothing -> its module and function, which gets the value of the key."""
 _WORDS = (*COMMANDS, *MODES)
-_NEWEST = "20"  # how many runs are listed unless it is said
+_ALONE = {"runs": "20", "find_batch_size": "true"}  # word of a command -> what it is about if nothing else is said
 _TRAINS = ("train", "run", "fit", "start")
 
 
@@ -77,8 +78,8 @@ def _commands_as_overrides(given: Sequence[str]) -> list[str]:
         return list(given)
     if key == "compare":
         value = f"[{','.join(words)}]"
-    elif command == "runs" and not words:
-        value = _NEWEST
+    elif command in _ALONE and not words:
+        value = _ALONE[command]
     elif len(words) == 1:
         value = words[0]
     else:

@@ -29,7 +29,10 @@ SWEEP_NODES = ("sweep", "launcher")
 """Keys at the top of the config that are about a sweep and not about its runs."""
 ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
 """An interpolation of Hydra's own config, which resolves only in the config that Hydra composed last."""
-COMMAND_KEYS = ("resume", "fork", "evaluate", "sync", "list", "show", "compare", "export", "export_to", "leaderboard")
+COMMAND_KEYS = (
+    *("resume", "fork", "evaluate", "sync", "list", "show", "compare", "export", "export_to", "leaderboard"),
+    "find_batch_size",
+)
 """Keys at the top of the config that ask for something else than a new run."""
 NOT_STORED = (*SWEEP_NODES, *COMMAND_KEYS, "trust")
 """Keys at the top of the config that are not stored with a run."""

@@ -1,0 +1,128 @@
+"""Finds the largest parts of a batch that fit into memory, by trying them out: ``find_batch_size=true``."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ksuit_runner.config.check.ranks import rank_count
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config, without_sweep
+from ksuit_runner.config.overrides import root
+from ksuit_runner.distributed.environment import place
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.record.stored_run import Launch
+from ksuit_runner.resume.starting_point import with_starting_point
+from ksuit_runner.start.start_run import Start, start_run
+from ksuit_runner.ui.terminal import make_console
+
+_COMMAND = "find_batch_size"
+_NOOP = {"_target_": "ksuit_runner.tracker.noop.NoopTracker"}
+_END = "ksuit_runner.engine.trial.EndTrial"
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def find_batch_size(query: str, overrides: Sequence[str]) -> int:
+    """Print the least ``trainer.accumulation_steps`` with which a part of ``data.batch_size`` fits into memory.
+
+    The batch of an update stays as it is, and with it learning rate and schedule. What fits is found out by short runs
+    of the very config: with its model, precision, optimizer, callbacks and ranks. Evaluations are not part of it; their
+    batches have a size of their own, ``data.eval_batch_size``.
+
+    A run does not decide this by itself: the number of parts is what its random draws and the order of its sums depend
+    on, and has to be the same when it is resumed, on any device.
+
+    Args:
+        query: ``true``.
+        overrides: The command line: those of the run.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigError: There is a mistake in the config; or not even a single sample fits.
+        Exception: What else a run has failed with.
+    """
+    if query != "true":
+        raise ConfigError(f"{_COMMAND}={query}: write {_COMMAND}=true, beside the overrides of the run")
+    if (here := place()) is not None:
+        raise ConfigError(f"{_COMMAND}: this is for one process, and {here.starter} has started {here.size}: ranks=N")
+    config = compose_config([item for item in overrides if root(item) != _COMMAND])
+    values = with_starting_point(check_config(without_sweep(config)))
+    size, ranks, console = int(values["data"]["batch_size"]), rank_count(values), make_console()
+
+    def fits(parts: int) -> bool:
+        _free_memory()
+        does_fit = _try_out(values, parts)
+        result = "fits" if does_fit else "out of memory"
+        console.print(f"trainer.accumulation_steps={parts}, parts of {-(-size // parts)} samples: {result}")
+        return does_fit
+
+    parts = least_that_fits(fits, ranks, size)
+    if parts is None:
+        raise ConfigError("not even a part of a single sample fits", path="data.batch_size")
+    each = f"on each of {ranks} ranks" if ranks > 1 else "at once"
+    console.print(
+        f"the whole batch of {size} samples fits; for more of them: {_COMMAND}=true data.batch_size={2 * size}"
+        if parts == ranks
+        else f"the largest that fits: {-(-size // parts)} samples {each}. Write trainer.accumulation_steps={parts}"
+    )
+    return 0
+
+
+def least_that_fits(fits: Callable[[int], bool], step: int, most: int) -> int | None:
+    """Return the least number of parts, a multiple of ``step`` and at most ``most``, that fits; None if none does.
+
+    Args:
+        fits: Whether so many parts fit; if they do, so do more of them.
+        step: Number of ranks.
+        most: Number of samples.
+    """
+    too_few, enough = 0, 1  # in steps
+    while not fits(enough * step):
+        if enough == most // step:
+            return None
+        too_few, enough = enough, min(2 * enough, most // step)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if fits(middle * step) else (middle, enough)
+    return enough * step
+
+
+def _try_out(values: Mapping[str, Any], parts: int) -> bool:
+    """Return whether two updates in so many parts fit into memory.
+
+    Raises:
+        KeyboardInterrupt: The user has ended it.
+        Exception: The run has failed of something else.
+    """
+    with TemporaryDirectory(prefix="ksuit_trial_") as folder:
+        mark = Path(folder, "fits")
+        end = {"_target_": _END, "mark": str(mark)}
+        trial = {
+            **values,
+            "output_dir": folder,
+            "tracker": _NOOP,
+            "trainer": {**values["trainer"], "accumulation_steps": parts},
+            "callbacks": {**(values.get("callbacks") or {}), _COMMAND: end},
+            "max_restarts": 0,
+        }
+        error = start_run(Start(trial, Launch(_COMMAND, []), is_shown=False)).error
+        if mark.exists():
+            return True
+    if error is None:
+        raise KeyboardInterrupt
+    if not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
+        raise error
+    return False
+
+
+def _free_memory() -> None:
+    """Give back to the device what a trial has held, which has ended."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
