@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ class Sources:
         if head in module.names:
             return self._follow(module, module.names[head], head, rest, seen)
         is_open = module.is_open
+        if is_open and module.folders and module.stars and (below := self._exported(module, head)):
+            return self.attribute(below, names, seen)
         for star in map(self.module, module.stars):
             self._searched += 1
             if self._searched > _MOST_SEARCHED:
@@ -103,6 +106,41 @@ class Sources:
                     return found
                 is_open = True
         return self._unbound(module, head, rest, is_open)
+
+    def _exported(self, package: Module, name: str) -> Module | None:
+        """Return the module below a package that is loaded lazily that defines a name; None if it is not only one.
+
+        Such packages have thousands of modules: their texts are searched, which takes a tenth of parsing them.
+
+        Raises:
+            MissingName: The name is not in any of them.
+        """
+        definition = re.compile(rf"^(?:class|def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
+        files = [path for folder in package.folders or () for path in sorted(Path(folder).rglob("*.py"))]
+        texts = {path: text for path in files if name.encode() in (text := path.read_bytes())}
+        if not any(re.search(rf"\b{name}\b".encode(), text) for text in texts.values()):
+            if not self._is_source_only(package):
+                return None
+            similar = _similar(name, files)
+            hint = f" {did_you_mean(name, similar, longest=12)}" if similar else ""
+            raise MissingName(f"there is no '{name}' in '{package.name}'.{hint}".rstrip())
+        found = []
+        for path in (path for path, text in texts.items() if definition.search(text)):
+            folder = next(folder for folder in package.folders or () if path.is_relative_to(folder))
+            below = path.relative_to(folder).with_suffix("").parts
+            module = self.module(".".join((package.name, *below)))
+            above = self.module(".".join((package.name, *below[:-1])))
+            if module is not None and above is not None and (module.name in above.stars or name in above.names):
+                found.append(module)
+        return found[0] if len(found) == 1 else None
+
+    def _is_source_only(self, package: Module) -> bool:
+        """Whether all names of a package are written in its own source files, and none in compiled or other modules."""
+        folders = [Path(folder) for folder in package.folders or ()]
+        is_compiled = any(
+            True for folder in folders for ending in EXTENSION_SUFFIXES for _ in folder.rglob(f"*{ending}")
+        )
+        return not is_compiled and all(star.startswith(f"{package.name}.") for star in package.stars)
 
     def _follow(
         self, module: Module, statement: ast.stmt, head: str, rest: list[str], seen: _Steps
@@ -139,6 +177,12 @@ class Sources:
             star = self.module(name)
             found |= self._public(star) if star and star is not module else set()
         return {name for name in found.union(module.names, module.exported or ()) if not name.startswith("_")}
+
+
+def _similar(name: str, files: Iterable[Path]) -> set[str]:
+    """Return the names of public classes in some files that begin like a name."""
+    definition = re.compile(rf"^class ({re.escape(name[:3])}\w*)".encode(), re.MULTILINE)
+    return {found.decode() for path in files for found in definition.findall(path.read_bytes())}
 
 
 def _member(definition: Definition, names: list[str]) -> Definition | None:

@@ -53,8 +53,13 @@ class Module:
 
     @cached_property
     def names(self) -> dict[str, ast.stmt]:
-        """What each global name is bound by."""
-        return {name: statement for statement in self.statements for name in _bound(statement)}
+        """What each global name is bound by; a class or function that is replaced by ``X = decorate(X)`` is itself."""
+        found: dict[str, ast.stmt] = {}
+        for statement in self.statements:
+            for name in _bound(statement):
+                if name not in found or not _decorates(statement, name):
+                    found[name] = statement
+        return found
 
     @cached_property
     def stars(self) -> list[str]:
@@ -120,6 +125,12 @@ def flatten(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield from flatten(statement.body)
         else:
             yield statement
+
+
+def _decorates(statement: ast.stmt, name: str) -> bool:
+    """Whether a statement binds a name to what a function has made of it."""
+    value = statement.value if isinstance(statement, ast.Assign) else None
+    return isinstance(value, ast.Call) and any(dotted(item) == [name] for item in value.args)
 
 
 def _changed(statement: ast.stmt) -> Iterator[str]:

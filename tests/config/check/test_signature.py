@@ -1,6 +1,8 @@
 import ast
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -376,12 +378,14 @@ def test_a_lazy_package_is_searched_without_parsing_all_of_it(write, monkeypatch
     )
     assert names("lazy.Net3") == ["width"]
     assert len([source for source in parsed if "class Net" in source]) <= 11  # Net3, and Net30 to Net39
-    assert read_signature("lazy.Absent") is None
+    with pytest.raises(ConfigError, match="^there is no 'Absent' in 'lazy'.$"):
+        read_signature("lazy.Absent")
 
 
 def test_a_search_that_would_take_long_is_left_to_the_factory(write, monkeypatch):
     monkeypatch.setattr("ksuit_runner.config.check.signature_lookup._MOST_SEARCHED", 50)
     lazy_package(write, 100)
+    write("lazy/models/m5/net5.py", "class Net3: ...\n")  # so that it is not clear which one is meant
     reader = SignatureReader()
     assert reader.read("lazy.Net3") is None  # the last one is asked first
     assert reader.read("lazy.Net99").parameters[0].name == "width"
@@ -417,3 +421,30 @@ def test_callbacks_that_ship_are_imported_beside_a_package_of_ones_own(own_packa
     ships, *own = done.stdout.splitlines()
     assert Path(ships).samefile(Path(__file__).parents[3] / "callbacks" / "accuracy.py"), done.stderr
     assert own == [str(own_package / "callbacks" / f"{name}.py") for name in ("mine", "ema")]
+
+
+def test_a_package_that_is_loaded_lazily_is_searched_and_not_parsed(write):
+    lazy = "import sys\nif TYPE_CHECKING:\n    from {} import *\nelse:\n    sys.modules[__name__] = object()\n"
+    write("lazily/__init__.py", lazy.format(".models"))
+    write("lazily/models/__init__.py", lazy.format(".modeling_bert"))
+    update = "class BertAuto(Base): ...\nBertAuto = update(BertAuto)\n"
+    write(
+        "lazily/models/modeling_bert.py", f"class BertModel(Base):\n    def __init__(self, config: int): ...\n{update}"
+    )
+    write("lazily/models/modular_bert.py", "class BertModel(Base): ...\n")  # which nothing imports
+    write("lazily/models/broken.py", "class Other(: BertModelling\n")  # which could not be parsed
+    assert names("lazily.BertModel") == ["config"]
+    assert read_signature("lazily.BertAuto").is_class
+    with pytest.raises(ConfigError, match="^there is no 'BertModl' in 'lazily'. Did you mean 'BertModel'?"):
+        read_signature("lazily.BertModl")
+    write("lazily/models/native.so", "")  # which may have any name
+    assert read_signature("lazily.BertModl") is None
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_transformers_is_read_within_two_seconds():
+    begin = time.process_time()
+    assert SignatureReader().read("transformers.BertModel").is_class
+    with pytest.raises(ConfigError, match="Did you mean 'AutoModel'?"):
+        SignatureReader().read("transformers.AutoModl")
+    assert time.process_time() - begin < 2
