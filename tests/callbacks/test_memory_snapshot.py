@@ -45,6 +45,8 @@ def test_it_records_some_updates_and_stops(new_run, calls):
     run = new_run({"memory": partial(MemorySnapshot, first_update=2, updates=2)}, max_updates=9).train()
     assert calls == [{"max_entries": 100_000}, {"enabled": None}]
     assert logged(run) == {"00000003.pickle": "1"}
+    alone = new_run({}, "alone", max_updates=9).train()
+    assert all(torch.equal(alone.weights[name], weight) for name, weight in run.weights.items())
 
 
 def test_a_full_memory_is_logged_before_the_run_fails(new_run, calls):
