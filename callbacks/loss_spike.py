@@ -14,7 +14,9 @@ _ACTIONS = ("skip", "fail")
 
 
 class LossSpike(PeriodicCallback):
-    """Skips updates whose loss is far above what it has been, or ends the run; logs ``loss_spikes``, their number.
+    """Skips updates whose loss is far above what it has been, or ends the run.
+
+    It logs ``NAME/skipped``, how many it has skipped, under its own name: ``loss_spike/skipped``.
 
     A spike is a loss that exceeds the mean of the losses before it by a number of their standard deviations. Both are
     exponential, over the losses of about ``window`` updates that were no spikes; none is found before there were so
@@ -37,7 +39,7 @@ class LossSpike(PeriodicCallback):
         ConfigError: The action is unknown, or a number is out of its range.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("loss_spikes",)
+    logs: ClassVar[Sequence[str] | None] = ("{name}/skipped",)
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class LossSpike(PeriodicCallback):
             )
         self.threshold, self.window, self.action, self.max_skips = threshold, window, action, max_skips
         self.trainer.keep_total_loss()
-        self._state = {"losses": 0, "mean": 0.0, "variance": 0.0, "in_a_row": 0, "spikes": 0}
+        self._state = {"losses": 0, "mean": 0.0, "variance": 0.0, "in_a_row": 0, "skipped": 0}
 
     @quiet
     @uses_no_rng
@@ -79,7 +81,7 @@ class LossSpike(PeriodicCallback):
         if self.data_container.world.records:
             self.logger.warning("%s; it is skipped", what)
         state["in_a_row"] += 1
-        state["spikes"] += 1
+        state["skipped"] += 1
         self.trainer.skip_update()
 
     def _follow(self, loss: float) -> None:
@@ -94,10 +96,10 @@ class LossSpike(PeriodicCallback):
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        self.writer.add_scalar("loss_spikes", self._state["spikes"])
+        self.writer.add_scalar(f"{self.display_name}/skipped", self._state["skipped"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return mean and variance of the losses, and the number of spikes, in a row and in all."""
+        """Return mean and variance of the losses, and how many updates were skipped, in a row and in all."""
         return dict(self._state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from math import inf
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import CallbackBase, quiet
@@ -57,7 +58,8 @@ class StopAt(CallbackBase):
         if epoch is not None and not self.trainer.counter.has_epochs:
             raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
         self.max_time = max_time
-        self._ends_at = None if max_time is None else time.monotonic() + seconds_of(max_time)
+        left_s = inf if max_time is None else seconds_of(max_time)
+        self._ends_at = time.monotonic() + (left_s if self.data_container.world.records else inf)  # the others follow
 
     @quiet
     @uses_no_rng
@@ -66,7 +68,7 @@ class StopAt(CallbackBase):
             if getattr(update_counter, name) >= number:
                 raise StopTraining(f"{name} {number} is reached")
         interruption = self.data_container.interruption
-        if self._ends_at is not None and time.monotonic() >= self._ends_at and interruption.signal is None:
+        if time.monotonic() >= self._ends_at and interruption.signal is None:
             self.logger.info("the time of the run is up (%s): it ends with a checkpoint", self.max_time)
             interruption.signal = TIME_IS_UP
 

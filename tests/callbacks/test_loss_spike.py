@@ -64,7 +64,7 @@ def test_a_spike_is_skipped_like_a_loss_that_is_not_finite(spiking, parts, caplo
     assert all(torch.equal(weight, other.weights[name]) for name, weight in run.weights.items())
     found, wanted = (each.run.trainer.optimizer.state_dict()["state"] for each in (run, other))
     assert all(torch.equal(value, wanted[i][name]) for i in found for name, value in found[i].items())
-    assert run.metric("loss_spikes") == {5: 0, 10: 1, 15: 3, 20: 3}
+    assert run.metric("spike/skipped") == {5: 0, 10: 1, 15: 3, 20: 3}
     assert [line.split(" is ")[0] for line in caplog.messages] == [f"the loss of update {n}" for n in (10, 11, 15)]
     assert all(line.endswith("; it is skipped") for line in caplog.messages)
 
@@ -116,7 +116,7 @@ def test_it_ends_the_run_with_the_state_before(spiking, arguments, update, messa
 def test_the_scale_of_float16_goes_on_after_a_skipped_update(spiking):
     run = spiking(spike(), precision="float16").train()
     other = spiking({}, "nan", precision="float16", trainer_class=Failing, nan_loss="skip").train()
-    assert run["spike"].state_dict()["spikes"] == 3
+    assert run["spike"].state_dict()["skipped"] == 3
     assert all(torch.equal(weight, other.weights[name]) for name, weight in run.weights.items())
 
 

@@ -65,7 +65,7 @@ def test_a_job_that_is_preempted_leaves_a_checkpoint_and_resumes_its_run(tmp_pat
     process = start(outputs, "-m", "model.pauses_at=30", *run, *launcher, cwd=tmp_path)
     wait_until(lambda: any("paused" in path.read_text() for path in outputs.glob("sweeps/*/submitit/*.out")), process)
     (lock,) = outputs.glob("runs/*/lock.json")
-    os.kill(json.loads(lock.read_text())["pid"], signal.SIGUSR2)
+    os.kill(json.loads(lock.read_text())["pid"], signal.SIGUSR1)  # which is not the one that submitit listens to
     (tmp_path / "armed").unlink()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

@@ -134,7 +134,7 @@ def test_any_number_of_ranks_ends_with_the_same_bits(maker, bits, case):
 def test_all_ranks_skip_an_update_that_a_callback_skips(maker, bits):
     spike = {"spike": (LossSpike, {"threshold": 1e-6, "window": 2, "every_n_updates": 1})}
     run = same(maker, bits, callbacks=spike, max_updates=9, optimizer=partial(SGD, lr=3.0))
-    skipped = run.hooks.callbacks["spike"].state_dict()["spikes"]
+    skipped = run.hooks.callbacks["spike"].state_dict()["skipped"]
     assert 0 < skipped == 9 - run.trainer.model.module[1].num_batches_tracked
 
 
