@@ -17,10 +17,13 @@ from ksuit_runner.tracker.base import ModelVersion
 
 
 class ExportModel(DatasetCallback):
-    """Writes the model in MLflow's format into ``artifacts/models/NAME``, and registers it if asked.
+    """Writes the model in MLflow's format into ``artifacts/models/NAME/E1_U20_S1440``, and registers it if asked.
 
-    NAME is the name of the callback. It is a program of ``torch.export``, for the CPU, with signature and input
-    example: ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, plain
+    NAME is the name of the callback; the names of other weights are added to the position, as in
+    ``E1_U20_S1440_best_ema``. Nothing is overwritten that a registered version refers to.
+
+    The model is a program of ``torch.export``, for the CPU, with signature and input example:
+    ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, plain
     ``torch.export.load`` load it without the code of the model. That it can be exported is checked before training.
 
     Args:
@@ -66,10 +69,11 @@ class ExportModel(DatasetCallback):
         self._export(self.trainer.model)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        name = "/".join(part for part in (self.weights_of, self._weights) if part)
+        parts = [part for part in (self.weights_of, self._weights) if part]
         with self._models() as models:
             if models and self.data_container.world.records:
-                self._write(*self._export(models[name]), update_counter)
+                label = "_".join([str(update_counter.progress), *parts]).replace("/", "_")
+                self._write(label, *self._export(models["/".join(parts)]))
 
     def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
         [batch] = self.data_container.evaluation_batches(self.dataset_key, self.batch_size, self.max_batches)
@@ -83,8 +87,8 @@ class ExportModel(DatasetCallback):
             error.locate(self._path)
             raise
 
-    def _write(self, program: torch.export.ExportedProgram, example: Tensor, update_counter: UpdateCounter) -> None:
-        path = f"models/{self.display_name}"
+    def _write(self, label: str, program: torch.export.ExportedProgram, example: Tensor) -> None:
+        path = f"models/{self.display_name}/{label}"
         folder = self.path_provider.artifacts_dir / path
         written = folder.with_name(f".{folder.name}")
         shutil.rmtree(written, ignore_errors=True)
@@ -93,8 +97,7 @@ class ExportModel(DatasetCallback):
         shutil.rmtree(folder, ignore_errors=True)
         commit_folder(written, folder)
         if self._register_as is not None:
-            version = ModelVersion(path, self._register_as, self._alias, str(update_counter.progress))
-            self.tracker.register_model(version)
+            self.tracker.register_model(ModelVersion(path, self._register_as, self._alias))
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None: ...
 

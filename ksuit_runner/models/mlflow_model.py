@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,13 @@ def export_program(module: nn.Module, example: Tensor) -> torch.export.ExportedP
 
 def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """Trace a module; what takes the number of samples as a Python number, such as ``len(x)``, by its bytecode."""
-    dimensions: Any = ({0: torch.export.Dim("batch")},)
-    try:
-        with torch.no_grad():
-            return torch.export.export(module, (example,), dynamic_shapes=dimensions, strict=False)
-    except Exception:
-        with torch.no_grad():
-            return torch.export.export(module, (example,), dynamic_shapes=dimensions, strict=True)
+    given: dict[str, Any] = {"args": (example,), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own recurrent layers
+        try:
+            return torch.export.export(module, **given, strict=False)
+        except Exception:
+            return torch.export.export(module, **given, strict=True)
 
 
 def write_mlflow_model(folder: Path, program: torch.export.ExportedProgram, example: Tensor, run_id: str) -> None:

@@ -66,16 +66,14 @@ class ModelVersion:
     """A version of a model for a registry.
 
     Attributes:
-        path: Path of the model below the artifact root of its run.
+        path: Path of the model below the artifact root of its run, which another version of the run does not have.
         name: Name of the registered model.
         alias: Alias that the version gets; None for none.
-        key: What it is told apart by from other versions of the same run: the position at which it was exported.
     """
 
     path: str
     name: str
     alias: str | None
-    key: str
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-KEY_TAG = "ksuit.export"
-"""Tag of a version with its key: one whose creation was not acknowledged is not created twice."""
+PATH_TAG = "ksuit.path"
+"""Tag of a version with its path in its run: one whose creation was not acknowledged is not created twice."""
 
 
 def register_model(client: MlflowClient, run: Run, version: ModelVersion) -> None:
@@ -26,10 +26,10 @@ def register_model(client: MlflowClient, run: Run, version: ModelVersion) -> Non
     if not client.search_registered_models(f"name = {_quoted(version.name)}"):
         client.create_registered_model(version.name)
     found = client.search_model_versions(f"name = {_quoted(version.name)} and run_id = '{run_id}'")
-    there = next((item for item in found if item.tags.get(KEY_TAG) == version.key), None)
+    there = next((item for item in found if item.tags.get(PATH_TAG) == version.path), None)
     if there is None:
         source = f"{run.info.artifact_uri.rstrip('/')}/{version.path}"
-        there = client.create_model_version(version.name, source, run_id, tags={KEY_TAG: version.key})
+        there = client.create_model_version(version.name, source, run_id, tags={PATH_TAG: version.path})
     if version.alias is not None:
         client.set_registered_model_alias(version.name, version.alias, there.version)
 

@@ -32,7 +32,7 @@ def elsewhere(folder, script):
 
 def test_it_has_the_chosen_weights_and_training_is_unchanged(new_run, digits):
     exported = new_run({"ema": Ema, "export": partial(EXPORT, weights="ema")}, "exported", max_updates=4).train()
-    folder, inputs = exported.paths.artifacts_dir / "models" / "export", digits["test"].inputs[:5]
+    folder, inputs = exported.paths.artifacts_dir / "models/export/E0_U4_S288_ema", digits["test"].inputs[:5]
     program = torch.export.load(folder / "data/model.pt2").module()
     torch.testing.assert_close(program(inputs), exported["ema"].models["ema"](inputs))
     assert json.loads((folder / "input_example.json").read_text()) == digits["test"].inputs[:2].tolist()
@@ -48,7 +48,7 @@ def registered(tmp_path_factory):
     export = ["weights_of=best", "register_as=digits classifier", "alias=champion"]
     arguments = [f"output_dir={folder}", "+callbacks.accuracy.every_n_updates=5", "trainer.device=cpu"]
     result = run([*arguments, *given, *(f"callbacks.export_model.{item}" for item in export)])
-    return folder, result.run_id, result.folder / "artifacts/models/export_model"
+    return folder, result.run_id, result.folder / "artifacts/models/export_model/E0_U10_S640_best"
 
 
 def test_torch_and_mlflow_load_the_registered_version(registered):

@@ -99,7 +99,7 @@ def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(tracker: Mlflo
 
 
 def test_a_version_of_a_model_is_registered_once_and_gets_the_alias(tracker: MlflowTracker) -> None:
-    first, second = (ModelVersion("models/a", "digits", "champion", key) for key in ("E1_U20_S1440", "E2_U40_S2880"))
+    first, second = (ModelVersion(f"models/{name}", "digits", "champion") for name in "ab")
     for version in (first, first, second, first):
         tracker.register_model(version)
     client = tracker._client
