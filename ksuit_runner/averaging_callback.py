@@ -12,7 +12,7 @@ from torch import Tensor
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
-from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.pieces import local
 from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
@@ -36,9 +36,9 @@ class AveragingCallback(CallbackBase):
         average_buffers: Average the floating-point buffers, too, such as the running statistics of BatchNorm.
         start_epoch: Begin after this epoch.
         start_update: Begin after this update; of both, the later one counts.
-        every_n_epochs: Move towards the live weights after every n-th epoch since the start.
-        every_n_updates: Move towards the live weights after every n-th update since the start; by default, and without
-            every_n_epochs, after each.
+        every_n_epochs: After the start, move towards the live weights after every n-th epoch.
+        every_n_updates: Move towards them after every n-th update. Where both are given, whenever one of them is due;
+            by default after every update.
         **kwargs: Passed on to CallbackBase.
 
     Attributes:
@@ -65,7 +65,11 @@ class AveragingCallback(CallbackBase):
         self._patterns, self._averages_buffers = modules, average_buffers
         if modules is not None:
             matching_modules(modules, self._module_names(), f"callbacks.{self.display_name}.modules")
-        self._start, self._every = self._times(start_epoch, start_update, every_n_epochs, every_n_updates)
+        self._start = self._start_of(start_epoch, start_update)
+        self._interval: Interval | None = None  # every update, which takes no time to find out
+        if every_n_epochs is not None or every_n_updates is not None:
+            self._interval = Interval(every_n_epochs, every_n_updates)
+            self._interval.check(self.trainer.counter, f"callbacks.{self.display_name}")
         self.updates = 0
         self._has_begun, self._is_restored = self._start == 0, False
         self._strides: dict[str, Strides] = {}
@@ -75,20 +79,14 @@ class AveragingCallback(CallbackBase):
             self.checkpoint_writer.add_tensors(label, partial(self._in_file, average), of_model=True)
         self._pair()
 
-    def _times(
-        self, start_epoch: int, start_update: int, every_n_epochs: int | None, every_n_updates: int | None
-    ) -> tuple[int, int]:
-        """Return the update of the start and the interval, both in updates."""
+    def _start_of(self, epoch: int, update: int) -> int:
+        """Return the update of the start."""
+        if min(epoch, update) < 0:
+            raise ConfigError(f"start_epoch and start_update are 0 or more, not {epoch} and {update}")
         counter = self.trainer.counter
-        intervals = [n for n in (every_n_epochs, every_n_updates) if n is not None]
-        if min(start_epoch, start_update, *(n - 1 for n in intervals)) < 0:
-            raise ConfigError("start_epoch and start_update begin at 0, every_n_epochs and every_n_updates at 1")
-        if len(intervals) > 1:
-            raise ConfigError("every_n_epochs and every_n_updates cannot be given together")
-        if (start_epoch or every_n_epochs) and not counter.has_epochs:
-            raise ConfigError("the training data has no epochs; use start_update and every_n_updates")
-        start = max(start_epoch * counter.updates_per_epoch if start_epoch else 0, start_update)
-        return start, every_n_updates or (every_n_epochs * counter.updates_per_epoch if every_n_epochs else 1)
+        if epoch and not counter.has_epochs:
+            raise ConfigError("start_epoch: the training data has no epochs; use start_update")
+        return max(epoch * counter.updates_per_epoch if epoch else 0, update)
 
     def _labels(self) -> Sequence[str]:
         """Return the names of the averages, under which they are evaluated and stored."""
@@ -105,7 +103,7 @@ class AveragingCallback(CallbackBase):
     @quiet
     @uses_no_rng
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
-        is_due = self._has_begun and (update_counter.update - self._start) % self._every == 0
+        is_due = self._has_begun and (self._interval is None or self._interval.is_due(update_counter))
         if is_due:
             self.updates += 1
         elif not self._has_begun and update_counter.update >= self._start:

@@ -15,7 +15,7 @@ def test_it_is_the_mean_of_the_weights_since_its_start(new_run):
     run = new_run({"swa": SWA, "recorder": Recorder}, max_updates=10).train()
     history = [weights["layer.weight"] for weights in run["recorder"].history]
     average = run["swa"].models["swa"].module.layer.weight
-    torch.testing.assert_close(average, torch.stack(history[3:10:2]).mean(0))
+    torch.testing.assert_close(average, torch.stack([history[n] for n in (3, 4, 6, 8, 10)]).mean(0))
 
 
 def test_it_is_the_mean_of_the_ends_of_epochs(new_run):
@@ -38,5 +38,5 @@ def test_a_resumed_run_has_the_same_values_and_training_is_unchanged(new_run):
 
 
 def test_a_start_before_the_first_update_is_refused(new_run):
-    with pytest.raises(ConfigError, match="start_epoch and start_update begin at 0"):
+    with pytest.raises(ConfigError, match="start_epoch and start_update are 0 or more"):
         new_run({"swa": partial(Swa, start_epoch=-1)})

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command import checkpoint_bytes, journal, run_dir
 from ranks import Ranks, on_ranks
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ksuit_runner import run
@@ -29,7 +30,12 @@ SETTINGS = (
     "data.drop_last=false",
     "trainer.accumulation_steps=4",
     "trainer.max_updates=30",
-    "callbacks=[ema,accuracy]",
+    "callbacks=[ema,swa,accuracy,weights_checkpoint]",
+    "callbacks.swa.modules=[stages.0]",
+    "callbacks.swa.start_epoch=0",
+    "callbacks.swa.start_update=4",
+    "callbacks.swa.every_n_updates=3",
+    "callbacks.weights_checkpoint.weights=[model,ema,swa]",
     "+callbacks.accuracy.every_n_updates=10",
     "checkpoint=every_100_updates",
     "checkpoint.every_n_updates=5",
@@ -43,6 +49,8 @@ def weights(output_dir: Path) -> dict[str, Tensor]:
     """Return all tensors of the last checkpoint: the model's, the average's, and the optimizer's."""
     checkpoint = read_newest(PathProvider(output_dir, run_dir(output_dir).name))
     found = {f"model/{name}": whole(value) for name, value in checkpoint.model.items()}
+    for file in (run_dir(output_dir) / "artifacts/weights").rglob("*.safetensors"):
+        found |= {f"{file.parent.name}/{file.stem}/{name}": value for name, value in load_file(file).items()}
     state = checkpoint.state["trainer"]["optimizer"]["parameters"]
     found |= {f"{name}/{key}": whole(value) for name, values in state.items() for key, value in values.items()}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
