@@ -32,28 +32,37 @@ def chosen_modules(model: nn.Module, match: Sequence[str] | None, depth: int | N
         path: Config path of what asks for them, for messages.
 
     Raises:
-        ConfigError: A pattern matches nothing, or a list of modules, which is never called; the depth is no positive
-            whole number; or the model is compiled, so that nobody can watch its modules.
+        ConfigError: A pattern matches nothing, or a list of modules, which is never called; or the depth is no positive
+            whole number.
     """
     check_depth(depth, path)
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
-        raise ConfigError("nothing inside of a compiled model can be watched: set trainer.compile=false", path=path)
     named = {name: module for name, module in model.named_modules() if name}
+    called = {name: module for name, module in named.items() if not isinstance(module, _NEVER_CALLED)}
     if match is not None:
-        found = matching_modules(match, named, f"{path}.match")
-        for name in found:
-            if isinstance(named[name], _NEVER_CALLED):
+        for pattern in match:
+            first, *rest = matching_modules([pattern], named, f"{path}.match")
+            if called.keys().isdisjoint([first, *rest]):
+                kind = type(named[first]).__name__
                 raise ConfigError(
-                    f"'{name}' is a {type(named[name]).__name__}, which is never called; write '{name}.{{}}'",
-                    path=f"{path}.match",
+                    f"'{first}' is a {kind}, which is never called; write '{first}.{{}}'", path=f"{path}.match"
                 )
-        return {name: named[name] for name in found}
+        chosen = set(matching_modules(match, called, f"{path}.match"))
+        return {name: module for name, module in called.items() if name in chosen}
     return {
         name: module
-        for name, module in named.items()
-        if not isinstance(module, _NEVER_CALLED)
-        and (_level(name) == depth or (not any(module.children()) and (depth is None or _level(name) < depth)))
+        for name, module in called.items()
+        if (_level(name) == depth or (not any(module.children()) and (depth is None or _level(name) < depth)))
     }
+
+
+def check_not_compiled(model: nn.Module, path: str) -> None:
+    """Check that modules can be watched in the forward pass of training.
+
+    Raises:
+        ConfigError: The model is compiled, or a part of it, which may know nothing of hooks.
+    """
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        raise ConfigError("nothing inside of a compiled model can be watched: set trainer.compile=false", path=path)
 
 
 def by_module(

@@ -35,9 +35,8 @@ class ModuleNorms:
         named = named_parameters(trainer.model.module, trainer.loss)
         found = by_module(list(named), trainer.model.module, match, depth, path)
         self.groups = {module: [named[name] for name in names] for module, names in found.items()}
-        self._strategy = trainer.strategy
+        self._strategy, self._device = trainer.strategy, trainer.device
 
-    @torch.no_grad()
     def of(self, value: Callable[[nn.Parameter], Tensor | None]) -> dict[str, Tensor]:
         """Return the norms by the name of the module, each a scalar on the device; that of all together has no name.
 
@@ -45,15 +44,21 @@ class ModuleNorms:
             value: Returns what a parameter counts with: a tensor of its shape, sparse or not, or None. A module that
                 nothing counts for is left out.
         """
-        found = {
-            module: [item for item in map(value, items) if item is not None] for module, items in self.groups.items()
-        }
-        sizes = {module: len(items) for module, items in found.items() if items}
-        if not sizes:
-            return {}
-        of_parameters = self._strategy.norms([_dense(item) for item in chain(*found.values())])
-        of_modules = norms(torch.split(of_parameters, list(sizes.values())))
-        return {"": torch.linalg.vector_norm(of_parameters), **dict(zip(sizes, of_modules, strict=True))}
+        sizes, of_modules, whole = self._computed(value)
+        held = {module: norm for module, norm, size in zip(self.groups, of_modules, sizes, strict=True) if size}
+        return {"": whole, **held} if held else {}
+
+    def row(self, value: Callable[[nn.Parameter], Tensor | None]) -> Tensor:
+        """Return the norms of all modules in their order, of shape (modules,); 0 where nothing counts. See ``of``."""
+        return torch.stack(list(self._computed(value)[1]))
+
+    @torch.no_grad()
+    def _computed(self, value: Callable[[nn.Parameter], Tensor | None]) -> tuple[list[int], Sequence[Tensor], Tensor]:
+        """Return for how many parameters of each module something counts, the norms, and that of all together."""
+        found = [[item for item in map(value, items) if item is not None] for items in self.groups.values()]
+        sizes, values = list(map(len, found)), [dense_values(item) for item in chain(*found)]
+        of_parameters = self._strategy.norms(values) if values else torch.zeros(0, device=self._device)
+        return sizes, norms(torch.split(of_parameters, sizes)), torch.linalg.vector_norm(of_parameters)
 
 
 def gradient(parameter: nn.Parameter) -> Tensor | None:
@@ -61,6 +66,6 @@ def gradient(parameter: nn.Parameter) -> Tensor | None:
     return parameter.grad
 
 
-def _dense(value: Tensor) -> Tensor:
+def dense_values(value: Tensor) -> Tensor:
     """Return the stored values of a sparse tensor, which have its norm; any other one as it is."""
     return value.coalesce().values() if value.is_sparse else value

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.models.chosen_modules import by_module, chosen_modules, tapped
+from ksuit_runner.models.chosen_modules import by_module, check_not_compiled, chosen_modules, tapped
 from ksuit_runner.models.cnn import Cnn
 from ksuit_runner.models.gpt import Gpt
 
@@ -43,9 +43,10 @@ def test_what_cannot_be_watched_is_an_error_that_says_why(gpt, match, depth, mes
 def test_a_compiled_model_is_not_watched(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)  # the compiler takes seconds to import
     module = nn.Sequential(nn.Linear(2, 2))
-    module.compile()
+    check_not_compiled(module, PATH)
+    module[0].compile()
     with pytest.raises(ConfigError, match=r"callbacks.norms: .* set trainer.compile=false"):
-        chosen_modules(module, None, 1, PATH)
+        check_not_compiled(module, PATH)
 
 
 def test_parameters_belong_to_the_module_that_the_first_parts_of_their_names_say(gpt):
