@@ -1,0 +1,110 @@
+"""Updates in which the gradient of a module is far larger than usual."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from ksuit_runner.callback_base import quiet
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import ConfigError
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.trainer.module_norms import ModuleNorms, gradient
+from ksuit_runner.trainer.sums import to_device
+
+
+class GradientSpikes(PeriodicCallback):
+    """Warns of modules whose gradient norm is a multiple of its running mean, and logs how often that happens.
+
+    ``gradient_spikes`` is the number of updates since the last log in which that was so of any module. For each such
+    module, ``gradient_spikes/MODULE`` is its largest norm divided by its mean at that time, and the warning has the
+    update as well. A gradient that is not finite counts as a spike, of infinite size.
+
+    It looks at every update, and waits for the device at the log only. What is larger than the factor enters the mean
+    with the factor, so that one spike does not hide the next one, and a lasting rise becomes usual. It changes nothing:
+    ``trainer.clip_norm`` limits what a spike does.
+
+    Args:
+        factor: What multiple of its mean a norm has to exceed.
+        decay: Decay of the running mean, between 0 and 1: 0.98 is about the last 50 updates.
+        warmup: Number of updates with a gradient before a module is judged.
+        match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
+        depth: How many parts of a parameter's name say which module it belongs to: 2 are ``blocks.0``. None takes the
+            module that has it.
+        **kwargs: Passed on to PeriodicCallback.
+
+    Raises:
+        ConfigError: A pattern matches no module with parameters, or a number is out of its range.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ("gradient_spikes", "gradient_spikes/*")
+    is_repeatable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        factor: float = 5.0,
+        decay: float = 0.98,
+        warmup: int = 20,
+        match: Sequence[str] | None = None,
+        depth: int | None = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value, is_valid, wanted in (
+            ("factor", factor, factor > 1, "a number above 1"),
+            ("decay", decay, 0 < decay < 1, "a number between 0 and 1"),
+            ("warmup", warmup, warmup >= 1, "at least 1"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"{name}: {wanted} is needed, not {value}")
+        self._factor, self._decay, self._warmup = factor, decay, warmup
+        self._norms = ModuleNorms(self.trainer, match, depth, f"callbacks.{self.display_name}")
+        size, device = len(self._norms.groups), self.trainer.device
+        self._mean = torch.zeros(size, device=device)
+        self._seen, self._when = torch.zeros(2, size, dtype=torch.int64, device=device)
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._largest = torch.zeros_like(self._mean)
+        self._count = torch.zeros_like(self._seen[0])
+
+    @quiet
+    @uses_no_rng
+    def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
+        norms = self._norms.row(gradient)
+        limit = self._factor * self._mean
+        is_spike = (self._seen >= self._warmup) & ~(norms <= limit)  # also if it is NaN
+        size = torch.where(is_spike, norms / self._mean, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+        self._when = torch.where(size > self._largest, update_counter.update + 1, self._when)
+        self._largest = torch.maximum(self._largest, size)
+        self._count = self._count + is_spike.any()
+        usual = torch.where(is_spike, limit, torch.where(norms.isfinite(), norms, self._mean))
+        has_gradient = norms != 0
+        self._seen = self._seen + has_gradient
+        weight = torch.where(has_gradient, (1.0 / self._seen).clamp(min=1 - self._decay), 0.0)
+        self._mean = torch.lerp(self._mean, usual, weight)
+
+    @uses_no_rng
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self.writer.add_scalar("gradient_spikes", self._count)
+        largest, when = self._largest.tolist(), self._when.tolist()
+        for module, size, update in zip(self._norms.groups, largest, when, strict=True):
+            if size:
+                self.writer.add_scalar(f"gradient_spikes/{module}", size)
+                self.logger.warning(
+                    "update %d: the gradient norm of '%s' is %.3g times its running mean", update, module, size
+                )
+        self._start_interval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running means, and what was found since the last log."""
+        held = {name: getattr(self, f"_{name}") for name in ("mean", "seen", "largest", "when", "count")}
+        return {"modules": list(self._norms.groups), **held}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore them; for other modules it starts anew."""
+        if state_dict["modules"] == list(self._norms.groups):
+            for name in ("mean", "seen", "largest", "when", "count"):
+                setattr(self, f"_{name}", to_device(state_dict[name], self.trainer.device))
