@@ -1,0 +1,128 @@
+"""The first module that makes a value which is not finite."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from math import inf, isfinite
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ksuit_runner.callback_base import quiet
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.distributed.pieces import local
+from ksuit_runner.errors import LossError
+from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
+from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.tensors.nested import tensors_in
+from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.parameter_rules import named_parameters
+
+
+class _Look(NamedTuple):
+    """A look at a tensor: in which update, what it is, and its largest absolute value."""
+
+    update: int
+    what: str
+    largest: Tensor
+
+
+class NanWatch(PeriodicCallback):
+    """Names the module that makes the first NaN or infinity, in the forward or the backward pass, and the update.
+
+    It looks at the batch, at the outputs of all modules, at the gradients of these outputs, and at the gradients of the
+    parameters, in the order in which they are computed. What is not finite first was made there, or after what was
+    looked at right before, which is named as well. A warning says so at the next interval; if training fails before,
+    its error does.
+
+    It reads every activation once more. So it is for finding out: a run that has failed resumes with it from an earlier
+    checkpoint, and fails again in the very same update. It changes nothing: what becomes of a loss that is not finite
+    is for ``trainer.nan_loss`` to say.
+
+    Where float16 is scaled, infinite gradients are usual, and only the forward pass is watched. Of several ranks each
+    one watches its own parts of the batch.
+
+    Args:
+        match: Patterns of the names of modules to watch; ``{}`` stands for the number of a layer. None watches all.
+        **kwargs: Passed on to PeriodicCallback. Between two intervals it waits for no device, and holds a number for
+            each tensor that it has looked at.
+
+    Raises:
+        ConfigError: A pattern matches no module, or one that is never called; or the model is compiled.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
+
+    def __init__(self, match: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        path = f"callbacks.{self.display_name}"
+        check_not_compiled(self.model.module, path)
+        self._modules = chosen_modules(self.model.module, match or ["*"], None, path)
+        self._named = named_parameters(self.model.module, self.trainer.loss)
+        self._follows_backward = not self.trainer.scaler.is_enabled()
+        self._taps = ExitStack()
+        self._looks: list[_Look] = []
+        self._update = 0
+
+    @uses_no_rng
+    def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
+        self._taps.close()  # of a part whose loss was not finite
+        self._update = update_counter.update + 1
+        for tensor in tensors_in(batch):
+            self._look("the batch", tensor)
+        self._taps.enter_context(tapped(self._modules, self._follow))
+
+    def _follow(self, module: str, outputs: Any) -> None:
+        if not torch.is_grad_enabled():  # another callback computes something
+            return
+        for output in tensors_in(outputs):
+            self._look(f"the output of '{module}'", output)
+            if self._follows_backward and output.grad_fn is not None:
+                look = partial(self._look, f"the gradient of the output of '{module}'")
+                output.register_hook(look)  # type: ignore[no-untyped-call]
+
+    def _look(self, what: str, tensor: Tensor) -> None:
+        is_number = tensor.is_floating_point() or tensor.is_complex()
+        if is_number and tensor.layout is torch.strided and tensor.numel():
+            largest: Tensor = torch.linalg.vector_norm(tensor.detach(), inf)
+            self._looks.append(_Look(self._update, what, largest.float()))
+
+    @uses_no_rng
+    def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
+        self._taps.close()  # before it computes activations again
+        self._look("the loss", losses["total"])
+
+    @quiet
+    @uses_no_rng
+    def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
+        for name, parameter in self._named.items() if self._follows_backward else ():
+            if parameter.grad is not None:
+                self._look(f"the gradient of the parameter '{name}'", local(parameter.grad))
+
+    @uses_no_rng
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        if (found := self._first()) is not None:
+            self.logger.warning("%s", found)
+
+    def _on_exception(self, error: BaseException) -> None:
+        found = self._first()
+        if found is None and isinstance(error, LossError):
+            found = "the outputs of all modules are finite: the loss is what is not"
+        if found is not None:
+            error.add_note(f"{self.display_name}: {found}")
+
+    def _first(self) -> str | None:
+        """Say what was the first that is not finite since the last time; None if there was nothing."""
+        looks, self._looks = self._looks, []
+        largest = torch.stack([look.largest for look in looks]).tolist() if looks else []
+        for number, (look, value) in enumerate(zip(looks, largest, strict=True)):
+            if not isfinite(value):
+                before = f", right after {looks[number - 1].what}" if number else ""
+                return f"update {look.update}: {look.what} is the first that is not finite{before}"
+        return None
+
+    def close(self) -> None:
+        """Remove the hooks of an update that has failed."""
+        self._taps.close()
