@@ -36,6 +36,8 @@ PARTS = ("model", "loss")
 MISSING = {"notify": "KSUIT_NOTIFY_URLS|not installed"}
 if not torch.cuda.is_available():
     MISSING["memory_snapshot"] = "CUDA devices"
+# What these callbacks need of the rest of the config.
+NEEDED = {"dead_units": "model=cnn", "gradient_noise_scale": "trainer.accumulation_steps=2"}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,9 @@ def one_thread():
 
 def overrides_of(group, choice):
     if group == "callbacks":  # some watch what others log, or the objective
-        return [f"callbacks=[{','.join(dict.fromkeys(['loss', 'accuracy', choice]))}]", "objective=loss/validation"]
+        chosen = dict.fromkeys(["loss", "accuracy", choice])
+        needed = [NEEDED[choice]] if choice in NEEDED else []
+        return [f"callbacks=[{','.join(chosen)}]", "objective=loss/validation", *needed]
     return [f"{group}={choice}"]
 
 
