@@ -34,9 +34,6 @@ class Times(PeriodicCallback):
         self._phases, self._watch = phases, Stopwatch(self.trainer.device)
         phases.watch(self._watch)
 
-    def _before_training(self, update_counter: UpdateCounter) -> None:
-        self._watch.start()
-
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         means, largest = self._watch.take()

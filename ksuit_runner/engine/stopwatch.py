@@ -19,8 +19,9 @@ _MOST_UNREAD = 64  # updates; the device has long computed the first of so many
 class Stopwatch:
     """Adds up the time of each phase over updates, in seconds; a ``PhaseWatcher``.
 
-    An update begins where the one before it ends: with its batch, or when the times are taken. What a callback does is
-    its own time, without that of others to which it hands a shared pass over a dataset.
+    The first update begins with its batch, and any other one where the one before it ends: with its batch, or when the
+    times are taken. What a callback does is its own time, without that of others to which it hands a shared pass over a
+    dataset.
 
     Forward pass, backward pass and step of a CUDA device last as long as the device takes for them, by events that are
     read once they have passed; everything else is the time of the process, also where it waits for the device.
@@ -33,11 +34,8 @@ class Stopwatch:
         self._has_events = device.type == "cuda"
         # Of each phase that has begun: when that was, what was counted by then, and the event on the device.
         self._open: list[tuple[float, float, Any]] = []
-        self.start()
-
-    def start(self) -> None:
-        """Start over, with an update that begins now."""
-        self._begun, self._counted = perf_counter(), 0.0
+        self._counted = 0.0
+        self._begun: float | None = None
         self._update = _Update()
         self._unread: list[_Update] = []
         self._forget()
@@ -45,7 +43,7 @@ class Stopwatch:
     def begin(self, phase: str) -> None:
         """Note that a phase begins."""
         if phase == "data" and not self._open:
-            self._end_update()
+            self._begin_update()
         event = _event() if self._has_events and phase in _ON_DEVICE and not self._open else None
         self._open.append((perf_counter(), self._counted, event))
 
@@ -77,8 +75,13 @@ class Stopwatch:
     def _forget(self) -> None:
         self._updates, self._sums, self._longest = 0, _seconds(), _seconds()
 
+    def _begin_update(self) -> None:
+        if self._begun is None:
+            self._begun, self._update = perf_counter(), _Update()
+        self._end_update()
+
     def _end_update(self) -> None:
-        if not self._update.has_stepped:  # its batch comes in several steps, or nothing was done since
+        if self._begun is None or not self._update.has_stepped:  # its batch comes in several steps, or it is not here
             return
         now = perf_counter()
         self._update.seconds["update"], self._begun = now - self._begun, now
