@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ksuit_runner.config.check.constructor import constructor, flaw, literal, parameters_of_function
 from ksuit_runner.config.check.signature_lookup import Definition, MissingName, Sources
 from ksuit_runner.config.check.signature_source import Function, dotted
-from ksuit_runner.config.schema import TargetParameter
+from ksuit_runner.config.schema import UNKNOWN, TargetParameter
 
 _ROOTS = frozenset({"object", "Generic", "Protocol", "ABC"})
 
@@ -28,6 +29,7 @@ class Signature:
         bases: Dotted names of the class and its ancestors, where they are defined.
         knows_bases: Whether these are all ancestors.
         logs: Patterns of the metric keys that a callback declares, or None.
+        is_repeatable: Whether another callback of the class logs the same values at an update, as far as is known.
         flaw: How its constructor fails to call that of its base class; empty if it does, or the source does not tell.
     """
 
@@ -41,6 +43,7 @@ class Signature:
     module: str = ""
     file: str | None = None
     qualname: str = ""
+    is_repeatable: bool = True
     flaw: str = ""
 
 
@@ -102,6 +105,7 @@ class SignatureReader:
             bases=frozenset(item.dotted for item in lineage if item),
             knows_bases=None not in lineage,
             logs=_logs(lineage),
+            is_repeatable=_class_value(lineage, "is_repeatable") is not False,
             flaw=flaw(lineage),
         )
 
@@ -130,14 +134,19 @@ def _is_class_method(function: Function) -> bool:
     return any(dotted(node) == ["classmethod"] for node in function.decorator_list)
 
 
-def _logs(lineage: list[Definition | None]) -> tuple[str, ...] | None:
+def _class_value(lineage: list[Definition | None], name: str) -> Any:
+    """Return the plain value of an attribute of a class; UNKNOWN if it is another one, or none can be read."""
     for definition in lineage:
         if definition is None or not isinstance(definition.node, ast.ClassDef):
-            return None
+            return UNKNOWN
         for item in definition.node.body:
             targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
-            if any(dotted(target) == ["logs"] for target in targets):
-                value = literal(getattr(item, "value", None))
-                is_list = isinstance(value, list | tuple) and all(isinstance(key, str) for key in value)
-                return tuple(value) if is_list else None
-    return None
+            if any(dotted(target) == [name] for target in targets):
+                return literal(getattr(item, "value", None))
+    return UNKNOWN
+
+
+def _logs(lineage: list[Definition | None]) -> tuple[str, ...] | None:
+    value = _class_value(lineage, "logs")
+    is_list = isinstance(value, list | tuple) and all(isinstance(key, str) for key in value)
+    return tuple(value) if is_list else None

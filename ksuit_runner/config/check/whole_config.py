@@ -19,6 +19,7 @@ from ksuit_runner.config.check.initialization import initialization_of
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.ranks import with_parts
 from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.config.check.shared_metrics import check_shared_metrics
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.flatten import nodes
 from ksuit_runner.config.groups import choices, files
@@ -58,6 +59,7 @@ def check_config(
         if isinstance(data, Mapping) and isinstance(data.get("datasets"), Mapping):
             check_dataset_keys(item, data["datasets"])
     check_metric_keys(checker.objects, values.get("objective"))
+    check_shared_metrics(checker.objects, values.get("trainer"))
     return values
 
 

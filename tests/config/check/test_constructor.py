@@ -103,3 +103,30 @@ def test_a_value_that_no_object_takes_is_refused_before_a_run_begins(overrides, 
     with pytest.raises(ConfigError) as raised:
         check_config(without_sweep(compose_config(overrides)))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("second", "meets"),
+    [
+        ("{_target_: own_callbacks.Norm, every_n_epochs: 4}", True),  # within the 20 epochs of the run
+        ("{_target_: own_callbacks.Norm, every_n_epochs: 13}", False),
+        ("{_target_: own_callbacks.Norm, every_n_updates: 5}", False),  # which depends on the length of an epoch
+        ("{_target_: own_callbacks.Norm, every_n_updates: 5, at_end: true}", True),
+        ("{_target_: own_callbacks.Other, every_n_epochs: 3}", False),
+        ("{_target_: own_callbacks.Same, every_n_epochs: 3}", True),  # the key of another class
+    ],
+)
+def test_two_callbacks_that_log_one_key_at_one_update_are_found(project, second, meets):
+    with (project / "own_callbacks.py").open("a") as file:
+        file.write(
+            "class Norm(PeriodicCallback):\n    logs = ('norm',)\n    is_repeatable = False\n"
+            "class Other(Norm):\n    logs = ('other',)\n"
+            "class Same(PeriodicCallback):\n    logs = ('norm',)\n"
+        )
+    first = "+callbacks.first={_target_: own_callbacks.Norm, every_n_epochs: 3, at_end: true}"
+    config = without_sweep(compose_config([first, f"+callbacks.second={second}", "trainer.max_epochs=20"]))
+    if not meets:
+        check_config(config)
+        return
+    with pytest.raises(ConfigError, match="^callbacks.first: it logs 'norm' at updates at which callbacks.second does"):
+        check_config(config)
