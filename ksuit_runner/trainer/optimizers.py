@@ -215,7 +215,7 @@ class Optimizers:
         self.grad_norm: Tensor | None = None
         self._clip_norm, self._scaler = clip_norm, scaler
         self._is_unscaled = False
-        self._used: list[dict[str, Any]] = []
+        self._used: list[Sequence[Any]] = []  # values of _SCHEDULED by group
         self._schedules = [item for member in members.values() for item in member.schedules.values()]
         if turns is not None:
             _check_turns(turns, members)
@@ -329,7 +329,7 @@ class Optimizers:
     def advance(self) -> None:
         """Advance all schedules by one update."""
         self._used = [
-            {option: _held(group.get(option)) for option in _SCHEDULED}
+            (group.get("lr"), group.get("weight_decay"))
             for member in self.members.values()
             for group in member.optimizer.param_groups
         ]
@@ -368,8 +368,8 @@ class Optimizers:
         """Return those that the last update has used, of an option that a schedule can set."""
         if not self._used:
             return self.options(option)
-        named = zip(self._groups(), self._used, strict=True)
-        return {name: float(used[option]) for name, used in named if used[option] is not None}
+        used = [values[_SCHEDULED.index(option)] for values in self._used]
+        return {name: float(value) for name, value in zip(self._groups(), used, strict=True) if value is not None}
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         return {
@@ -383,7 +383,7 @@ class Optimizers:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the only optimizer and its schedules, or those of several by name in ``optimizers``."""
         states = {name: member.state_dict() for name, member in self.members.items()}
-        return {**states.get(ONLY, {"optimizers": states}), "used_options": self._used}
+        return {**states.get(ONLY, {"optimizers": states}), "used_options": [list(values) for values in self._used]}
 
     def load_state_dict(
         self, state: Mapping[str, Any], updates: int, same_settings: bool = True, has_loss: bool = True
@@ -550,11 +550,6 @@ def _assign(specs: Mapping[str, OptimizerSpec], named: Mapping[str, nn.Parameter
                 f"it matches no parameter. {hint(specs[name].match, named)}", path=f"optimizer.{name}".rstrip(".")
             )
     return found
-
-
-def _held(value: Any) -> Any:
-    """Return a value that stays as it is: schedules write into one that is a tensor."""
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _check_turns(turns: Sequence[str], members: Mapping[str, Member]) -> None:
