@@ -6,6 +6,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.cnn import Cnn
 from ksuit_runner.models.feature_extractor import FeatureExtractor
+from ksuit_runner.models.mlp import Mlp
 
 
 class Transformer(nn.Module):
@@ -66,15 +67,23 @@ def test_of_images_the_channels_are_left():
     assert found.shape == (3, 64) and torch.allclose(found, maps.flatten(2).mean(2), atol=1e-6)
 
 
-def test_a_compiled_model_and_a_wrapped_one_have_the_same_features(transformer):
-    inputs = torch.randn(2, 6, 4)
-    wanted = extracted(transformer, inputs, layers=["blocks.1"])["blocks.1"]
-    model = ModelBase(transformer)
-    extractor = FeatureExtractor(transformer, ["blocks.1"], path="p")
-    transformer.compile(backend="eager", fullgraph=False)
+def test_a_compiled_model_has_the_same_features_and_is_not_compiled_again():
+    module, inputs, compiled = Mlp((4,), (3,)).eval(), torch.randn(2, 4), []
+    wanted = extracted(module, inputs, layers=["hidden.0"])["hidden.0"]
+    model = ModelBase(module)
+    extractor = FeatureExtractor(module, ["hidden.0"], path="p")
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    module.compile(backend=backend)
     with torch.no_grad():
-        model(inputs)  # compiled before there are hooks
-        assert torch.equal(extractor(model, lambda: model(inputs))["blocks.1"], wanted)
+        model(inputs)
+        graphs = len(compiled)
+        for _ in range(2):
+            assert torch.equal(extractor(model, lambda: model(inputs))["hidden.0"], wanted)
+    assert graphs == len(compiled) > 0
 
 
 def test_no_hook_is_left_by_a_failure(transformer):
