@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from ksuit_runner.data.container import DataContainer
     from ksuit_runner.data.tensor_dataset import TensorDataset
     from ksuit_runner.errors import ConfigError, StopTraining
+    from ksuit_runner.feature_callback import FeatureCallback
     from ksuit_runner.launchers.base import Launcher
     from ksuit_runner.metric_callback import MetricCallback
     from ksuit_runner.models.base import ModelBase
+    from ksuit_runner.online_callback import OnlineCallback
     from ksuit_runner.paths import PathProvider
     from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
     from ksuit_runner.results import load_model, metrics, runs
@@ -33,10 +35,12 @@ __all__ = [
     "ConfigError",
     "DataContainer",
     "DatasetCallback",
+    "FeatureCallback",
     "Interval",
     "Launcher",
     "MetricCallback",
     "ModelBase",
+    "OnlineCallback",
     "PathProvider",
     "PeriodicCallback",
     "RunResult",
@@ -57,10 +61,12 @@ _MODULES = {
     "ConfigError": "errors",
     "DataContainer": "data.container",
     "DatasetCallback": "periodic_callback",
+    "FeatureCallback": "feature_callback",
     "Interval": "counter",
     "Launcher": "launchers.base",
     "MetricCallback": "metric_callback",
     "ModelBase": "models.base",
+    "OnlineCallback": "online_callback",
     "PathProvider": "paths",
     "PeriodicCallback": "periodic_callback",
     "RunResult": "api",

@@ -14,10 +14,12 @@ from ksuit_runner import (
     ConfigError,
     DataContainer,
     DatasetCallback,
+    FeatureCallback,
     Interval,
     Launcher,
     MetricCallback,
     ModelBase,
+    OnlineCallback,
     PathProvider,
     PeriodicCallback,
     RunResult,
@@ -34,6 +36,8 @@ from ksuit_runner import (
 from ksuit_runner.launchers.base import Handle
 from ksuit_runner.testing import TinyRun, tiny_run
 from ksuit_runner.tracker.base import EndStatus
+from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.sums import Sums
 
 
 class Mine(PeriodicCallback):
@@ -50,6 +54,24 @@ class Mine(PeriodicCallback):
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("mine", self.scale * update_counter.update)
+
+
+class SizeOfOutputs(OnlineCallback[Sums]):
+    def _new_sums(self) -> Sums:
+        return Sums()
+
+    def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
+        sums.add("size", outputs.square().sum(), count=len(outputs))
+
+    def _log(self, sums: Sums, suffix: str) -> None:
+        self.writer.add_scalar(f"size/train{suffix}", sums.totals["size"].mean)
+
+
+class SizeOfFeatures(FeatureCallback):
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        for found in self.features():
+            assert_type(found.values, Tensor)
+            self.writer.add_scalar(self.layer_key("size", found), found.values.square().mean())
 
 
 class Watcher(CallbackBase):
