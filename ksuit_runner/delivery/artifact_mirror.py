@@ -1,8 +1,10 @@
 """Mirrors a run's artifacts from its folder to its tracker's store."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -140,11 +142,13 @@ class Mirror:
 
 def _files(paths: PathProvider) -> Iterator[tuple[str, str]]:
     """Yield the files of a run besides its checkpoints, each with a fingerprint of its version."""
-    for file in sorted(paths.artifacts_dir.rglob("*")):
+    walk = os.walk(paths.artifacts_dir)  # which passes over what is removed meanwhile
+    for file in sorted(Path(folder) / name for folder, _, names in walk for name in names):
         inside = file.relative_to(paths.artifacts_dir)
         is_hidden = any(part.startswith(".") for part in inside.parts)  # being written
         if not is_hidden and paths.checkpoints_dir not in file.parents and file.is_file() and not file.is_symlink():
-            yield str(inside), _stat(file)
+            with suppress(FileNotFoundError):
+                yield str(inside), _stat(file)
 
 
 def _checkpoints(paths: PathProvider) -> Iterator[tuple[str, str]]:

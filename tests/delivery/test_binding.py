@@ -20,7 +20,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.record.stored_run import find_local
-from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, EndStatus, RunInfo
+from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, DatasetInfo, EndStatus, ModelVersion, RunInfo
 from ksuit_runner.tracker.mlflow import MlflowTracker
 
 
@@ -105,6 +105,28 @@ def test_delivering_again_changes_nothing(paths: OutputPaths) -> None:
     _deliver(paths, run_id)
     assert MlflowTracker(paths).find("early") == [first]
     assert MlflowTracker(paths)._client.get_run(first.run_id).to_dictionary() == run
+
+
+def test_a_model_is_registered_once_after_the_end_whatever_outages_there_are(paths: OutputPaths) -> None:
+    model = ModelVersion("models/a", "digits", "champion")
+    tracker = RecordedTracker(_mlflow(paths), paths)
+    run_id = tracker.start_run("digits", {}).run_id
+    tracker.register_model(model)
+    binding = _binding(tracker)
+    binding.deliver()
+    binding.deliver_end()
+    assert MlflowTracker(paths)._client.search_model_versions() == []  # its files may not be there yet
+    tracker.end_run(EndStatus.FINISHED)
+    with locked(paths.database), pytest.raises(TrackerError, match="locked"):
+        _binding(tracker).deliver_end()
+    assert binding.is_behind
+    for _ in range(2):
+        assert not _deliver(paths, run_id).is_behind
+    version = MlflowTracker(paths)._client.get_model_version_by_alias("digits", "champion")
+    assert (version.run_id, str(version.version)) == (run_id, "1")
+    PathProvider(paths.output_dir, run_id).delivered.unlink()  # it was registered, and then the process was killed
+    _deliver(paths, run_id)
+    assert len(MlflowTracker(paths)._client.search_model_versions()) == 1
 
 
 class Crash(BaseException):
