@@ -33,7 +33,7 @@ FILES = [(group, choice) for group in groups() for choice in choices(group)]
 # What a choice of these groups fits to is up to the choice; the tests below build them together with what they fit to.
 PARTS = ("model", "loss")
 # What these callbacks miss here, and say so at once.
-MISSING = {"notify": "KSUIT_NOTIFY_URLS|not installed"}
+MISSING = {"notify": "KSUIT_NOTIFY_URLS|not installed", "stop_at": "one of epoch, update, sample, max_time"}
 if not torch.cuda.is_available():
     MISSING["memory_snapshot"] = "CUDA devices"
 # What these callbacks need of the rest of the config.

@@ -44,7 +44,7 @@ def find_batch_size(query: str, overrides: Sequence[str]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: There is a mistake in the config; or not even a single sample fits.
+        ConfigError: There is a mistake in the config, or not even a single sample fits.
         Exception: What else a run has failed with.
     """
     if query != "true":
@@ -98,6 +98,7 @@ def _try_out(values: Mapping[str, Any], parts: int) -> bool:
 
     Raises:
         KeyboardInterrupt: The user has ended it.
+        ConfigError: There is nothing to try out.
         Exception: The run has failed of something else.
     """
     with TemporaryDirectory(prefix="ksuit_trial_") as folder:
@@ -111,13 +112,15 @@ def _try_out(values: Mapping[str, Any], parts: int) -> bool:
             "callbacks": {**(values.get("callbacks") or {}), _COMMAND: end},
             "max_restarts": 0,
         }
-        error = start_run(Start(trial, Launch(_COMMAND, []), is_shown=False)).error
+        outcome = start_run(Start(trial, Launch(_COMMAND, []), is_shown=False))
         if mark.exists():
             return True
-    if error is None:
+    if outcome.error is None:
+        if outcome.signal is None:
+            raise ConfigError("the run has no updates to try out", path="trainer")
         raise KeyboardInterrupt
-    if not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
-        raise error
+    if not any(text in str(outcome.error).lower() for text in _OUT_OF_MEMORY):
+        raise outcome.error
     return False
 
 

@@ -83,6 +83,8 @@ def test_other_outcomes_are_said(ksuit, capsys, monkeypatch):
     )
     with pytest.raises(ConfigError, match=r"data\.batch_size: not even a part of a single sample fits"):
         ksuit("model.most=0", "data.batch_size=2")
+    with pytest.raises(ConfigError, match="trainer: the run has no updates to try out"):
+        ksuit("trainer.max_epochs=0")
     monkeypatch.setenv("BROKEN", "1")
     with pytest.raises(ZeroDivisionError):
         ksuit()
