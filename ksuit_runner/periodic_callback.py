@@ -56,6 +56,11 @@ class PeriodicCallback(CallbackBase):
         super().__init__(**kwargs)
         self.interval = Interval(every_n_epochs, every_n_updates, every_n_samples, at_start, at_end)
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Type to sum up in: float64, or float32 on MPS, which lacks it."""
+        return torch.float32 if self.trainer.device.type == "mps" else torch.float64
+
     @template
     def periodic_callback(self, update_counter: UpdateCounter) -> None:
         """Called when the interval is due, after ``after_update`` and ``after_epoch``, or at the start or the end."""
@@ -235,11 +240,6 @@ class DatasetCallback(PeriodicCallback):
         """Process one batch, with its metrics under the callback's name."""
         self.writer.source = self.display_name
         self._process_batch(batch, models)
-
-    @property
-    def sum_dtype(self) -> torch.dtype:
-        """Type to sum up in: float64, or float32 on MPS, which lacks it."""
-        return torch.float32 if self.trainer.device.type == "mps" else torch.float64
 
     def metric_key(self, metric: str, weights: str) -> str:
         """Return the key of a metric: ``accuracy/test`` for the live weights, ``accuracy/test/ema`` for others."""

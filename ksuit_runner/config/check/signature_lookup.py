@@ -15,6 +15,7 @@ from typing import Any
 
 from ksuit_runner.config.check.signature_source import Function, Module, dotted, flatten
 from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.system.optional_package import EXTRAS, not_installed
 from ksuit_runner.system.shipped_folders import NAME, CallbacksFinder
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
@@ -71,6 +72,8 @@ class Sources:
         first, *rest = target.split(".")
         module = self.module(first)
         if module is None:
+            if first in EXTRAS:
+                raise MissingName(not_installed(first))
             hint = did_you_mean(first, _modules_in(sys.path), longest=12)
             raise MissingName(f"there is no module '{first}'. {hint}".rstrip())
         if not rest:

@@ -1,0 +1,64 @@
+"""Metrics of torchmetrics on a dataset."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.periodic_callback import DatasetCallback
+from ksuit_runner.trainer.batch_metric import batch_metrics
+from ksuit_runner.trainer.heads import Head
+
+
+class DatasetMetrics(DatasetCallback):
+    """Logs ``NAME/DATASET`` for any metrics of torchmetrics, for the live and all other weights.
+
+    Of a metric with a value for each class it logs ``NAME_3/DATASET``, of one with several values by name
+    ``NAME_KEY/DATASET``. A metric gets the outputs and targets of a batch, of the same shape, or scores of shape
+    (batch, classes, ...) and class indices of shape (batch, ...); where the model has the classes last, they are moved.
+    It needs not be told how many classes there are. Results are those of torchmetrics, whose floating-point sums are
+    taken in float64, to the last bit the same on any number of ranks, see ``BatchMetric``.
+
+    Metrics that hold all outputs, such as an exact AUROC, take memory in proportion to the dataset.
+
+    Args:
+        metrics: Metrics by name, each with its ``_target_``, and ``_partial_: true`` so that the number of classes is
+            filled in.
+        outputs: Path of the outputs where a model has several, such as ``digit`` or ``heads/0``.
+        targets: Path of the targets where there are several.
+        **kwargs: Passed on to DatasetCallback.
+
+    Raises:
+        ConfigError: torchmetrics is not installed, or a metric is wrong or does not take the outputs and targets.
+    """
+
+    shares_batch: ClassVar[bool] = True
+    shares_work: ClassVar[bool] = True
+    logs: ClassVar[Sequence[str] | None] = (
+        "{metrics}/{dataset_key}",
+        "{metrics}/{dataset_key}/*",
+        "{metrics}_*/{dataset_key}",
+        "{metrics}_*/{dataset_key}/*",
+    )
+
+    def __init__(self, metrics: Mapping[str, Any], outputs: str = "", targets: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        path = f"callbacks.{self.display_name}"
+        shape = () if outputs else self.data_container.known_shapes().get("output_shape", ())
+        self.metrics = batch_metrics(path, metrics, self.trainer.device, shape)
+        self._head = Head(outputs, targets, path=path)
+
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        inputs, targets = self.trainer.inputs_and_targets(batch)
+        for weights, model in models.items():
+            found = self._head.find(self.trainer.predict(inputs, model), targets)
+            for name, metric in self.metrics.items():
+                metric.add(self.gathered, (weights, name), *found)
+
+    def _process_results(self, update_counter: UpdateCounter) -> None:
+        evaluated = dict.fromkeys(weights for weights, *_ in self.gathered.totals)
+        for weights in evaluated:
+            for name, metric in self.metrics.items():
+                for end, value in metric.values(self.gathered.totals, self.gathered.rows, (weights, name)):
+                    self.writer.add_scalar(self.metric_key(name + end, weights), value)
