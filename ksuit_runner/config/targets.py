@@ -26,7 +26,10 @@ _REFUSED = {
 _LONGEST = 300
 DEEPEST = 50
 """How many levels of a config may be nested."""
-TRUSTED = ("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler")
+TRUSTED = (
+    *("torch.nn", "torch.optim", "torch.utils.data.dataset", "torch.utils.data.sampler"),
+    *("torchmetrics.classification", "torchmetrics.regression"),
+)
 """Modules whose classes any config may name: building one of them opens no file and starts no program."""
 BUILDERS = ("timm.models", "torchvision.models", "datasets.load")
 """Modules of packages whose functions build models or datasets."""
