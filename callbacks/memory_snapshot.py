@@ -33,8 +33,9 @@ class MemorySnapshot(WindowCallback):
             raise ConfigError(f"torch records the memory of CUDA devices, and this run is on '{self.trainer.device}'")
         self._max_entries = max_entries
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         torch.cuda.memory._record_memory_history(max_entries=self._max_entries)
+        return True
 
     def _log(self) -> None:
         with TemporaryDirectory() as folder:

@@ -53,7 +53,8 @@ class ModelSummary(CallbackBase):
             parameters = list(module.parameters())
             trained = sum(item.numel() for item in parameters if item.requires_grad)
             frozen = sum(item.numel() for item in parameters) - trained
-            rows.append((name, type(module).__name__, shapes.get(name), trained, frozen, flops.get(name)))
+            kind = type(module).__name__.removeprefix("FSDP")  # which a module is as well if it is spread over ranks
+            rows.append((name, kind, shapes.get(name), trained, frozen, flops.get(name)))
         self.writer.add_table("model_summary", COLUMNS, rows)
         if self._prints:
             self.logger.info("%s", DataFrame(rows, columns=COLUMNS).fillna("").to_string(index=False))

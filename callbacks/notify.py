@@ -12,8 +12,6 @@ from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.ui.terminal import format_number
 
-End = Literal["finished", "failed", "interrupted"]
-
 
 class Notify(CallbackBase):
     """Sends a message at the end of a run, by mail, chat or push, through Apprise.
@@ -37,7 +35,7 @@ class Notify(CallbackBase):
     def __init__(
         self,
         variable: str = "KSUIT_NOTIFY_URLS",
-        ends: Sequence[End] = ("finished", "failed", "interrupted"),
+        ends: Sequence[Literal["finished", "failed", "interrupted"]] = ("finished", "failed", "interrupted"),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,7 +52,7 @@ class Notify(CallbackBase):
             if not self._sender.add(address):  # which is not shown, as it may contain a password
                 raise ConfigError(f"variable: address {number} in {variable} is of no kind that Apprise knows")
         self._counter: UpdateCounter | None = None
-        self._end: End = "interrupted"
+        self._end = "interrupted"
         self._reason = ""
 
     def _before_training(self, update_counter: UpdateCounter) -> None:

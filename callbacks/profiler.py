@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ksuit_runner.engine.phases import Phases
@@ -68,9 +69,13 @@ class Profiler(WindowCallback):
         if self._names:
             self._names.pop().__exit__(None, None, None)
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        if torch._C._autograd._profiler_enabled():
+            self.logger.warning("an update is not watched, as another profiler is at work")
+            return False
         self._profile = self._new_profile()
         self._profile.start()
+        return True
 
     def _log(self) -> None:
         self.close()  # a profile is complete once it has ended

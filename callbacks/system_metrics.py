@@ -43,11 +43,11 @@ class SystemMetrics(PeriodicCallback):
     @uses_no_rng
     def _before_training(self, update_counter: UpdateCounter) -> None:
         psutil.cpu_percent()
-        self._network = psutil.net_io_counters()
+        self._network = _network()
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        memory, network = psutil.virtual_memory(), psutil.net_io_counters()
+        memory, (received, sent) = psutil.virtual_memory(), _network()
         disk = psutil.disk_usage(str(self.path_provider.run_dir))
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -56,13 +56,19 @@ class SystemMetrics(PeriodicCallback):
             "disk_usage_megabytes": disk.used / 1e6,
             "disk_usage_percentage": disk.percent,
             "disk_available_megabytes": disk.free / 1e6,
-            "network_receive_megabytes": (network.bytes_recv - self._network.bytes_recv) / 1e6,
-            "network_transmit_megabytes": (network.bytes_sent - self._network.bytes_sent) / 1e6,
+            "network_receive_megabytes": (received - self._network[0]) / 1e6,
+            "network_transmit_megabytes": (sent - self._network[1]) / 1e6,
         }
         for index, gpu in enumerate(self._gpus):
             values |= {f"gpu_{index}_{key}": value for key, value in _read(gpu)}
         for key, value in values.items():
             self.writer.add_scalar(f"system/{key}", value)
+
+
+def _network() -> tuple[int, int]:
+    """Return how many bytes the machine has received and sent; a container may have no network."""
+    counters = psutil.net_io_counters()
+    return (counters.bytes_recv, counters.bytes_sent) if counters else (0, 0)
 
 
 def _gpus() -> list[Any]:

@@ -44,8 +44,7 @@ class WindowCallback(PeriodicCallback):
     @uses_no_rng
     def _before_every_update(self, update_counter: UpdateCounter) -> None:
         if update_counter.update in self._window and not self.is_watching and self.data_container.world.records:
-            self._start()
-            self.is_watching = True
+            self.is_watching = self._start()
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
@@ -60,8 +59,8 @@ class WindowCallback(PeriodicCallback):
             self._stop()
 
     @abstractmethod
-    def _start(self) -> None:
-        """Start to watch."""
+    def _start(self) -> bool:
+        """Start to watch; return whether that is possible now."""
 
     @abstractmethod
     def _log(self) -> None:

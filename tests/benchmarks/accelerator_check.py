@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 
 from callbacks.peak_memory import PeakMemory
 from callbacks.throughput import Throughput
+from callbacks.times import Times
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.writer import CheckpointWriter
@@ -49,11 +51,14 @@ KILLED = {
     "float16 with a loss scaler": ("trainer.max_epochs=4", "trainer.precision=float16"),
     "channels last in bfloat16": ("trainer.max_epochs=4", "trainer.precision=bfloat16", "trainer.channels_last=true"),
     "compiled": ("trainer.max_epochs=4", "trainer.precision=bfloat16", "trainer.compile=true"),
+    "watched": ("trainer.max_epochs=4", "callbacks=[ema,accuracy,times,flops,profiler,memory_snapshot]"),
 }
 """Runs that are killed after update 50 and resumed."""
 
-MEASURED = (*Throughput.logs, *PeakMemory.logs)
-"""Metrics that two equal runs do not share."""
+GPU_ONLY = ("compiled", "watched")
+
+MEASURED = (*Throughput.logs, *PeakMemory.logs, *Times.logs, "flops_per_second")
+"""Patterns of the metrics that two equal runs do not share."""
 
 FIRST_QUIET, LAST_QUIET = 41, 49
 """The updates after the first and up to the last of these log nothing."""
@@ -94,7 +99,7 @@ def main() -> None:
             killed = {
                 f"killed and resumed: {label}": pool.submit(killed_and_resumed, folder / str(number), device, overrides)
                 for number, (label, overrides) in enumerate(KILLED.items())
-                if device != "cpu" or label != "compiled"
+                if device != "cpu" or label not in GPU_ONLY
             }
             waiting: dict[str, Callable[[], Finding]] = {label: future.result for label, future in killed.items()}
             for label, check in (waiting | checks).items():
@@ -158,7 +163,7 @@ def _files(folder: Path) -> dict[str, str]:
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for point in points:
         for key, value in point["m"].items():
-            if key not in MEASURED:
+            if not any(fnmatchcase(key, pattern) for pattern in MEASURED):
                 hashes[f"{key} at {point['s']}"] = repr(value)
     return hashes
 

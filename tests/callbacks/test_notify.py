@@ -10,6 +10,8 @@ import torch
 from callbacks.loss import Loss
 from callbacks.notify import Notify
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_config
 from ksuit_runner.errors import ConfigError
 
 pytest.importorskip("apprise")
@@ -85,3 +87,8 @@ def test_addresses_are_checked_before_training(new_run, monkeypatch, addresses, 
     monkeypatch.setenv("KSUIT_NOTIFY_URLS", addresses)
     with pytest.raises(ConfigError, match=message):
         new_run({"notify": Notify})
+
+
+def test_an_end_that_there_is_not_is_refused_with_the_config():
+    with pytest.raises(ConfigError, match=r"callbacks.notify.ends: expects .*\['finish'\]"):
+        check_config(compose_config(["callbacks=[notify]", "callbacks.notify.ends=[finish]"]))

@@ -42,6 +42,17 @@ def test_a_run_that_ends_within_them_has_what_was_seen_and_a_resumed_one_the_res
     assert traced(new_run(CALLBACKS, max_updates=5).train(), 4)["step"] == 1
 
 
+def test_of_two_at_the_same_time_the_second_one_waits(new_run, caplog):
+    callbacks = {
+        "profiler": partial(Profiler, first_update=2, updates=1),
+        "second": partial(Profiler, first_update=2, updates=2),
+    }
+    run = new_run(callbacks, max_updates=4).train()
+    assert caplog.messages == ["an update is not watched, as another profiler is at work"]
+    names = {path.name for path in run.paths.artifacts_dir.glob("files/time/trace/*")}
+    assert names == {"00000002.gz", "00000003.gz"}
+
+
 @pytest.mark.parametrize("argument", ["first_update", "updates", "rows"])
 def test_numbers_below_1_are_refused(new_run, argument):
     with pytest.raises(ConfigError, match=f"{argument}: at least 1 is needed, not 0"):
