@@ -65,7 +65,7 @@ class LossSpike(PeriodicCallback):
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
         loss, state = self.trainer.total_loss.item(), self._state
-        deviation = sqrt(state["variance"])
+        deviation = sqrt(max(0.0, state["variance"]))  # which rounding may take below 0
         is_spike = state["losses"] >= self.window and loss > state["mean"] + self.threshold * deviation
         if not is_spike:
             self._follow(loss)
