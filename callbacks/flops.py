@@ -95,5 +95,5 @@ class Flops(PeriodicCallback):
         return {"flops_per_sample": self._per_sample}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what was counted."""
-        self._per_sample = state_dict["flops_per_sample"]
+        """Restore what was counted, unless it is given."""
+        self._per_sample = self._per_sample or state_dict["flops_per_sample"]
