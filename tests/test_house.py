@@ -240,6 +240,25 @@ def test_there_are_no_leftovers(what, pattern):
     assert not found, f"{what}:\n" + "\n".join(found)
 
 
+# An override as a shell sees it: zsh refuses one with a bracket, a brace, a star or a tilde, unless it is quoted.
+OVERRIDE = re.compile(r"(?:[+~]{0,2}[a-z][\w.]*=\S+|~[a-z][\w.]*)")
+UNQUOTED = re.compile(r"[\[\]{}*?]|^~")
+
+
+def unquoted_overrides(text: str) -> list[str]:
+    """Return the overrides in commands and in inline code that are only understood by some shells."""
+    commands = re.findall(r"(?:python -m ksuit_runner|ksuit-runner)((?: +(?:'[^']*'|[^\s#`]+))+)", text)
+    unfenced = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    inline = re.findall(r"(?<!`)`((?:[\w=./+~-]+ )*[+~]{0,2}[a-z][\w.]*=[^`\n' ]+)`(?!`)", unfenced)
+    words = [word for command in [*commands, *inline] for word in re.findall(r"'[^']*'|\S+", command)]
+    return [word for word in words if OVERRIDE.fullmatch(word) and UNQUOTED.search(word)]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CONFIGS], ids=str)
+def test_commands_can_be_pasted_into_any_shell(path):
+    assert unquoted_overrides(path.read_text()) == []
+
+
 def test_the_rules_find_violations():
     source = """
 from typing import TYPE_CHECKING
@@ -259,3 +278,7 @@ def function():
     assert MACHINE_PATH.search("data: /" + "home/anna/digits")
     assert not MACHINE_PATH.search("https://example.org/" + "home/anna")
     assert LEFT_OVER.search("# TO" + "DO: later")
+    examples = (
+        "`callbacks=[a]` `'callbacks=[a]'` `seed=0,1` `list=3 trust=[x]`\n```\npython -m ksuit_runner ~x 'y=[1]'\n```\n"
+    )
+    assert unquoted_overrides(examples) == ["~x", "callbacks=[a]", "trust=[x]"]

@@ -58,6 +58,12 @@ def test_mistake_is_explained_and_leaves_nothing(tmp_path, mistake):
     assert not outputs.exists()
 
 
+def test_the_traceback_of_a_mistake_is_shown_on_request(tmp_path):
+    output = ksuit(tmp_path, "optimizer.lr=abc", "hydra.verbose=true", status=2)
+    assert output.startswith("Traceback") and ", in check_config" in output
+    assert output.splitlines()[-1].startswith("error: optimizer.lr: ")
+
+
 @pytest.mark.parametrize("overrides", [["callbacks=[emma]"], ["optimizer.lr=abc"], ["resume=abcdef"], ["--help"]])
 def test_answers_without_torch_and_mlflow(tmp_path, overrides):
     program = (

@@ -125,7 +125,7 @@ def _meant(word: str) -> str:
         return f". Did you mean {word}={'NAME' if word in groups() else 'VALUE'}?"
     found = [group for group in groups() if word in choices(group)]
     paths = [] if found else paths_named(bare_name(word).rpartition(".")[2])
-    meant = [*(f"{group}=[{word}]" if group == "callbacks" else f"{group}={word}" for group in found)]
+    meant = [*(f"'{group}=[{word}]'" if group == "callbacks" else f"{group}={word}" for group in found)]
     meant += [f"{path}=VALUE" for path in paths]
     return f". Did you mean {' or '.join(meant)}?" if meant else ""
 

@@ -121,10 +121,11 @@ def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
 def _cannot_remove(key: str, value: str, overrides: Sequence[str]) -> ConfigError:
     given = next((item for item in overrides if item.startswith("~") and bare_name(item) == key), f"~{key}")
     if key not in groups():
-        hint = f"Did you mean {' or '.join(f'~{path}' for path in found)}?" if (found := paths_named(key)) else ""
+        meant = " or ".join(f"'~{path}'" for path in paths_named(key))
+        hint = f"Did you mean {meant}?" if meant else ""
         return ConfigError(f"{given}: there is no '{key}' to remove. {hint}".rstrip())
-    one = f"for all but one, ~{key}.{value}" if value else f"without one of them, ~{key}.NAME"
-    return ConfigError(f"{given}: this group is a list, which is replaced. For none of them, write {key}=[]; {one}")
+    one = f"for all but one, '~{key}.{value}'" if value else f"without one of them, '~{key}.NAME'"
+    return ConfigError(f"{given}: this group is a list, which is replaced. For none of them, write '{key}=[]'; {one}")
 
 
 def _kind_there(override: str, config: DictConfig | None) -> str:

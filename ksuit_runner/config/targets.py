@@ -208,7 +208,7 @@ class Trust:
         if not (asks or is_listed or self._is_changed(path)):
             raise ConfigError(
                 f"'{target}' is a function, and this config was not made by you on this machine. "
-                f"If you trust what it does: trust=[{module}]"
+                f"If you trust what it does: 'trust=[{module}]'"
             )
 
     def _is_changed(self, path: str) -> bool:
@@ -231,7 +231,7 @@ class Trust:
         package = module.partition(".")[0]
         return ConfigError(
             f"'{target}' is from the package '{package}', and this config was not made by you on this machine. "
-            f"If you trust what it says: trust=[{package}]"
+            f"If you trust what it says: 'trust=[{package}]'"
         )
 
 

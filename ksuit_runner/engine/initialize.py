@@ -149,7 +149,7 @@ def _check_shapes(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             if here != there:
                 raise ConfigError(
                     f"'{name}' has shape {here} in the model, and {there} in the source. "
-                    f"To leave it as the model makes it: {NODE}.drop=[{name}]",
+                    f"To leave it as the model makes it: '{NODE}.drop=[{name}]'",
                     path=NODE,
                 )
             if value.dtype.is_complex and not own[name].dtype.is_complex:

@@ -34,7 +34,7 @@ def compare(query: str, overrides: Sequence[str]) -> int:
     allow_only(overrides, "compare", *TAKES)
     queries = [item.strip() for item in query.strip("[]").split(",") if item.strip()]
     if len(queries) < 2:
-        raise ConfigError(f"compare={query}: at least two runs are needed, such as compare=[A,B]")
+        raise ConfigError(f"compare={query}: at least two runs are needed, such as compare A B")
     found = [find_stored("compare", item, overrides).paths for item in queries]
     if len({paths.run_id for paths in found}) < len(found):
         raise ConfigError(f"compare={query}: a run is given twice")

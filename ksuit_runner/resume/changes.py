@@ -105,7 +105,7 @@ def _refuse_without_effect(changes: Sequence[Difference]) -> None:
         if path == "evaluation.dataset" and not has_effect:
             raise ConfigError(
                 "it would have no effect: the callbacks of a stored run name their datasets. Choose them anew as well, "
-                f"such as callbacks=[accuracy,loss], or write callbacks.accuracy.dataset_key={dataset}",
+                f"such as 'callbacks=[accuracy,loss]', or write callbacks.accuracy.dataset_key={dataset}",
                 path=path,
             )
 

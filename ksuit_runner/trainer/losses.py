@@ -123,7 +123,7 @@ class LossReader:
         if not self._factors:
             if "total" not in losses:
                 names = ", ".join(f"{name}: 1" for name in losses)
-                hint = f": sum up its losses for it, or set trainer.loss_weights={{{names}}}" if losses else ""
+                hint = f": sum up its losses for it, or set 'trainer.loss_weights={{{names}}}'" if losses else ""
                 raise KsuitError(f"{self._step} returns no 'total', which is what is minimized{hint}", path="trainer")
             return
         if "total" in losses:

@@ -176,13 +176,13 @@ def test_a_function_is_called_if_it_was_made_for_its_place_or_the_user_names_it(
     shipped = {"_target_": "ksuit_runner.system.untrusted_files.remove", "folder": "outputs"}
     for path, node in (("model", clean), ("data.datasets.x", clean), ("model", load), ("data.datasets.x", nested)):
         for complaint in both(path, node, trust(project)):
-            assert complaint.startswith(path) and complaint.endswith("trust=[owncode]"), complaint
+            assert complaint.startswith(path) and complaint.endswith("'trust=[owncode]'"), complaint
         for given in (trust(project, "owncode"), trust(project, changes=(path,)), None):
             assert node is nested or both(path, node, given) == ["", ""]
     assert all("is a function" in complaint for complaint in both("data.datasets.x", shipped, trust(project)))
     builder = {"_target_": "timm.create_model", "model_name": "vit", "img_size": 8}
     for complaint in both("model", builder, trust(project)):
-        assert complaint.startswith("model._target_") and complaint.endswith("trust=[timm]")
+        assert complaint.startswith("model._target_") and complaint.endswith("'trust=[timm]'")
     for given in (trust(project, "timm"), trust(project, changes=("model",)), None):
         assert both("model", builder, given) == ["", ""]
     assert all("is a function" in complaint for complaint in both("loss", builder, None))

@@ -145,7 +145,7 @@ def _check_one(path: str, given: Mapping[str, Any], names: Collection[str]) -> N
         if isinstance(value, Mapping) and "_target_" in value and name not in names:
             raise ConfigError(
                 f"the config has one {path} already, {path}._target_. Several by name take its place: write "
-                f"`- override /{path}: null` among the defaults of the experiment, or ~{path} on the command line",
+                f"`- override /{path}: null` among the defaults of the experiment, or '~{path}' on the command line",
                 path=f"{path}.{name}",
             )
 
