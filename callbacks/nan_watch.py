@@ -34,8 +34,7 @@ class NanWatch(PeriodicCallback):
 
     It looks at the batch, at the outputs of all modules, at the gradients of these outputs, and at the gradients of the
     parameters, in the order in which they are computed. What is not finite first was made there, or after what was
-    looked at right before, which is named as well. A warning says so at the next interval; if training fails before,
-    its error does.
+    looked at right before, which is named as well. A warning says so at the next interval, or when training fails.
 
     It reads every activation once more. So it is for finding out: a run that has failed resumes with it from an earlier
     checkpoint, and fails again in the very same update. It changes nothing: what becomes of a loss that is not finite
@@ -104,14 +103,13 @@ class NanWatch(PeriodicCallback):
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         if (found := self._first()) is not None:
-            self.logger.warning("%s", found)
+            self.logger.warning(found)
 
     def _on_exception(self, error: BaseException) -> None:
-        found = self._first()
-        if found is None and isinstance(error, LossError):
-            found = "the outputs of all modules are finite: the loss is what is not"
-        if found is not None:
-            error.add_note(f"{self.display_name}: {found}")
+        if (found := self._first()) is not None:
+            self.logger.warning(found)
+        elif isinstance(error, LossError):
+            self.logger.warning("the outputs of all modules are finite: the loss is what is not")
 
     def _first(self) -> str | None:
         """Say what was the first that is not finite since the last time; None if there was nothing."""
