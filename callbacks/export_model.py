@@ -1,6 +1,5 @@
 """The model in MLflow's format."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.mlflow_model import export_program, write_mlflow_model
 from ksuit_runner.periodic_callback import DatasetCallback
-from ksuit_runner.system.atomic_files import commit_folder
+from ksuit_runner.system.atomic_files import new_folder
 from ksuit_runner.tracker.base import ModelVersion
 
 
@@ -89,13 +88,9 @@ class ExportModel(DatasetCallback):
 
     def _write(self, label: str, program: torch.export.ExportedProgram, example: Tensor) -> None:
         path = f"models/{self.display_name}/{label}"
-        folder = self.path_provider.artifacts_dir / path
-        written = folder.with_name(f".{folder.name}")
-        shutil.rmtree(written, ignore_errors=True)
-        written.mkdir(parents=True)
-        write_mlflow_model(written, program, example, self.path_provider.run_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        commit_folder(written, folder)
+        self.checkpoint_writer.check_owner()
+        with new_folder(self.path_provider.artifacts_dir / path) as folder:
+            write_mlflow_model(folder, program, example, self.path_provider.run_id)
         if self._register_as is not None:
             self.tracker.register_model(ModelVersion(path, self._register_as, self._alias))
 

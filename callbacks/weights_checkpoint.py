@@ -1,22 +1,19 @@
 """Weights alone, beside the checkpoints that a run resumes from."""
 
-import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ksuit_runner.checkpoint.host_buffers import HostBuffers
-from ksuit_runner.checkpoint.tensor_file import fits_file, write_tensors
-from ksuit_runner.counter import Progress, UpdateCounter
+from ksuit_runner.checkpoint.tensor_file import fits_file
+from ksuit_runner.checkpoint.weights_writer import WeightsWriter
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import gathered, local
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.average import is_in
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.periodic_callback import PeriodicCallback
-from ksuit_runner.system.atomic_files import commit_folder
 from ksuit_runner.tensors.name_patterns import matching_modules
 
 
@@ -54,11 +51,9 @@ class WeightsCheckpoint(PeriodicCallback):
         path = f"callbacks.{self.display_name}.modules"
         names = [name for name, _ in self.model.module.named_modules() if name]
         self._chosen = None if modules is None else matching_modules(modules, names, path)
-        self._weights, self._keep_last = weights, keep_last
+        self._weights = weights
         self._folder = self.path_provider.artifacts_dir / "weights" / self.display_name
-        self._buffers = HostBuffers()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.display_name)
-        self._written: Future[None] | None = None
+        self._writer = WeightsWriter(self._folder, keep_last, self.checkpoint_writer.check_owner)
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         offered = {name or "model" for name in self.trainer.evaluation_models}
@@ -66,25 +61,18 @@ class WeightsCheckpoint(PeriodicCallback):
             if name not in offered:
                 path = f"callbacks.{self.display_name}.weights"
                 raise ConfigError(f"there are no weights '{name}'. {did_you_mean(name, offered)}", path=path)
-        if self._writes:  # those that follow are written again
-            for progress in self._there():
-                if progress.update > update_counter.update:
-                    shutil.rmtree(self._folder / str(progress), ignore_errors=True)
+        if self._writes:
+            self._writer.remove_after(update_counter.update)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        if self.writer.prefix:  # evaluate= is not training
-            return
-        with self.trainer.evaluation():
-            files = {f"{name}.safetensors": self._tensors(name) for name in self._weights}
-            self._wait()
+        with self.trainer.evaluation(), self._failure_is_logged():
+            weights = {name: self._tensors(name) for name in self._weights}
             if self._writes:
-                files = self._buffers.copy(files)
-        if self._writes:
-            self._written = self._thread.submit(partial(self._write, update_counter.progress, files))
+                self._writer.write(update_counter.progress, weights)
 
     @property
     def _writes(self) -> bool:
-        return self.data_container.world.records and not self.writer.prefix
+        return self.data_container.world.records and not self.writer.prefix  # evaluate= is not training
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         model = self.trainer.evaluation_models["" if name == "model" else name]
@@ -96,36 +84,19 @@ class WeightsCheckpoint(PeriodicCallback):
                 raise ConfigError(f"'{key}' is no dense tensor, and no such file can hold it: choose others", path=path)
         return {key: gathered(value, self.data_container.world) for key, value in named.items()}
 
-    def _write(self, progress: Progress, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-        folder = self._folder / str(progress)
-        partial_folder = folder.with_name(f".{folder.name}")
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-        for name, tensors in files.items():
-            write_tensors(partial_folder / name, tensors)
-        shutil.rmtree(folder, ignore_errors=True)
-        commit_folder(partial_folder, folder)
-        if self._keep_last is not None:
-            for old in self._there()[: -self._keep_last]:
-                shutil.rmtree(self._folder / str(old), ignore_errors=True)
-
-    def _there(self) -> list[Progress]:
-        """Return what is written, oldest first."""
-        found = [Progress.parse(path.name) for path in self._folder.iterdir()] if self._folder.is_dir() else []
-        return sorted((item for item in found if item is not None), key=lambda item: item.update)
-
-    def _wait(self) -> None:
-        written, self._written = self._written, None
+    @contextmanager
+    def _failure_is_logged(self) -> Iterator[None]:
         try:
-            if written is not None:
-                written.result()
+            yield
         except OSError as error:
             self.logger.error("the weights could not be written to %s: %s", self._folder, error)
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
-        self._wait()
+        with self._failure_is_logged():
+            self._writer.wait()
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self._wait()
-        self._thread.shutdown()
+        with self._failure_is_logged():
+            self._writer.wait()
+        self._writer.close()

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +42,28 @@ def commit_folder(written: Path, folder: Path) -> None:
         sync(*(Path(folder_path) / name for name in files), Path(folder_path))
     written.rename(folder)
     sync(folder.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Provide a folder to write into, which then gets its final name: after a crash it is complete, or does not exist.
+
+    Args:
+        folder: Its final name; a folder that has it is replaced.
+
+    Yields:
+        The folder, empty, under a hidden name.
+    """
+    written = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
+        yield written
+        shutil.rmtree(folder, ignore_errors=True)
+        commit_folder(written, folder)
+    except BaseException:
+        shutil.rmtree(written, ignore_errors=True)  # on a full disk it would take space
+        raise
 
 
 def make_folder(folder: Path) -> None:
