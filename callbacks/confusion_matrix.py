@@ -27,7 +27,8 @@ class ConfusionMatrix(DatasetCallback):
     (batch, ...). The counts take 8 bytes for each pair of classes, on the device.
 
     Args:
-        classes: Names of the classes in their order; by default the dataset's ``classes``, or else their numbers.
+        classes: Names of the classes in their order; by default the dataset's ``classes``, or else (or of one output of
+            several) their numbers.
         outputs: Path of the scores where a model has several outputs, such as ``digit``.
         targets: Path of the targets where there are several.
         ignore_index: Target that does not count, such as -100; None counts all.
@@ -51,7 +52,8 @@ class ConfusionMatrix(DatasetCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.classes = classes or getattr(self.data_container.datasets[self.dataset_key], "classes", None)
+        named = None if outputs or targets else self.data_container.datasets[self.dataset_key]
+        self.classes = classes or getattr(named, "classes", None)
         self._path = f"callbacks.{self.display_name}"
         self._head = Head(outputs, targets, ignore_index=ignore_index, path=self._path)
 

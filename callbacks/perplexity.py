@@ -43,18 +43,17 @@ class Perplexity(DatasetCallback):
     def __init__(self, unit: str = "character", ignore_index: int = -100, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.unit = unit
-        self._ignored = ignore_index
-        self._head = Head(ignore_index=ignore_index, path=f"callbacks.{self.display_name}")
+        self.ignore_index = ignore_index
+        self._head = Head(path=f"callbacks.{self.display_name}")
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
-            scores, classes, counted = self._head.scores(self.trainer.predict(inputs, model), targets)
-            assert counted is not None
+            scores, classes, _ = self._head.scores(self.trainer.predict(inputs, model), targets)
             surprise = F.cross_entropy(
-                scores.flatten(0, -2).float(), classes.flatten(), ignore_index=self._ignored, reduction="none"
+                scores.flatten(0, -2).float(), classes.flatten(), ignore_index=self.ignore_index, reduction="none"
             )
-            self.gathered.add(weights, surprise.to(self.sum_dtype).sum(), count=counted.sum())
+            self.gathered.add(weights, surprise.to(self.sum_dtype).sum(), count=(classes != self.ignore_index).sum())
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for weights, surprise in self.gathered.totals.items():

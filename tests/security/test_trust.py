@@ -107,6 +107,7 @@ REFUSED = [
     ("data.datasets.x", {**DATA, "transform": [[{"y": {"_target_": "numpy.memmap"}}]]}, "numpy"),
     ("data.datasets.x", {**DATA, "_recursive_": False, "transform": {**POPEN, "_partial_": True}}, "psutil"),
     ("data.datasets.x", {**DATA, "_convert_": "all", "transform": {"_target_": OPENER, "datapipe": []}}, "torch"),
+    ("callbacks.x.metrics.y", {"_target_": "torchmetrics.image.TotalVariation", "_partial_": True}, "torchmetrics"),
     ("model", {"_target_": "installed.Model"}, "installed"),
     ("model", {"_target_": "local.Model"}, "local"),
     ("model", {"_target_": "outputs.planted.Model"}, "outputs"),
@@ -136,6 +137,7 @@ ALLOWED = [
     ("data.datasets.x", {"_target_": "owncode.Data", "transform": {"_target_": "owncode.Model"}}),
     ("data.datasets.x", {"_target_": "torch.utils.data.ConcatDataset", "datasets": [{"_target_": "owncode.Data"}]}),
     ("callbacks.x", {"_target_": "callbacks.ema.Ema", "decays": [0.5]}),
+    ("callbacks.x.metrics.f1", {"_target_": "torchmetrics.classification.MulticlassF1Score", "num_classes": 3}),
 ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from ksuit_runner.config.check.signature import Signature, SignatureReader
 from ksuit_runner.config.schema import UNKNOWN, TargetParameter
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.optional_package import EXTRAS
 
 
 @pytest.fixture
@@ -283,6 +284,12 @@ def test_imports_in_a_circle_end(write):
     write("lab/a.py", "from lab.b import X")
     write("lab/b.py", "from lab.a import X")
     assert read_signature("lab.a.X") is None
+
+
+def test_of_a_package_that_is_not_installed_it_names_the_extra(monkeypatch):
+    monkeypatch.setitem(EXTRAS, "labratory", "lab")
+    with pytest.raises(ConfigError, match=r"'labratory' is not installed. pip install 'ksuit_runner\[lab\]'"):
+        read_signature("labratory.a.Net")
 
 
 @pytest.mark.parametrize(
