@@ -127,8 +127,10 @@ class BatchMetric:
 
         Returns:
             Its values, each with the end of its name: empty for a scalar, ``_3`` for the entry of a class, ``_KEY`` for
-            one of several by name.
+            one of several by name. None over no batch, such as of updates that were all skipped.
         """
+        if (*key, "classes") not in totals:
+            return
         metric = self._for(round(totals[(*key, "classes")].mean))
         metric.reset()
         for name, default in metric.metric_state.items():

@@ -144,6 +144,10 @@ def test_several_labels_short_floats_classes_last_and_mixed_targets():
     assert everywhere(make, tokens) == everywhere(make, mixed) == everywhere(make, labels)
 
 
+def test_over_no_batch_there_are_no_values():
+    assert everywhere(partial(BatchMetric, partial(MulticlassF1Score), "path", CPU), labels, count=0) == {}
+
+
 def test_mistakes_are_found_when_it_is_made():
     for given, message in (
         (partial(MulticlassF1Score, averge="macro"), "path: ValueError: Unexpected keyword arguments: `averge`"),
