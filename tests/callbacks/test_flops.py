@@ -56,6 +56,19 @@ def test_attention_is_computed_as_without_it():
     assert count.total == mode.get_total_flops() > 0
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="there they are products of matrices")
+def test_recurrent_layers_are_counted_where_they_are_one_kernel():
+    torch.manual_seed(0)
+    layer, inputs = nn.LSTM(16, 32, 2, batch_first=True), torch.randn(3, 5, 16, requires_grad=True)
+    with FlopCount() as count:
+        outputs, _ = layer(inputs)
+    weights = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2)
+    assert count.total == 2 * 3 * 5 * weights
+    with count:
+        outputs.sum().backward()
+    assert count.total == 3 * 2 * 3 * 5 * weights
+
+
 def test_it_counts_once_for_the_whole_run(new_run):
     new_run({"flops": FLOPS}, stop_at=3, max_updates=4).train()
     resumed = new_run({"flops": FLOPS}, max_updates=4)
