@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ksuit_runner.callback_base import quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
@@ -36,7 +35,7 @@ class ActivationNorms(PeriodicCallback):
             the model is compiled.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("activation_norms/*",)
+    logs: ClassVar[Sequence[str] | None] = ("activation_norms", "activation_norms/*")
     merges_states: ClassVar[bool] = True
 
     def __init__(self, match: Sequence[str] | None = None, depth: int | None = 2, **kwargs: Any) -> None:
@@ -67,15 +66,11 @@ class ActivationNorms(PeriodicCallback):
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
         self._taps.close()  # before it computes activations again
 
-    @quiet
-    @uses_no_rng
-    def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
-        self._taps.close()
-
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self._taps.close()
         for module, total in self._sums.take().totals.items():
-            self.writer.add_scalar(f"activation_norms/{module}", total.mean.sqrt())
+            self.writer.add_scalar(f"activation_norms/{module}".rstrip("/"), total.mean.sqrt())
 
     def close(self) -> None:
         """Remove the hooks of an update that has failed."""

@@ -75,6 +75,6 @@ class DeadUnits(DatasetCallback):
         for (weights, module), active in self.gathered.totals.items():
             is_dead = (active.sum == 0).to(self.sum_dtype)
             by_weights.setdefault(weights, []).append(is_dead)
-            self.writer.add_scalar(self.metric_key(f"dead_units/{module}", weights), is_dead.mean())
+            self.writer.add_scalar(self.metric_key(f"dead_units/{module}".rstrip("/"), weights), is_dead.mean())
         for weights, are_dead in by_weights.items():
             self.writer.add_scalar(self.metric_key("dead_units", weights), torch.cat(are_dead).mean())

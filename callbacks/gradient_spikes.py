@@ -20,7 +20,8 @@ class GradientSpikes(PeriodicCallback):
 
     ``gradient_spikes`` is the number of updates since the last log in which that was so of any module. For each such
     module, ``gradient_spikes/MODULE`` is its largest norm divided by its mean at that time, and the warning has the
-    update as well. A gradient that is not finite counts as a spike, of infinite size.
+    update as well. A gradient that is not finite is a spike of infinite size, but not where float16 is scaled, which
+    finds its factor that way.
 
     It looks at every update, and waits for the device at the log only. What is larger than the factor enters the mean
     with the factor, so that one spike does not hide the next one, and a lasting rise becomes usual. It changes nothing:
@@ -74,6 +75,8 @@ class GradientSpikes(PeriodicCallback):
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
         norms = self._norms.row(gradient)
+        if self.trainer.scaler.is_enabled():
+            norms = norms.nan_to_num(0.0, 0.0)
         limit = self._factor * self._mean
         is_spike = (self._seen >= self._warmup) & ~(norms <= limit)  # also if it is NaN
         size = torch.where(is_spike, norms / self._mean, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)

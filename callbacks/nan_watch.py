@@ -76,10 +76,11 @@ class NanWatch(PeriodicCallback):
     def _follow(self, module: str, outputs: Any) -> None:
         if not torch.is_grad_enabled():  # another callback computes something
             return
+        what = f"the output of '{module}'" if module else "the output of the model"
         for output in tensors_in(outputs):
-            self._look(f"the output of '{module}'", output)
+            self._look(what, output)
             if self._follows_backward and output.grad_fn is not None:
-                look = partial(self._look, f"the gradient of the output of '{module}'")
+                look = partial(self._look, f"the gradient of {what}")
                 output.register_hook(look)  # type: ignore[no-untyped-call]
 
     def _look(self, what: str, tensor: Tensor) -> None:

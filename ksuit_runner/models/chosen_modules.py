@@ -12,31 +12,21 @@ from ksuit_runner.tensors.name_patterns import matching_modules
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 
 
-def check_depth(depth: int | None, path: str) -> None:
-    """Check a depth, in levels below the model.
-
-    Raises:
-        ConfigError: It is no positive whole number.
-    """
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
-        raise ConfigError(f"a whole number of at least 1 is needed, or null, not {depth!r}", path=f"{path}.depth")
-
-
 def chosen_modules(model: nn.Module, match: Sequence[str] | None, depth: int | None, path: str) -> dict[str, nn.Module]:
     """Return the modules to watch while they compute, by name.
 
     Args:
-        model: The model, which is not one of them.
+        model: The model, which is one of them only if it has no modules; its name is empty.
         match: Patterns of their names; ``{}`` stands for the number of a layer. None chooses by depth.
         depth: How many levels below the model they are; those without children also higher. None chooses the latter.
         path: Config path of what asks for them, for messages.
 
     Raises:
-        ConfigError: A pattern matches nothing, or a list of modules, which is never called; or the depth is no positive
-            whole number.
+        ConfigError: A pattern matches nothing, or a list of modules, which is never called; there is no pattern; or the
+            depth is no positive whole number.
     """
-    check_depth(depth, path)
-    named = {name: module for name, module in model.named_modules() if name}
+    _check(match, depth, path)
+    named = {name: module for name, module in model.named_modules() if name} or {"": model}
     called = {name: module for name, module in named.items() if not isinstance(module, _NEVER_CALLED)}
     if match is not None:
         for pattern in match:
@@ -80,10 +70,10 @@ def by_module(
         path: Config path of what asks for them, for messages.
 
     Raises:
-        ConfigError: A pattern matches no module, or only some without parameters; or the depth is no positive whole
-            number.
+        ConfigError: A pattern matches no module, or only some without parameters; there is no pattern; or the depth is
+            no positive whole number.
     """
-    check_depth(depth, path)
+    _check(match, depth, path)
     groups: dict[str, list[str]] = {}
     if match is None:
         for name in names:
@@ -127,3 +117,10 @@ def tapped(modules: Mapping[str, nn.Module], tap: Callable[[str, Any], None]) ->
 
 def _level(name: str) -> int:
     return name.count(".") + 1
+
+
+def _check(match: Sequence[str] | None, depth: int | None, path: str) -> None:
+    if match is not None and not match:
+        raise ConfigError("at least one pattern is needed, or null to go by depth", path=f"{path}.match")
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        raise ConfigError(f"a whole number of at least 1 is needed, or null, not {depth!r}", path=f"{path}.depth")

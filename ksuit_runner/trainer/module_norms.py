@@ -49,8 +49,8 @@ class ModuleNorms:
         return {"": whole, **held} if held else {}
 
     def row(self, value: Callable[[nn.Parameter], Tensor | None]) -> Tensor:
-        """Return the norms of all modules in their order, of shape (modules,); 0 where nothing counts. See ``of``."""
-        return torch.stack(list(self._computed(value)[1]))
+        """Return the norms of all modules in their order, of shape (modules,), in float32; 0 where nothing counts."""
+        return torch.stack(list(self._computed(value)[1])).float()
 
     @torch.no_grad()
     def _computed(self, value: Callable[[nn.Parameter], Tensor | None]) -> tuple[list[int], Sequence[Tensor], Tensor]:

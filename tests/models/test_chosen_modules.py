@@ -27,11 +27,17 @@ def test_patterns_choose_modules_by_name(gpt):
     assert list(chosen_modules(gpt, ["blocks.{}.mlp", "norm"], 1, PATH)) == ["blocks.0.mlp", "blocks.1.mlp", "norm"]
 
 
+def test_a_model_without_modules_is_watched_itself():
+    model = nn.Linear(2, 2)
+    assert chosen_modules(model, None, 2, PATH) == chosen_modules(model, ["*"], None, PATH) == {"": model}
+
+
 @pytest.mark.parametrize(
     ("match", "depth", "message"),
     [
         (["block"], 2, r"callbacks.norms.match: 'block' matches no module. Did you mean 'blocks"),
         (["blocks"], 2, r"callbacks.norms.match: 'blocks' is a ModuleList, which is never called; write 'blocks.{}'"),
+        ([], 2, r"callbacks.norms.match: at least one pattern is needed, or null to go by depth"),
         (None, 0, r"callbacks.norms.depth: a whole number of at least 1 is needed, or null, not 0"),
     ],
 )
