@@ -6,6 +6,9 @@ import sys
 import pytest
 from command import REPOSITORY, ksuit
 
+from ksuit_runner import run
+from ksuit_runner.errors import ConfigError
+
 MISTAKES = {
     "group": (["modle=cnn"], ["modle", "'model'"]),
     "choice": (["model=ccn"], ["model", "'cnn'", "gpt"]),
@@ -89,3 +92,25 @@ def test_mistake_in_a_project_of_ones_own_names_its_choices(tmp_path):
     (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text("mine:\n  _target_: callbacks.ema.Ema\n")
     output = ksuit(tmp_path / "outputs", "callbacks=[mnie]", status=2, cwd=tmp_path)
     assert "'mine'" in output
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "class Mine(CallbackBase):\n    def on_train_epoch_end(self): ...\n",
+            ["Mine.on_train_epoch_end", "_after_epoch"],
+        ),
+        (
+            "import not_there\nclass Mine(CallbackBase): ...\n",
+            ["No module named 'not_there'", "own_watcher.py, line 2"],
+        ),
+    ],
+)
+def test_what_is_raised_by_an_import_leaves_nothing(tmp_path, monkeypatch, source, words):
+    (tmp_path / "own_watcher.py").write_text(f"from ksuit_runner import CallbackBase\n{source}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        run(["model=linear", "callbacks=[]", "+callbacks.mine._target_=own_watcher.Mine"])
+    assert all(word in str(raised.value) for word in words), raised.value
+    assert not (tmp_path / "outputs" / "runs").exists()

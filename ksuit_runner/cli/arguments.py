@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
@@ -35,6 +36,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     parser = get_args_parser()
     _refuse_unknown_flags(arguments, list(parser._option_string_actions))
+    parser.error = _refuse  # type: ignore[method-assign]
     words = list(parser.parse_intermixed_args(list(arguments)).overrides)
     return [item for item in arguments if item not in words], words
 
@@ -49,6 +51,10 @@ def as_overrides(words: Sequence[str]) -> list[str]:
     overrides = _commands_as_overrides(words)
     check_overrides(overrides)
     return overrides
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(message)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

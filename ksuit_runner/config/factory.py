@@ -105,6 +105,24 @@ class Factory:
                 built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
         return built
 
+    def import_all(self, path: str, kind: type) -> None:
+        """Import the classes of all objects below a config path, and check them as before they are built.
+
+        Args:
+            path: Config path of the node.
+            kind: Class that they have to be of.
+
+        Raises:
+            ConfigError: A file cannot be imported, or a class cannot be used.
+        """
+        for key in self.node(path) or {}:
+            self._check_targets(f"{path}.{key}", self.node(f"{path}.{key}"), kind)
+
+    def _check_targets(self, path: str, node: Any, kind: type | None) -> None:
+        for below, name in targets_in(path, node):
+            made = _locate(below, name, self.trust)
+            _check(below, name, made, kind if below == path else None, self.trust)
+
     def objects_beside(self, path: str) -> list[str]:
         """Return the config paths of the objects that stand beside the arguments of the one at a config path."""
         return [f"{path}.{name}" for name in objects_beside(path, self.node(path))]
@@ -136,9 +154,7 @@ class Factory:
             raise ConfigError("an object with a _target_ is needed", path=path)
         others = {*objects_beside(path, node), *settings_in(path, node)}
         node = {key: value for key, value in node.items() if key not in others}
-        for below, name in targets_in(path, node):
-            made = _locate(below, name, self.trust)
-            _check(below, name, made, kind if below == path else None, self.trust)
+        self._check_targets(path, node, kind)
         target = _build(path, {**node, "_partial_": True})
         assert isinstance(target, partial)
         return target

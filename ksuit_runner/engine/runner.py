@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.folders import has_traces
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
@@ -149,6 +150,8 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
         # while the recorder imports the store
         trainer = build_trainer(factory, int(config["seed"]), interruption, strategy)
         _check_device(trainer, device)
+        for path in ("callbacks", "default_callbacks"):
+            factory.import_all(path, CallbackBase)
         needs_beginning = _needs_beginning(config, given.launch, checkpoint)
         start = _Start(given, checkpoint, initialize(trainer.model, config, world) if needs_beginning else None)
         world.exchange("built")  # what one of them cannot build is not recorded

@@ -50,6 +50,11 @@ def refusal(*arguments):
         (["model", "mlp"], "Did you mean model=NAME?"),
         (["trainer.max_epochs"], "Did you mean trainer.max_epochs=VALUE?"),
         (["--help", "optimiser"], "Did you mean 'optimizer'?"),
+        (
+            ["callbacks=accuracy,ema"],
+            "a list is written as 'callbacks=[accuracy,ema]', and a run with each of them is -m",
+        ),
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
         (["hydra.verbose=ema"], "true or false is needed"),
     ],
 )
