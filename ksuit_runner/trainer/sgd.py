@@ -25,6 +25,7 @@ from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.layout import lay_out_channels_last
 from ksuit_runner.trainer.activations import checkpoint_activations
+from ksuit_runner.trainer.backward import backward
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
@@ -425,7 +426,7 @@ class SgdTrainer:
             inputs = self.optimizers.trained(self.counter.update)
         if inputs == []:  # all frozen at present
             return
-        self.scaler.scale(loss).backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
+        backward(self.scaler.scale(loss), retain_graph, inputs)
 
     def complete_gradients(self, word: UpdateWord) -> bool:
         """Complete the gradients after the last part of this rank, and return whether the step may follow.
