@@ -120,10 +120,14 @@ class CallbackBase:
             a misspelt metric of this one is found at the end of training, and not before.
         merges_states: Whether ``merge_state_dicts`` loses nothing, so that every rank can go on from its result, such
             as the sums of each part of the batch. Then a checkpoint has that instead of the states of the ranks.
+        replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors and
+            do not add to those that are there. Then it is not copied before every hook that may fail, which costs 10 us
+            an update in the hooks before the optimizer's step.
     """
 
     logs: ClassVar[Sequence[str] | None] = None
     merges_states: ClassVar[bool] = False
+    replaces_state: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -100,8 +100,7 @@ class UpdateCounter:
         if max_epochs is not None:
             ends.append(max_epochs * self.updates_per_epoch)
         if max_samples is not None:
-            epochs, rest = divmod(max_samples, self.samples_per_epoch)
-            ends.append(epochs * self.updates_per_epoch + -(-rest // self.batch_size))
+            ends.append(self.update_at(max_samples))
         if not ends:
             raise ConfigError("one of max_epochs, max_updates, max_samples is needed", path="trainer")
         return min(ends)
@@ -140,6 +139,11 @@ class UpdateCounter:
         """Number of samples seen after the given number of updates."""
         epochs, rest = divmod(update, self.updates_per_epoch)
         return epochs * self.samples_per_epoch + rest * self.batch_size
+
+    def update_at(self, sample: int) -> int:
+        """Number of updates after which the given number of samples have been seen, or some more."""
+        epochs, rest = divmod(sample, self.samples_per_epoch)
+        return epochs * self.updates_per_epoch + -(-rest // self.batch_size)
 
     def at(self, update: int) -> "UpdateCounter":
         """Return the same counter at another update, to look ahead."""
@@ -231,6 +235,19 @@ class Interval:
             if counter.sample // n > counter.sample_at(update - 1) // n:
                 return True
         return self.at_end and update == counter.end_update
+
+    def next_due(self, counter: UpdateCounter) -> int | None:
+        """Return the first update after the present one with which this is due; None if there is none."""
+        update, due = counter.update, []
+        if (n := self.every_n_updates) is not None:
+            due.append((update // n + 1) * n)
+        if (n := self.every_n_epochs) is not None:
+            due.append((counter.epoch // n + 1) * n * counter.updates_per_epoch)
+        if (n := self.every_n_samples) is not None:
+            due.append(counter.update_at((counter.sample // n + 1) * n))
+        if self.at_end and update < counter.end_update:
+            due.append(counter.end_update)
+        return min(due, default=None)
 
     def follows_epoch(self, counter: UpdateCounter) -> bool:
         """Whether this is due because of the epoch that has just been completed."""

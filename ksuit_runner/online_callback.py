@@ -27,6 +27,7 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
 
     is_repeatable: ClassVar[bool] = False
     merges_states: ClassVar[bool] = True
+    replaces_state: ClassVar[bool] = True
 
     def __init__(self, per_epoch: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

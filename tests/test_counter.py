@@ -117,6 +117,18 @@ def test_a_position_of_other_data_is_refused():
 def test_what_is_due_when(interval, due):
     counter = UpdateCounter(10, 3, max_epochs=2)
     assert [item.update for item in walk(counter) if Interval(**interval).is_due(item)] == due
+    following = {at: next((update for update in due if update > at), None) for at in range(6)}
+    for at, update in following.items():
+        found = Interval(**interval).next_due(counter.at(at))
+        assert found == update or (update is None and (found is None or found > 6))
+
+
+def test_what_is_due_next_in_epochs_with_a_smaller_last_batch():
+    for n in range(1, 24):
+        counter = UpdateCounter(10, 4, drop_last=False, max_epochs=50)
+        interval = Interval(every_n_samples=n)
+        due = [item.update for item in walk(counter) if interval.is_due(item)]
+        assert [interval.next_due(counter.at(update)) for update in (0, *due[:-1])] == due
 
 
 @pytest.mark.parametrize(

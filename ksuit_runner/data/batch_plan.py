@@ -172,15 +172,21 @@ class BatchPlan:
         full = cut(size, parts, own)
         if counter.update == 0:
             yield from self._due(ahead)
+        next_due = self._next_due(ahead)
         for update in range(counter.update, counter.end_update):
             completed_epochs, batch = divmod(update, counter.updates_per_epoch)
             epoch = completed_epochs + 1
             samples = self._order.part(epoch, batch * size, (batch + 1) * size)
             start, stop, spans = full if len(samples) == size else cut(len(samples), parts, own)
             yield BatchRequest(self._train, epoch, batch, samples[start:stop], parts, spans)
-            if self._evaluations:
-                ahead.update = update + 1
+            if update + 1 == next_due:
+                ahead.update = next_due
                 yield from self._due(ahead)
+                next_due = self._next_due(ahead)
+
+    def _next_due(self, counter: UpdateCounter) -> int | None:
+        updates = (item.interval.next_due(counter) for item in self._evaluations)
+        return min((update for update in updates if update is not None), default=None)
 
     def _due(self, counter: UpdateCounter) -> Iterator[BatchRequest]:
         passes: dict[tuple[bool, int], list[Evaluation]] = {}

@@ -55,7 +55,7 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
     @uses_no_rng
     def __getitems__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         """Return the finished batch: inputs ``(batch, *input_shape)`` and targets ``(batch, *target_shape)``."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
+        rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         return self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
 

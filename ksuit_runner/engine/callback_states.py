@@ -71,9 +71,9 @@ class CallbackStates:
     def snapshot(self, callback: CallbackBase) -> None:
         """Snapshot the state of one callback, whose hook is about to run."""
         if callback in self._stateful:
-            self._snapshots[callback.display_name] = copy_state(
-                callback_location(callback.display_name), callback.state_dict()
-            )
+            name, state = callback.display_name, callback.state_dict()
+            copied = state if callback.replaces_state else copy_state(callback_location(name), state)
+            self._snapshots[name] = copied
 
     def drop_snapshots(self) -> None:
         """Let the present states count again: the hooks have ended well."""

@@ -96,7 +96,8 @@ class Hooks:
         for item in self._periodic:
             item.interval.check(update_counter, f"callbacks.{item.name}")
         self._groups = _groups(periodic)
-        self._rounds: dict[tuple[bool, ...], list[Method]] = {}
+        self._usual = [*self._table["track_after_update_step"], *self._table["after_update"]]
+        self._usual_updates = range(0)  # after which nothing else is due
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
         self._drawing = {method for method in methods if may_draw(_own(method))}
         self._quiet = {method for method in methods if is_quiet(_own(method))} if self._has_peers else set()
@@ -223,19 +224,19 @@ class Hooks:
         In a run without updates these are all periodic callbacks.
         """
         counter = self._counter
+        if counter.update in self._usual_updates:
+            return self._usual
         if counter.is_empty:
             return [item.periodic_callback for item in self._periodic]
-        if counter.is_full_epoch:
-            return self._round()
-        due = tuple([interval.is_due(counter) for interval in self._intervals])
-        found = self._rounds.get(due)
-        if found is None:
-            found = self._rounds[due] = self._round()
-        return found
+        methods = self._round()
+        next_due = [interval.next_due(counter) for interval in self._intervals]
+        end_of_epoch = (counter.epoch + 1) * counter.updates_per_epoch
+        self._usual_updates = range(counter.update + 1, min([end_of_epoch, *(at for at in next_due if at is not None)]))
+        return methods
 
     def _round(self) -> list[Method]:
         table, counter = self._table, self._counter
-        of_update = [*table["track_after_update_step"], *table["after_update"], *self._due(of_epoch=False)]
+        of_update = [*self._usual, *self._due(of_epoch=False)]
         return [*of_update, *table["after_epoch"], *self._due(of_epoch=True)] if counter.is_full_epoch else of_update
 
     def _due(self, of_epoch: bool) -> list[Method]:

@@ -186,16 +186,17 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     run.log_writer.is_ahead = False
 
 
-def _on_device(run: Run, batch: Sequence[Part]) -> list[Part]:
+def _on_device(run: Run, batch: Sequence[Part]) -> Sequence[Part]:
     """Move the parts of a batch to the device; a trainer's own way of doing so may draw, wherever they were fetched."""
     trainer, moved = run.trainer, []
     may_draw = type(trainer).to_device is not SgdTrainer.to_device
+    if trainer.device.type == "cpu" and not may_draw:
+        return batch
     for part in batch:
         if may_draw:
             number = [] if trainer.accumulation_steps == 1 else [part.number]
             seed_all(mix(run.seed, "to_device", run.counter.update, *number))
-        there = trainer.to_device(part.batch)
-        moved.append(part if there is part.batch else Part(there, part.number, part.samples))
+        moved.append(Part(trainer.to_device(part.batch), part.number, part.samples))
     return moved
 
 

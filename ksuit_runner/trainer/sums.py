@@ -16,7 +16,7 @@ Number = float | Tensor
 
 
 class Total:
-    """A sum, and the number of things that it is a sum over.
+    """A sum, and the number of things that it is a sum over, which are replaced and never changed in place.
 
     Attributes:
         sum: A number, or a tensor of any shape.
@@ -68,7 +68,7 @@ class Sums:
             self.totals[key] = Total(value, count, self._dtype)
             return
         if isinstance(total.sum, Tensor):
-            total.sum.add_(value.detach() if isinstance(value, Tensor) else value)
+            total.sum = _added(total.sum, value.detach() if isinstance(value, Tensor) else value)
         else:
             total.sum = total.sum + value
         total.count = total.count + count
@@ -88,7 +88,7 @@ class Sums:
             value = mean.detach().to(self._dtype)
             self.totals[key] = Total(value * count if count else torch.zeros_like(value), count, self._dtype)
         elif count:
-            total.sum.add_(mean.detach() if mean.requires_grad else mean, alpha=count)
+            total.sum = _added(total.sum, mean.detach() if mean.requires_grad else mean, count)
             total.count = total.count + count
 
     def merge(self, other: Sums) -> None:
@@ -108,6 +108,13 @@ class Sums:
         }
 
 
+def _added(total: Tensor, value: Number, factor: Number = 1) -> Tensor:
+    """Return what ``total.add_(value, alpha=factor)`` would be, to the bit, in memory of its own."""
+    if isinstance(value, Tensor) and value.dtype == total.dtype and value.shape == total.shape:
+        return torch.add(total, value, alpha=factor)  # type: ignore[arg-type]
+    return total.clone().add_(value, alpha=factor)  # type: ignore[arg-type]
+
+
 def sum_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Return the type in which a tensor is summed up: int64, or the given one for what is not an integer."""
     return dtype if value.is_floating_point() or value.is_complex() else torch.int64
@@ -125,7 +132,7 @@ class Accumulator(Protocol):
         """Add what another one has accumulated."""
 
     def state_dict(self) -> dict[Any, Any]:
-        """Return what has been accumulated."""
+        """Return what has been accumulated, in tensors that never change: an update that fails goes back to them."""
 
     def load_state_dict(self, state_dict: Mapping[Any, Any], device: torch.device) -> None:
         """Restore it, on a device."""
