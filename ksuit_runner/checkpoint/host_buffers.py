@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksuit_runner.tensors.foreach import copy_all
+
 _LOGGER = logging.getLogger(__name__)
 _ALIGNMENT = 64
 _GROWTH = 16  # memory of a state that grows gets a sixteenth more, so that it does not grow at every checkpoint
@@ -40,8 +42,11 @@ class HostBuffers:
         if forms != self._forms:
             self._lay_out(tensors)
             self._forms = forms
-        for copied, tensor in zip(self._copies, tensors, strict=True):
-            copied.copy_(tensor, non_blocking=tensor.is_cuda)
+        if tensors and all(tensor.is_cpu for tensor in tensors):
+            copy_all(self._copies, tensors)
+        else:
+            for copied, tensor in zip(self._copies, tensors, strict=True):
+                copied.copy_(tensor, non_blocking=tensor.is_cuda)
         for device in self._devices:
             torch.cuda.synchronize(device)
         copies = iter(self._copies)

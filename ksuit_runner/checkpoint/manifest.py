@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ Fingerprint = dict[str, int]
 """``size`` and ``crc32`` of a file."""
 _OF_RANK = re.compile(r"rank-(0|[1-9]\d{0,5})\.(?:json|safetensors)")
 _BLOCK = 4_000_000  # bytes of a file that are read at once
+_SMALL, _MOST_JOINED = 1 << 16, 64  # bytes of a part that is written together with others, and how many at most
 
 
 class _Fingerprint(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,11 +63,25 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Fingerprint:
     """
     size = checksum = 0
     with open(path, "wb") as file:
-        for part in parts:
-            file.write(part)
-            size += len(part)
-            checksum = zlib.crc32(part, checksum)
+        for block in _blocks(parts):
+            file.write(block)
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
     return {"size": size, "crc32": checksum}
+
+
+def _blocks(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield the same bytes, with small parts joined."""
+    small: list[bytes | memoryview] = []
+    for part in parts:
+        if len(part) < _SMALL:
+            small.append(part)
+        if small and (len(part) >= _SMALL or len(small) == _MOST_JOINED):
+            yield b"".join(small)
+            small.clear()
+        if len(part) >= _SMALL:
+            yield part
+    yield b"".join(small)
 
 
 def write_manifest(

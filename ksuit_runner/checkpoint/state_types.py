@@ -142,15 +142,15 @@ class Packer:
 
     def pack_value(self, value: Any, at: str) -> Any:
         """Return a part of a state as a value of JSON; see ``pack``."""
-        kind = type(value)
-        if value is None or kind is bool:
+        if _is_plain(value):
             return value
+        kind = type(value)
         if kind is float:
-            return value if math.isfinite(value) else {KIND: "float", "value": _non_finite(value)}
+            return {KIND: "float", "value": _non_finite(value)}
         if kind is int:
-            return value if -_INT64 <= value < _INT64 else {KIND: "int", "value": hex(value)}
+            return {KIND: "int", "value": hex(value)}
         if kind is str:
-            return value if _is_text(value) else {KIND: "str", **_binary(value.encode(errors="surrogatepass"))}
+            return {KIND: "str", **_binary(value.encode(errors="surrogatepass"))}
         if kind is Tensor:
             return self._tensor(value, at)
         self._level += 1
@@ -189,9 +189,13 @@ class Packer:
         ]
 
     def _dict(self, values: Mapping[Any, Any], at: str) -> dict[str, Any]:
-        if KIND in values or not all(type(key) is str and _is_text(key) for key in values):
+        are_texts = set(map(type, values)) <= {str} and ("".join(values).isascii() or all(map(_is_plain, values)))
+        if KIND in values or not are_texts:
             return {KIND: "dict", "items": self.pairs(values, f"{at}/items")}
-        return {key: self._item(key, value, f"{at}/{_escaped(key)}") for key, value in values.items()}
+        return {
+            key: value if _is_plain(value) else self._item(key, value, f"{at}/{_escaped(key)}")
+            for key, value in values.items()
+        }
 
     def _tensor(self, tensor: Tensor, at: str) -> dict[str, Any]:
         if tensor.is_meta:
@@ -272,8 +276,13 @@ def _name(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _is_text(value: str) -> bool:
-    """Whether JSON can hold a text: Python's may have surrogates."""
+def _is_plain(value: Any) -> bool:
+    """Whether a value is the same in JSON: texts of Python may have surrogates, which it cannot hold."""
+    kind = type(value)
+    if kind is not str:
+        if kind is int:
+            return -_INT64 <= value < _INT64
+        return value is None or kind is bool or (kind is float and math.isfinite(value))
     if value.isascii():
         return True
     try:

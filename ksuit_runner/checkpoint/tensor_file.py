@@ -93,4 +93,6 @@ def parts(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[bytes | memo
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     yield len(encoded).to_bytes(8, "little") + encoded
     for _, tensor in ordered:
-        yield whole(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        if isinstance(tensor, StoredTensor) or not (tensor.is_cpu and tensor.is_contiguous()):
+            tensor = whole(tensor).cpu().contiguous()
+        yield tensor.detach().view(-1).view(torch.uint8).numpy().data

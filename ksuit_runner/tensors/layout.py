@@ -1,6 +1,7 @@
 """The memory layout of tensors: torch chooses kernels by it, so an exact resume has to restore it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 
 import torch
@@ -54,7 +55,8 @@ def overlaps(tensor: Tensor) -> bool:
     return is_strided and any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=1024)
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a row-major tensor."""
     strides, step = [], 1
     for size in reversed(shape):

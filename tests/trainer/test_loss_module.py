@@ -10,7 +10,7 @@ from torch import nn
 from callbacks.loss import Loss
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
-from ksuit_runner.errors import CheckpointError, ConfigError
+from ksuit_runner.errors import CheckpointError, ConfigError, LossError
 from ksuit_runner.record.origin import Origin
 
 
@@ -69,7 +69,8 @@ def test_its_state_survives_a_resume_and_an_update_that_fails(maker, bits):
 def test_a_skipped_update_does_not_change_buffers(maker):
     run = maker.run(loss=Scaled(nan_at=1), nan_loss="skip", max_updates=2)
     run.counter.end_update = 1
-    train(run)
+    with pytest.raises(LossError, match="every update was skipped"):
+        train(run)
     assert run.trainer.loss.mean == 1.0
 
 
