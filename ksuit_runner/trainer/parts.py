@@ -69,4 +69,6 @@ def as_numbers(values: Sequence[float | Tensor]) -> list[float]:
     device = next((value.device for value in values if isinstance(value, Tensor)), None)
     if device is None:
         return [float(value) for value in values]
+    if device.type == "cpu":
+        return [value.item() if isinstance(value, Tensor) else value for value in values]
     return torch.stack([torch.as_tensor(value, device=device) for value in values]).tolist()
