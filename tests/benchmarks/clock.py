@@ -18,11 +18,12 @@ class Clock(CallbackBase):
         self._first_update = 0
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        self._noted = {"began": time.time(), "start": time.perf_counter()}
+        self._noted = {"began": time.time(), "start": time.perf_counter(), "computed": -time.thread_time()}
         self._first_update = update_counter.update
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
         self._noted["trained"] = time.perf_counter()
+        self._noted["computed"] += time.thread_time()
 
     def close(self) -> None:
         """Note the end: by now the last checkpoint is written."""

@@ -27,12 +27,14 @@ class Driven:
 
     Attributes:
         bare: Until its last update was done and logged.
+        computed: What the processor has worked for the training thread by then.
         per_update: Until its last checkpoint was on the disk.
         per_update_closed: Until all its metrics were sent and the run was closed.
         paths: Its files.
     """
 
     bare: float
+    computed: float
     per_update: float
     per_update_closed: float
     paths: PathProvider
@@ -60,4 +62,4 @@ def drive(folder: Path, *overrides: str, more: Mapping[str, Any] | None = None) 
     paths = PathProvider(OutputPaths(folder).output_dir, outcome.run_id)
     clock = json.loads((paths.run_dir / "clock.json").read_text())
     bare, stop, closed = (((at - clock["start"]) / clock["updates"]) for at in (clock["trained"], clock["stop"], end))
-    return Driven(bare, stop, closed, paths)
+    return Driven(bare, clock["computed"] / clock["updates"], stop, closed, paths)
