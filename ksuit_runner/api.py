@@ -27,7 +27,8 @@ from ksuit_runner.config.overrides import value_of
 from ksuit_runner.config.schema import OBJECT_SPECS
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
-from ksuit_runner.resume.request import MODES, refuse_sweep_settings, requested
+from ksuit_runner.record.mode import OF_STORED_RUNS
+from ksuit_runner.resume.request import refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.signals import TIME_IS_UP
 
@@ -149,7 +150,7 @@ def _texts(overrides: Sequence[str]) -> Sequence[str]:
 
 
 def _refuse_requests(config: DictConfig) -> None:
-    asked = [key for key in (*MODES, *_OTHER_COMMANDS) if config.get(key) is not None]
+    asked = [key for key in (*OF_STORED_RUNS, *_OTHER_COMMANDS) if config.get(key) is not None]
     if asked:
         raise ConfigError(f"{asked[0]}: a config is for a new run. As an override: run(['{asked[0]}=...'])")
     if OmegaConf.select(config, "sweep.params"):

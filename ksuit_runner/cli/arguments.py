@@ -11,7 +11,7 @@ from ksuit_runner.config.explain import paths_named
 from ksuit_runner.config.groups import choices, groups
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.errors import ConfigError, suggest
-from ksuit_runner.resume.request import MODES
+from ksuit_runner.record.mode import OF_STORED_RUNS
 
 COMMANDS = {
     "sync": ("cli.sync", "sync"),
@@ -23,7 +23,7 @@ COMMANDS = {
     "find_batch_size": ("cli.find_batch_size", "find_batch_size"),
 }
 """Key of a command that trains nothing -> its module and function, which gets the value of the key."""
-_WORDS = (*COMMANDS, *MODES)
+_WORDS = (*COMMANDS, *OF_STORED_RUNS)
 _ALONE = {"runs": "20", "find_batch_size": "true"}  # word of a command -> what it is about if nothing else is said
 _TRAINS = ("train", "run", "fit", "start")
 

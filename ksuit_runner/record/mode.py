@@ -10,3 +10,7 @@ class Mode(StrEnum):
     RESUME = "resume"  # continue a stored run
     FORK = "fork"  # a new run from a checkpoint of a stored one
     EVALUATE = "evaluate"  # only evaluate a checkpoint of a stored run
+
+
+OF_STORED_RUNS = (Mode.RESUME, Mode.FORK, Mode.EVALUATE)
+"""Those that a command asks for with a stored run."""

@@ -16,10 +16,10 @@ from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.environment import place
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.record.stored_run import read_config_and_text, read_launch
 from ksuit_runner.resume.recompose import with_overrides
-from ksuit_runner.resume.request import MODES, refuse_sweep_settings
+from ksuit_runner.resume.request import refuse_sweep_settings
 from ksuit_runner.security.masking import mask_value
 from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
@@ -78,7 +78,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
     stored.update({key: value for key, value in LATER_DEFAULTS.items() if key not in stored})
-    extra = [item for item in overrides if bare_name(item) not in (*MODES, "trust")]
+    extra = [item for item in overrides if bare_name(item) not in (*OF_STORED_RUNS, "trust")]
     refuse_sweep_settings(extra)
     if place() is not None:
         stored.ranks = 1  # how many there are now is not a question of the config

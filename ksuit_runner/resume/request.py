@@ -8,10 +8,8 @@ from ksuit_runner.config.compose import SWEEP_NODES, compose_locations, output_d
 from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.record.mode import Mode
+from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.resume.reference import Reference, find_run
-
-MODES = (Mode.RESUME, Mode.FORK, Mode.EVALUATE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def requested(overrides: Sequence[str]) -> Request | None:
     Raises:
         ConfigError: It asks for several.
     """
-    found = [(mode, query) for mode in MODES if (query := value_of(mode, overrides)) is not None]
+    found = [(mode, query) for mode in OF_STORED_RUNS if (query := value_of(mode, overrides)) is not None]
     if len(found) > 1:
         raise ConfigError(f"{found[0][0]} and {found[1][0]} cannot be given together")
     return Request(*found[0]) if found else None
