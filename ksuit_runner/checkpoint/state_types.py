@@ -279,10 +279,12 @@ def _name(value: object) -> str:
 def _is_plain(value: Any) -> bool:
     """Whether a value is the same in JSON: texts of Python may have surrogates, which it cannot hold."""
     kind = type(value)
+    if kind is int:
+        return bool(-_INT64 <= value < _INT64)
+    if kind is float:
+        return math.isfinite(value)
     if kind is not str:
-        if kind is int:
-            return -_INT64 <= value < _INT64
-        return value is None or kind is bool or (kind is float and math.isfinite(value))
+        return value is None or kind is bool
     if value.isascii():
         return True
     try:
