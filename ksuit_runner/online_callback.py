@@ -18,7 +18,8 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
 
     A subclass says in what it accumulates (``_new_sums``), what it adds (``_accumulate``) and what it logs (``_log``).
     Each part of a batch has sums of its own, see ``PartSums``: a resume and another number of ranks change no bit of
-    what is logged. With ``Sums`` nothing waits for the device between two logs.
+    what is logged. With ``Sums`` nothing waits for the device between two logs. Sums of your own make new tensors
+    instead of adding to those that ``state_dict`` has returned: an update that fails goes back to these.
 
     Args:
         per_epoch: Log the values over each whole epoch as well, under keys that end in ``/epoch``.

@@ -4,10 +4,14 @@ import pkgutil
 from functools import partial
 from importlib import import_module
 
+from torchmetrics.classification import MulticlassF1Score
+
 import callbacks
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.state_types import Packer, copy_state
 from ksuit_runner.online_callback import OnlineCallback
+
+ARGUMENTS = {"OnlineMetrics": {"metrics": {"f1": partial(MulticlassF1Score)}}}
 
 
 def _shipped():
@@ -48,7 +52,10 @@ def test_states_that_are_not_copied_never_change(new_run):
     kinds = {kind.__name__: kind for kind in _shipped()}
     assert {"TrainLoss", "OnlineAccuracy", "OutputStatistics"} <= kinds.keys()
     for parts in (1, 3):
-        built = {name: partial(kind, every_n_updates=5, per_epoch=True) for name, kind in kinds.items()}
+        built = {
+            name: partial(kind, every_n_updates=5, per_epoch=True, **ARGUMENTS.get(name, {}))
+            for name, kind in kinds.items()
+        }
         run = new_run({**built, "holder": Holder}, run_id=f"parts{parts}", accumulation_steps=parts, max_updates=12)
         run["holder"].others = {name: run[name] for name in kinds}
         run.train()
