@@ -47,9 +47,9 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
     if removed := re.search(r"Could not delete (?:from config\. )?'([^'=]+)=?([^']*)'", text):
         return _cannot_remove(removed[1], removed[2], overrides)
     if several := re.search(r"Ambiguous value for argument '([^'=]+)=(.+)'", text):
-        as_list = shell_word(f"{several[1]}=[{several[2]}]")
+        key, values = several.groups()
         return ConfigError(
-            f"{several[1]}={several[2]}: a list is written as {as_list}, and a run with each of them is -m"
+            f"{key}={values}: a list is written as '{key}=[{values}]'; for a run with each of them, add -m"
         )
     if merged := re.search(r"Error merging override (.+)", text):
         return ConfigError(f"{merged[1]}: it does not fit what is there. {_kind_there(merged[1], config)}".rstrip())
