@@ -1,7 +1,6 @@
-"""The exported model is loaded by torch and MLflow, in processes that import nothing of what it was trained with."""
-
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +8,9 @@ import sys
 import time
 import urllib.request
 from functools import partial
+from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from torch import nn
@@ -18,16 +19,11 @@ from callbacks.ema import Ema
 from callbacks.export_model import ExportModel
 from ksuit_runner import load_model, run
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.testing import tiny_run
+from ksuit_runner.tracker.mlflow import MlflowTracker
 
 EXPORT = partial(ExportModel, dataset_key="test")
-
-
-def elsewhere(folder, script):
-    """Run a script in a process without this package, which prints one line of JSON, and return that."""
-    command = [sys.executable, "-I", "-c", f"import json, torch\n{script}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_it_has_the_chosen_weights_and_training_is_unchanged(new_run, digits):
@@ -41,9 +37,9 @@ def test_it_has_the_chosen_weights_and_training_is_unchanged(new_run, digits):
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory):
+def registered(tmp_path_factory, template):
     """A run of the command line's kind, with MLflow's store, that registers the weights of its best checkpoint."""
-    folder = tmp_path_factory.mktemp("registered")
+    folder = shutil.copytree(template, tmp_path_factory.mktemp("registered") / "outputs")
     given = ["model=mlp", "trainer.max_updates=10", "callbacks=[ema,accuracy,best_checkpoint,export_model]"]
     export = ["weights_of=best", "register_as=digits classifier", "alias=champion"]
     arguments = [f"output_dir={folder}", "+callbacks.accuracy.every_n_updates=5", "trainer.device=cpu"]
@@ -51,64 +47,60 @@ def registered(tmp_path_factory):
     return folder, result.run_id, result.folder / "artifacts/models/export_model/E0_U10_S640_best"
 
 
+@pytest.mark.filterwarnings("ignore")  # of modules of MLflow that are imported here
 def test_torch_and_mlflow_load_the_registered_version(registered):
     folder, run_id, model = registered
-    script = f"""
-import sys, numpy as np
-inputs = np.linspace(0, 1, 192, dtype=np.float32).reshape(3, 1, 8, 8)
-outputs = [torch.export.load("{model}/data/model.pt2").module()(torch.from_numpy(inputs)).tolist()]
-import mlflow
-mlflow.set_tracking_uri("sqlite:///{folder}/mlflow.db")
-version = mlflow.MlflowClient().get_model_version_by_alias("digits classifier", "champion")
-uri = "models:/digits classifier@champion"
-generic = mlflow.pyfunc.load_model(uri)
-signature = generic.metadata.signature.to_dict()
-outputs += [mlflow.pytorch.load_model(uri)(torch.from_numpy(inputs)).tolist(), generic.predict(inputs).tolist()]
-assert "ksuit_runner" not in sys.modules
-print(json.dumps([version.version, version.run_id, signature["inputs"], outputs]))
-"""
-    version, of_run, signature, outputs = elsewhere(folder, script)
-    assert (str(version), of_run) == ("1", run_id)
-    assert json.loads(signature)[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
-    expected = load_model(f"{run_id}@best", output_dir=folder)(torch.linspace(0, 1, 192).reshape(3, 1, 8, 8))
-    for found in outputs:
-        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+    version = MlflowTracker(OutputPaths(folder))._client.get_model_version_by_alias("digits classifier", "champion")
+    assert (str(version.version), version.run_id, version.source) == ("1", run_id, str(model))
+    inputs = torch.linspace(0, 1, 192).reshape(3, 1, 8, 8)  # not as many as in the example
+    generic = mlflow.pyfunc.load_model(version.source)
+    signature = generic.metadata.signature.to_dict()
+    assert json.loads(signature["inputs"])[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
+    assert json.loads(signature["outputs"])[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 10]}
+    expected = load_model(f"{run_id}@best", output_dir=folder)(inputs)
+    for outputs in (
+        torch.export.load(model / "data/model.pt2").module()(inputs),
+        mlflow.pytorch.load_model(version.source)(inputs),
+        torch.from_numpy(generic.predict(inputs.numpy())),
+    ):
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_mlflow_serves_it(registered):
+def test_mlflow_serves_it_in_a_process_that_knows_nothing_of_its_code(registered):
     folder, run_id, model = registered
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port), "-h", "127.0.0.1", "-w", "1"]
-    log = folder / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, *command, "--env-manager", "local"],
-            cwd=folder, stdout=output, stderr=output, start_new_session=True,
-            env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
-        )  # fmt: skip
+    options = ["--port", str(port), "--host", "127.0.0.1", "--workers", "1", "--env-manager", "local"]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits classifier@champion", *options]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            (model / "serving_input_example.json").read_bytes(),
-            {"Content-Type": "application/json"},
-        )
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                found = json.loads(urllib.request.urlopen(request, timeout=30).read())["predictions"]
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+        found = predictions(server, port, (model / "serving_input_example.json").read_bytes())
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     example = torch.tensor(json.loads((model / "input_example.json").read_text()))
     expected = load_model(f"{run_id}@best", output_dir=folder)(example)
     torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def predictions(server, port, content):
+    """Return what a server answers, as soon as it does."""
+    address, deadline = f"http://127.0.0.1:{port}/invocations", time.monotonic() + 90
+    request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+    while True:
+        try:
+            return json.loads(urllib.request.urlopen(request, timeout=30).read())["predictions"]
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 class Branches(nn.Module):
