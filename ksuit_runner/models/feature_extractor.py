@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.models.chosen_modules import tapped
 from ksuit_runner.tensors.name_patterns import matching_modules
 from ksuit_runner.tensors.nested import tensors_in
 
@@ -67,16 +67,11 @@ class FeatureExtractor:
             ConfigError: A layer computes no tensor that can be pooled so.
         """
         module = model.module if isinstance(model, ModelBase) else model
+        layers = {name: module.get_submodule(layer) for name, layer in self._layers.items()}
         found: dict[str, Tensor] = {}
-        handles: list[RemovableHandle] = []
-        try:
-            for name, layer in self._layers.items():
-                handles.append(module.get_submodule(layer).register_forward_hook(partial(_keep, found, name)))
-            with torch.compiler.set_stance("force_eager"):  # compiled code may know nothing of the hooks
-                compute()
-        finally:
-            for handle in handles:
-                handle.remove()
+        # Compiled code may know nothing of the hooks.
+        with tapped(layers, partial(_keep, found)), torch.compiler.set_stance("force_eager"):
+            compute()
         return {name: self._pooled(name, found.get(name)) for name in self.names}
 
     def _pooled(self, name: str, output: Tensor | None) -> Tensor:
@@ -105,7 +100,7 @@ class FeatureExtractor:
             )
 
 
-def _keep(found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+def _keep(found: dict[str, Tensor], name: str, output: Any) -> None:
     first = next(tensors_in(output), None)
     if first is not None:
         found[name] = first
