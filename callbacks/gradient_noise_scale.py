@@ -9,7 +9,7 @@ from torch import Tensor
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.keyed_random import undisturbed, uses_no_rng
 from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.module_norms import dense_values
@@ -62,14 +62,15 @@ class GradientNoiseScale(PeriodicCallback):
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
-        if self.follows(update_counter):
-            self._parts[update_counter.accumulation_step].add("square", self._square(losses["total"]), count=1)
+        if self.follows(update_counter) and (trained := self.trainer.optimizers.trained(update_counter.update)):
+            square = self._square(losses["total"], trained)
+            self._parts[update_counter.accumulation_step].add("square", square, count=1)
 
-    def _square(self, loss: Tensor) -> Tensor:
+    def _square(self, loss: Tensor, trained: Sequence[Tensor]) -> Tensor:
         """Return the squared norm of the gradient of a loss."""
-        scaler, trained = self.trainer.scaler, self.trainer.optimizers.trained(self.trainer.counter.update)
+        scaler = self.trainer.scaler
         scale = scaler.scale(torch.ones((), device=loss.device))
-        with torch.enable_grad():
+        with torch.enable_grad(), undisturbed():  # the backward pass of training draws the same again
             found = torch.autograd.grad(scaler.scale(loss), trained, retain_graph=True, allow_unused=True)
         norms = self.trainer.strategy.norms([dense_values(item) for item in found if item is not None])
         return (norms / scale).square().sum()
@@ -80,13 +81,13 @@ class GradientNoiseScale(PeriodicCallback):
         if self.follows(update_counter):
             gradients = [item.grad for item in self.trainer.optimizers.parameters]
             held = [dense_values(item) for item in gradients if item is not None]
-            self._whole = self.trainer.strategy.norm(held).square()
+            self._whole = self.trainer.strategy.norm(held).square() if held else None
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         of_parts, whole = self._parts.take().totals.get("square"), self._whole
         self._whole = None
-        if of_parts is None or whole is None:  # the update was skipped
+        if of_parts is None or whole is None:  # the update was skipped, or had nothing to train
             return
         samples = update_counter.sample - update_counter.sample_at(update_counter.update - 1)
         in_part, part = samples / of_parts.count, of_parts.mean

@@ -8,6 +8,7 @@ from torch import nn
 from callbacks.gradient_noise_scale import GradientNoiseScale
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 NOISE = partial(GradientNoiseScale, decay=0.5, every_n_updates=2)
 OPTIONS = {"max_updates": 6, "accumulation_steps": 3}
@@ -38,6 +39,24 @@ class ByHand(CallbackBase):
         new = torch.stack([variance, signal])
         self.averages = new if self.averages is None else (self.averages + new) / 2
         self.found[update_counter.update] = (self.averages[0] / self.averages[1]).item()
+
+
+class Jitter(torch.autograd.Function):
+    """Draws random numbers in the backward pass."""
+
+    @staticmethod
+    def forward(context, outputs):
+        return outputs.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * (0.5 + torch.rand_like(gradient))
+
+
+class Jittering(SgdTrainer):
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, lambda inputs: Jitter.apply(model(inputs)))
+        return losses, outputs
 
 
 def test_it_is_estimated_from_the_gradients_of_the_parts_and_of_the_whole(new_run):
@@ -79,7 +98,8 @@ def test_it_recovers_the_noise_of_gradients_that_are_known(new_run):
 
 def test_a_run_that_fails_between_measuring_and_logging_resumes_with_the_same_scale(new_run):
     def run(run_id, callbacks):
-        return new_run(callbacks, run_id, module=mlp(), activation_checkpointing=["hidden.0"], **OPTIONS)
+        options = {"trainer_class": Jittering, "activation_checkpointing": ["hidden.0"], **OPTIONS}
+        return new_run(callbacks, run_id, module=mlp(), **options)
 
     whole = run("whole", {"fail": partial(FailAt, 99), "noise": NOISE}).train()
     with pytest.raises(OSError, match="a disk has failed"):
