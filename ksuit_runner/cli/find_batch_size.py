@@ -119,9 +119,14 @@ def _try_out(values: Mapping[str, Any], parts: int) -> bool:
         if outcome.signal is None:
             raise ConfigError("the run has no updates to try out", path="trainer")
         raise KeyboardInterrupt
-    if not any(text in str(outcome.error).lower() for text in _OUT_OF_MEMORY):
+    if not is_out_of_memory(outcome.error):
         raise outcome.error
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a run has failed because it needed more memory than there is, of a device or of the machine."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 def _free_memory() -> None:

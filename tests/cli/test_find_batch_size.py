@@ -6,8 +6,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from ksuit_runner.cli.dispatch import _main
-from ksuit_runner.cli.find_batch_size import least_that_fits
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.cli.find_batch_size import is_out_of_memory, least_that_fits
+from ksuit_runner.errors import ConfigError, LostRankError
 
 LIMITED = """
 import os
@@ -88,6 +88,23 @@ def test_other_outcomes_are_said(ksuit, capsys, monkeypatch):
     monkeypatch.setenv("BROKEN", "1")
     with pytest.raises(ZeroDivisionError):
         ksuit()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("OutOfMemoryError: MPS backend out of memory"), True),  # of a rank, as text
+        (LostRankError("rank 1 was killed (out of memory (SIGKILL))"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, is_one):
+    assert is_out_of_memory(error) is is_one
 
 
 def test_mistakes_come_before_any_trial(ksuit, monkeypatch):
