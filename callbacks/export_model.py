@@ -69,7 +69,7 @@ class ExportModel(DatasetCallback):
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         parts = [part for part in (self.weights_of, self._weights) if part]
-        with self._models() as models:
+        with self._models() as models, self.trainer.evaluation():  # with the weights that an evaluation sees
             if models and self.data_container.world.records:
                 label = "_".join([str(update_counter.progress), *parts]).replace("/", "_")
                 self._write(label, *self._export(models["/".join(parts)]))
