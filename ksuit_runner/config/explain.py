@@ -45,7 +45,7 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
     if twice := re.search(r"Multiple values for ([^\s.]+)", text):
         return _chosen_already(twice[1], overrides)
     if removed := re.search(r"Could not delete (?:from config\. )?'([^'=]+)=?([^']*)'", text):
-        return _cannot_remove(removed[1], removed[2], overrides)
+        return _cannot_remove(removed[1], removed[2], overrides, config)
     if several := re.search(r"Ambiguous value for argument '([^'=]+)=(.+)'", text):
         key, values = several.groups()
         return ConfigError(
@@ -123,14 +123,20 @@ def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(f"{given}: the config has this group already. Without the +: {given.lstrip('+')}")
 
 
-def _cannot_remove(key: str, value: str, overrides: Sequence[str]) -> ConfigError:
+def _cannot_remove(key: str, value: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
     given = next((item for item in overrides if item.startswith("~") and bare_name(item) == key), f"~{key}")
-    if key not in groups():
-        meant = " or ".join(f"'~{path}'" for path in paths_named(key))
-        hint = f"Did you mean {meant}?" if meant else ""
-        return ConfigError(f"{given}: there is no '{key}' to remove. {hint}".rstrip())
-    one = f"for all but one, '~{key}.{value}'" if value else f"without one of them, '~{key}.NAME'"
-    return ConfigError(f"{given}: this group is a list, which is replaced. For none of them, write '{key}=[]'; {one}")
+    if key in groups():
+        one = f"for all but one, '~{key}.{value}'" if value else f"without one of them, '~{key}.NAME'"
+        return ConfigError(
+            f"{given}: this group is a list, which is replaced. For none of them, write '{key}=[]'; {one}"
+        )
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(_groups_chosen([]) if config is None else config, parent) if parent else None
+    near = suggest(name, map(str, node)) if isinstance(node, DictConfig) else None
+    paths = [f"{parent}.{near}"] if near else [] if parent else paths_named(name)
+    meant = " or ".join(f"'~{path}'" for path in paths)
+    hint = f" Did you mean {meant}?" if meant else ""
+    return ConfigError(f"{given}: there is no '{key}' to remove.{hint}")
 
 
 def _kind_there(override: str, config: DictConfig | None) -> str:

@@ -38,6 +38,7 @@ def refusal(*arguments):
         (["~callbacks"], "For none of them, write 'callbacks=[]'"),
         (["~callbacks=ema"], "for all but one, '~callbacks.ema'"),
         (["~lr"], "Did you mean '~optimizer.lr'?"),
+        (["~optimizer.lrr"], "Did you mean '~optimizer.lr'?"),
         (["~nothing"], "there is no 'nothing' to remove"),
         (["+experiment=python_docs"], "Without the +: experiment=python_docs"),
         (["+model=mlp"], "Without the +: model=mlp"),
@@ -52,7 +53,7 @@ def refusal(*arguments):
         (["--help", "optimiser"], "Did you mean 'optimizer'?"),
         (
             ["callbacks=accuracy,ema"],
-            "a list is written as 'callbacks=[accuracy,ema]', and a run with each of them is -m",
+            "written as 'callbacks=[accuracy,ema]'; for a run with each of them, add -m",
         ),
         (["--cfg", "jobs"], "invalid choice: 'jobs'"),
         (["hydra.verbose=ema"], "true or false is needed"),

@@ -95,7 +95,7 @@ def test_what_data_brings_comes_with_it_unless_it_is_chosen(project, stored):
         ("modle.x=1", "modle.x=1: 'modle' has no 'x'|the config has no 'modle'"),
         ("model.in=1", "model.in=1: 'model' has no 'in'. Valid: _target_, gone"),
         ("callbacks=[accuracyy]", "callbacks: there is no 'accuracyy'. Did you mean 'accuracy'"),
-        ("~callbacks.loss", "'callbacks.loss' does not exist"),
+        ("~callbacks.loss", "there is no 'callbacks.loss' to remove"),
         ("+seed=3", "An item is already at 'seed'"),
         ("seed=1,2", "seed=1,2: a stored run takes one value, not a sweep"),
         ("name=${hydra:job.name}", "a stored run is not composed by Hydra again; write the value itself"),

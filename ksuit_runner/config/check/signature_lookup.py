@@ -119,7 +119,8 @@ class Sources:
             MissingName: The name is not in any of them.
         """
         definition = re.compile(rf"^(?:class|def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
-        files = [path for folder in package.folders or () for path in sorted(Path(folder).rglob("*.py"))]
+        folders = package.folders or ()
+        files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py")) if os.access(path, os.R_OK)]
         texts = {path: text for path in files if name.encode() in (text := path.read_bytes())}
         if not any(re.search(rf"\b{name}\b".encode(), text) for text in texts.values()):
             if not self._is_source_only(package):
@@ -129,7 +130,7 @@ class Sources:
             raise MissingName(f"there is no '{name}' in '{package.name}'.{hint}".rstrip())
         found = []
         for path in (path for path, text in texts.items() if definition.search(text)):
-            folder = next(folder for folder in package.folders or () if path.is_relative_to(folder))
+            folder = next(folder for folder in folders if path.is_relative_to(folder))
             below = path.relative_to(folder).with_suffix("").parts
             module = self.module(".".join((package.name, *below)))
             above = self.module(".".join((package.name, *below[:-1])))
@@ -140,9 +141,7 @@ class Sources:
     def _is_source_only(self, package: Module) -> bool:
         """Whether all names of a package are written in its own source files, and none in compiled or other modules."""
         folders = [Path(folder) for folder in package.folders or ()]
-        is_compiled = any(
-            True for folder in folders for ending in EXTENSION_SUFFIXES for _ in folder.rglob(f"*{ending}")
-        )
+        is_compiled = any(next(folder.rglob(f"*{ending}"), None) for folder in folders for ending in EXTENSION_SUFFIXES)
         return not is_compiled and all(star.startswith(f"{package.name}.") for star in package.stars)
 
     def _follow(
