@@ -12,7 +12,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.tensors.pictures import as_pictures, grid
-from ksuit_runner.trainer.heads import classes_last
+from ksuit_runner.trainer.heads import Head, classes_last
 
 _COLUMNS = ("sample", "target", "prediction", "loss", "confidence")
 
@@ -26,6 +26,8 @@ class Predictions(DatasetCallback):
 
     Args:
         count: Number of rows; None for all samples.
+        outputs: Path of the outputs in what the model returns, such as ``digit``; empty where there is one tensor.
+        targets: Path of the targets in those of the batch, in the same way.
         images: How many of these samples to show in a picture of the same name, in the same order, from left to right.
         **kwargs: Passed on to DatasetCallback.
 
@@ -38,17 +40,20 @@ class Predictions(DatasetCallback):
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, count: int | None = 50, images: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, count: int | None = 50, images: int = 0, outputs: str = "", targets: str = "", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if (count is not None and count < 1) or images < 0:
             raise ConfigError(f"count: at least 1 is needed (not {count}), and images of 0 or more (not {images})")
         self.count, self.images = count, images
         self._path = f"callbacks.{self.display_name}"
+        self._head = Head(outputs, targets, path=self._path)
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
-        inputs, targets = self.trainer.inputs_and_targets(batch)
+        inputs, all_targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
-            outputs = self.trainer.predict(inputs, model)
+            outputs, targets = self._head.find(self.trainer.predict(inputs, model), all_targets)
             is_value = targets.is_floating_point() and targets.shape == outputs.shape
             self.gathered.add_rows(weights, _errors(outputs, targets) if is_value else self._scored(outputs, targets))
 

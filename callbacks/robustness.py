@@ -10,7 +10,7 @@ from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.periodic_callback import DatasetCallback
-from ksuit_runner.trainer.hits import count_hits
+from ksuit_runner.trainer.heads import Head
 
 
 class Robustness(DatasetCallback):
@@ -27,7 +27,7 @@ class Robustness(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: There is no key, or one twice; or, at the first evaluation, the targets are not class indices.
+        ConfigError: There is no key, or one twice; or, at the first evaluation, outputs or targets are something else.
     """
 
     shares_batch: ClassVar[bool] = True
@@ -41,15 +41,15 @@ class Robustness(DatasetCallback):
         if isinstance(dataset_key, str) or not dataset_key or len(set(dataset_key)) < len(dataset_key):
             raise ConfigError(f"dataset_key: a list of different datasets is needed, not {dataset_key}")
         super().__init__(dataset_key=dataset_key[0], **kwargs)
+        self._head = Head(path=f"callbacks.{self.display_name}")
         for key in dataset_key[1:]:
             self.also_read(key, self.max_batches)
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
-            scores = self.trainer.predict(inputs, model)
-            hits = count_hits(scores, targets, 1, f"callbacks.{self.display_name}")
-            self.gathered.add(weights, hits, count=targets.numel())
+            scores, classes, _ = self._head.scores(self.trainer.predict(inputs, model), targets)
+            self.gathered.add(weights, (scores.argmax(-1) == classes).sum(), count=classes.numel())
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for weights in self.gathered.totals:
@@ -57,6 +57,6 @@ class Robustness(DatasetCallback):
             found = []
             for reader in self.readers:
                 hits = reader.gathered.totals[weights]
-                found.append(hits.sum.sum().to(self.sum_dtype) / hits.count)
+                found.append(hits.sum.to(self.sum_dtype) / hits.count)
                 self.writer.add_scalar(f"accuracy/{reader.dataset_key}{end}", found[-1])
             self.writer.add_scalar(f"accuracy/{self.display_name}{end}", torch.stack(found).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from math import nan
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class ProbeCallback(FeatureCallback):
     """Measures features by a classifier: fitted to those of one dataset, it is scored on those of another.
 
     A subclass has the name of its metric, and computes the accuracy (``_accuracy``). Targets are class indices of shape
-    (samples,); features are flattened. One rank computes for all.
+    (samples,); features are flattened, and where one is not finite, the accuracy is NaN. One rank computes for all.
 
     Args:
         fit_dataset_key: Key of the dataset to fit to. It is read as an evaluation reads it, and all of its features
@@ -122,14 +123,15 @@ class ProbeCallback(FeatureCallback):
             self.writer.add_scalar(key, value)
 
     def _accuracies(self) -> dict[str, float]:
-        fitted = {(item.weights, item.layer): item.values for item in self.features(self._fitted)}
-        classes, scored = (self._classes(reader) for reader in (self._fitted, self))
-        return {
-            self.layer_key(self.metric, item): self._accuracy(
-                (fitted[item.weights, item.layer].flatten(1), classes), (item.values.flatten(1), scored)
-            )
-            for item in self.features()
-        }
+        fitted = {(item.weights, item.layer): item.values.flatten(1) for item in self.features(self._fitted)}
+        classes, targets = (self._classes(reader) for reader in (self._fitted, self))
+        found = {}
+        for item in self.features():
+            bank, features = fitted[item.weights, item.layer], item.values.flatten(1)
+            is_finite = bool(bank.isfinite().all() and features.isfinite().all())
+            value = self._accuracy((bank, classes), (features, targets)) if is_finite else nan
+            found[self.layer_key(self.metric, item)] = value
+        return found
 
     def _classes(self, reader: BatchReader) -> Tensor:
         targets = reader.gathered.rows.get("targets")

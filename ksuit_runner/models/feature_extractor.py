@@ -73,11 +73,28 @@ class FeatureExtractor:
         with tapped(layers, partial(_keep, found)), torch.compiler.set_stance("force_eager"):
             compute()
         return {name: self._pooled(name, found.get(name)) for name in self.names}
+        handles: list[RemovableHandle] = []
+        try:
+            for name, layer in self._layers.items():
+                handles.append(module.get_submodule(layer).register_forward_hook(partial(self._take, found, name)))
+            with torch.compiler.set_stance("force_eager"):  # compiled code may know nothing of the hooks
+                compute()
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self.names:
+            if name not in found:
+                raise ConfigError(
+                    f"'{name}' computes no tensor in the model's forward pass", path=f"{self._path}.layers"
+                )
+        return {name: found[name] for name in self.names}
 
-    def _pooled(self, name: str, output: Tensor | None) -> Tensor:
-        if output is None:
-            raise ConfigError(f"'{name}' computes no tensor in the model's forward pass", path=f"{self._path}.layers")
-        output = output.detach().float()
+    def _take(self, found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Take the features at once: the next layer may change what it is given in place."""
+        if (first := next(tensors_in(output), None)) is not None:
+            found[name] = self._pooled(name, first.detach().float())
+
+    def _pooled(self, name: str, output: Tensor) -> Tensor:
         if self._pooling == "none":
             return output.clone()
         if self._pooling == "flatten":

@@ -31,7 +31,7 @@ def as_pictures(inputs: object, path: str) -> Tensor:
             path=path,
         )
     pictures = inputs.detach().cpu()
-    pictures = pictures.float() if pictures.is_floating_point() else pictures.float() / 255
+    pictures = pictures.float() / (1 if pictures.is_floating_point() or pictures.dtype == torch.bool else 255)
     pictures = pictures.unsqueeze(1) if pictures.ndim == 3 else pictures
     low, high = pictures.aminmax()
     return pictures if low >= 0 and high <= 1 else (pictures - low) / (high - low).clamp(min=1e-12)

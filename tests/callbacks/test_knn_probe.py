@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import numpy as np
@@ -5,9 +6,12 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.ema import Ema
 from callbacks.knn_probe import KnnProbe
+from callbacks.loss import Loss
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.models.mlp import Mlp
 
 PROBE = partial(KnnProbe, dataset_key="test", fit_dataset_key="train", every_n_updates=10)
@@ -49,6 +53,24 @@ def test_several_layers_have_names_and_a_resume_changes_nothing(new_run):
     new_run(probe, run_id="cut", stop_at=7, **options()).train()
     resumed = new_run(probe, run_id="cut", **options()).train()
     assert all(resumed.metric(key) == whole.metric(key) for key in whole.metrics())
+
+
+def test_with_weights_of_a_checkpoint_both_datasets_have_its_features(new_run, digits):
+    callbacks = {
+        "loss": partial(Loss, dataset_key="test", every_n_updates=5),
+        "worst": partial(BestCheckpoint, metric_key="loss/test"),
+        "knn": partial(KnnProbe, dataset_key="test", fit_dataset_key="train", weights_of="worst", layers=["hidden.*"]),
+    }
+    downwards = MetricPropertyProvider(higher=["*loss*"], lower=[])
+    run = new_run(callbacks, properties=downwards, **{**options(), "max_updates": 15}).train()
+    early = new_run({}, run_id="early", **{**options(), "max_updates": 5}).train()
+    assert run.metric("knn_accuracy/test/worst") == {15: accuracy_of(early.model.module, digits, 20, 0.07)}
+
+
+def test_features_that_are_not_finite_have_no_accuracy(new_run):
+    given = {**options(), "optimizer": partial(torch.optim.SGD, lr=float("inf")), "nan_loss": "warn"}
+    run = new_run({"knn": PROBE}, **given).train()
+    assert math.isnan(run.metric("knn_accuracy/test")[10])
 
 
 @pytest.mark.parametrize(

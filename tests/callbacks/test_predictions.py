@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from callbacks.predictions import Predictions
 from ksuit_runner.data.tensor_dataset import TensorDataset
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 WORST = partial(Predictions, dataset_key="test", count=9, every_n_updates=4)
 
@@ -66,6 +67,18 @@ def test_values_have_their_squared_error_and_tokens_the_mean_of_their_losses(new
     assert [row[1] for row in table["data"]] == [None, None, None]
 
 
+def test_the_outputs_of_one_head_of_several(new_run):
+    scores, classes = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 3, 2])
+    data = TensorDataset(scores, classes, (4,))
+    given = {"datasets": {"train": data, "test": data}, "module": Heads(), "batch_size": 3, "trainer_class": OfFirst}
+    run = new_run({"worst": partial(WORST, outputs="heads/1")}, **given, max_updates=4)
+    losses = cross_entropy(-scores, classes, reduction="none")
+    assert [row[0] for row in table_of(run.train())["data"]] == losses.argsort(descending=True).tolist()
+    run = new_run({"worst": WORST}, run_id="none", **given, max_updates=4)
+    with pytest.raises(ConfigError, match=r"callbacks\.worst: there are several outputs, of which one has to be named"):
+        run.train()
+
+
 class Same(nn.Module):
     """Returns its inputs, plus a bias of 0."""
 
@@ -75,6 +88,24 @@ class Same(nn.Module):
 
     def forward(self, x):
         return x + self.bias
+
+
+class Heads(Same):
+    """Returns the inputs, and as a second head what is opposite."""
+
+    def __init__(self):
+        super().__init__(4)
+
+    def forward(self, x):
+        return {"heads": [x + self.bias, -x]}
+
+
+class OfFirst(SgdTrainer):
+    """Trains the first head."""
+
+    def training_step(self, batch, model):
+        outputs = model(batch[0])
+        return self.loss(outputs["heads"][0], batch[1]), outputs
 
 
 def test_inputs_that_are_no_pictures_are_an_error(new_run):

@@ -86,6 +86,15 @@ def test_a_compiled_model_has_the_same_features_and_is_not_compiled_again():
     assert graphs == len(compiled) > 0
 
 
+def test_what_the_next_layer_does_in_place_changes_no_features():
+    torch.manual_seed(0)
+    module, inputs = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), torch.randn(5, 4)
+    with torch.no_grad():
+        wanted = module[0](inputs)
+    assert wanted.min() < 0
+    assert torch.equal(extracted(module, inputs, layers=["0"])["0"], wanted)
+
+
 def test_no_hook_is_left_by_a_failure(transformer):
     extractor = FeatureExtractor(transformer, ["blocks.*"], path="p")
     with pytest.raises(RuntimeError):
