@@ -27,7 +27,7 @@ class KnnProbe(ProbeCallback):
         **kwargs: Passed on to ProbeCallback.
 
     Raises:
-        ConfigError: A number is not positive; or, at the first evaluation, there are not so many samples.
+        ConfigError: A number is not positive, or there are not so many samples.
     """
 
     logs: ClassVar[Sequence[str] | None] = (
@@ -40,12 +40,12 @@ class KnnProbe(ProbeCallback):
         super().__init__(**kwargs)
         if k < 1 or temperature <= 0:
             raise ConfigError(f"k: at least 1 is needed (not {k}), and a temperature above 0 (not {temperature})")
+        if (most := self.fit_samples) is not None and k > most:
+            raise ConfigError(f"k: {k} is more than the {most} samples to fit to")
         self.k, self.temperature = k, temperature
 
     def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:
         (bank, classes), (features, targets) = fitted, scored
-        if self.k > len(bank):
-            raise ConfigError(f"{self.k} is more than the {len(bank)} samples", path=f"callbacks.{self.display_name}.k")
         bank, votes = normalize(bank), one_hot(classes).float()
         predicted = []
         for some in torch.split(normalize(features), max(1, _MOST_VALUES // max(len(bank), self.k * votes.shape[1]))):

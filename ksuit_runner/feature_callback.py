@@ -112,6 +112,14 @@ class ProbeCallback(FeatureCallback):
             raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")
         self._fitted = self.also_read(fit_dataset_key, fit_batches)
 
+    @property
+    def fit_samples(self) -> int | None:
+        """Number of samples that it is fitted to; None where it is not known, as of a stream."""
+        size, batches = self.batch_size or self.data_container.eval_batch_size, self._fitted.max_batches
+        dataset = self.data_container.datasets.get(self._fitted.dataset_key)
+        most = len(dataset) if hasattr(dataset, "__len__") else None
+        return most if batches is None or most is None else min(most, batches * size)
+
     @abstractmethod
     def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:
         """Return the accuracy on the features and classes of one dataset of a classifier fitted to those of another."""

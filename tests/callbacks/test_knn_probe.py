@@ -80,7 +80,7 @@ def test_features_that_are_not_finite_have_no_accuracy(new_run):
         ({"temperature": 0.0}, "a temperature above 0"),
         ({"fit_dataset_key": "test"}, "fit_dataset_key: a probe is scored on other samples than those of 'test'"),
         ({"layers": ["hiden.*"]}, r"callbacks\.knn\.layers: 'hiden\.\*' matches no layer"),
-        ({"k": 101, "fit_batches": 1}, r"callbacks\.knn\.k: 101 is more than the 100 samples"),
+        ({"k": 101, "fit_batches": 1}, "k: 101 is more than the 100 samples to fit to"),
     ],
 )
 def test_mistakes_are_named(new_run, arguments, message):

@@ -75,7 +75,9 @@ def test_the_outputs_of_one_head_of_several(new_run):
     losses = cross_entropy(-scores, classes, reduction="none")
     assert [row[0] for row in table_of(run.train())["data"]] == losses.argsort(descending=True).tolist()
     run = new_run({"worst": WORST}, run_id="none", **given, max_updates=4)
-    with pytest.raises(ConfigError, match=r"callbacks\.worst: there are several outputs, of which one has to be named"):
+    with pytest.raises(
+        ConfigError, match=r"callbacks\.worst\.outputs: there are several outputs, of which one has to be named"
+    ):
         run.train()
 
 
