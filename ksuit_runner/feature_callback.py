@@ -101,7 +101,8 @@ class ProbeCallback(FeatureCallback):
         metric: Name of the metric.
 
     Raises:
-        ConfigError: Both datasets are the same; or, at the first evaluation, the targets are not class indices.
+        ConfigError: Both datasets are the same, or there is nothing to fit to; or, at the first evaluation, the targets
+            are not class indices.
     """
 
     metric: ClassVar[str]
@@ -110,13 +111,15 @@ class ProbeCallback(FeatureCallback):
         super().__init__(**kwargs)
         if fit_dataset_key == self.dataset_key:
             raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")
+        if fit_batches is not None and fit_batches < 1:
+            raise ConfigError(f"fit_batches: at least 1 is needed, not {fit_batches}")
         self._fitted = self.also_read(fit_dataset_key, fit_batches)
 
     @property
     def fit_samples(self) -> int | None:
         """Number of samples that it is fitted to; None where it is not known, as of a stream."""
         size, batches = self.batch_size or self.data_container.eval_batch_size, self._fitted.max_batches
-        dataset = self.data_container.datasets.get(self._fitted.dataset_key)
+        dataset: Any = self.data_container.datasets.get(self._fitted.dataset_key)
         most = len(dataset) if hasattr(dataset, "__len__") else None
         return most if batches is None or most is None else min(most, batches * size)
 

@@ -77,6 +77,7 @@ def test_features_that_are_not_finite_have_no_accuracy(new_run):
     ("arguments", "message"),
     [
         ({"k": 0}, "k: at least 1 is needed"),
+        ({"fit_batches": 0}, "fit_batches: at least 1 is needed, not 0"),
         ({"temperature": 0.0}, "a temperature above 0"),
         ({"fit_dataset_key": "test"}, "fit_dataset_key: a probe is scored on other samples than those of 'test'"),
         ({"layers": ["hiden.*"]}, r"callbacks\.knn\.layers: 'hiden\.\*' matches no layer"),
