@@ -70,18 +70,8 @@ class FeatureExtractor:
         layers = {name: module.get_submodule(layer) for name, layer in self._layers.items()}
         found: dict[str, Tensor] = {}
         # Compiled code may know nothing of the hooks.
-        with tapped(layers, partial(_keep, found)), torch.compiler.set_stance("force_eager"):
+        with tapped(layers, partial(self._take, found)), torch.compiler.set_stance("force_eager"):
             compute()
-        return {name: self._pooled(name, found.get(name)) for name in self.names}
-        handles: list[RemovableHandle] = []
-        try:
-            for name, layer in self._layers.items():
-                handles.append(module.get_submodule(layer).register_forward_hook(partial(self._take, found, name)))
-            with torch.compiler.set_stance("force_eager"):  # compiled code may know nothing of the hooks
-                compute()
-        finally:
-            for handle in handles:
-                handle.remove()
         for name in self.names:
             if name not in found:
                 raise ConfigError(
@@ -89,7 +79,7 @@ class FeatureExtractor:
                 )
         return {name: found[name] for name in self.names}
 
-    def _take(self, found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _take(self, found: dict[str, Tensor], name: str, output: Any) -> None:
         """Take the features at once: the next layer may change what it is given in place."""
         if (first := next(tensors_in(output), None)) is not None:
             found[name] = self._pooled(name, first.detach().float())
@@ -115,9 +105,3 @@ class FeatureExtractor:
             raise ConfigError(
                 f"the output of '{name}', of shape {tuple(output.shape)}, {what}", path=f"{self._path}.pooling"
             )
-
-
-def _keep(found: dict[str, Tensor], name: str, output: Any) -> None:
-    first = next(tensors_in(output), None)
-    if first is not None:
-        found[name] = first
