@@ -45,7 +45,7 @@ def check_overridden(cls: type, hooks: Collection[str], extra: Mapping[str, int]
         declared = _declared(cls, name)
         if declared is not None:
             _check_signature(cls, method, signature(declared), name in hooks, (extra or {}).get(name, 0))
-        elif name not in hooks and name not in public and not _overrides(cls, name):
+        elif name not in hooks and name not in public and not any(name in vars(base) for base in cls.__mro__[1:]):
             meant = _meant(name, hooks)
             if meant is not None and name not in _used(cls):
                 raise TypeError(f"{cls.__name__}.{name} is no hook, and nothing calls it. Did you mean '{meant}'?")
@@ -57,10 +57,6 @@ def _declared(cls: type, name: str) -> FunctionType | None:
     declared = next((vars(base)[name] for base in reversed(of_framework) if name in vars(base)), None)
     is_special = name.startswith("__")
     return declared if isinstance(declared, FunctionType) and not is_special else None
-
-
-def _overrides(cls: type, name: str) -> bool:
-    return any(name in vars(base) for base in cls.__mro__[1:])
 
 
 def _check_signature(cls: type, method: FunctionType, declared: Signature, by_name: bool, extra: int) -> None:

@@ -54,7 +54,7 @@ def test_a_signature_that_does_not_fit_is_found(base, name, method, write):
     assert str(raised.value).endswith(f"Write: def {write}")
 
 
-def test_what_is_called_is_none_of_their_business():
+def test_methods_that_are_called_are_accepted():
     define(CallbackBase, "_after_epoch", lambda self, **arguments: None)
     define(CallbackBase, "_after_epoch", lambda self, update_counter, verbose=False: None)
     define(CallbackBase, "load_state_dict", lambda self, state: None)
