@@ -107,8 +107,16 @@ class ModelBase(nn.Module):
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors whose memory layout is theirs to choose; a piece of one is always row-major."""
-        named = chain(self.module.named_parameters(), self.module.named_buffers())
-        return ((name, tensor) for name, tensor in named if not is_sharded(tensor))
+        # In the order of named_parameters and named_buffers, with one walk instead of one for each of them.
+        modules = [(f"{prefix}.".lstrip("."), module) for prefix, module in self.module.named_modules()]
+        parameters = ((prefix, module._parameters) for prefix, module in modules)
+        buffers = ((prefix, module._buffers) for prefix, module in modules)
+        seen: set[int] = set()
+        for prefix, tensors in chain(parameters, buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen and not is_sharded(tensor):
+                    seen.add(id(tensor))
+                    yield prefix + key, tensor
 
     def _buffers_by_name(self) -> list[tuple[str, nn.Module, str]]:
         return [

@@ -156,3 +156,14 @@ def test_computed_weights_are_copied_and_averaged(maker, name):
     train(resumed)
     assert torch.equal(resumed.hooks.callbacks["ema"].models["ema"](inputs), average(inputs))
     assert torch.equal(resumed.trainer.model.eval()(inputs), live.eval()(inputs))
+
+
+def test_strides_are_stored_under_the_names_of_torch():
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(4, 3, bias=False)))
+    module[2][0].weight = module[0].weight  # under its first name only
+    module[2].register_buffer("mask", torch.ones(2, 5).t())
+    module[0].weight.data = torch.ones(4, 3).t()
+    stored = ModelBase(module).arrangement()["strides"]
+    named = [*module.named_parameters(), *module.named_buffers()]
+    assert list(stored.items()) == [(name, item.stride()) for name, item in named if not item.is_contiguous()]
+    assert list(stored) == ["0.weight", "2.mask"]
