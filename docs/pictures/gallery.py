@@ -29,16 +29,36 @@ DOCS = Path(__file__).parents[1]
 FOLDER = DOCS / "pictures" / "callbacks"
 MOST_CURVES, MOST_ROWS, MOST_COLUMNS = 6, 8, 7
 
-# What a callback does is seen in the metrics or files of others.
+# What a callback does is seen in the metrics of others.
 SEEN_IN = {
     "ema": ["accuracy/validation", "accuracy/validation/ema"],
     "swa": ["accuracy/validation", "accuracy/validation/swa"],
+    "batchnorm_statistics": ["accuracy/validation", "accuracy/validation/ema"],
+    "best_metric": ["best_metric/*"],
+    "robustness": ["accuracy/robustness", "accuracy/robustness/*"],
+    "test_accuracy": ["accuracy/test/best*"],
 }
-# Callbacks that say something and log nothing: a run in which they do.
+# What is written beside metrics, pictures and tables: patterns of paths in the folder of the run.
+WRITTEN_TO = {
+    "features": "artifacts/files/features/**/*.safetensors",
+    "weights_checkpoint": "artifacts/weights/weights_checkpoint/**/*.safetensors",
+    "export_model": "artifacts/models/**/*",
+    "profiler": "artifacts/files/time/**/*",
+    "best_loss": "artifacts/checkpoints/*/model.safetensors",
+}
+SHORT = ("model=mlp", "tracker=noop", "default_callbacks=none")
+# Callbacks that say something, or that need other data: a run in which they do.
 SAID_IN = {
-    "early_stop": ["callbacks=[accuracy,early_stop]", "callbacks.early_stop.patience=2", "optimizer.lr=0"],
-    "progress": ["callbacks=[accuracy]", "trainer.max_epochs=2"],
-    "best_checkpoint": ["callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=4"],
+    "early_stop": [*SHORT, "callbacks=[accuracy,early_stop]", "callbacks.early_stop.patience=2", "optimizer.lr=0"],
+    "stop_at": [*SHORT, "callbacks=[accuracy,stop_at]", "callbacks.stop_at.update=30"],
+    "nan_watch": [*SHORT, "callbacks=[nan_watch]", "optimizer.lr=1e18", "trainer.max_epochs=1"],
+    "progress": ["model=mlp", "tracker=noop", "callbacks=[accuracy]", "trainer.max_epochs=2"],
+    "best_checkpoint": ["model=mlp", "tracker=noop", "callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=4"],
+}
+DRAWN_FROM = {
+    "learning_rate_finder": ["debug=learning_rate_finder", "model=mlp", "tracker=noop"],
+    "regression_errors": ["data=diabetes", "tracker=noop", "callbacks=[regression_errors]"],
+    "batchnorm_statistics": ["model=cnn", "tracker=noop", "callbacks=[ema,batchnorm_statistics,accuracy]"],
 }
 
 
@@ -49,6 +69,7 @@ class Run:
         self.config: Any = OmegaConf.load(folder / "artifacts" / "config.yaml")
         self.points: dict[str, list[tuple[int, float]]] = {}
         self.files: dict[str, Path] = {}  # the newest ones
+        self.folder = folder
         for line, _ in JournalReader(folder / "metrics.jsonl").lines():
             for point in line.points:
                 self.points.setdefault(point.key, []).append((point.step, point.value))
@@ -64,20 +85,30 @@ def main() -> None:
     """Make all pictures and the page."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        train(Path(place), "debug=all_callbacks", "trainer.max_epochs=12")
-        [folder] = Path(place, "runs").iterdir()
-        run = Run(folder)
+        run = trained(Path(place), "debug=all_callbacks", "trainer.max_epochs=12")
         drawn = {name: draw(name, config, run) for name, config in run.callbacks().items()}
-        for name, overrides in SAID_IN.items():
-            with tempfile.TemporaryDirectory() as other:
-                drawn[name] = write_terminal(name, train(Path(other), "model=mlp", "tracker=noop", *overrides))
-    write_page({name: path for name, path in drawn.items() if path is not None}, run)
+    for name, overrides in DRAWN_FROM.items():
+        with tempfile.TemporaryDirectory() as place:
+            run = trained(Path(place), *overrides)
+            drawn[name] = draw(name, run.callbacks()[name], run)
+    for name, overrides in SAID_IN.items():
+        with tempfile.TemporaryDirectory() as place:
+            drawn[name] = write_terminal(name, train(Path(place), *overrides))
+    write_page({name: path for name, path in drawn.items() if path is not None})
+
+
+def trained(folder: Path, *overrides: str) -> Run:
+    """Run the command line, and return what the run has left."""
+    train(folder, *overrides)
+    [run] = (folder / "runs").iterdir()
+    return Run(run)
 
 
 def train(folder: Path, *overrides: str) -> str:
     """Run the command line, and return what it prints."""
     command = [sys.executable, "-m", "ksuit_runner", *overrides, f"output_dir={folder}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=None).stdout
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout.replace(str(folder), "outputs")
 
 
 def draw(name: str, config: Mapping[str, Any], run: Run) -> Path | None:
@@ -88,14 +119,19 @@ def draw(name: str, config: Mapping[str, Any], run: Run) -> Path | None:
     files = [key for key in run.files if key.partition("/")[2].partition("/")[0] == name]
     pictures = [key for key in files if run.files[key].suffix == ".png"][:1]
     tables = [key for key in files if run.files[key].suffix == ".json"][:1]
-    values = [] if curves or pictures or tables else keys
-    panels = [*pictures, *tables[: not pictures], *curves[:1], *values[:1]]
+    values = [] if curves or pictures or tables else [[key, f"{run.points[key][-1][1]:.4g}"] for key in keys]
+    found = [] if values or name not in WRITTEN_TO else sorted(run.folder.glob(WRITTEN_TO[name]))
+    written = [[str(path.relative_to(run.folder)), size(path)] for path in found if path.is_file()]
+    values += written
+    panels = [*pictures, *tables[: not pictures], *curves[:1], *["values"] * bool(values)]
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 if written else 4.4 * len(panels), 2.6), squeeze=False, layout="constrained"
+    )
     for panel, axis in zip(panels, axes[0], strict=True):
         if panel in pictures:
-            axis.imshow(Image.open(run.files[panel]))
+            axis.imshow(Image.open(run.files[panel]), cmap="gray")
             axis.axis("off")
         elif panel in tables:
             show_table(axis, run.files[panel])
@@ -109,7 +145,7 @@ def draw(name: str, config: Mapping[str, Any], run: Run) -> Path | None:
             axis.set_xlabel("update", fontsize=7)
             axis.tick_params(labelsize=7)
         else:
-            show_cells(axis, ["metric", "value"], [[key, f"{run.points[key][-1][1]:.4g}"] for key in values])
+            show_cells(axis, ["file", "size"] if written else ["metric", "value"], values)
     path = FOLDER / f"{name}.png"
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -127,6 +163,11 @@ def patterns_of(config: Mapping[str, Any]) -> list[str]:
     return [key for pattern in callback.logs or () for key in expand(pattern, {**defaults, **config})]
 
 
+def size(path: Path) -> str:
+    """Return the size of a file."""
+    return f"{path.stat().st_size / 1024:.1f} KB"
+
+
 def show_table(axis: Axes, path: Path) -> None:
     """Draw the first rows of a logged table."""
     table = json.loads(path.read_text())
@@ -137,7 +178,7 @@ def show_table(axis: Axes, path: Path) -> None:
 def show_cells(axis: Axes, columns: list[str], rows: list[list[str]]) -> None:
     """Draw cells, without those that there is no room for."""
     axis.axis("off")
-    cut = [[cell if len(cell) < 34 else f"{cell[:31]}..." for cell in row[:MOST_COLUMNS]] for row in rows[:MOST_ROWS]]
+    cut = [[cell if len(cell) < 70 else f"...{cell[-66:]}" for cell in row[:MOST_COLUMNS]] for row in rows[:MOST_ROWS]]
     drawn = axis.table(cut, colLabels=columns[:MOST_COLUMNS], loc="center", edges="horizontal", cellLoc="left")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
@@ -154,13 +195,14 @@ def write_terminal(name: str, output: str) -> Path:
     return path
 
 
-def write_page(drawn: Mapping[str, Path], run: Run) -> None:
+def write_page(drawn: Mapping[str, Path]) -> None:
     """Write the page: a section for each callback, with the first comment of its file in conf/."""
     lines = [
         "# Gallery",
         "",
         "What the callbacks log and say in twelve epochs on the digits, with `debug=all_callbacks`. `make pictures`",
-        "draws it anew. [Callbacks](callbacks.md) has them in a table.",
+        "draws it anew. [Callbacks](callbacks.md) has them in a table, also those that need what is not everywhere:",
+        "`memory_snapshot` (a GPU), `notify` (an address) and `prune` (a search).",
     ]
     for name, comment in comments().items():
         if name in drawn:
