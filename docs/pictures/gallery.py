@@ -206,7 +206,14 @@ def write_page(drawn: Mapping[str, Path]) -> None:
     ]
     for name, comment in comments().items():
         if name in drawn:
-            lines += ["", f"## {name}", "", f"{comment}.", "", f"![{name}](pictures/callbacks/{drawn[name].name})"]
+            lines += [
+                "",
+                f"## {name}",
+                "",
+                f"{comment[0].upper()}{comment[1:]}.",
+                "",
+                f"![{name}](pictures/callbacks/{drawn[name].name})",
+            ]
     (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
 
 

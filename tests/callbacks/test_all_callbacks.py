@@ -1,6 +1,7 @@
 """All callbacks that ship, together: they disturb nothing, and a kill, a resume and a second rank change nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,16 @@ def test_no_callback_that_ships_is_missing():
         for name in OmegaConf.load(shipped_conf() / "callbacks" / f"{choice}.yaml")
     ]
     assert sorted(listed) == sorted(set(shipped) - EXCEPTED)
+
+
+def test_every_callback_is_in_the_documentation():
+    docs = Path(__file__).parents[2] / "docs"
+    table, gallery = ((docs / name).read_text() for name in ("callbacks.md", "gallery.md"))
+    for name in choices("callbacks"):
+        assert f"`{name}`" in table, name
+        assert f"## {name}\n" in gallery or f"`{name}` (" in gallery, name
+    for picture in re.findall(r"\]\((.+)\)", gallery):
+        assert (docs / picture).is_file(), picture
 
 
 def test_every_callback_has_one_file_of_code_and_one_test():
