@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.trainer.heads import Head
 from ksuit_runner.trainer.hits import checked_topk, count_hits
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import PartSums, Sums

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.periodic_callback import DatasetCallback
 
 
 class BatchnormStatistics(DatasetCallback):

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.config.types import MetricKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.metric_callback import MetricCallback
 
 
 class BestCheckpoint(MetricCallback):

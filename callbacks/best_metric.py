@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import did_you_mean
-from ksuit_runner.metric_callback import MetricCallback
 
 
 class BestMetric(MetricCallback):

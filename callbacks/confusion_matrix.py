@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.trainer.heads import Head
 
 _MOST_NAMES = 20  # classes that still have their names and numbers in the picture

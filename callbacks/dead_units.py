@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.chosen_modules import chosen_modules, tapped
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.tensors.nested import tensors_in
 
 

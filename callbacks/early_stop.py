@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.errors import ConfigError, StopTraining
-from ksuit_runner.metric_callback import MetricCallback
 
 
 class EarlyStop(MetricCallback):

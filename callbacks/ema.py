@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ksuit_runner.averaging_callback import AveragingCallback
+from ksuit_runner.callback_bases.averaging import AveragingCallback
 from ksuit_runner.errors import ConfigError
 
 

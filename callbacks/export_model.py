@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.mlflow_model import export_program, write_mlflow_model
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.system.atomic_files import new_folder
 from ksuit_runner.tracker.base import ModelVersion
 

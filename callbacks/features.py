@@ -8,8 +8,8 @@ from typing import ClassVar
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ksuit_runner.callback_bases.feature import FeatureCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.feature_callback import FeatureCallback
 
 
 class FeatureDump(FeatureCallback):

@@ -5,11 +5,11 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.phases import Phases
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.flops import FlopCount, is_compiled
 
 

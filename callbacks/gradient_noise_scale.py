@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import undisturbed, uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.module_norms import dense_values
 from ksuit_runner.trainer.sums import PartSums, Sums, to_device

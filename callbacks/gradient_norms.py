@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.trainer.module_norms import ModuleNorms, gradient
 from ksuit_runner.trainer.sums import to_device
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.nn.functional import normalize, one_hot
 
+from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.feature_callback import Labelled, ProbeCallback
 
 _MOST_VALUES: Final = 1 << 24  # similarities, or votes, in memory at once
 

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.feature_callback import Labelled, ProbeCallback
 
 
 class LogisticRegressionProbe(ProbeCallback):

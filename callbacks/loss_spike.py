@@ -5,10 +5,10 @@ from math import isfinite, sqrt
 from typing import Any, ClassVar, Literal
 
 from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, LossError, did_you_mean
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 _ACTIONS = ("skip", "fail")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from ksuit_runner.callback_bases.window import WindowCallback
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.window_callback import WindowCallback
 
 
 class MemorySnapshot(WindowCallback):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import local
 from ksuit_runner.errors import LossError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.parameter_rules import named_parameters

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ksuit_runner.online_callback import OnlineCallback
+from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.trainer.heads import Head
 from ksuit_runner.trainer.hits import checked_topk, count_hits
 from ksuit_runner.trainer.losses import Losses

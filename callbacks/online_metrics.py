@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ksuit_runner.online_callback import OnlineCallback
+from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.trainer.batch_metric import batch_metrics
 from ksuit_runner.trainer.heads import Head
 from ksuit_runner.trainer.losses import Losses

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.online_callback import OnlineCallback
 from ksuit_runner.tensors.nested import entries
 from ksuit_runner.trainer.losses import Losses
 

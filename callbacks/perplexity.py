@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.nn import functional as F
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.trainer.heads import Head
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.tensors.pictures import as_pictures, grid
 from ksuit_runner.trainer.heads import Head, classes_last
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ksuit_runner.callback_bases.window import WindowCallback
 from ksuit_runner.engine.phases import Phases
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.window_callback import WindowCallback
 
 
 class Profiler(WindowCallback):

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.errors import ConfigError, StopTraining
-from ksuit_runner.metric_callback import MetricCallback
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
 from ksuit_runner.system.optional_package import require_package

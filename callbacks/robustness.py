@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.trainer.heads import Head
 
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.pictures import as_pictures, grid
 
 

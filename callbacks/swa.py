@@ -1,6 +1,6 @@
 """Stochastic weight averaging."""
 
-from ksuit_runner.averaging_callback import AveragingCallback
+from ksuit_runner.callback_bases.averaging import AveragingCallback
 
 
 class Swa(AveragingCallback):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import psutil
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.system.optional_package import require_package
 
 

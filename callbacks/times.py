@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.phases import PHASES, Phases
 from ksuit_runner.engine.stopwatch import Stopwatch
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class Times(PeriodicCallback):

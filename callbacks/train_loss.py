@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ksuit_runner.online_callback import OnlineCallback
+from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.trainer.losses import Losses, add_losses, mean_losses
 from ksuit_runner.trainer.sums import Sums
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.checkpoint.weights_writer import WeightsWriter
 from ksuit_runner.counter import UpdateCounter
@@ -13,7 +14,6 @@ from ksuit_runner.distributed.pieces import gathered, local
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.average import is_in
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.tensors.name_patterns import matching_modules
 
 

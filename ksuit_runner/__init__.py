@@ -12,17 +12,17 @@ from ksuit_runner.system.shipped_folders import install as _install
 if TYPE_CHECKING:
     from ksuit_runner.api import RunResult, compose, run
     from ksuit_runner.callback_base import CallbackBase
+    from ksuit_runner.callback_bases.feature import FeatureCallback
+    from ksuit_runner.callback_bases.metric import MetricCallback
+    from ksuit_runner.callback_bases.online import OnlineCallback
+    from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
     from ksuit_runner.counter import Interval, UpdateCounter
     from ksuit_runner.data.container import DataContainer
     from ksuit_runner.data.tensor_dataset import TensorDataset
     from ksuit_runner.errors import ConfigError, StopTraining
-    from ksuit_runner.feature_callback import FeatureCallback
     from ksuit_runner.launchers.base import Launcher
-    from ksuit_runner.metric_callback import MetricCallback
     from ksuit_runner.models.base import ModelBase
-    from ksuit_runner.online_callback import OnlineCallback
     from ksuit_runner.paths import PathProvider
-    from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
     from ksuit_runner.results import load_model, metrics, runs
     from ksuit_runner.tracker.base import BaseTracker
     from ksuit_runner.trainer.sgd import SgdTrainer
@@ -60,15 +60,15 @@ _MODULES = {
     "CallbackBase": "callback_base",
     "ConfigError": "errors",
     "DataContainer": "data.container",
-    "DatasetCallback": "periodic_callback",
-    "FeatureCallback": "feature_callback",
+    "DatasetCallback": "callback_bases.periodic",
+    "FeatureCallback": "callback_bases.feature",
     "Interval": "counter",
     "Launcher": "launchers.base",
-    "MetricCallback": "metric_callback",
+    "MetricCallback": "callback_bases.metric",
     "ModelBase": "models.base",
-    "OnlineCallback": "online_callback",
+    "OnlineCallback": "callback_bases.online",
     "PathProvider": "paths",
-    "PeriodicCallback": "periodic_callback",
+    "PeriodicCallback": "callback_bases.periodic",
     "RunResult": "api",
     "SgdTrainer": "trainer.sgd",
     "StopTraining": "errors",

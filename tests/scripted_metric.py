@@ -1,6 +1,6 @@
 """A callback that logs given values, for tests of callbacks that watch a metric."""
 
-from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 
 
 class ScriptedMetric(PeriodicCallback):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase, template
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.engine.hooks import HOOKS, Hooks
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 ARGUMENTS = {
     "on_exception": {"error": ValueError("x")},

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.engine.assembly import Assembly
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.keyed_random import mix, seed_all, uses_no_rng
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 DRAWN = ("before_training", *(hook for hook in HOOKS if hook not in ("before_training", "on_exception")))

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from callbacks.ema import Ema
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
@@ -20,7 +21,6 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.parameters import read_parameters

@@ -29,9 +29,8 @@ LAYERS = (
     ("tracker", "log_writer"),
     ("delivery", "callback_base"),
     ("recorder",),
-    ("resume", "averaging_callback", "periodic_callback", "metric_callback"),
-    ("online_callback", "feature_callback", "window_callback"),
-    ("engine",),
+    ("resume", "callback_bases"),
+    ("engine", "metric_callback", "periodic_callback"),
     ("start",),
     ("sweep", "testing", "reports"),
     ("results",),
@@ -49,8 +48,7 @@ STARTS = ("api", "cli.dispatch", "cli.start", "__main__")
 # The root holds only what users import or name in YAML, and the entry point of the command line.
 ROOT_MODULES = {
     *("__init__", "__main__", "api", "results", "testing", "errors", "counter", "paths", "keyed_random", "schedule"),
-    *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback", "online_callback"),
-    *("averaging_callback", "feature_callback", "window_callback"),
+    *("metric_property", "log_writer", "callback_base", "periodic_callback", "metric_callback"),
 }
 
 UNCOMMENTED_KEYS = {"defaults", "_target_", "_partial_"}

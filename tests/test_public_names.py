@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from command import REPOSITORY
@@ -36,6 +37,12 @@ for name in ksuit_runner.__all__:
 def test_each_name_can_be_the_first_that_is_imported():
     done = subprocess.run([sys.executable, "-c", EACH_FIRST], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["metric_callback.MetricCallback", "periodic_callback.DatasetCallback"])
+def test_the_modules_that_the_changelog_keeps_have_the_same_classes(name):
+    module, _, name = name.partition(".")
+    assert getattr(import_module(f"ksuit_runner.{module}"), name) is getattr(ksuit_runner, name)
 
 
 def test_every_name_is_listed_once():

@@ -20,7 +20,7 @@ PROJECT = {
     "callbacks/mine.py": '''
 """Logs the largest weight."""
 
-from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 
 
 class Mine(PeriodicCallback):

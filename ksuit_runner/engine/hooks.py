@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from ksuit_runner.callback_base import CallbackBase, is_quiet
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.distributed.world import World
@@ -16,7 +17,6 @@ from ksuit_runner.engine.callback_states import CallbackStates, implements, over
 from ksuit_runner.engine.shared_metrics import check_shared_metrics
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.evaluation_pass import is_shared
 from ksuit_runner.trainer.gradients import graphs_built
 

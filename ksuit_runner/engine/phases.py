@@ -7,9 +7,9 @@ from functools import wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.engine.callback_states import implements
 from ksuit_runner.engine.hooks import HOOKS
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 if TYPE_CHECKING:
     from ksuit_runner.callback_base import CallbackBase

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.check.references import expand
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 def check_shared_metrics(callbacks: Mapping[str, CallbackBase], counter: UpdateCounter) -> None:

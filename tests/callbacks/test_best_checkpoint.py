@@ -6,10 +6,10 @@ import pytest
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.early_stop import EarlyStop
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.folders import names, newest_tags, read_tags
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 class Says(PeriodicCallback):

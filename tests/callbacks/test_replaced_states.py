@@ -8,8 +8,8 @@ from torchmetrics.classification import MulticlassF1Score
 
 import callbacks
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.checkpoint.state_types import Packer, copy_state
-from ksuit_runner.online_callback import OnlineCallback
 
 ARGUMENTS = {"OnlineMetrics": {"metrics": {"f1": partial(MulticlassF1Score)}}}
 

@@ -6,9 +6,9 @@ import torch
 from callbacks.loss import Loss
 from callbacks.times import Times
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.engine import stopwatch
 from ksuit_runner.engine.phases import Phases
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 now = 0.0

@@ -5,11 +5,11 @@ import torch
 from omegaconf import OmegaConf
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.factory import Factory, OnDemand, parameters_of
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 
 class Base(CallbackBase):

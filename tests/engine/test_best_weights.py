@@ -12,12 +12,12 @@ from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.ema import Ema
 from callbacks.loss import Loss
 from ksuit_runner import run
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 TEST = {"dataset_key": "test", "weights_of": "best"}

@@ -11,13 +11,13 @@ from torch import nn
 from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
 from callbacks.loss import Loss
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.keyed_random import seed_all
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.schedule import constant
 from ksuit_runner.testing import tiny_run
 from ksuit_runner.trainer import evaluation_pass

@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 
 class Size(DatasetCallback):

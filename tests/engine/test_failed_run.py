@@ -12,6 +12,7 @@ from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
@@ -19,7 +20,6 @@ from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, LossError, ResumeError, StopTraining
 from ksuit_runner.keyed_random import keyed
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 FAULTS = [hook for hook in HOOKS if hook not in ("before_training", "on_exception")]

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.data.batch_plan import BatchPlan
 from ksuit_runner.data.fetch_batch import EVALUATION
@@ -9,7 +10,6 @@ from ksuit_runner.data.order import CheckedOrder, Shuffled
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ResumeError, StopTraining
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 
 class Diary(PeriodicCallback):

@@ -10,11 +10,11 @@ from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.throughput import Throughput
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import ConfigError, KsuitError
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 
 def points(run):

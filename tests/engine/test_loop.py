@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 
 def result(maker, run_id="run00000"):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.checkpoint.writer import CheckpointWriter
@@ -31,7 +32,6 @@ from ksuit_runner.errors import ConfigError, PeerError, StopTraining
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.schedule import constant

@@ -9,10 +9,10 @@ from torch import nn
 
 from callbacks.accuracy import Accuracy
 from callbacks.loss import Loss
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import StopTraining
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.testing import tiny_run
 
 EVERY = {"dataset_key": "test", "every_n_updates": 2}

@@ -7,11 +7,11 @@ import pytest
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.loss import Loss
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import StopTraining
-from ksuit_runner.periodic_callback import PeriodicCallback
 
 LOSS = (Loss, {"dataset_key": "test", "every_n_epochs": 1, "at_start": True})
 

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import torch
 from ksuit_runner.engine.hooks import HOOKS
-from ksuit_runner.periodic_callback import PeriodicCallback
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 
 
 class Gambler(PeriodicCallback):

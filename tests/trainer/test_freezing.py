@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from callbacks.ema import Ema
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.schedule import constant
 from ksuit_runner.trainer.freezing import Freezing, frozen_for_good
 from ksuit_runner.trainer.modes import Modes

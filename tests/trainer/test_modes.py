@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import KsuitError
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 from ksuit_runner.trainer.modes import Modes
 
 IN_TRAINING = ("before_every_update", "before_every_accumulation_step", "before_every_backward")

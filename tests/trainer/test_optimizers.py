@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Muon
 
 from callbacks.gradient_norm import GradientNorm
 from callbacks.learning_rate import LearningRate
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
@@ -18,7 +19,6 @@ from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.engine.assembly import build_trainer
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.schedule import constant, linear
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.optimizers import OptimizerSpec

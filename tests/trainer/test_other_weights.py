@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
-from ksuit_runner.periodic_callback import DatasetCallback
 from ksuit_runner.schedule import constant
 
 

@@ -335,7 +335,7 @@ def test_a_reader_sees_a_file_once(write, tmp_path):
 
 
 def test_the_callbacks_of_the_framework():
-    signature = read("ksuit_runner.periodic_callback.DatasetCallback")
+    signature = read("ksuit_runner.callback_bases.periodic.DatasetCallback")
     names = ["dataset_key", "batch_size", "max_batches", "at_end", "weights_of"]
     names += ["every_n_epochs", "every_n_updates", "every_n_samples", "at_start", "trainer"]
     assert [item.name for item in signature.parameters][: len(names)] == names

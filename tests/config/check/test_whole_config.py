@@ -57,7 +57,7 @@ def make(width): ...
 
 CALLBACKS = """
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.config.types import DatasetKey, MetricKey
 
 class Score(DatasetCallback):

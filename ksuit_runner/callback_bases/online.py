@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic
 
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.periodic_callback import PeriodicCallback
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import Accumulated, PartSums
 

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
 from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.feature_extractor import FeatureExtractor
-from ksuit_runner.periodic_callback import DatasetCallback, FurtherDataset
 from ksuit_runner.trainer.evaluation_pass import BatchReader
 
 Labelled = tuple[Tensor, Tensor]

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.periodic_callback import DatasetCallback, PeriodicCallback
 
 
 class Notes(PeriodicCallback):

@@ -1,0 +1,1 @@
+"""Bases of callbacks: what several of them share, beyond the hooks of ``CallbackBase``."""
