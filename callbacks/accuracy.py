@@ -33,14 +33,10 @@ class Accuracy(DatasetCallback):
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
-        "accuracy/{dataset_key}",
-        "accuracy/{dataset_key}/*",
-        "accuracy_top{topk}/{dataset_key}",
-        "accuracy_top{topk}/{dataset_key}/*",
-        "accuracy_{heads}/{dataset_key}",
-        "accuracy_{heads}/{dataset_key}/*",
-        "accuracy_top{topk}_{heads}/{dataset_key}",
-        "accuracy_top{topk}_{heads}/{dataset_key}/*",
+        "accuracy{_heads}/{dataset_key}",
+        "accuracy{_heads}/{dataset_key}/*",
+        "accuracy_top{topk}{_heads}/{dataset_key}",
+        "accuracy_top{topk}{_heads}/{dataset_key}/*",
     )
 
     def __init__(

@@ -34,10 +34,8 @@ class OnlineAccuracy(OnlineCallback[Sums]):
     """
 
     logs: ClassVar[Sequence[str] | None] = (
-        *("accuracy/train", "accuracy/train/epoch"),
-        *("accuracy_top{topk}/train", "accuracy_top{topk}/train/epoch"),
-        *("accuracy_{heads}/train", "accuracy_{heads}/train/epoch"),
-        *("accuracy_top{topk}_{heads}/train", "accuracy_top{topk}_{heads}/train/epoch"),
+        *("accuracy{_heads}/train", "accuracy{_heads}/train/epoch"),
+        *("accuracy_top{topk}{_heads}/train", "accuracy_top{topk}{_heads}/train/epoch"),
     )
 
     def __init__(
@@ -58,6 +56,9 @@ class OnlineAccuracy(OnlineCallback[Sums]):
 
     def _new_sums(self) -> Sums:
         return Sums()
+
+    def _summed(self) -> str:
+        return repr([self.topk, self._heads])
 
     def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         _, targets = self.trainer.inputs_and_targets(batch)

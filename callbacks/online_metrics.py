@@ -47,6 +47,9 @@ class OnlineMetrics(OnlineCallback[Sums]):
     def _new_sums(self) -> Sums:
         return Sums(self.sum_dtype)
 
+    def _summed(self) -> str:
+        return repr([self._head, *((name, metric.description) for name, metric in self.metrics.items())])
+
     def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         found = self._head.find(outputs, self.trainer.inputs_and_targets(batch)[1])
         for name, metric in self.metrics.items():

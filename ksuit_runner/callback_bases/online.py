@@ -12,6 +12,8 @@ from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import Accumulated, PartSums
 
+_SUMMED = "summed"
+
 
 class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
     """A periodic callback that accumulates what it finds in the batches of training, and logs it at its interval.
@@ -43,6 +45,10 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
     def _accumulate(self, sums: Accumulated, batch: Any, losses: Losses, outputs: Any) -> None:
         """Add what is found in a part of a batch; the arguments are those of ``_track_after_accumulation_step``."""
 
+    def _summed(self) -> str:
+        """Return what is summed up, as far as arguments say it; where a resume changes it, the sums begin anew."""
+        return ""
+
     @abstractmethod
     def _log(self, sums: Accumulated, suffix: str) -> None:
         """Log what was accumulated.
@@ -73,10 +79,13 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last log, and those of the present epoch."""
         of_epoch = {} if self._epoch is None else {"epoch": self._epoch.state_dict()}
-        return {**self._sums.state_dict(), **of_epoch}
+        return {**self._sums.state_dict(), **of_epoch, _SUMMED: self._summed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the sums."""
+        """Restore the sums, unless a resume or a fork has changed what is summed up."""
+        if state_dict.get(_SUMMED, self._summed()) != self._summed():
+            self.logger.warning("%s has other arguments: it sums up anew from here on", self.display_name)
+            return
         self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
         if self._epoch is not None and "epoch" in state_dict:  # a fork may ask for what its parent did not
             self._epoch.load_state_dict(state_dict["epoch"], self.trainer.accumulation_steps)
@@ -84,4 +93,5 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
     def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the sums of the parts of all ranks."""
         of_epoch = [state["epoch"] for state in state_dicts if "epoch" in state]
-        return {**PartSums.merged(state_dicts), **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}
+        merged = {_SUMMED: state_dicts[0].get(_SUMMED, self._summed()), **PartSums.merged(state_dicts)}
+        return {**merged, **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.sums import Sums, Total
 
 _SIZES = ("num_classes", "num_labels")
+_PLAIN = (bool, int, float, str, NoneType)
 
 
 def batch_metrics(
@@ -65,6 +67,9 @@ class BatchMetric:
     Raises:
         ConfigError: It is not a metric, or its arguments are wrong; or not all of its states are sums. Without
             ``classes`` raised at the first batch.
+
+    Attributes:
+        description: The class of the metric and its arguments, as far as they are plain values.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class BatchMetric:
     ) -> None:
         self._given, self._path, self._device, self._sums_only = given, path, device, sums_only
         self._sizes: list[str] = []
+        self.description = _description(given)
         if isinstance(given, partial):
             asked = inspect.signature(given.func).parameters
             self._sizes = [name for name in _SIZES if name in asked and name not in given.keywords]
@@ -176,6 +182,12 @@ class BatchMetric:
                 )
         metric.distributed_available_fn = lambda: False  # the states of ranks come together in the run's own way
         return metric.to(self._device)
+
+
+def _description(given: Any) -> str:
+    made_of, values = (given.func, given.keywords) if isinstance(given, partial) else (type(given), vars(given))
+    plain = {name: value for name, value in values.items() if name[0] != "_" and isinstance(value, _PLAIN)}
+    return f"{made_of.__qualname__} {sorted(plain.items())}"
 
 
 def _is_sum(metric: Any, name: str) -> bool:

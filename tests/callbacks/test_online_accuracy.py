@@ -81,6 +81,15 @@ def test_subsets_of_classes_and_a_target_to_ignore(new_run):
     assert run.metric("accuracy_all/train")[8] == pytest.approx(hits[targets != 0].mean().item())
 
 
+def test_two_with_different_heads_log_beside_each_other(new_run):
+    heads = {"even": {"even": {"classes": [0, 2, 4]}}, "odd": {"odd": {"classes": [1, 3, 5]}}}
+    callbacks = {name: partial(OnlineAccuracy, heads=held, every_n_updates=8) for name, held in heads.items()}
+    run = new_run(callbacks, max_updates=8).train()
+    assert run.metrics() == {"accuracy_even/train", "accuracy_odd/train"}
+    with pytest.raises(ConfigError, match=r"both log 'accuracy_even/train' at update 8"):
+        new_run({**callbacks, "again": callbacks["even"]}, run_id="again")
+
+
 def test_more_than_the_classes_is_an_error_at_the_first_update(new_run):
     with pytest.raises(ConfigError, match="topk: numbers of at least 1"):
         new_run({"online": partial(OnlineAccuracy, topk=[0], every_n_updates=8)})

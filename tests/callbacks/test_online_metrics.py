@@ -66,3 +66,13 @@ def test_two_that_log_other_values_under_one_name_are_found_before_training(new_
     make = partial(OnlineMetrics, metrics={"f1": partial(MulticlassF1Score)})
     with pytest.raises(ConfigError, match=r"callbacks\.one and callbacks\.two: both log 'f1/train' at update 6"):
         new_run({"one": partial(make, every_n_updates=2), "two": partial(make, every_n_updates=3)})
+
+
+def test_a_metric_that_a_resume_changes_in_an_interval_begins_anew(new_run, caplog):
+    make = partial(OnlineMetrics, every_n_updates=8, per_epoch=True)
+    changed = {"f1": partial(MulticlassF1Score, average="micro"), "recall": METRICS["recall"]}
+    new_run({"online": partial(make, metrics=METRICS)}, stop_at=13, max_updates=24).train()
+    run = new_run({"online": partial(make, metrics=changed), "seen": Recorder}, max_updates=24, strict=False).train()
+    assert "online has other arguments" in caplog.text
+    targets, predictions = run["seen"].of(range(13, 16))
+    assert run.metric("f1/train")[16] == pytest.approx(f1_score(targets, predictions, average="micro"), rel=1e-6)

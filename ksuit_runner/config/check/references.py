@@ -79,10 +79,22 @@ def is_callback(item: CheckedObject) -> bool:
 
 
 def expand(pattern: str, arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Put arguments into a pattern of metric keys: one key for each element of a list, or key of a mapping."""
+    """Put arguments into a pattern of metric keys: one key for each element of a list, or key of a mapping.
+
+    ``{_heads}`` is ``_NAME`` for each of the ``heads``, and nothing if there are none.
+    """
     parts = re.split(r"\{(\w+)\}", pattern)  # texts at even positions, names of arguments at odd ones
-    choices = [_texts(arguments.get(part)) if index % 2 else [part] for index, part in enumerate(parts)]
+    choices = [_choices(part, arguments) if index % 2 else [part] for index, part in enumerate(parts)]
     yield from map("".join, product(*choices))
+
+
+def _choices(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    if not name.startswith("_"):
+        return _texts(arguments.get(name))
+    value = arguments.get(name[1:])
+    if value is UNKNOWN:
+        return ["*"]
+    return [f"_{text}" for text in _texts(value)] if value else [""]
 
 
 def _texts(value: Any) -> list[str]:
