@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import inf, isfinite
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
@@ -16,17 +14,10 @@ from ksuit_runner.distributed.pieces import local
 from ksuit_runner.errors import LossError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
+from ksuit_runner.tensors.first_not_finite import FirstNotFinite
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.parameter_rules import named_parameters
-
-
-class _Look(NamedTuple):
-    """A look at a tensor: in which update, what it is, and its largest absolute value."""
-
-    update: int
-    what: str
-    largest: Tensor
 
 
 class NanWatch(PeriodicCallback):
@@ -46,7 +37,7 @@ class NanWatch(PeriodicCallback):
     Args:
         match: Patterns of the names of modules to watch; ``{}`` stands for the number of a layer. None watches all.
         **kwargs: Passed on to PeriodicCallback. Between two intervals it waits for no device, and holds a number for
-            each tensor that it has looked at.
+            each tensor of one update.
 
     Raises:
         ConfigError: A pattern matches no module, or one that is never called; or the model is compiled.
@@ -62,15 +53,14 @@ class NanWatch(PeriodicCallback):
         self._named = named_parameters(self.model.module, self.trainer.loss)
         self._follows_backward = not self.trainer.scaler.is_enabled()
         self._taps = ExitStack()
-        self._looks: list[_Look] = []
-        self._update = 0
+        self._seen = FirstNotFinite()
 
     @uses_no_rng
     def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
         self._taps.close()  # of a part whose loss was not finite
-        self._update = update_counter.update + 1
+        self._seen.begin(update_counter.update + 1)
         for tensor in tensors_in(batch):
-            self._look("the batch", tensor)
+            self._seen.look("the batch", tensor)
         self._taps.enter_context(tapped(self._modules, self._follow))
 
     def _follow(self, module: str, outputs: Any) -> None:
@@ -78,49 +68,38 @@ class NanWatch(PeriodicCallback):
             return
         what = f"the output of '{module}'" if module else "the output of the model"
         for output in tensors_in(outputs):
-            self._look(what, output)
+            self._seen.look(what, output)
             if self._follows_backward and output.grad_fn is not None:
-                look = partial(self._look, f"the gradient of {what}")
+                look = partial(self._seen.look, f"the gradient of {what}")
                 output.register_hook(look)  # type: ignore[no-untyped-call]
-
-    def _look(self, what: str, tensor: Tensor) -> None:
-        is_number = tensor.is_floating_point() or tensor.is_complex()
-        if is_number and tensor.layout is torch.strided and tensor.numel():
-            largest: Tensor = torch.linalg.vector_norm(tensor.detach(), inf)
-            self._looks.append(_Look(self._update, what, largest.float()))
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
         self._taps.close()  # before it computes activations again
-        self._look("the loss", losses["total"])
+        self._seen.look("the loss", losses["total"])
 
     @quiet
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
         for name, parameter in self._named.items() if self._follows_backward else ():
             if parameter.grad is not None:
-                self._look(f"the gradient of the parameter '{name}'", local(parameter.grad))
+                self._seen.look(f"the gradient of the parameter '{name}'", local(parameter.grad))
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        if (found := self._first()) is not None:
-            self.logger.warning(found)
+        self._warn()
 
     def _on_exception(self, error: BaseException) -> None:
-        if (found := self._first()) is not None:
-            self.logger.warning(found)
-        elif isinstance(error, LossError):
+        if not self._warn() and isinstance(error, LossError):
             self.logger.warning("the outputs of all modules are finite: the loss is what is not")
 
-    def _first(self) -> str | None:
-        """Say what was the first that is not finite since the last time; None if there was nothing."""
-        looks, self._looks = self._looks, []
-        largest = torch.stack([look.largest for look in looks]).tolist() if looks else []
-        for number, (look, value) in enumerate(zip(looks, largest, strict=True)):
-            if not isfinite(value):
-                before = f", right after {looks[number - 1].what}" if number else ""
-                return f"update {look.update}: {look.what} is the first that is not finite{before}"
-        return None
+    def _warn(self) -> bool:
+        """Warn of what was the first that is not finite since the last time; return whether there was anything."""
+        if (found := self._seen.take()) is None:
+            return False
+        before = f", right after {found.before}" if found.before else ""
+        self.logger.warning("update %d: %s is the first that is not finite%s", found.update, found.what, before)
+        return True
 
     def close(self) -> None:
         """Remove the hooks of an update that has failed."""
