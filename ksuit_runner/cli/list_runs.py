@@ -1,24 +1,25 @@
 """The runs of an output folder as a table; those found killed are marked so with the tracker: ``list=``."""
 
+import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 
 from omegaconf import DictConfig
 
-from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.outbox import Outbox, mark_if_killed
 from ksuit_runner.delivery.recording import Recording
-from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
+from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.stored_run import IndexEntry, entries
+from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.ui.terminal import make_console, print_table
+from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, make_console, print_table
 
 _TAKES = ("output_dir", "tracker", "trust")
 
@@ -44,19 +45,23 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     found = {entry.run_id: entry for entry in entries(outputs)}
     newest = sorted(found.values(), key=lambda entry: entry.start_time, reverse=True)
     shown = newest if count == "all" else newest[: int(count)]
-    heads = ("run", "name", "status", "newest checkpoint", "started")
-    print_table(make_console(), heads, [_row(outputs, entry, composed, overrides) for entry in shown], status_column=2)
+    heads = ("run", "name", "status", "metric", "best", "took", "age")
+    rows = [_row(outputs, entry, composed, overrides) for entry in shown]
+    print_table(make_console(), heads, rows, status_column=2)
     return 0
 
 
-def _row(
-    outputs: OutputPaths, entry: IndexEntry, composed: DictConfig, overrides: Sequence[str]
-) -> tuple[str, str, str, str, str]:
-    paths = PathProvider(outputs.output_dir, entry.run_id)
-    status = _recorded_status(paths) or _mark_if_killed(paths, composed, overrides)
-    checkpoint = next(iter(names(paths)), "")
-    started = datetime.fromtimestamp(entry.start_time).strftime("%Y-%m-%d %H:%M")
-    return entry.run_id, entry.name, status.lower(), checkpoint, started
+def _row(outputs: OutputPaths, entry: IndexEntry, composed: DictConfig, overrides: Sequence[str]) -> tuple[str, ...]:
+    run = StoredRun(PathProvider(outputs.output_dir, entry.run_id))
+    status = _recorded_status(run.paths) or _mark_if_killed(run.paths, composed, overrides)
+    try:
+        judged = run.objective or "", "" if run.value is None else format_number(run.value)
+    except KsuitError:  # its files are damaged, which its status need not say
+        judged = "", ""
+    age = timedelta(seconds=max(0.0, time.time() - entry.start_time))
+    took = age if status == "RUNNING" else run.took
+    ages = "" if took is None else format_duration(took), format_duration(age)
+    return entry.run_id[:SHORT_ID], entry.name, status.lower(), *judged, *ages
 
 
 def _recorded_status(paths: PathProvider) -> str | None:

@@ -116,6 +116,21 @@ class StoredRun:
                 summaries[key].add(value, step)
         return summaries
 
+    @cached_property
+    def objective(self) -> str | None:
+        """The metric that it is judged by: ``objective``, or the first that a callback selects by; None if none is."""
+        if key := self.config.get("objective"):
+            return str(key)
+        callbacks = [node for node in (self.config.get("callbacks") or {}).values() if isinstance(node, Mapping)]
+        watched = (str(node["metric_key"]) for node in callbacks if node.get("metric_key"))
+        return next((key for key in watched if self._directions().direction(key) != "neutral"), None)
+
+    @property
+    def value(self) -> float | None:
+        """The best value of the metric that it is judged by; None if there is none yet."""
+        summary = self.metrics.get(self.objective or "")
+        return None if summary is None else summary.best
+
     def _directions(self) -> MetricPropertyProvider:
         node = self.config.get("metric_property_provider")
         given = {key: value for key, value in node.items() if key in ("higher", "lower", "neutral")} if node else {}

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.untrusted_files import open_stored
 from ksuit_runner.ui.lasting_output import LastingStream
 
+SHORT_ID = 8
+"""Characters of a run's id in tables; they are enough to name it."""
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
 _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
@@ -173,6 +176,17 @@ def format_number(value: float) -> str:
     if isfinite(value) and value == int(value) and abs(value) < 1e9:
         return str(int(value))
     return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def format_duration(duration: timedelta) -> str:
+    """Write a duration with its two largest units, such as ``2h 05m``."""
+    seconds = round(duration.total_seconds())
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d {hours % 24:02}h"
+    if hours:
+        return f"{hours}h {minutes % 60:02}m"
+    return f"{minutes}m {seconds % 60:02}s" if minutes else f"{seconds}s"
 
 
 def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str]:

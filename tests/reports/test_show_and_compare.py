@@ -1,6 +1,8 @@
 """``show=`` and ``compare=``: what is stored of runs, on the terminal."""
 
 import json
+import re
+from datetime import timedelta
 
 import pytest
 import yaml
@@ -9,11 +11,13 @@ from PIL import Image
 
 from ksuit_runner import run
 from ksuit_runner.cli.dispatch import _main
+from ksuit_runner.cli.list_runs import list_runs
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.compare import compare
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import show
+from ksuit_runner.ui.terminal import format_duration
 
 FEW = ("model=linear", "trainer.max_epochs=2", "tracker=noop")
 
@@ -98,3 +102,22 @@ def test_the_config_that_a_stored_run_would_get_is_printed(output_dir, capsys):
         _main(["--cfg", "job", f"output_dir={output_dir}", "resume=second", "seed=4"])
     with pytest.raises(KsuitError, match="cannot be given together with --cfg"):
         _main(["--cfg", "hydra", f"output_dir={output_dir}", "resume=second"])
+
+
+def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, capsys):
+    assert list_runs("all", [f"output_dir={output_dir}"]) == 0
+    listed = rows(capsys.readouterr().out)
+    runs = [StoredRun(PathProvider(output_dir, folder.name)) for folder in (output_dir / "runs").iterdir()]
+    first = next(run for run in runs if run.name == "first")
+    name, status, metric, best, *times = listed[first.paths.run_id[:8]]
+    assert (name, status, metric) == ("first", "finished", "accuracy/validation")
+    assert best == f"{first.metrics['accuracy/validation'].best:.4g}"
+    assert all(re.fullmatch(r"\d+[hms]", text) for text in times) and len(times) >= 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (61, "1m 01s"), (3599.6, "1h 00m"), (7500, "2h 05m"), (90000, "1d 01h"), (864000, "10d 00h")],
+)
+def test_durations(seconds, text):
+    assert format_duration(timedelta(seconds=seconds)) == text
