@@ -1,10 +1,13 @@
 """A pass over the batches of an evaluation: which of them a rank reads, and for whom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
 from ksuit_runner.distributed.world import World
+
+EvaluationWatcher = Callable[[Sequence[str], str, int, int | None], None]
+"""Takes the names of those that read a batch, the key of the dataset, the number of the batch, and of how many."""
 
 
 class Reading(NamedTuple):
@@ -54,6 +57,11 @@ class SharedPass:
         known = [most for most, _ in self._readings if most is not None]
         return max(known) if len(known) == len(self._readings) else None
 
+    def end(self, batches: int | None = None) -> int | None:
+        """Number of batches that are read of a dataset with so many; None if that is not known."""
+        known = [number for number in (self.max_batches, batches) if number is not None]
+        return min(known, default=None)
+
     def turns(self, batches: int | None = None) -> Iterator[Turn]:
         """Yield the batches of this rank, in order.
 
@@ -61,8 +69,7 @@ class SharedPass:
             batches: Number of batches of the dataset; None if it is not known: then the batches go on without end, and
                 where the ranks are in step, each of them reads all.
         """
-        most = self.max_batches
-        stop = batches if most is None else most if batches is None else min(batches, most)
+        stop = self.end(batches)
         if self._in_step and self._is_divided and batches is not None:
             assert stop is not None
             for first in range(0, stop, self._size):

@@ -86,6 +86,7 @@ def go_through(
     readings = [Reading(item.max_batches, is_shared(item, trainer)) for item in readers]
     shared = SharedPass(readings, data.world, in_step)
     length = data.batches_in(key, size)
+    batch_count, watch = shared.end(length), trainer.watch_evaluation
     batches = data.evaluation_batches(key, size, shared.max_batches, (turn.number for turn in shared.turns(length)))
     for reader, reading in zip(readers, readings, strict=True):
         reader.gathered.start(is_shared=reading.is_shared and data.world.size > 1)
@@ -94,6 +95,8 @@ def go_through(
             active = [index for index in shared.readers_from(turn) if index not in failures]
             if not active:
                 break
+            if watch is not None:
+                watch([readers[index].display_name for index in active], key, turn.number, batch_count)
             # Each evaluation draws the same for a batch, so that values of two updates can be compared.
             seed = mix(data.seed, "evaluation", key, turn.number)
             try:

@@ -17,6 +17,7 @@ from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
+from ksuit_runner.data.shared_pass import EvaluationWatcher
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError, did_you_mean
@@ -105,6 +106,7 @@ class SgdTrainer:
         total_loss: The loss of the whole batch, the same on all ranks, if an optimizer that evaluates it again or
             ``keep_total_loss`` asks for it.
         must_skip: Whether a callback has asked to skip the present update.
+        watch_evaluation: Is told before each batch of an evaluation, see ``EvaluationWatcher``; None if nobody looks.
         shared_outputs: Computes the outputs for the batch that several callbacks evaluate; None at all other times.
         evaluates_in_order: Whether what ``training_step`` computes in an evaluation depends on the batches before, so
             that ranks cannot share them; a subclass says so.
@@ -206,6 +208,7 @@ class SgdTrainer:
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu", max_skips=max_skips)
         self.shared_outputs: SharedOutputs | None = None
+        self.watch_evaluation: EvaluationWatcher | None = None
         self.batch_parts = BatchParts(data_container.samples_in)
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
         self.loss_weights = loss_weights or {}

@@ -56,15 +56,15 @@ def test_plain_lines_come_after_evaluations_and_at_the_end(new_run):
     lines = lines_of(new_run, callbacks, max_updates=50)
     number = r"\d[\d.]*"
     assert len(lines) == 3
-    for line, epoch, update in zip(lines, (1, 2, 2), (20, 40, 50), strict=True):
+    for line, epoch, update in zip(lines, (1, 2, 3), (20, 40, 50), strict=True):
         left = "" if update == 50 else r"  0:\d\d:\d\d left"
         metrics = f"loss/train {number}  accuracy/test {number}"
-        assert re.fullmatch(f"epoch {epoch}  update {update}/50  {number} updates/s{left}  {metrics}", line), line
+        assert re.fullmatch(f"epoch {epoch}/3  update {update}/50  {number} updates/s{left}  {metrics}", line), line
 
 
 def test_an_evaluation_at_the_last_update_needs_no_second_line(new_run):
     lines = lines_of(new_run, {"accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=1)}, max_epochs=2)
-    assert [line.split("  ")[:2] for line in lines] == [["epoch 1", "update 20/40"], ["epoch 2", "update 40/40"]]
+    assert [line.split("  ")[:2] for line in lines] == [["epoch 1/2", "update 20/40"], ["epoch 2/2", "update 40/40"]]
 
 
 class Late(CallbackBase):
@@ -86,6 +86,41 @@ def test_there_are_lines_in_between_when_time_has_passed(new_run):
     assert [line.split("  ")[1] for line in lines] == ["update 1/4", "update 2/4", "update 3/4", "update 4/4"]
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_epoch_gets_a_line_with_what_is_logged_at_its_end(new_run, is_terminal):
+    target = console(is_terminal)
+    callbacks = {
+        "progress": partial(Progress, every_n_seconds=NEVER, refresh_seconds=NEVER, line_per_epoch=True),
+        "accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=2),
+    }
+    with setup_logging(None, target):
+        new_run(callbacks, max_epochs=3).train()
+    lines = re.findall(r"epoch \d/3  update .*", target.file.getvalue())
+    found = [re.fullmatch(r"epoch (\d)/3  update (\d+)/60 .*?(accuracy/test .*)?", line).groups() for line in lines]
+    assert [(epoch, update) for epoch, update, _ in found] == [("1", "20"), ("2", "40"), ("3", "60")]
+    assert [bool(metrics) for *_, metrics in found] == [False, True, True]
+
+
+def test_an_evaluation_says_where_it_is(new_run):
+    callbacks = {
+        "accuracy": partial(Accuracy, dataset_key="test", every_n_updates=10),
+        "again": partial(Accuracy, dataset_key="test", every_n_updates=10),
+    }
+    lines = lines_of(new_run, callbacks, seconds=ALWAYS, max_updates=10)
+    number = len([line for line in lines if re.fullmatch(r"accuracy, again on test \d+/\d+", line)])
+    assert f"accuracy, again on test {number}/{number}" in lines
+
+
+def test_of_many_metrics_the_first_ones_are_shown(new_run):
+    class Many(CallbackBase):
+        def _after_update(self, update_counter):
+            for number in range(100):
+                self.writer.add_scalar(f"accuracy/{number}", 0.5)
+
+    (line,) = lines_of(new_run, {"many": Many}, max_updates=1)
+    assert "accuracy/11 0.5  and 88 more" in line and "accuracy/12" not in line
+
+
 def test_a_resumed_run_counts_on(new_run):
     lines_of(new_run, {}, stop_at=7, max_updates=10)
     lines = lines_of(new_run, {}, seconds=ALWAYS, max_updates=10)
@@ -96,7 +131,7 @@ def test_an_evaluation_alone_has_its_values_shown(new_run):
     callbacks = {"accuracy": partial(Accuracy, dataset_key="test", every_n_epochs=1)}
     lines = lines_of(new_run, callbacks, go=lambda run: evaluate(run.run), max_updates=10)
     assert len(lines) == 1
-    assert re.fullmatch(r"epoch 0  update 0/10  accuracy/test 0\.\d+", lines[0])
+    assert re.fullmatch(r"epoch 1/1  update 0/10  accuracy/test 0\.\d+", lines[0])
 
 
 def test_a_terminal_shows_a_bar_and_the_log_above_it(new_run):
@@ -111,9 +146,10 @@ def test_a_terminal_shows_a_bar_and_the_log_above_it(new_run):
     output = target.file.getvalue()
     assert output.count(HIDE_CURSOR) == output.count(SHOW_CURSOR) == 1
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
-    assert all(f"update {n}/20" in plain for n in range(21))
-    assert "a remark\nepoch 1  update 20/20" in plain
+    assert all(re.search(f" {n}/20 .* 0:00:0", plain) for n in range(21))
+    assert re.search(r"a remark\nepoch 1/1 ━+ 20/20 ", plain)
     assert re.search(r"accuracy/test 0\.\d+\s*$", plain)
+    assert re.search(r"^accuracy on test 1/\d+\s*$", plain, re.MULTILINE)
 
 
 @pytest.mark.parametrize("how", ["error", "interruption"])
@@ -135,7 +171,7 @@ def test_without_a_log_on_a_console_it_still_runs(new_run, caplog):
     with caplog.at_level(logging.INFO, "ksuit_runner"):
         new_run({"progress": Progress}, max_updates=2).train()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("epoch 0  update 2/2")
+    assert caplog.messages[0].startswith("epoch 1/1  update 2/2")
 
 
 @pytest.mark.parametrize("name", ["every_n_seconds", "refresh_seconds"])
