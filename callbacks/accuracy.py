@@ -7,8 +7,7 @@ from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.trainer.heads import Head
-from ksuit_runner.trainer.hits import checked_topk, count_hits
+from ksuit_runner.trainer.hits import TopkAccuracy
 
 
 class Accuracy(DatasetCallback):
@@ -47,27 +46,16 @@ class Accuracy(DatasetCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.topk = checked_topk(topk)
-        self._path = f"callbacks.{self.display_name}"
-        self.heads = {
-            name: Head.from_config(f"{self._path}.heads.{name}", {"ignore_index": ignore_index, **given})
-            for name, given in (heads or {}).items()
-        }
-        self._heads = self.heads or {"": Head(ignore_index=ignore_index, path=self._path)}
+        self._accuracy = TopkAccuracy(topk, heads, ignore_index, f"callbacks.{self.display_name}")
+        self.topk, self.heads = topk, heads  # which `logs` names
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)
         for weights, model in models.items():
-            outputs = self.trainer.predict(inputs, model)
-            for name, head in self._heads.items():
-                scores, classes, counted = head.scores(outputs, targets)
-                hits = count_hits(scores, classes, self.topk[-1], self._path, counted)
-                count = classes.numel() if counted is None else counted.sum()
+            for name, hits, count in self._accuracy.hits(self.trainer.predict(inputs, model), targets):
                 self.gathered.add((weights, name), hits, count=count)
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for (weights, name), hits in self.gathered.totals.items():
-            for k in self.topk:
-                metric = "accuracy" if k == 1 else f"accuracy_top{k}"
-                value = hits.sum[:k].sum().to(self.sum_dtype) / hits.count
-                self.writer.add_scalar(self.metric_key(f"{metric}_{name}" if name else metric, weights), value)
+            for metric, value in self._accuracy.accuracies(name, hits):
+                self.writer.add_scalar(self.metric_key(metric, weights), value)

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.callback_bases.online import OnlineCallback
-from ksuit_runner.trainer.heads import Head
-from ksuit_runner.trainer.hits import checked_topk, count_hits
+from ksuit_runner.trainer.hits import TopkAccuracy
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import Sums
 
@@ -46,19 +45,14 @@ class OnlineAccuracy(OnlineCallback[Sums]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.topk = checked_topk(topk)
-        self._path = f"callbacks.{self.display_name}"
-        self.heads = {
-            name: Head.from_config(f"{self._path}.heads.{name}", {"ignore_index": ignore_index, **given})
-            for name, given in (heads or {}).items()
-        }
-        self._heads = self.heads or {"": Head(ignore_index=ignore_index, path=self._path)}
+        self._accuracy = TopkAccuracy(topk, heads, ignore_index, f"callbacks.{self.display_name}")
+        self.topk, self.heads = topk, heads  # which `logs` names
 
     def _new_sums(self) -> Sums:
         return Sums()
 
     def _summed(self) -> str:
-        return repr([self.topk, self._heads])
+        return repr([self._accuracy.topk, self._accuracy.heads])
 
     def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         _, targets = self.trainer.inputs_and_targets(batch)
@@ -68,14 +62,10 @@ class OnlineAccuracy(OnlineCallback[Sums]):
             and targets.shape == getattr(outputs, "shape", 0)
         ):
             targets = targets.argmax(-1)
-        for name, head in self._heads.items():
-            scores, classes, counted = head.scores(outputs, targets)
-            hits = count_hits(scores, classes, self.topk[-1], self._path, counted)
-            sums.add(name, hits, classes.numel() if counted is None else counted.sum())
+        for name, hits, count in self._accuracy.hits(outputs, targets):
+            sums.add(name, hits, count)
 
     def _log(self, sums: Sums, suffix: str) -> None:
         for name, hits in sums.totals.items():
-            for k in self.topk:
-                metric = "accuracy" if k == 1 else f"accuracy_top{k}"
-                value = hits.sum[:k].sum() / hits.count
-                self.writer.add_scalar(f"{metric}_{name}/train{suffix}" if name else f"{metric}/train{suffix}", value)
+            for metric, value in self._accuracy.accuracies(name, hits):
+                self.writer.add_scalar(f"{metric}/train{suffix}", value)

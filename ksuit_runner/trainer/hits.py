@@ -1,41 +1,65 @@
 """How often the right class is among those with the highest scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.trainer.heads import classes_last
+from ksuit_runner.trainer.heads import Head
+from ksuit_runner.trainer.sums import Total
 
 
-def count_hits(scores: Tensor, targets: Tensor, most: int, path: str, counted: Tensor | None = None) -> Tensor:
-    """Return how often the target has the i-th highest score, as a tensor of shape (most,) on the device.
+class TopkAccuracy:
+    """Accuracies of the heads of a model for several k, from counts that add up.
 
     Args:
-        scores: Scores of shape (samples, ..., classes) or (samples, classes, ...).
-        targets: Class indices of shape (samples, ...).
-        most: Number of the highest scores to look at.
+        topk: Values of k: a prediction is right if the target is among the k classes with the highest scores.
+        heads: What a config says of each head, by name, see ``Head``; None takes outputs and targets as they are.
+        ignore_index: Target that does not count, such as -100; None counts all.
         path: Config path of the callback, for messages.
-        counted: Which targets count, truth values of the same shape; None for all.
+
+    Attributes:
+        topk: The values of k, ascending.
+        heads: The heads by name; a single one may have the empty name.
 
     Raises:
-        ConfigError: The targets are not class indices, or there are fewer classes.
+        ConfigError: A k is smaller than 1, or a head is wrong.
     """
-    scores = classes_last(scores, targets, path)
-    if most > scores.shape[-1]:
-        raise ConfigError(f"{most} is more than the {scores.shape[-1]} classes", path=f"{path}.topk")
-    hits = scores.topk(most, dim=-1).indices == targets.unsqueeze(-1)
-    if counted is not None:
-        hits &= counted.unsqueeze(-1)
-    return hits.flatten(0, -2).sum(0)
 
+    def __init__(
+        self, topk: Sequence[int], heads: Mapping[str, Mapping[str, Any]] | None, ignore_index: int | None, path: str
+    ) -> None:
+        if not topk or min(topk) < 1:
+            raise ConfigError(f"topk: numbers of at least 1 are needed, not {list(topk)}")
+        self.topk = sorted(set(topk))
+        named = {
+            name: Head.from_config(f"{path}.heads.{name}", {"ignore_index": ignore_index, **given})
+            for name, given in (heads or {}).items()
+        }
+        self.heads = named or {"": Head(ignore_index=ignore_index, path=path)}
+        self._path = path
 
-def checked_topk(topk: Sequence[int]) -> list[int]:
-    """Return the values of k, ascending.
+    def hits(self, outputs: Any, targets: Any) -> Iterator[tuple[str, Tensor, int | Tensor]]:
+        """Yield the name of each head, how often the target has the i-th highest score, and how many targets count.
 
-    Raises:
-        ConfigError: There is none, or one below 1.
-    """
-    if not topk or min(topk) < 1:
-        raise ConfigError(f"topk: numbers of at least 1 are needed, not {list(topk)}")
-    return sorted(set(topk))
+        The hits are a tensor of shape (largest k,), on the device.
+
+        Raises:
+            ConfigError: A head is not there, the targets are not class indices, or there are fewer classes than a k.
+        """
+        for name, head in self.heads.items():
+            scores, classes, counted = head.scores(outputs, targets)
+            most = self.topk[-1]
+            if most > scores.shape[-1]:
+                raise ConfigError(f"{most} is more than the {scores.shape[-1]} classes", path=f"{self._path}.topk")
+            hits = scores.topk(most, dim=-1).indices == classes.unsqueeze(-1)
+            if counted is not None:
+                hits &= counted.unsqueeze(-1)
+            yield name, hits.flatten(0, -2).sum(0), classes.numel() if counted is None else counted.sum()
+
+    def accuracies(self, name: str, hits: Total) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of each metric of a head, as ``accuracy_top5_digit``, and its value; NaN over no targets."""
+        for k in self.topk:
+            metric = "accuracy" if k == 1 else f"accuracy_top{k}"
+            yield f"{metric}_{name}" if name else metric, hits.sum[:k].sum().to(hits.dtype) / hits.count
