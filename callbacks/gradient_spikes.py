@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 import torch
 
 from ksuit_runner.callback_base import quiet
-from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.callback_bases.norms import NormsCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.trainer.module_norms import ModuleNorms, gradient
+from ksuit_runner.trainer.module_norms import gradient
 from ksuit_runner.trainer.sums import to_device
 
 
-class GradientSpikes(PeriodicCallback):
+class GradientSpikes(NormsCallback):
     """Warns of modules whose gradient norm is a multiple of its running mean, and logs how often that happens.
 
     ``gradient_spikes`` is the number of updates since the last log in which that was so of any module. For each such
@@ -31,27 +31,16 @@ class GradientSpikes(PeriodicCallback):
         factor: What multiple of its mean a norm has to exceed.
         decay: Decay of the running mean, between 0 and 1: 0.98 is about the last 50 updates.
         warmup: Number of updates with a gradient before a module is judged.
-        match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
-        depth: How many parts of a parameter's name say which module it belongs to: 2 are ``blocks.0``. None takes the
-            module that has it.
-        **kwargs: Passed on to PeriodicCallback.
+        **kwargs: Passed on to NormsCallback: which modules.
 
     Raises:
-        ConfigError: A pattern matches no module with parameters, or a number is out of its range.
+        ConfigError: A number is out of its range.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_spikes", "gradient_spikes/*")
     is_repeatable: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        factor: float = 5.0,
-        decay: float = 0.98,
-        warmup: int = 20,
-        match: Sequence[str] | None = None,
-        depth: int | None = 2,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: int = 20, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value, is_valid, wanted in (
             ("factor", factor, factor > 1, "a number above 1"),
@@ -61,8 +50,7 @@ class GradientSpikes(PeriodicCallback):
             if not is_valid:
                 raise ConfigError(f"{name}: {wanted} is needed, not {value}")
         self._factor, self._decay, self._warmup = factor, decay, warmup
-        self._norms = ModuleNorms(self.trainer, match, depth, f"callbacks.{self.display_name}")
-        size, device = len(self._norms.groups), self.trainer.device
+        size, device = len(self.norms.groups), self.trainer.device
         self._mean = torch.zeros(size, device=device)
         self._seen, self._when = torch.zeros(2, size, dtype=torch.int64, device=device)
         self._start_interval()
@@ -74,7 +62,7 @@ class GradientSpikes(PeriodicCallback):
     @quiet
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
-        norms = self._norms.row(gradient)
+        norms = self.norms.row(gradient)
         if self.trainer.scaler.is_enabled():
             norms = norms.nan_to_num(0.0, 0.0)
         limit = self._factor * self._mean
@@ -93,7 +81,7 @@ class GradientSpikes(PeriodicCallback):
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("gradient_spikes", self._count)
         largest, when = self._largest.tolist(), self._when.tolist()
-        for module, size, update in zip(self._norms.groups, largest, when, strict=True):
+        for module, size, update in zip(self.norms.groups, largest, when, strict=True):
             if size:
                 self.writer.add_scalar(f"gradient_spikes/{module}", size)
                 self.logger.warning(
@@ -104,10 +92,10 @@ class GradientSpikes(PeriodicCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return the running means, and what was found since the last log."""
         held = {name: getattr(self, f"_{name}") for name in ("mean", "seen", "largest", "when", "count")}
-        return {"modules": list(self._norms.groups), **held}
+        return {"modules": list(self.norms.groups), **held}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore them; for other modules it starts anew."""
-        if state_dict["modules"] == list(self._norms.groups):
+        if state_dict["modules"] == list(self.norms.groups):
             for name in ("mean", "seen", "largest", "when", "count"):
                 setattr(self, f"_{name}", to_device(state_dict[name], self.trainer.device))

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ksuit_runner.callback_base import quiet
-from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.callback_bases.norms import NormsCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import local, spread
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.trainer.module_norms import ModuleNorms
 from ksuit_runner.trainer.sums import to_device
 
 
-class UpdateNorms(PeriodicCallback):
+class UpdateNorms(NormsCallback):
     """Logs ``update_norms/MODULE``, the Euclidean norm of what the last update has changed a module's parameters by.
 
     Also ``update_ratios/MODULE``, that norm divided by the norm of the parameters themselves, after the update: often
@@ -25,21 +24,14 @@ class UpdateNorms(PeriodicCallback):
     not count.
 
     Args:
-        match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
-        depth: How many parts of a parameter's name say which module it belongs to: 2 are ``blocks.0``. None takes the
-            module that has it.
-        **kwargs: Passed on to PeriodicCallback.
-
-    Raises:
-        ConfigError: A pattern matches no module with parameters, or the depth is no positive whole number.
+        **kwargs: Passed on to NormsCallback: which modules.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("update_norms", "update_norms/*", "update_ratios", "update_ratios/*")
 
-    def __init__(self, match: Sequence[str] | None = None, depth: int | None = 2, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._norms = ModuleNorms(self.trainer, match, depth, f"callbacks.{self.display_name}")
-        self._parameters = list(chain(*self._norms.groups.values()))
+        self._parameters = list(chain(*self.norms.groups.values()))
         self._before: dict[nn.Parameter, Tensor] = {}
 
     @quiet
@@ -51,11 +43,10 @@ class UpdateNorms(PeriodicCallback):
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         before, self._before = self._before, {}
-        changes = self._norms.of(lambda item: spread(local(item) - before[item], item) if item in before else None)
-        weights = self._norms.of(lambda item: item if item in before else None)
-        for module, norm in changes.items():
-            self.writer.add_scalar(f"update_norms/{module}".rstrip("/"), norm)
-            self.writer.add_scalar(f"update_ratios/{module}".rstrip("/"), norm / weights[module])
+        changes = self.norms.of(lambda item: spread(local(item) - before[item], item) if item in before else None)
+        weights = self.norms.of(lambda item: item if item in before else None)
+        self.log_norms("update_norms", changes)
+        self.log_norms("update_ratios", {module: norm / weights[module] for module, norm in changes.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copies, if an update is done and not looked at yet."""
