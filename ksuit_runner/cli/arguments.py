@@ -89,7 +89,7 @@ def _commands_as_overrides(given: Sequence[str]) -> list[str]:
     elif len(words) == 1:
         value = words[0]
     else:
-        what = "a number, or all" if key == "list" else "a sweep" if key == "leaderboard" else "a run, such as last"
+        what = "a number, or all" if key == "list" else f"a {'sweep' if key == 'leaderboard' else 'run'}, such as last"
         raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
     return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
 

@@ -21,7 +21,7 @@ ksuit-runner trains a model as the config says, tracks it, and resumes it exactl
   python -m ksuit_runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
   python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
   python -m ksuit_runner find_batch_size=true model=gpt   the largest parts of a batch that fit into memory
-  python -m ksuit_runner leaderboard=SWEEP_ID             what a sweep has found; resume=SWEEP_ID resumes it
+  python -m ksuit_runner leaderboard=last                 what the newest sweep has found; resume=SWEEP_ID resumes it
 
 RUN_ID is a run's id, its first 6 or more characters, its name, or `last`; SWEEP_ID likewise, without `last`.
 """

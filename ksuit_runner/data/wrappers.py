@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from ksuit_runner.data.permutation import KeyedPermutation
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
 
@@ -132,6 +133,42 @@ def _position(name: str, value: int | float | None, length: int) -> int | None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}: a fraction must be between 0 and 1, not {value}; a number of samples has no point")
     return round(value * length)
+
+
+class Fold(Subset):
+    """One fold of a dataset, or all others: for cross-validation, whose folds are the values of a sweep.
+
+    Args:
+        dataset: The dataset.
+        part: ``fold``, to validate on; or ``rest``, all other samples, to train on.
+        fold: Which fold it is, from 0.
+        folds: Number of folds, whose sizes differ by 1 at most.
+        seed: Which division into folds; that of the run has nothing to do with it.
+        stratify: Attribute of the dataset with the class of each sample, such as ``targets``: every fold then has the
+            same share of each class.
+
+    Raises:
+        ConfigError: There are fewer than two folds, more than samples, or none of this number.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        part: Literal["rest", "fold"],
+        fold: int,
+        folds: int = 5,
+        seed: int = 0,
+        stratify: str | None = None,
+    ) -> None:
+        if not 2 <= folds <= len(dataset):
+            raise ConfigError(f"folds: 2 to {len(dataset)} are possible, as there are so many samples, not {folds}")
+        if not 0 <= fold < folds:
+            raise ConfigError(f"fold: a number from 0 to {folds - 1} is needed, not {fold}")
+        order = KeyedPermutation("fold", seed, length=len(dataset))(np.arange(len(dataset)))
+        if stratify is not None:
+            order = order[np.argsort(np.asarray(per_sample(dataset, stratify))[order], kind="stable")]
+        is_inside = np.arange(len(dataset)) % folds == fold  # dealt out one by one
+        super().__init__(dataset, np.sort(order[is_inside == (part == "fold")]).tolist())
 
 
 class ClassSubset(Subset):

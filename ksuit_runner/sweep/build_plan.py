@@ -12,7 +12,7 @@ from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import NOT_STORED, SWEEP_NODES, compose_config
 from ksuit_runner.config.groups import project_conf, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_text, value_of, value_text
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
@@ -120,10 +120,14 @@ def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str])
         raise ConfigError(
             "nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1", path="sweep.params"
         )
-    if settings.method is Method.TPE and SEED in params:
-        raise ConfigError(
-            "an Optuna search has one seed; run its best jobs in a sweep over seeds", path="sweep.params.seed"
-        )
+    known = {bare_name(str(key)) for key in params}
+    for key in settings.mean_over:
+        if settings.method is Method.TPE and key in known:
+            raise ConfigError(
+                f"an Optuna search has one {key}; run its best jobs in a sweep over it", path=f"sweep.params.{key}"
+            )
+        if key not in {SEED, *given, *known}:
+            raise ConfigError(f"the sweep does not vary '{key}'. {did_you_mean(key, known)}", path="sweep.mean_over")
     return params
 
 
@@ -134,7 +138,7 @@ def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[Sw
         return []
     if settings.method is Method.RANDOM:
         assert settings.samples is not None
-        combinations = draw(parameters, settings.samples, settings.seed)
+        combinations = draw(parameters, settings.samples, settings.seed, settings.mean_over)
     else:
         combinations = grid(parameters)
     return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]

@@ -30,7 +30,7 @@ from ksuit_runner.sweep.leaderboard_tables import print_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_plan, stored_texts, update_plan
 from ksuit_runner.sweep.plan_changes import refuse_changed_yaml, with_changes, with_tracker_overrides
 from ksuit_runner.sweep.runner import SweepOutcome, SweepRunner, build_properties
-from ksuit_runner.sweep.stored_sweep import find_sweep, unknown_sweep
+from ksuit_runner.sweep.stored_sweep import find_sweep, newest_sweep, unknown_sweep
 from ksuit_runner.sweep.sweep_settings import Method
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
@@ -138,10 +138,14 @@ def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTr
 def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     """Print the leaderboard of a sweep as it stands and return the exit status.
 
+    Args:
+        query: The sweep: its id, the first 6 or more characters of it, its name, or ``last``.
+        overrides: Overrides of the command line.
+
     Raises:
         ResumeError: There is no such sweep.
     """
-    paths = find_sweep(query, overrides)
+    paths = newest_sweep(overrides) if query == "last" else find_sweep(query, overrides)
     if paths is None:
         raise unknown_sweep(query, overrides)
     plan, jobs = with_tracker_overrides(read_plan(paths), overrides), read_jobs(paths)

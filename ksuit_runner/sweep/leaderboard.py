@@ -1,11 +1,11 @@
-"""The leaderboard of a sweep: its jobs ranked by the objective, and the mean over seeds."""
+"""The leaderboard of a sweep: its jobs ranked by the objective, and the means over seeds or folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, isnan, nan
 from statistics import fmean, stdev
 
-from ksuit_runner.config.overrides import to_text
+from ksuit_runner.config.overrides import bare_name, to_text
 from ksuit_runner.metric_property import Direction, MetricPropertyProvider, Summary
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.job_runs import find_records
@@ -39,13 +39,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ only in their seed.
+    """Jobs that differ only in what the mean is over, such as their seed.
 
     Attributes:
-        values: What varies besides the seed -> its value.
-        mean: Mean of the objective over the seeds that have one.
-        deviation: Sample standard deviation, None for one seed.
-        count: Number of seeds.
+        values: What varies besides -> its value.
+        mean: Mean of the objective over the finished jobs that have one.
+        deviation: Sample standard deviation, None for one job.
+        count: Number of these jobs.
         published: Published figure to compare with, if there is one.
     """
 
@@ -66,7 +66,8 @@ class Leaderboard:
         direction: Which direction of it is better.
         keys: What varies.
         rows: The jobs: finished ones first; among these and among the others best first, without a value last.
-        groups: The same over seeds, best first; empty without several seeds.
+        groups: The means, best first; empty where nothing varies that they are over.
+        mean_over: Parameters that they are over.
     """
 
     name: str
@@ -75,6 +76,12 @@ class Leaderboard:
     keys: list[str]
     rows: list[Row]
     groups: list[Group] = field(default_factory=list)
+    mean_over: Sequence[str] = (SEED,)
+
+    @property
+    def compared(self) -> list[str]:
+        """What varies and is not averaged out."""
+        return [key for key in self.keys if bare_name(key) not in self.mean_over]
 
     @property
     def metric_keys(self) -> list[str]:
@@ -113,9 +120,8 @@ def make_leaderboard(
         rows.append(Row(job.index, job.combination, status, run_id, seconds, shown))
     direction = properties.direction(plan.objective) if plan.objective else "neutral"
     rows = _ranked(rows, plan.objective, direction)
-    keys = varied(jobs)
-    groups = [_with_published(group, plan) for group in _groups(rows, plan.objective, keys, direction)]
-    return Leaderboard(plan.name, plan.objective, direction, keys, rows, groups)
+    board = Leaderboard(plan.name, plan.objective, direction, varied(jobs), rows, mean_over=plan.settings.mean_over)
+    return replace(board, groups=[_with_published(group, plan) for group in _groups(board)])
 
 
 def shown_metrics(metrics: dict[str, Summary], objective: str | None, value: RankedValue) -> dict[str, float]:
@@ -155,13 +161,15 @@ def _with_published(group: Group, plan: SweepPlan) -> Group:
     return replace(group, published=figures[0]) if figures else group
 
 
-def _groups(rows: Sequence[Row], objective: str | None, keys: Sequence[str], direction: Direction) -> list[Group]:
-    if objective is None or SEED not in keys:
+def _groups(board: Leaderboard) -> list[Group]:
+    if board.objective is None or board.compared == board.keys:
         return []
     values: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for row in rows:
-        others = tuple((key, row.values[key]) for key in keys if key != SEED)
-        if objective in row.metrics and row.status == "finished":
-            values.setdefault(others, []).append(row.metrics[objective])
+    for row in board.rows:
+        others = tuple((key, row.values[key]) for key in board.compared)
+        if board.objective in row.metrics and row.status == "finished":
+            values.setdefault(others, []).append(row.metrics[board.objective])
     groups = [Group(dict(others), *mean_and_deviation(found), len(found)) for others, found in values.items()]
-    return groups if direction == "neutral" else sorted(groups, key=lambda group: _order(group.mean, direction))
+    if board.direction == "neutral":
+        return groups
+    return sorted(groups, key=lambda group: _order(group.mean, board.direction))

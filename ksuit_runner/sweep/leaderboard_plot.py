@@ -7,7 +7,6 @@ from typing import Any
 
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
-from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.ui.terminal import format_number
 
 _LOG_RATIO = 30.0  # positive values with a larger ratio are drawn on a logarithmic scale
@@ -17,7 +16,7 @@ _SPACING = 0.08  # between two labels at an axis of height 1
 
 
 def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
-    """Draw a sweep: over one swept key with the mean and deviation over seeds, over several as parallel coordinates.
+    """Draw a sweep: over one swept key with mean and deviation (over seeds, say), over several as parallel coordinates.
 
     Args:
         path: PNG file to write.
@@ -26,7 +25,7 @@ def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
     Returns:
         Whether it was drawn: there was something to draw, and matplotlib (a dependency of MLflow) is installed.
     """
-    keys = [key for key in board.keys if key != SEED] or board.keys
+    keys = board.compared or board.keys
     objective = board.objective
     rows = [row for row in board.rows if objective in row.metrics and isfinite(row.metrics[objective])]
     if len(keys) == 1:
@@ -43,19 +42,21 @@ def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
     figure.suptitle(_label(board.name, _TITLE_LENGTH))
     axes = figure.add_subplot()
     if len(keys) == 1:
-        _draw_values(figure, axes, rows, keys[0], objective)
+        _draw_values(figure, axes, rows, keys[0], objective, is_number=keys == board.compared)
     else:
         _draw_parallel(figure, axes, rows, keys, objective)
     figure.savefig(path)
     return True
 
 
-def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objective: str) -> None:
-    """Draw a point per value, joined by a line where the values are numbers."""
+def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objective: str, is_number: bool) -> None:
+    """Draw a point per value, joined by a line where the values are numbers, and not names as those of seeds are."""
     texts = [row.values[key] for row in rows]
-    numbers = _numbers(texts) if key != SEED else []
+    numbers = _numbers(texts) if is_number else []
     by_x: dict[float, list[float]] = {}
-    names = sorted(dict.fromkeys(texts), key=int) if key == SEED and _numbers(texts) else list(dict.fromkeys(texts))
+    names = list(dict.fromkeys(texts))
+    if not is_number and _numbers(texts):
+        names.sort(key=float)
     for x, row in zip(numbers or map(names.index, texts), rows, strict=True):
         by_x.setdefault(x, []).append(row.metrics[objective])
     xs = sorted(by_x)

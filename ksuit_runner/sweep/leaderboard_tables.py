@@ -9,7 +9,6 @@ from rich.console import Console
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
-from ksuit_runner.sweep.parameters import SEED
 from ksuit_runner.system.atomic_files import write_text
 from ksuit_runner.ui.terminal import format_number, print_table
 
@@ -18,7 +17,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def print_leaderboard(console: Console, board: Leaderboard) -> None:
-    """Print the jobs, best first, and the mean over seeds where there are several."""
+    """Print the jobs, best first, and the means over seeds or folds where there are several."""
     heads, rows = job_table(board)
     print_table(console, heads, rows, status_column=heads.index("status"))
     if board.groups:
@@ -54,9 +53,11 @@ def job_table(board: Leaderboard) -> Table:
 
 
 def group_table(board: Leaderboard) -> Table:
-    """Return mean and deviation of the objective over the seeds, with the overrides in which the jobs differ."""
-    keys = [key for key in board.keys if key != SEED]
-    heads = [*map(bare_name, keys), f"{board.objective} (mean ± deviation)", "seeds"]
+    """Return mean and deviation of the objective over seeds or folds, with the other overrides that differ."""
+    keys = board.compared
+    repeated = [bare_name(key).rpartition(".")[2] for key in board.keys if key not in keys]
+    counted = f"{repeated[0]}s" if len(repeated) == 1 else "jobs"
+    heads = [*map(bare_name, keys), f"{board.objective} (mean ± deviation)", counted]
     rows = [[*(_shorten(group.values[key]) for key in keys), spread(group), str(group.count)] for group in board.groups]
     if any(group.published is not None for group in board.groups):
         heads.append("published")

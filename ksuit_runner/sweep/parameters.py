@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -15,7 +15,7 @@ from ksuit_runner.config.overrides import bare_name, parse, to_text
 from ksuit_runner.errors import ConfigError
 
 SEED = "seed"
-"""The key that is never drawn: every draw is combined with every seed."""
+"""The key over which means are taken unless ``sweep.mean_over`` names others."""
 
 Combination = dict[str, str]
 """Key -> value, both as the text of an override."""
@@ -169,15 +169,17 @@ def grid(parameters: Sequence[SweepParameter]) -> list[Combination]:
     return [dict(zip(keys, values, strict=True)) for values in product(*(item.values for item in parameters))]
 
 
-def draw(parameters: Sequence[SweepParameter], samples: int, seed: int) -> list[Combination]:
-    """Return random combinations, the same for the same seed; each is combined with every value of ``seed``.
+def draw(
+    parameters: Sequence[SweepParameter], samples: int, seed: int, repeats: Collection[str] = (SEED,)
+) -> list[Combination]:
+    """Return random combinations, the same for the same seed; each is combined with every value of ``repeats``.
 
     Draw ``i`` of a parameter depends only on (seed, i, key): more samples or another parameter do not change it.
     """
-    seeds = [item for item in parameters if item.key == SEED]
-    others = [item for item in parameters if item.key != SEED]
+    repeated = [item for item in parameters if bare_name(item.key) in repeats]
+    others = [item for item in parameters if item not in repeated]
     drawn = (
         {item.key: item.draw(random.Random(f"{seed}/{index}/{item.key}")) for item in others}
         for index in range(samples)
     )
-    return [combination | tail for combination in drawn for tail in grid(seeds)]
+    return [combination | tail for combination in drawn for tail in grid(repeated)]

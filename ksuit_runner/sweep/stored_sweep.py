@@ -47,6 +47,20 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     return fetch_plan(open_tracker(Factory(config), outputs), outputs, query)
 
 
+def newest_sweep(overrides: Sequence[str]) -> SweepPaths:
+    """Return the files of the sweep in the output folder that was planned last.
+
+    Raises:
+        ResumeError: There is none.
+    """
+    outputs = OutputPaths(output_dir_of(overrides))
+    known = _sweeps(outputs)
+    plans = _readable(known)
+    if not plans:
+        raise ResumeError(f"there is no sweep in {outputs.output_dir}")
+    return known[max(plans, key=lambda id_: plans[id_].created)]
+
+
 def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     """Return the error for a sweep that does not exist, with the nearest one that does."""
     config = compose_locations(overrides)

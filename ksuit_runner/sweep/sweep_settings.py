@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.sweep.parameters import SEED
 
 MAY_CHANGE = ("fail_fast", "retry", "on_change")
 """Settings that a resume may change; the jobs follow from all others."""
@@ -46,7 +47,9 @@ class SweepSettings:
         samples: How many combinations are drawn.
         seed: Seed of what is drawn.
         value: Whether a job is ranked by the ``last`` or the ``best`` value of the objective.
-        published: Value of a parameter -> published figure, shown beside the mean over seeds.
+        mean_over: Parameters whose values repeat a job, such as seeds and folds: jobs that differ only in these make
+            one mean, and a random draw is run with every value of them.
+        published: Value of a parameter -> published figure, shown beside the mean.
         fail_fast: Whether the first failed job ends the sweep.
         retry: Whether a resume retries failed jobs.
         on_change: What a resume does if the sweep's YAML has changed: ``refuse``, or ``keep`` the plan.
@@ -57,6 +60,7 @@ class SweepSettings:
     samples: int | None = None
     seed: int = 0
     value: RankedValue = RankedValue.LAST
+    mean_over: list[str] = field(default_factory=lambda: [SEED])
     published: dict[str, float] = field(default_factory=dict)
     fail_fast: bool = False
     retry: bool = True

@@ -8,7 +8,7 @@ import torch
 
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.tensor_dataset import TensorDataset
-from ksuit_runner.data.wrappers import Cached, ClassSubset, Concatenated, Repeat, Subset, Transform
+from ksuit_runner.data.wrappers import Cached, ClassSubset, Concatenated, Fold, Repeat, Subset, Transform
 from ksuit_runner.errors import ConfigError
 
 NUMBERS = TensorDataset(torch.arange(10.0).unsqueeze(1), torch.arange(10) % 3, output_shape=(3,))
@@ -36,6 +36,23 @@ def inputs(dataset):
     singles = [dataset[index][0] for index in range(len(dataset))]
     assert torch.equal(rows, torch.stack(singles))
     return rows.flatten().tolist()
+
+
+def test_folds_divide_a_dataset_and_share_its_classes_if_asked():
+    folds = [inputs(Fold(NUMBERS, "fold", fold, folds=3)) for fold in range(3)]
+    assert sorted(x for part in folds for x in part) == [*range(10)] and sorted(map(len, folds)) == [3, 3, 4]
+    for fold, part in enumerate(folds):
+        assert inputs(Fold(NUMBERS, "rest", fold, folds=3)) == [x for x in range(10) if x not in part]
+    assert folds != [inputs(Fold(NUMBERS, "fold", fold, folds=3, seed=1)) for fold in range(3)]
+    for seed in range(5):
+        stratified = Fold(Subset(NUMBERS, stop=9), "fold", 1, folds=3, seed=seed, stratify="targets")
+        assert sorted(x % 3 for x in inputs(stratified)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("fold", "folds"), [(0, 1), (0, 11), (3, 3), (-1, 3)])
+def test_a_fold_that_cannot_be_is_refused(fold, folds):
+    with pytest.raises(ConfigError, match="fold"):
+        Fold(NUMBERS, "fold", fold, folds)
 
 
 @pytest.mark.parametrize(

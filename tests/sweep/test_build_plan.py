@@ -51,6 +51,8 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
     assert all(job.config["model"]["_target_"].endswith("Mlp") for job in jobs)
     assert all("sweep" not in job.config and "launcher" not in job.config for job in jobs)
     assert len(jobs_of("sweep=mine", "sweep.samples=5")) == 10
+    folds = jobs_of("sweep=mine", "trainer.max_epochs=1,2,3", "sweep.mean_over=[seed,trainer.max_epochs]")
+    assert len(folds) == 18 and len({job.combination["optimizer.lr"] for job in folds}) == 3
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,10 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         (["seed=0,1", "sweep.samples=4"], "sweep.samples: a grid draws nothing"),
         (["seed=0,1", "launcher.max_jobs=2"], "'launcher' has no 'max_jobs'"),
         (["seed=0,1", "launcher=joblb"], "launcher: there is no 'joblb'"),
+        (
+            ["optimizer.lr=1,2", "sweep.mean_over=[optimizer.l]"],
+            "sweep.mean_over: the sweep does not vary 'optimizer.l'. Did you mean 'optimizer.lr'?",
+        ),
         (["callbacks=[ema],[emma]"], "callbacks: there is no 'emma'"),
         (["optimizer.lr=1,2", "sweep.method=tpe", "sweep.samples=3"], "objective: an Optuna search needs the metric"),
         (

@@ -179,6 +179,19 @@ def test_mean_and_sample_deviation_over_seeds(sweep, objective, best_first):
     assert [groups[lr].count for lr in results] == [2, 3, 1]
 
 
+def test_means_are_over_what_is_asked_for(sweep, capsys):
+    for lr, values in {"1": (0.4, 0.6), "2": (0.7, 0.9)}.items():
+        for fold, value in enumerate(values):
+            sweep.job({"lr": lr, "+data.fold": str(fold)}, accuracy=[value])
+    assert sweep.board().groups == []
+    board = sweep.board(mean_over=["data.fold"])
+    assert [(group.values, group.mean, group.count) for group in board.groups] == [
+        ({"lr": "2"}, pytest.approx(0.8), 2),
+        ({"lr": "1"}, pytest.approx(0.5), 2),
+    ]
+    assert shown(board, capsys).splitlines()[-3].split()[-1] == "folds"
+
+
 @pytest.mark.parametrize("diverged", [NAN, INF])
 def test_a_seed_that_diverged_is_no_mean_and_comes_last(sweep, diverged, capsys):
     for lr, values in {"1": (0.1, diverged), "2": (0.5, 0.7), "3": (0.9, 0.8)}.items():

@@ -75,6 +75,7 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     table = output[output.index("job  ") :]
     assert ksuit(output_dir, f"leaderboard={parent[:8]}") == table
     assert ksuit(output_dir, "leaderboard=mine") == table
+    assert ksuit(output_dir, "leaderboard=last") == table
     assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
 
 
