@@ -39,6 +39,7 @@ class GradientSpikes(NormsCallback):
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_spikes", "gradient_spikes/*")
     is_repeatable: ClassVar[bool] = False
+    replaces_state: ClassVar[bool] = True
 
     def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: int = 20, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -40,6 +40,7 @@ class LossSpike(PeriodicCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = ("{name}/skipped",)
+    replaces_state: ClassVar[bool] = True
 
     def __init__(
         self,

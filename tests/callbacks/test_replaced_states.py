@@ -11,7 +11,11 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.checkpoint.state_types import Packer, copy_state
 
-ARGUMENTS = {"OnlineMetrics": {"metrics": {"f1": partial(MulticlassF1Score)}}}
+ARGUMENTS = {
+    "OnlineMetrics": {"metrics": {"f1": partial(MulticlassF1Score)}},
+    "GradientSpikes": {"warmup": 2, "factor": 1.1},
+    "LossSpike": {"window": 2, "threshold": 0.5},
+}
 
 
 def _shipped():
@@ -20,6 +24,10 @@ def _shipped():
             is_callback = isinstance(item, type) and issubclass(item, CallbackBase) and item is not OnlineCallback
             if is_callback and item.replaces_state:
                 yield item
+
+
+def _arguments(kind):
+    return ({"per_epoch": True} if issubclass(kind, OnlineCallback) else {}) | ARGUMENTS.get(kind.__name__, {})
 
 
 class Holder(CallbackBase):
@@ -50,12 +58,9 @@ def _packed(state):
 
 def test_states_that_are_not_copied_never_change(new_run):
     kinds = {kind.__name__: kind for kind in _shipped()}
-    assert {"TrainLoss", "OnlineAccuracy", "OutputStatistics"} <= kinds.keys()
+    assert {"TrainLoss", "OnlineAccuracy", "OutputStatistics", "GradientSpikes", "LossSpike"} <= kinds.keys()
     for parts in (1, 3):
-        built = {
-            name: partial(kind, every_n_updates=5, per_epoch=True, **ARGUMENTS.get(name, {}))
-            for name, kind in kinds.items()
-        }
+        built = {name: partial(kind, every_n_updates=5, **_arguments(kind)) for name, kind in kinds.items()}
         run = new_run({**built, "holder": Holder}, run_id=f"parts{parts}", accumulation_steps=parts, max_updates=12)
         run["holder"].others = {name: run[name] for name in kinds}
         run.train()
