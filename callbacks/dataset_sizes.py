@@ -8,11 +8,15 @@ from ksuit_runner.counter import UpdateCounter
 
 
 class DatasetSizes(CallbackBase):
-    """Logs ``dataset_size/DATASET``, the number of samples of each dataset, once; of a stream it is unknown."""
+    """Records ``dataset_size/DATASET``, the number of samples of each, among the parameters of the run.
 
-    logs: ClassVar[Sequence[str] | None] = ("dataset_size/*",)
+    Of a stream it is unknown.
+    """
+
+    logs: ClassVar[Sequence[str] | None] = ()
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        for key, dataset in self.data_container.datasets.items():
-            if hasattr(dataset, "__len__"):
-                self.writer.add_scalar(f"dataset_size/{key}", len(dataset))
+        datasets = self.data_container.datasets.items()
+        self.tracker.log_params(
+            {f"dataset_size/{key}": len(data) for key, data in datasets if hasattr(data, "__len__")}
+        )

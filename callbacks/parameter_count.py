@@ -8,9 +8,11 @@ from ksuit_runner.counter import UpdateCounter
 
 
 class ParameterCount(CallbackBase):
-    """Logs ``parameter_count``, the number of trainable parameters, once."""
+    """Records ``parameter_count``, the number of trainable parameters, among the parameters of the run."""
 
-    logs: ClassVar[Sequence[str] | None] = ("parameter_count",)
+    logs: ClassVar[Sequence[str] | None] = ()
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        self.writer.add_scalar("parameter_count", self.model.parameter_count, logger=self.logger, format_str=",.0f")
+        count = self.model.parameter_count
+        self.logger.info("parameter_count: %s", f"{count:,}")
+        self.tracker.log_params({"parameter_count": count})

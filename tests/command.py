@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from ksuit_runner.record.journal import Journal, JournalReader
+from ksuit_runner.tracker.mlflow_names import metric_key
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("model=linear", "trainer.max_epochs=4")
@@ -175,8 +176,9 @@ def journal(directory: Path) -> dict[tuple[str, int], float | None]:
 
 
 def mlflow_points(output_dir: Path) -> dict[tuple[str, int], float | None]:
+    """Return all points by their own keys, without the values of timings; checks that there are no duplicates."""
     rows = query(output_dir, "select key, step, value from metrics")
-    found = {(key, step): None if is_measured(key) else value for key, step, value in rows}
+    found = {(metric_key(key), step): None if is_measured(key) else value for key, step, value in rows}
     assert len(found) == len(rows)
     return found
 

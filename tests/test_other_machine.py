@@ -22,6 +22,7 @@ from servers import MlflowServer
 
 from ksuit_runner.counter import Progress
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.tracker.mlflow_names import metric_key
 
 ARGUMENTS = (
     *("model=pauses", "model.pauses_at=470", "model.hidden_dims=[128]", "model.dropout=0.2", "schedule=constant"),
@@ -83,7 +84,7 @@ def check(server, elsewhere, undisturbed):
         == (checkpoint_bytes(undisturbed)[f"{LAST}/model.safetensors"])
     )
     rows = server.query("select key, step, value from metrics")
-    points = {(key, step): None if is_measured(key) else value for key, step, value in rows}
+    points = {(metric_key(key), step): None if is_measured(key) else value for key, step, value in rows}
     assert len(points) == len(rows)
     assert points == journal(undisturbed) == journal(elsewhere)
     assert server.query("select status from runs") == [("FINISHED",)]

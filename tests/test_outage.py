@@ -12,6 +12,7 @@ from servers import MlflowServer, Proxy, locked, never_answering
 
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.tracker import mlflow_store as embedded
+from ksuit_runner.tracker.mlflow_names import metric_key
 
 SMALL = ("model=linear", "trainer.max_epochs=4", "tracker.timeout_s=1", "tracker.require=false")
 # Some thousand updates, so that there is time for things to happen in their middle.
@@ -35,7 +36,7 @@ def progress(process, output_dir, updates=100):
 def points_of(server, name):
     sql = f"select key, step, value from metrics join runs using (run_uuid) where name = '{name}'"
     rows = server.query(sql)
-    found = {(key, step): None if is_measured(key) else value for key, step, value in rows}
+    found = {(metric_key(key), step): None if is_measured(key) else value for key, step, value in rows}
     assert len(found) == len(rows)
     return found
 

@@ -24,6 +24,7 @@ from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.system.atomic_files import renew, write_text
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
+from ksuit_runner.tracker.start_tags import start_tags
 from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class RunRecord(SilentRecord):
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
         tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
-        tags |= {"ksuit.command": launch.command, **provenance.tags}
+        tags |= {**start_tags(launch.command), **provenance.tags}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow draws names from it: after an earlier run of this process they would repeat
@@ -231,7 +232,7 @@ def _acquire(outputs: OutputPaths, run_id: str) -> RunLock:
 def _dataset_infos(data: DataContainer) -> list[DatasetInfo]:
     return [
         DatasetInfo(
-            name=key,
+            name=f"{str(found['class']).rpartition('.')[2].lower()}/{key}",
             context="training" if key == data.train else "evaluation",
             digest=str(found["digest"]),
             source=str(found["class"]),

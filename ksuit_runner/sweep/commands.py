@@ -36,6 +36,7 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
+from ksuit_runner.tracker.start_tags import start_tags
 from ksuit_runner.ui.terminal import make_console
 
 
@@ -57,7 +58,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     outputs = OutputPaths(planned.config.output_dir)
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
-    info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", "ksuit.command": command})
+    info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", **start_tags(command)})
     paths = SweepPaths(outputs.output_dir, info.run_id)
     store_plan(paths, planned.plan, planned.jobs)
     with RunLock(paths.lock) as lock:

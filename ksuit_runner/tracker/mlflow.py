@@ -28,9 +28,10 @@ from ksuit_runner.tracker.mlflow_client import (
 )
 from ksuit_runner.tracker.mlflow_files import shown_files
 from ksuit_runner.tracker.mlflow_models import register_model
-from ksuit_runner.tracker.mlflow_names import escape, escape_short
+from ksuit_runner.tracker.mlflow_names import escape_short, metric_name
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
 from ksuit_runner.tracker.mlflow_search import PARENT_TAG, active_run, children, find, history, last_points, run_info
+from ksuit_runner.tracker.mlflow_tags import EXPERIMENT_TAGS, with_shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,7 +107,7 @@ class MlflowTracker(BaseTracker):
         start_time: int | None = None,
     ) -> RunInfo:
         """Create a run in MLflow, which chooses its id and, without one, its name."""
-        tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
+        tags = with_shown(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
         tags = {escape_short(key): str(value)[:_MAX_TAG_LENGTH] for key, value in tags.items()}
         if start_time is not None:
             return self._bind(register(self._client, self._experiment_id(), name, tags, start_time), moved=True)
@@ -134,7 +135,7 @@ class MlflowTracker(BaseTracker):
         """Record metric points, at most 1000, in one request; one that is recorded already changes nothing."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(escape(key), value, timestamp, step) for key, value, step, timestamp in points]
+        metrics = [Metric(metric_name(key), value, timestamp, step) for key, value, step, timestamp in points]
         self._client.log_batch(self.run_id, metrics, synchronous=True)
 
     @explained
@@ -282,5 +283,5 @@ class MlflowTracker(BaseTracker):
     def _experiment_id(self) -> str:
         # A server has a location for artifacts, a bare database has none.
         location = str(self._paths.runs_dir) if self._is_database else None
-        tags = {embedded.OWN_TAG: "true"} if self._uri is None else {}
+        tags = EXPERIMENT_TAGS | ({embedded.OWN_TAG: "true"} if self._uri is None else {})
         return experiment_id(self._client, self._experiment, location, tags)

@@ -19,7 +19,7 @@ from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow_database import limit_lock_wait
-from ksuit_runner.tracker.mlflow_names import LONGEST, escape
+from ksuit_runner.tracker.mlflow_names import LONGEST, metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,7 +136,7 @@ def check_key(key: str) -> None:
     Raises:
         ConfigError: It is too long, or empty.
     """
-    length = len(escape(key))
+    length = len(metric_name(key))
     if not 0 < length <= LONGEST:
         raise ConfigError(f"metric '{key[:50]}': a name has 1 to {LONGEST} characters in MLflow, not {length}")
 

@@ -30,6 +30,21 @@ def escape(name: str) -> str:
     return "".join(part + slash for part, slash in zip(escaped, [*slashes, ""], strict=True))
 
 
+def metric_name(key: str) -> str:
+    """Return the name under which MLflow has a metric; it may be too long.
+
+    MLflow's page has a section for each name up to its last slash. So only the first slash stays one, and
+    ``accuracy/test`` and ``accuracy/test/ema``, as ``accuracy/test ema``, are in one section.
+    """
+    section, slash, rest = escape(key).replace(" ", _code(" ")).partition("/")
+    return section + slash + rest.replace("/", " ")
+
+
+def metric_key(name: str) -> str:
+    """Return the key of a metric by its name in MLflow."""
+    return unescape(name.replace(" ", "/"))
+
+
 def escape_short(name: str) -> str:
     """Return a name for MLflow that need not be read back; the end of a long one is replaced by its hash."""
     escaped = escape(name) or ":"

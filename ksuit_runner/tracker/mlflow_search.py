@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from ksuit_runner.errors import LostRunError
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
-from ksuit_runner.tracker.mlflow_names import escape, unescape
+from ksuit_runner.tracker.mlflow_names import metric_key, metric_name, unescape
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -113,7 +113,7 @@ def last_points(client: MlflowClient, run_id: str) -> dict[str, Point]:
 
 def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
     """Return all points of a metric in the order of their steps."""
-    points = map(_point, client.get_metric_history(run_id, escape(key)))
+    points = map(_point, client.get_metric_history(run_id, metric_name(key)))
     return sorted(points, key=lambda point: (point.step, point.timestamp))
 
 
@@ -121,4 +121,4 @@ def _point(metric: Metric) -> Point:
     value = metric.value
     if abs(value) == sys.float_info.max:  # as MLflow stores an infinity
         value = math.copysign(math.inf, value)
-    return Point(unescape(metric.key), value, metric.step, metric.timestamp)
+    return Point(metric_key(metric.key), value, metric.step, metric.timestamp)

@@ -21,9 +21,8 @@ from ksuit_runner.record.stored_run import Launch
 OWN = {"accuracy/validation", "accuracy/validation/ema", "loss/validation", "loss/validation/ema"}
 BEST = {"accuracy/test/best", "accuracy/test/best/ema", "loss/test/best", "loss/test/best/ema"}
 DEFAULT = {
-    *("loss/train", "learning_rate", "gradient_norm", "peak_memory_gb", "parameter_count"),
-    *("updates_per_second", "samples_per_second", "data_wait_fraction", "dataset_size/train", "dataset_size/test"),
-    "dataset_size/validation",
+    *("loss/train", "learning_rate", "gradient_norm", "peak_memory_gb"),
+    *("updates_per_second", "samples_per_second", "data_wait_fraction"),
 }
 
 

@@ -18,7 +18,7 @@ def output_dir(tmp_path_factory):
 def test_default_run_learns_digits_with_live_and_averaged_weights(output_dir):
     best = dict(query(output_dir, "select key, max(value) from metrics group by key"))
     assert best["accuracy/validation"] >= 0.96
-    assert best["accuracy/validation/ema"] >= 0.96
+    assert best["accuracy/validation ema"] >= 0.96
 
 
 def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
@@ -26,11 +26,15 @@ def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
     params = dict(query(output_dir, "select key, value from params"))
     assert params["optimizer.lr"] == "0.003"
     assert params["callbacks.ema.decays"] == "[0.99]"
+    assert params["parameter_count"] == "94186"
     datasets = dict(query(output_dir, "select name, dataset_profile from datasets"))
-    assert datasets.keys() == {"train", "validation", "test"}
-    assert json.loads(datasets["train"])["num_rows"] == 1295
+    assert datasets.keys() == {"digits/train", "digits/validation", "digits/test"}
+    assert json.loads(datasets["digits/train"])["num_rows"] == 1295
     tags = dict(query(output_dir, "select key, value from tags"))
-    assert "seed=3" in tags["ksuit.command"]
+    assert "seed=3" in tags["ksuit.command"] and tags["ksuit.command"] in tags["mlflow.note.content"]
+    assert tags["mlflow.source.name"] == "ksuit_runner" and tags["mlflow.user"]
+    kinds = query(output_dir, "select value from experiment_tags where key = 'mlflow.experimentKind'")
+    assert kinds == [("custom_model_development",)], "MLflow's page shows training runs"
 
 
 def test_folder_has_config_command_environment_and_the_artifacts_of_mlflow(output_dir):

@@ -7,6 +7,8 @@ from command import checkpoint_bytes, is_measured, journal, ksuit, lose_machine,
 from pausing import make_project
 from servers import MlflowServer, Proxy
 
+from ksuit_runner.tracker.mlflow_names import metric_key
+
 pytestmark = pytest.mark.slow
 
 LAST = "E6_U120_S7680"
@@ -47,7 +49,7 @@ def jobs_on(server):
     found = {}
     for job, run_id, status in rows:
         points = server.query(f"select key, step, value from metrics where run_uuid = '{run_id}'")
-        by_key = {(key, step): None if is_measured(key) else value for key, step, value in points}
+        by_key = {(metric_key(key), step): None if is_measured(key) else value for key, step, value in points}
         assert len(by_key) == len(points)
         found[job] = run_id, status, by_key
     return found

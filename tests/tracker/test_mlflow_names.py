@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
-from ksuit_runner.tracker.mlflow_names import LONGEST, escape, escape_short, unescape
+from ksuit_runner.tracker.mlflow_names import LONGEST, escape, escape_short, metric_key, metric_name, unescape
 
 NAMES = st.text(max_size=30) | st.text("ab:/.40@3 ", max_size=12)
 
@@ -29,6 +29,9 @@ def test_what_mlflow_refuses_is_escaped(name, escaped):
 def test_any_name_is_taken_and_read_back(name):
     _validate_metric_name(escape(name))
     assert unescape(escape(name)) == name
+    _validate_metric_name(metric_name(name))
+    assert metric_key(metric_name(name)) == name
+    assert metric_name(name).count("/") <= 1
 
 
 @given(st.text(min_size=LONGEST))
