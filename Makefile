@@ -71,6 +71,8 @@ bench: $(VENV)/.installed-bench ## compare the runner with other trainers, side 
 
 pictures: $(INSTALLED) ## draw the pictures of the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/gallery.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/terminal.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/pages.py
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
