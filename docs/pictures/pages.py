@@ -27,7 +27,7 @@ from ksuit_runner.record.stored_run import find_local
 from ksuit_runner.tracker import mlflow_store
 
 PICTURE = Path(__file__).with_name("page.png")
-OVERRIDES = ("callbacks=[ema,accuracy,loss,best_checkpoint]", "data=digits", "model=cnn", "name=digits-cnn")
+OVERRIDES = ("callbacks=[ema,accuracy,loss,best_checkpoint]", "name=digits-cnn")
 WIDTH, HEIGHT = 1280, 860
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
