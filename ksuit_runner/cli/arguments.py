@@ -17,6 +17,7 @@ COMMANDS = {
     "sync": ("cli.sync", "sync"),
     "list": ("cli.list_runs", "list_runs"),
     "show": ("reports.show", "show"),
+    "report": ("reports.report", "report"),
     "export": ("cli.export", "export"),
     "compare": ("reports.compare", "compare"),
     "leaderboard": ("sweep.commands", "show_leaderboard"),

@@ -30,7 +30,7 @@ SWEEP_NODES = ("sweep", "launcher")
 ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
 """An interpolation of Hydra's own config, which resolves only in the config that Hydra composed last."""
 COMMAND_KEYS = (
-    *("resume", "fork", "evaluate", "sync", "list", "show", "compare", "export", "export_to", "leaderboard"),
+    *("resume", "fork", "evaluate", "sync", "list", "show", "report", "compare", "export", "export_to", "leaderboard"),
     "find_batch_size",
 )
 """Keys at the top of the config that ask for something else than a new run."""

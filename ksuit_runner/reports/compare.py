@@ -1,8 +1,6 @@
 """What differs between runs: ``compare=[A,B]``."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.flatten import nodes
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.curves import curves
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
 from ksuit_runner.resume.request import find_stored
@@ -95,7 +94,7 @@ def _metric_rows(runs: Sequence[StoredRun]) -> list[tuple[str, ...]]:
 
 
 def draw(path: Path, labels: Sequence[str], points: Sequence[Mapping[str, Mapping[int, float]]]) -> bool:
-    """Draw the metrics of runs over the updates, those that all of them have more than one point of.
+    """Draw the metrics of runs over the updates, those that all of them have more than one point of, up to a dozen.
 
     Args:
         path: PNG file to write.
@@ -105,26 +104,10 @@ def draw(path: Path, labels: Sequence[str], points: Sequence[Mapping[str, Mappin
     Returns:
         Whether there was something to draw, and matplotlib (a dependency of MLflow) is installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     shared = [key for key in points[0] if all(len(known.get(key, ())) > 1 for known in points)][:_MOST_PLOTS]
-    if not shared:
+    figure = curves(labels, points, shared)
+    if figure is None:
         return False
-    columns = min(3, len(shared))
-    rows = -(-len(shared) // columns)
-    figure = Figure(figsize=(4.5 * columns, 3.0 * rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, key in enumerate(shared, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for label, known, style in zip(labels, points, cycle(("-", "--", "-.", ":")), strict=False):
-            drawn = [(step, value) for step, value in sorted(known[key].items()) if isfinite(value)]
-            axes.plot(*zip(*drawn, strict=True) if drawn else ((), ()), style, label=label)
-        axes.set_title(key, fontsize="medium")
-        axes.set_xlabel("update")
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(labels)))
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(labels)))
     figure.savefig(path)
     return True

@@ -36,21 +36,19 @@ def show(query: str, overrides: Sequence[str]) -> int:
     allow_only(overrides, "show", *TAKES)
     found = find_stored("show", query, overrides)
     run, console = StoredRun(found.paths), make_console()
-    print_pairs(console, _head(run), run.status)
-    today = resolve(without_sweep(compose_config([])))
-    if rows := [(path, *cells) for path, cells in changes(today, run.config).items()]:
+    print_pairs(console, head(run), run.status)
+    if rows := changes_of_defaults(run):
         print_table(console, ("differs from the default config", "default", "this run"), rows)
     if run.metrics:
         console.print(metric_table(console, run.metrics))
     if checkpoints := run.checkpoints:
         print_table(console, ("checkpoint", "tags"), [(name, " ".join(tags)) for name, tags in checkpoints.items()])
-    where = found.paths.run_id, found.paths.output_dir
-    commands = {"resume": resume_command(*where), "fork": fork_command(*where), "evaluate": evaluate_command(*where)}
-    print_pairs(console, commands if checkpoints else {"resume": commands["resume"]})
+    print_pairs(console, commands(run))
     return 0
 
 
-def _head(run: StoredRun) -> dict[str, str]:
+def head(run: StoredRun) -> dict[str, str]:
+    """Return what a run is, by labels."""
     commit, is_dirty = run.environment.get("git.commit"), run.environment.get("git.dirty")
     given = {
         "run": run.name,
@@ -64,6 +62,21 @@ def _head(run: StoredRun) -> dict[str, str]:
         "folder": str(run.paths.run_dir),
     }
     return {label: str(value) for label, value in given.items() if value}
+
+
+def commands(run: StoredRun) -> dict[str, str]:
+    """Return the commands that continue a run: without a checkpoint it can only be resumed."""
+    where = run.paths.run_id, run.paths.output_dir
+    found = {"resume": resume_command(*where)}
+    if run.checkpoints:
+        found |= {"fork": fork_command(*where), "evaluate": evaluate_command(*where)}
+    return found
+
+
+def changes_of_defaults(run: StoredRun) -> list[tuple[str, str, str]]:
+    """Return config path, default and value of a run, for each value that is not the default of today."""
+    today = resolve(without_sweep(compose_config([])))
+    return [(path, *cells) for path, cells in changes(today, run.config).items()]
 
 
 def changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""``show=`` and ``compare=``: what is stored of runs, on the terminal."""
+"""``show=``, ``compare=``, ``report=`` and ``list=``: what is stored of runs, on the terminal."""
 
 import json
 import re
+from base64 import b64decode
 from datetime import timedelta
 
 import pytest
@@ -16,6 +17,7 @@ from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.compare import compare
 from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
 from ksuit_runner.ui.terminal import format_duration
 
@@ -33,6 +35,10 @@ def output_dir(tmp_path_factory):
 def rows(text):
     """Return the cells of the lines of a text, by the first one."""
     return {cells[0]: cells[1:] for line in text.splitlines() if (cells := line.split())}
+
+
+def stored_runs(output_dir):
+    return [StoredRun(PathProvider(output_dir, folder.name)) for folder in (output_dir / "runs").iterdir()]
 
 
 def test_a_run_is_shown(output_dir, capsys):
@@ -107,8 +113,7 @@ def test_the_config_that_a_stored_run_would_get_is_printed(output_dir, capsys):
 def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, capsys):
     assert list_runs("all", [f"output_dir={output_dir}"]) == 0
     listed = rows(capsys.readouterr().out)
-    runs = [StoredRun(PathProvider(output_dir, folder.name)) for folder in (output_dir / "runs").iterdir()]
-    first = next(run for run in runs if run.name == "first")
+    first = next(run for run in stored_runs(output_dir) if run.name == "first")
     name, status, metric, best, *times = listed[first.paths.run_id[:8]]
     assert (name, status, metric) == ("first", "finished", "accuracy/validation")
     assert best == f"{first.metrics['accuracy/validation'].best:.4g}"
@@ -121,3 +126,28 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
 )
 def test_durations(seconds, text):
     assert format_duration(timedelta(seconds=seconds)) == text
+
+
+def test_a_report_is_one_page_with_all_that_is_stored(output_dir, tmp_path, capsys):
+    stored = next(run for run in stored_runs(output_dir) if run.name == "second")
+    figure = stored.paths.artifacts_dir / "figures" / "a<b"
+    figure.mkdir(parents=True)
+    for step, colour in ((20, "red"), (40, "blue")):
+        Image.new("RGB", (2, 2), colour).save(figure / f"{step:08}.png")
+    target = tmp_path / "second.html"
+    assert report("second", [f"output_dir={output_dir}", f"export_to={target}"]) == 0
+    assert str(target) in capsys.readouterr().out
+    text = target.read_text()
+    cells = set(re.findall("<td>([^<]*)</td>", text))
+    assert cells >= {"optimizer.lr", "0.003", "0.01", "E2_U40_S2560", "accuracy/validation/ema", "hardware.cores"}
+    assert f"{stored.metrics['accuracy/validation/ema'].last:.4g}" in cells
+    assert any(cell.endswith(f"resume={stored.paths.run_id}") for cell in cells)
+    pictures = re.findall('src="([^,]*),([^"]*)"', text)
+    assert [kind for kind, _ in pictures] == ["data:image/svg+xml;base64", "data:image/png;base64"]
+    assert b64decode(pictures[1][1]) == (figure / "00000040.png").read_bytes(), "the newest one is shown"
+    assert "a&lt;b, update 40" in text and "<b" not in text.replace("<body", "").replace("<br", "")
+    assert not re.findall(r'(?:src|href)="(?!data:)', text), "it refers to another file"
+    with pytest.raises(KsuitError, match="has to end in .html"):
+        report("second", [f"output_dir={output_dir}", f"export_to={tmp_path / 'second.pdf'}"])
+    with pytest.raises(KsuitError, match="there is no folder"):
+        report("second", [f"output_dir={output_dir}", f"export_to={tmp_path / 'no' / 'second.html'}"])
