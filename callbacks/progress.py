@@ -1,4 +1,4 @@
-"""Progress of training: a bar on a terminal, plain lines elsewhere."""
+"""Progress of training: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 from rich import progress
 from rich.columns import Columns
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.ui.notebook import live_view
 from ksuit_runner.ui.terminal import format_number, run_console
 
 _MOST_METRICS = 12
@@ -60,7 +60,7 @@ class Progress(CallbackBase):
             console=console,
             expand=True,
         )
-        self._live = Live(console=console, auto_refresh=False) if console.is_interactive and records else None
+        self._live = live_view(console) if records else None
         self._interval = every_n_seconds if self._live is None else refresh_seconds
         self._has_epoch_lines = line_per_epoch
         self._epoch_line: list[str] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import importlib
+import io
 import os
 import random
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -27,10 +29,12 @@ from ksuit_runner.config.overrides import value_of
 from ksuit_runner.config.schema import OBJECT_SPECS
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
+from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import OF_STORED_RUNS
 from ksuit_runner.resume.request import refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.signals import TIME_IS_UP
+from ksuit_runner.ui.notebook import in_notebook
 
 if TYPE_CHECKING:
     from ksuit_runner.metric_property import Summary
@@ -44,7 +48,7 @@ _RUNNING = Lock()
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run or a sweep.
+    """The result of a run or a sweep. A notebook shows it as a table, with a picture of the metrics.
 
     Attributes:
         run_id: Its id; for a sweep, that of the parent run.
@@ -59,6 +63,38 @@ class RunResult:
     folder: Path
     metrics: Mapping[str, Summary] = field(default_factory=dict)
     jobs: tuple[Row, ...] = ()
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        rows: Sequence[Any] = [{"metric": key, **asdict(metric)} for key, metric in self.metrics.items()]
+        if self.jobs:
+            rows = [{"job": row.index + 1, **row.values, **row.metrics, "status": row.status} for row in self.jobs]
+        head = f"<b>{self.status.lower()}</b> <code>{self.run_id}</code>"
+        table: str = pd.DataFrame(rows).to_html(index=False, na_rep="", float_format="{:.4g}".format)
+        picture = base64.b64encode(self._picture() or b"").decode()
+        # part of the text, as a notebook shows either a text or a picture
+        return head + table + (f'<img src="data:image/png;base64,{picture}">' if picture else "")
+
+    def _picture(self) -> bytes | None:
+        """Return a PNG: the metrics with a better direction over the updates; the plot of a sweep's leaderboard."""
+        from ksuit_runner.reports.curves import curves
+        from ksuit_runner.reports.facts import StoredRun
+
+        if self.jobs:
+            plot = self.folder / "leaderboard.png"
+            return plot.read_bytes() if plot.is_file() else None
+        stored = StoredRun(PathProvider(self.folder.parent.parent, self.run_id))
+        drawn = [
+            key
+            for key, metric in stored.metrics.items()
+            if metric.direction != "neutral" and len(stored.points[key]) > 1
+        ]
+        if (figure := curves([stored.name], [stored.points], drawn)) is None:
+            return None
+        content = io.BytesIO()
+        figure.savefig(content)
+        return content.getvalue()
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -87,8 +123,9 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
     """Execute a run, or a sweep, as the command line does, and return its result.
 
     Random generators, signal handlers and logging of the process are restored at the end. In the main thread a signal
-    ends the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In another thread no
-    signal reaches the run. One whose time is up (``callbacks.stop_at.max_time``) is KILLED, and returned.
+    ends the run with a checkpoint, and is then raised again: Ctrl-C becomes a KeyboardInterrupt. In a notebook, a run
+    that was interrupted is KILLED, and returned, as is one whose time is up (``callbacks.stop_at.max_time``); a second
+    interrupt raises KeyboardInterrupt. In another thread no signal reaches the run.
 
     Args:
         what: Overrides, as on the command line: ``["model=mlp", "callbacks=[ema,accuracy]"]``, ``["resume=last"]``,
@@ -109,7 +146,8 @@ def run(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunResult:
             outcome = _start(what)
     finally:
         _RUNNING.release()
-    if outcome.signal not in (None, TIME_IS_UP):
+    returns = outcome.signal == TIME_IS_UP or (outcome.signal == signal.SIGINT and in_notebook())
+    if outcome.signal is not None and not returns:
         signal.raise_signal(outcome.signal)
     return _result(outcome)
 
