@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ksuit_runner import __version__
-from ksuit_runner.config.flatten import flatten
+from ksuit_runner.config.comparable import comparable
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording, RunFollower, RunFollowerFactory, Unsent
@@ -155,7 +155,7 @@ class RunRecord(SilentRecord):
         if not self.tracker.is_described:
             datasets = _dataset_infos(data)
             with self.tracker.together():
-                self.tracker.log_params(flatten(config))
+                self.tracker.log_params(comparable(config))
                 self.tracker.log_inputs(datasets)
         self.notify()  # what is sent while a short run trains need not be waited for at its end
 

@@ -27,11 +27,16 @@ def print_leaderboard(console: Console, board: Leaderboard) -> None:
 
 def write_leaderboard(paths: SweepPaths, board: Leaderboard) -> None:
     """Write both tables as Markdown, and the jobs as CSV."""
-    tables = [job_table(board)] + ([group_table(board)] if board.groups else [])
-    write_text(paths.table, f"# {board.name}\n\n" + "\n".join(map(_markdown, tables)))
+    write_text(paths.table, f"# {board.name}\n\n{as_markdown(board)}")
     text = io.StringIO()
     csv.writer(text).writerows(_csv_rows(board))
     write_text(paths.csv, text.getvalue())
+
+
+def as_markdown(board: Leaderboard, most_rows: int | None = None) -> str:
+    """Return both tables as Markdown, of each the first rows."""
+    tables = [job_table(board)] + ([group_table(board)] if board.groups else [])
+    return "\n".join(_markdown((heads, rows[:most_rows])) for heads, rows in tables)
 
 
 def job_table(board: Leaderboard) -> Table:

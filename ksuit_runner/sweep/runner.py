@@ -27,7 +27,7 @@ from ksuit_runner.sweep.job_source import JobSource
 from ksuit_runner.sweep.job_status import read_ends, record_end, status_of
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, make_leaderboard
 from ksuit_runner.sweep.leaderboard_plot import draw_leaderboard
-from ksuit_runner.sweep.leaderboard_tables import print_leaderboard, write_leaderboard
+from ksuit_runner.sweep.leaderboard_tables import as_markdown, print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs
 from ksuit_runner.sweep.progress_lines import print_failure, print_job, print_sweep
 from ksuit_runner.sweep.run_job import JobResult, JobTask
@@ -35,8 +35,11 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
+from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG
 from ksuit_runner.ui.command_line import sync_command
-from ksuit_runner.ui.terminal import print_error
+from ksuit_runner.ui.terminal import format_number, print_error
+
+_MOST_DESCRIBED = 20  # rows of a table in the description of the parent run
 
 
 @dataclass
@@ -271,6 +274,13 @@ def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracke
         files.append(paths.plot)
     for path in files:
         tracker.upload(path, path.name)
+    tracker.set_tags({DESCRIPTION_TAG: as_markdown(board, _MOST_DESCRIBED), **_best(board)})
+
+
+def _best(board: Leaderboard) -> dict[str, str]:
+    """Return a tag with the best value of the objective, if the first row has one."""
+    value = board.rows[0].metrics.get(board.objective) if board.rows and board.objective else None
+    return {} if value is None else {"ksuit.best": f"{board.objective} {format_number(value)}"}
 
 
 def build_properties(config: DictConfig, objective: str | None, trust: Trust | None = None) -> MetricPropertyProvider:

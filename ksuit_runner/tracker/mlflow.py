@@ -165,7 +165,7 @@ class MlflowTracker(BaseTracker):
 
         if run_id is not None:
             active_run(self._client, run_id)
-        new = [RunTag(escape_short(key), str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
+        new = [RunTag(escape_short(key), str(value)[:_MAX_TAG_LENGTH]) for key, value in with_shown(tags).items()]
         for start in range(0, len(new), _BATCH_SIZE):
             self._client.log_batch(run_id or self.run_id, tags=new[start : start + _BATCH_SIZE], synchronous=True)
 

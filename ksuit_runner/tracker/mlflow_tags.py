@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from ksuit_runner.tracker.start_tags import COMMAND_TAG, USER_TAG
+from ksuit_runner.tracker.start_tags import COMMAND_TAG, DESCRIPTION_TAG, USER_TAG
 
 NOTE_TAG = "mlflow.note.content"
 """Tag with the description of a run, in Markdown."""
@@ -13,13 +13,14 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _SAME = {
     USER_TAG: "mlflow.user",
+    DESCRIPTION_TAG: NOTE_TAG,
     "git.commit": "mlflow.source.git.commit",
     "git.branch": "mlflow.source.git.branch",
 }
 
 
 def with_shown(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags of a new run, together with those by which the page shows user, source and description."""
+    """Return the tags of a run together with those by which the page shows user, source and description."""
     shown = {name: tags[tag] for tag, name in _SAME.items() if tag in tags}
     if command := tags.get(COMMAND_TAG):
         shown |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": _program(command)}

@@ -1,4 +1,4 @@
-"""The tags that say how a run was started, and by whom."""
+"""The tags that say what a run is, how it was started, and by whom."""
 
 import getpass
 
@@ -6,6 +6,8 @@ COMMAND_TAG = "ksuit.command"
 """Tag with the command line that started a run."""
 USER_TAG = "ksuit.user"
 """Tag with the name of the user who started it."""
+DESCRIPTION_TAG = "ksuit.description"
+"""Tag with a description in Markdown."""
 
 
 def start_tags(command: str) -> dict[str, str]:

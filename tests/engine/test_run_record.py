@@ -30,6 +30,6 @@ def test_a_run_that_ended_before_it_was_described_is_described_at_its_resume(mak
         record.describe({**CONFIG, "seed": value}, data, provenance)
         record.close(EndStatus.FINISHED)
         box = Outbox.load(paths)
-        assert box.params == {"name": "None", "parent_run_id": "None", "trainer.recall@5 (macro)": "1", "seed": "1"}
-        assert [info.name for info in box.inputs] == ["train", "test"]
+        assert box.params == {"trainer.recall@5 (macro)": "1", "seed": "1"}
+        assert [info.name for info in box.inputs] == ["augmented/train", "augmented/test"]
     assert '"torch"' in paths.environment.read_text()

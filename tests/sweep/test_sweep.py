@@ -72,6 +72,9 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     }
     assert (artifacts / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
     assert "| 0.01 | " in (artifacts / "leaderboard.md").read_text()
+    told = dict(query(output_dir, f"select key, value from tags where run_uuid = '{parent}'"))
+    assert "| 0.01 | " in told["mlflow.note.content"], "MLflow's page shows it as the description"
+    assert told["ksuit.best"].startswith("accuracy/")
     table = output[output.index("job  ") :]
     assert ksuit(output_dir, f"leaderboard={parent[:8]}") == table
     assert ksuit(output_dir, "leaderboard=mine") == table
