@@ -48,7 +48,7 @@ def ksuit(tmp_path, monkeypatch):
 
     def call(*overrides):
         GlobalHydra.instance().clear()
-        return _main(["find_batch_size", "model=limited", *overrides])
+        return _main(["find_batch_size", "model=limited", "data.num_workers=0", "default_callbacks=none", *overrides])
 
     return call
 
