@@ -93,5 +93,5 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
     def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the sums of the parts of all ranks."""
         of_epoch = [state["epoch"] for state in state_dicts if "epoch" in state]
-        merged = {_SUMMED: state_dicts[0].get(_SUMMED, self._summed()), **PartSums.merged(state_dicts)}
-        return {**merged, **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}
+        merged = {**PartSums.merged(state_dicts), **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}
+        return {**merged, _SUMMED: state_dicts[0].get(_SUMMED, self._summed())}  # in the order of a single rank's
