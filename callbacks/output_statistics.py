@@ -1,6 +1,6 @@
 """Statistics of a model's outputs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.tensors.nested import entries
+from ksuit_runner.tensors.nested import named_tensors
 from ksuit_runner.trainer.losses import Losses
 
 
@@ -47,7 +47,8 @@ class OutputStatistics(OnlineCallback["_Statistics"]):
         return _Statistics()
 
     def _accumulate(self, sums: "_Statistics", batch: Any, losses: Losses, outputs: Any) -> None:
-        found = dict(_named(outputs)) if not isinstance(outputs, Tensor) else {"output": outputs}
+        named = named_tensors(outputs) if not isinstance(outputs, Tensor) else [("output", outputs)]
+        found = {name: output for name, output in named if not output.is_complex()}
         if not self._has_checked:
             self._check(found)
         for name, output in found.items():
@@ -108,14 +109,3 @@ class _Statistics:
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], device: torch.device) -> None:
         self.held = {name: value.to(device) for name, value in state_dict.items()}
-
-
-def _named(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Walk all tensors of nested outputs, with the ways to them."""
-    for key, value in entries(outputs):
-        name = f"{path}/{key}" if path else str(key)
-        if isinstance(value, Tensor):
-            if not value.is_complex():
-                yield name, value
-        else:
-            yield from _named(value, name)

@@ -64,3 +64,13 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     else:
         for _, value in entries(tree):
             yield from tensors_in(value)
+
+
+def named_tensors(tree: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk all tensors in a structure, each with the way to it, such as ``hidden/0``; ``start`` is where it is."""
+    for key, value in entries(tree):
+        way = f"{start}/{key}" if start else str(key)
+        if isinstance(value, Tensor):
+            yield way, value
+        else:
+            yield from named_tensors(value, way)

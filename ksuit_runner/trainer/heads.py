@@ -1,6 +1,6 @@
 """Scores and targets of classification in what models return and batches hold, also of one head of several."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.tensors.nested import entries
+from ksuit_runner.tensors.nested import entries, named_tensors
 
 
 @dataclass(frozen=True)
@@ -124,18 +124,8 @@ def _tensor_at(tree: Any, way: str, kind: str, path: str | None) -> Tensor:
         found = {str(name): value for name, value in entries(found)}.get(key)
     if isinstance(found, Tensor):
         return found
-    ways = list(_ways(tree))
+    ways = [way for way, _ in named_tensors(tree)]
     if not ways:
         raise ConfigError(f"there are no several {kind}, but a {type(tree).__name__}: leave it out", path=path)
     wrong = f"there is no '{way}' in the {kind}" if way else f"there are several {kind}, of which one has to be named"
     raise ConfigError(f"{wrong}. {did_you_mean(way, ways)}", path=path)
-
-
-def _ways(tree: Any, start: str = "") -> Iterator[str]:
-    """Yield the paths of all tensors in a tree."""
-    for key, value in entries(tree):
-        way = f"{start}/{key}" if start else str(key)
-        if isinstance(value, Tensor):
-            yield way
-        else:
-            yield from _ways(value, way)
