@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.runner import SweepOutcome
 
-_OTHER_COMMANDS = ("sync", "list", "show", "report", "compare", "export", "leaderboard", "find_batch_size")
+_OTHER_COMMANDS = ("sync", "list", "show", "predict", "report", "compare", "export", "leaderboard", "find_batch_size")
 _MULTIRUN = ("-m", "--multirun")
 _RUNNING = Lock()
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "sync": ("cli.sync", "sync"),
     "list": ("cli.list_runs", "list_runs"),
     "show": ("reports.show", "show"),
+    "predict": ("cli.predict", "predict"),
     "report": ("reports.report", "report"),
     "export": ("cli.export", "export"),
     "compare": ("reports.compare", "compare"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.target_file import target_file
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.resume.starting_point import StartingPoint, weights_named
 from ksuit_runner.ui.terminal import make_console
@@ -43,7 +42,7 @@ def export(query: str, overrides: Sequence[str]) -> int:
     allow_only(overrides, "export", *_TAKES)
     composed = compose_config(with_trackers_beside(overrides))
     found = weights_named(find_stored("export", query, overrides), "export")
-    target = _target(composed.export_to, found)
+    target = target_file(composed.export_to, found.text.replace("@", "_").replace("/", "_") + _SUFFIX, _SUFFIX)
 
     from ksuit_runner.checkpoint.tensor_file import write_tensors
 
@@ -52,18 +51,6 @@ def export(query: str, overrides: Sequence[str]) -> int:
     size = f"{target.stat().st_size / 1e6:,.1f} MB"
     make_console().print(f"{len(tensors)} tensors of {found.text}, {size}: {target}", soft_wrap=True)
     return 0
-
-
-def _target(export_to: str | None, found: StartingPoint) -> Path:
-    named = found.text.replace("@", "_").replace("/", "_")
-    target = Path(export_to or named + _SUFFIX).expanduser().absolute()
-    if target.suffix != _SUFFIX:
-        raise ConfigError(f"the name of the file has to end in {_SUFFIX}, and not be {target.name}", path="export_to")
-    if not target.parent.is_dir():
-        raise ConfigError(f"there is no folder {target.parent}", path="export_to")
-    if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target} exists, and is not overwritten. Remove it, or name another file", path="export_to")
-    return target
 
 
 def _tensors(found: StartingPoint, output_dir: str, trust: Sequence[str]) -> Mapping[str, Tensor | StoredTensor]:

@@ -19,6 +19,7 @@ ksuit-runner trains a model as the config says, tracks it, and resumes it exactl
   python -m ksuit_runner show=RUN_ID                      its config, metrics, checkpoints and commands
   python -m ksuit_runner report=RUN_ID                    all about it as one page of HTML
   python -m ksuit_runner compare RUN_ID RUN_ID            where runs differ
+  python -m ksuit_runner predict=RUN_ID@best predict_on=test  its outputs on a dataset, as a file of numpy
   python -m ksuit_runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
   python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
   python -m ksuit_runner find_batch_size=true model=gpt   the largest parts of a batch that fit into memory

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ksuit_runner.config.overrides import allow_only, value_of
 from ksuit_runner.config.stored_config import format_config
-from ksuit_runner.errors import ConfigError
 from ksuit_runner.reports.curves import curves
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import TAKES, changes_of_defaults, commands, head
+from ksuit_runner.reports.target_file import target_file
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.security.masking import mask_config, mask_text
 from ksuit_runner.system.atomic_files import write_text
@@ -46,23 +46,14 @@ def report(query: str, overrides: Sequence[str]) -> int:
         The exit status, 0.
 
     Raises:
-        KsuitError: There is no such run, what is stored of it is damaged, or the page would not be in a folder.
+        KsuitError: There is no such run, what is stored of it is damaged, or the file exists.
     """
     allow_only(overrides, "report", *TAKES, "export_to")
     run = StoredRun(find_stored("report", query, overrides).paths)
-    target = _target(overrides, run)
+    target = target_file(value_of("export_to", overrides), run.paths.run_id + _SUFFIX, _SUFFIX)
     write_text(target, page(run))
     make_console().print(f"report of {run.name}: {target}", soft_wrap=True, markup=False)
     return 0
-
-
-def _target(overrides: Sequence[str], run: StoredRun) -> Path:
-    target = Path(value_of("export_to", overrides) or f"{run.paths.run_id}{_SUFFIX}").expanduser().absolute()
-    if target.suffix != _SUFFIX:
-        raise ConfigError(f"the name of the page has to end in {_SUFFIX}, and not be {target.name}", path="export_to")
-    if not target.parent.is_dir():
-        raise ConfigError(f"there is no folder {target.parent}", path="export_to")
-    return target
 
 
 def page(run: StoredRun) -> str:

@@ -1,0 +1,113 @@
+"""Writes what the model of a run predicts to a file: ``predict=RUN[@CHECKPOINT][/WEIGHTS]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import compose_locations
+from ksuit_runner.config.overrides import bare_name, root, value_of
+from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.record.mode import Mode
+from ksuit_runner.reports.target_file import target_file
+from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.resume.request import find_stored
+from ksuit_runner.system.atomic_files import write_bytes
+from ksuit_runner.ui.terminal import make_console
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ksuit_runner.trainer.sgd import SgdTrainer
+
+_KEYS = ("predict", "predict_on", "export_to")
+_TAKES = ("output_dir", "tracker", "trust", "data", "evaluation")
+
+
+def predict(query: str, overrides: Sequence[str]) -> int:
+    """Write outputs and targets, in the order of the dataset, to ``export_to``; nothing of the run changes.
+
+    The file is numpy's: ``numpy.load(file)["outputs"]``, of shape (samples, ...), and ``["targets"]``. Where the model
+    returns several tensors by name, or the batch has several targets, there are ``outputs/NAME`` and ``targets/NAME``.
+
+    Args:
+        query: The run, or one of its checkpoints, with or without the name of other weights.
+        overrides: The command line: besides the run other data, ``predict_on`` (key of the dataset, by default that
+            which the run is evaluated on), and ``export_to``, by default ``RUN_ID_DATASET.npz`` in the current folder.
+
+    Returns:
+        The exit status, 0: the file is on the disk.
+
+    Raises:
+        ResumeError: There is no such run, or several match.
+        ConfigError: It has no such checkpoint, weights or dataset, the file exists, or something else is to be changed.
+        CheckpointError: The checkpoint is damaged.
+    """
+    for item in overrides:
+        if root(item) not in (*_KEYS, *_TAKES):
+            raise ConfigError(f"{item}: with predict= only {', '.join((*_KEYS[1:], *_TAKES))} can be given")
+    found = find_stored("predict", query, overrides)
+    extra = [item for item in overrides if bare_name(item) not in _KEYS]
+    stored = compose_stored(Mode.EVALUATE, found.paths, extra)
+    config: dict[str, Any] = {**check_config(stored.config, trust=stored.trust)}
+    dataset = value_of("predict_on", overrides) or str(config["evaluation"]["dataset"])
+    if dataset not in (there := config["data"]["datasets"]):
+        raise ConfigError(f"there is no dataset '{dataset}'. {did_you_mean(dataset, there)}", path="predict_on")
+    target = target_file(value_of("export_to", overrides), f"{found.run_id}_{dataset}.npz", ".npz")
+
+    from ksuit_runner.config.factory import Factory
+    from ksuit_runner.distributed.strategy import Strategy
+    from ksuit_runner.distributed.world import World
+    from ksuit_runner.engine.assembly import build_trainer
+    from ksuit_runner.results import load_model
+    from ksuit_runner.system.signals import Interruption
+
+    trust = list(compose_locations(overrides).trust)
+    model = load_model(query, output_dir=found.outputs.output_dir, trust=trust)
+    trainer = build_trainer(
+        Factory(config, stored.trust), int(config["seed"]), Interruption(), strategy=Strategy(World())
+    )
+    columns = _columns(trainer, model.to(trainer.model.device), dataset)
+    count = len(next(iter(columns.values())))
+    _write(target, columns)
+    make_console().print(f"{count} samples of {dataset}: {target}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _columns(trainer: SgdTrainer, model: nn.Module, dataset: str) -> dict[str, Tensor]:
+    """Return what is in the file, by name."""
+    import torch
+
+    parts: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for batch in trainer.data_container.evaluation_batches(dataset):
+            inputs, targets = trainer.inputs_and_targets(trainer.to_device(batch))
+            for name, values in (("outputs", trainer.predict(inputs, model)), ("targets", targets)):
+                for key, value in _tensors(name, values).items():
+                    parts.setdefault(key, []).append(value.cpu())
+    return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _tensors(name: str, values: Any) -> dict[str, Tensor]:
+    from torch import Tensor
+
+    if isinstance(values, Tensor):
+        return {name: values}
+    if isinstance(values, Mapping) and all(isinstance(value, Tensor) for value in values.values()):
+        return {f"{name}/{key}": value for key, value in values.items()}
+    raise ConfigError(f"the {name} are {type(values).__name__}; tensors, or tensors by name, can be written")
+
+
+def _write(target: Path, columns: Mapping[str, Tensor]) -> None:
+    import numpy as np
+    import torch
+
+    content = BytesIO()
+    arrays = {
+        key: (value.float() if value.dtype == torch.bfloat16 else value).numpy() for key, value in columns.items()
+    }
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_bytes(target, content.getvalue())
