@@ -1,6 +1,17 @@
 """``python -m ksuit_runner``."""
 
-from ksuit_runner.cli.dispatch import main
+import sys
+
+
+def main() -> None:
+    """Run what the command line asks for; on a terminal there is a first sign before anything large is imported."""
+    if sys.stdout is not None and sys.stdout.isatty() and not any(word.startswith("-") for word in sys.argv[1:]):
+        sys.stdout.write("starting ...\r")  # what comes next is written over it
+        sys.stdout.flush()
+    from ksuit_runner.cli.dispatch import main as run_command
+
+    run_command()
+
 
 __all__ = ["main"]
 

@@ -51,6 +51,7 @@ def screen(folder: str) -> list[str]:
 def last_screen(output: str) -> list[str]:
     """Play the codes that move the cursor, which a live bar is redrawn with, and return the lines that are left."""
     lines, row = [""], 0
+    output = re.sub(r"^starting \.\.\.\r", "", output)  # the first sign, which is written over
     for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r\n|\n|\r|[^\x1b\r\n]+|\x1b", output):
         if token in ("\n", "\r\n"):
             row += 1

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from time import monotonic
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.folders import has_traces
+from ksuit_runner.checkpoint.folders import has_traces, read_tags
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
@@ -47,14 +48,16 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
 from ksuit_runner.system.untrusted_files import check_folder
-from ksuit_runner.tensors.device import current_device
+from ksuit_runner.tensors.device import current_device, device_name
 from ksuit_runner.tensors.kernels import check_deterministic, chosen_kernels
 from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 from ksuit_runner.trainer.sgd import SgdTrainer
+from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
 
 _LOGGER = logging.getLogger(__name__)
+_BEST = "best"  # tag that best_checkpoint gives by default
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def run(
 
 
 def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
-    world, config, factory = meeting.world, given.config, given.factory
+    world, config, factory, start_time = meeting.world, given.config, given.factory, monotonic()
     outputs, lock, tracker = OutputPaths(config["output_dir"]), None, None
     with ExitStack() as stack:
         interruption = stack.enter_context(catch_signals())
@@ -161,11 +164,17 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             given.begun(record.paths.run_id)
         outcome = RunOutcome(record.paths.run_id, record.paths.run_dir)
         stack.enter_context(setup_logging(record.paths.log, console, world.rank))
+        if world.records:
+            stack.enter_context(acknowledged(_LOGGER.warning))
         with closing(record, trainer, outcome, meeting):
             _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
         if world.records:
-            next_command = _next_command(given.launch, record)
-            print_end(console, outcome.summary, record.paths.run_dir, next_command, outcome.status)
+            next_command, best = _next_command(given.launch, record), read_tags(record.paths).get(_BEST)
+            print_end(
+                *(console, outcome.summary, record.paths.run_dir, next_command, outcome.status),
+                seconds=monotonic() - start_time,
+                best=record.paths.checkpoints_dir / best if best is not None else None,
+            )
     return outcome
 
 
@@ -258,7 +267,7 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
         raise RefusedError from error
     outcome.summary = assembled.log_writer.summary
     if world.records:
-        _print_start(console, record, start)
+        _print_start(console, record, start, device_name(assembly.trainer.device))
     _execute(assembled, mode, record)
     if mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
@@ -337,9 +346,9 @@ def _next_command(launch: Launch, record: SilentRecord) -> str | None:
     return None if launch.mode == Mode.EVALUATE else resume_command(record.paths.run_id, record.paths.output_dir)
 
 
-def _print_start(console: Console, record: SilentRecord, start: _Start) -> None:
+def _print_start(console: Console, record: SilentRecord, start: _Start, device: str) -> None:
     info, paths = record.tracker.run, record.paths
-    print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir)
+    print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir, device)
     if start.checkpoint is not None:
         _LOGGER.info("starts from checkpoint %s", start.checkpoint.progress)
     if start.beginning is not None and start.checkpoint is None:

@@ -10,7 +10,7 @@ from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
 from ksuit_runner.system.atomic_files import write_text
-from ksuit_runner.ui.terminal import format_number, print_table
+from ksuit_runner.ui.terminal import SHORT_ID, format_number, print_table
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
@@ -18,7 +18,7 @@ Table = tuple[list[str], list[list[str]]]
 
 def print_leaderboard(console: Console, board: Leaderboard) -> None:
     """Print the jobs, best first, and the means over seeds or folds where there are several."""
-    heads, rows = job_table(board)
+    heads, rows = job_table(board, SHORT_ID)
     print_table(console, heads, rows, status_column=heads.index("status"))
     if board.groups:
         console.print()
@@ -39,8 +39,13 @@ def as_markdown(board: Leaderboard, most_rows: int | None = None) -> str:
     return "\n".join(_markdown((heads, rows[:most_rows])) for heads, rows in tables)
 
 
-def job_table(board: Leaderboard) -> Table:
-    """Return the jobs with the overrides in which they differ."""
+def job_table(board: Leaderboard, id_length: int | None = None) -> Table:
+    """Return the jobs with the overrides in which they differ.
+
+    Args:
+        board: The leaderboard.
+        id_length: How many characters of a run's id to show; None shows all.
+    """
     metrics = board.metric_keys
     heads = ["job", *map(bare_name, board.keys), *metrics, "status", "time", "run"]
     rows = [
@@ -50,7 +55,7 @@ def job_table(board: Leaderboard) -> Table:
             *(format_number(row.metrics[key]) if key in row.metrics else "" for key in metrics),
             row.status,
             format_seconds(row.seconds),
-            row.run_id or "",
+            (row.run_id or "")[:id_length],
         ]
         for row in board.rows
     ]

@@ -76,6 +76,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return rebuilt(batch, partial(to_device, device=device))
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a device for people, such as ``cuda:0 (NVIDIA H100)``."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 @contextmanager
 def current_device(device: torch.device) -> Iterator[None]:
     """Make a device the current one while the block runs, and restore the state of its generator afterwards.

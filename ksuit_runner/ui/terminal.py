@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from rich import box
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +31,7 @@ SHORT_ID = 8
 """Characters of a run's id in tables; they are enough to name it."""
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
+_MOST_ROWS = 30
 _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
 _LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 
@@ -97,15 +100,22 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path) -> None:
-    """Print which run starts, where it is tracked and where its files are."""
-    print_pairs(console, {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)})
+def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path, device: str = "") -> None:
+    """Print which run starts, where it is tracked, where its files are, and on which device it trains."""
+    pairs = {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)}
+    print_pairs(console, pairs | ({"device": device} if device else {}))
 
 
 def print_end(
-    console: Console, summary: Mapping[str, Summary], run_dir: Path, resume_command: str | None, status: str
+    console: Console,
+    summary: Mapping[str, Summary],
+    run_dir: Path,
+    resume_command: str | None,
+    status: str,
+    seconds: float | None = None,
+    best: Path | None = None,
 ) -> None:
-    """Print how a run ended: its metrics as a table, its folder, and the command that resumes it.
+    """Print how a run ended: its metrics as a table, its folder, its best checkpoint, and the command that resumes it.
 
     Args:
         console: Where to print.
@@ -113,19 +123,37 @@ def print_end(
         run_dir: Folder of the run.
         resume_command: Command that resumes the run, if it can be resumed.
         status: FINISHED, FAILED or KILLED.
+        seconds: How long it took.
+        best: Folder of its best checkpoint.
     """
     if summary:
         console.print(metric_table(console, summary))
-    pairs = {"status": status.lower(), "folder": _short(run_dir)}
+    took = "" if seconds is None else f" after {format_duration(timedelta(seconds=seconds))}"
+    pairs = {"status": f"{status.lower()}{took}", "folder": _short(run_dir)}
+    pairs |= {"best": _short(best)} if best is not None else {}
     print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
 
 
-def metric_table(console: Console, summary: Mapping[str, Summary]) -> Table:
-    """Return a table of metrics: last and best value, a row for each."""
-    table = _table(console, "metric", "last", "best", "at update", "better", numeric=(1, 2, 3))
-    for key, metric in summary.items():
-        table.add_row(Text(key), *_metric_cells(metric, console.options.ascii_only))
-    return table
+def metric_table(console: Console, summary: Mapping[str, Summary]) -> RenderableType:
+    """Return a table of metrics: last and best value, a row for each.
+
+    In a terminal that is too narrow for all columns, the last ones are left out. Of many metrics, those without
+    a better direction are below the table, side by side.
+    """
+    neutral: dict[str, Summary] = {}
+    if console.is_terminal and len(summary) > _MOST_ROWS:
+        neutral = {key: metric for key, metric in summary.items() if metric.direction == "neutral"}
+    heads = ("metric", "last", "best", "at update", "better")
+    rows = [(key, *_metric_cells(metric, console.options.ascii_only)) for key, metric in summary.items()]
+    for count in (5, 4, 3):
+        table = _table(console, *heads[:count], numeric=(1, 2, 3)[: count - 1])
+        for row in rows:
+            if row[0] not in neutral:
+                table.add_row(*map(Text, row[:count]))
+        if Measurement.get(console, console.options.update(width=_FILE_WIDTH), table).maximum <= console.width:
+            break
+    cells = [Text.assemble((key, "dim"), " ", format_number(metric.last)) for key, metric in neutral.items()]
+    return Group(table, Columns(cells, padding=(0, 2))) if cells else table
 
 
 def print_table(

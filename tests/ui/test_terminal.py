@@ -97,6 +97,38 @@ def test_a_narrow_terminal_loses_no_character():
     assert f"resume={RUN_ID}" in text
 
 
+def test_in_a_narrow_terminal_columns_are_left_out_before_anything_folds():
+    console = colored(width=60)
+    key = "loss/longer_dataset/ema_slow"
+    console.print(terminal.metric_table(console, {key: Metric(0.5, 200, 0.25, 190, "lower")}))
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()]
+    assert ["metric", "last", "best", "at", "update"] in lines and [key, "0.5", "0.25", "190"] in lines
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_hundred_metrics_fit_on_a_page(width):
+    console = colored(width)
+    neutral = {f"weight_norm/layers.{n}": Metric(n, 200, None, None, "neutral") for n in range(90)}
+    directed = {f"accuracy/{n}": Metric(0.5, 200, 0.75, n, "higher") for n in range(10)}
+    console.print(terminal.metric_table(console, neutral | directed))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()
+    assert len(lines) < 60 and max(map(len, lines)) <= width
+    assert all(any(f"weight_norm/layers.{n} {n}" in line for line in lines) for n in range(90))
+    assert all(re.match(rf" accuracy/{n} +0.5 +0.75 +{n} ", line) for n, line in enumerate(lines[3:13]))
+
+
+def test_the_end_says_how_long_it_took_and_where_the_best_checkpoint_is(console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    best = tmp_path / "checkpoints" / "E1_U20_S640"
+    terminal.print_end(console, {}, tmp_path / "run", "again", "FINISHED", seconds=3725, best=best)
+    assert text_of(console).splitlines() == [
+        "status  finished after 1h 02m",
+        "folder  run",
+        "best    checkpoints/E1_U20_S640",
+        "resume  again",
+    ]
+
+
 def test_an_encoding_without_arrows_gets_words(tmp_path):
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=file, width=200)

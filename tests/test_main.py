@@ -1,0 +1,30 @@
+import io
+
+import pytest
+
+from ksuit_runner import __main__
+from ksuit_runner.cli import dispatch
+
+
+class Terminal(io.StringIO):
+    """An output that a person reads."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "words", "sign"),
+    [
+        (Terminal, ["model=mlp"], "starting ...\r"),
+        (Terminal, ["--version"], ""),
+        (io.StringIO, ["model=mlp"], ""),
+    ],
+)
+def test_a_terminal_gets_a_first_sign_before_anything_is_imported(monkeypatch, stream, words, sign):
+    output, seen = stream(), []
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr("sys.argv", ["ksuit-runner", *words])
+    monkeypatch.setattr(dispatch, "main", lambda: seen.append(output.getvalue()))
+    __main__.main()
+    assert seen == [sign]
