@@ -14,6 +14,7 @@ from ksuit_runner.config.groups import project_conf, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_text, value_of, value_text
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.resume.starting_point import with_starting_point
+from ksuit_runner.sweep.check_objective import check_objective
 from ksuit_runner.sweep.job_config import JobComposer, as_job
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan
@@ -56,6 +57,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     parameters = read_parameters(settings.params, settings.seed)
     fixed = _with_starting_point([item for item in fixed if not _is_about_the_sweep(item)], values, settings.params)
     jobs = _jobs(fixed, settings, parameters)
+    check_objective(values["objective"], jobs)
     choice = value_of("sweep", fixed)
     plan = SweepPlan(
         name=values["name"] or choice or "sweep",

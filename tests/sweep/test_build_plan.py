@@ -72,6 +72,14 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
             ["optimizer.lr=1,2", "sweep.mean_over=[optimizer.l]"],
             "sweep.mean_over: the sweep does not vary 'optimizer.l'. Did you mean 'optimizer.lr'?",
         ),
+        (
+            ["callbacks=[ema,accuracy],[accuracy]", "objective=accuracy/validation/ema"],
+            "could not be ranked: it has no callback 'ema'\nThis is the job callbacks=[accuracy]",
+        ),
+        (
+            ["evaluation.dataset=validation,test", "callbacks=[accuracy]", "objective=accuracy/${evaluation.dataset}"],
+            "could not be ranked: its objective is 'accuracy/test'",
+        ),
         (["callbacks=[ema],[emma]"], "callbacks: there is no 'emma'"),
         (["optimizer.lr=1,2", "sweep.method=tpe", "sweep.samples=3"], "objective: an Optuna search needs the metric"),
         (
