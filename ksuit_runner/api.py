@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ksuit_runner.cli.arguments import check_overrides
+from ksuit_runner.cli.arguments import COMMANDS, check_overrides
 from ksuit_runner.cli.start import refuse_launcher, start_composed, start_new, start_stored
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, forget_locations, without_sweep
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from ksuit_runner.sweep.leaderboard import Row
     from ksuit_runner.sweep.runner import SweepOutcome
 
-_OTHER_COMMANDS = ("sync", "list", "show", "predict", "report", "compare", "export", "leaderboard", "find_batch_size")
 _MULTIRUN = ("-m", "--multirun")
 _RUNNING = Lock()
 
@@ -164,7 +163,7 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
     if flags := [item for item in overrides if item.startswith("-")]:
         raise ConfigError(f"{flags[0]}: from Python, -m is the only flag")
     check_overrides(overrides)
-    for name in _OTHER_COMMANDS:
+    for name in COMMANDS:
         if value_of(name, overrides):
             raise ConfigError(f"{name}=: not for run(), only for the command line: python -m ksuit_runner {name}=...")
     request, choice, has_flag = requested(overrides), value_of("sweep", overrides), len(overrides) < len(given)
@@ -188,7 +187,7 @@ def _texts(overrides: Sequence[str]) -> Sequence[str]:
 
 
 def _refuse_requests(config: DictConfig) -> None:
-    asked = [key for key in (*OF_STORED_RUNS, *_OTHER_COMMANDS) if config.get(key) is not None]
+    asked = [key for key in (*OF_STORED_RUNS, *COMMANDS) if config.get(key) is not None]
     if asked:
         raise ConfigError(f"{asked[0]}: a config is for a new run. As an override: run(['{asked[0]}=...'])")
     if OmegaConf.select(config, "sweep.params"):

@@ -123,7 +123,7 @@ def _run(
 def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:
     """Do what ``command.ksuit`` does, by processes without its seconds of imports, and return what is printed."""
     with tempfile.TemporaryDirectory() as folder:
-        prepare = partial(_prepare, environment())
+        prepare = partial(as_a_command, environment())
         given = (f"output_dir={output_dir}", *arguments)
         command = Preloaded().start(cwd, Path(folder, "log"), given, prepare)
         found = command.wait(240)
@@ -131,7 +131,7 @@ def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSI
         return command.output()
 
 
-def _prepare(surroundings: Mapping[str, str]) -> None:
+def as_a_command(surroundings: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(surroundings)
     fork_recorders(lambda number, training: None)

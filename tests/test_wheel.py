@@ -162,6 +162,10 @@ def test_everything_that_ships_is_in_it(wheel):
     expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("ksuit_runner/**/*.py")}
     expected |= {f"ksuit_runner/_shipped/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
     expected |= {f"ksuit_runner/_shipped/{path.relative_to(ROOT)}" for path in ROOT.glob("callbacks/**/*.py")}
+    project = [
+        path for path in ROOT.glob("examples/spirals/**/*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    expected |= {f"ksuit_runner/_shipped/{path.relative_to(ROOT)}" for path in project}
     expected.add("ksuit_runner/py.typed")
     assert expected <= names
     others = {name for name in names if ".dist-info/" not in name} - expected

@@ -14,6 +14,7 @@ from ksuit_runner.errors import ConfigError, suggest
 from ksuit_runner.record.mode import OF_STORED_RUNS
 
 COMMANDS = {
+    "init": ("cli.init", "init"),
     "sync": ("cli.sync", "sync"),
     "list": ("cli.list_runs", "list_runs"),
     "show": ("reports.show", "show"),
@@ -27,6 +28,7 @@ COMMANDS = {
 """Key of a command that trains nothing -> its module and function, which gets the value of the key."""
 _WORDS = (*COMMANDS, *OF_STORED_RUNS)
 _ALONE = {"runs": "20", "find_batch_size": "true"}  # word of a command -> what it is about if nothing else is said
+_TAKE = {"init": "a folder", "list": "a number, or all", "leaderboard": "a sweep, such as last"}
 _TRAINS = ("train", "run", "fit", "start")
 
 
@@ -91,7 +93,7 @@ def _commands_as_overrides(given: Sequence[str]) -> list[str]:
     elif len(words) == 1:
         value = words[0]
     else:
-        what = "a number, or all" if key == "list" else f"a {'sweep' if key == 'leaderboard' else 'run'}, such as last"
+        what = _TAKE.get(key, "a run, such as last")
         raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
     return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
 

@@ -11,6 +11,7 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 _COMMANDS = """\
 ksuit-runner trains a model as the config says, tracks it, and resumes it exactly after whatever happened.
 
+  python -m ksuit_runner init FOLDER                      a small project of your own, to begin with
   python -m ksuit_runner 'callbacks=[ema,accuracy]'       choose callbacks
   python -m ksuit_runner model=mlp optimizer.lr=3e-4      any group, any value
   python -m ksuit_runner -m seed=0,1,2                    a sweep; or sweep=NAME

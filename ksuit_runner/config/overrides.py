@@ -129,6 +129,7 @@ def allow_only(overrides: Sequence[str], command: str, *others: str) -> None:
     Raises:
         ConfigError: Something else is given.
     """
+    allowed = f"only {', '.join(others)}" if others else "nothing else"
     for item in overrides:
         if root(item) not in (command, *others):
-            raise ConfigError(f"{item}: with {command}= only {', '.join(others)} can be given")
+            raise ConfigError(f"{item}: with {command}= {allowed} can be given")

@@ -1,0 +1,52 @@
+"""The tutorial, from its first command to its last, in the project that ``init`` makes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from command import REPOSITORY, environment
+from preloaded import Preloaded, as_a_command
+
+from ksuit_runner.cli.dispatch import _main
+from ksuit_runner.errors import ConfigError
+
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
+EXAMPLE = REPOSITORY / "examples" / "spirals"
+
+
+def test_the_commands_of_the_tutorial(tmp_path, monkeypatch):
+    lines = re.findall(r"^(?:ksuit-runner|cd|python) .*$", TUTORIAL, re.MULTILINE)
+    folder, log, preloaded, finished = tmp_path, tmp_path / "log", Preloaded(), 0
+    for program, *arguments in map(shlex.split, lines):
+        if program == "cd":
+            folder = folder / arguments[0]
+        elif program == "ksuit-runner":
+            command = preloaded.start(folder, log, arguments, partial(as_a_command, environment()))
+            assert command.wait() == 0, command.output()
+            finished += "status  finished" in command.output()
+        elif program == "python":
+            surroundings = {**environment(), "PYTHONPATH": str(REPOSITORY)}
+            subprocess.run([sys.executable, *arguments], cwd=folder, env=surroundings, check=True)
+    assert finished == 6  # five runs, and the one that is shown
+    assert (folder / "weights.safetensors").exists()
+    made, shipped = ({path.relative_to(base) for path in base.rglob("*")} for base in (folder, EXAMPLE))
+    assert {path for path in shipped if "__pycache__" not in path.parts} <= made
+
+    ((arguments, said),) = re.findall(r"^\$ ksuit-runner (.*)\nerror: (.*)$", TUTORIAL, re.MULTILINE)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        _main(shlex.split(arguments))
+
+
+def test_nothing_is_overwritten(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for folder in (tmp_path, file):
+        with pytest.raises(ConfigError, match="Nothing is overwritten"):
+            _main(["init", str(folder)])
+    assert [*tmp_path.iterdir()] == [file]
+    with pytest.raises(ConfigError, match="seed=1: with init= nothing else can be given"):
+        _main(["init", str(tmp_path / "new"), "seed=1"])
