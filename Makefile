@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run resume sweep ui test test-fast test-oldest test-newest coverage mutants soak bench pictures lint format clean
+.PHONY: help run resume sweep ui test test-fast test-oldest test-newest coverage mutants soak bench docs pictures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,9 @@ soak: $(INSTALLED) ## kill and suspend runs for 20 minutes, and survive an outag
 
 bench: $(VENV)/.installed-bench ## compare the runner with other trainers, side by side; ARGS="small_model --rounds 5"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --json outputs/bench.json $(ARGS)
+
+docs: $(INSTALLED) ## make a site of the documentation in build/docs, without dead links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pictures: $(INSTALLED) ## draw the pictures of the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/gallery.py

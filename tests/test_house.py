@@ -61,7 +61,7 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
@@ -150,7 +150,7 @@ def test_the_documentation_names_what_exists():
     folders = {unit.split(".")[0] for unit in map(unit_of, MODULES) if (PACKAGE / unit.replace(".", "/")).is_dir()}
     assert set(re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs/architecture.md").read_text(), re.M)) == folders
     named = r"`((?:ksuit_runner|callbacks|conf|docs|tests)/[a-z_0-9/.]*)`"  # those with NAME stand for any
-    paths = {path for name in DOCUMENTS for path in re.findall(named, (ROOT / name).read_text())}
+    paths = {path for page in DOCUMENTS for path in re.findall(named, page.read_text())}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
@@ -252,7 +252,7 @@ def unquoted_overrides(text: str) -> list[str]:
     return [word for word in words if OVERRIDE.fullmatch(word) and UNQUOTED.search(word)]
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CONFIGS], ids=str)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *CONFIGS], ids=str)
 def test_commands_can_be_pasted_into_any_shell(path):
     assert unquoted_overrides(path.read_text()) == []
 

@@ -35,9 +35,10 @@ def test_ui_without_a_run_says_what_comes_first(tmp_path):
 def test_ci_runs_targets_on_every_python_that_is_promised():
     jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     commands = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
-    assert commands == {"make lint PYTHON=python", "make test-${{ matrix.versions }} PYTHON=python"}
+    test = "make test-${{ matrix.versions }} PYTHON=python"
+    assert commands == {"make lint PYTHON=python", "make docs PYTHON=python", test}
     matrix = jobs["test"]["strategy"]["matrix"]
-    assert {"lint", *(f"test-{versions}" for versions in matrix["versions"])} <= targets()
+    assert {"lint", "docs", *(f"test-{versions}" for versions in matrix["versions"])} <= targets()
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     start = "Programming Language :: Python :: "
