@@ -56,11 +56,7 @@ class OnlineAccuracy(OnlineCallback[Sums]):
 
     def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
         _, targets = self.trainer.inputs_and_targets(batch)
-        if (
-            isinstance(targets, Tensor)
-            and targets.is_floating_point()
-            and targets.shape == getattr(outputs, "shape", 0)
-        ):
+        if _are_mixed(targets, outputs):
             targets = targets.argmax(-1)
         for name, hits, count in self._accuracy.hits(outputs, targets):
             sums.add(name, hits, count)
@@ -69,3 +65,9 @@ class OnlineAccuracy(OnlineCallback[Sums]):
         for name, hits in sums.totals.items():
             for metric, value in self._accuracy.accuracies(name, hits):
                 self.writer.add_scalar(f"{metric}/train{suffix}", value)
+
+
+def _are_mixed(targets: Any, outputs: Any) -> bool:
+    """Whether targets are probabilities of classes, and not numbers of a regression with one output."""
+    is_float = isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim > 1
+    return is_float and targets.shape == getattr(outputs, "shape", None) and targets.shape[-1] > 1

@@ -8,6 +8,7 @@ from callbacks.online_accuracy import OnlineAccuracy
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.data.digits import Digits
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.models.linear import Linear
 
 KEYS = {f"{metric}/train{suffix}" for metric in ("accuracy", "accuracy_top3") for suffix in ("", "/epoch")}
 
@@ -34,6 +35,14 @@ class Mixed(Digits):
     def __getitems__(self, indices):
         images, targets = super().__getitems__(indices)
         return images, torch.nn.functional.one_hot(targets, 10) * 0.6 + 0.04
+
+
+class Numbers(Digits):
+    """Digits whose targets are numbers, one for each sample, as of a regression."""
+
+    def __getitems__(self, indices):
+        images, targets = super().__getitems__(indices)
+        return images, targets.float()[:, None]
 
 
 # 20 updates per epoch, of which the last has 70 samples instead of 72.
@@ -95,4 +104,11 @@ def test_more_than_the_classes_is_an_error_at_the_first_update(new_run):
         new_run({"online": partial(OnlineAccuracy, topk=[0], every_n_updates=8)})
     run = new_run({"online": partial(OnlineAccuracy, topk=[11], every_n_updates=8)})
     with pytest.raises(ConfigError, match=r"callbacks\.online\.topk: 11 is more than the 10 classes"):
+        run.train()
+
+
+def test_a_regression_has_no_accuracy(new_run):
+    data = {"train": Numbers("train"), "test": Digits("test")}
+    run = new_run({"online": partial(OnlineAccuracy, every_n_updates=8)}, datasets=data, module=Linear((1, 8, 8), (1,)))
+    with pytest.raises(ConfigError, match=r"callbacks\.online: class indices, one for each row of scores, are needed"):
         run.train()
