@@ -114,3 +114,12 @@ def test_what_is_raised_by_an_import_leaves_nothing(tmp_path, monkeypatch, sourc
         run(["model=linear", "callbacks=[]", "+callbacks.mine._target_=own_watcher.Mine"])
     assert all(word in str(raised.value) for word in words), raised.value
     assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_what_only_a_constructor_refuses_leaves_no_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"callbacks\.stop_at: one of epoch, update, sample, max_time is needed"):
+        run(["model=linear", "callbacks=[stop_at]", "tracker=noop"])
+    assert not list((tmp_path / "outputs" / "runs").iterdir())
+    output = "".join(capfd.readouterr())
+    assert "error: " in output and "resume" not in output

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.silent_record import SilentRecord
-from ksuit_runner.errors import Interrupted, KsuitError, PeerError, afterwards
+from ksuit_runner.errors import ConfigError, Interrupted, KsuitError, PeerError, afterwards
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -31,13 +31,14 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
         meeting: Has the ranks of the run come together.
     """
     error: BaseException | None = None
-    failed = EndStatus.FAILED
+    failed, never_began = EndStatus.FAILED, False
     try:
         try:
             with afterwards(trainer.data_container.close):
                 yield
         except RefusedError as refused:
             error, failed = refused.__cause__, record.status_before
+            never_began = isinstance(error, ConfigError)
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
             error = meeting.world.explain(caught)
         reported = meeting.settle(error)
@@ -48,7 +49,7 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
             outcome.status, outcome.error = failed, error if is_own else reported
             _report(reported)
     finally:
-        _close(record, outcome.status)
+        _close(record, outcome.status, never_began)
 
 
 def _report(error: BaseException) -> None:
@@ -61,8 +62,8 @@ def _report(error: BaseException) -> None:
         _LOGGER.error("the run failed: %s", problem, exc_info=error)
 
 
-def _close(record: SilentRecord, status: EndStatus) -> None:
+def _close(record: SilentRecord, status: EndStatus, never_began: bool) -> None:
     try:
-        record.close(status)
+        record.close(status, never_began)
     except (KsuitError, RemoteError, OSError) as error:  # the run has ended as it has, all the same
         _LOGGER.error("the record could not be delivered to the tracker, sync= will do it: %s", error)

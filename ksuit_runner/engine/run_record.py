@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -42,6 +43,7 @@ class RunRecord(SilentRecord):
         follower: Delivers what is in the run's folder.
         status_before: Status of a stored run before it was resumed, KILLED if no process had set one; it is restored
             if the run cannot be resumed as asked. A new run that cannot start has FAILED.
+        is_new: Whether nobody else knows the run yet, not even a sweep.
 
     Attributes:
         checkpoints: Takes the checkpoints of the run.
@@ -58,12 +60,14 @@ class RunRecord(SilentRecord):
         journal: Journal,
         follower: RunFollower,
         status_before: EndStatus = EndStatus.FAILED,
+        is_new: bool = False,
     ) -> None:
         self.tracker = tracker
         self.paths = paths
         self.journal = journal
         self.taken_over = lock.lost
         self.status_before = status_before
+        self._is_new = is_new
         self._lock = lock
         self._follower = follower
         self.checkpoints = follower.checkpoints
@@ -104,7 +108,8 @@ class RunRecord(SilentRecord):
         paths, lock = PathProvider(outputs.output_dir, info.run_id), recorded.run_lock
         assert lock is not None
         journal = Journal(paths.journal, partial(lock.check, _OWNER_KNOWN_S))
-        return cls(recorded, paths, lock, journal, make_follower(tracker, paths, lock))
+        is_new = config["parent_run_id"] is None
+        return cls(recorded, paths, lock, journal, make_follower(tracker, paths, lock), is_new=is_new)
 
     @classmethod
     def resume(
@@ -187,18 +192,25 @@ class RunRecord(SilentRecord):
         """Have new files and checkpoints uploaded, and everything else sent, behind training."""
         self._follower.notify()
 
-    def close(self, status: EndStatus) -> None:
+    def close(self, status: EndStatus, never_began: bool = False) -> None:
         """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost.
+
+        Args:
+            status: How the run has ended.
+            never_began: Whether its config was refused before it began: a new run then leaves no folder.
 
         Raises:
             Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.
         """
+        is_kept = not (never_began and self._is_new)
         try:
             unsent = self._finish(status)
         finally:
             self._let_go()
+            if not is_kept:
+                shutil.rmtree(self.paths.run_dir, ignore_errors=True)
         lacks_status = unsent.messages or not self.tracker.is_stored
-        if not self.taken_over.is_set() and (unsent or lacks_status):
+        if is_kept and not self.taken_over.is_set() and (unsent or lacks_status):
             _LOGGER.error(
                 "not everything is recorded by the tracker: %d metric points, %d files and checkpoints%s are in %s\n"
                 "To send them: %s",

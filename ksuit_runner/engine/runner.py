@@ -168,7 +168,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             stack.enter_context(acknowledged(_LOGGER.warning))
         with closing(record, trainer, outcome, meeting):
             _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
-        if world.records:
+        if world.records and outcome.folder.is_dir():  # not if its config was refused
             next_command, best = _next_command(given.launch, record), read_tags(record.paths).get(_BEST)
             print_end(
                 *(console, outcome.summary, record.paths.run_dir, next_command, outcome.status),

@@ -65,8 +65,12 @@ class SilentRecord:
     def notify(self) -> None:
         """Have new files and checkpoints uploaded, and everything else sent, behind training."""
 
-    def close(self, status: EndStatus) -> None:
+    def close(self, status: EndStatus, never_began: bool = False) -> None:
         """Send what is left and set the status, within a bounded time; report what is unsent, which is not lost.
+
+        Args:
+            status: How the run has ended.
+            never_began: Whether its config was refused before it began: a new run then leaves no folder.
 
         Raises:
             Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.

@@ -141,7 +141,7 @@ def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | Non
         with open(os.devnull, "w") as nowhere:
             console = make_console(file=nowhere)
             outcome = run(start.config, launch, origin, console, provenance, start.trust, remember)
-    if begun is not None and records and outcome.status == EndStatus.FINISHED:
+    if begun is not None and records and (outcome.status == EndStatus.FINISHED or not outcome.folder.is_dir()):
         begun.remove()
     return outcome
 
