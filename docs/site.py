@@ -7,6 +7,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
@@ -24,9 +25,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Write links to files of the repository, which are not part of the site, as what they are called."""
-    return OUTSIDE.sub(r"\1", markdown)
+    return markdown if page.file.src_uri.startswith("reference/") else OUTSIDE.sub(r"\1", markdown)
 
 
 def config_page() -> str:
