@@ -1,5 +1,6 @@
 """Makes a small project of one's own, to begin with: ``init FOLDER``."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,5 +33,5 @@ def init(query: str, overrides: Sequence[str]) -> int:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     console = make_console()
     console.print(f"{folder}: {', '.join(files)}", soft_wrap=True)
-    console.print(f"\ncd {folder}\nksuit-runner experiment=spirals\n\nREADME.md there has more.", soft_wrap=True)
+    console.print(f"\ncd {shlex.quote(str(folder))}\nksuit-runner experiment=spirals\n\nREADME.md there has more.", soft_wrap=True)
     return 0
