@@ -33,5 +33,6 @@ def init(query: str, overrides: Sequence[str]) -> int:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     console = make_console()
     console.print(f"{folder}: {', '.join(files)}", soft_wrap=True)
-    console.print(f"\ncd {shlex.quote(str(folder))}\nksuit-runner experiment=spirals\n\nREADME.md there has more.", soft_wrap=True)
+    console.print(f"\ncd {shlex.quote(str(folder))}\nksuit-runner experiment=spirals", soft_wrap=True)
+    console.print("\nREADME.md there has more.")
     return 0
