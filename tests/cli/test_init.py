@@ -17,6 +17,7 @@ TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 EXAMPLE = REPOSITORY / "examples" / "spirals"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_tutorial(tmp_path, monkeypatch):
     lines = re.findall(r"^(?:ksuit-runner|cd|python) .*$", TUTORIAL, re.MULTILINE)
     folder, log, preloaded, finished = tmp_path, tmp_path / "log", Preloaded(), 0
