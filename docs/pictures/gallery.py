@@ -52,7 +52,6 @@ SAID_IN = {
     "early_stop": [*SHORT, "callbacks=[accuracy,early_stop]", "callbacks.early_stop.patience=2", "optimizer.lr=0"],
     "stop_at": [*SHORT, "callbacks=[accuracy,stop_at]", "callbacks.stop_at.update=30"],
     "nan_watch": [*SHORT, "callbacks=[nan_watch]", "optimizer.lr=1e18", "trainer.max_epochs=1"],
-    "progress": ["model=mlp", "tracker=noop", "callbacks=[accuracy]", "trainer.max_epochs=2"],
     "best_checkpoint": ["model=mlp", "tracker=noop", "callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=4"],
 }
 DRAWN_FROM = {
@@ -76,21 +75,17 @@ class Run:
             for file in line.files:
                 self.files[file.key] = folder / "artifacts" / file.path
 
-    def callbacks(self) -> dict[str, Any]:
-        """Return the configs of all callbacks by name."""
-        return {**self.config.callbacks, **self.config.default_callbacks}
-
 
 def main() -> None:
     """Make all pictures and the page."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         run = trained(Path(place), "debug=all_callbacks", "trainer.max_epochs=12")
-        drawn = {name: draw(name, config, run) for name, config in run.callbacks().items()}
+        drawn = {name: draw(name, config, run) for name, config in run.config.callbacks.items()}
     for name, overrides in DRAWN_FROM.items():
         with tempfile.TemporaryDirectory() as place:
             run = trained(Path(place), *overrides)
-            drawn[name] = draw(name, run.callbacks()[name], run)
+            drawn[name] = draw(name, run.config.callbacks[name], run)
     for name, overrides in SAID_IN.items():
         with tempfile.TemporaryDirectory() as place:
             drawn[name] = write_terminal(name, train(Path(place), *overrides))
