@@ -76,7 +76,7 @@ def check(output: str, output_dir: Path, uri: str) -> None:
             stored |= {(key, point.step): None if is_measured(key) else point.value for point in points}
             assert len({point.step for point in points}) == len(points)
         assert stored == written
-        assert len(written) == 11
+        assert len(written) == 7
 
 
 def test_sixteen_jobs_at_once_on_sqlite(project, tmp_path):
