@@ -103,7 +103,7 @@ def test_a_metric_is_the_mean_over_the_ranks_that_have_it():
 
 def test_a_rank_that_was_interrupted_for_the_second_time_has_killed_the_run(tmp_path, caplog):
     closed = []
-    record = SimpleNamespace(close=closed.append)
+    record = SimpleNamespace(close=lambda status, never_began: closed.append(status))
     trainer = SimpleNamespace(data_container=SimpleNamespace(close=nullcontext))
     outcome = RunOutcome("run00000", tmp_path)
     with closing(record, trainer, outcome, Meeting(Scripted(Interrupted(15), is_complete=False))):
