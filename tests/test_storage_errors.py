@@ -53,7 +53,7 @@ def test_a_run_is_closed_as_what_it_is_whatever_closing_refuses(broken, caplog, 
         data_container = Data()
 
     class Record:
-        def close(self, status):
+        def close(self, status, never_began):
             closed.append(status)
             raise OSError(errno.ESTALE, "stale")
 
