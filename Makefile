@@ -64,7 +64,7 @@ mutants: $(INSTALLED) ## mutate a module and list what its tests miss; make muta
 
 soak: $(INSTALLED) ## kill and suspend runs for 20 minutes, and survive an outage of ten; ARGS="--minutes 5 --seed 1"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests/test_outage.py tests/test_benchmarks.py tests/distributed tests/start --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak tests --timeout 1800
 
 bench: $(VENV)/.installed-bench ## compare the runner with other trainers, side by side; ARGS="small_model --rounds 5"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --json outputs/bench.json $(ARGS)

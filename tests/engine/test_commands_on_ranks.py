@@ -3,6 +3,7 @@
 import signal
 import time
 
+import pytest
 from command import checkpoint_bytes, journal, mlflow_points, query, run_dir
 from pausing import make_project
 from ranks import Commands, ksuit_on_ranks
@@ -26,6 +27,7 @@ def wait_until_paused(commands):
         time.sleep(0.02)
 
 
+@pytest.mark.soak
 def test_interrupted_killed_and_resumed_ranks_record_what_one_process_does(tmp_path):
     project, one, two = make_project(tmp_path / "project"), tmp_path / "one", tmp_path / "two"
     ksuit_on_ranks(one, 1, *GIVEN, cwd=project)

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from preloaded import Preloaded
 
 EXAMPLES = sorted(path.parent for path in (REPOSITORY / "examples").glob("*/conf"))
+# They import what takes many seconds, in each of their processes.
+LONG = ("distilbert", "graphs", "lora", "mixup_vit")
 
 
 def missing(folder: Path) -> list[str]:
@@ -26,7 +28,11 @@ def missing(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(path, marks=[pytest.mark.soak] if path.name in LONG else []) for path in EXAMPLES],
+    ids=lambda path: path.name,
+)
 def test_an_example_survives_a_kill(example, template, tmp_path):
     if lacking := missing(example):
         pytest.skip(f"not installed: {', '.join(lacking)}")

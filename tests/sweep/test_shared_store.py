@@ -101,7 +101,18 @@ def postgres() -> Iterator[str]:
             shutil.chown(folder, user)
         binaries, data, port = BINARIES[-1].parent, folder / "data", free_port()
         options = {"user": user, "cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-        initdb = (binaries / "initdb", "--pgdata", data, "--username", "ksuit", "--auth", "trust", "--no-sync")
+        initdb = (
+            binaries / "initdb",
+            "--pgdata",
+            data,
+            "--username",
+            "ksuit",
+            "--auth",
+            "trust",
+            "--no-sync",
+            "--encoding",
+            "UTF8",
+        )
         subprocess.run(initdb, check=True, capture_output=True, **options)
         settings = (f"unix_socket_directories={folder}", "listen_addresses=127.0.0.1", "fsync=off")
         command = [binaries / "postgres", "-D", data, "-p", str(port), *(f"--{item}" for item in settings)]
@@ -138,6 +149,7 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.soak
 def test_sixteen_jobs_at_once_on_a_server_with_postgresql(project, server, tmp_path):
     output_dir = tmp_path / "outputs"
     output = ksuit(output_dir, "-m", *SWEEP, f"tracker.uri={server}", cwd=project)
