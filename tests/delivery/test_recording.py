@@ -110,6 +110,7 @@ def test_whoever_records_a_run_writes_only_how_much_is_delivered(store, tracker,
     recording.start()
     assert recording.finish(60) == Unsent() and not recording.finish(60)
     recording.close()
+    recording.join()
     assert store.log == EVERYTHING
     after = content(paths)
     assert after.keys() - before.keys() == {"delivered.json", "metrics.sent", "uploaded.json"}
