@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ksuit_runner.callback_bases.window import WindowCallback
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_positive
 
 
 class MemorySnapshot(WindowCallback):
@@ -27,8 +27,7 @@ class MemorySnapshot(WindowCallback):
 
     def __init__(self, max_entries: int = 100_000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if max_entries < 1:
-            raise ConfigError(f"max_entries: at least 1 is needed, not {max_entries}")
+        check_positive(max_entries=max_entries)
         if self.trainer.device.type != "cuda":
             raise ConfigError(f"torch records the memory of CUDA devices, and this run is on '{self.trainer.device}'")
         self._max_entries = max_entries

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ksuit_runner.callback_bases.window import WindowCallback
 from ksuit_runner.engine.phases import Phases
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_positive
 
 
 class Profiler(WindowCallback):
@@ -43,8 +43,7 @@ class Profiler(WindowCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if rows < 1:
-            raise ConfigError(f"rows: at least 1 is needed, not {rows}")
+        check_positive(rows=rows)
         self._rows = rows
         self._is_on_cuda = self.trainer.device.type == "cuda"
         self._new_profile: Callable[[], profile] = partial(

@@ -167,6 +167,17 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     return f"Valid: {', '.join(names)}." if names else "There are none."
 
 
+def check_positive(**numbers: int | None) -> None:
+    """Check arguments that are numbers of at least 1, or None.
+
+    Raises:
+        ConfigError: One is smaller; its name is in front.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: at least 1 is needed, not {number}")
+
+
 def short(value: Any) -> str:
     """Return the repr of a value for an error message, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str) else value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
 from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_positive
 from ksuit_runner.models.feature_extractor import FeatureExtractor
 from ksuit_runner.trainer.evaluation_pass import BatchReader
 
@@ -111,8 +111,7 @@ class ProbeCallback(FeatureCallback):
         super().__init__(**kwargs)
         if fit_dataset_key == self.dataset_key:
             raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")
-        if fit_batches is not None and fit_batches < 1:
-            raise ConfigError(f"fit_batches: at least 1 is needed, not {fit_batches}")
+        check_positive(fit_batches=fit_batches)
         self._fitted = self.also_read(fit_dataset_key, fit_batches)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_positive
 from ksuit_runner.keyed_random import uses_no_rng
 
 
@@ -33,9 +33,7 @@ class WindowCallback(PeriodicCallback):
     logs: ClassVar[Sequence[str] | None] = ()
 
     def __init__(self, first_update: int = 10, updates: int = 3, **kwargs: Any) -> None:
-        for key, value in (("first_update", first_update), ("updates", updates)):
-            if value < 1:
-                raise ConfigError(f"{key}: at least 1 is needed, not {value}")
+        check_positive(first_update=first_update, updates=updates)
         last = first_update + updates - 1
         super().__init__(every_n_updates=last, at_end=True, **kwargs)  # at later times there is nothing to log
         self._window = range(first_update - 1, last)  # by the number of updates before each
