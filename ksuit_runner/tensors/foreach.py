@@ -53,11 +53,11 @@ def multiply_all(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
         tensor.mul_(factor)
 
 
-def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Sequence[Tensor]:
-    """Return the norm of each tensor, by default the Euclidean one; the list may not be empty."""
+def norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the Euclidean norm of each tensor; the list may not be empty."""
     if (kernel := _kernel("_foreach_norm")) is not None:
-        return kernel(tensors, order)  # type: ignore[no-any-return]
-    return [torch.linalg.vector_norm(tensor, order) for tensor in tensors]
+        return kernel(tensors, 2.0)  # type: ignore[no-any-return]
+    return [torch.linalg.vector_norm(tensor, 2.0) for tensor in tensors]
 
 
 def _kernel(name: str) -> Any:
