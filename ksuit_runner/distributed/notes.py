@@ -109,9 +109,12 @@ class Notes:
     # For any thread
 
     def enter(self, scope: str) -> None:
-        """Leave and read notes under a common name from now on, and give signs of life."""
-        self._scope = scope
-        self._ask(self._beat, 10.0)
+        """Leave and read notes under a common name from now on, begin the first meeting, and give signs of life.
+
+        Raises:
+            TimeoutError: The store does not answer.
+        """
+        self._ask(lambda: self._enter(scope), 10.0)
 
     def post(self, key: str, value: bytes, timeout_s: float = 10.0) -> None:
         """Leave a note.
@@ -184,8 +187,8 @@ class Notes:
             timeout_s = min(timeout_s, self.beat_s)
         try:
             request.done.result(timeout_s)
-        except FutureTimeoutError:
-            raise TimeoutError("the store does not answer") from None
+        except FutureTimeoutError as error:
+            raise TimeoutError(str(error) or "the store does not answer") from None
 
     # In the thread
 
@@ -215,6 +218,12 @@ class Notes:
                 next_beat = time.monotonic() + self.beat_s
                 self._beat()
                 self.after_look()
+
+    def _enter(self, scope: str) -> None:
+        # Before the first sign: of a rank that has given one, the others read its word on failures, and would wait.
+        self._scope = scope
+        self._begin(self._meeting)
+        self._beat()
 
     def _find(self) -> None:
         for wanted in list(self._wanted):
