@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.checkpoint.folders import names, weights_in
@@ -12,10 +11,10 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import to_text
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.mode import Mode
-from ksuit_runner.record.stored_run import entries, read_shapes
-from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.record.stored_run import read_shapes
+from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.request import find_stored
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ksuit_runner.checkpoint.format import Checkpoint
+
+_COLUMNS = ["name", "status", "objective", "best", "took", "age", "started", "checkpoint", "mode"]
 
 
 def load_model(
@@ -110,25 +111,23 @@ def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.Data
 def runs(output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
     """Return the runs of an output folder, the newest first: a row for each, under its id.
 
-    The columns are ``name``, ``status`` (KILLED also if the process is gone without a word), ``started``,
+    The columns are ``name``, ``status`` (KILLED also if the process is gone without a word), ``objective`` (the metric
+    that the run is judged by), ``best`` (its best value), ``took`` and ``age`` (timedeltas), ``started``,
     ``checkpoint`` (the newest), ``mode`` (train or fork), and the last value of each metric.
+
+    Args:
+        output_dir: Where runs are.
     """
     import pandas as pd
 
-    paths = OutputPaths(os.fspath(output_dir))
-    newest = sorted({item.run_id: item for item in entries(paths)}.values(), key=lambda item: -item.start_time)
-    rows = [
-        {
-            "run": item.run_id,
-            "name": item.name,
-            "status": run.status,
-            "started": datetime.fromtimestamp(item.start_time),
-            "checkpoint": next(iter(names(run.paths)), None),
-            "mode": item.mode,
-            **{key: list(values.values())[-1] for key, values in run.points.items()},
-        }
-        for item in newest
-        for run in [StoredRun(PathProvider(paths.output_dir, item.run_id))]
-    ]
-    columns = ["run", "name", "status", "started", "checkpoint", "mode"]
-    return pd.DataFrame(rows, columns=None if rows else columns).set_index("run")
+    rows = {run.paths.run_id: _row(run) for run in stored_runs(OutputPaths(os.fspath(output_dir)))}
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row)) or _COLUMNS
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("run")
+
+
+def _row(run: StoredRun) -> dict[str, Any]:
+    last = {key: list(values.values())[-1] for key, values in run.points.items()}
+    mode = run.entry.mode if run.entry is not None else None
+    checkpoint = next(iter(names(run.paths)), None)
+    facts = (run.name, run.status, *run.judged, run.took, run.age, run.started, checkpoint, mode)
+    return dict(zip(_COLUMNS, facts, strict=True)) | last

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -108,6 +109,8 @@ def test_all_runs_are_a_table(output_dir, paths):
     row = table.loc[paths.run_id]
     assert (row["name"], row["status"], row["checkpoint"]) == ("first", "FINISHED", "E2_U40_S2560")
     assert row["accuracy/validation"] == metrics("last", output_dir)["accuracy/validation"].iloc[-1]
-    assert np.issubdtype(table["started"].dtype, np.datetime64)
+    assert np.issubdtype(table["started"].dtype, np.datetime64) and row["objective"] == "accuracy/validation"
+    assert row["best"] == metrics("last", output_dir)["accuracy/validation"].max()
+    assert np.issubdtype(table["took"].dtype, np.timedelta64) and pd.Timedelta(0) < row["took"] < row["age"]
     assert runs(Path(output_dir) / "nothing").empty
     assert isinstance(load_model(table.index[0][:8], output_dir=output_dir), nn.Module)

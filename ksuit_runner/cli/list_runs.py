@@ -1,8 +1,6 @@
 """The runs of an output folder as a table; those found killed are marked so with the tracker: ``list=``."""
 
-import time
 from collections.abc import Sequence
-from datetime import timedelta
 
 from omegaconf import DictConfig
 
@@ -10,10 +8,9 @@ from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.outbox import Outbox, mark_if_killed
 from ksuit_runner.delivery.recording import Recording
-from ksuit_runner.errors import ConfigError, KsuitError, ResumeError, TrackerError
+from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.stored_run import IndexEntry, entries
-from ksuit_runner.reports.facts import StoredRun
+from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import is_held
@@ -42,26 +39,19 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     allow_only(overrides, "list", *_TAKES)
     composed = compose_config(with_trackers_beside(overrides))
     outputs = OutputPaths(composed.output_dir)
-    found = {entry.run_id: entry for entry in entries(outputs)}
-    newest = sorted(found.values(), key=lambda entry: entry.start_time, reverse=True)
-    shown = newest if count == "all" else newest[: int(count)]
+    runs = stored_runs(outputs)
     heads = ("run", "name", "status", "metric", "best", "took", "age")
-    rows = [_row(outputs, entry, composed, overrides) for entry in shown]
+    rows = [_row(run, composed, overrides) for run in (runs if count == "all" else runs[: int(count)])]
     print_table(make_console(), heads, rows, status_column=2)
     return 0
 
 
-def _row(outputs: OutputPaths, entry: IndexEntry, composed: DictConfig, overrides: Sequence[str]) -> tuple[str, ...]:
-    run = StoredRun(PathProvider(outputs.output_dir, entry.run_id))
+def _row(run: StoredRun, composed: DictConfig, overrides: Sequence[str]) -> tuple[str, ...]:
     status = _recorded_status(run.paths) or _mark_if_killed(run.paths, composed, overrides)
-    try:
-        judged = run.objective or "", "" if run.value is None else format_number(run.value)
-    except KsuitError:  # its files are damaged, which its status need not say
-        judged = "", ""
-    age = timedelta(seconds=max(0.0, time.time() - entry.start_time))
-    took = age if status == "RUNNING" else run.took
-    ages = "" if took is None else format_duration(took), format_duration(age)
-    return entry.run_id[:SHORT_ID], entry.name, status.lower(), *judged, *ages
+    metric, best = run.judged
+    times = ("" if time is None else format_duration(time) for time in (run.took, run.age))
+    judged = metric, "" if best is None else format_number(best)
+    return run.paths.run_id[:SHORT_ID], run.name, status.lower(), *judged, *times
 
 
 def _recorded_status(paths: PathProvider) -> str | None:

@@ -14,14 +14,21 @@ from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.flatten import flatten
 from ksuit_runner.delivery.outbox import Outbox
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
-from ksuit_runner.paths import PathProvider
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import read_points
-from ksuit_runner.record.stored_run import Launch, read_config, read_launch
+from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
 from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
 from ksuit_runner.tracker.base import EndStatus
+
+
+def stored_runs(outputs: OutputPaths) -> list[StoredRun]:
+    """Return the runs of an output folder, the newest first."""
+    known = {entry.run_id: entry for entry in entries(outputs)}
+    newest = sorted(known.values(), key=lambda entry: entry.start_time, reverse=True)
+    return [StoredRun(PathProvider(outputs.output_dir, entry.run_id), entry) for entry in newest]
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,11 @@ class StoredRun:
 
     Attributes:
         paths: Its files.
+        entry: What the index of the output folder has of it, if that was read.
     """
 
     paths: PathProvider
+    entry: IndexEntry | None = None
 
     @cached_property
     def _stored_box(self) -> Outbox | None:
@@ -49,7 +58,7 @@ class StoredRun:
     @property
     def name(self) -> str:
         """Its name."""
-        return self._box.name
+        return self._box.name if self.entry is None else self.entry.name
 
     @property
     def status(self) -> str:
@@ -63,15 +72,24 @@ class StoredRun:
     @property
     def started(self) -> datetime | None:
         """When it was started."""
+        if self.entry is not None:
+            return datetime.fromtimestamp(self.entry.start_time)
         return None if self._box.start_time is None else datetime.fromtimestamp(self._box.start_time / 1000)
 
     @property
+    def age(self) -> timedelta | None:
+        """The time since it was started."""
+        return None if self.started is None else max(timedelta(0), datetime.now() - self.started)
+
+    @property
     def took(self) -> timedelta | None:
-        """The time from its start to its end, with all interruptions; None if it has not ended, or said when."""
+        """The time from its start to its end, or until now, with all interruptions; None if it has not said when."""
         box = self._box
+        if self.status == "RUNNING":
+            return self.age
         if box.start_time is None or box.end_time is None:
             return None
-        return timedelta(seconds=round((box.end_time - box.start_time) / 1000))
+        return timedelta(milliseconds=box.end_time - box.start_time)
 
     @cached_property
     def launch(self) -> Launch:
@@ -126,10 +144,16 @@ class StoredRun:
         return next((key for key in watched if self._directions().direction(key) != "neutral"), None)
 
     @property
-    def value(self) -> float | None:
-        """The best value of the metric that it is judged by; None if there is none yet."""
-        summary = self.metrics.get(self.objective or "")
-        return None if summary is None else summary.best
+    def judged(self) -> tuple[str, float | None]:
+        """The metric that it is judged by, empty if none is, and its best value, None if there is none yet.
+
+        Where its files are damaged, there is neither: a list of runs says of them what it can.
+        """
+        try:
+            summary = self.metrics.get(self.objective or "")
+            return self.objective or "", None if summary is None else summary.best
+        except KsuitError:
+            return "", None
 
     def _directions(self) -> MetricPropertyProvider:
         node = self.config.get("metric_property_provider")

@@ -11,7 +11,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
-from ksuit_runner.ui.terminal import make_console, metric_table, print_pairs, print_table
+from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table
 
 TAKES = ("output_dir", "tracker", "trust")
 _SHORTEST = 12  # digits of a commit
@@ -55,7 +55,7 @@ def head(run: StoredRun) -> dict[str, str]:
         "id": run.paths.run_id,
         "status": run.status.lower(),
         "started": run.started and f"{run.started:%Y-%m-%d %H:%M:%S}",
-        "took": run.took is not None and str(run.took),
+        "took": run.took is not None and format_duration(run.took),
         "command": run.launch.command,
         "origin": run.launch.origin and f"{run.launch.mode} of {run.launch.origin}",
         "commit": commit and f"{str(commit)[:_SHORTEST]}{', with uncommitted changes' if is_dirty else ''}",
