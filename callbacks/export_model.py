@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.models.mlflow_model import export_program, write_mlflow_model
+from ksuit_runner.models.mlflow_model import export_program, plain_inputs, write_mlflow_model
 from ksuit_runner.system.atomic_files import new_folder
 from ksuit_runner.tracker.base import ModelVersion
+
+_BATCHES = 8  # the first one is the example, and the others show which sizes vary
 
 
 class ExportModel(DatasetCallback):
@@ -25,6 +27,10 @@ class ExportModel(DatasetCallback):
     ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, plain
     ``torch.export.load`` load it without the code of the model. That it can be exported is checked before training.
 
+    Inputs and outputs are tensors of shape (batch, ...), or dicts, lists and tuples of them, which MLflow takes and
+    returns by names such as ``input_ids`` or ``latent/mean``. Besides the number of samples, the program leaves open
+    what differs between the first batches of the dataset, such as the length of texts.
+
     Args:
         weights: ``model`` for the trained weights, or the name under which others are evaluated, such as ``ema``.
         register_as: Name under which each export becomes a new version in MLflow's registry, once the run has ended;
@@ -34,8 +40,7 @@ class ExportModel(DatasetCallback):
         **kwargs: Passed on to DatasetCallback. With ``weights_of``, the model is that of a tagged checkpoint.
 
     Raises:
-        ConfigError: There are no such weights, the model cannot be exported, its parameters are spread over ranks, or
-            the tracker has no registry.
+        ConfigError: There are no such weights, the model cannot be exported, or the tracker has no registry.
     """
 
     logs: ClassVar[Sequence[str] | None] = ()
@@ -48,12 +53,10 @@ class ExportModel(DatasetCallback):
         batch_size: int = 2,
         **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, max_batches=1, **kwargs)
+        super().__init__(batch_size=batch_size, max_batches=_BATCHES, **kwargs)
         self._path = f"callbacks.{self.display_name}"
         if batch_size < 2:
             raise ConfigError("batch_size: 2 or more are needed to find out which dimension is that of the samples")
-        if self.trainer.strategy.is_sharded:
-            raise ConfigError("strategy=fsdp spreads the weights: use it with evaluate=RUN, on one process")
         if alias is not None and register_as is None:
             raise ConfigError("alias: it is given to a registered model; add register_as")
         if register_as is not None and self.data_container.world.records and not self.tracker.has_registry:
@@ -70,23 +73,25 @@ class ExportModel(DatasetCallback):
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         parts = [part for part in (self.weights_of, self._weights) if part]
         with self._models() as models, self.trainer.evaluation():  # with the weights that an evaluation sees
-            if models and self.data_container.world.records:
-                label = "_".join([str(update_counter.progress), *parts]).replace("/", "_")
-                self._write(label, *self._export(models["/".join(parts)]))
+            exported = self._export(models["/".join(parts)]) if models else None
+        if exported is not None:
+            self._write("_".join([str(update_counter.progress), *parts]).replace("/", "_"), *exported)
 
-    def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
-        [batch] = self.data_container.evaluation_batches(self.dataset_key, self.batch_size, self.max_batches)
-        example, _ = self.trainer.inputs_and_targets(batch)
-        if not isinstance(example, Tensor):
-            raise ConfigError(f"the inputs are {type(example).__name__}, and MLflow serves one tensor", path=self._path)
+    def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Any] | None:
+        """Return the program, and the example of its inputs; None on a rank that does not record."""
         assert isinstance(model, ModelBase)
+        module = model.plain_copy(self.data_container.world)
+        if module is None:
+            return None
+        batches = self.data_container.evaluation_batches(self.dataset_key, self.batch_size, self.max_batches)
         try:
-            return export_program(model.copy().module.cpu().eval(), example), example
+            example, *others = [plain_inputs(self.trainer.inputs_and_targets(batch)[0]) for batch in batches]
+            return export_program(module.eval(), example, others), example
         except ConfigError as error:
             error.locate(self._path)
             raise
 
-    def _write(self, label: str, program: torch.export.ExportedProgram, example: Tensor) -> None:
+    def _write(self, label: str, program: torch.export.ExportedProgram, example: Any) -> None:
         path = f"models/{self.display_name}/{label}"
         self.checkpoint_writer.check_owner()
         with new_folder(self.path_provider.artifacts_dir / path) as folder:

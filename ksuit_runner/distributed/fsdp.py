@@ -23,6 +23,7 @@ from ksuit_runner.distributed.ranks import Ranks, all_gather
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.tensors.module_tree import copy_rest
 from ksuit_runner.tensors.nested import tensors_in
 
 _COPY, _SHARD = "copy", "shard"  # dimensions of the mesh of ranks
@@ -114,6 +115,7 @@ class ShardedParallel(Strategy):
         _initialize(self._modules)
         inner.register_forward_hook(self._note)
         model.copier = partial(self._copy, template, inner, names, dtype)  # type: ignore[assignment]
+        model.blank = partial(deepcopy, template)  # type: ignore[assignment]
 
     def compile(self, model: nn.Module, mode: str | None = None) -> None:
         """Compile every unit by itself: what is exchanged between them cannot be."""
@@ -243,13 +245,7 @@ class ShardedParallel(Strategy):
         copy = deepcopy(template)
         modules = self._shard(copy, names, dtype)
         copy.to_empty(device=self._device)
-        for name, source in live.named_modules():
-            module = copy.get_submodule(name)
-            for key, buffer in source._buffers.items():
-                module._buffers[key] = None if buffer is None else buffer.detach().clone()
-            if type(source).get_extra_state is not nn.Module.get_extra_state:
-                module.set_extra_state(deepcopy(source.get_extra_state()))
-            module.training = source.training
+        copy_rest(live, copy, self._device)
         _initialize(modules)
         with torch.no_grad():
             for own, other in zip(copy.parameters(), live.parameters(), strict=True):

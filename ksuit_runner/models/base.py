@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksuit_runner.distributed.pieces import is_sharded, place
+from ksuit_runner.distributed.pieces import gathered, is_sharded, place
+from ksuit_runner.distributed.world import World
 from ksuit_runner.tensors.layout import lay_out, overlaps, same_form, unusual_strides
+from ksuit_runner.tensors.module_tree import copy_rest
 
 
 class ModelBase(nn.Module):
@@ -24,12 +26,14 @@ class ModelBase(nn.Module):
     Attributes:
         module: The module that computes.
         copier: Returns a copy of the module where Python's ``deepcopy`` cannot, as of one that is spread over ranks.
+        blank: Returns such a module as it was before that, with parameters that have no data.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.copier: Callable[[], nn.Module] | None = None
+        self.blank: Callable[[], nn.Module] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
@@ -98,12 +102,34 @@ class ModelBase(nn.Module):
         memo: dict[int, Any] = {}
         if self.copier is not None:
             memo[id(self.module)] = self.copier()
-            memo[id(self.copier)] = self.copier
+            memo |= {id(item): item for item in (self.copier, self.blank)}
         for module in self.modules():
             for value in (*vars(module).values(), *module._buffers.values()):
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach().clone()
         return deepcopy(self, memo)
+
+    def plain_copy(self, world: World) -> nn.Module | None:
+        """Return a copy of the wrapped module on the CPU, with whole tensors; None on a rank that does not record.
+
+        Args:
+            world: The ranks of the run. Where the module is spread over them, all of them call this.
+
+        Raises:
+            PeerError: A rank has failed, is lost, or does not answer in time.
+        """
+        if self.blank is None:
+            return self.copy().module.cpu() if world.records else None
+        module = self.blank().to_empty(device="cpu") if world.records else None
+        own = [] if module is None else list(module.parameters())
+        with torch.no_grad():
+            for index, parameter in enumerate(self.module.parameters()):
+                value = gathered(parameter, world)
+                if module is not None:
+                    own[index].copy_(value)
+        if module is not None:
+            copy_rest(self.module, module, torch.device("cpu"))
+        return module
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors whose memory layout is theirs to choose; a piece of one is always row-major."""

@@ -1,10 +1,12 @@
 """The current parameters and buffers of a module, looked up at every update at almost no cost."""
 
 from collections.abc import Sequence, ValuesView
+from copy import deepcopy
 from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -72,3 +74,20 @@ def are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 def _values(views: Sequence[ValuesView[Any]]) -> list[Any]:
     return list(chain.from_iterable(views))
+
+
+def copy_rest(source: nn.Module, target: nn.Module, device: torch.device) -> None:
+    """Give a module what another one of the same structure has besides parameters: buffers, extra state, modes.
+
+    Args:
+        source: The other module.
+        target: The module.
+        device: Device of its buffers.
+    """
+    for name, module in source.named_modules():
+        own = target.get_submodule(name)
+        for key, buffer in module._buffers.items():
+            own._buffers[key] = None if buffer is None else buffer.detach().to(device, copy=True)
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            own.set_extra_state(deepcopy(module.get_extra_state()))
+        own.training = module.training

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import UserDict
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import mlflow
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
 from callbacks.ema import Ema
 from callbacks.export_model import ExportModel
@@ -22,6 +25,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.testing import tiny_run
 from ksuit_runner.tracker.mlflow import MlflowTracker
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 EXPORT = partial(ExportModel, dataset_key="test")
 
@@ -103,6 +107,66 @@ def predictions(server, port, content):
             time.sleep(0.2)
 
 
+class Tokens(Dataset):
+    """Sequences of different lengths, and the number of their tokens that count."""
+
+    targets = torch.arange(2, 12)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return torch.full((2 + index,), index), self.targets[index]
+
+    def collate_fn(self, samples):
+        """Pad them to the longest one."""
+        tokens = pad_sequence([tokens for tokens, _ in samples], batch_first=True, padding_value=-1)
+        inputs = UserDict(tokens=tokens.clamp(min=0), mask=tokens >= 0)
+        return inputs, torch.stack([target for _, target in samples])
+
+
+class Pooled(nn.Module):
+    """Takes tokens and a mask, and returns several tensors in a class of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(10, 8), nn.Linear(8, 12)
+
+    def forward(self, inputs):
+        hidden = self.embed(inputs["tokens"]) * inputs["mask"].unsqueeze(-1)
+        return UserDict(scores=self.head(hidden.sum(1)), hidden=(hidden,))
+
+
+class ScoresTrainer(SgdTrainer):
+    def training_step(self, batch, model):
+        outputs = model(batch[0])
+        return self.loss(outputs["scores"], batch[1]), outputs
+
+
+@pytest.mark.filterwarnings("ignore")  # of modules of MLflow that are imported here
+def test_several_tensors_go_in_and_out_by_name_whatever_their_length(tmp_path):
+    given = {"trainer_class": ScoresTrainer, "batch_size": 2, "max_updates": 1}
+    datasets = {"train": Tokens(), "test": Tokens()}
+    done = tiny_run(tmp_path, {"export": EXPORT}, datasets=datasets, module=Pooled(), **given).train()
+    folder = done.paths.artifacts_dir / "models/export/E0_U1_S2"
+    inputs, _ = Tokens().collate_fn([Tokens()[index] for index in (1, 9, 4)])  # longer than any in the example
+    expected = done.model.module.eval()(inputs)
+    served = mlflow.pyfunc.load_model(str(folder))
+    signature = served.metadata.signature.to_dict()
+    assert {item["name"]: item["tensor-spec"] for item in json.loads(signature["inputs"])} == {
+        "tokens": {"dtype": "int64", "shape": [-1, -1]},
+        "mask": {"dtype": "bool", "shape": [-1, -1]},
+    }
+    assert [item["name"] for item in json.loads(signature["outputs"])] == ["scores", "hidden/0"]
+    found = served.predict({name: tensor.numpy() for name, tensor in inputs.items()})
+    torch.testing.assert_close(torch.from_numpy(found["scores"]), expected["scores"])
+    torch.testing.assert_close(torch.from_numpy(found["hidden/0"]), expected["hidden"][0])
+    example = served.predict(served.metadata.load_input_example(str(folder)))
+    assert example["hidden/0"].shape == (2, 3, 8)
+    program = mlflow.pytorch.load_model(str(folder))  # as torch.export.load, it takes what the model takes
+    torch.testing.assert_close(program(dict(inputs))["scores"], expected["scores"])
+
+
 class Branches(nn.Module):
     """Does something else for other values, which a program cannot."""
 
@@ -115,6 +179,15 @@ class Branches(nn.Module):
         return outputs if outputs.sum() > 0 else -outputs
 
 
+class Returns(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.layer, self.outputs = nn.Linear(1, 1), outputs
+
+    def forward(self, x):
+        return self.outputs
+
+
 @pytest.mark.parametrize(
     ("given", "module", "message"),
     [
@@ -123,6 +196,7 @@ class Branches(nn.Module):
         ({"alias": "champion"}, None, "add register_as"),
         ({"register_as": "digits"}, None, "only tracker=mlflow"),
         ({}, Branches(), r"callbacks\.export: torch\.export cannot export the model"),
+        ({}, Returns({"a": [1]}), r"callbacks\.export: the model returns int at 'a/0': MLflow serves tensors"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_training(tmp_path, given, module, message):

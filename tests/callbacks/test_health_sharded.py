@@ -1,8 +1,9 @@
-"""Norms and the like where parameters are spread over two ranks: those of one process."""
+"""Norms and the like, and the exported model, where parameters are spread over two ranks: those of one process."""
 
 from functools import partial
 
 import pytest
+import torch
 import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
@@ -12,6 +13,7 @@ from worlds import OneOf
 
 from callbacks.activation_norms import ActivationNorms
 from callbacks.dead_units import DeadUnits
+from callbacks.export_model import ExportModel
 from callbacks.gradient_noise_scale import GradientNoiseScale
 from callbacks.gradient_norms import GradientNorms
 from callbacks.gradient_spikes import GradientSpikes
@@ -43,6 +45,7 @@ KINDS = {
     "unused_parameters": UnusedParameters,
     "nan_watch": NanWatch,
     "dead_units": partial(DeadUnits, dataset_key="test", max_batches=3),
+    "export": partial(ExportModel, dataset_key="test"),
 }
 
 
@@ -95,10 +98,16 @@ def on_rank(folder):
 
 def test_two_ranks_find_what_one_process_does(tmp_path):
     expected = values(ShardedParallel(), str(tmp_path / "alone"))
-    assert {key.partition("/")[0] for key in expected} >= KINDS.keys() - {"nan_watch"} | {"update_ratios"}
+    assert {key.partition("/")[0] for key in expected} >= KINDS.keys() - {"nan_watch", "export"} | {"update_ratios"}
     assert expected["unused_parameters"] == 2 and "gradient_norms/blocks.1.0" in expected
     for found in on_ranks(2, on_rank, str(tmp_path / "two")):
         assert found == pytest.approx(expected, rel=1e-4)
+    exports = [
+        torch.export.load(tmp_path / name / "runs/run/artifacts/models/export/E0_U4_S288/data/model.pt2").module()
+        for name in ("alone", "two")
+    ]
+    inputs = Digits("test").inputs[:7]
+    torch.testing.assert_close(exports[1](inputs), exports[0](inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_noise_scale_of_parameters_that_are_spread_is_refused(tmp_path):
