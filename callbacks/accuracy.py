@@ -32,10 +32,8 @@ class Accuracy(DatasetCallback):
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
-        "accuracy{_heads}/{dataset_key}",
-        "accuracy{_heads}/{dataset_key}/*",
-        "accuracy_top{topk}{_heads}/{dataset_key}",
-        "accuracy_top{topk}{_heads}/{dataset_key}/*",
+        "accuracy{_heads}/{dataset_key}{/weights}",
+        "accuracy_top{topk}{_heads}/{dataset_key}{/weights}",
     )
 
     def __init__(

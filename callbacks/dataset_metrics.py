@@ -35,12 +35,7 @@ class DatasetMetrics(DatasetCallback):
 
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
-    logs: ClassVar[Sequence[str] | None] = (
-        "{metrics}/{dataset_key}",
-        "{metrics}/{dataset_key}/*",
-        "{metrics}_*/{dataset_key}",
-        "{metrics}_*/{dataset_key}/*",
-    )
+    logs: ClassVar[Sequence[str] | None] = ("{metrics}/{dataset_key}{/weights}", "{metrics}_*/{dataset_key}{/weights}")
 
     def __init__(self, metrics: Mapping[str, Any], outputs: str = "", targets: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)

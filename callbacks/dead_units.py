@@ -38,10 +38,8 @@ class DeadUnits(DatasetCallback):
 
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
-        "dead_units/{dataset_key}",
-        "dead_units/{dataset_key}/*",
-        "dead_units/*/{dataset_key}",
-        "dead_units/*/{dataset_key}/*",
+        "dead_units/{dataset_key}{/weights}",
+        "dead_units/*/{dataset_key}{/weights}",
     )
 
     def __init__(self, match: Sequence[str] | None = None, unit_dim: int | None = None, **kwargs: Any) -> None:

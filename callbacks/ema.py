@@ -1,7 +1,7 @@
 """Exponential moving averages of the weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.averaging import AveragingCallback
 from ksuit_runner.errors import ConfigError
@@ -23,6 +23,8 @@ class Ema(AveragingCallback):
     Raises:
         ConfigError: There is no decay, one twice, or one that is not between 0 and 1.
     """
+
+    offers: ClassVar[Sequence[str] | None] = ("{name}{_decays+}",)
 
     def __init__(self, decays: Sequence[float] = (0.99,), warmup: bool = True, **kwargs: Any) -> None:
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):

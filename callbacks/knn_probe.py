@@ -31,8 +31,8 @@ class KnnProbe(ProbeCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = (
-        *("knn_accuracy/{dataset_key}", "knn_accuracy/{dataset_key}/*"),
-        *("knn_accuracy_*/{dataset_key}", "knn_accuracy_*/{dataset_key}/*"),
+        "knn_accuracy/{dataset_key}{/weights}",
+        "knn_accuracy_*/{dataset_key}{/weights}",
     )
     metric: ClassVar[str] = "knn_accuracy"
 

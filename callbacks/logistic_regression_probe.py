@@ -26,8 +26,8 @@ class LogisticRegressionProbe(ProbeCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = (
-        *("logistic_regression_accuracy/{dataset_key}", "logistic_regression_accuracy/{dataset_key}/*"),
-        *("logistic_regression_accuracy_*/{dataset_key}", "logistic_regression_accuracy_*/{dataset_key}/*"),
+        "logistic_regression_accuracy/{dataset_key}{/weights}",
+        "logistic_regression_accuracy_*/{dataset_key}{/weights}",
     )
     metric: ClassVar[str] = "logistic_regression_accuracy"
 

@@ -22,12 +22,7 @@ class Loss(DatasetCallback):
 
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
-    logs: ClassVar[Sequence[str] | None] = (
-        "loss/{dataset_key}",
-        "loss/{dataset_key}/*",
-        "loss_*/{dataset_key}",
-        "loss_*/{dataset_key}/*",
-    )
+    logs: ClassVar[Sequence[str] | None] = ("loss/{dataset_key}{/weights}", "loss_*/{dataset_key}{/weights}")
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         size, weight = self.trainer.batch_size(batch), self.trainer.weight(batch)

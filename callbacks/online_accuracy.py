@@ -33,8 +33,10 @@ class OnlineAccuracy(OnlineCallback[Sums]):
     """
 
     logs: ClassVar[Sequence[str] | None] = (
-        *("accuracy{_heads}/train", "accuracy{_heads}/train/epoch"),
-        *("accuracy_top{topk}{_heads}/train", "accuracy_top{topk}{_heads}/train/epoch"),
+        "accuracy{_heads}/train",
+        "accuracy{_heads}/train/epoch",
+        "accuracy_top{topk}{_heads}/train",
+        "accuracy_top{topk}{_heads}/train/epoch",
     )
 
     def __init__(

@@ -34,10 +34,8 @@ class Perplexity(DatasetCallback):
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = (
-        "perplexity/{dataset_key}",
-        "perplexity/{dataset_key}/*",
-        "bits_per_{unit}/{dataset_key}",
-        "bits_per_{unit}/{dataset_key}/*",
+        "perplexity/{dataset_key}{/weights}",
+        "bits_per_{unit}/{dataset_key}{/weights}",
     )
 
     def __init__(self, unit: str = "character", ignore_index: int = -100, **kwargs: Any) -> None:

@@ -32,10 +32,7 @@ class Robustness(DatasetCallback):
 
     shares_batch: ClassVar[bool] = True
     shares_work: ClassVar[bool] = True
-    logs: ClassVar[Sequence[str] | None] = (
-        *("accuracy/{dataset_key}", "accuracy/{dataset_key}/*"),
-        *("accuracy/{name}", "accuracy/{name}/*"),
-    )
+    logs: ClassVar[Sequence[str] | None] = ("accuracy/{dataset_key}{/weights}", "accuracy/{name}{/weights}")
 
     def __init__(self, dataset_key: Sequence[DatasetKey], **kwargs: Any) -> None:
         if isinstance(dataset_key, str) or not dataset_key or len(set(dataset_key)) < len(dataset_key):

@@ -117,8 +117,10 @@ class CallbackBase:
     Attributes:
         logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
             braces stands for the argument of that name and ``*`` for anything; ``accuracy{_heads}`` is
-            ``accuracy_HEAD`` for each of the ``heads``, and ``accuracy`` without any. With None, a callback that
-            watches a misspelt metric of this one is found at the end of training, and not before.
+            ``accuracy_HEAD`` for each of the ``heads``, and ``accuracy`` without any; ``{/weights}`` is nothing for the
+            live weights and ``/NAME`` for each of the others that are evaluated. With None, a callback that watches a
+            misspelt metric of this one is found at the end of training, and not before.
+        offers: Patterns, in the same way, of the names of weights that this callback offers for evaluation.
         merges_states: Whether ``merge_state_dicts`` loses nothing, so that every rank can go on from its result, such
             as the sums of each part of the batch. Then a checkpoint has that instead of the states of the ranks.
         replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors and
@@ -127,6 +129,7 @@ class CallbackBase:
     """
 
     logs: ClassVar[Sequence[str] | None] = None
+    offers: ClassVar[Sequence[str] | None] = ()
     merges_states: ClassVar[bool] = False
     replaces_state: ClassVar[bool] = False
 

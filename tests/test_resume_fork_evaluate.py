@@ -109,7 +109,8 @@ def test_fork_carries_the_history_and_can_be_resumed(finished):
 
 
 def test_evaluation_is_recorded_with_the_run_and_leaves_it_as_it_was(tmp_path):
-    ksuit(tmp_path, *SMALL, "callbacks=[ema,accuracy]", "name=first", "trainer.max_epochs=2")
+    objective = "objective=accuracy/validation/ema"
+    ksuit(tmp_path, *SMALL, "callbacks=[ema,accuracy]", objective, "name=first", "trainer.max_epochs=2")
     before = journal(run_dir(tmp_path)), checkpoint_bytes(run_dir(tmp_path))
     for place in ("first@latest", "first@E1_U20_S1280", "first"):
         output = ksuit(tmp_path, f"evaluate={place}", "callbacks=[accuracy,ema]")

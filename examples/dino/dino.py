@@ -69,6 +69,8 @@ class DinoTrainer(SgdTrainer):
         **kwargs: Passed on to SgdTrainer.
     """
 
+    offers = ("teacher",)
+
     def __init__(self, momentum: float, center_momentum: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.momentum, self.center_momentum = momentum, center_momentum
@@ -126,7 +128,7 @@ def augmented(images: Tensor) -> Tensor:
 class NearestNeighbor(DatasetCallback):
     """Logs ``accuracy_nearest/DATASET``: whether the image with the most similar features is of the same class."""
 
-    logs = ("accuracy_nearest/{dataset_key}", "accuracy_nearest/{dataset_key}/*")
+    logs = ("accuracy_nearest/{dataset_key}{/weights}",)
     # The ranks of a run share the batches; each then has the rows of all samples, in their order.
     shares_work = True
 

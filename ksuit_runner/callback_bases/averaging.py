@@ -50,6 +50,7 @@ class AveragingCallback(CallbackBase):
     """
 
     logs: ClassVar[Sequence[str] | None] = ()
+    offers: ClassVar[Sequence[str] | None] = ("{name}",)
 
     def __init__(
         self,

@@ -14,8 +14,7 @@ from ksuit_runner.config.groups import project_conf, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_text, value_of, value_text
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.resume.starting_point import with_starting_point
-from ksuit_runner.sweep.check_objective import check_objective
-from ksuit_runner.sweep.job_config import JobComposer, as_job
+from ksuit_runner.sweep.job_config import JobComposer, as_job, overrides_of
 from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.sweep_settings import Method, SweepSettings, read_settings
@@ -57,7 +56,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     parameters = read_parameters(settings.params, settings.seed)
     fixed = _with_starting_point([item for item in fixed if not _is_about_the_sweep(item)], values, settings.params)
     jobs = _jobs(fixed, settings, parameters)
-    check_objective(values["objective"], jobs)
+    _check_objective(values["objective"], jobs)
     choice = value_of("sweep", fixed)
     plan = SweepPlan(
         name=values["name"] or choice or "sweep",
@@ -144,6 +143,17 @@ def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[Sw
     else:
         combinations = grid(parameters)
     return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]
+
+
+def _check_objective(objective: str | None, jobs: Sequence[Job]) -> None:
+    """Check that all jobs have the objective of the sweep; that each logs its own was checked with its config."""
+    for job in jobs:
+        if objective is not None and (own := job.config["objective"]) != objective:
+            raise ConfigError(
+                f"a job could not be ranked by '{objective}': its objective is '{own}'\n"
+                f"This is the job {' '.join(overrides_of(job.combination))}",
+                path="objective",
+            )
 
 
 def _check_extremes(composer: JobComposer, parameters: Sequence[SweepParameter]) -> None:

@@ -100,6 +100,7 @@ class SgdTrainer:
     Attributes:
         strategy: How the ranks of the run share its training.
         counter: Position and end of the run.
+        offers: Patterns of the names of weights that a subclass offers for evaluation, see ``CallbackBase``.
         evaluation_models: Models to evaluate, by the name of their weights; the live ones have the empty name.
         callback_states: Returns the states of the run's callbacks by name.
         batch_parts: Knows how many samples the present batch or its parts have.
@@ -124,6 +125,7 @@ class SgdTrainer:
     """
 
     evaluates_in_order: ClassVar[bool] = False
+    offers: ClassVar[Sequence[str] | None] = ()
 
     def __init__(
         self,
@@ -530,7 +532,7 @@ class SgdTrainer:
         return moved
 
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
-        """Offer other weights for evaluation; their metrics end in ``/name``."""
+        """Offer other weights for evaluation; their metrics end in ``/name``, which ``offers`` of the class says."""
         if name in self.evaluation_models:
             raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model

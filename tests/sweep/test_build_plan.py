@@ -74,11 +74,25 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         ),
         (
             ["callbacks=[ema,accuracy],[accuracy]", "objective=accuracy/validation/ema"],
-            "could not be ranked: it has no callback 'ema'\nThis is the job callbacks=[accuracy]",
+            "no callback logs 'accuracy/validation/ema'. Did you mean 'accuracy/validation'?",
+        ),
+        (
+            ["callbacks.ema.decays=[0.9],[0.9,0.99]", "objective=accuracy/validation/ema"],
+            "This is the job callbacks.ema.decays=[0.9,0.99]",
+        ),
+        (
+            [
+                "callbacks=[accuracy]",
+                "callbacks.accuracy.every_n_epochs=1,50",
+                "+callbacks.accuracy.at_end=false",
+                "objective=accuracy/validation",
+            ],
+            "objective: callbacks.accuracy logs 'accuracy/validation', but is not due before the run ends\n"
+            "This is the job callbacks.accuracy.every_n_epochs=50",
         ),
         (
             ["evaluation.dataset=validation,test", "callbacks=[accuracy]", "objective=accuracy/${evaluation.dataset}"],
-            "could not be ranked: its objective is 'accuracy/test'",
+            "could not be ranked by 'accuracy/validation': its objective is 'accuracy/test'",
         ),
         (["callbacks=[ema],[emma]"], "callbacks: there is no 'emma'"),
         (["optimizer.lr=1,2", "sweep.method=tpe", "sweep.samples=3"], "objective: an Optuna search needs the metric"),

@@ -11,7 +11,7 @@ from ksuit_runner import DatasetCallback, UpdateCounter
 class Confidence(DatasetCallback):
     """Logs ``confidence/DATASET``, the mean probability of the class that is predicted."""
 
-    logs = ("confidence/{dataset_key}",)
+    logs = ("confidence/{dataset_key}{/weights}",)
     shares_work = True  # the ranks of a run share the batches
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -49,28 +49,33 @@ def check_dataset_keys(item: CheckedObject, datasets: Collection[str]) -> None:
             raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, datasets)}{listed}", path=path)
 
 
-def check_metric_keys(objects: Sequence[CheckedObject], objective: Any) -> None:
+def check_metric_keys(objects: Sequence[CheckedObject], objective: Any, trainer: Any) -> None:
     """Check that every argument annotated as MetricKey, and the objective, is logged by some callback.
 
     Nothing is checked if there is a callback that does not declare what it logs.
 
+    Args:
+        objects: The checked objects of the config.
+        objective: The metric by which runs are ranked, or None.
+        trainer: The node of the trainer, which says how long the run is.
+
     Raises:
-        ConfigError: No callback logs the metric.
+        ConfigError: No callback logs the metric, or the one that does is never due.
     """
-    logged: set[str] = set()
-    for item in filter(is_callback, objects):
-        if item.signature is None or item.signature.logs is None:
-            return
-        of_stored_weights = item.arguments.get("weights_of") not in (None, UNKNOWN)  # which the keys name
-        for pattern in item.signature.logs:
-            if not (of_stored_weights and pattern.endswith("{dataset_key}")):
-                logged.update(expand(pattern, item.arguments | {"name": item.path.rpartition(".")[2]}))
+    callbacks, weights = list(filter(is_callback, objects)), _offered_weights(objects)
+    if any(item.signature is None or item.signature.logs is None for item in callbacks):
+        return
+    logged = {pattern for item in callbacks if not _is_idle(item, trainer) for pattern in _logged_by(item, weights)}
     watched = [pair for item in objects for pair in _keys(item, "MetricKey")]
     for path, key in [*watched, *_strings("objective", objective)]:
-        if not any(_matches(key, pattern) for pattern in logged):
-            hint = did_you_mean(key, logged, longest=0) if logged else "No callback logs anything."
-            listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
-            raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
+        if any(_matches(key, pattern) for pattern in logged):
+            continue
+        for item in callbacks:
+            if any(_matches(key, pattern) for pattern in _logged_by(item, weights)):
+                raise ConfigError(f"{item.path} logs '{key}', but is not due before the run ends", path=path)
+        hint = did_you_mean(key, logged, longest=0) if logged else "No callback logs anything."
+        listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
+        raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
 
 
 def is_callback(item: CheckedObject) -> bool:
@@ -79,22 +84,58 @@ def is_callback(item: CheckedObject) -> bool:
 
 
 def expand(pattern: str, arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Put arguments into a pattern of metric keys: one key for each element of a list, or key of a mapping.
+    """Put arguments into a pattern of names: one name for each element of a list, or key of a mapping.
 
-    ``{_heads}`` is ``_NAME`` for each of the ``heads``, and nothing if there are none.
+    ``{_heads}`` is ``_NAME`` for each of the ``heads``, and nothing if there are none; ``{_decays+}`` is nothing also
+    if there is one. ``{/weights}`` is ``/NAME`` in the same way, and nothing for an empty name.
     """
-    parts = re.split(r"\{(\w+)\}", pattern)  # texts at even positions, names of arguments at odd ones
+    parts = re.split(r"\{([_/]?\w+\+?)\}", pattern)  # texts at even positions, names of arguments at odd ones
     choices = [_choices(part, arguments) if index % 2 else [part] for index, part in enumerate(parts)]
     yield from map("".join, product(*choices))
 
 
 def _choices(name: str, arguments: Mapping[str, Any]) -> list[str]:
-    if not name.startswith("_"):
-        return _texts(arguments.get(name))
-    value = arguments.get(name[1:])
+    mark, least = name[0] if name[0] in "_/" else "", 2 if name.endswith("+") else 1
+    value = arguments.get(name.removeprefix(mark).removesuffix("+"))
+    if not mark:
+        return _texts(value)
     if value is UNKNOWN:
         return ["*"]
-    return [f"_{text}" for text in _texts(value)] if value else [""]
+    texts = _texts(value) if value else []
+    return [f"{mark}{text}" if text else "" for text in texts] if len(texts) >= least else [""]
+
+
+def _logged_by(item: CheckedObject, weights: Sequence[str]) -> Iterator[str]:
+    """Yield the metric keys that a callback logs, as far as it declares them, by which weights are offered."""
+    tag = item.arguments.get("weights_of")
+    if tag is not None:  # the weights are those of a checkpoint, and named after its tag
+        weights = [f"{tag}/{name}".rstrip("/") for name in weights] if isinstance(tag, str) else ["*"]
+    arguments = item.arguments | {"name": item.path.rpartition(".")[2], "weights": weights}
+    for pattern in (item.signature.logs if item.signature else None) or ():
+        yield from expand(pattern, arguments)
+
+
+def _offered_weights(objects: Iterable[CheckedObject]) -> list[str]:
+    """Return the names of the weights that evaluations report: empty for the live ones, ``*`` where it is not known."""
+    found = [""]
+    for item in objects:
+        if item.path == "trainer" or is_callback(item):
+            offers = item.signature.offers if item.signature else None
+            arguments = item.arguments | {"name": item.path.rpartition(".")[2]}
+            found += ["*"] if offers is None else [name for text in offers for name in expand(text, arguments)]
+    return found
+
+
+def _is_idle(item: CheckedObject, trainer: Any) -> bool:
+    """Whether a periodic callback is sure never to act in a run that does not end early."""
+    if not {*_INTERVALS, *_ENDS} <= item.arguments.keys() or item.arguments.get("weights_of") is not None:
+        return False
+    if any(item.arguments[name] is not False for name in _ENDS):
+        return False
+    lengths = trainer if isinstance(trainer, Mapping) else {}
+    given = {name: item.arguments[name] for name in _INTERVALS if item.arguments[name] is not None}
+    pairs = [(every, lengths.get(name.replace("every_n", "max"))) for name, every in given.items()]
+    return all(isinstance(every, int) and isinstance(end, int) and 0 < end < every for every, end in pairs)
 
 
 def _texts(value: Any) -> list[str]:

@@ -29,6 +29,7 @@ class Signature:
         bases: Dotted names of the class and its ancestors, where they are defined.
         knows_bases: Whether these are all ancestors.
         logs: Patterns of the metric keys that a callback declares, or None.
+        offers: Patterns of the names of weights that it offers for evaluation, or None.
         is_repeatable: Whether another callback of the class logs the same values at an update, as far as is known.
         flaw: How its constructor fails to call that of its base class; empty if it does, or the source does not tell.
     """
@@ -40,6 +41,7 @@ class Signature:
     bases: frozenset[str] = frozenset()
     knows_bases: bool = True
     logs: tuple[str, ...] | None = None
+    offers: tuple[str, ...] | None = None
     module: str = ""
     file: str | None = None
     qualname: str = ""
@@ -104,7 +106,8 @@ class SignatureReader:
             any_name=any_name,
             bases=frozenset(item.dotted for item in lineage if item),
             knows_bases=None not in lineage,
-            logs=_logs(lineage),
+            logs=_texts(lineage, "logs"),
+            offers=_offers(lineage),
             is_repeatable=_class_value(lineage, "is_repeatable") is not False,
             flaw=flaw(lineage),
         )
@@ -146,7 +149,18 @@ def _class_value(lineage: list[Definition | None], name: str) -> Any:
     return UNKNOWN
 
 
-def _logs(lineage: list[Definition | None]) -> tuple[str, ...] | None:
-    value = _class_value(lineage, "logs")
+def _offers(lineage: list[Definition | None]) -> tuple[str, ...] | None:
+    """Return what a class declares to offer for evaluation; None if it offers something without saying what."""
+    for definition in filter(None, lineage):
+        if _class_value([definition], "offers") is not UNKNOWN:
+            break
+        nodes = ast.walk(definition.node) if definition.node else ()
+        if any(isinstance(node, ast.Attribute) and node.attr == "add_evaluation_model" for node in nodes):
+            return None
+    return _texts(lineage, "offers")
+
+
+def _texts(lineage: list[Definition | None], name: str) -> tuple[str, ...] | None:
+    value = _class_value(lineage, name)
     is_list = isinstance(value, list | tuple) and all(isinstance(key, str) for key in value)
     return tuple(value) if is_list else None

@@ -58,7 +58,7 @@ def check_config(
         check_intervals(item)
         if isinstance(data, Mapping) and isinstance(data.get("datasets"), Mapping):
             check_dataset_keys(item, data["datasets"])
-    check_metric_keys(checker.objects, values.get("objective"))
+    check_metric_keys(checker.objects, values.get("objective"), values.get("trainer"))
     check_shared_metrics(checker.objects, values.get("trainer"))
     return values
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config, resolve
 from ksuit_runner.config.compose import compose_config
-from ksuit_runner.config.groups import choices
+from ksuit_runner.config.groups import choices, shipped_conf
 from ksuit_runner.errors import ConfigError
 
 CONFIG = """
@@ -55,13 +56,20 @@ class Head(nn.Module):
 def make(width): ...
 """
 
+MEAN = "callbacks.ema={_target_: lab.callbacks.Mean}"
+MEANS = "callbacks.ema={_target_: lab.callbacks.Mean, decays: [0.9, 0.99]}"
+BEST = (
+    "callbacks.score={_target_: lab.callbacks.Score, dataset_key: test, weights_of: best}",
+    "callbacks.watch.metric_key=score/test/best",
+)
+
 CALLBACKS = """
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.config.types import DatasetKey, MetricKey
 
 class Score(DatasetCallback):
-    logs = ("score/{dataset_key}", "score_top{topk}/{dataset_key}", "score/{dataset_key}/*")
+    logs = ("score/{dataset_key}{/weights}", "score_top{topk}/{dataset_key}")
     def __init__(self, topk: Sequence[int] = (1, 5), smoothing: float = 0.0, **kwargs):
         super().__init__(**kwargs)
 
@@ -74,6 +82,18 @@ class Rate(PeriodicCallback):
     logs = ("rate/{name}",)
     def __init__(self, every_n_updates: int | None = 50, **kwargs):
         super().__init__(every_n_updates=every_n_updates, **kwargs)
+
+class Mean(CallbackBase):
+    logs = ()
+    offers = ("{name}{_decays+}",)
+    def __init__(self, decays: Sequence[float] = (0.9,), **kwargs):
+        super().__init__(**kwargs)
+
+class Undeclared(CallbackBase):
+    logs = ()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.trainer.add_evaluation_model("other", self.model)
 
 class Silent(CallbackBase): ...
 """
@@ -113,7 +133,10 @@ def check(lab):
         [],
         ["callbacks={}", "default_callbacks={}"],
         ["callbacks.watch.metric_key=score_top5/test"],
-        ["callbacks.watch.metric_key=score/test/ema"],
+        [MEAN, "callbacks.watch.metric_key=score/test/ema"],
+        [MEANS, "callbacks.watch.metric_key=score/test/ema_0.99"],
+        [MEAN, *BEST, "objective=score/test/best/ema"],
+        ["callbacks.other={_target_: lab.callbacks.Undeclared}", "objective=score/test/other"],
         ["callbacks.watch.metric_key=rate/rate"],
         ["callbacks.watch.others=[score/test, rate/rate]"],
         ["callbacks.score.topk=[3]", "objective=score_top3/test"],
@@ -214,11 +237,11 @@ MISTAKES = {
     "(test, train)",
     "callbacks.watch.on=xyz": "callbacks.watch.on: there is no dataset 'xyz'. Valid: test, train.",
     "callbacks.watch.metric_key=scroe/test": "callbacks.watch.metric_key: no callback logs 'scroe/test'. "
-    "Did you mean 'score/test'?\nLogged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+    "Did you mean 'score/test'?\nLogged are: rate/rate, score/test, score_top1/test, score_top5/test",
     "callbacks.watch.others=[score/test, zzz]": "callbacks.watch.others[1]: no callback logs 'zzz'.\n"
-    "Logged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+    "Logged are: rate/rate, score/test, score_top1/test, score_top5/test",
     "objective=rate/rat": "objective: no callback logs 'rate/rat'. Did you mean 'rate/rate'?\n"
-    "Logged are: rate/rate, score/test, score/test/*, score_top1/test, score_top5/test",
+    "Logged are: rate/rate, score/test, score_top1/test, score_top5/test",
 }
 
 
@@ -239,6 +262,38 @@ def test_a_default_that_names_no_dataset_is_found(check):
 
 def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs(check):
     assert check("callbacks.silent={_target_: lab.callbacks.Silent}", "objective=anything") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ([], "score/test/ema"),
+        ([MEANS], "score/test/ema"),
+        ([MEAN], "score/test/ema_0.9"),
+        ([MEANS], "score/test/ema_0.999"),
+        ([MEAN, *BEST], "score/test/ema"),
+    ],
+)
+def test_a_metric_of_weights_that_are_not_evaluated_is_refused(check, changes, metric):
+    assert f"no callback logs '{metric}'" in check(*changes, f"objective={metric}")
+
+
+def test_a_metric_of_a_callback_that_is_never_due_is_refused(check):
+    never = ["callbacks.score.every_n_epochs=4", "callbacks.score.at_end=false"]  # of 3
+    assert (
+        check(*never)
+        == "callbacks.watch.metric_key: callbacks.score logs 'score/test', but is not due before the run ends"
+    )
+    for change in ("trainer.max_epochs=4", "callbacks.score.every_n_updates=9", "callbacks.score.at_start=true"):
+        assert check(*never, change) is None
+
+
+def test_what_ships_declares_what_it_logs_so_that_metric_keys_are_checked():
+    reader, conf = SignatureReader(), shipped_conf()
+    files = [path for group in ("callbacks", "default_callbacks") for path in (conf / group).glob("*.yaml")]
+    nodes = [node for path in files for node in (yaml.safe_load(path.read_text()) or {}).values()]
+    targets = {node["_target_"] for node in nodes if isinstance(node, dict)}
+    assert len(targets) > 40 and not [item for item in targets if reader.read(item).logs is None]
 
 
 def test_a_metric_to_watch_where_nothing_is_logged(check):
@@ -267,6 +322,7 @@ def test_the_configs_that_ship_pass(override):
 def test_a_check_imports_nothing_heavy():
     script = """
 import sys
+from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 config = compose_config([])
