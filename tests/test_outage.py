@@ -49,16 +49,18 @@ def test_a_run_does_not_start_without_the_tracker_that_it_requires(tmp_path):
     embedded.open_store(OutputPaths(tmp_path / "locked"))
     with never_answering() as silent, locked(tmp_path / "locked" / "mlflow.db"):
         begun = time.monotonic()
-        uris = {"silent": silent, "locked": "null"}
-        processes = {
-            name: start(tmp_path / name, f"tracker.uri={uri}", "tracker.timeout_s=1") for name, uri in uris.items()
+        given = {
+            # a split that the dataset refuses: it is not even built
+            "silent": (f"tracker.uri={silent}", "data.datasets.train.split=none"),
+            "locked": ("tracker.uri=null",),
         }
+        processes = {name: start(tmp_path / name, *more, "tracker.timeout_s=1") for name, more in given.items()}
         output = {name: process.communicate(timeout=120)[0] for name, process in processes.items()}
         assert time.monotonic() - begun < 90  # MLflow by itself would try for minutes
     assert [process.returncode for process in processes.values()] == [2, 2]
     assert re.fullmatch(f"error: MLflow did not answer in time: {silent}.*\n", output["silent"])
     assert re.fullmatch("error: .*mlflow.db: database is locked\n", output["locked"])
-    assert not any((tmp_path / name / "runs").exists() for name in uris)
+    assert not any((tmp_path / name / "runs").exists() for name in given)
 
 
 @pytest.mark.slow

@@ -148,6 +148,8 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             checkpoint = _read_checkpoint(outputs, given.origin, world)
             if world.records:
                 tracker = open_tracker(factory, outputs)
+                if tracker.require:
+                    tracker.check_answer()
         strategy = build_strategy(factory, world)
         device = stack.enter_context(_device(config, strategy))
         # while the recorder imports the store

@@ -142,6 +142,7 @@ class RemoteTracker(BaseTracker):
         except TrackerError:
             return True
 
+    check_answer = _remote(BaseTracker.check_answer)
     is_bound_to = _remote(BaseTracker.is_bound_to)
     start_run = _binding(BaseTracker.start_run)
     resume_run = _binding(BaseTracker.resume_run)

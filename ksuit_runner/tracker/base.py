@@ -181,6 +181,9 @@ class BaseTracker(ABC):
     def warm_up(self) -> None:  # noqa: B027 - optional
         """Import what the first call needs, ahead of it; opens and creates nothing."""
 
+    def check_answer(self) -> None:  # noqa: B027 - optional
+        """Check that a server answers, before time is spent on a run that could not be recorded; records nothing."""
+
     @property
     def is_behind(self) -> bool:
         """Whether something that it was told is not recorded yet; never true for a tracker that records at once."""

@@ -88,6 +88,12 @@ class MlflowTracker(BaseTracker):
         """Import MLflow, which takes a second."""
         import_client(self._uri)
 
+    @explained
+    def check_answer(self) -> None:
+        """Ask a server, or a database that the config names, for an experiment; the embedded store is not opened."""
+        if self._uri is not None:
+            self._client.search_experiments(max_results=1)
+
     @property
     def artifacts_are_local(self) -> bool:
         """Whether the run's artifact root is in the output folder: then files need no upload."""

@@ -45,6 +45,10 @@ class SeveralTrackers(BaseTracker):
         for tracker in self._all():
             tracker.warm_up()
 
+    def check_answer(self) -> None:
+        """Check that the first tracker answers; a run that is resumed does not wait for the others."""
+        self._first.check_answer()
+
     def start_run(
         self,
         name: str | None,

@@ -47,6 +47,9 @@ class FaultyTracker(NoopTracker):
         super().__init__()
         self.store, self.require = store, require
 
+    def check_answer(self) -> None:
+        self.store.take(("answer",))
+
     def start_run(self, name, tags, parent_run_id=None, start_time=None) -> RunInfo:
         self.store.take(("start", tags.get(RUN_ID_TAG), parent_run_id, start_time))
         info = super().start_run(name, tags, parent_run_id, start_time)
@@ -214,9 +217,10 @@ def test_a_run_that_requires_the_second_tracker_does_not_start_without_it(output
     assert kinds(first) == ["start", "end"] and first.calls[-1][1] == "FAILED"
     assert not outputs.runs_dir.exists()
     tracker = both(outputs, first, second, require=True)
+    tracker.check_answer()
     tracker.resume_run(RUN)
     tracker.log_points(batch(0))
-    assert kinds(first) == ["start", "end", "resume", "points"] and tracker.is_behind
+    assert kinds(first) == ["start", "end", "answer", "resume", "points"] and tracker.is_behind
     backlog(outputs).unlink()
     tracker = both(outputs, first, second)
     assert not tracker.require
