@@ -165,7 +165,7 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
     check_overrides(overrides)
     for name in COMMANDS:
         if value_of(name, overrides):
-            raise ConfigError(f"{name}=: not for run(), only for the command line: python -m ksuit_runner {name}=...")
+            raise ConfigError(f"{name}=: not for run(), only for the command line: ksuit-runner {name}=...")
     request, choice, has_flag = requested(overrides), value_of("sweep", overrides), len(overrides) < len(given)
     if request is not None:
         if has_flag or choice:

@@ -164,7 +164,7 @@ def test_a_dataset_brings_what_fits_to_it(choice, tmp_path):
 @pytest.mark.parametrize("choice", choices("experiment"))
 def test_an_experiment_is_whole(choice, tmp_path):
     header = (CONF / "experiment" / f"{choice}.yaml").read_text().splitlines()[:3]
-    assert f"# python -m ksuit_runner experiment={choice}" in header
+    assert f"# ksuit-runner experiment={choice}" in header
     with built([f"experiment={choice}"], tmp_path) as run:
         assert try_out(run)
 

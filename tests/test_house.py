@@ -252,9 +252,16 @@ def unquoted_overrides(text: str) -> list[str]:
     return [word for word in words if OVERRIDE.fullmatch(word) and UNQUOTED.search(word)]
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *CONFIGS], ids=str)
+EXAMPLE_FILES = sorted(path for path in (ROOT / "examples").rglob("*") if path.suffix in (".md", ".yaml"))
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *CONFIGS, *EXAMPLE_FILES], ids=str)
 def test_commands_can_be_pasted_into_any_shell(path):
-    assert unquoted_overrides(path.read_text()) == []
+    text = path.read_text()
+    assert unquoted_overrides(text) == []
+    # The program has one name in all of them; the tutorial says that this is the same.
+    named = text.count("python -m ksuit_runner")
+    assert named == (path.name == "tutorial.md")
 
 
 def test_the_rules_find_violations():

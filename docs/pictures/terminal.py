@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 PICTURE = Path(__file__).with_name("terminal.svg")
-COMMAND = "python -m ksuit_runner 'callbacks=[ema,accuracy,best_checkpoint]'"
+COMMAND = "ksuit-runner 'callbacks=[ema,accuracy,best_checkpoint]'"
 WIDTH, MOST_LINES = 100, 40
 
 
@@ -33,7 +33,8 @@ def main() -> None:
 
 def screen(folder: str) -> list[str]:
     """Return the lines, with their colours, that the command leaves on a terminal of WIDTH columns."""
-    command = [sys.executable, *shlex.split(COMMAND)[1:], f"output_dir={folder}/outputs"]
+    program, *arguments = shlex.split(COMMAND)
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(WIDTH), "LINES": "40"}
     environment.pop("NO_COLOR", None)
     script = shutil.which("script")
@@ -42,6 +43,7 @@ def screen(folder: str) -> list[str]:
     done = subprocess.run(
         [script, "-qec", f"stty cols {WIDTH} rows 40; {shlex.join(command)}", "/dev/null"],
         check=True,
+        cwd=folder,
         capture_output=True,
         env=environment,
     )

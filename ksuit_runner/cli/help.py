@@ -11,20 +11,20 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 _COMMANDS = """\
 ksuit-runner trains a model as the config says, tracks it, and resumes it exactly after whatever happened.
 
-  python -m ksuit_runner init FOLDER                      a small project of your own, to begin with
-  python -m ksuit_runner 'callbacks=[ema,accuracy]'       choose callbacks
-  python -m ksuit_runner model=mlp optimizer.lr=3e-4      any group, any value
-  python -m ksuit_runner -m seed=0,1,2                    a sweep; or sweep=NAME
-  python -m ksuit_runner resume=RUN_ID                    resume, bit for bit; also fork= and evaluate=
-  python -m ksuit_runner list=10                          the newest runs; also the words `runs`, `show RUN` ...
-  python -m ksuit_runner show=RUN_ID                      its config, metrics, checkpoints and commands
-  python -m ksuit_runner report=RUN_ID                    all about it as one page of HTML
-  python -m ksuit_runner compare RUN_ID RUN_ID            where runs differ
-  python -m ksuit_runner predict=RUN_ID@best predict_on=test  its outputs on a dataset, as a file of numpy
-  python -m ksuit_runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
-  python -m ksuit_runner sync=RUN_ID                      send what the tracker does not know of a run
-  python -m ksuit_runner find_batch_size=true model=gpt   the largest parts of a batch that fit into memory
-  python -m ksuit_runner leaderboard=last                 what the newest sweep has found; resume=SWEEP_ID resumes it
+  ksuit-runner init FOLDER                      a small project of your own, to begin with
+  ksuit-runner 'callbacks=[ema,accuracy]'       choose callbacks
+  ksuit-runner model=mlp optimizer.lr=3e-4      any group, any value
+  ksuit-runner -m seed=0,1,2                    a sweep; or sweep=NAME
+  ksuit-runner resume=RUN_ID                    resume, bit for bit; also fork= and evaluate=
+  ksuit-runner list=10                          the newest runs; also the words `runs`, `show RUN` ...
+  ksuit-runner show=RUN_ID                      its config, metrics, checkpoints and commands
+  ksuit-runner report=RUN_ID                    all about it as one page of HTML
+  ksuit-runner compare RUN_ID RUN_ID            where runs differ
+  ksuit-runner predict=RUN_ID@best predict_on=test  its outputs on a dataset, as a file of numpy
+  ksuit-runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
+  ksuit-runner sync=RUN_ID                      send what the tracker does not know of a run
+  ksuit-runner find_batch_size=true model=gpt   the largest parts of a batch that fit into memory
+  ksuit-runner leaderboard=last                 what the newest sweep has found; resume=SWEEP_ID resumes it
 
 RUN_ID is a run's id, its first 6 or more characters, its name, or `last`; SWEEP_ID likewise, without `last`.
 """

@@ -74,4 +74,4 @@ def test_the_code_in_the_docs_is_that_of_the_examples(page):
 def test_every_example_says_how_it_is_run():
     for example in EXAMPLES:
         file = example / "conf" / "experiment" / f"{example.name}.yaml"
-        assert f"python -m ksuit_runner experiment={example.name}" in file.read_text(), file
+        assert f"ksuit-runner experiment={example.name}" in file.read_text(), file

@@ -158,4 +158,4 @@ def test_a_signal_ends_the_running_job_cleanly_and_the_sweep_with_it(number, tmp
 
 def test_what_ships_is_a_command_away():
     for path in (REPOSITORY / "conf" / "sweep").glob("*.yaml"):
-        assert f"# python -m ksuit_runner sweep={path.stem}" in path.read_text().splitlines()[:2]
+        assert f"# ksuit-runner sweep={path.stem}" in path.read_text().splitlines()[:2]
