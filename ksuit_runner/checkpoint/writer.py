@@ -43,7 +43,8 @@ _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
 _OWNER_S = 1.0  # how often who waits for a commit looks whether the run is still this process's
 _NONE: Mapping[str, Tensor] = {}
-_SMALL, _MOST_WAITING = 32_000_000, 4  # bytes of a state of which several copies may wait to be written; how many
+_SMALL = 32_000_000  # bytes of a state of which several copies may be on their way
+_MOST_ON_THEIR_WAY, _MOST_COPIES = 64, 4  # checkpoints; how many of the largest that are small fit into their memory
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ class CheckpointWriter:
     ) -> None:
         """Take a snapshot and write it in the background.
 
-        While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue.
+        While a large state is being written, the next one waits for it: memory has room for one copy. Small ones queue:
+        whoever commits them drops those that newer ones replace, so that a slow disk does not slow training down.
         Tiny ones are written at once, as long as that is quick: handing them to another thread takes longer. What the
         ranks write together never is: that would let training wait for all of them.
 
@@ -280,11 +282,17 @@ class CheckpointWriter:
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that are not being written, as soon as there are some."""
         while self._saving:
-            is_full = len(self._saving) == _MOST_WAITING or self._saving[-1].buffers.size > _SMALL
-            if not (is_full or self._saving[0].is_done):
+            if not (self._is_full or self._saving[0].is_done):
                 break
             self._finish_first()
         return self._spare.pop() if self._spare else HostBuffers()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether there is no room for another checkpoint, of the size of the last one, beside those on their way."""
+        last = self._saving[-1].buffers.size
+        held = sum(saving.buffers.size for saving in self._saving)
+        return len(self._saving) == _MOST_ON_THEIR_WAY or last > _SMALL or held + last > _MOST_COPIES * _SMALL
 
     def _write_now(self, write: Callable[[], Future[None]]) -> Future[Future[None]]:
         written, start = Future[Future[None]](), perf_counter()

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -106,6 +107,7 @@ def without_locks_too() -> Iterator[None]:
             raise
 
 
+@cache
 def kernel() -> str:
     """Return the id of the running kernel; the name of the host where it has none."""
     try:

@@ -298,21 +298,22 @@ def hidden(item):
     return sorted(path.name for path in item.paths.checkpoints_dir.glob(".*"))
 
 
-def test_training_waits_for_no_commit_until_four_are_on_their_way(handed_over):
+def test_training_waits_for_no_commit_until_many_are_on_their_way(handed_over, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_MOST_ON_THEIR_WAY", 6)
     item, recorder = handed_over
-    for update in range(1, 5):
+    for update in range(1, 7):
         item.save_at(update)
     assert item.kept() == [] and hidden(item) == [f".{name}.ready" for name in sorted(recorder.submitted)]
     assert not item.paths.tags.exists() and not item.paths.latest.exists()
-    fifth = threading.Thread(target=partial(item.save_at, 5))
-    fifth.start()
-    fifth.join(0.2)
-    assert fifth.is_alive()
+    next_one = threading.Thread(target=partial(item.save_at, 7))
+    next_one.start()
+    next_one.join(0.2)
+    assert next_one.is_alive()
     recorder.commit()
-    fifth.join(60)
+    next_one.join(60)
     recorder.commit()
     item.writer.close()
-    assert item.kept() == ["U1", "U2", "U3", "U4", "U5"] and hidden(item) == [] and recorder.is_closed
+    assert item.kept() == [f"U{update}" for update in range(1, 8)] and hidden(item) == [] and recorder.is_closed
 
 
 def test_files_are_handed_over_without_waiting_for_the_disk(handed_over, monkeypatch):

@@ -366,7 +366,7 @@ def test_locks_that_fail_for_another_reason_than_the_file_system_are_an_error(pa
 
 def test_without_an_id_of_the_kernel_its_host_stands_for_it(path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", partial(fails_with, errno.ENOENT))
-    assert lock_file.kernel() == socket.gethostname()
+    assert lock_file.kernel.__wrapped__() == socket.gethostname()
 
 
 class Clock(types.SimpleNamespace):
