@@ -60,7 +60,7 @@ def test_a_run_is_that_of_the_command_line_and_leaves_the_process_as_it_was(tmp_
         result.status = "FAILED"
 
 
-def test_a_config_can_be_changed_and_run(tmp_path, few):
+def test_a_config_can_be_changed_and_run(tmp_path, few, capsys):
     config = compose(few)
     assert type(config).__name__ == "DictConfig" and "hydra" not in config
     config.trainer.max_epochs = 2
@@ -72,7 +72,9 @@ def test_a_config_can_be_changed_and_run(tmp_path, few):
     assert read_config(stored).trainer.max_epochs == 2
     assert read_launch(stored).command == "ksuit_runner.run(config)"
     assert run([few[0], "resume=last", "trainer.max_epochs=3"]).metrics["loss/validation"].last_step == 60
+    capsys.readouterr()
     forked = run([few[0], "fork=last", "optimizer.lr=1e-4"])
+    assert "nothing is left to do" in capsys.readouterr().out
     assert forked.run_id != result.run_id and forked.metrics["loss/validation"].last_step == 60
     assert "eval/accuracy/validation" in run([few[0], f"evaluate={forked.run_id}"]).metrics
 

@@ -50,6 +50,7 @@ def predict(query: str, overrides: Sequence[str]) -> int:
         if root(item) not in (*_KEYS, *_TAKES):
             raise ConfigError(f"{item}: with predict= only {', '.join((*_KEYS[1:], *_TAKES))} can be given")
     found = find_stored("predict", query, overrides)
+    found.checkpoint_and_weights()  # they are there
     extra = [item for item in overrides if bare_name(item) not in _KEYS]
     stored = compose_stored(Mode.EVALUATE, found.paths, extra)
     config: dict[str, Any] = {**check_config(stored.config, trust=stored.trust)}

@@ -323,12 +323,12 @@ def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
     with afterwards(run.checkpoint_writer.close, run.hooks.close):
         if mode == Mode.EVALUATE:
             _evaluate(run, record)
-        elif mode == Mode.FORK:
+            return
+        if mode == Mode.FORK:
             save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
-            train(run)
-        elif run.is_finished:
+        if run.is_finished:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
-        else:
+        if not run.is_finished or mode == Mode.FORK:
             train(run)
 
 

@@ -38,3 +38,5 @@ def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_i
     ):
         with pytest.raises(ConfigError, match=words):
             predict("first", wrong)
+    with pytest.raises(ConfigError, match="predict=first@best: run .* has no checkpoint 'best'"):
+        predict("first@best", [here])
