@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.checkpoint.folders import names, weights_in
+from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import to_text
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import read_shapes
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from torch import nn
-
-    from ksuit_runner.checkpoint.format import Checkpoint
 
 _COLUMNS = ["name", "status", "objective", "best", "took", "age", "started", "checkpoint", "mode"]
 
@@ -37,12 +35,15 @@ def load_model(
 ) -> nn.Module:
     """Return the model of a run, as the plain module that it was written as, in evaluation mode.
 
-    It is built from the stored config, for the shapes that are stored with the run: no data is read.
+    It is built from the stored config, for the shapes that are stored with the run: no data is read. By default it has
+    the weights that the metrics without a suffix are about, such as ``accuracy/test``: those that were trained, or, if
+    the optimizer evaluates others (as schedule-free ones do), those. ``accuracy/test/ema`` is about the weights
+    ``ema``, which are returned only if they are asked for, also if ``best`` was chosen by them.
 
     Args:
         run: A run, or one of its checkpoints: ``RUN``, ``RUN@best``, ``RUN@E2_U90_S2880``; each with or without
             ``/ema`` for other weights. A run is its id, the first 6 or more characters of it, its name, or ``last``.
-        weights: Name of other weights, such as ``ema``.
+        weights: Name of other weights, such as ``ema``; ``model`` or None for the trained ones, as they are evaluated.
         output_dir: Where runs are.
         device: Device that it is loaded to.
         trust: Packages whose classes a config from another user or machine may name.
@@ -50,10 +51,11 @@ def load_model(
     Raises:
         ResumeError: There is no such run, or several match.
         ConfigError: It has no such checkpoint or weights, or its config names what is not trusted.
-        CheckpointError: The checkpoint is damaged.
+        CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
     from ksuit_runner.checkpoint.format import read_newest
     from ksuit_runner.engine.assembly import build_model
+    from ksuit_runner.engine.stored_model import load_evaluated
     from ksuit_runner.keyed_random import undisturbed
 
     overrides = [f"output_dir={to_text(os.fspath(output_dir))}", f"trust=[{','.join(trust)}]"]
@@ -71,25 +73,10 @@ def load_model(
         return shapes[argument]
 
     with undisturbed():
-        model = build_model(Factory(config, stored.trust), int(config["seed"]), shape)
-    values = _weights(checkpoint, named or weights, config, model)
-    model.load(values, checkpoint.state["trainer"].get("arrangements", {}).get("model"))
+        factory = Factory(config, stored.trust)
+        model = build_model(factory, int(config["seed"]), shape)
+        load_evaluated(model, factory, config, checkpoint, named or weights)
     return model.module.to(device).eval()
-
-
-def _weights(checkpoint: Checkpoint, weights: str | None, config: Any, model: Any) -> dict[str, Any]:
-    from ksuit_runner.checkpoint.format import read_weights
-    from ksuit_runner.distributed.pieces import whole
-    from ksuit_runner.engine.initialize import base_of
-
-    values = {**base_of(checkpoint, config, model), **checkpoint.model}
-    if weights in (None, "", "model"):
-        return values
-    folder = checkpoint.paths.checkpoint_dir
-    there = weights_in(folder) - {"model"}
-    if weights not in there:
-        raise ConfigError(f"checkpoint {folder.name} has no weights '{weights}'. {did_you_mean(weights, there)}")
-    return {**values, **{name: whole(value) for name, value in read_weights(folder, weights).items()}}
 
 
 def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:

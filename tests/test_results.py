@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ksuit_runner import load_model, metrics, run, runs
+from ksuit_runner.cli.export import export
+from ksuit_runner.cli.predict import predict
 from ksuit_runner.errors import ConfigError, KsuitError, ResumeError
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.paths import PathProvider
@@ -91,6 +93,23 @@ def test_a_checkpoint_of_only_what_was_trained_is_completed(tmp_path):
     paths = PathProvider(tmp_path, folder.name)
     model = load_model("last", output_dir=tmp_path)
     assert set(stored(paths, "model")) < set(model.state_dict())
+
+
+def test_a_model_has_the_weights_that_were_evaluated_and_not_those_that_training_goes_on_with(tmp_path):
+    pytest.importorskip("schedulefree")
+    optimizer = ["optimizer._target_=schedulefree.AdamWScheduleFree", "optimizer.lr=0.02", "schedule=constant"]
+    here = f"output_dir={tmp_path}"
+    run([here, *FEW[:3], "callbacks=[loss]", *optimizer])
+    (folder,) = (tmp_path / "runs").iterdir()
+    model = load_model("last", output_dir=tmp_path)
+    assert not torch.equal(model.layer.weight, stored(PathProvider(tmp_path, folder.name), "model")["layer.weight"])
+    predict("last", [here, f"export_to={tmp_path / 'out.npz'}"])
+    with np.load(tmp_path / "out.npz") as found:
+        outputs, targets = (torch.from_numpy(found[name]) for name in ("outputs", "targets"))
+    recorded = metrics("last", tmp_path)["loss/validation"].iloc[-1]
+    assert nn.functional.cross_entropy(outputs, targets).item() == pytest.approx(recorded, rel=1e-5)
+    export("last", [here, f"export_to={tmp_path / 'out.safetensors'}"])
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["layer.weight"], model.layer.weight)
 
 
 def test_metrics_are_those_of_the_journal(output_dir, paths):

@@ -60,12 +60,20 @@ def is_file_type(dtype: torch.dtype) -> bool:
         return False
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
-    """Write a file by itself: after a crash it is complete, or does not exist."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file by itself: after a crash it is complete, or does not exist.
+
+    Args:
+        path: The file.
+        tensors: Dense tensors by name.
+        metadata: Texts for its header.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open_new(temporary) as file:
-            for part in parts(tensors):
+            for part in parts(tensors, metadata):
                 file.buffer.write(part)
         sync(temporary)
         temporary.rename(path)
@@ -75,16 +83,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) -> N
     sync(path.parent)
 
 
-def parts(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[bytes | memoryview]:
+def parts(
+    tensors: Mapping[str, Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """Yield the content of a file: its header, and the memory of one tensor after the other.
 
     Only a tensor that is not row-major is copied, and one that is stored elsewhere is read, when its turn comes.
 
     Args:
         tensors: Dense tensors by name.
+        metadata: Texts for the header.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # every tensor is aligned
-    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.shape.numel() * tensor.dtype.itemsize

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import compose_locations
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.record.mode import Mode
@@ -19,7 +19,7 @@ from ksuit_runner.system.atomic_files import write_bytes
 from ksuit_runner.ui.terminal import make_console
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -31,7 +31,8 @@ def predict(query: str, overrides: Sequence[str]) -> int:
     """Write outputs and targets, in the order of the dataset, to ``export_to``; nothing of the run changes.
 
     The file is numpy's: ``numpy.load(file)["outputs"]``, of shape (samples, ...), and ``["targets"]``. Where the model
-    returns several tensors by name, or the batch has several targets, there are ``outputs/NAME`` and ``targets/NAME``.
+    returns several tensors by name, or the batch has several targets, there are ``outputs/NAME`` and ``targets/NAME``;
+    a dataset without labels has no targets. The weights are those that evaluations have seen, see ``load_model``.
 
     Args:
         query: The run, or one of its checkpoints, with or without the name of other weights.
@@ -44,52 +45,56 @@ def predict(query: str, overrides: Sequence[str]) -> int:
     Raises:
         ResumeError: There is no such run, or several match.
         ConfigError: It has no such checkpoint, weights or dataset, the file exists, or something else is to be changed.
-        CheckpointError: The checkpoint is damaged.
+        CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
     for item in overrides:
         if root(item) not in (*_KEYS, *_TAKES):
             raise ConfigError(f"{item}: with predict= only {', '.join((*_KEYS[1:], *_TAKES))} can be given")
     found = find_stored("predict", query, overrides)
-    found.checkpoint_and_weights()  # they are there
-    extra = [item for item in overrides if bare_name(item) not in _KEYS]
-    stored = compose_stored(Mode.EVALUATE, found.paths, extra)
-    config: dict[str, Any] = {**check_config(stored.config, trust=stored.trust)}
+    name, weights = found.checkpoint_and_weights()
+    stored = compose_stored(Mode.EVALUATE, found.paths, [item for item in overrides if bare_name(item) not in _KEYS])
+    config = check_config(stored.config, trust=stored.trust)
     dataset = value_of("predict_on", overrides) or str(config["evaluation"]["dataset"])
     if dataset not in (there := config["data"]["datasets"]):
         raise ConfigError(f"there is no dataset '{dataset}'. {did_you_mean(dataset, there)}", path="predict_on")
     target = target_file(value_of("export_to", overrides), f"{found.run_id}_{dataset}.npz", ".npz")
 
-    from ksuit_runner.config.factory import Factory
-    from ksuit_runner.distributed.strategy import Strategy
-    from ksuit_runner.distributed.world import World
-    from ksuit_runner.engine.assembly import build_trainer
-    from ksuit_runner.results import load_model
-    from ksuit_runner.system.signals import Interruption
+    from ksuit_runner.checkpoint.format import read_newest
+    from ksuit_runner.engine.stored_model import stored_trainer
 
-    trust = list(compose_locations(overrides).trust)
-    model = load_model(query, output_dir=found.outputs.output_dir, trust=trust)
-    trainer = build_trainer(
-        Factory(config, stored.trust), int(config["seed"]), Interruption(), strategy=Strategy(World())
-    )
-    columns = _columns(trainer, model.to(trainer.model.device), dataset)
+    checkpoint = read_newest(found.paths, name)
+    columns = _columns(stored_trainer(Factory(config, stored.trust), config, checkpoint, weights), dataset)
     count = len(next(iter(columns.values())))
     _write(target, columns)
     make_console().print(f"{count} samples of {dataset}: {target}", soft_wrap=True, markup=False)
     return 0
 
 
-def _columns(trainer: SgdTrainer, model: nn.Module, dataset: str) -> dict[str, Tensor]:
+def _columns(trainer: SgdTrainer, dataset: str) -> dict[str, Tensor]:
     """Return what is in the file, by name."""
     import torch
+
+    from ksuit_runner.engine.stored_model import inputs_and_targets
 
     parts: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for batch in trainer.data_container.evaluation_batches(dataset):
-            inputs, targets = trainer.inputs_and_targets(trainer.to_device(batch))
-            for name, values in (("outputs", trainer.predict(inputs, model)), ("targets", targets)):
+            inputs, targets = inputs_and_targets(trainer, trainer.to_device(batch))
+            found = {"outputs": _outputs(trainer, inputs)} | ({} if targets is None else {"targets": targets})
+            for name, values in found.items():
                 for key, value in _tensors(name, values).items():
                     parts.setdefault(key, []).append(value.cpu())
     return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _outputs(trainer: SgdTrainer, inputs: Any) -> Any:
+    from ksuit_runner.trainer.tensor_note import as_text
+
+    try:
+        return trainer.predict(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"the model of the run cannot take {as_text(inputs)}: {reason}", path="data") from error
 
 
 def _tensors(name: str, values: Any) -> dict[str, Tensor]:

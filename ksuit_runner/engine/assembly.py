@@ -86,7 +86,7 @@ def build_trainer(
             SgdTrainer,
             model=model,
             data_container=data,
-            optimizer=_optimizers(factory),
+            optimizer=optimizers_of(factory),
             schedule=_schedule(factory, "schedule", constant),
             weight_decay_schedule=_schedule(factory, "weight_decay_schedule", None),
             loss=factory.build("loss", nn.Module),
@@ -113,7 +113,7 @@ def build_model(factory: Factory, seed: int, shape: Callable[[str], Any]) -> Mod
     return module if isinstance(module, ModelBase) else ModelBase(module)
 
 
-def _optimizers(factory: Factory) -> Callable[..., Optimizer] | dict[str, OptimizerSpec]:
+def optimizers_of(factory: Factory) -> Callable[..., Optimizer] | dict[str, OptimizerSpec]:
     """Return what builds the optimizer, or each of several by name."""
     paths = factory.objects_beside("optimizer")
     if not paths:

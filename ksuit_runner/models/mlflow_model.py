@@ -19,6 +19,8 @@ from ksuit_runner.models import served_program
 from ksuit_runner.tensors.nested import entries, named_tensors
 
 _DATA, _PROGRAM, _CODE, _LOADER = "data", "model.pt2", "code", "ksuit_served_program"
+PROGRAM = f"{_DATA}/{_PROGRAM}"
+"""File with the program in the folder of a model."""
 _EXAMPLE, _REQUEST = "input_example.json", "serving_input_example.json"
 _PACKAGES = ("mlflow", "torch", "numpy")
 _TOLERANCE = 1e-3
@@ -73,7 +75,9 @@ def _plain(tree: Any, what: str = "", way: str = "") -> Any:
         items = [_plain(value, what, f"{way}/{index}") for index, value in enumerate(tree)]
         return items if isinstance(tree, list) else tuple(items)
     at = f" at '{way[1:]}'" if way else ""
-    raise ConfigError(f"{what} {type(tree).__name__}{at}: MLflow serves tensors, alone or in dicts, lists and tuples")
+    raise ConfigError(
+        f"{what} {type(tree).__name__}{at}: only tensors, or dicts, lists and tuples of them, are exported"
+    )
 
 
 def _is_plain(tree: Any) -> bool:

@@ -66,6 +66,25 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """Provide a file to write to by its path, and files beside it; see ``new_folder``.
+
+    Args:
+        file: Its final path, which must be free.
+
+    Yields:
+        The path of a file that does not exist, of the same name, in a hidden folder.
+    """
+    with new_folder(file.with_name(f".{file.name}.whole")) as folder:
+        yield folder / file.name
+    whole = file.with_name(f".{file.name}.whole")
+    for path in sorted(whole.iterdir(), key=lambda path: path.name == file.name):  # those that it refers to are first
+        path.rename(file.with_name(path.name))
+    whole.rmdir()
+    sync(file.parent)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its missing parents, durably."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]

@@ -5,7 +5,13 @@ from typing import Final
 
 from ksuit_runner.errors import ConfigError
 
-EXTRAS: Final = {"torchmetrics": "metrics", "pynvml": "gpu", "apprise": "notify"}
+EXTRAS: Final = {
+    "torchmetrics": "metrics",
+    "pynvml": "gpu",
+    "apprise": "notify",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
 """Extras of this project whose names are not those of the packages that they install, by the package."""
 
 

@@ -399,13 +399,29 @@ class Optimizers:
         Raises:
             CheckpointError: The state belongs to other optimizers, or other parameters.
         """
+        for member, stored in self._with_states(state):
+            member.load_state_dict(stored, updates, same_settings, has_loss)
+        self._used = state.get("used_options", []) if same_settings else []
+
+    def evaluate_stored(self, state: Mapping[str, Any]) -> None:
+        """Switch the weights, which are in place as a run has stored them, to those that its evaluations have seen.
+
+        Args:
+            state: Has what ``state_dict`` returned.
+
+        Raises:
+            CheckpointError: The state belongs to other optimizers, or other parameters.
+        """
+        for member, stored in self._with_states(state):
+            load_optimizer_state(member.optimizer, stored["optimizer"])
+            member.evaluate()
+
+    def _with_states(self, state: Mapping[str, Any]) -> list[tuple[Member, Mapping[str, Any]]]:
         states = {ONLY: state} if "optimizer" in state else state["optimizers"]
         if states.keys() != self.members.keys():
             stored, own = (", ".join(names) or "one" for names in (states, self.members))
             raise CheckpointError(f"the checkpoint has the state of other optimizers: {stored}, not {own}", "optimizer")
-        for name, member in self.members.items():
-            member.load_state_dict(states[name], updates, same_settings, has_loss)
-        self._used = state.get("used_options", []) if same_settings else []
+        return [(member, states[name]) for name, member in self.members.items()]
 
 
 def build_optimizers(

@@ -41,9 +41,7 @@ def weights_at(trainer: SgdTrainer, checkpoint: Checkpoint) -> Iterator[dict[str
                 copy.arrange(arrangements[name])
         copy.eval()
     if optimizers is not None:
-        optimizers.load_state_dict(state, checkpoint.progress.update)
-        for member in optimizers.members.values():
-            member.evaluate()
+        optimizers.evaluate_stored(state)
     models: dict[str, nn.Module] = {"": model}
     for name, other in trainer.evaluation_models.items():
         file = checkpoint.paths.checkpoint_dir / f"{name}.safetensors"

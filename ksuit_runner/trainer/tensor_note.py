@@ -32,7 +32,7 @@ def note_tensors(error: BaseException) -> None:
     if any(id(tensor) not in seen for tensor in tensors_in(batch)):
         named = {"batch": batch, **named}
     if named:
-        text = ", ".join(f"{name}: {_text(value)}" for name, value in named.items())
+        text = ", ".join(f"{name}: {as_text(value)}" for name, value in named.items())
         error.add_note(f"{_begin(frames[-1].f_code.co_name)}{text[:_LONGEST]}")
 
 
@@ -44,7 +44,7 @@ def _is_ours(note: str) -> bool:
     return note.startswith(tuple(map(_begin, _STEPS)))
 
 
-def _text(tree: Any) -> str:
+def as_text(tree: Any) -> str:
     """Write a tree of tensors as types and shapes, such as ``(float32 (64, 1, 8, 8), int64 (64,))``."""
     if isinstance(tree, Tensor):
         return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
@@ -52,5 +52,5 @@ def _text(tree: Any) -> str:
     if not items:
         return type(tree).__name__
     is_named = isinstance(tree, Mapping)
-    texts = [f"{key}: {_text(item)}" if is_named else _text(item) for key, item in items[:_MOST_ENTRIES]]
+    texts = [f"{key}: {as_text(item)}" if is_named else as_text(item) for key, item in items[:_MOST_ENTRIES]]
     return f"({', '.join([*texts, '...'] if len(items) > _MOST_ENTRIES else texts)})"

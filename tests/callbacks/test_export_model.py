@@ -196,7 +196,7 @@ class Returns(nn.Module):
         ({"alias": "champion"}, None, "add register_as"),
         ({"register_as": "digits"}, None, "only tracker=mlflow"),
         ({}, Branches(), r"callbacks\.export: torch\.export cannot export the model"),
-        ({}, Returns({"a": [1]}), r"callbacks\.export: the model returns int at 'a/0': MLflow serves tensors"),
+        ({}, Returns({"a": [1]}), r"callbacks\.export: the model returns int at 'a/0': only tensors"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_training(tmp_path, given, module, message):

@@ -4,8 +4,11 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from pieces import piece
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 from worlds import in_threads
 
 from ksuit_runner import load_model, run
@@ -15,6 +18,7 @@ from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.cli.export import export
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.models.export_files import read_onnx
 from ksuit_runner.paths import PathProvider
 
 FEW = ("model=linear", "trainer.max_epochs=2", "tracker=noop", "name=first", "callbacks=[ema,best_checkpoint,accuracy]")
@@ -71,11 +75,45 @@ def test_the_exported_file_is_what_the_plain_module_loads(folders, tmp_path, mon
         module = load_model(f"first{weights}", output_dir=folder)
         expected = {name: value.clone() for name, value in module.state_dict().items()}
         assert tensors.keys() == expected.keys()
+        with safe_open(file, "pt") as opened:
+            told = yaml.safe_load(opened.metadata()["config"])
+        assert told["model"]["_target_"].endswith("Linear") and "output_dir" not in told
         assert all(torch.equal(tensors[name], value) for name, value in expected.items())
         module.load_state_dict(tensors)
         contents.append(file.read_bytes())
         file.unlink()
     assert contents[0] == contents[1], "the file depends on who has written the checkpoint"
+
+
+@pytest.mark.parametrize("form", ["torch_export", "mlflow", "onnx"])
+def test_what_needs_no_code_computes_what_the_module_does(folders, tmp_path, monkeypatch, capsys, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    assert export("first/ema", [f"output_dir={folders[1]}", f"export_as={form}"]) == 0
+    (target,) = tmp_path.iterdir()
+    assert str(target) in capsys.readouterr().out.replace("\n", "")
+    inputs = torch.linspace(0, 1, 5 * 64).reshape(5, 1, 8, 8)
+    if form == "onnx":
+        (found,) = read_onnx(target)(inputs)
+    else:
+        file = target / "data/model.pt2" if form == "mlflow" else target
+        found = torch.export.load(file).module()(inputs)
+    torch.testing.assert_close(found, load_model("first/ema", output_dir=folders[1])(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_computes_something_else_gets_no_name(folders, tmp_path, monkeypatch):
+    sizes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    other = torch.export.export(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (torch.zeros(2, 1, 8, 8),), **sizes)
+    monkeypatch.setattr(
+        "ksuit_runner.models.export_files.write_program", lambda file, program: torch.export.save(other, file)
+    )
+    with pytest.raises(ConfigError, match="computes something else"):
+        export("first", [f"output_dir={folders[0]}", f"export_to={tmp_path / 'model.pt2'}"])
+    with pytest.raises(ConfigError, match="Did you mean 'onnx'"):
+        export("first", [f"output_dir={folders[0]}", "export_as=onx"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(folders, tmp_path, monkeypatch):

@@ -12,6 +12,19 @@ from ksuit_runner.errors import ConfigError
 FEW = ("model=linear", "trainer.max_epochs=1", "tracker=noop", "callbacks=[ema]", "name=first")
 
 
+class Unlabelled:
+    """Samples to predict, of which nobody knows the labels."""
+
+    def __init__(self):
+        self.digits = Digits(split="test")
+
+    def __len__(self):
+        return len(self.digits)
+
+    def __getitem__(self, index):
+        return self.digits[index][0]
+
+
 def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_is(tmp_path, capsys):
     run([f"output_dir={tmp_path}", *FEW])
     here, target = f"output_dir={tmp_path}", tmp_path / "predicted.npz"
@@ -29,6 +42,10 @@ def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_i
     with np.load(target) as found:
         assert np.allclose(found["outputs"], expected[0], atol=1e-6) and np.array_equal(found["targets"], targets)
         assert not np.allclose(found["outputs"], expected[1], atol=1e-6)
+    unlabelled = ["+data.datasets.new._target_=test_predict.Unlabelled", "predict_on=new"]
+    assert predict("first/ema", [here, *unlabelled, f"export_to={tmp_path / 'new.npz'}"]) == 0
+    with np.load(target) as found, np.load(tmp_path / "new.npz") as new:
+        assert set(new) == {"outputs"} and np.allclose(new["outputs"], found["outputs"], atol=1e-6)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
     for wrong, words in (
         (given, "exists, and is not overwritten"),
