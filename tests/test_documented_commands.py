@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import REPOSITORY, run_dirs
+from command import REPOSITORY, journal, ksuit, run_dir, run_dirs
 
 from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.config.check.whole_config import check_config
@@ -69,10 +69,7 @@ def test_the_commands_of_readme(followed, monkeypatch, capsys):
 @pytest.mark.parametrize("page", GUIDES, ids=lambda path: path.name)
 def test_the_commands_of_a_guide(page, followed, monkeypatch):
     text = page.read_text()
-    shown = re.findall(r"^```\w+\n# ([\w/]+\.(?:py|yaml))\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    for name, content in [*OWN.items(), *shown]:
-        (followed / name).parent.mkdir(parents=True, exist_ok=True)
-        (followed / name).write_text(content)
+    write_files(OWN | files_in(text), followed)
     mistakes = dict(re.findall(r"^\$ ksuit-runner (.*)\n(?:.*\n)*?error: (.*)$", text, re.MULTILINE))
     for given in commands_in(text):
         experiment = next((item.partition("=")[2] for item in given if item.startswith("experiment=")), "none")
@@ -84,6 +81,30 @@ def test_the_commands_of_a_guide(page, followed, monkeypatch):
     for line, said in mistakes.items():
         with pytest.raises(ConfigError, match=re.escape(said)):
             compose_config(shlex.split(line))
+
+
+def test_what_has_moved_here_trains_and_what_it_was_compiles(tmp_path):
+    text = (REPOSITORY / "docs" / "migrate.md").read_text()
+    write_files(files_in(text), tmp_path)
+    (command,) = [given for given in commands_in(text) if given[-1].startswith("+callbacks")]
+    ksuit(tmp_path / "outputs", *command, "trainer.max_epochs=1", cwd=tmp_path)
+    assert {("loss/test", 15), ("hits/test", 15)} <= journal(run_dir(tmp_path / "outputs")).keys()
+    before = re.findall(r"^```python\n# before: (\w+\.py)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in before] == ["loop.py", "lit.py", "reviews.py"]
+    for name, code in before:
+        compile(code, name, "exec")
+
+
+def files_in(text):
+    """Return the files that a page shows, with their names in the first line."""
+    shown = re.findall(r"^```\w+\n# ([\w/]+\.(?:py|yaml))\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return dict(shown)
+
+
+def write_files(files, folder):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
 
 
 def check(given):
