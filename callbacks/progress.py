@@ -1,22 +1,19 @@
 """Progress of training: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from itertools import islice
 from time import monotonic
 from typing import Any, ClassVar
 
-from rich import progress
 from rich.columns import Columns
-from rich.console import Group
 from rich.text import Text
 
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.ui.notebook import live_view
-from ksuit_runner.ui.terminal import format_number, run_console
+from ksuit_runner.ui.progress_bar import ProgressBar
+from ksuit_runner.ui.terminal import format_number, make_console, run_console
 
 _MOST_METRICS = 12
 
@@ -48,34 +45,21 @@ class Progress(CallbackBase):
         super().__init__(**kwargs)
         if every_n_seconds <= 0 or refresh_seconds <= 0:
             raise ConfigError("every_n_seconds, refresh_seconds: a time has to be positive")
-        console, records = run_console(), self.data_container.world.records
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=None),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[pace]}"),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("left"),
-            console=console,
-            expand=True,
-        )
-        self._live = live_view(console) if records else None
-        self._interval = every_n_seconds if self._live is None else refresh_seconds
+        records = self.data_container.world.records
+        self._bar = ProgressBar(run_console() if records else make_console(quiet=True), "updates")
+        self._interval = refresh_seconds if self._bar.is_live else every_n_seconds
         self._has_epoch_lines = line_per_epoch
         self._epoch_line: list[str] = []
         self._shown: dict[str, float] = {}
         self._next = monotonic() + self._interval
-        self._start_update = self._last_update = -1
+        self._last_update = -1
         if records:
             self.trainer.watch_evaluation = self._show_evaluation
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        self._start_update = update_counter.update
-        self._bar.add_task("", total=update_counter.end_update, completed=update_counter.update, pace="")
+        self._bar.begin(update_counter.end_update, update_counter.update)
         self._next = monotonic() + self._interval
-        if self._live is not None:
-            self._live.start()
+        if self._bar.is_live:
             self._show(update_counter)
 
     @quiet
@@ -96,33 +80,32 @@ class Progress(CallbackBase):
         directed = {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
         self._shown.update(directed)
         is_evaluated = not all(key.endswith("/train") for key in directed)
-        if self._epoch_line or (self._live is None and is_evaluated):
+        if self._epoch_line or (is_evaluated and not self._bar.is_live):
             is_shown = self._last_update == update_counter.update  # as when a test set is evaluated at the end
-            self._show(update_counter, directed if is_shown and self._live is None else self._shown)
+            self._show(update_counter, directed if is_shown and not self._bar.is_live else self._shown)
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
-        if self._live is not None or self._epoch_line or self._last_update != update_counter.update:
+        if self._bar.is_live or self._epoch_line or self._last_update != update_counter.update:
             self._show(update_counter)
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
-        if self._live is not None:
-            self._live.stop()
+        self._bar.stop()
 
     def _show(self, counter: UpdateCounter, shown: Mapping[str, float] | None = None) -> None:
-        metrics = _texts(self._shown if shown is None else shown)
-        if self._live is None or self._epoch_line:
-            words = [*(self._epoch_line or self._words(counter)), *metrics]
-            self.logger.info("%s", "  ".join(word for word in words if word))
-        for task in self._bar.task_ids:
-            epoch, pace = _epoch(counter) or "update", self._pace(counter)
-            self._bar.update(task, description=epoch, completed=counter.update, pace=pace)
+        words = self._epoch_line or self._words(counter)
+        if self._epoch_line or not self._bar.is_live:
+            metrics = _texts(self._shown if shown is None else shown)
+            self.logger.info("%s", "  ".join(word for word in (*words, *metrics) if word))
         self._draw()
         self._epoch_line, self._last_update = [], counter.update
 
     def _words(self, counter: UpdateCounter) -> list[str]:
-        position = f"update {counter.update}/{counter.end_update}"
-        return [_epoch(counter), position, self._pace(counter), self._left(counter)]
+        """Move the bar to where training is, and say that in words."""
+        epoch = _epoch(counter)
+        self._bar.update(counter.update, epoch or "update")
+        left = "" if counter.is_finished else self._bar.left
+        return [epoch, f"update {counter.update}/{counter.end_update}", self._bar.pace, left]
 
     def _show_evaluation(self, names: Sequence[str], dataset_key: str, batch: int, batches: int | None) -> None:
         """Show which batch of an evaluation is read; see ``EvaluationWatcher``."""
@@ -130,36 +113,14 @@ class Progress(CallbackBase):
             return
         names = [*names[:2], f"{len(names) - 2} more"] if len(names) > 3 else names
         activity = f"{', '.join(names)} on {dataset_key} {batch + 1}" + ("" if batches is None else f"/{batches}")
-        if self._live is None:
+        if not self._bar.is_live:
             self.logger.info("%s", activity)
-        elif not self._bar.task_ids:  # an evaluation alone
-            self._live.start()
         self._draw(activity)
 
     def _draw(self, activity: str = "") -> None:
         self._next = monotonic() + self._interval
-        if self._live is not None and self._live.is_started:
-            line = Text(activity, "cyan", no_wrap=True, overflow="ellipsis")
-            cells = Columns([Text(item, "dim") for item in _texts(self._shown)], padding=(0, 2))
-            parts: list[Any] = [*([self._bar] if self._bar.task_ids else []), *([line] if activity else []), cells]
-            self._live.update(Group(*parts), refresh=True)
-
-    def _pace(self, counter: UpdateCounter) -> str:
-        """Return the updates per second since training was started or resumed."""
-        if not (seconds := self._seconds_per_update(counter)):
-            return ""
-        return f"{format_number(1 / seconds)} updates/s"
-
-    def _left(self, counter: UpdateCounter) -> str:
-        """Return the time left at this pace."""
-        seconds = self._seconds_per_update(counter)
-        if not seconds or counter.is_finished:
-            return ""
-        return f"{timedelta(seconds=round((counter.end_update - counter.update) * seconds))} left"
-
-    def _seconds_per_update(self, counter: UpdateCounter) -> float | None:
-        updates = counter.update - self._start_update
-        return (self._bar.tasks[0].elapsed or 0.0) / updates if self._bar.tasks and updates else None
+        line = [Text(activity, "cyan", no_wrap=True, overflow="ellipsis")] if activity else []
+        self._bar.draw(*line, Columns([Text(item, "dim") for item in _texts(self._shown)], padding=(0, 2)))
 
 
 def _epoch(counter: UpdateCounter) -> str:

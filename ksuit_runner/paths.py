@@ -66,6 +66,7 @@ class PathProvider(OutputPaths):
         self.outbox = self.run_dir / "tracker.json"
         self.delivered = self.run_dir / "delivered.json"
         self.uploaded = self.run_dir / "uploaded.json"
+        self.length = self.run_dir / "length"
         self.log = self.run_dir / "run.log"
         self.tensorboard_dir = self.run_dir / "tensorboard"
         self.wandb_dir = self.run_dir / "wandb"

@@ -17,6 +17,7 @@ class Terminal(io.StringIO):
     ("stream", "words", "sign"),
     [
         (Terminal, ["model=mlp"], "starting ...\r"),
+        (Terminal, ["-m", "seed=1,2"], "starting ...\r"),
         (Terminal, ["--version"], ""),
         (io.StringIO, ["model=mlp"], ""),
     ],

@@ -49,7 +49,7 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
 def _row(run: StoredRun, composed: DictConfig, overrides: Sequence[str]) -> tuple[str, ...]:
     status = _recorded_status(run.paths) or _mark_if_killed(run.paths, composed, overrides)
     metric, best = run.judged
-    times = ("" if time is None else format_duration(time) for time in (run.took, run.age))
+    times = ("" if time is None else format_duration(time.total_seconds()) for time in (run.took, run.age))
     judged = metric, "" if best is None else format_number(best)
     return run.paths.run_id[:SHORT_ID], run.name, status.lower(), *judged, *times
 

@@ -192,6 +192,8 @@ def _start_worker(worker: int) -> None:
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report
+    for name in ("stdout", "stderr"):  # a bar there is the main process's to draw
+        setattr(sys, name, getattr(getattr(sys, name), "rich_proxied_file", getattr(sys, name)))
     Thread(target=_end_after_parent, daemon=True).start()
     if _SENDER_IS_KNOWN:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

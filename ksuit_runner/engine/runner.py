@@ -41,7 +41,7 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.recovery import recover
-from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_shapes
+from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_length, store_shapes
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -303,6 +303,9 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
             record.carry_history(checkpoint.paths, checkpoint.progress.update)
     world.exchange("described")  # what rank 0 has written is there for all
     assembled = assembly.run(checkpoint, given.origin)
+    if mode != Mode.EVALUATE and world.records:
+        with files_explained():
+            store_length(record.paths, assembled.counter.end_update)
     if mode == Mode.RESUME and given.origin is not None and given.origin.changes:
         with files_explained():
             if checkpoint is not None and _differs(assembled, checkpoint):

@@ -126,6 +126,19 @@ def read_shapes(paths: PathProvider) -> dict[str, tuple[int, ...]]:
         raise ResumeError(f"{paths.shapes} {error}") from None
 
 
+def store_length(paths: PathProvider, updates: int) -> None:
+    """Store how many updates training takes, for those who watch the run."""
+    write_text(paths.length, f"{updates}\n")
+
+
+def read_length(paths: PathProvider) -> int | None:
+    """Return how many updates the training of a run takes; None if that is not stored."""
+    try:
+        return conform(int, read_json(paths.length, paths.runs_dir))
+    except UnsafeFileError:
+        return None
+
+
 def store_changes(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
     """Store the changed config of a resumed run, so that the next resume need not repeat the changes.
 

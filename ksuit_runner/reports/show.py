@@ -55,7 +55,7 @@ def head(run: StoredRun) -> dict[str, str]:
         "id": run.paths.run_id,
         "status": run.status.lower(),
         "started": run.started and f"{run.started:%Y-%m-%d %H:%M:%S}",
-        "took": run.took is not None and format_duration(run.took),
+        "took": run.took is not None and format_duration(run.took.total_seconds()),
         "command": run.launch.command,
         "origin": run.launch.origin and f"{run.launch.mode} of {run.launch.origin}",
         "commit": commit and f"{str(commit)[:_SHORTEST]}{', with uncommitted changes' if is_dirty else ''}",

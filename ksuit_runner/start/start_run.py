@@ -135,12 +135,8 @@ def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | Non
     remember = None if begun is None or not records else partial(begun.add, start.config)
     from ksuit_runner.engine.runner import run
 
-    if start.is_shown:
-        outcome = run(start.config, launch, origin, None, provenance, start.trust, remember)
-    else:
-        with open(os.devnull, "w") as nowhere:
-            console = make_console(file=nowhere)
-            outcome = run(start.config, launch, origin, console, provenance, start.trust, remember)
+    console = make_console(quiet=not start.is_shown)
+    outcome = run(start.config, launch, origin, console, provenance, start.trust, remember)
     if begun is not None and records and (outcome.status == EndStatus.FINISHED or not outcome.folder.is_dir()):
         begun.remove()
     return outcome

@@ -10,7 +10,7 @@ from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
 from ksuit_runner.system.atomic_files import write_text
-from ksuit_runner.ui.terminal import SHORT_ID, format_number, print_table
+from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, print_table
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
@@ -54,7 +54,7 @@ def job_table(board: Leaderboard, id_length: int | None = None) -> Table:
             *(_shorten(row.values[key]) for key in board.keys),
             *(format_number(row.metrics[key]) if key in row.metrics else "" for key in metrics),
             row.status,
-            format_seconds(row.seconds),
+            format_duration(row.seconds) if row.seconds else "",
             (row.run_id or "")[:id_length],
         ]
         for row in board.rows
@@ -88,15 +88,6 @@ def _shorten(value: str) -> str:
         return value if len(value) <= 9 else f"{float(value):.6g}"
     except ValueError:
         return value
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as text, such as ``4.2 s`` or ``1:02:03``; empty for none."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds else ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
 
 
 def _markdown(table: Table) -> str:

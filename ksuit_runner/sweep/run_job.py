@@ -51,7 +51,6 @@ class JobTask:
         launch: How the run was started, to be stored with it.
         run_id: Run to resume; None starts a new one.
         devices: GPUs that the jobs of this machine share, one for each rank.
-        is_shown: Whether the run prints its progress.
         provenance: Provenance of the run, shared with the other jobs of this process; collected by default.
         trust: Limits of a config that is not this user's own.
     """
@@ -64,7 +63,6 @@ class JobTask:
     launch: Launch
     run_id: str | None = None
     devices: tuple[str, ...] = ()
-    is_shown: bool = True
     provenance: "Provenance | None" = None
     trust: Trust | None = None
 
@@ -203,7 +201,7 @@ def _run(task: JobTask, start: float) -> JobResult:
     if task.run_id is not None:
         origin = Origin(Mode.RESUME, task.run_id)
         launch = as_resume(launch, OutputPaths(task.output_dir), task.run_id)
-    outcome = start_run(Start(config, launch, origin, task.trust, task.is_shown), task.provenance)
+    outcome = start_run(Start(config, launch, origin, task.trust, is_shown=False), task.provenance)
     if outcome.error is not None:
         return _failed(task, outcome.error, outcome.run_id, start)
     return JobResult(task.index, outcome.status, outcome.run_id, time.monotonic() - start, outcome.signal)

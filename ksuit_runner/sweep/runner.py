@@ -29,13 +29,14 @@ from ksuit_runner.sweep.leaderboard import Leaderboard, Row, make_leaderboard
 from ksuit_runner.sweep.leaderboard_plot import draw_leaderboard
 from ksuit_runner.sweep.leaderboard_tables import as_markdown, print_leaderboard, write_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs
-from ksuit_runner.sweep.progress_lines import print_failure, print_job, print_sweep
+from ksuit_runner.sweep.progress import SweepProgress, print_sweep
 from ksuit_runner.sweep.run_job import JobResult, JobTask
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG
+from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import sync_command
 from ksuit_runner.ui.terminal import format_number, print_error
 
@@ -106,7 +107,6 @@ class SweepRunner:
         self._results: dict[int, JobResult] = {}
         self._skipped: dict[int, str] = {}
         self._provenance = Provenance() if launcher.runs_here else None
-        self._total = 0
         self._lock = lock
         self._trust = trust
         self._is_resumed = False
@@ -122,7 +122,7 @@ class SweepRunner:
         Raises:
             KsuitError: It cannot be started or resumed; nothing was changed.
         """
-        self._total, self._is_resumed = total, resume is not None
+        self._is_resumed = resume is not None
         is_started = resume is None
         outcome = SweepOutcome(self.paths.sweep_id, self.paths.sweep_dir)
         with catch_signals() as interruption:
@@ -136,7 +136,7 @@ class SweepRunner:
                     self._indexed = {entry.run_id for entry in entries(self.paths)}
                 print_sweep(self._console, self._plan, self.paths, total, self._launcher.where(), self._tracker.where())
                 self._share_plan()
-                outcome.signal = self._run_jobs(source, interruption)
+                outcome.signal = self._run_jobs(source, total, interruption)
                 of_all = EndStatus.FAILED if EndStatus.FAILED in self._statuses() else EndStatus.FINISHED
                 outcome.status = EndStatus.KILLED if outcome.signal else of_all
             except KeyboardInterrupt:
@@ -161,12 +161,12 @@ class SweepRunner:
     def _statuses(self) -> set[str]:
         return {result.status for result in self._results.values()} | set(self._skipped.values())
 
-    def _run_jobs(self, source: JobSource, interruption: Interruption) -> int | None:
+    def _run_jobs(self, source: JobSource, total: int, interruption: Interruption) -> int | None:
         jobs: dict[int, Job] = {}
+        progress = SweepProgress(self._console, self.paths, self._plan, self._properties, total)
 
         def on_start(task: JobTask) -> None:
-            if self._launcher.runs_here:
-                print_job(self._console, jobs[task.index], self._total, "starts")
+            progress.starts(jobs[task.index], task.run_id)
 
         def on_end(task: JobTask, result: JobResult) -> None:
             job = jobs[task.index]
@@ -174,31 +174,36 @@ class SweepRunner:
             record_end(self.paths, result)
             self._results[task.index] = result
             source.job_ended(job, result.status, result.run_id)
-            print_job(self._console, job, self._total, result.status.lower(), result.seconds)
-            if result.status == EndStatus.FAILED:
-                print_failure(self._console, job, result, self.paths, has_trace=not self._launcher.runs_here)
+            progress.ends(job, result)
 
-        tasks = self._tasks(source, jobs)
-        run_jobs(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
+        with (
+            progress,
+            acknowledged(progress.acknowledge, "jobs that run finish this update and save, and the sweep ends"),
+        ):
+            tasks = self._tasks(source, jobs, progress)
+            run_jobs(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
         signals = [result.signal for result in self._results.values() if result.signal is not None]
         return interruption.signal or next(iter(signals), None)
 
-    def _tasks(self, source: JobSource, jobs: dict[int, Job]) -> Iterator[JobTask]:
+    def _tasks(self, source: JobSource, jobs: dict[int, Job], progress: SweepProgress) -> Iterator[JobTask]:
         ends = read_ends(self.paths)
         for job in source.jobs():
             record, end = self._records.get(job.index), ends.get(job.index)
             status = status_of(record, end)
             if status == EndStatus.FINISHED or (status == EndStatus.FAILED and not self._plan.settings.retry):
                 self._skipped[job.index] = status
+                progress.had_ended(job, status, record.run_id if record else None)
                 if record is not None and not record.is_delivered:
-                    self._deliver(job, record)
+                    self._deliver(job, record, progress)
                 source.job_ended(job, status, record.run_id if record else None)
                 continue
             jobs[job.index] = job
             self._lock.check()
+            if self._is_resumed:
+                self._print_wait(job, progress)
             yield self._task(job, record)
 
-    def _deliver(self, job: Job, record: JobRecord) -> None:
+    def _deliver(self, job: Job, record: JobRecord, progress: SweepProgress) -> None:
         """Send what the tracker lacks of a run that has ended: the run was killed, or the tracker away, before."""
         run = PathProvider(self.paths.output_dir, record.run_id)
         tracker = open_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
@@ -213,11 +218,9 @@ class SweepRunner:
             message = f"job {job.index + 1}: {error}\nTo send the rest: {again}"
             print_error(self._console, TrackerError(message))
         else:
-            print_job(self._console, job, self._total, "had ended; what the tracker lacked of it is sent")
+            progress.say(job, "had ended; what the tracker lacked of it is sent")
 
     def _task(self, job: Job, record: JobRecord | None) -> JobTask:
-        if self._is_resumed:
-            self._print_wait(job)
         launch = launch_of(job, self._plan, self.paths)
         if record is not None and record.run_id not in self._indexed:  # killed before it was added to the index
             add_to_index(self.paths, record.run_id, record.name, launch.mode, tags=launch.tags)
@@ -230,19 +233,18 @@ class SweepRunner:
             launch=launch,
             run_id=record.run_id if record else None,
             devices=tuple(self._launcher.devices),
-            is_shown=self._launcher.runs_here,
             provenance=self._provenance,
             trust=self._trust,
         )
 
-    def _print_wait(self, job: Job) -> None:
+    def _print_wait(self, job: Job, progress: SweepProgress) -> None:
         """Print that another process still runs a job: the sweep waits for it, and then resumes the job if need be."""
         lock = RunLock(self.paths.job_lock(job.index))
         try:
             lock.acquire(wait=False)
             lock.release()
         except AliveError as error:
-            print_job(self._console, job, self._total, f"waits for another process that runs it: {error}")
+            progress.say(job, f"waits for another process that runs it: {error}")
 
     def _finish(self, source: JobSource, status: EndStatus) -> list[Row]:
         """Print, store and return the leaderboard, and end the parent run, as far as the tracker can be reached."""

@@ -62,7 +62,9 @@ class NotebookView:
 
 
 def live_view(console: Console) -> Live | NotebookView | None:
-    """Return what shows a bar, on a terminal or in a notebook; None where nothing can be redrawn."""
+    """Return what shows a bar, on a terminal or in a notebook; None where nothing can be redrawn, or is to be shown."""
+    if console.quiet:
+        return None
     if in_notebook():  # some kernels say that they are a terminal, but nothing that is printed there can be redrawn
         return NotebookView()
     return Live(console=console, auto_refresh=False) if console.is_interactive else None

@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -36,15 +35,20 @@ _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUN
 _LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 
 
-def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
+def make_console(stderr: bool = False, file: IO[str] | None = None, quiet: bool = False) -> Console:
     """Make a console on stdout, stderr or a file; without colours if NO_COLOR is set or it is not a terminal.
 
     A file has no width, so there no line is broken or cut. What cannot be written is dropped, see ``LastingStream``.
+
+    Args:
+        stderr: Whether it is on stderr.
+        file: The file.
+        quiet: Whether nothing is shown.
     """
     stream: Any = file or (sys.stderr if stderr else sys.stdout)
     if stream is not None and not isinstance(stream, LastingStream):
         stream = LastingStream(stream)
-    console = Console(stderr=stderr, file=stream, highlight=False, force_jupyter=False)
+    console = Console(stderr=stderr, file=stream, quiet=quiet, highlight=False, force_jupyter=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
@@ -128,7 +132,7 @@ def print_end(
     """
     if summary:
         console.print(metric_table(console, summary))
-    took = "" if seconds is None else f" after {format_duration(timedelta(seconds=seconds))}"
+    took = "" if seconds is None else f" after {format_duration(seconds)}"
     pairs = {"status": f"{status.lower()}{took}", "folder": _short(run_dir)}
     pairs |= {"best": _short(best)} if best is not None else {}
     print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
@@ -206,9 +210,11 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def format_duration(duration: timedelta) -> str:
-    """Write a duration with its two largest units, such as ``2h 05m``."""
-    seconds = round(duration.total_seconds())
+def format_duration(seconds: float) -> str:
+    """Write a duration with its two largest units, such as ``2h 05m``, or ``4.2s``."""
+    if seconds < 10:
+        return f"{round(seconds, 1):g}s"
+    seconds = round(seconds)
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:
         return f"{days}d {hours % 24:02}h"

@@ -101,4 +101,5 @@ def test_a_process_that_is_lost_is_one_failed_job_and_the_sweep_resumes(experime
     again.send_signal(signal.SIGINT)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 130, output
-    assert "starts from checkpoint" in output and "job 2/2" not in output
+    assert "starts from checkpoint" in (lock.parent / "run.log").read_text() and "job 2/2" not in output
+    assert "SIGINT: jobs that run finish this update and save, and the sweep ends; Ctrl-C once more" in output

@@ -113,7 +113,7 @@ def test_only_what_differs_is_shown(sweep, capsys):
     assert board.keys == ["+model.width"] and board.groups == []
     lines = [line.split() for line in shown(board, capsys).splitlines()]
     assert lines[0] == ["job", "model.width", ACCURACY, "status", "time", "run"]
-    assert lines[1] == ["2", "16", "0.6", "finished", "2.0", "s", "run1"]
+    assert lines[1] == ["2", "16", "0.6", "finished", "2s", "run1"]
 
 
 def test_what_has_not_finished_keeps_its_status_and_ranks_below_all_that_has(sweep):
@@ -244,8 +244,8 @@ def test_the_files_have_what_the_terminal_shows(sweep):
         "",
         "| job | lr | seed | accuracy/test | status | time | run |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 1 | 0.000123457 | 0 | 0.6667 | finished | 2.0 s | run0 |",
-        r"| 2 | 'a\|b' | 1 |  | failed | 2.0 s | run1 |",
+        "| 1 | 0.000123457 | 0 | 0.6667 | finished | 2s | run0 |",
+        r"| 2 | 'a\|b' | 1 |  | failed | 2s | run1 |",
         r"| 3 | 'a\|b' | 0 |  | missing |  |  |",
         "",
         "| lr | accuracy/test (mean ± deviation) | seeds |",
