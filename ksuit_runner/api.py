@@ -31,6 +31,7 @@ from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import OF_STORED_RUNS
+from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.request import refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.signals import TIME_IS_UP
@@ -156,7 +157,7 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
         config = copy.deepcopy(what) if isinstance(what, DictConfig) else OmegaConf.create(dict(what))
         _refuse_requests(config)
         refuse_launcher(config, str(OmegaConf.select(config, "launcher._target_")))
-        return start_new(check_config(without_sweep(config)), [], "ksuit_runner.run(config)")
+        return start_new(check_config(without_sweep(config)), Launch("ksuit_runner.run(config)", []))
     given = list(_texts(what))
     command = mask_text(f"ksuit_runner.run({given})")
     overrides = [item for item in given if item not in _MULTIRUN]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.comparable import named_choices
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.engine.outcome import RunOutcome
@@ -45,12 +46,14 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
     if hydra.mode is RunMode.MULTIRUN:
         raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
     refuse_launcher(config, hydra.runtime.choices.get("launcher"))
-    return start_new(check_config(without_sweep(config)), list(hydra.overrides.task), command)
+    values = check_config(without_sweep(config))
+    choices = named_choices(values, hydra.runtime.choices)
+    return start_new(values, Launch(command, list(hydra.overrides.task), choices=choices))
 
 
-def start_new(values: Mapping[str, Any], overrides: Sequence[str], command: str) -> RunOutcome:
+def start_new(values: Mapping[str, Any], launch: Launch) -> RunOutcome:
     """Start a new run with a checked config; see ``start_composed``."""
-    return _start(Start(with_starting_point(values), Launch(command, list(overrides))))
+    return _start(Start(with_starting_point(values), launch))
 
 
 def _start(start: Start) -> RunOutcome:
@@ -128,7 +131,8 @@ def _stored_start(request: Request, overrides: Sequence[str], command: str) -> S
         _refuse_initialization(request, stored.changes, values)
     if "initialize.from" in stored.changes:
         values = with_starting_point(values)
-    launch = Launch(command, stored.overrides, mode, found.run_id)
+    choices = named_choices(values, stored.chosen)
+    launch = Launch(command, stored.overrides, mode, found.run_id, choices=choices)
     origin = Origin(mode, found.run_id, tuple(stored.changes), found.checkpoint)
     return Start(values, launch, origin, stored.trust)
 

@@ -151,7 +151,13 @@ class RunRecord(SilentRecord):
         status_before = recorded.status_before or recorded.status or EndStatus.KILLED
         return cls(recorded, paths, lock, journal, follower, status_before)
 
-    def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
+    def describe(
+        self,
+        config: Mapping[str, Any],
+        data: DataContainer,
+        provenance: Provenance,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""
         if not self.paths.environment.exists():
             if provenance.diff:
@@ -160,7 +166,7 @@ class RunRecord(SilentRecord):
         if not self.tracker.is_described:
             datasets = _dataset_infos(data)
             with self.tracker.together():
-                self.tracker.log_params(comparable(config))
+                self.tracker.log_params(comparable(config, choices))
                 self.tracker.log_inputs(datasets)
         self.notify()  # what is sent while a short run trains need not be waited for at its end
 

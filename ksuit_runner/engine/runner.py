@@ -296,7 +296,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
         data.check_repeatable()
     with files_explained():
         if mode != Mode.EVALUATE:
-            record.describe(given.config, data, given.provenance)
+            record.describe(given.config, data, given.provenance, given.launch.choices)
         if start.beginning is not None and checkpoint is None:
             record.link_beginning(start.beginning.source, start.beginning.run_id)
         if mode == Mode.FORK and checkpoint is not None:

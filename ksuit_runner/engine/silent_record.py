@@ -42,7 +42,13 @@ class SilentRecord:
         self.taken_over = Event()
         self.status_before = EndStatus.FAILED
 
-    def describe(self, config: Mapping[str, Any], data: DataContainer, provenance: Provenance) -> None:
+    def describe(
+        self,
+        config: Mapping[str, Any],
+        data: DataContainer,
+        provenance: Provenance,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""
 
     def recorded(self, update: int) -> dict[str, float]:

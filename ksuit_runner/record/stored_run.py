@@ -38,6 +38,7 @@ class Launch:
         origin: Id of that run.
         resumed_by: Commands that resumed it with other settings.
         tags: Additional tags of its record, such as which job of a sweep it is.
+        choices: What was chosen of the groups by which runs are compared, such as ``model`` -> ``cnn``.
     """
 
     command: str
@@ -46,6 +47,7 @@ class Launch:
     origin: RunId | None = None
     resumed_by: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

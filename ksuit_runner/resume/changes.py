@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.differences import ABSENT, Difference, differences
-from ksuit_runner.config.overrides import bare_name, shell_word
+from ksuit_runner.config.overrides import bare_name, shell_word, value_text
 from ksuit_runner.config.schema import LATER_DEFAULTS, objects_beside
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.distributed.environment import place
@@ -59,12 +59,14 @@ class Composed:
         config: The stored config with the changes applied.
         changes: Config paths that changed.
         overrides: All overrides that make it, the stored ones and the new ones.
+        chosen: What was chosen of groups, then and now, among other overrides.
         trust: What the config may name; None for no limits, if this user has made it on this machine.
     """
 
     config: DictConfig
     changes: list[str]
     overrides: list[str]
+    chosen: dict[str, str]
     trust: Trust | None
 
 
@@ -95,7 +97,9 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     values = resolve(config)
     if (revealed := reveal(values, overrides)) is not values:
         config = OmegaConf.create(dict(revealed))
-    return Composed(config, changes, [*read_launch(paths).overrides, *extra], trust)
+    launch = read_launch(paths)
+    chosen = {**launch.choices, **{bare_name(item): value_text(item) for item in extra}}
+    return Composed(config, changes, [*launch.overrides, *extra], chosen, trust)
 
 
 def _refuse_without_effect(changes: Sequence[Difference]) -> None:

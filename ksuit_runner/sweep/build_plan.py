@@ -142,7 +142,7 @@ def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[Sw
         combinations = draw(parameters, settings.samples, settings.seed, settings.mean_over)
     else:
         combinations = grid(parameters)
-    return [Job(index, item, composer.compose(item, index)) for index, item in enumerate(combinations)]
+    return [composer.job(item, index) for index, item in enumerate(combinations)]
 
 
 def _check_objective(objective: str | None, jobs: Sequence[Job]) -> None:
@@ -161,4 +161,4 @@ def _check_extremes(composer: JobComposer, parameters: Sequence[SweepParameter])
     first = {item.key: item.extremes()[0] for item in parameters}
     for parameter in parameters:
         for value in parameter.extremes():
-            composer.compose(first | {parameter.key: value})
+            composer.job(first | {parameter.key: value})

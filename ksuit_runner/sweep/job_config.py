@@ -8,13 +8,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
-from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, with_values, without_sweep
+from ksuit_runner.config.comparable import named_choices
+from ksuit_runner.config.compose import ASKS_HYDRA, compose_config, compose_with_choices, with_values, without_sweep
 from ksuit_runner.config.differences import is_same
 from ksuit_runner.config.groups import groups
 from ksuit_runner.config.overrides import bare_name, full_name
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.parameters import Combination
+from ksuit_runner.sweep.plan import Job
 
 
 def overrides_of(combination: Combination) -> list[str]:
@@ -41,35 +43,38 @@ class JobComposer:
         self._fixed = list(fixed)
         self._groups = set(groups())
         self._reader = SignatureReader()
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
 
-    def compose(self, combination: Combination, number: int = 0) -> dict[str, Any]:
-        """Return the resolved config of a job as plain values.
+    def job(self, combination: Combination, number: int = 0) -> Job:
+        """Return a job with its resolved config.
 
         Args:
             combination: What varies -> the value that this job has.
-            number: Number of the job, the value of ``${hydra:job.num}``.
+            number: Its number, also the value of ``${hydra:job.num}``.
 
         Raises:
             ConfigError: It does not compose or fails the check; names the combination.
         """
         try:
-            config = without_sweep(self._apply(combination, number))
-            return _json_values(dict(with_starting_point(check_config(config, self._reader))))
+            config, choices = self._apply(combination, number)
+            values = with_starting_point(check_config(without_sweep(config), self._reader))
+            return Job(number, combination, _json_values(dict(values)), choices)
         except KsuitError as error:
             raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
 
-    def _apply(self, combination: Combination, number: int) -> DictConfig:
+    def _apply(self, combination: Combination, number: int) -> tuple[DictConfig, dict[str, str]]:
         chosen = {key: value for key, value in combination.items() if self._is_structural(key)}
         structure = tuple(overrides_of(chosen))
         if structure not in self._composed:
-            self._composed[structure] = compose_config([*self._fixed, *structure, *as_job(0)])
+            composed, chosen = compose_with_choices([*self._fixed, *structure, *as_job(0)])
+            self._composed[structure] = composed, named_choices(composed, chosen)
         every = overrides_of(combination)
         values = [item for item in every if item not in structure]
-        config = with_values(self._composed[structure], values)
+        composed, choices = self._composed[structure]
+        config = with_values(composed, values)
         if config is None or ASKS_HYDRA.search(str(OmegaConf.to_container(config))):
-            return compose_config([*self._fixed, *every, *as_job(number)])
-        return config
+            config = compose_config([*self._fixed, *every, *as_job(number)])
+        return config, {} if "_target_" in str(values) else choices
 
     def _is_structural(self, key: str) -> bool:
         return full_name(key) != bare_name(key) or bare_name(key) in self._groups

@@ -75,7 +75,8 @@ def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord
 
 def launch_of(job: Job, plan: SweepPlan, paths: SweepPaths) -> Launch:
     """Return how the run of a job is started: its overrides and its tags."""
-    return Launch(plan.command, [*plan.fixed, *overrides_of(job.combination)], tags=tags_of(job, paths))
+    overrides = [*plan.fixed, *overrides_of(job.combination)]
+    return Launch(plan.command, overrides, tags=tags_of(job, paths), choices=job.choices)
 
 
 def tags_of(job: Job, paths: SweepPaths) -> dict[str, str]:

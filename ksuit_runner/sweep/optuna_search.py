@@ -59,9 +59,8 @@ class OptunaSearch:
             self._study.sampler = sampler(settings.seed, number, settings.samples)
             trial = self._trial(number)
             combination = {item.key: _suggest(trial, item) for item in parameters}
-            config = composer.compose(combination, number)
-            _inform_callbacks(config, self._paths.sweep_id, number)
-            job = Job(number, combination, config)
+            job = composer.job(combination, number)
+            _inform_callbacks(job.config, self._paths.sweep_id, number)
             add_job(self._paths, job)
             yield job
 

@@ -30,11 +30,13 @@ class Job:
         index: Its number in the sweep, from 0.
         combination: What varies -> the value that this job has.
         config: Its resolved config, as plain values.
+        choices: What was chosen of the groups by which runs are compared.
     """
 
     index: int
     combination: Combination
     config: dict[str, Any]
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
