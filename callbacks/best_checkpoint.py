@@ -8,6 +8,7 @@ from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.config.types import MetricKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.tracker.base import ModelVersion
 
 
 class BestCheckpoint(MetricCallback):
@@ -71,6 +72,11 @@ class BestCheckpoint(MetricCallback):
             self.checkpoint_writer.request(self._tag_at(place))
             for moved, (_, checkpoint) in enumerate(self._top[place + 1 :], place + 1):
                 self.checkpoint_writer.request(self._tag_at(moved), checkpoint)
+
+    def _after_training(self, update_counter: UpdateCounter) -> None:
+        super()._after_training(update_counter)
+        if self._top and self.data_container.world.records:
+            self.tracker.register_model(ModelVersion(f"checkpoints/{self._top[0][1]}", self.tag, chosen_by=self._keys))
 
     def _is_better(self, values: Sequence[float], than: Sequence[float]) -> bool:
         """Whether the first values that differ are better; the first ones count only if they differ by enough."""

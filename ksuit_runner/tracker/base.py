@@ -63,17 +63,19 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of a model for a registry.
+    """A version of a model for a registry, or a model of the run for the list of an experiment's models.
 
     Attributes:
         path: Path of the model below the artifact root of its run, which another version of the run does not have.
-        name: Name of the registered model.
+        name: Name of the registered model, or of what the run has one of, such as ``best``.
         alias: Alias that the version gets; None for none.
+        chosen_by: Metrics that a checkpoint was chosen by: it is listed, and not registered.
     """
 
     path: str
     name: str
-    alias: str | None
+    alias: str | None = None
+    chosen_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,10 @@ class BaseTracker(ABC):
         """Record which datasets the run uses."""
 
     def register_model(self, version: ModelVersion) -> None:  # noqa: B027 - optional
-        """Add a version to a registered model, which is created if there is none; one that is there gets the alias."""
+        """Add a version to a registered model, which is created if there is none; one that is there gets the alias.
+
+        A checkpoint is listed instead, in place of the run's earlier one of that name.
+        """
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""

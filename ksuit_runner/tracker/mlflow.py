@@ -27,11 +27,20 @@ from ksuit_runner.tracker.mlflow_client import (
     log_datasets,
 )
 from ksuit_runner.tracker.mlflow_files import shown_files
-from ksuit_runner.tracker.mlflow_models import register_model
-from ksuit_runner.tracker.mlflow_names import escape_short, metric_name
+from ksuit_runner.tracker.mlflow_models import list_model, register_model
+from ksuit_runner.tracker.mlflow_names import escape_short
 from ksuit_runner.tracker.mlflow_registration import move_artifacts, register
-from ksuit_runner.tracker.mlflow_search import PARENT_TAG, active_run, children, find, history, last_points, run_info
-from ksuit_runner.tracker.mlflow_tags import EXPERIMENT_TAGS, with_shown
+from ksuit_runner.tracker.mlflow_search import (
+    PARENT_TAG,
+    active_run,
+    children,
+    find,
+    history,
+    last_points,
+    name_in,
+    run_info,
+)
+from ksuit_runner.tracker.mlflow_tags import with_shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,7 +150,9 @@ class MlflowTracker(BaseTracker):
         """Record metric points, at most 1000, in one request; one that is recorded already changes nothing."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(metric_name(key), value, timestamp, step) for key, value, step, timestamp in points]
+        assert self._bound is not None, "no run was started"
+        bound = self._bound
+        metrics = [Metric(name_in(bound, key), value, timestamp, step) for key, value, step, timestamp in points]
         self._client.log_batch(self.run_id, metrics, synchronous=True)
 
     @explained
@@ -182,9 +193,13 @@ class MlflowTracker(BaseTracker):
 
     @explained
     def register_model(self, version: ModelVersion) -> None:
-        """Add a version to a registered model, which is created if there is none; one that is there gets the alias."""
+        """Add a version to a registered model, or list a checkpoint as the experiment's and the run's model."""
         assert self._bound is not None, "no run was started"
-        register_model(self._client, self._bound, version)
+        if version.chosen_by:
+            folder = self._artifacts_dir / version.path if self._is_database and self.artifacts_are_local else None
+            list_model(self._client, self._bound, version, folder)
+        else:
+            register_model(self._client, self._bound, version)
 
     @explained
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
@@ -289,5 +304,5 @@ class MlflowTracker(BaseTracker):
     def _experiment_id(self) -> str:
         # A server has a location for artifacts, a bare database has none.
         location = str(self._paths.runs_dir) if self._is_database else None
-        tags = EXPERIMENT_TAGS | ({embedded.OWN_TAG: "true"} if self._uri is None else {})
+        tags = {embedded.OWN_TAG: "true"} if self._uri is None else {}
         return experiment_id(self._client, self._experiment, location, tags)

@@ -20,6 +20,7 @@ from ksuit_runner.security.masking import mask_text
 from ksuit_runner.tracker.base import DatasetInfo
 from ksuit_runner.tracker.mlflow_database import limit_lock_wait
 from ksuit_runner.tracker.mlflow_names import LONGEST, metric_name
+from ksuit_runner.tracker.mlflow_tags import EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,7 +149,7 @@ def experiment_id(client: MlflowClient, name: str, location: str | None, tags: d
         client: MLflow's client.
         name: Name of the experiment.
         location: Folder or URI for the artifacts of a new one; None leaves it to the server.
-        tags: Tags of a new one.
+        tags: Tags of a new one, besides EXPERIMENT_TAGS, which one that is there gets as well.
     """
     key = (client.tracking_uri, name)
     if key not in _experiment_ids:
@@ -161,12 +162,17 @@ _experiment_ids: dict[tuple[str, str], str] = {}  # an id never changes
 
 def _find_experiment(client: MlflowClient, name: str) -> str | None:
     found = client.get_experiment_by_name(name)
-    return None if found is None else str(found.experiment_id)
+    if found is None:
+        return None
+    if found.lifecycle_stage == "active":
+        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():
+            client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
+    return str(found.experiment_id)
 
 
 def _create_experiment(client: MlflowClient, name: str, location: str | None, tags: dict[str, str]) -> str:
     try:
-        return str(client.create_experiment(name, location, tags))
+        return str(client.create_experiment(name, location, EXPERIMENT_TAGS | tags))
     except Exception:
         if found := _find_experiment(client, name):  # another process was quicker
             return found

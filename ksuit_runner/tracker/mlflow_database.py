@@ -18,6 +18,7 @@ from typing import Any
 # What the statements below name; where a table lacks one of these columns, none of them is executed.
 _COLUMNS = {
     "runs": {"run_uuid", "artifact_uri"},
+    "logged_models": {"model_id", "artifact_location"},
     "experiments": {"experiment_id", "artifact_location"},
     "experiment_tags": {"experiment_id", "key"},
 }
@@ -36,18 +37,28 @@ def move_run(uri: str, run_id: str, folder: Path) -> bool:
     Returns:
         Whether the tables are the known ones; if not, nothing is changed.
     """
+    return _move(uri, "runs", "UPDATE runs SET artifact_uri = :folder WHERE run_uuid = :id", run_id, folder)
+
+
+def move_model(uri: str, model_id: str, folder: Path) -> bool:
+    """Change where MLflow looks for the files of a logged model, which its API cannot; see ``move_run``.
+
+    Without it, a checkpoint would have to be copied to be shown as a model.
+    """
+    statement = "UPDATE logged_models SET artifact_location = :folder WHERE model_id = :id"
+    return _move(uri, "logged_models", statement, model_id, folder)
+
+
+def _move(uri: str, table: str, statement: str, id: str, folder: Path) -> bool:
     from sqlalchemy import create_engine, inspect, text
 
     engine = create_engine(uri)
     try:
         tables = inspect(engine)
-        if not _are_known(["runs"], lambda table: [column["name"] for column in tables.get_columns(table)]):
+        if not _are_known([table], lambda table: [column["name"] for column in tables.get_columns(table)]):
             return False
         with engine.begin() as connection:
-            connection.execute(
-                text("UPDATE runs SET artifact_uri = :folder WHERE run_uuid = :run_id"),
-                {"folder": str(folder), "run_id": run_id},
-            )
+            connection.execute(text(statement), {"folder": str(folder), "id": id})
     finally:
         engine.dispose()
     return True
@@ -80,10 +91,11 @@ def move_experiments(database: Path, tag: str, folder: Path, timeout_s: float) -
         for (there,) in connection.execute(query, (tag,)).fetchall():
             if there == here:
                 continue
-            connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
-                (here, len(there) + 1, len(there) + 1, f"{there}/"),
-            )
+            for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                )
             connection.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, there)
             )

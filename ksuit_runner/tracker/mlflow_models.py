@@ -1,10 +1,16 @@
-"""Versions of models in MLflow's registry."""
+"""Models of runs in MLflow: versions in its registry, and the list of an experiment's models."""
 
 from __future__ import annotations
 
+import posixpath
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ksuit_runner.counter import Progress
 from ksuit_runner.tracker.base import ModelVersion
+from ksuit_runner.tracker.mlflow_database import move_model
+from ksuit_runner.tracker.mlflow_search import history, name_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -12,6 +18,8 @@ if TYPE_CHECKING:
 
 PATH_TAG = "ksuit.path"
 """Tag of a version with its path in its run: one whose creation was not acknowledged is not created twice."""
+
+_REFUSED = re.compile(r"""[/:.%"']""")  # in the name of a logged model
 
 
 def register_model(client: MlflowClient, run: Run, version: ModelVersion) -> None:
@@ -32,6 +40,38 @@ def register_model(client: MlflowClient, run: Run, version: ModelVersion) -> Non
         there = client.create_model_version(version.name, source, run_id, tags={PATH_TAG: version.path})
     if version.alias is not None:
         client.set_registered_model_alias(version.name, version.alias, there.version)
+
+
+def list_model(client: MlflowClient, run: Run, version: ModelVersion, folder: Path | None) -> None:
+    """List a checkpoint among the models of an experiment, with the metrics that it was chosen by.
+
+    Args:
+        client: MLflow's client.
+        run: The run that the checkpoint is of; it has one of each name.
+        version: The checkpoint.
+        folder: Where the checkpoint is, for a database that is used without a server; elsewhere it is among the
+            artifacts of the run, and MLflow has no way to say so but the tag.
+    """
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    run_id, experiment = run.info.run_id, run.info.experiment_id
+    name = _REFUSED.sub("_", version.name)
+    its_own = f"source_run_id = '{run_id}' AND name = '{name}'"
+    for other in client.search_logged_models([experiment], its_own):
+        if other.tags.get(PATH_TAG) == version.path and other.status == "READY":
+            return
+        client.delete_logged_model(other.model_id)
+    model = client.create_logged_model(experiment, name, run_id, {PATH_TAG: version.path})
+    if folder is not None:
+        move_model(client.tracking_uri, model.model_id, folder)
+    checkpoint = Progress.parse(posixpath.basename(version.path))
+    step = 0 if checkpoint is None else checkpoint.update
+    points = [point for key in version.chosen_by for point in history(client, run_id, key) if point.step == step]
+    # The points of the run itself: those with the same timestamp are stored once.
+    metrics = [Metric(name_in(run, key), value, stamp, at, model.model_id) for key, value, at, stamp in points]
+    client.log_batch(run_id, metrics, synchronous=True)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 def _quoted(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from ksuit_runner.errors import LostRunError
 from ksuit_runner.record.point import Point
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, RunInfo
-from ksuit_runner.tracker.mlflow_names import metric_key, metric_name, unescape
+from ksuit_runner.tracker.mlflow_names import escape, metric_key, metric_name, unescape
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,9 +111,16 @@ def last_points(client: MlflowClient, run_id: str) -> dict[str, Point]:
     return {point.key: point for point in map(_point, metrics)}
 
 
+def name_in(run: Run, key: str) -> str:
+    """Return the name under which a run gets a metric; one of before names were changed keeps those that it has."""
+    name, known = metric_name(key), run.data.metrics
+    return escape(key) if name not in known and escape(key) in known else name
+
+
 def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
     """Return all points of a metric in the order of their steps."""
-    points = map(_point, client.get_metric_history(run_id, metric_name(key)))
+    names = {metric_name(key), escape(key)}
+    points = [_point(metric) for name in names for metric in client.get_metric_history(run_id, name)]
     return sorted(points, key=lambda point: (point.step, point.timestamp))
 
 

@@ -109,6 +109,50 @@ def test_a_version_of_a_model_is_registered_once_and_gets_the_alias(tracker: Mlf
     assert version.source.endswith(f"{tracker.run_id}/artifacts/models/a")
 
 
+def test_a_checkpoint_is_listed_as_the_model_of_its_run_once_and_a_better_one_takes_its_place(
+    tracker: MlflowTracker, paths: OutputPaths
+) -> None:
+    tracker.log_points([Point("accuracy/test/ema", step / 8, step, 1000 + step) for step in range(4)])
+    client, run_id = tracker._client, tracker.run_id
+    experiment = client.get_run(run_id).info.experiment_id
+    for update in (1, 1, 3):
+        version = ModelVersion(
+            f"checkpoints/E0_U{update}_S8", "best/of all", chosen_by=("accuracy/test/ema", "missing")
+        )
+        tracker.register_model(version)
+        (model,) = client.search_logged_models([experiment])
+        assert (model.name, model.status, model.source_run_id) == ("best_of all", "READY", run_id)
+        assert model.artifact_location == str(PathProvider(paths.output_dir, run_id).artifacts_dir / version.path)
+        assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [
+            ("accuracy/test ema", update / 8, update)
+        ]
+    assert [point.value for point in tracker.history("accuracy/test/ema")] == [step / 8 for step in range(4)]
+    assert model.model_id in [output.model_id for output in client.get_run(run_id).outputs.model_outputs]
+
+
+def test_a_run_of_before_the_names_were_changed_keeps_them(tracker: MlflowTracker, paths: OutputPaths) -> None:
+    client = tracker._client
+    client.log_metric(tracker.run_id, "accuracy/test/ema", 0.5, 1000, 1)
+    again = MlflowTracker(paths)
+    again.resume_run(tracker.run_id)
+    again.log_points([Point("accuracy/test/ema", 0.75, 2, 2000), Point("loss/test/ema", 0.25, 2, 2000)])
+    assert sorted(client.get_run(tracker.run_id).data.metrics) == ["accuracy/test/ema", "loss/test ema"]
+    assert [(point.key, point.value) for point in again.history("accuracy/test/ema")] == [
+        ("accuracy/test/ema", 0.5),
+        ("accuracy/test/ema", 0.75),
+    ]
+    assert again.last_steps() == {"accuracy/test/ema": 2, "loss/test/ema": 2}
+
+
+def test_an_experiment_of_before_gets_the_kind_of_new_ones_but_keeps_its_own(paths: OutputPaths) -> None:
+    client = MlflowTracker(paths)._client
+    client.create_experiment("plain")
+    client.create_experiment("agents", tags={"mlflow.experimentKind": "genai_development"})
+    for name, kind in (("plain", "custom_model_development"), ("agents", "genai_development")):
+        MlflowTracker(paths, experiment=name)._experiment_id()
+        assert client.get_experiment_by_name(name).tags["mlflow.experimentKind"] == kind
+
+
 def test_two_runs_may_add_the_same_dataset_at_once(paths: OutputPaths, tracker: MlflowTracker) -> None:
     from sqlalchemy import event
 
