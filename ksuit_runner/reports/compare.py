@@ -1,20 +1,25 @@
 """What differs between runs: ``compare=[A,B]``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.flatten import nodes
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.code import code_facts, git_command, own_lines
 from ksuit_runner.reports.curves import curves
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
 from ksuit_runner.resume.request import find_stored
+from ksuit_runner.security.masking import mask_text
 from ksuit_runner.ui.terminal import format_number, make_console, print_pairs, print_table
 
 _MOST_PLOTS = 12
+_MOST_LINES = 20
 
 
 def compare(query: str, overrides: Sequence[str]) -> int:
@@ -39,17 +44,42 @@ def compare(query: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"compare={query}: a run is given twice")
     runs, console = [StoredRun(paths) for paths in found], make_console()
     labels = _labels(runs)
-    for title, facts in (("config", _configs(runs)), ("environment", [run.environment for run in runs])):
-        if rows := _differing(facts):
+    facts_of = {
+        "config": _configs(runs),
+        "code": list(map(code_facts, runs)),
+        "environment": [_without_git(run.environment) for run in runs],
+    }
+    for title, facts in facts_of.items():
+        if rows := _differing(facts, cell if title == "config" else str):
             print_table(console, (title, *labels), rows)
         else:
             console.print(f"{title}: no difference")
+        if title == "code":
+            _print_changes(console, runs, labels)
     if rows := _metric_rows(runs):
         print_table(console, ("metric", *(f"{label}{kind}" for label in labels for kind in ("", " best"))), rows)
     file = found[0].output_dir / f"compare-{'-'.join(paths.run_id[:8] for paths in found)}.png"
     if draw(file, labels, [run.points for run in runs]):
         print_pairs(console, {"plot": str(file)})
     return 0
+
+
+def _print_changes(console: Console, runs: Sequence[StoredRun], labels: Sequence[str]) -> None:
+    """Print what tells the code of runs apart: the lines that were not committed, and how to see the rest."""
+    lines = list(own_lines(runs, labels))
+    if lines:
+        rows = [(name, label, mask_text(line)) for name, label, line in lines[:_MOST_LINES]]
+        print_table(console, ("uncommitted change", "only in", "line"), rows)
+    more = {"commits": git_command(runs) or ""}
+    if len(lines) > _MOST_LINES:
+        diffs = " ".join(str(run.paths.diff) for run in runs)
+        more["and more"] = f"{len(lines) - _MOST_LINES} lines; all changes: {diffs}"
+    if shown := {label: text for label, text in more.items() if text}:
+        print_pairs(console, shown)
+
+
+def _without_git(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in environment.items() if not name.startswith("git.")}
 
 
 def _labels(runs: Sequence[StoredRun]) -> list[str]:
@@ -71,10 +101,10 @@ def _configs(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
     return facts
 
 
-def _differing(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row for each fact that is not the same for all: its name, and the value of each."""
+def _differing(facts: Sequence[Mapping[str, Any]], text: Callable[[Any], str]) -> list[tuple[str, ...]]:
+    """Return a row for each fact that is not the same for all: its name, and the text of each value."""
     named = dict.fromkeys(name for known in facts for name in known)
-    rows = [(name, *(cell(known[name]) if name in known else "" for known in facts)) for name in named]
+    rows = [(name, *(text(known[name]) if name in known else "" for known in facts)) for name in named]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 

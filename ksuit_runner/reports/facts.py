@@ -20,7 +20,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import read_points
 from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
 from ksuit_runner.system.run_lock import is_held
-from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json, read_text
 from ksuit_runner.tracker.base import EndStatus
 
 
@@ -113,6 +113,14 @@ class StoredRun:
         kept = {key: value for key, value in found.items() if key not in ("command", "folder", "versions", "packages")}
         packages = found.get("packages")
         return flatten({**kept, **(packages if isinstance(packages, Mapping) else {})})
+
+    @cached_property
+    def diff(self) -> str:
+        """The uncommitted changes of the code that it was started with, as git writes them; empty if none are known."""
+        try:
+            return read_text(self.paths.diff, self.paths.runs_dir)
+        except UnsafeFileError:
+            return ""
 
     @cached_property
     def points(self) -> dict[str, dict[int, float]]:

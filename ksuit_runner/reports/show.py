@@ -8,13 +8,13 @@ from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.overrides import allow_only, to_text
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.reports.code import SHORT_COMMIT
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
 from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table
 
 TAKES = ("output_dir", "tracker", "trust")
-_SHORTEST = 12  # digits of a commit
 _LONGEST = 60
 OF_A_RUN = ("name", "output_dir", "parent_run_id")
 """Keys of a config that say which run it is, and not what it does."""
@@ -58,7 +58,7 @@ def head(run: StoredRun) -> dict[str, str]:
         "took": run.took is not None and format_duration(run.took.total_seconds()),
         "command": run.launch.command,
         "origin": run.launch.origin and f"{run.launch.mode} of {run.launch.origin}",
-        "commit": commit and f"{str(commit)[:_SHORTEST]}{', with uncommitted changes' if is_dirty else ''}",
+        "commit": commit and f"{str(commit)[:SHORT_COMMIT]}{', with uncommitted changes' if is_dirty else ''}",
         "folder": str(run.paths.run_dir),
     }
     return {label: str(value) for label, value in given.items() if value}

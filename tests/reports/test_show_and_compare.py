@@ -82,6 +82,38 @@ def test_runs_are_compared(output_dir, capsys):
         assert picture.width > 500
 
 
+DIFF = """# untracked: callbacks/new.py
+diff --git a/callbacks/mine.py b/callbacks/mine.py
+index 1..2 100644
+--- a/callbacks/mine.py
++++ b/callbacks/mine.py
+@@ -1,2 +1,2 @@
+-rate = 1
++rate = {}
++++counter
+"""
+
+
+def test_the_code_of_runs_is_compared(output_dir, capsys):
+    runs = sorted(stored_runs(output_dir), key=lambda run: run.name)
+    kept = [(run.paths.environment.read_text(), run.paths.diff, run.diff) for run in runs]
+    for number, stored in enumerate(runs):
+        known = json.loads(stored.paths.environment.read_text())
+        git = {"commit": str(number) * 40, "branch": "main", "dirty": True}
+        stored.paths.environment.write_text(json.dumps({**known, "git": git}))
+        stored.paths.diff.write_text(DIFF.format(number + 2) if number == 0 else DIFF.format(3).partition("\n")[2])
+    compare("[first,second]", [f"output_dir={output_dir}"])
+    shown = capsys.readouterr().out
+    cells = rows(shown)
+    assert cells["commit"] == ["0" * 12, "1" * 12] and "branch" not in cells and "git.commit" not in cells
+    assert cells["callbacks/new.py"] == ["untracked"] and f"git diff {'0' * 40} {'1' * 40}" in shown
+    lines = [line.split() for line in shown.splitlines() if line.split()[:1] == ["callbacks/mine.py"]]
+    assert [line[1:] for line in lines] == [["first", "+rate", "=", "2"], ["second", "+rate", "=", "3"]]
+    for environment, path, diff in kept:
+        path.with_name("environment.json").write_text(environment)
+        path.write_text(diff) if diff else path.unlink()
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [("[first]", "at least two"), ("[first,first]", "given twice"), ("[first,secnd]", "Did you mean 'second'")],
