@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def callbacks_page() -> str:
     """Return the classes of the callbacks that ship, with all of their arguments."""
     intro = "Their arguments are the keys of their files in `conf/callbacks/`. [What each does](../callbacks.md)."
     modules = sorted(path.stem for path in (ROOT / "callbacks").glob("*.py"))
-    return _page("Callbacks that ship", intro, [f"callbacks.{name}" for name in modules], members=True)
+    return _page("Arguments of the callbacks", intro, _public(f"callbacks.{name}" for name in modules))
 
 
 def parts_page() -> str:
@@ -74,18 +75,19 @@ def parts_page() -> str:
     modules = [f"ksuit_runner.{name}" for name in MODULES]
     others = sorted(target for target in targets if target not in IN_PYTHON and not target.startswith(tuple(modules)))
     intro = "What the files of `conf/` name besides callbacks, and what can be written there instead."
-    whole = _page("Datasets, models, schedules and other parts", intro, modules, members=True)
-    return whole + _blocks(others)
+    return _page("Datasets, models, schedules and other parts", intro, [*_public(modules), *others])
 
 
-def _page(title: str, intro: str, objects: list[str], members: bool = False) -> str:
-    return f"# {title}\n\n{intro}\n\n{_blocks(objects, members)}"
+def _page(title: str, intro: str, objects: list[str]) -> str:
+    return f"# {title}\n\n{intro}\n\n" + "".join(f"::: {name}\n\n" for name in objects)
 
 
-def _blocks(objects: list[str], members: bool = False) -> str:
-    """Return a block of mkdocstrings for each object; of a module, the classes in it take its place."""
-    options = "    options: {show_root_heading: false, show_root_toc_entry: false}\n" if members else ""
-    return "".join(f"::: {name}\n{options}\n" for name in objects)
+def _public(modules: Iterable[str]) -> list[str]:
+    """Return the public classes and functions of modules."""
+    trees = {name: ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text()) for name in modules}
+    defined = ((name, node) for name, tree in trees.items() for node in tree.body)
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [f"{name}.{node.name}" for name, node in defined if isinstance(node, kinds) and node.name[0] != "_"]
 
 
 def _as_yaml(file: Path) -> str:
