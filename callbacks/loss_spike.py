@@ -79,8 +79,7 @@ class LossSpike(PeriodicCallback):
         if state["in_a_row"] >= self.max_skips:
             before = f", and the {self.max_skips} before it were skipped" if self.max_skips else ""
             raise LossError(f"{what}{before}", path=f"callbacks.{self.display_name}.max_skips")
-        if self.data_container.world.records:
-            self.logger.warning("%s; it is skipped", what)
+        self.logger.warning("%s; it is skipped", what)
         state["in_a_row"] += 1
         state["skipped"] += 1
         self.trainer.skip_update()

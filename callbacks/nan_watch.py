@@ -18,6 +18,7 @@ from ksuit_runner.tensors.first_not_finite import FirstNotFinite
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.parameter_rules import named_parameters
+from ksuit_runner.ui.terminal import OF_RANK
 
 
 class NanWatch(PeriodicCallback):
@@ -91,14 +92,15 @@ class NanWatch(PeriodicCallback):
 
     def _on_exception(self, error: BaseException) -> None:
         if not self._warn() and isinstance(error, LossError):
-            self.logger.warning("the outputs of all modules are finite: the loss is what is not")
+            self.logger.warning("the outputs of all modules are finite: the loss is what is not", extra=OF_RANK)
 
     def _warn(self) -> bool:
         """Warn of what was the first that is not finite since the last time; return whether there was anything."""
         if (found := self._seen.take()) is None:
             return False
         before = f", right after {found.before}" if found.before else ""
-        self.logger.warning("update %d: %s is the first that is not finite%s", found.update, found.what, before)
+        what = f"update {found.update}: {found.what} is the first that is not finite{before}"
+        self.logger.warning("%s", what, extra=OF_RANK)
         return True
 
     def close(self) -> None:

@@ -32,6 +32,9 @@ _FILE_WIDTH = 1000
 _ERROR_LINES = 6
 _MOST_ROWS = 30
 _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
+_OF_ALL_RANKS = ("ksuit_runner.callbacks.", "ksuit_runner.trainer.")
+OF_RANK = {"of_rank": True}
+"""``extra`` of a warning of a callback or the trainer that is about this rank alone, as about its part of a batch."""
 _LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 
 
@@ -67,8 +70,8 @@ def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Ite
     Args:
         log_path: File to append to, each line with its time; None for no file.
         console: Where the user follows the run; lines appear above a progress bar of this console.
-        rank: Number of this process among the ranks of the run: those after the first one log warnings and errors to
-            the file, and only errors to the console.
+        rank: Number of this process among the ranks of the run: those after the first one log errors, and to the file
+            also warnings, without those of callbacks and the trainer, which say the same on all ranks: see ``OF_RANK``.
 
     Yields:
         The logger.
@@ -81,6 +84,8 @@ def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Ite
         handlers[0].setLevel(logging.ERROR)
     if log_path is not None:
         handlers.append(_file_handler(log_path, prefix))
+        if rank:
+            handlers[-1].addFilter(_is_of_rank)
     logger.handlers, logger.propagate = handlers, False
     logger.setLevel(logging.WARNING if rank else logger.level or logging.INFO)
     try:
@@ -90,6 +95,12 @@ def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Ite
         logger.setLevel(level)
         for handler in handlers:
             handler.close()
+
+
+def _is_of_rank(record: logging.LogRecord) -> bool:
+    """Whether a record says something that rank 0 does not."""
+    is_alike = record.name.startswith(_OF_ALL_RANKS) and record.levelno < logging.ERROR
+    return not is_alike or hasattr(record, "of_rank")
 
 
 @contextmanager

@@ -242,6 +242,23 @@ def test_the_log_is_undone_after_an_error_too_and_needs_no_file(console):
     assert text_of(console) == "careful\n"
 
 
+def test_what_all_ranks_warn_of_is_logged_by_the_first_one(console, tmp_path):
+    path = tmp_path / "run.log"
+    for rank in range(3):
+        with terminal.setup_logging(path, console, rank):
+            for name in ("callbacks.gradient_spikes", "trainer.loss_check"):
+                logging.getLogger(f"ksuit_runner.{name}").warning("%s: a spike", name)
+            logging.getLogger("ksuit_runner.callbacks.nan_watch").warning("of a part", extra=terminal.OF_RANK)
+            logging.getLogger("ksuit_runner.engine.last_state").warning("a rank is lost")
+            logging.getLogger("ksuit_runner.trainer.sgd").error("no memory")
+    own = ["of a part", "a rank is lost", "no memory"]
+    first = ["callbacks.gradient_spikes: a spike", "trainer.loss_check: a spike", *own]
+    assert [line.split(": ", 1)[1] for line in path.read_text().splitlines()] == [
+        *first,
+        *(f"rank {rank}: {text}" for rank in (1, 2) for text in own),
+    ]
+
+
 def test_a_traceback_reaches_console_and_file(console, tmp_path):
     with terminal.setup_logging(tmp_path / "run.log", console) as logger:
         try:
