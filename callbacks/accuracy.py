@@ -25,7 +25,7 @@ class Accuracy(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: A k is smaller than 1, or a head is wrong; or, at the first evaluation, a k is larger than the
+        ConfigError: A k is smaller than 1, or a head is wrong; or, before the first update, a k is larger than the
             number of classes, the targets are not class indices, or a head is not there.
     """
 

@@ -28,7 +28,7 @@ class Perplexity(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: The targets are not class indices; raised at the first evaluation.
+        ConfigError: The targets are not class indices; raised before the first update.
     """
 
     shares_batch: ClassVar[bool] = True

@@ -32,7 +32,7 @@ class Predictions(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: The count is smaller than 1; or, at the first evaluation, outputs and targets do not fit, or the
+        ConfigError: The count is smaller than 1; or, before the first update, outputs and targets do not fit, or the
             inputs are no pictures.
     """
 

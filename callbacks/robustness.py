@@ -27,7 +27,7 @@ class Robustness(DatasetCallback):
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
-        ConfigError: There is no key, or one twice; or, at the first evaluation, outputs or targets are something else.
+        ConfigError: There is no key, or one twice; or, before the first update, outputs or targets are something else.
     """
 
     shares_batch: ClassVar[bool] = True

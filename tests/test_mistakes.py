@@ -1,5 +1,7 @@
 """Each mistake ends with exit status 2 and a few lines that name the config path and the nearest valid name."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -116,10 +118,33 @@ def test_what_is_raised_by_an_import_leaves_nothing(tmp_path, monkeypatch, sourc
     assert not (tmp_path / "outputs" / "runs").exists()
 
 
-def test_what_only_a_constructor_refuses_leaves_no_run(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ("stop_at", r"callbacks\.stop_at: one of epoch, update, sample, max_time is needed"),  # of a constructor
+        ("export_model weights=emma", r"callbacks\.export_model\.weights: there are no weights 'emma'"),
+        ("accuracy topk=[11] every_n_epochs=2", r"callbacks\.accuracy\.topk: 11 is more than the 10 classes"),
+        ("mean_iou outputs=mask", r"callbacks\.mean_iou\.outputs: there are no several outputs"),
+        ("online_accuracy topk=[11]", r"callbacks\.online_accuracy\.topk: 11 is more than the 10 classes"),
+    ],
+)
+def test_what_is_refused_before_the_first_update_leaves_no_run(
+    tmp_path, template, monkeypatch, capfd, callback, message
+):
+    name, *given = callback.split()
+    is_tracked = callback.startswith("accuracy")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"callbacks\.stop_at: one of epoch, update, sample, max_time is needed"):
-        run(["model=linear", "callbacks=[stop_at]", "tracker=noop"])
+    shutil.copytree(template, tmp_path / "outputs")
+    with pytest.raises(ConfigError, match=message):
+        run(
+            [
+                *("model=linear", f"callbacks=[{name}]", *(f"++callbacks.{name}.{item}" for item in given)),
+                *("trainer.device=cpu", f"tracker={'mlflow' if is_tracked else 'noop'}"),
+            ]
+        )
     assert not list((tmp_path / "outputs" / "runs").iterdir())
     output = "".join(capfd.readouterr())
-    assert "error: " in output and "resume" not in output
+    assert output.count("error: ") == 1 and "resume" not in output
+    if is_tracked:
+        with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as store:
+            assert store.execute("select lifecycle_stage from runs").fetchall() == [("deleted",)]

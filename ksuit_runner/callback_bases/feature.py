@@ -15,7 +15,6 @@ from ksuit_runner.config.types import DatasetKey
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, check_positive
 from ksuit_runner.models.feature_extractor import FeatureExtractor
-from ksuit_runner.trainer.evaluation_pass import BatchReader
 
 Labelled = tuple[Tensor, Tensor]
 """Features of shape (samples, values), and class indices of shape (samples,)."""
@@ -101,10 +100,11 @@ class ProbeCallback(FeatureCallback):
         metric: Name of the metric.
 
     Raises:
-        ConfigError: Both datasets are the same, or there is nothing to fit to; or, at the first evaluation, the targets
+        ConfigError: Both datasets are the same, or there is nothing to fit to; or, before the first update, the targets
             are not class indices.
     """
 
+    shares_work: ClassVar[bool] = True
     metric: ClassVar[str]
 
     def __init__(self, fit_dataset_key: DatasetKey, fit_batches: int | None = None, **kwargs: Any) -> None:
@@ -122,6 +122,17 @@ class ProbeCallback(FeatureCallback):
         most = len(dataset) if hasattr(dataset, "__len__") else None
         return most if batches is None or most is None else min(most, batches * size)
 
+    def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
+        targets = self.trainer.inputs_and_targets(batch)[1]
+        if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+            is_tensor = isinstance(targets, Tensor)
+            found = f"a tensor of shape {tuple(targets.shape)}" if is_tensor else f"a {type(targets).__name__}"
+            raise ConfigError(
+                f"class indices of shape (samples,) are needed as targets, not {found}",
+                path=f"callbacks.{self.display_name}",
+            )
+        super()._process_batch(batch, models)
+
     @abstractmethod
     def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:
         """Return the accuracy on the features and classes of one dataset of a classifier fitted to those of another."""
@@ -134,7 +145,7 @@ class ProbeCallback(FeatureCallback):
 
     def _accuracies(self) -> dict[str, float]:
         fitted = {(item.weights, item.layer): item.values.flatten(1) for item in self.features(self._fitted)}
-        classes, targets = (self._classes(reader) for reader in (self._fitted, self))
+        classes, targets = (reader.gathered.rows["targets"] for reader in (self._fitted, self))
         found = {}
         for item in self.features():
             bank, features = fitted[item.weights, item.layer], item.values.flatten(1)
@@ -142,13 +153,3 @@ class ProbeCallback(FeatureCallback):
             value = self._accuracy((bank, classes), (features, targets)) if is_finite else nan
             found[self.layer_key(self.metric, item)] = value
         return found
-
-    def _classes(self, reader: BatchReader) -> Tensor:
-        targets = reader.gathered.rows.get("targets")
-        if targets is None or targets.ndim != 1 or targets.is_floating_point():
-            found = "none that are a tensor" if targets is None else f"a tensor of shape {tuple(targets.shape)}"
-            raise ConfigError(
-                f"class indices of shape (samples,) are needed as targets of '{reader.dataset_key}', not {found}",
-                path=f"callbacks.{self.display_name}",
-            )
-        return targets

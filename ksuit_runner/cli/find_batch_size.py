@@ -1,4 +1,4 @@
-"""Finds the largest parts of a batch that fit into memory, by trying them out: ``find_batch_size=true``."""
+"""Finds the largest batches that fit into memory, by trying them out: ``find_batch_size=true``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.check.ranks import rank_count
 from ksuit_runner.config.check.whole_config import check_config
@@ -20,9 +20,13 @@ from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.start.start_run import Start, start_run
 from ksuit_runner.ui.terminal import make_console
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _COMMAND = "find_batch_size"
 _NOOP = {"_target_": "ksuit_runner.tracker.noop.NoopTracker"}
 _END = "ksuit_runner.engine.trial.EndTrial"
+_LEAST_EVALUATED = 2  # with a single sample, some models and callbacks can do nothing
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -30,8 +34,8 @@ def find_batch_size(query: str, overrides: Sequence[str]) -> int:
     """Print the least ``trainer.accumulation_steps`` with which a part of ``data.batch_size`` fits into memory.
 
     The batch of an update stays as it is, and with it learning rate and schedule. What fits is found out by short runs
-    of the very config: with its model, precision, optimizer, callbacks and ranks. Evaluations are not part of it; their
-    batches have a size of their own, ``data.eval_batch_size``.
+    of the very config: with its model, precision, optimizer, callbacks and ranks. Then the first batch of every
+    evaluation is tried out beside all that training holds, and ``data.eval_batch_size`` is halved until it fits.
 
     A run does not decide this by itself: the number of parts is what its random draws and the order of its sums depend
     on, and has to be the same when it is resumed, on any device.
@@ -56,8 +60,7 @@ def find_batch_size(query: str, overrides: Sequence[str]) -> int:
     size, ranks, console = int(values["data"]["batch_size"]), rank_count(values), make_console()
 
     def fits(parts: int) -> bool:
-        _free_memory()
-        does_fit = _try_out(values, parts)
+        does_fit = _try_out(values, parts, _LEAST_EVALUATED)
         result = "fits" if does_fit else "out of memory"
         console.print(f"trainer.accumulation_steps={parts}, parts of {-(-size // parts)} samples: {result}")
         return does_fit
@@ -71,7 +74,37 @@ def find_batch_size(query: str, overrides: Sequence[str]) -> int:
         if parts == ranks
         else f"the largest that fits: {-(-size // parts)} samples {each}. Write trainer.accumulation_steps={parts}"
     )
+    if _evaluation_sizes(values):
+        _find_evaluation_size(values, parts, console)
     return 0
+
+
+def _find_evaluation_size(values: Mapping[str, Any], parts: int, console: Console) -> None:
+    """Print the largest batches of evaluations that fit: those of the config, or half as large, and so on."""
+    sizes = _evaluation_sizes(values)
+    size = max(sizes.values())
+    while not _try_out(values, parts, size):
+        console.print(f"evaluations in batches of {size} samples: out of memory")
+        if size <= _LEAST_EVALUATED:
+            raise ConfigError("an evaluation does not fit, however small its batches are", path="callbacks")
+        size = max(_LEAST_EVALUATED, size // 2)
+    smaller = [f"{path}={size}" for path, configured in sizes.items() if configured > size]
+    write = f". Write {' '.join(smaller)}" if smaller else ""
+    console.print(f"evaluations in batches of {size} samples: fits{write}")
+
+
+def _evaluation_sizes(values: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes of the batches of evaluations by their config paths; none if no callback evaluates a dataset."""
+    data, callbacks = values["data"], values.get("callbacks") or {}
+    evaluations = {name: item for name, item in callbacks.items() if "dataset_key" in (item or {})}
+    sizes = {
+        f"callbacks.{name}.batch_size": int(item["batch_size"])
+        for name, item in evaluations.items()
+        if item.get("batch_size")
+    }
+    if len(sizes) < len(evaluations):
+        sizes["data.eval_batch_size"] = int(data.get("eval_batch_size") or data["batch_size"])
+    return sizes
 
 
 def least_that_fits(fits: Callable[[int], bool], step: int, most: int) -> int | None:
@@ -93,23 +126,31 @@ def least_that_fits(fits: Callable[[int], bool], step: int, most: int) -> int | 
     return enough * step
 
 
-def _try_out(values: Mapping[str, Any], parts: int) -> bool:
-    """Return whether two updates in so many parts fit into memory.
+def _try_out(values: Mapping[str, Any], parts: int, evaluated: int) -> bool:
+    """Return whether two updates in so many parts fit into memory, and a batch of every evaluation beside them.
+
+    Args:
+        values: The config of the run.
+        parts: Number of parts of a batch.
+        evaluated: Most samples in a batch of an evaluation.
 
     Raises:
         KeyboardInterrupt: The user has ended it.
         ConfigError: There is nothing to try out.
         Exception: The run has failed of something else.
     """
+    _free_memory()
     with TemporaryDirectory(prefix="ksuit_trial_") as folder:
         mark = Path(folder, "fits")
         end = {"_target_": _END, "mark": str(mark)}
+        data, callbacks = values["data"], values.get("callbacks") or {}
         trial = {
             **values,
+            "data": {**data, "eval_batch_size": min(evaluated, data.get("eval_batch_size") or data["batch_size"])},
             "output_dir": folder,
             "tracker": _NOOP,
             "trainer": {**values["trainer"], "accumulation_steps": parts},
-            "callbacks": {**(values.get("callbacks") or {}), _COMMAND: end},
+            "callbacks": {**{name: _limited(item, evaluated) for name, item in callbacks.items()}, _COMMAND: end},
             "max_restarts": 0,
         }
         outcome = start_run(Start(trial, Launch(_COMMAND, []), is_shown=False))
@@ -122,6 +163,11 @@ def _try_out(values: Mapping[str, Any], parts: int) -> bool:
     if not is_out_of_memory(outcome.error):
         raise outcome.error
     return False
+
+
+def _limited(callback: Any, evaluated: int) -> Any:
+    size = callback.get("batch_size") if isinstance(callback, Mapping) else None
+    return callback if size is None else {**callback, "batch_size": min(size, evaluated)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

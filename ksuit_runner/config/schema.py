@@ -138,6 +138,7 @@ INJECTED: Mapping[str, frozenset[str]] = {
             "path_provider",
             "update_counter",
             "phases",
+            "siblings",
             "name",
         }
     ),

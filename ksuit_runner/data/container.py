@@ -399,6 +399,22 @@ class DataContainer:
             numbers = count() if max_batches is None else range(max_batches)
         return self._stream_batches(dataset_key, size, iter(numbers))
 
+    def first_evaluation_batch(self, dataset_key: str, batch_size: int | None = None) -> Any:
+        """Return the first of ``evaluation_batches``, fetched in this process; the stream of batches stays as it is.
+
+        Raises:
+            ConfigError: There is no such dataset.
+            Interrupted: A signal asked the run to end.
+            Exception: What the dataset raised.
+        """
+        length = self.batches_in(dataset_key, batch_size)
+        if length is None:
+            return next(self.evaluation_batches(dataset_key, batch_size, 1))
+        size, samples = batch_size or self.eval_batch_size, len(self.datasets[dataset_key])
+        [request] = evaluation_requests(dataset_key, samples, size, [0])
+        take = partial(fetch_batch, self._sources, self.seed, request)
+        return self._deliver_one(self.interruption.wait_for(take), len(request.indices))
+
     def _stream_batches(self, dataset_key: str, size: int, numbers: Iterator[int]) -> Iterator[Any]:
         """Read a stream, in this process: nobody knows in advance how many batches it has."""
         source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))

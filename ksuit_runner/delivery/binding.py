@@ -133,6 +133,8 @@ class Binding:
         if state.box.status is not None and state.has_end:
             self.check_owner()
             self.store.end_run(state.box.status, state.box.end_time)
+            if state.box.is_withdrawn:
+                self.store.delete_run()
             self._note(status=state.box.status, end_time=state.box.end_time)
         if state.has_models:
             for number, model in enumerate(state.box.models[state.delivery.models :], state.delivery.models + 1):

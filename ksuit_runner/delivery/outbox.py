@@ -43,6 +43,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         models: Versions of registered models that it adds, once it has ended.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
+        is_withdrawn: Whether the tracker is to delete it: its config was refused before it began.
     """
 
     run_id: RunId
@@ -59,6 +60,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     models: list[ModelVersion] = msgspec.field(default_factory=list)
     status: EndStatus | None = None
     end_time: Count | None = None
+    is_withdrawn: bool = False
 
     @classmethod
     def load(cls, paths: PathProvider) -> Outbox | None:

@@ -127,6 +127,12 @@ class RecordedTracker(LocalIdTracker):
             self._outbox.status, self._outbox.end_time = status, end_time or now()
             self._store()
 
+    def delete_run(self) -> None:
+        """Have the run deleted once its end is delivered."""
+        with self._lock:
+            self._outbox.is_withdrawn = True
+            self._store()
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Store parameters."""
         with self._lock:

@@ -268,6 +268,7 @@ def build_run(
         held = {name: value for name, value in frozen.items() if name in stored}
         base_weights = BaseWeights(held, trainer.strategy.world)
     phases = Phases()
+    siblings: dict[str, CallbackBase] = {}
     collaborators = {
         "trainer": trainer,
         "model": trainer.model,
@@ -279,8 +280,10 @@ def build_run(
         "path_provider": paths,
         "update_counter": trainer.counter,
         "phases": phases,
+        "siblings": siblings,
     }
     callbacks = build_callbacks(collaborators)
+    siblings.update(callbacks)
     phases.attach(trainer, log_writer, checkpoint_writer, callbacks)
     hooks = Hooks(callbacks, trainer.counter, seed, trainer.gradient_versions, world)
     trainer.callback_states = hooks.states.state_dict  # the callbacks, which are built around the trainer, come later

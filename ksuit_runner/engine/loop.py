@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
 from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
+from ksuit_runner.engine.rehearsal import rehearse
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
 from ksuit_runner.errors import Interrupted, KsuitError, LossError, TakenOverError
 from ksuit_runner.keyed_random import mix, seed_all
@@ -97,6 +99,7 @@ def _end_together(run: Run, error: Interrupted) -> bool:
 
 def _start(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
+    run.first_update = counter.update
     parts, in_step = run.trainer.accumulation_steps, run.trainer.strategy.is_sharded
     run.data.open(counter, hooks.evaluations(), parts, in_step=in_step)
     run.trainer.modes.start()
@@ -104,6 +107,9 @@ def _start(run: Run) -> None:
     hooks.fire("before_training", update_counter=counter)
     run.trainer.check_parameters()
     run.trainer.modes.find_modules()
+    new = [item for name, item in hooks.callbacks.items() if name not in hooks.states.begun]
+    evaluations = [item for item in new if isinstance(item, DatasetCallback) and item.shares_work]
+    rehearse(evaluations, run.trainer, {"": run.trainer.model})
     run.log_writer.discard_of(hooks.states.begun)
     hooks.may_have_said = True
     _log(run)

@@ -203,13 +203,15 @@ class RunRecord(SilentRecord):
 
         Args:
             status: How the run has ended.
-            never_began: Whether its config was refused before it began: a new run then leaves no folder.
+            never_began: Whether its config was refused before it began: a new run then leaves nothing behind.
 
         Raises:
             Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.
         """
         is_kept = not (never_began and self._is_new)
         try:
+            if not is_kept:
+                self.tracker.delete_run()
             unsent = self._finish(status)
         finally:
             self._let_go()

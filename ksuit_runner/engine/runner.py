@@ -270,7 +270,12 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
     outcome.summary = assembled.log_writer.summary
     if world.records:
         _print_start(console, record, start, device_name(assembly.trainer.device))
-    _execute(assembled, mode, record)
+    try:
+        _execute(assembled, mode, record)
+    except ConfigError as error:
+        if assembled.has_trained:
+            raise
+        raise RefusedError from error
     if mode == Mode.EVALUATE:
         outcome.status, outcome.signal = record.status_before, assembled.interruption.signal
     elif assembled.is_finished:

@@ -76,7 +76,7 @@ class SilentRecord:
 
         Args:
             status: How the run has ended.
-            never_began: Whether its config was refused before it began: a new run then leaves no folder.
+            never_began: Whether its config was refused before it began: a new run then leaves nothing behind.
 
         Raises:
             Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.

@@ -170,6 +170,9 @@ class BaseTracker(ABC):
     def end_run(self, status: EndStatus, end_time: int | None = None) -> None:
         """Mark the run as ended, now or at a time in ms since 1970."""
 
+    def delete_run(self) -> None:  # noqa: B027 - optional
+        """Delete the run, which has ended before it began; a tracker that cannot leaves it as it is, FAILED."""
+
     @abstractmethod
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000; one that is recorded already changes nothing."""

@@ -146,6 +146,11 @@ class MlflowTracker(BaseTracker):
         self._client.set_terminated(self.run_id, status.value, end_time)
 
     @explained
+    def delete_run(self) -> None:
+        """Move the run to MLflow's trash."""
+        self._client.delete_run(self.run_id)
+
+    @explained
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000, in one request; one that is recorded already changes nothing."""
         from mlflow.entities import Metric

@@ -82,6 +82,10 @@ class SeveralTrackers(BaseTracker):
         self._first.end_run(status, end_time)
         self._send(Message(end=(status, end_time)))
 
+    def delete_run(self) -> None:
+        """Delete the run in the first tracker, if that can."""
+        self._first.delete_run()
+
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points, at most 1000; one that is recorded already changes nothing."""
         self._first.log_points(points)

@@ -117,6 +117,31 @@ def go_through(
     return failures
 
 
+def read_first_batch(
+    readers: Sequence[BatchReader], trainer: SgdTrainer, models: Mapping[str, nn.Module]
+) -> dict[int, BaseException]:
+    """Give the first batch of a dataset to all readers on every rank, without a trace in what is fetched ahead.
+
+    Args:
+        readers: What reads the same dataset in batches of the same size.
+        trainer: Trainer of the run.
+        models: Models to evaluate by the name of their weights.
+
+    Returns:
+        The errors of readers by their index.
+
+    Raises:
+        Interrupted: A signal asked the run to end.
+        Exception: What the dataset raised.
+    """
+    data, key, size = trainer.data_container, readers[0].dataset_key, readers[0].batch_size
+    seed = mix(data.seed, "evaluation", key, 0)
+    batch = data.first_evaluation_batch(key, size)
+    seed_all(mix(seed, "to_device"))
+    with trainer.evaluation():
+        return _read_batch(trainer.to_device(batch), dict(enumerate(readers)), trainer, models, seed)
+
+
 def _read_batch(
     batch: Any, readers: Mapping[int, BatchReader], trainer: SgdTrainer, models: Mapping[str, nn.Module], seed: int
 ) -> dict[int, BaseException]:

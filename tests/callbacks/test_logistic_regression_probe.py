@@ -45,6 +45,6 @@ def test_mistakes_are_named(new_run):
     data = TensorDataset(torch.rand(6, 4), torch.rand(6, 4), (4,))
     given = {"datasets": {"train": data, "test": data}, "module": torch.nn.Linear(4, 4), "batch_size": 6}
     run = new_run({"probe": PROBE}, **given, max_updates=5, loss=torch.nn.MSELoss())
-    message = r"callbacks\.probe: class indices of shape \(samples,\) are needed as targets of 'train', not a tensor"
+    message = r"callbacks\.probe: class indices of shape \(samples,\) are needed as targets, not a tensor"
     with pytest.raises(ConfigError, match=message):
         run.train()

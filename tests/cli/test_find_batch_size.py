@@ -20,17 +20,17 @@ made = []
 
 
 class Limited(nn.Linear):
-    '''Has the memory for so many samples, one less once the optimizer has a state.'''
+    '''Has the memory for so many samples, one less once the optimizer has a state; for others in an evaluation.'''
 
-    def __init__(self, most):
+    def __init__(self, most, most_evaluated=999):
         super().__init__(64, 10)
         assert not any(model() for model in made), "an earlier trial is still in memory"
         made.append(ref(self))
-        self.most, self.before = most, self.weight.detach().clone()
+        self.most, self.before, self.most_evaluated = most, self.weight.detach().clone(), most_evaluated
 
     def forward(self, inputs):
         is_later = not torch.equal(self.before, self.weight)
-        if self.training and len(inputs) > self.most - is_later:
+        if len(inputs) > (self.most - is_later if self.training else self.most_evaluated):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 EiB")
         if os.environ.get("BROKEN"):
             raise ZeroDivisionError("broken")
@@ -38,11 +38,20 @@ class Limited(nn.Linear):
 """
 
 
+CHOICE = """
+_target_: limited.Limited
+most: 99
+most_evaluated: 999
+"""
+
+
 @pytest.fixture
 def ksuit(tmp_path, monkeypatch):
     (tmp_path / "limited.py").write_text(LIMITED)
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "limited.yaml").write_text("_target_: limited.Limited\nmost: 99\n")
+    (tmp_path / "conf" / "model" / "limited.yaml").write_text(
+        "_target_: limited.Limited\nmost: 99\nmost_evaluated: 999\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -64,7 +73,8 @@ def test_the_least_number_of_parts_is_found_in_few_steps(step, most):
 
 
 def test_short_runs_find_what_fits(ksuit, tmp_path, capsys):
-    assert ksuit("model.most=23", "data.batch_size=64", "callbacks=[ema,accuracy]") == 0
+    evaluation = ["model.most_evaluated=100", "data.eval_batch_size=256", "+callbacks.accuracy.batch_size=140"]
+    assert ksuit("model.most=23", "data.batch_size=64", "callbacks=[ema,accuracy,test_loss]", *evaluation) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         "trainer.accumulation_steps=1, parts of 64 samples: out of memory",
@@ -72,6 +82,9 @@ def test_short_runs_find_what_fits(ksuit, tmp_path, capsys):
         "trainer.accumulation_steps=4, parts of 16 samples: fits",
         "trainer.accumulation_steps=3, parts of 22 samples: fits",
         "the largest that fits: 22 samples at once. Write trainer.accumulation_steps=3",
+        "evaluations in batches of 256 samples: out of memory",
+        "evaluations in batches of 128 samples: out of memory",
+        "evaluations in batches of 64 samples: fits. Write callbacks.accuracy.batch_size=64 data.eval_batch_size=64",
     ]
     assert set(os.listdir(tmp_path)) <= {"conf", "limited.py", "__pycache__"}  # nothing is left
 
