@@ -1,5 +1,6 @@
 """The paths of all files in the output folder; no other module composes any."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from ksuit_runner.counter import Progress
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import ResumeError, StorageError
 
 _RUN_ID = r"\A[A-Za-z0-9_-]{1,100}\Z"
 RunId = Annotated[str, Meta(pattern=_RUN_ID)]
@@ -35,6 +36,17 @@ class OutputPaths:
         self.begun_dir = self.output_dir / ".begun"
         self.fetching_dir = self.output_dir / ".fetching"
         self.sweeps_dir = self.output_dir / "sweeps"
+
+    def check(self) -> None:
+        """Check that files can be written there, as far as that shows before the folder is made.
+
+        Raises:
+            StorageError: It, or what it is to be made in, is a file or may not be written to.
+        """
+        there = next(path for path in (self.output_dir, *self.output_dir.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            problem = "you may not write there" if there.is_dir() else "it is a file, and not a folder"
+            raise StorageError(f"{there}: {problem}", path="output_dir")
 
 
 class PathProvider(OutputPaths):

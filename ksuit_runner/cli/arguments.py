@@ -7,7 +7,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides
-from ksuit_runner.config.explain import paths_named
+from ksuit_runner.config.explain import IN_CONF, paths_named
 from ksuit_runner.config.groups import choices, groups
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.errors import ConfigError, suggest
@@ -30,6 +30,8 @@ _WORDS = (*COMMANDS, *OF_STORED_RUNS)
 _ALONE = {"runs": "20", "find_batch_size": "true"}  # word of a command -> what it is about if nothing else is said
 _TAKE = {"init": "a folder", "list": "a number, or all", "leaderboard": "a sweep, such as last"}
 _TRAINS = ("train", "run", "fit", "start")
+_CONFIG_FLAGS = ("-cp", "-cn", "-cd")
+_LONG_DASHES = ("\N{EN DASH}", "\N{EM DASH}")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -70,6 +72,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     _refuse_spaces(overrides)
     for item in overrides:
         key, equals, value = item.partition("=")
+        if item.startswith(_LONG_DASHES):
+            raise ConfigError(f"'{item}' begins with a long dash, as editors make it. Write -{item[1:]}")
         if not equals and not item.startswith("~"):
             raise ConfigError(f"'{item}' is not an override: PATH=VALUE sets a value, ~PATH removes one{_meant(item)}")
         if equals and not value.strip():
@@ -102,6 +106,11 @@ def _refuse_unknown_flags(arguments: Sequence[str], known: Sequence[str]) -> Non
     """Refuse ``--max_epochs 3``, which other programs take."""
     for index, item in enumerate(arguments):
         flag, _, value = item.partition("=")
+        if flag.startswith("--config") or flag in _CONFIG_FLAGS:
+            raise ConfigError(
+                f"{flag}: a config is composed from the files in conf/, and conf/config.yaml is the first of them. "
+                "Choose one of a group: experiment=NAME"
+            )
         is_long = flag.startswith("--") and len(flag) > 2
         is_known = flag in known or (is_long and any(name.startswith(flag) for name in known))  # argparse completes it
         if is_known or not (is_long or re.match(r"-[a-zA-Z]", flag)):
@@ -129,6 +138,8 @@ def _meant(word: str) -> str:
     """Return what a word that means nothing may have been meant to say, to be appended to a message."""
     if word in _TRAINS:
         return ". To train, leave it out"
+    if in_conf := IN_CONF.search(word):
+        return f". Did you mean {in_conf[1]}={in_conf[2]}?"
     if near := suggest(word, (*_WORDS, "runs")):
         return f". Did you mean the command '{near}'?"
     if word in _top_level():

@@ -10,14 +10,26 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.config.flatten import nodes
-from ksuit_runner.config.groups import CONFIG_NAME, choices, groups, hint_of_files, register_search_path, shipped_conf
-from ksuit_runner.config.overrides import bare_name, parse, value_text
+from ksuit_runner.config.groups import (
+    CONFIG_NAME,
+    choices,
+    files,
+    files_with,
+    groups,
+    hint_of_files,
+    register_search_path,
+    shipped_conf,
+)
+from ksuit_runner.config.overrides import bare_name, cannot_be_read, parse, value_text
+from ksuit_runner.config.project_source import named
 from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
 _WIDEST = 500  # characters of a line that explains a mistake
 _MOST_PATHS = 3
+IN_CONF = re.compile(r"(?:^|/)conf/([\w-]+)/(.+?)(?:\.ya?ml)?$")
+"""The path of a file in ``conf/``: its group and its choice."""
 
 
 def explain(error: Exception, overrides: Sequence[str], config: DictConfig | None = None) -> ConfigError:
@@ -33,15 +45,19 @@ def explain(error: Exception, overrides: Sequence[str], config: DictConfig | Non
 
 
 def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
+    if isinstance(error, ConfigError):  # of the project's files
+        return error
     if isinstance(error, RecursionError):
-        return ConfigError("an override or a YAML file is nested too deep")
-    text = str(error)
+        return ConfigError("an override or a YAML file is nested too deep, or files choose each other in `defaults`")
+    text = str(error) or str(error.__cause__ or "")
     if "override_grammar" in text and (unreadable := _unreadable(overrides)) is not None:
         return unreadable
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_choice(missing[1])
     if re.search(r"Key '[^']+' is not in struct|Could not override '[^']+'", text):
         return _unknown_key(f"{text}\n{error.__cause__ or ''}", overrides, config)
+    if clash := re.search(r"In '([^']+)': .*\n?Cannot merge \w+ with \w+", text):
+        return _other_kind(clash[1]) or ConfigError(text.splitlines()[0])
     if twice := re.search(r"Multiple values for ([^\s.]+)", text):
         return _chosen_already(twice[1], overrides)
     if removed := re.search(r"Could not delete (?:from config\. )?'([^'=]+)=?([^']*)'", text):
@@ -53,7 +69,11 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
         )
     if merged := re.search(r"Error merging override (.+)", text):
         return ConfigError(f"{merged[1]}: it does not fit what is there. {_kind_there(merged[1], config)}".rstrip())
+    if (no_choice := _no_choice(overrides)) is not None:
+        return no_choice
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if full := re.search(r"full_key: (\S+)", text):
+        return ConfigError(cannot_be_read(lines[0]), path=full[1])
     return ConfigError("\n".join(lines[:4]) or type(error).__name__)
 
 
@@ -84,7 +104,37 @@ def _unreadable(overrides: Sequence[str]) -> ConfigError | None:
     return None
 
 
+def _no_choice(overrides: Sequence[str]) -> ConfigError | None:
+    """Return why the first override that chooses from a group names no file; None if all do."""
+    for item in map(parse, overrides):
+        group, value = item.key_or_group, item.value()
+        names = value if isinstance(value, list) else [value]
+        if group in groups() and not item.is_delete() and not all(isinstance(name, str) for name in names):
+            listed = ", ".join(choices(group))
+            return ConfigError(
+                f"{item.input_line}: a choice is the name of a file in conf/{group}/. There are: {listed}"
+            )
+    return None
+
+
+def _other_kind(name: str) -> ConfigError | None:
+    """Return which key of a file for the whole config has a list where the config has keys, or the other way round."""
+    path = files(name)[0]
+    default, own = (OmegaConf.to_container(config) for config in (_groups_chosen([]), OmegaConf.load(path)))
+    there = dict(nodes(default)) if isinstance(default, dict) else {}
+    for key, value in nodes(own) if isinstance(own, dict) else ():
+        kinds = [isinstance(item, list) for item in (value, there.get(key)) if isinstance(item, list | dict)]
+        if len(set(kinds)) == 2:
+            needed = (
+                "keys are needed, `KEY: VALUE`, and this is a list" if kinds[0] else "a list is needed, [VALUE, VALUE]"
+            )
+            return ConfigError(f"{key}: {needed}", path=named(path))
+    return None
+
+
 def _unknown_choice(path: str) -> ConfigError:
+    if in_conf := IN_CONF.search(path):
+        return ConfigError(f"{path}: a choice is named without folder and ending. Write {in_conf[1]}={in_conf[2]}")
     group, _, choice = path.rpartition("/")
     if not group:
         return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
@@ -97,6 +147,11 @@ def _unknown_choice(path: str) -> ConfigError:
 
 
 def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
+    if packed := re.search(r"'[\w/]+@(\w+)[\w.]*'", text):  # a file that overrides groups below its own name
+        has_package = files_with(r"^\s*#\s*@package", below=packed[1])
+        without = [path for path in files_with(r"^\s*-\s*override\s", below=packed[1]) if path not in has_package]
+        name = named(without[0]) if without else f"the file of {packed[1]}="
+        return ConfigError(f"{name}: it is about the whole config: its first line has to be `# @package _global_`")
     full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
     path = full[1].strip() if full else ""
     about = [item for item in overrides if f"{path}.".startswith(f"{bare_name(item)}.")]
@@ -118,8 +173,14 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
 
 
 def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
-    """Explain ``+experiment=NAME``, where the group is part of the config without that."""
-    given = next((item for item in overrides if item.startswith("+") and bare_name(item) == group), group)
+    """Explain ``+experiment=NAME``, or the same in a file, where the group is part of the config without that."""
+    given = next((item for item in overrides if item.startswith("+") and bare_name(item) == group), None)
+    if given is None:
+        where = files_with(rf"^\s*-.*\b{group}\s*:")
+        return ConfigError(
+            f"defaults: the config has chosen from '{group}' already. Write `- override /{group}: NAME`",
+            path=named(where[0]) if where else group,
+        )
     return ConfigError(f"{given}: the config has this group already. Without the +: {given.lstrip('+')}")
 
 

@@ -248,7 +248,11 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
         error.locate(f"{path}._target_")
         raise
     except (HydraException, SystemExit) as error:
-        raise ConfigError(f"'{name}' cannot be imported: {what_was_raised(_cause(error))}", path=path) from error
+        cause = _cause(error)
+        if isinstance(cause, ModuleNotFoundError) and cause.name == name:  # what is before its last part is there
+            package, _, last = name.rpartition(".")
+            raise ConfigError(f"there is no '{last}' in '{package}'", path=f"{path}._target_") from error
+        raise ConfigError(f"'{name}' cannot be imported: {what_was_raised(cause)}", path=path) from error
 
 
 @cache

@@ -1,11 +1,13 @@
 """The folders of YAML files that a config is composed from: its groups, and the choices in each."""
 
+import re
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from ksuit_runner.config.project_source import ProjectSource
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.system.shipped_folders import shipped
 from ksuit_runner.system.untrusted_files import SIZE_LIMIT
@@ -33,7 +35,7 @@ class ProjectConf(SearchPathPlugin):
         """Put the project's folder before the shipped one."""
         folder = project_conf()
         if folder is not None:
-            search_path.prepend(provider="project", path=f"file://{folder}", anchor="main")
+            search_path.prepend("project", f"{ProjectSource.scheme()}://{folder}", anchor="main")
 
 
 def register_search_path() -> None:
@@ -47,11 +49,13 @@ def register_search_path() -> None:
             if path.is_file() and (size := path.stat().st_size) > SIZE_LIMIT:
                 raise ConfigError(f"{path}: it has {size:,} bytes, and a config has at most {SIZE_LIMIT:,}")
     Plugins.instance().register(ProjectConf)
+    Plugins.instance().register(ProjectSource)
 
 
 def choices(group: str) -> list[str]:
     """Return the names of all YAML files of a group, shipped and own."""
-    return sorted({path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")})
+    found = (path for folder in _folders() for path in (folder / group).glob("*.yaml"))
+    return sorted({path.stem for path in found if path.is_file()})
 
 
 def groups() -> list[str]:
@@ -62,6 +66,14 @@ def groups() -> list[str]:
 def files(name: str) -> list[Path]:
     """Return the YAML files of a name, such as ``model/mlp``: the project's own, which counts, and the shipped one."""
     return [path for folder in _folders() if (path := folder / f"{name}.yaml").is_file()]
+
+
+def files_with(pattern: str, below: str = "") -> list[Path]:
+    """Return the project's own YAML files that have a line which matches, below ``conf`` or a folder in it."""
+    folder = project_conf()
+    found = sorted((folder / below).rglob("*.yaml")) if folder is not None else []
+    line = re.compile(pattern, re.MULTILINE)
+    return [path for path in found if path.is_file() and line.search(path.read_text("utf-8", errors="replace"))]
 
 
 def _folders() -> list[Path]:

@@ -70,7 +70,19 @@ def parse(override: str) -> Override:
         return OverridesParser.create().parse_override(override)
     except (HydraException, ValueError, RecursionError) as error:  # its parser also raises errors that are not its own
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"{override[:200]}: {lines[0][:200] if lines else 'it cannot be read'}") from None
+        reason = cannot_be_read(lines[0][:200]) if lines else "it cannot be read"
+        quoted = ". Text with special characters is quoted: 'KEY=\"TEXT\"'" if reason not in lines else ""
+        raise ConfigError(f"{override[:200]}: {reason}{quoted}") from None
+
+
+def cannot_be_read(reason: str) -> str:
+    """Put what the parser of overrides and interpolations says about its grammar into the user's words."""
+    place = re.match(
+        r"(?:no viable alternative at|mismatched|extraneous|token recognition).*?'(.*?)'?(?: expecting|$)", reason
+    )
+    if place is None:
+        return reason
+    return f"it cannot be read at {place[1][:60]!r}; a bracket, brace or quote needs its partner"
 
 
 def shell_word(text: str) -> str:

@@ -109,10 +109,12 @@ def start_run(start: Start, provenance: "Provenance | None" = None) -> RunOutcom
     Raises:
         KsuitError: It could not be started.
     """
+    outputs = OutputPaths(start.config["output_dir"])
+    outputs.check()
     check_gpus(start.config)
     if place() is None and rank_count(start.config) > 1:
         return _start_ranks(start)
-    return execute(start, BegunRuns.of_this_process(OutputPaths(start.config["output_dir"]), start.config), provenance)
+    return execute(start, BegunRuns.of_this_process(outputs, start.config), provenance)
 
 
 def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | None" = None) -> RunOutcome:

@@ -56,6 +56,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     _check_ranks(launcher, planned.config)
     build_properties(planned.config, planned.plan.objective)
     outputs = OutputPaths(planned.config.output_dir)
+    outputs.check()
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
     info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", **start_tags(command)})

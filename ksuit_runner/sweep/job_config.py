@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.comparable import named_choices
@@ -57,6 +58,7 @@ class JobComposer:
         """
         try:
             config, choices = self._apply(combination, number)
+            check_keys(config, [*self._fixed, *overrides_of(combination)])
             values = with_starting_point(check_config(without_sweep(config), self._reader))
             return Job(number, combination, _json_values(dict(values)), choices)
         except KsuitError as error:

@@ -56,6 +56,10 @@ def refusal(*arguments):
             "written as 'callbacks=[accuracy,ema]'; for a run with each of them, add -m",
         ),
         (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+        (["--config-name", "mine"], "Choose one of a group: experiment=NAME"),
+        (["conf/model/mlp.yaml"], "Did you mean model=mlp?"),
+        (["\N{EN DASH}m"], "begins with a long dash, as editors make it. Write -m"),
+        (["name=it's"], 'it cannot be read at "\'s"; a bracket, brace or quote needs its partner. Text with'),
         (["hydra.verbose=ema"], "true or false is needed"),
     ],
 )

@@ -1,7 +1,11 @@
 """Mistakes that Hydra's own words would mislead about: what is said, and that it is not misleading."""
 
+from pathlib import Path
+
 import pytest
 
+from ksuit_runner import run
+from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.errors import ConfigError
@@ -36,6 +40,9 @@ def project(tmp_path, monkeypatch):
             "There are: small",
         ),
         (["experiment=vison/small"], "there is no group 'experiment/vison'", ""),
+        (["experiment=conf/experiment/vision/small.yaml"], "Write experiment=vision/small", ""),
+        (["optimizer=3"], "optimizer=3: a choice is the name of a file in conf/optimizer/. There are: adamw, sgd", ""),
+        (["callbacks=[[ema]]"], "callbacks=[[ema]]: a choice is the name of a file in conf/callbacks/", ""),
     ],
 )
 def test_what_is_missing_is_named_where_it_is_missing(project, overrides, first, second):
@@ -52,3 +59,55 @@ def test_a_nested_file_is_composed(project):
 def test_a_name_with_a_dot_is_refused_for_its_dot(project):
     with pytest.raises(ConfigError, match=r"^callbacks: the name 'acc.v1' has a dot, which separates the parts of a"):
         check_config(without_sweep(compose_config(["callbacks=[dotted]"])))
+
+
+WHOLE = "# @package _global_\n"
+FILE = "conf/experiment/mine.yaml"
+FILES = {
+    "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character that cannot start any token. It has"),
+    "a key twice": (f"{WHOLE}seed: 1\nname: a\nseed: 2\n", f"{FILE}, line 4: found duplicate key seed"),
+    "no UTF-8": (b"# @package _global_\nname: \xe9\n", f"{FILE}, line 2: this is not UTF-8"),
+    "a list": ("- seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a list"),
+    "a text": ("seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a text"),
+    "a list in place of keys": (f"{WHOLE}optimizer: [1]\n", f"{FILE}: optimizer: keys are needed, `KEY: VALUE`, and"),
+    "half an interpolation": (f"{WHOLE}name: ${{seed\n", "name: it cannot be read at '${seed'"),
+    "an unset variable": (f"{WHOLE}name: ${{oc.env:NO_SUCH}}\n", "name: the environment variable 'NO_SUCH' is not set"),
+    "a misspelt key": (
+        f"{WHOLE}optimiser: {{lr: 1}}\n",
+        "optimiser: the config has no such key, and nothing refers to",
+    ),
+    "no package": ("seed: 1\n", "experiment: a file of this group is about the whole config: its first line has to be"),
+    "no package, with choices": ("defaults:\n  - override /model: mlp\n", f"{FILE}: it is about the whole config"),
+    "no override": (
+        f"{WHOLE}defaults:\n  - /model: mlp\n",
+        f"{FILE}: defaults: the config has chosen from 'model' already",
+    ),
+    "defaults of another kind": (f"{WHOLE}defaults: {{/model: mlp}}\n", f"{FILE}: defaults: a list is needed"),
+    "a choice of another kind": (f"{WHOLE}defaults: [override /model: 3]\n", f"{FILE}: defaults: a choice is `- GROUP"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_a_file_names_the_file(project, name):
+    text, message = FILES[name]
+    Path(FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as raised:
+        run(["experiment=mine"])
+    assert str(raised.value).startswith(message)
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("text", [f"{WHOLE}seed: 7\n", f"{WHOLE}number: 7\nseed: ${{number}}\n"])
+@pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_a_file_may_begin_with_a_mark_and_have_names_of_its_own(project, text, mark, end):
+    Path(FILE).write_bytes((mark + text.replace("\n", end)).encode())
+    config = compose_config(["experiment=mine"])
+    check_keys(config, ["experiment=mine"])
+    assert config.seed == 7
+
+
+def test_files_that_choose_each_other_end(project):
+    for name, other in (("mine", "yours"), ("yours", "mine")):
+        Path(FILE).with_stem(name).write_text(f"{WHOLE}defaults: [/experiment/{other}]\n")
+    with pytest.raises(ConfigError, match="files choose each other in `defaults`"):
+        compose_config(["experiment=mine"])

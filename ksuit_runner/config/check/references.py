@@ -13,7 +13,8 @@ from ksuit_runner.config.schema import UNKNOWN
 from ksuit_runner.counter import Interval
 from ksuit_runner.errors import ConfigError, did_you_mean, suggest
 
-_INTERVALS = ("every_n_epochs", "every_n_updates", "every_n_samples")
+LENGTHS = {"every_n_epochs": "max_epochs", "every_n_updates": "max_updates", "every_n_samples": "max_samples"}
+"""Interval -> the length of a run that is counted in the same."""
 _ENDS = ("at_start", "at_end")
 _CALLBACKS = ("callbacks.", "default_callbacks.")
 
@@ -25,9 +26,9 @@ def check_intervals(item: CheckedObject) -> None:
         ConfigError: It has none, or one that is not a positive whole number.
     """
     asked = {parameter.name for parameter in item.parameters}
-    if not asked.issuperset(_INTERVALS) or not (item.path == "checkpoint" or is_callback(item)):
+    if not asked.issuperset(LENGTHS) or not (item.path == "checkpoint" or is_callback(item)):
         return
-    values = [item.arguments[name] for name in (*_INTERVALS, *_ENDS) if name in asked]
+    values = [item.arguments[name] for name in (*LENGTHS, *_ENDS) if name in asked]
     if UNKNOWN in values or (item.path == "checkpoint" and values == [None] * 3):
         return
     try:
@@ -128,14 +129,13 @@ def _offered_weights(objects: Iterable[CheckedObject]) -> list[str]:
 
 def _is_idle(item: CheckedObject, trainer: Any) -> bool:
     """Whether a periodic callback is sure never to act in a run that does not end early."""
-    if not {*_INTERVALS, *_ENDS} <= item.arguments.keys() or item.arguments.get("weights_of") is not None:
+    if not {*LENGTHS, *_ENDS} <= item.arguments.keys() or item.arguments.get("weights_of") is not None:
         return False
     if any(item.arguments[name] is not False for name in _ENDS):
         return False
     lengths = trainer if isinstance(trainer, Mapping) else {}
-    given = {name: item.arguments[name] for name in _INTERVALS if item.arguments[name] is not None}
-    pairs = [(every, lengths.get(name.replace("every_n", "max"))) for name, every in given.items()]
-    return all(isinstance(every, int) and isinstance(end, int) and 0 < end < every for every, end in pairs)
+    given = [(item.arguments[every], lengths.get(end)) for every, end in LENGTHS.items() if item.arguments[every]]
+    return all(isinstance(every, int) and isinstance(end, int) and 0 < end < every for every, end in given)
 
 
 def _texts(value: Any) -> list[str]:

@@ -9,12 +9,9 @@ from math import lcm
 from typing import Any
 
 from ksuit_runner.config.check.objects import CheckedObject
-from ksuit_runner.config.check.references import expand, is_callback
+from ksuit_runner.config.check.references import LENGTHS, expand, is_callback
 from ksuit_runner.config.schema import UNKNOWN
 from ksuit_runner.errors import ConfigError
-
-_ENDS = {"every_n_epochs": "max_epochs", "every_n_updates": "max_updates", "every_n_samples": "max_samples"}
-"""Interval -> the length of a run that is counted in the same."""
 
 
 def check_shared_metrics(objects: Sequence[CheckedObject], trainer: Any) -> None:
@@ -55,7 +52,7 @@ def _agree(item: CheckedObject, other: CheckedObject) -> bool:
 def _meet(one: Mapping[str, Any], other: Mapping[str, Any], lengths: Mapping[str, Any]) -> bool:
     if any(one.get(end) is True and other.get(end) is True for end in ("at_start", "at_end")):
         return True
-    for every, end in _ENDS.items():
+    for every, end in LENGTHS.items():
         numbers: list[Any] = [one.get(every), other.get(every)]
         last = lengths.get(end)
         if None in numbers or UNKNOWN in numbers:

@@ -19,6 +19,7 @@ from ksuit_runner.system.optional_package import EXTRAS, not_installed
 from ksuit_runner.system.shipped_folders import NAME, CallbacksFinder
 
 _MOST_SEARCHED = 500  # modules that are imported with a star: packages that are loaded lazily have thousands
+_VALUES = (ast.Dict, ast.List, ast.Set, ast.Tuple, ast.ListComp, ast.DictComp, ast.JoinedStr)
 _Steps = frozenset[tuple[str, ...]]
 
 
@@ -74,7 +75,7 @@ class Sources:
         if module is None:
             if first in EXTRAS:
                 raise MissingName(not_installed(first))
-            hint = did_you_mean(first, _modules_in(sys.path), longest=12)
+            hint = did_you_mean(first, _modules_in(sys.path) - sys.stdlib_module_names, longest=12)
             raise MissingName(f"there is no module '{first}'. {hint}".rstrip())
         if not rest:
             raise MissingName(f"'{target}' is a module, not a class")
@@ -157,6 +158,8 @@ class Sources:
             return self.attribute(source, rest, seen) if source and rest else None
         if isinstance(statement, ast.ClassDef | Function):
             return _member(Definition(module, head, statement), rest)
+        if not rest and isinstance(getattr(statement, "value", None), _VALUES):
+            raise MissingName(f"'{module.name}.{head}' is a value, not a class")
         alias = dotted(statement.value) if isinstance(statement, ast.Assign) and statement.value else None
         return self.attribute(module, [*alias, *rest], seen) if alias and alias[0] != head else None
 

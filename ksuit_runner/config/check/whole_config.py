@@ -127,6 +127,11 @@ def _unresolved(config: DictConfig, error: OmegaConfBaseException) -> ConfigErro
     if isinstance(error, MissingMandatoryValue):
         return ConfigError("a value is needed instead of '???'", path=path)
     reason = str(error).splitlines()[0]
+    if variable := re.search(r"Environment variable '(.+)' not found", reason):
+        return ConfigError(
+            f"the environment variable '{variable[1]}' is not set. With a default: ${{oc.env:{variable[1]},VALUE}}",
+            path=path,
+        )
     name = re.search(r"Interpolation key '(.+)' not found", reason)
     tree = OmegaConf.to_container(config)
     assert isinstance(tree, dict)

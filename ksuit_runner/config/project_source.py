@@ -1,0 +1,83 @@
+"""Reads the YAML files of the project's own ``conf`` folder for Hydra, and says which file and line are wrong."""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
+
+from ksuit_runner.errors import ConfigError, short
+
+
+class ProjectSource(FileConfigSource):
+    """The files below a folder; what cannot be read ends with the name of the file, and nothing is ignored."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return how search paths of this kind begin."""
+        return "project"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file.
+
+        Raises:
+            ConfigError: It cannot be read, or is no mapping.
+        """
+        path = Path(self.path, self._normalize_file_name(config_path))
+        text = _read(path)
+        return ConfigResult(
+            provider=self.provider,
+            path=self.full_path(),
+            config=_parse(path, text),
+            header=self._get_header_dict(text),
+        )
+
+
+def named(path: Path) -> str:
+    """Return how a file is called in messages: from the working directory, if it is below that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")  # some editors begin a file with a mark, which would hide its first line
+    except OSError as error:
+        raise ConfigError(f"{named(path)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{named(path)}, line {line}: this is not UTF-8; save the file in that encoding") from error
+
+
+def _parse(path: Path, text: str) -> DictConfig:
+    try:
+        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{named(path)}: a config has keys, `KEY: VALUE`, and this is a {_KINDS[root.id]}")
+        config = OmegaConf.load(StringIO(text))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, problem = f", line {mark.line + 1}" if mark else "", error.problem or error.context
+        has_tab = mark is not None and "\t" in "".join(text.splitlines()[mark.line : mark.line + 1])
+        hint = ". It has a tab: YAML is indented with spaces" if has_tab else ""
+        raise ConfigError(f"{named(path)}{line}: {problem}{hint}") from error
+    assert isinstance(config, DictConfig)
+    _check_defaults(path, OmegaConf.to_container(config).get("defaults"))  # type: ignore[union-attr]
+    return config
+
+
+_KINDS = {"sequence": "list", "scalar": "text"}
+
+
+def _check_defaults(path: Path, defaults: Any) -> None:
+    where = f"{named(path)}: defaults"
+    if not isinstance(defaults, list | None):
+        raise ConfigError(f"{where}: a list is needed, `- GROUP: CHOICE`, not {short(defaults)}")
+    for item in defaults or ():
+        choices = list(item.values()) if isinstance(item, dict) else [item]
+        names = [name for choice in choices for name in (choice if isinstance(choice, list) else [choice])]
+        if len(choices) != 1 or not all(isinstance(name, str | None) for name in names):
+            raise ConfigError(f"{where}: a choice is `- GROUP: NAME` or `- GROUP: [NAME, NAME]`, not {short(item)}")
