@@ -147,8 +147,9 @@ def afterwards(*steps: Callable[[], object]) -> Iterator[None]:
 
 def suggest(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name that is nearest to the given one, or None if none is near."""
-    near = get_close_matches(name, sorted({str(item) for item in valid}), n=1, cutoff=0.6)
-    return near[0] if near else None
+    by_lower = {str(item).lower(): str(item) for item in sorted(map(str, valid), reverse=True)}
+    near = get_close_matches(name.lower(), sorted(by_lower), n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
 
 
 def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) -> str:

@@ -118,7 +118,7 @@ def _refuse_unknown_flags(arguments: Sequence[str], known: Sequence[str]) -> Non
         name, after = flag.lstrip("-").replace("-", "_"), arguments[index + 1 : index + 2]
         if not value:
             value = next((word for word in after if "=" not in word and not word.startswith("--")), "VALUE")
-        paths = [name] if name in _top_level() else paths_named(name)
+        paths = [name] if name in _top_level() or "." in name else paths_named(name)
         meant = f"Write {' or '.join(f'{path}={value}' for path in paths)}" if paths else "PATH=VALUE sets a value"
         raise ConfigError(f"{flag}: there is no such flag, and values are set without dashes. {meant}")
 
@@ -140,6 +140,8 @@ def _meant(word: str) -> str:
         return ". To train, leave it out"
     if in_conf := IN_CONF.search(word):
         return f". Did you mean {in_conf[1]}={in_conf[2]}?"
+    if colon := re.match(r"([\w.]+): ?(.+)", word):
+        return f". Did you mean {colon[1]}={colon[2]}?"
     if near := suggest(word, (*_WORDS, "runs")):
         return f". Did you mean the command '{near}'?"
     if word in _top_level():

@@ -154,7 +154,8 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
         return ConfigError(f"{name}: it is about the whole config: its first line has to be `# @package _global_`")
     full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
     path = full[1].strip() if full else ""
-    about = [item for item in overrides if f"{path}.".startswith(f"{bare_name(item)}.")]
+    names = {item: bare_name(item) for item in overrides}
+    about = [item for item, name in names.items() if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.")]
     given = max(about, key=lambda item: len(bare_name(item)), default=path)
     others = [item for item in overrides if item != given]
     parent, _, name = path.rpartition(".")

@@ -82,7 +82,8 @@ def cannot_be_read(reason: str) -> str:
     )
     if place is None:
         return reason
-    return f"it cannot be read at {place[1][:60]!r}; a bracket, brace or quote needs its partner"
+    where = "its end" if place[1] == "<EOF>" else repr(place[1][:60])
+    return f"it cannot be read at {where}; a bracket, brace or quote needs its partner"
 
 
 def shell_word(text: str) -> str:

@@ -138,6 +138,5 @@ def draw(path: Path, labels: Sequence[str], points: Sequence[Mapping[str, Mappin
     figure = curves(labels, points, shared)
     if figure is None:
         return False
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(labels)))
     figure.savefig(path)
     return True

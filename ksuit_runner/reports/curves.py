@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def curves(
     labels: Sequence[str], points: Sequence[Mapping[str, Mapping[int, float]]], keys: Sequence[str]
 ) -> Figure | None:
-    """Return a figure with axes for each metric and a line for each run.
+    """Return a figure with axes for each metric and a line for each run, named in a legend if there are several.
 
     Args:
         labels: Names of the runs.
@@ -43,4 +43,6 @@ def curves(
         axes.set_title(key, fontsize="medium")
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
+    if len(labels) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(labels)))
     return figure

@@ -25,7 +25,7 @@ from ksuit_runner.security.trust import trust_in
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.job_runs import find_records
 from ksuit_runner.sweep.job_source import JobSource, ListedJobs
-from ksuit_runner.sweep.leaderboard import make_leaderboard
+from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
 from ksuit_runner.sweep.leaderboard_tables import print_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_plan, stored_texts, update_plan
 from ksuit_runner.sweep.plan_changes import refuse_changed_yaml, with_changes, with_tracker_overrides
@@ -150,6 +150,20 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     paths = newest_sweep(overrides) if query == "last" else find_sweep(query, overrides)
     if paths is None:
         raise unknown_sweep(query, overrides)
+    print_leaderboard(make_console(), read_leaderboard(paths, overrides)[1])
+    return 0
+
+
+def read_leaderboard(paths: SweepPaths, overrides: Sequence[str]) -> tuple[SweepPlan, Leaderboard]:
+    """Return the plan of a stored sweep, and its leaderboard as it stands.
+
+    Args:
+        paths: Files of the sweep.
+        overrides: Overrides of the command line; only output folder, tracker and trust matter.
+
+    Raises:
+        KsuitError: The plan is damaged or not trusted, or the tracker cannot be asked.
+    """
     plan, jobs = with_tracker_overrides(read_plan(paths), overrides), read_jobs(paths)
     trust = _trust_in(paths, plan, overrides)
     plan = _with_password(plan, overrides)
@@ -157,9 +171,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
     source, _ = _source(paths, plan)
     properties = build_properties(config, plan.objective, trust)
-    board = make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
-    print_leaderboard(make_console(), board)
-    return 0
+    return plan, make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
 
 
 def _source(paths: SweepPaths, plan: SweepPlan, jobs: list[Job] | None = None) -> tuple[JobSource, int]:

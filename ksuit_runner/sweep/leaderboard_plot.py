@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from math import isfinite, log, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
 from ksuit_runner.ui.terminal import format_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LOG_RATIO = 30.0  # positive values with a larger ratio are drawn on a logarithmic scale
 _LINE_POINTS = 20  # up to so many values are joined by a line
@@ -16,62 +19,94 @@ _SPACING = 0.08  # between two labels at an axis of height 1
 
 
 def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
+    """Draw a sweep into a PNG file, as ``leaderboard_figure`` does, and return whether there was something to draw."""
+    if (figure := leaderboard_figure(board)) is None:
+        return False
+    figure.savefig(path)
+    return True
+
+
+def leaderboard_figure(board: Leaderboard) -> "Figure | None":
     """Draw a sweep: over one swept key with mean and deviation (over seeds, say), over several as parallel coordinates.
 
-    Args:
-        path: PNG file to write.
-        board: The leaderboard.
-
     Returns:
-        Whether it was drawn: there was something to draw, and matplotlib (a dependency of MLflow) is installed.
+        The figure; None if there is nothing to draw, or matplotlib (a dependency of MLflow) is not installed.
     """
     keys = board.compared or board.keys
     objective = board.objective
     rows = [row for row in board.rows if objective in row.metrics and isfinite(row.metrics[objective])]
     if len(keys) == 1:
         rows = [row for row in rows if row.status == "finished"]  # as in the table of means
-    if objective is None or not keys or not rows:
-        return False
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(6.0, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(_label(board.name, _TITLE_LENGTH))
+    if objective is None or not keys or not rows or (figure := _empty(board)) is None:
+        return None
     axes = figure.add_subplot()
     if len(keys) == 1:
         _draw_values(figure, axes, rows, keys[0], objective, is_number=keys == board.compared)
     else:
         _draw_parallel(figure, axes, rows, keys, objective)
-    figure.savefig(path)
-    return True
+    return figure
+
+
+def values_figure(board: Leaderboard) -> "Figure | None":
+    """Draw the objective of every job over the values of each swept key, the best job in colour.
+
+    Returns:
+        The figure; None if there is nothing to draw, or matplotlib (a dependency of MLflow) is not installed.
+    """
+    objective = board.objective
+    rows = [row for row in board.rows if objective in row.metrics and isfinite(row.metrics[objective])]
+    if objective is None or not rows or (figure := _empty(board)) is None:
+        return None
+    columns = min(3, len(board.keys))
+    lines = -(-len(board.keys) // columns)
+    figure.set_size_inches(4.5 * columns, 3.5 * lines)
+    results = [row.metrics[objective] for row in rows]
+    for number, key in enumerate(board.keys, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        xs, names = _positions([row.values[key] for row in rows], is_number=key in board.compared)
+        axes.plot(xs, results, "o", color="grey", alpha=0.6)
+        axes.plot(xs[:1], results[:1], "o", color="tab:red")  # they are ranked
+        if names:
+            _set_names(axes, names, room=40)
+        else:
+            _scale(axes, xs)
+        axes.set_xlabel(_label(bare_name(key)))
+        axes.set_ylabel(_label(objective))
+    return figure
+
+
+def _empty(board: Leaderboard) -> "Figure | None":
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(6.0, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_label(board.name, _TITLE_LENGTH))
+    return figure
 
 
 def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objective: str, is_number: bool) -> None:
     """Draw a point per value, joined by a line where the values are numbers, and not names as those of seeds are."""
-    texts = [row.values[key] for row in rows]
-    numbers = _numbers(texts) if is_number else []
+    places, names = _positions([row.values[key] for row in rows], is_number)
     by_x: dict[float, list[float]] = {}
-    names = list(dict.fromkeys(texts))
-    if not is_number and _numbers(texts):
-        names.sort(key=float)
-    for x, row in zip(numbers or map(names.index, texts), rows, strict=True):
+    for x, row in zip(places, rows, strict=True):
         by_x.setdefault(x, []).append(row.metrics[objective])
     xs = sorted(by_x)
     found = [mean_and_deviation(by_x[x]) for x in xs]
     deviations = [nan if deviation is None else deviation for _, deviation in found]
-    style = "o-" if numbers and len(xs) <= _LINE_POINTS else "o"
+    style = "o-" if not names and len(xs) <= _LINE_POINTS else "o"
     axes.errorbar(xs, [mean for mean, _ in found], deviations, fmt=style, capsize=4, label="mean ± deviation")
     if any(len(values) > 1 for values in by_x.values()):
         points = [(x, value) for x, values in by_x.items() for value in values]
         axes.plot(*zip(*points, strict=True), ".", color="grey", alpha=0.6, label="run")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    if numbers:
-        _scale(axes, numbers)
+    if names:
+        figure.set_figwidth(max(6.0, 0.6 * len(names)))
+        _set_names(axes, names)
     else:
-        _set_names(figure, axes, names)
+        _scale(axes, places)
     axes.set_xlabel(_label(bare_name(key)))
     axes.set_ylabel(_label(objective))
 
@@ -85,11 +120,19 @@ def _scale(axes: Any, numbers: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _set_names(figure: Any, axes: Any, names: Sequence[str]) -> None:
-    """Write names below the x axis, slanted if they would overlap."""
+def _positions(texts: Sequence[str], is_number: bool) -> tuple[list[float], list[str]]:
+    """Return where values are on an axis, and their names in this order; no names if the values are numbers."""
+    numbers = _numbers(texts)
+    if is_number and numbers:
+        return numbers, []
+    names = sorted(set(texts), key=float) if numbers else list(dict.fromkeys(texts))
+    return [float(names.index(text)) for text in texts], names
+
+
+def _set_names(axes: Any, names: Sequence[str], room: int = 50) -> None:
+    """Write names below the x axis, slanted if there is no room for so many characters."""
     labels = [_label(name, _NAME_LENGTH) for name in names]
-    figure.set_figwidth(max(6.0, 0.6 * len(names)))
-    is_tight = len(names) * max(map(len, labels)) > 50
+    is_tight = len(names) * max(map(len, labels)) > room
     slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
     axes.set_xticks(range(len(names)), labels, **slant)
     axes.set_xlim(-0.5, len(names) - 0.5)

@@ -51,6 +51,11 @@ def sync_command(run_id: str, output_dir: Path | None = None) -> str:
     return _command("sync", run_id, output_dir)
 
 
+def leaderboard_command(sweep_id: str, output_dir: Path | None = None) -> str:
+    """Return the command that shows the leaderboard of a sweep; see ``resume_command``."""
+    return _command("leaderboard", sweep_id, output_dir)
+
+
 def program() -> str:
     """Return the command that this process was started with, without its arguments."""
     return "ksuit-runner" if Path(sys.argv[0]).stem == "ksuit-runner" else "python -m ksuit_runner"
