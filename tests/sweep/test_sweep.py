@@ -1,12 +1,21 @@
 """Sweeps as a person runs them: one parent, its jobs, the table at the end, and what happens when a job fails."""
 
 import json
+import re
 import signal
 
 import pytest
 from command import REPOSITORY, SMALL, checkpoint_bytes, journal, ksuit, query, run_dirs, start, stop_at
 
-FAST = (*SMALL, "trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")
+from ksuit_runner.reports.report import report
+
+FAST = (
+    *SMALL,
+    "trainer.max_epochs=1",
+    "default_callbacks=none",
+    "callbacks=[accuracy]",
+    "+callbacks.accuracy.at_start=true",
+)
 
 
 def runs(output_dir):
@@ -82,6 +91,21 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
 
 
+def test_the_page_of_a_sweep_has_the_leaderboard_what_varies_and_the_curves_of_the_best(swept, tmp_path):
+    output_dir, output = swept
+    target, (parent, _) = tmp_path / "sweep.html", runs(output_dir)
+    assert report("mine", [f"output_dir={output_dir}", f"export_to={target}"]) == 0
+    page = target.read_text()
+    cells = re.findall("<td>([^<]*)</td>", page)
+    assert {"4 finished", "accuracy/validation, higher is better", "0.001", "0.01", parent} <= set(cells)
+    best = output[output.index("job  ") :].splitlines()[1].split()
+    assert cells[cells.index("0.01") - 1 :][:4] == best[:4], "the leaderboard begins with the best job"
+    assert next(line.split()[1] for line in reversed(output.splitlines()) if "±" in line) in page
+    pictures = re.findall('<h2>([^<]*)</h2>\n<img alt="[^"]*" src="data:image/svg[^"]*">', page)
+    assert pictures == ["Objective over what varies", "All together", "Curves of the best jobs"]
+    assert "<h2>Mean over seed</h2>" in page and not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
 def test_no_state_leaks_from_one_job_to_the_next(swept, tmp_path):
     output_dir, _ = swept
     _, found = runs(output_dir)
@@ -104,7 +128,7 @@ def test_a_run_of_a_sweep_can_be_resumed_by_itself(swept):
     assert "starts from checkpoint E1_" in output
 
 
-QUICK = ("trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]")
+QUICK = ("trainer.max_epochs=1", "default_callbacks=none", "callbacks=[accuracy]", "+callbacks.accuracy.at_start=true")
 
 
 def test_a_failed_job_is_reported_at_once_and_the_others_continue(project, tmp_path):
