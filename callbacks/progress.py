@@ -12,6 +12,9 @@ from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.record.journal import read_points
+from ksuit_runner.reports.live_curves import LiveCurves
+from ksuit_runner.ui.notebook import in_notebook
 from ksuit_runner.ui.progress_bar import ProgressBar
 from ksuit_runner.ui.terminal import format_number, make_console, run_console
 
@@ -21,7 +24,8 @@ _MOST_METRICS = 12
 class Progress(CallbackBase):
     """Shows position, speed, time, the evaluation in progress, and the last values of metrics with a better direction.
 
-    Without a terminal it prints a line after each evaluation, at the end, and at intervals in between.
+    Without a terminal it prints a line after each evaluation, at the end, and at intervals in between. In a notebook it
+    also draws curves of these metrics, which takes a twentieth of the time at most.
 
     Args:
         every_n_seconds: Interval of the lines in between.
@@ -48,6 +52,7 @@ class Progress(CallbackBase):
         records = self.data_container.world.records
         self._bar = ProgressBar(run_console() if records else make_console(quiet=True), "updates")
         self._interval = refresh_seconds if self._bar.is_live else every_n_seconds
+        self._curves = LiveCurves(self.path_provider.run_id) if self._bar.is_live and in_notebook() else None
         self._has_epoch_lines = line_per_epoch
         self._epoch_line: list[str] = []
         self._shown: dict[str, float] = {}
@@ -58,6 +63,9 @@ class Progress(CallbackBase):
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         self._bar.begin(update_counter.end_update, update_counter.update)
+        if self._curves is not None and self.path_provider.journal.is_file():  # of a run that is resumed
+            for point in read_points(self.path_provider.journal):
+                self._curves.add(point.step, self._directed({point.key: point.value}))
         self._next = monotonic() + self._interval
         if self._bar.is_live:
             self._show(update_counter)
@@ -77,8 +85,10 @@ class Progress(CallbackBase):
 
     @uses_no_rng
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        directed = {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
+        directed = self._directed(metrics)
         self._shown.update(directed)
+        if self._curves is not None:
+            self._curves.add(update_counter.update, directed)
         is_evaluated = not all(key.endswith("/train") for key in directed)
         if self._epoch_line or (is_evaluated and not self._bar.is_live):
             is_shown = self._last_update == update_counter.update  # as when a test set is evaluated at the end
@@ -89,8 +99,13 @@ class Progress(CallbackBase):
             self._show(update_counter)
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Leave the terminal as it was found, and the curves with all points."""
         self._bar.stop()
+        if self._curves is not None:
+            self._curves.draw(at_end=True)
+
+    def _directed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {key: v for key, v in metrics.items() if self.metric_property_provider.direction(key) != "neutral"}
 
     def _show(self, counter: UpdateCounter, shown: Mapping[str, float] | None = None) -> None:
         words = self._epoch_line or self._words(counter)
@@ -121,6 +136,8 @@ class Progress(CallbackBase):
         self._next = monotonic() + self._interval
         line = [Text(activity, "cyan", no_wrap=True, overflow="ellipsis")] if activity else []
         self._bar.draw(*line, Columns([Text(item, "dim") for item in _texts(self._shown)], padding=(0, 2)))
+        if self._curves is not None:
+            self._curves.draw()
 
 
 def _epoch(counter: UpdateCounter) -> str:

@@ -1,6 +1,7 @@
-"""What a run shows in a notebook: a bar that is redrawn in place, as on a terminal."""
+"""What a run shows in a notebook: a bar that is redrawn in place, as on a terminal, and a picture."""
 
 import sys
+from base64 import b64encode
 from io import StringIO
 from typing import Any
 
@@ -38,8 +39,6 @@ class NotebookView:
 
     def update(self, renderable: RenderableType, *, refresh: bool = True) -> None:
         """Replace what is shown; at once, whatever ``refresh`` says."""
-        from IPython.display import display
-
         console = Console(
             file=StringIO(),
             record=True,
@@ -50,15 +49,38 @@ class NotebookView:
         )
         console.print(renderable)
         html = console.export_html(code_format=_HTML, inline_styles=True, clear=False)
-        shown = {"text/plain": console.export_text(), "text/html": html}
-        if self._handle is None:
-            self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        else:
-            self._handle.update(shown, raw=True)
+        self._handle = _show(self._handle, {"text/plain": console.export_text(), "text/html": html})
 
     def stop(self) -> None:
         """Leave what is shown as it is."""
         self.is_started = False
+
+
+class NotebookPicture:
+    """A picture below a cell, which is replaced in place."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is one."""
+        return self._handle is not None
+
+    def show(self, content: bytes) -> None:
+        """Show a PNG in place of the one before."""
+        shown = {"text/plain": "curves of the metrics", "image/png": b64encode(content).decode()}
+        self._handle = _show(self._handle, shown)
+
+
+def _show(handle: Any, shown: dict[str, str]) -> Any:
+    """Show something in place of what a handle stands for, if there is one, and return the handle."""
+    from IPython.display import display
+
+    if handle is None:
+        return display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+    handle.update(shown, raw=True)
+    return handle
 
 
 def live_view(console: Console) -> Live | NotebookView | None:

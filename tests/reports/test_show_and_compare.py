@@ -148,7 +148,7 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
     name, status, metric, best, *times = listed[first.paths.run_id[:8]]
     assert (name, status, metric) == ("first", "finished", "accuracy/validation")
     assert best == f"{first.metrics['accuracy/validation'].best:.4g}"
-    assert all(re.fullmatch(r"\d+[hms]", text) for text in times) and len(times) >= 2
+    assert all(re.fullmatch(r"[\d.]+[hms]", text) for text in times) and len(times) >= 2
 
 
 @pytest.mark.parametrize(
