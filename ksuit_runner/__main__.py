@@ -7,7 +7,7 @@ def main() -> None:
     """Run what the command line asks for; on a terminal there is a first sign before anything large is imported."""
     answers_at_once = any(word.startswith("-") and word not in ("-m", "--multirun") for word in sys.argv[1:])
     if sys.stdout is not None and sys.stdout.isatty() and not answers_at_once:
-        sys.stdout.write("starting ...\r")  # what comes next is written over it
+        sys.stdout.write("starting\r")  # what comes next is written over it, and longer
         sys.stdout.flush()
     from ksuit_runner.cli.dispatch import main as run_command
 

@@ -16,8 +16,8 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("stream", "words", "sign"),
     [
-        (Terminal, ["model=mlp"], "starting ...\r"),
-        (Terminal, ["-m", "seed=1,2"], "starting ...\r"),
+        (Terminal, ["model=mlp"], "starting\r"),
+        (Terminal, ["-m", "seed=1,2"], "starting\r"),
         (Terminal, ["--version"], ""),
         (io.StringIO, ["model=mlp"], ""),
     ],

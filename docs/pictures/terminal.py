@@ -1,4 +1,4 @@
-"""Draws a training run as the terminal shows it: docs/pictures/terminal.svg."""
+"""Draws a run and a sweep as the terminal shows them: docs/pictures/terminal.svg and sweep.svg."""
 
 import os
 import re
@@ -13,27 +13,35 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-PICTURE = Path(__file__).with_name("terminal.svg")
-COMMAND = "ksuit-runner 'callbacks=[ema,accuracy,best_checkpoint]'"
+FOLDER = Path(__file__).parent
+COMMANDS = {  # by the name of the picture, with the text before which it is taken; None for the end
+    "terminal": ("ksuit-runner 'callbacks=[ema,accuracy,best_checkpoint]'", None),
+    "sweep": ("ksuit-runner sweep=lr_and_seed launcher=joblib launcher.max_jobs=2", "job 4/6"),
+}
 WIDTH, MOST_LINES = 100, 40
 
 
 def main() -> None:
-    """Run the command in a terminal, and write what is on the screen at its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        shown = screen(folder)
+    """Run each command in a terminal, and draw what is on the screen."""
+    for name, (command, until) in COMMANDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            draw(name, command, screen(command, folder, until))
+
+
+def draw(name: str, command: str, shown: list[str]) -> None:
+    """Draw a command and the lines that it has left."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.assemble(("$ ", "dim"), (COMMAND, "bold")), soft_wrap=True)
+    console.print(Text.assemble(("$ ", "dim"), (command, "bold")), soft_wrap=True)
     for line in shown[-MOST_LINES:]:
         console.print(Text.from_ansi(line), soft_wrap=True)
     text = console.export_svg(title="ksuit_runner", font_aspect_ratio=0.61)
     # without the web font that rich names, which a page on the web would not load from elsewhere anyway
-    PICTURE.write_text(re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.DOTALL))
+    (FOLDER / f"{name}.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.DOTALL))
 
 
-def screen(folder: str) -> list[str]:
-    """Return the lines, with their colours, that the command leaves on a terminal of WIDTH columns."""
-    program, *arguments = shlex.split(COMMAND)
+def screen(line: str, folder: str, until: str | None) -> list[str]:
+    """Return the lines, with their colours, that a command has on a terminal of WIDTH columns before a text appears."""
+    program, *arguments = shlex.split(line)
     command = [str(Path(sys.executable).with_name(program)), *arguments]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(WIDTH), "LINES": "40"}
     environment.pop("NO_COLOR", None)
@@ -47,13 +55,16 @@ def screen(folder: str) -> list[str]:
         capture_output=True,
         env=environment,
     )
-    return last_screen(done.stdout.decode().replace(f"{folder}/", ""))
+    output = done.stdout.decode().replace(f"{folder}/", "")
+    if until is not None:  # without the codes that remove the bar, for the text
+        output = re.sub(r"\r\x1b\[2K(\x1b\[1A\x1b\[2K)*(\x1b\[1m)?$", "", output[: output.index(until)])
+    return last_screen(output)
 
 
 def last_screen(output: str) -> list[str]:
     """Play the codes that move the cursor, which a live bar is redrawn with, and return the lines that are left."""
     lines, row = [""], 0
-    output = re.sub(r"^starting \.\.\.\r", "", output)  # the first sign, which is written over
+    output = re.sub(r"^starting\r", "", output)  # the first sign, which is written over
     for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r\n|\n|\r|[^\x1b\r\n]+|\x1b", output):
         if token in ("\n", "\r\n"):
             row += 1
