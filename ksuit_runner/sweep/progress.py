@@ -107,8 +107,8 @@ class SweepProgress:
         if not self._bar.is_live:
             self.say(job, "starts")
 
-    def ends(self, job: Job, result: JobResult) -> None:
-        """Print how a job ended, and why if it failed."""
+    def ends(self, job: Job, result: JobResult, is_pruned: bool = False) -> None:
+        """Print how a job ended, whether a search has pruned it, and why if it failed."""
         with self._state:
             watch = self._running.pop(job.index)
             watch.find(self._paths, result.run_id)
@@ -118,7 +118,8 @@ class SweepProgress:
                 self._rank(watch)
         self._draw()
         *_, value = self._cells(watch)
-        line = self._sentence(job, result.status.lower(), format_duration(result.seconds), value)
+        what = "pruned" if is_pruned else result.status.lower()
+        line = self._sentence(job, what, format_duration(result.seconds), value)
         self._print(line, *(self._reasons(job, result) if result.status == EndStatus.FAILED else ()))
 
     def say(self, job: Job, what: str) -> None:

@@ -174,7 +174,7 @@ class SweepRunner:
             record_end(self.paths, result)
             self._results[task.index] = result
             source.job_ended(job, result.status, result.run_id)
-            progress.ends(job, result)
+            progress.ends(job, result, task.index in source.pruned())
 
         with (
             progress,
