@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -43,7 +44,8 @@ def print_sweep(console: Console, plan: SweepPlan, paths: SweepPaths, total: int
 class SweepProgress:
     """Shows how far a sweep is, while its jobs print nothing themselves.
 
-    A thread reads what the runs write into their folders. Without a terminal it prints a line at intervals.
+    A thread reads what the runs write into their folders. Without a terminal it prints a line at intervals, if there is
+    something new.
 
     Args:
         console: Where it is shown.
@@ -157,13 +159,16 @@ class SweepProgress:
 
     def _refresh(self) -> None:
         """Read and show what is new, until the sweep has ended."""
+        said: list[str] = []
         while not self._is_over.wait(self._interval):
             with self._state:
-                self._look()
+                with suppress(OSError):  # of a file system that cannot be reached for now
+                    self._look()
                 self._draw()
-                line = self._line()
-            if not self._bar.is_live:
-                self._print(line)
+                words = self._words()
+            if not self._bar.is_live and words != said:
+                said = words
+                self._print(Text("  ".join(filter(None, [*words, self._bar.left]))))
 
     def _look(self) -> None:
         if any(watch.paths is None for watch in self._running.values()):
@@ -204,15 +209,15 @@ class SweepProgress:
         value = "" if watch.value is None else f"{self._plan.objective} {format_number(watch.value)}"
         return _name(watch), _varied(watch.job), _position(watch), value
 
-    def _line(self) -> Text:
-        """Return what the bar says, as a line."""
+    def _words(self) -> list[str]:
+        """Return what the bar says, but for the time left."""
         running = [f"{_name(watch)} {_position(watch)}".rstrip() for watch in self._running.values()]
         more = [f"{len(running) - _MOST_SHOWN} more"] if len(running) > _MOST_SHOWN else []
         words = [f"{self._ended} of {self._total} jobs ended", ", ".join([*running[:_MOST_SHOWN], *more])]
         if self._best is not None:
             *_, value = self._cells(self._best)
             words.append(f"best: {_name(self._best)}, {value}")
-        return Text("  ".join(filter(None, [*words, self._bar.left])))
+        return words
 
 
 def _name(watch: JobWatch) -> str:
