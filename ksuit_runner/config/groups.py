@@ -29,13 +29,12 @@ def project_conf() -> Path | None:
 
 
 class ProjectConf(SearchPathPlugin):
-    """Lets Hydra look into the project's own ``conf`` folder first."""
+    """Lets Hydra look into the project's own ``conf`` folder first, and read all files by ``ProjectSource``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Put the project's folder before the shipped one."""
-        folder = project_conf()
-        if folder is not None:
-            search_path.prepend("project", f"{ProjectSource.scheme()}://{folder}", anchor="main")
+        for folder in reversed(_folders()):
+            search_path.prepend("project", f"{ProjectSource.scheme()}://{folder}")
 
 
 def register_search_path() -> None:
@@ -69,9 +68,8 @@ def files(name: str) -> list[Path]:
 
 
 def files_with(pattern: str, below: str = "") -> list[Path]:
-    """Return the project's own YAML files that have a line which matches, below ``conf`` or a folder in it."""
-    folder = project_conf()
-    found = sorted((folder / below).rglob("*.yaml")) if folder is not None else []
+    """Return the YAML files that have a line which matches, the project's own ones first, all or those of a group."""
+    found = [path for folder in _folders() for path in sorted((folder / below).rglob("*.yaml"))]
     line = re.compile(pattern, re.MULTILINE)
     return [path for path in found if path.is_file() and line.search(path.read_text("utf-8", errors="replace"))]
 

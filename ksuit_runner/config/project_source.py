@@ -1,13 +1,14 @@
-"""Reads the YAML files of the project's own ``conf`` folder for Hydra, and says which file and line are wrong."""
+"""Reads the YAML files of ``conf`` folders for Hydra, and says which file and line are wrong."""
 
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, short
 
@@ -54,9 +55,9 @@ def _read(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> DictConfig:
     try:
-        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{named(path)}: a config has keys, `KEY: VALUE`, and this is a {_KINDS[root.id]}")
+        events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if kind := next((kind for event in islice(events, 3) if (kind := _KINDS.get(type(event)))), None):
+            raise ConfigError(f"{named(path)}: a config has keys, `KEY: VALUE`, and this is a {kind}")
         config = OmegaConf.load(StringIO(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -65,11 +66,12 @@ def _parse(path: Path, text: str) -> DictConfig:
         hint = ". It has a tab: YAML is indented with spaces" if has_tab else ""
         raise ConfigError(f"{named(path)}{line}: {problem}{hint}") from error
     assert isinstance(config, DictConfig)
-    _check_defaults(path, OmegaConf.to_container(config).get("defaults"))  # type: ignore[union-attr]
+    defaults = config.get("defaults")
+    _check_defaults(path, OmegaConf.to_container(defaults) if isinstance(defaults, Container) else defaults)
     return config
 
 
-_KINDS = {"sequence": "list", "scalar": "text"}
+_KINDS = {yaml.SequenceStartEvent: "list", yaml.ScalarEvent: "text"}
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:

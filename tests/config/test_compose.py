@@ -64,7 +64,7 @@ def test_a_name_with_a_dot_is_refused_for_its_dot(project):
 WHOLE = "# @package _global_\n"
 FILE = "conf/experiment/mine.yaml"
 FILES = {
-    "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character that cannot start any token. It has"),
+    "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character"),
     "a key twice": (f"{WHOLE}seed: 1\nname: a\nseed: 2\n", f"{FILE}, line 4: found duplicate key seed"),
     "no UTF-8": (b"# @package _global_\nname: \xe9\n", f"{FILE}, line 2: this is not UTF-8"),
     "a list": ("- seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a list"),
