@@ -315,6 +315,21 @@ def test_a_rank_that_is_late_writes_into_no_checkpoint_but_its_own(paths, monkey
     assert [path.name for path in paths.checkpoints_dir.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_file_that_is_shorter_than_its_rank_says_costs_that_checkpoint(paths, monkeypatch):
+    written_by = JointWrite._written_by
+
+    def cut(self, rank, deadline):
+        files = written_by(self, rank, deadline)
+        for name in files:
+            (file,) = paths.checkpoints_dir.glob(f".*/{name}")
+            file.write_bytes(file.read_bytes()[:-1])
+        return files
+
+    monkeypatch.setattr(JointWrite, "_written_by", cut)
+    assert "is not as large here as its rank has written it" in str(saved(2, paths)[0])
+    assert left(paths) == []
+
+
 def test_ranks_without_a_common_folder_are_told_so(paths, tmp_path):
     elsewhere = PathProvider(tmp_path / "elsewhere", "run00000")
     leading, _ = in_threads(2, lambda world: save(world, paths if world.rank == 0 else elsewhere))

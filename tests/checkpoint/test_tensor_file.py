@@ -1,5 +1,6 @@
 """Files of tensors are what the library would write: every one is read by it."""
 
+import errno
 import json
 from functools import partial
 
@@ -7,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ksuit_runner.checkpoint.tensor_file import _NAMES, fits_file, is_file_type, parts
+from ksuit_runner.checkpoint import tensor_file
+from ksuit_runner.checkpoint.tensor_file import _NAMES, fits_file, is_file_type, parts, write_tensors
 
 SPARSE = torch.eye(2).to_sparse()
 
@@ -69,3 +71,16 @@ def test_memory_is_not_copied():
     _, memory = parts({"a": tensor})
     tensor.fill_(1)
     assert torch.frombuffer(memory, dtype=torch.float32).equal(torch.ones(4))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch):
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(2)})
+    before = (tmp_path / "x.safetensors").read_bytes()
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(tensor_file, "sync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]

@@ -157,6 +157,16 @@ def test_without_such_a_checkpoint_nothing_is_evaluated(maker, caplog):
     assert "callbacks.test.weights_of: no checkpoint has the tag 'best', and nothing is evaluated" in caplog.text
 
 
+def test_a_best_checkpoint_that_is_damaged_is_named_and_costs_only_its_evaluation(maker, caplog):
+    run = maker.run(callbacks())
+    train(run)
+    best = run.checkpoint_writer.read_tagged("best")
+    file = best.paths.checkpoint_dir / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run.checkpoint_writer.read_tagged("best") is None
+    assert "model.safetensors" in caplog.text
+
+
 def test_a_run_without_updates_has_one_evaluation_of_each_kind(maker):
     test = {"loss": (Loss, {"dataset_key": "test"}), "test": (Loss, TEST)}
     run = maker.run(callbacks(**test), max_updates=0)
