@@ -8,7 +8,6 @@ from command import (
     checkpoint_bytes,
     is_measured,
     journal,
-    ksuit,
     last_step,
     lose_machine,
     read_until,
@@ -18,6 +17,7 @@ from command import (
     wait_until,
 )
 from pausing import make_project
+from preloaded import ksuit
 from servers import MlflowServer
 
 from ksuit_runner.counter import Progress

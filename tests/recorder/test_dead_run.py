@@ -9,8 +9,9 @@ import time
 
 import psutil
 import pytest
-from command import journal, ksuit, mlflow_points, query, read_until, recorders_of, run_dir, start, wait_until
+from command import journal, mlflow_points, query, read_until, recorders_of, run_dir, start, wait_until
 from pausing import make_project
+from preloaded import ksuit
 
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.run_lock import is_held

@@ -5,7 +5,8 @@ import re
 import signal
 
 import pytest
-from command import REPOSITORY, SMALL, checkpoint_bytes, journal, ksuit, query, run_dirs, start, stop_at
+from command import REPOSITORY, SMALL, checkpoint_bytes, journal, query, run_dirs, start, stop_at
+from preloaded import ksuit
 
 from ksuit_runner.reports.report import report
 

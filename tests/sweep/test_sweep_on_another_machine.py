@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from command import checkpoint_bytes, is_measured, journal, ksuit, lose_machine, run_dirs, start, wait_until
+from command import checkpoint_bytes, is_measured, journal, lose_machine, run_dirs, start, wait_until
 from pausing import make_project
+from preloaded import ksuit
 from servers import MlflowServer, Proxy
 
 from ksuit_runner.tracker.mlflow_names import metric_key

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from command import checkpoint_bytes, end_by, journal, ksuit, query, start
+from command import checkpoint_bytes, end_by, journal, query, start
+from preloaded import ksuit
 
 from ksuit_runner.counter import Progress
 
@@ -86,7 +87,8 @@ def test_a_sweep_that_is_killed_anywhere_ends_like_one_that_never_was(project, t
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = ksuit(whole, "sweep=mine", cwd=project)
     (project / "armed").touch()
-    ksuit(killed, "sweep=mine", cwd=project, status=-signal.SIGKILL)  # job 0 has a run id and nothing else
+    # job 0 has a run id and nothing else
+    assert start(killed, "sweep=mine", cwd=project).wait(240) == -signal.SIGKILL
     (sweep_dir,) = (killed / "sweeps").iterdir()
     resume = f"resume={sweep_dir.name[:8]}"
     before_checkpoint = killed_in(1, 10, killed, project, resume)

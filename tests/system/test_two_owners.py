@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from command import checkpoint_bytes, journal, ksuit, mlflow_points, query, read_until, run_dir, start
+from command import checkpoint_bytes, journal, mlflow_points, query, read_until, run_dir, start
 from pausing import make_project
+from preloaded import ksuit
 
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.checkpoint.folders import names
