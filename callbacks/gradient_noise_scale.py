@@ -11,6 +11,7 @@ from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import undisturbed, uses_no_rng
+from ksuit_runner.trainer.backward import allow_several_passes
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.module_norms import dense_values
 from ksuit_runner.trainer.sums import PartSums, Sums, to_device
@@ -54,6 +55,7 @@ class GradientNoiseScale(PeriodicCallback):
             )
         if self.trainer.strategy.is_sharded:
             raise ConfigError("strategy=fsdp has no gradients of single parts; use strategy=ddp", path=path)
+        allow_several_passes(self.model)
         self._decay = decay
         self._parts = PartSums(Sums, self.data_container.world, self.trainer.device)
         self._whole: Tensor | None = None

@@ -5,8 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
+
+from ksuit_runner.tensors.flops import is_compiled
 
 
 def backward(loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None) -> None:
@@ -27,6 +29,15 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] 
         loss.backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
     else:
         run((loss,), (torch.ones_like(loss),), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def allow_several_passes(model: nn.Module) -> None:
+    """Let the graphs of a compiled model serve several backward passes, for which torch keeps some more memory.
+
+    Its compiler otherwise reuses the memory of activations in the first one. Called before anything is computed.
+    """
+    if is_compiled(model):
+        torch._functorch.config.donated_buffer = False
 
 
 @lru_cache

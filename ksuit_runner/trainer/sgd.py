@@ -26,7 +26,7 @@ from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.layout import lay_out_channels_last
 from ksuit_runner.trainer.activations import checkpoint_activations
-from ksuit_runner.trainer.backward import backward
+from ksuit_runner.trainer.backward import allow_several_passes, backward
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 from ksuit_runner.trainer.freezing import Freezing
@@ -224,6 +224,8 @@ class SgdTrainer:
         self.must_skip = False
         self._sums = None
         if accumulation_steps > 1:
+            if len(self.loss_weights) > 1:  # each part has a backward pass for each loss
+                allow_several_passes(self.model)
             self._sums = GradientSums(
                 self._parameters,
                 self.strategy,

@@ -8,7 +8,9 @@ from torch import nn
 
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.models.mlp import Mlp
 from ksuit_runner.schedule import constant, linear
+from ksuit_runner.trainer.backward import allow_several_passes
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -107,6 +109,19 @@ def test_a_compiled_model_keeps_the_keys_and_the_results_of_the_plain_one(maker)
     expected = gradients(plain)
     for name, gradient in gradients(compiled).items():
         torch.testing.assert_close(gradient, expected[name])
+
+
+@pytest.mark.skipif(not (which("g++") or which("clang++")), reason="torch compiles with a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_graph_of_a_compiled_model_serves_several_backward_passes():
+    model = Mlp((1, 8, 8), (10,))
+    model.compile()
+    with torch._functorch.config.patch(donated_buffer=True):
+        allow_several_passes(model)
+        for size in (9, 50, 48):  # the second size makes code for any size, whose buffers would be given away
+            loss = model(torch.rand(size, 1, 8, 8)).square().mean()
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            loss.backward()
 
 
 @pytest.mark.parametrize(
