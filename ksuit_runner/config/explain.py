@@ -177,7 +177,7 @@ def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
     """Explain ``+experiment=NAME``, or the same in a file, where the group is part of the config without that."""
     given = next((item for item in overrides if item.startswith("+") and bare_name(item) == group), None)
     if given is None:
-        where = files_with(rf"^\s*-.*\b{group}\s*:")
+        where = [path for path in files_with(rf"^\s*-\s*(?!override\s).*\b{group}\s*:") if path.stem != CONFIG_NAME]
         return ConfigError(
             f"defaults: the config has chosen from '{group}' already. Write `- override /{group}: NAME`",
             path=named(where[0]) if where else group,

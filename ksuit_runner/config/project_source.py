@@ -12,6 +12,8 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, short
 
+_KINDS = {yaml.SequenceStartEvent: "list", yaml.ScalarEvent: "text"}
+
 
 class ProjectSource(FileConfigSource):
     """The files below a folder; what cannot be read ends with the name of the file, and nothing is ignored."""
@@ -69,9 +71,6 @@ def _parse(path: Path, text: str) -> DictConfig:
     defaults = config.get("defaults")
     _check_defaults(path, OmegaConf.to_container(defaults) if isinstance(defaults, Container) else defaults)
     return config
-
-
-_KINDS = {yaml.SequenceStartEvent: "list", yaml.ScalarEvent: "text"}
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:
