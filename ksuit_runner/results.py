@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_COLUMNS = ["name", "status", "objective", "best", "took", "age", "started", "checkpoint", "mode"]
+_COLUMNS = ["name", "status", "objective", "best", "took", "age", "started", "checkpoint", "mode", "tags", "notes"]
 
 
 def load_model(
@@ -100,7 +100,7 @@ def runs(output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:
 
     The columns are ``name``, ``status`` (KILLED also if the process is gone without a word), ``objective`` (the metric
     that the run is judged by), ``best`` (its best value), ``took`` and ``age`` (timedeltas), ``started``,
-    ``checkpoint`` (the newest), ``mode`` (train or fork), and the last value of each metric.
+    ``checkpoint`` (the newest), ``mode`` (train or fork), ``tags``, ``notes``, and the last value of each metric.
 
     Args:
         output_dir: Where runs are.
@@ -116,5 +116,5 @@ def _row(run: StoredRun) -> dict[str, Any]:
     last = {key: list(values.values())[-1] for key, values in run.points.items()}
     mode = run.entry.mode if run.entry is not None else None
     checkpoint = next(iter(names(run.paths)), None)
-    facts = (run.name, run.status, *run.judged, run.took, run.age, run.started, checkpoint, mode)
+    facts = (run.name, run.status, *run.judged, run.took, run.age, run.started, checkpoint, mode, run.tags, run.notes)
     return dict(zip(_COLUMNS, facts, strict=True)) | last

@@ -16,6 +16,7 @@ from ksuit_runner.record.mode import OF_STORED_RUNS
 COMMANDS = {
     "init": ("cli.init", "init"),
     "sync": ("cli.sync", "sync"),
+    "annotate": ("cli.annotate", "annotate"),
     "list": ("cli.list_runs", "list_runs"),
     "show": ("reports.show", "show"),
     "predict": ("cli.predict", "predict"),

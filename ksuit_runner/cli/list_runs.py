@@ -16,8 +16,9 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, make_console, print_table
+from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, make_console, print_table, shortened
 
+_LONGEST = 30  # of what is noted about a run
 _TAKES = ("output_dir", "tracker", "trust")
 
 
@@ -40,8 +41,14 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     composed = compose_config(with_trackers_beside(overrides))
     outputs = OutputPaths(composed.output_dir)
     runs = stored_runs(outputs)
-    heads = ("run", "name", "status", "metric", "best", "took", "age")
-    rows = [_row(run, composed, overrides) for run in (runs if count == "all" else runs[: int(count)])]
+    shown = runs if count == "all" else runs[: int(count)]
+    heads: tuple[str, ...] = ("run", "name", "status", "metric", "best", "took", "age")
+    rows = [_row(run, composed, overrides) for run in shown]
+    told = [(run.tags, " ".join(run.notes.split())) for run in shown]
+    for index, head in enumerate(("tags", "notes")):
+        if any(cells[index] for cells in told):
+            heads = (*heads, head)
+            rows = [(*row, shortened(cells[index], _LONGEST)) for row, cells in zip(rows, told, strict=True)]
     print_table(make_console(), heads, rows, status_column=2)
     return 0
 

@@ -1,10 +1,12 @@
 """Sends the tracker afterwards what it is missing of a run: ``sync=RUN_ID``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from omegaconf import DictConfig
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.outbox import mark_if_killed
+from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -39,17 +41,41 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     if run_id is None:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
+    make_console().print(deliver(paths, composed, overrides), soft_wrap=True)
+    return 0
+
+
+def deliver(
+    paths: PathProvider, composed: DictConfig, overrides: Sequence[str], change: Callable[[Outbox], None] | None = None
+) -> str:
+    """Deliver what a tracker is missing of a run that no process trains.
+
+    Args:
+        paths: Paths of the run.
+        composed: The composed command line.
+        overrides: The command line.
+        change: Changes what is to be delivered; it is stored before anything is sent.
+
+    Returns:
+        A line that says what was sent.
+
+    Raises:
+        ResumeError: The run is alive.
+        TrackerError: The tracker cannot be reached; what is not sent yet stays stored.
+    """
     factory = tracker_factory(paths, composed, overrides)
     with StoredRunLock(paths.lock, paths.recorder_lock) as lock:
         try:
-            tracker = build_tracker(factory, outputs)
+            tracker = build_tracker(factory, paths)
+            if change is not None:
+                box = load_or_ask(paths, tracker)
+                change(box)
+                box.store(paths)
             recording = Recording(tracker, paths, lock.check)
             if composed.register_anew:
                 recording.forget_lost()
             mark_if_killed(paths, tracker)
-            sent = recording.deliver_all()
+            return recording.deliver_all()
         except (TrackerError, OSError) as error:
-            again = f"What is not sent yet stays stored; to try again: {sync_command(run_id, outputs.output_dir)}"
+            again = f"What is not sent yet stays stored; to try again: {sync_command(paths.run_id, paths.output_dir)}"
             raise TrackerError(f"{error}\n{again}") from error
-    make_console().print(sent, soft_wrap=True)
-    return 0

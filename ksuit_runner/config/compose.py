@@ -31,7 +31,7 @@ ASKS_HYDRA = re.compile(r"\$\{\s*hydra:")
 """An interpolation of Hydra's own config, which resolves only in the config that Hydra composed last."""
 COMMAND_KEYS = (
     *("resume", "fork", "evaluate", "sync", "list", "show", "report", "compare", "export", "leaderboard"),
-    *("init", "find_batch_size", "export_to", "export_as", "predict", "predict_on"),
+    *("init", "find_batch_size", "annotate", "export_to", "export_as", "predict", "predict_on"),
 )
 """Keys at the top of the config that ask for something else than a new run."""
 NOT_STORED = (*SWEEP_NODES, *COMMAND_KEYS, "trust")

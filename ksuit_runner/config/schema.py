@@ -113,6 +113,8 @@ LATER_VALUES: dict[str, str] = {
     "rank_timeout_s": "float",
     "max_restarts": "int",
     "requeue": "bool",
+    "notes": "str | None",
+    "tags": "str | Sequence[str]",
 }
 """The same for keys that may be missing, as in configs that earlier versions stored."""
 
@@ -122,6 +124,8 @@ LATER_DEFAULTS: Mapping[str, Any] = {
     "rank_timeout_s": 600,
     "max_restarts": 3,
     "requeue": True,
+    "notes": None,
+    "tags": [],
 }
 """Key at the top of the config that earlier versions did not store -> what stands for it then."""
 

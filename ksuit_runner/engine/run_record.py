@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.system.atomic_files import renew, write_text
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
-from ksuit_runner.tracker.start_tags import start_tags
+from ksuit_runner.tracker.start_tags import COMMAND_TAG, annotations, changed_annotations, start_tags
 from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class RunRecord(SilentRecord):
             TrackerError: The tracker requires an answer at the start, and there was none.
         """
         tags = {**launch.tags, "ksuit.version": __version__, KIND_TAG: launch.mode}
-        tags |= {**start_tags(launch.command), **provenance.tags}
+        tags |= {**start_tags(launch.command), **annotations(config), **provenance.tags}
         if launch.origin is not None:
             tags[f"ksuit.{launch.mode}_of"] = launch.origin
         random.seed()  # MLflow draws names from it: after an earlier run of this process they would repeat
@@ -169,6 +169,12 @@ class RunRecord(SilentRecord):
                 self.tracker.log_params(comparable(config, choices))
                 self.tracker.log_inputs(datasets)
         self.notify()  # what is sent while a short run trains need not be waited for at its end
+
+    def annotate(self, config: Mapping[str, Any], changes: Sequence[str]) -> None:
+        """Record notes and tags, if they are among the config paths that a resume has changed."""
+        command = self.tracker.run.tags.get(COMMAND_TAG)
+        if tags := changed_annotations(config, {path.partition(".")[0] for path in changes}, command):
+            self.tracker.set_tags(tags)
 
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that were recorded at an update."""

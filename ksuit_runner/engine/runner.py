@@ -317,6 +317,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
                 save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
             if world.records:
                 store_changes(record.paths, given.config, given.launch)
+                record.annotate(given.config, given.origin.changes)
     return assembled
 
 

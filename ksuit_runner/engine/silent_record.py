@@ -51,6 +51,9 @@ class SilentRecord:
     ) -> None:
         """Record parameters, datasets and provenance, unless an earlier start has done so."""
 
+    def annotate(self, config: Mapping[str, Any], changes: Sequence[str]) -> None:
+        """Record notes and tags, if they are among the config paths that a resume has changed."""
+
     def recorded(self, update: int) -> dict[str, float]:
         """Return the metrics that were recorded at an update."""
         return {}

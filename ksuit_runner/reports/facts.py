@@ -22,6 +22,7 @@ from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_con
 from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json, read_text
 from ksuit_runner.tracker.base import EndStatus
+from ksuit_runner.tracker.start_tags import NOTES_TAG, TAGS_TAG
 
 
 def stored_runs(outputs: OutputPaths) -> list[StoredRun]:
@@ -59,6 +60,20 @@ class StoredRun:
     def name(self) -> str:
         """Its name."""
         return self._box.name if self.entry is None else self.entry.name
+
+    @property
+    def notes(self) -> str:
+        """What its user says of it."""
+        return self._told.get(NOTES_TAG, "")
+
+    @property
+    def tags(self) -> str:
+        """Words that its user has given it, with commas between them."""
+        return self._told.get(TAGS_TAG, "")
+
+    @property
+    def _told(self) -> dict[str, str]:
+        return {**self._box.start_tags, **self._box.tags}
 
     @property
     def status(self) -> str:

@@ -12,11 +12,11 @@ from ksuit_runner.reports.code import SHORT_COMMIT
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
-from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table
+from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table, shortened
 
 TAKES = ("output_dir", "tracker", "trust")
 _LONGEST = 60
-OF_A_RUN = ("name", "output_dir", "parent_run_id")
+OF_A_RUN = ("name", "notes", "tags", "output_dir", "parent_run_id")
 """Keys of a config that say which run it is, and not what it does."""
 
 
@@ -53,6 +53,8 @@ def head(run: StoredRun) -> dict[str, str]:
     given = {
         "run": run.name,
         "id": run.paths.run_id,
+        "tags": run.tags,
+        "notes": run.notes,
         "status": run.status.lower(),
         "started": run.started and f"{run.started:%Y-%m-%d %H:%M:%S}",
         "took": run.took is not None and format_duration(run.took.total_seconds()),
@@ -95,4 +97,4 @@ def cell(value: Any) -> str:
         text = to_text(value)
     except ConfigError:  # a key that no override can have
         text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return shortened(text, _LONGEST)

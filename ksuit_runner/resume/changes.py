@@ -40,7 +40,7 @@ MAY_CHANGE = (
     *("data.num_workers", "data.prefetch", "data.eval_batch_size"),
     "metric_property_provider*",
     *("output_dir", "name", "objective", "resume_strict", "parent_run_id"),
-    *("register_anew", "evaluation*"),
+    *("register_anew", "evaluation*", "notes", "tags*"),
     *(
         "strategy*",
         "ranks",

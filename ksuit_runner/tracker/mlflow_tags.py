@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from ksuit_runner.tracker.start_tags import COMMAND_TAG, DESCRIPTION_TAG, USER_TAG
+from ksuit_runner.tracker.start_tags import COMMAND_TAG, DESCRIPTION_TAG, NOTES_TAG, USER_TAG
 
 NOTE_TAG = "mlflow.note.content"
 """Tag with the description of a run, in Markdown."""
@@ -24,7 +24,7 @@ def with_shown(tags: Mapping[str, str]) -> dict[str, str]:
     shown = {name: tags[tag] for tag, name in _SAME.items() if tag in tags}
     if command := tags.get(COMMAND_TAG):
         shown |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": _program(command)}
-        shown[NOTE_TAG] = f"```\n{command}\n```"
+        shown[NOTE_TAG] = "\n\n".join(filter(None, (tags.get(NOTES_TAG), f"```\n{command}\n```")))
     return shown | dict(tags)
 
 

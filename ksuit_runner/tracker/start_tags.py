@@ -1,6 +1,8 @@
 """The tags that say what a run is, how it was started, and by whom."""
 
 import getpass
+from collections.abc import Collection, Mapping
+from typing import Any
 
 COMMAND_TAG = "ksuit.command"
 """Tag with the command line that started a run."""
@@ -8,6 +10,8 @@ USER_TAG = "ksuit.user"
 """Tag with the name of the user who started it."""
 DESCRIPTION_TAG = "ksuit.description"
 """Tag with a description in Markdown."""
+NOTES_TAG, TAGS_TAG = "ksuit.notes", "ksuit.tags"
+"""Tags with what the user says of the run: a text, and words with commas between them."""
 
 
 def start_tags(command: str) -> dict[str, str]:
@@ -16,3 +20,29 @@ def start_tags(command: str) -> dict[str, str]:
         return {COMMAND_TAG: command, USER_TAG: getpass.getuser()}
     except (KeyError, OSError, ImportError):  # a container may have users without a name
         return {COMMAND_TAG: command}
+
+
+def annotations(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that say what ``notes`` and ``tags`` of a config do; of those that are neither null nor empty."""
+    return {tag: text for tag, text in _annotations(config).items() if text}
+
+
+def changed_annotations(config: Mapping[str, Any], keys: Collection[str], command: str | None) -> dict[str, str]:
+    """Return the tags that a later change sets; an empty one replaces what was there.
+
+    Args:
+        config: The config.
+        keys: What has changed of ``notes`` and ``tags``; other keys do not count.
+        command: Tag with the command of the run: a tracker may show the notes together with it.
+    """
+    told = _annotations(config)
+    changed = {tag: told[tag] for key, tag in (("notes", NOTES_TAG), ("tags", TAGS_TAG)) if key in keys}
+    return changed | ({COMMAND_TAG: command} if changed and command else {})
+
+
+def _annotations(config: Mapping[str, Any]) -> dict[str, str]:
+    words = config.get("tags") or ()
+    return {
+        NOTES_TAG: str(config.get("notes") or ""),
+        TAGS_TAG: words if isinstance(words, str) else ", ".join(map(str, words)),
+    }

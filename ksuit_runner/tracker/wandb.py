@@ -25,6 +25,7 @@ from ksuit_runner.tracker.guarded import guarded
 from ksuit_runner.tracker.plain_value import plain_value
 from ksuit_runner.tracker.recorded_steps import Logged, RecordedSteps
 from ksuit_runner.tracker.run_file import RunFile
+from ksuit_runner.tracker.start_tags import NOTES_TAG, TAGS_TAG
 from ksuit_runner.tracker.wandb_files import STEP, TIMESTAMP, RecordReader, logged_in, read_logged, read_points
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _FLUSH_S, _POLL_S = 0.05, 0.02  # how often W&B's process writes its file, and how often that is looked at
 
 _SHOWN = ("images", "tables", "histograms")  # kinds of logged files
+_LONGEST_TAG = 64
 _MOST_BINS = 512  # of W&B's histograms
 
 _live_lock = threading.Lock()
@@ -173,12 +175,15 @@ class WandbTracker(FileTracker):
         return self.run
 
     def _write_description(self, what: Described, new: Mapping[str, str], whole: Mapping[str, str]) -> None:
-        """Send it as a part of the run's config; W&B's own tags are words without a value."""
+        """Send it as a part of the run's config; W&B's own tags and notes are those that the user has given."""
         config = self._send_to().config
         if what == "params":
             config.update({key: plain_value(value) for key, value in new.items()})
         else:
             config.update({what: dict(whole)}, allow_val_change=True)
+        if what == "tags" and {NOTES_TAG, TAGS_TAG} & new.keys():  # to set them writes a record
+            run = self._send_to()
+            run.notes, run.tags = _told(whole)
 
     def _wait_for(self, items: Sequence[Logged], recorded: RecordedSteps) -> None:
         """Wait until points or files are in W&B's file; its process writes them a moment after it got them."""
@@ -212,6 +217,7 @@ class WandbTracker(FileTracker):
         if is_online and not os.environ.get("WANDB_API_KEY") and not wandb.login(prompt=False, verify=False):
             raise TrackerError("W&B: there is no API key. Set WANDB_API_KEY, run `wandb login`, or set mode to offline")
         stored, folder = self._run_stored, self._folder
+        notes, tags = _told(stored.tags)
         make_folder(folder)
         settings = wandb.Settings(
             **{"silent": True, "console": "off", "symlink": False},
@@ -228,6 +234,8 @@ class WandbTracker(FileTracker):
                 project=self._project,
                 entity=self._entity,
                 mode=self._mode,
+                notes=notes or None,
+                tags=tags,
                 id=stored.run_id,
                 name=stored.name,
                 group=stored.parent_run_id,
@@ -284,6 +292,12 @@ def _end_service() -> None:
     if _live == 0:
         with suppress(Exception, SystemExit):  # it calls sys.exit if that process has died
             _import_quietly().teardown()
+
+
+def _told(tags: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Return what W&B shows as notes and tags of a run."""
+    words = (word.strip()[:_LONGEST_TAG] for word in tags.get(TAGS_TAG, "").split(","))
+    return tags.get(NOTES_TAG, ""), tuple(filter(None, words))
 
 
 def _import_quietly() -> Any:

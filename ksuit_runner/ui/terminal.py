@@ -221,6 +221,11 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+def shortened(text: str, longest: int) -> str:
+    """Return a text, cut to a length."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def format_duration(seconds: float) -> str:
     """Write a duration with its two largest units, such as ``2h 05m``, or ``4.2s``."""
     if seconds < 10:

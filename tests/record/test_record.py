@@ -7,11 +7,13 @@ import yaml
 from command import query, run_dir
 from preloaded import ksuit
 
+from ksuit_runner.cli.annotate import annotate
+
 
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("record")
-    (path / "printed.txt").write_text(ksuit(path, "name=recorded", "seed=3"))
+    (path / "printed.txt").write_text(ksuit(path, "name=recorded", "seed=3", "notes=first"))
     return path
 
 
@@ -33,6 +35,12 @@ def test_mlflow_has_parameters_inputs_tags_and_status(output_dir):
     tags = dict(query(output_dir, "select key, value from tags"))
     assert "seed=3" in tags["ksuit.command"] and tags["ksuit.command"] in tags["mlflow.note.content"]
     assert tags["mlflow.source.name"] == "ksuit_runner" and tags["mlflow.user"]
+    assert tags["ksuit.notes"] == "first" and tags["mlflow.note.content"].startswith("first\n\n```")
+    annotate("recorded", [f"output_dir={output_dir}", "notes=later", "tags=[paper]"])
+    later = dict(query(output_dir, "select key, value from tags"))
+    told = {"ksuit.notes": "later", "ksuit.tags": "paper"}
+    told["mlflow.note.content"] = tags["mlflow.note.content"].replace("first", "later", 1)
+    assert {**tags, **told} == later and query(output_dir, "select status from runs") == [("FINISHED",)]
     kinds = query(output_dir, "select value from experiment_tags where key = 'mlflow.experimentKind'")
     assert kinds == [("custom_model_development",)], "MLflow's page shows training runs"
 
@@ -44,7 +52,7 @@ def test_folder_has_config_command_environment_and_the_artifacts_of_mlflow(outpu
     assert config["seed"] == 3
     assert "${" not in (artifacts / "config.yaml").read_text()
     launch = json.loads((artifacts / "launch.json").read_text())
-    assert launch["overrides"] == [f"output_dir={output_dir}", "name=recorded", "seed=3"]
+    assert launch["overrides"] == [f"output_dir={output_dir}", "name=recorded", "seed=3", "notes=first"]
     environment = json.loads((artifacts / "environment.json").read_text())
     assert environment["versions"]["torch"]
     latest = (artifacts / "checkpoints" / "latest").read_text().strip()

@@ -9,7 +9,8 @@ import yaml
 from command import ksuit
 from PIL import Image
 
-from ksuit_runner import run
+from ksuit_runner import run, runs
+from ksuit_runner.cli.annotate import annotate
 from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.cli.list_runs import list_runs
 from ksuit_runner.errors import KsuitError
@@ -18,15 +19,18 @@ from ksuit_runner.reports.compare import compare
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
+from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.ui.terminal import format_duration
 
 FEW = ("model=linear", "trainer.max_epochs=2", "tracker=noop")
+
+TOLD = ("tags=[baseline,paper]", "notes='with few, but good samples'")
 
 
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    run([f"output_dir={folder}", *FEW, "name=first", "callbacks=[accuracy,best_checkpoint]"])
+    run([f"output_dir={folder}", *FEW, "name=first", "callbacks=[accuracy,best_checkpoint]", *TOLD])
     run([f"output_dir={folder}", *FEW, "name=second", "callbacks=[accuracy,ema]", "optimizer.lr=0.01", "seed=3"])
     return folder
 
@@ -95,9 +99,9 @@ index 1..2 100644
 
 
 def test_the_code_of_runs_is_compared(output_dir, capsys):
-    runs = sorted(stored_runs(output_dir), key=lambda run: run.name)
-    kept = [(run.paths.environment.read_text(), run.paths.diff, run.diff) for run in runs]
-    for number, stored in enumerate(runs):
+    first_and_second = sorted(stored_runs(output_dir), key=lambda run: run.name)
+    kept = [(run.paths.environment.read_text(), run.paths.diff, run.diff) for run in first_and_second]
+    for number, stored in enumerate(first_and_second):
         known = json.loads(stored.paths.environment.read_text())
         git = {"commit": str(number) * 40, "branch": "main", "dirty": True}
         stored.paths.environment.write_text(json.dumps({**known, "git": git}))
@@ -148,6 +152,7 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
     name, status, metric, best, *times = listed[first.paths.run_id[:8]]
     assert (name, status, metric) == ("first", "finished", "accuracy/validation")
     assert best == f"{first.metrics['accuracy/validation'].best:.4g}"
+    times = times[: times.index("baseline,")]
     assert all(re.fullmatch(r"[\d.]+[hms]", text) for text in times) and len(times) >= 2
 
 
@@ -165,6 +170,32 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_what_is_noted_about_a_run_is_shown_and_changed_while_nobody_trains_it(output_dir, capsys):
+    here = f"output_dir={output_dir}"
+    row = runs(output_dir).set_index("name").loc["first"]
+    assert (row["tags"], row["notes"]) == ("baseline, paper", "with few, but good samples")
+    paths = PathProvider(output_dir, show_of(output_dir, "first", capsys)["id"][0])
+    assert annotate("first", [here, "tags=[paper]"]) == 0
+    with RunLock(paths.lock), pytest.raises(KsuitError, match="alive|trains|running"):
+        annotate("first", [here, "notes=null"])
+    shown = show_of(output_dir, "first", capsys)
+    assert shown["tags"] == ["paper"] and shown["notes"] == ["with", "few,", "but", "good", "samples"]
+    list_runs("all", [here])
+    listed = rows(capsys.readouterr().out)
+    assert listed["run"][-2:] == ["tags", "notes"] and "paper" in listed[paths.run_id[:8]]
+    run([here, "resume=first", "notes=later"])  # what was changed since its start stays
+    shown = show_of(output_dir, "first", capsys)
+    assert (shown["tags"], shown["notes"]) == (["paper"], ["later"])
+    with pytest.raises(KsuitError, match="say what"):
+        annotate("first", [here])
+
+
+def show_of(output_dir, name, capsys):
+    capsys.readouterr()
+    show(name, [f"output_dir={output_dir}"])
+    return rows(capsys.readouterr().out)
 
 
 def test_a_report_is_one_page_with_all_that_is_stored(output_dir, tmp_path, capsys):

@@ -143,7 +143,7 @@ def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     assert tracker.where() == f"W&B (offline), upload it with: wandb sync {folder}/*run-*"
     tracker.log_params({"lr": "0.1", "model._target_": "x"})
     tracker.log_inputs([DatasetInfo("train", "training", "c0ffee", "somewhere")])
-    tracker.set_tags({"command": "y"})
+    tracker.set_tags({"command": "y", "ksuit.tags": "a, b", "ksuit.notes": "z"})
     tracker.log_points(POINTS)
     tracker.log_points(POINTS)
     tracker.log_points([Point("loss/train", 5.0, 2, 1_700_000_002_000)])  # the evaluation of an older checkpoint
@@ -151,11 +151,13 @@ def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     assert same(tracker.history("loss/test"), POINTS[1:2])
     tracker.end_run(EndStatus.KILLED)
     found = records(tmp_path, info.run_id)
-    (run,), (ended,) = of_kind(found, "run"), of_kind(found, "exit")
+    (*_, run), (ended,) = of_kind(found, "run"), of_kind(found, "exit")
+    assert (run.notes, list(run.tags)) == ("z", ["a", "b"])
     assert (run.run_id, run.run_group, run.display_name, run.project) == (info.run_id, "parent", "x", "digits")
     assert ended.exit_code == 1
     config = {item.key: json.loads(item.value_json) for record in of_kind(found, "config") for item in record.update}
-    assert (config["lr"], config["model._target_"], config["tags"]) == (0.1, "x", {"author": "me", "command": "y"})
+    tags = {"author": "me", "command": "y", "ksuit.tags": "a, b", "ksuit.notes": "z"}
+    assert (config["lr"], config["model._target_"], config["tags"]) == (0.1, "x", tags)
     assert config["datasets"]["train"].startswith("training, c0ffee")
     metrics = of_kind(found, "metric")
     assert {metric.glob_name or metric.name: metric.step_metric for metric in metrics} == {"update": "", "*": "update"}
