@@ -75,7 +75,7 @@ class RayLauncher(Launcher):
         path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
         try:
             ray.init(
-                address=self._address,
+                address=self._address or "local",  # by default Ray would join a cluster that it finds
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
                 log_to_driver=False,
                 logging_level="error",
