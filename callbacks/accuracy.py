@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.trainer.hits import TopkAccuracy
 
@@ -38,7 +39,7 @@ class Accuracy(DatasetCallback):
 
     def __init__(
         self,
-        topk: Sequence[int] = (1,),
+        topk: Sequence[PositiveInt] = (1,),
         heads: Mapping[str, Mapping[str, Any]] | None = None,
         ignore_index: int | None = None,
         **kwargs: Any,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
@@ -38,7 +39,7 @@ class ActivationNorms(PeriodicCallback):
     logs: ClassVar[Sequence[str] | None] = ("activation_norms", "activation_norms/*")
     merges_states: ClassVar[bool] = True
 
-    def __init__(self, match: Sequence[str] | None = None, depth: int | None = 2, **kwargs: Any) -> None:
+    def __init__(self, match: Sequence[str] | None = None, depth: PositiveInt | None = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         path = f"callbacks.{self.display_name}"
         check_not_compiled(self.model.module, path)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import MetricKey
+from ksuit_runner.config.types import MetricKey, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.tracker.base import ModelVersion
@@ -36,8 +36,8 @@ class BestCheckpoint(MetricCallback):
         tag: str | None = None,
         min_delta: float = 0.0,
         tie_breakers: Sequence[MetricKey] = (),
-        top_k: int = 1,
-        patiences: Sequence[int] = (),
+        top_k: PositiveInt = 1,
+        patiences: Sequence[PositiveInt] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, StopTraining
 
 
@@ -31,7 +32,7 @@ class EarlyStop(MetricCallback):
 
     def __init__(
         self,
-        patience: int | None = None,
+        patience: PositiveInt | None = None,
         min_delta: float = 0.0,
         good_enough: float | None = None,
         diverged: float | None = None,

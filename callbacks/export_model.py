@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
@@ -50,7 +51,7 @@ class ExportModel(DatasetCallback):
         weights: str = "model",
         register_as: str | None = None,
         alias: str | None = None,
-        batch_size: int = 2,
+        batch_size: PositiveInt = 2,
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_batches=_BATCHES, **kwargs)

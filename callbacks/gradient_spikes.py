@@ -8,6 +8,7 @@ import torch
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.norms import NormsCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
@@ -41,7 +42,7 @@ class GradientSpikes(NormsCallback):
     is_repeatable: ClassVar[bool] = False
     replaces_state: ClassVar[bool] = True
 
-    def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: int = 20, **kwargs: Any) -> None:
+    def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value, is_valid, wanted in (
             ("factor", factor, factor > 1, "a number above 1"),

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError
 
 _MOST_VALUES: Final = 1 << 24  # similarities, or votes, in memory at once
@@ -36,7 +37,7 @@ class KnnProbe(ProbeCallback):
     )
     metric: ClassVar[str] = "knn_accuracy"
 
-    def __init__(self, k: int = 20, temperature: float = 0.07, **kwargs: Any) -> None:
+    def __init__(self, k: PositiveInt = 20, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if k < 1 or temperature <= 0:
             raise ConfigError(f"k: at least 1 is needed (not {k}), and a temperature above 0 (not {temperature})")

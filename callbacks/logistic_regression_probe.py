@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ class LogisticRegressionProbe(ProbeCallback):
     )
     metric: ClassVar[str] = "logistic_regression_accuracy"
 
-    def __init__(self, inverse_regularization: float = 1.0, max_iterations: int = 1000, **kwargs: Any) -> None:
+    def __init__(self, inverse_regularization: float = 1.0, max_iterations: PositiveInt = 1000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if inverse_regularization <= 0 or max_iterations < 1:
             raise ConfigError(

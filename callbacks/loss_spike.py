@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, LossError, did_you_mean
 from ksuit_runner.keyed_random import uses_no_rng
@@ -45,7 +46,7 @@ class LossSpike(PeriodicCallback):
     def __init__(
         self,
         threshold: float = 6.0,
-        window: int = 100,
+        window: PositiveInt = 100,
         action: Literal["skip", "fail"] = "skip",
         max_skips: int = 10,
         **kwargs: Any,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ksuit_runner.callback_bases.window import WindowCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, check_positive
 
 
@@ -25,7 +26,7 @@ class MemorySnapshot(WindowCallback):
         ConfigError: The run is on no CUDA device, or a number is smaller than 1.
     """
 
-    def __init__(self, max_entries: int = 100_000, **kwargs: Any) -> None:
+    def __init__(self, max_entries: PositiveInt = 100_000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_positive(max_entries=max_entries)
         if self.trainer.device.type != "cuda":

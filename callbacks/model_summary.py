@@ -11,6 +11,7 @@ from pandas import DataFrame
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.tensors.device import to_device
@@ -39,7 +40,7 @@ class ModelSummary(CallbackBase):
 
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, depth: int | None = 3, prints: bool = False, **kwargs: Any) -> None:
+    def __init__(self, depth: PositiveInt | None = 3, prints: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if depth is not None and depth < 0:
             raise ConfigError(f"depth: it must not be negative, and is {depth}")

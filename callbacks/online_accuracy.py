@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.callback_bases.online import OnlineCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.trainer.hits import TopkAccuracy
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.sums import Sums
@@ -41,7 +42,7 @@ class OnlineAccuracy(OnlineCallback[Sums]):
 
     def __init__(
         self,
-        topk: Sequence[int] = (1,),
+        topk: Sequence[PositiveInt] = (1,),
         heads: Mapping[str, Mapping[str, Any]] | None = None,
         ignore_index: int | None = None,
         **kwargs: Any,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.tensors.pictures import as_pictures, grid
@@ -41,7 +42,7 @@ class Predictions(DatasetCallback):
     logs: ClassVar[Sequence[str] | None] = ()
 
     def __init__(
-        self, count: int | None = 50, images: int = 0, outputs: str = "", targets: str = "", **kwargs: Any
+        self, count: PositiveInt | None = 50, images: int = 0, outputs: str = "", targets: str = "", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if (count is not None and count < 1) or images < 0:

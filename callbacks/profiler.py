@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ksuit_runner.callback_bases.window import WindowCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.engine.phases import Phases
 from ksuit_runner.errors import check_positive
 
@@ -39,7 +40,7 @@ class Profiler(WindowCallback):
         record_shapes: bool = False,
         profile_memory: bool = False,
         with_stack: bool = False,
-        rows: int = 30,
+        rows: PositiveInt = 30,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

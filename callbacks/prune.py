@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
@@ -36,7 +37,7 @@ class Prune(MetricCallback):
     def __init__(
         self,
         path_provider: PathProvider,
-        min_trials: int = 5,
+        min_trials: PositiveInt = 5,
         min_updates: int = 0,
         study: str | None = None,
         trial: int | None = None,

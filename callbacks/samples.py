@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.tensors.pictures import as_pictures, grid
@@ -31,7 +32,7 @@ class Samples(PeriodicCallback):
 
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, count: int = 8, draws: int = 4, **kwargs: Any) -> None:
+    def __init__(self, count: PositiveInt = 8, draws: PositiveInt = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if count < 1 or draws < 1:
             raise ConfigError(f"count: at least 1 is needed (not {count}), and as many draws (not {draws})")

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import CallbackBase, quiet
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_positive
 from ksuit_runner.keyed_random import uses_no_rng
@@ -41,9 +42,9 @@ class StopAt(CallbackBase):
 
     def __init__(
         self,
-        epoch: int | None = None,
-        update: int | None = None,
-        sample: int | None = None,
+        epoch: PositiveInt | None = None,
+        update: PositiveInt | None = None,
+        sample: PositiveInt | None = None,
         max_time: str | None = None,
         **kwargs: Any,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.checkpoint.weights_writer import WeightsWriter
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import gathered, local
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -42,7 +43,7 @@ class WeightsCheckpoint(PeriodicCallback):
         self,
         weights: Sequence[str] = ("model",),
         modules: Sequence[str] | None = None,
-        keep_last: int | None = 2,
+        keep_last: PositiveInt | None = 2,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

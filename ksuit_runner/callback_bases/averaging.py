@@ -12,6 +12,7 @@ from torch import Tensor
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.pieces import local
 from ksuit_runner.errors import CheckpointError, ConfigError
@@ -58,8 +59,8 @@ class AveragingCallback(CallbackBase):
         average_buffers: bool = False,
         start_epoch: int = 0,
         start_update: int = 0,
-        every_n_epochs: int | None = None,
-        every_n_updates: int | None = None,
+        every_n_epochs: PositiveInt | None = None,
+        every_n_updates: PositiveInt | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

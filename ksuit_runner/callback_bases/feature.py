@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
-from ksuit_runner.config.types import DatasetKey
+from ksuit_runner.config.types import DatasetKey, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, check_positive
 from ksuit_runner.models.feature_extractor import FeatureExtractor
@@ -107,7 +107,7 @@ class ProbeCallback(FeatureCallback):
     shares_work: ClassVar[bool] = True
     metric: ClassVar[str]
 
-    def __init__(self, fit_dataset_key: DatasetKey, fit_batches: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, fit_dataset_key: DatasetKey, fit_batches: PositiveInt | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if fit_dataset_key == self.dataset_key:
             raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.trainer.module_norms import ModuleNorms
 
 
@@ -25,7 +26,7 @@ class NormsCallback(PeriodicCallback):
         ConfigError: A pattern matches no module with parameters, or the depth is no positive whole number.
     """
 
-    def __init__(self, match: Sequence[str] | None = None, depth: int | None = 2, **kwargs: Any) -> None:
+    def __init__(self, match: Sequence[str] | None = None, depth: PositiveInt | None = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.norms = ModuleNorms(self.trainer, match, depth, f"callbacks.{self.display_name}")
 

@@ -31,6 +31,7 @@ from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.joint_write import JointWrite
 from ksuit_runner.checkpoint.manifest import rank_of
 from ksuit_runner.checkpoint.shards import find_flaw
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError, ConfigError, PeerError
@@ -97,8 +98,8 @@ class CheckpointWriter:
         every_n_epochs: int | None = None,
         every_n_updates: int | None = None,
         every_n_samples: int | None = None,
-        keep_last: int = 2,
-        keep_every: int | None = None,
+        keep_last: PositiveInt = 2,
+        keep_every: PositiveInt | None = None,
         content: Literal["all", "trained"] = "all",
         room_timeout_s: float = 30.0,
         peer_timeout_s: float = 600.0,

@@ -1,9 +1,13 @@
 """A constructor that does not call that of its base class with what it needs is found in its source."""
 
+from itertools import product
+
 import pytest
 
+from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.references import check_intervals
 from ksuit_runner.config.check.signature import SignatureReader
-from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.check.whole_config import check_config, resolve
 from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.errors import ConfigError
 
@@ -130,3 +134,55 @@ def test_two_callbacks_that_log_one_key_at_one_update_are_found(project, second,
         return
     with pytest.raises(ConfigError, match="^callbacks.first: it logs 'norm' at updates at which callbacks.second does"):
         check_config(config)
+
+
+AT_LEAST_1 = frozenset(
+    [
+        "accumulation_steps",
+        "batch_size",
+        "count",
+        "depth",
+        "draws",
+        "epoch",
+        "every_n_epochs",
+        "every_n_updates",
+        "first_update",
+        "fit_batches",
+        "k",
+        "keep_every",
+        "keep_last",
+        "max_batches",
+        "max_iterations",
+        "min_trials",
+        "patience",
+        "reference_batch_size",
+        "rows",
+        "sample",
+        "top_k",
+        "update",
+        "updates",
+        "warmup",
+        "window",
+    ]
+)
+"""Keys of conf/ that are no number, or one of at least 1, in every choice that has them."""
+
+
+def test_numbers_below_1_are_refused_in_every_choice_that_ships():
+    values, reader, accepted, refused = resolve(compose_config(["debug=all_callbacks"])), SignatureReader(), [], set()
+    nodes = {key: values[key] for key in ("trainer", "checkpoint")}
+    for group in ("callbacks", "default_callbacks"):
+        nodes |= {f"{group}.{name}": node for name, node in values[group].items()}
+    for path, node in nodes.items():
+        for key, number in product(AT_LEAST_1 & node.keys(), (0, -1)):
+            checker = ObjectChecker(reader)
+            try:
+                checker.walk(path, {**node, key: number})
+                for item in checker.objects:
+                    check_intervals(item)
+                accepted.append(f"{path}.{key}={number}")
+            except ConfigError as error:
+                assert path in str(error) and key in str(error)
+                refused.add(key)
+    assert accepted == []
+    assert refused == AT_LEAST_1
