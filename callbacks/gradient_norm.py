@@ -1,7 +1,7 @@
 """Norm of the gradients."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
@@ -12,9 +12,16 @@ class GradientNorm(PeriodicCallback):
     """Logs ``gradient_norm``, that of the last update before clipping; a run without clipping logs nothing.
 
     An optimizer with a ``clip_norm`` of its own logs ``gradient_norm/NAME``.
+
+    Args:
+        **kwargs: Passed on to PeriodicCallback.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_norm", "gradient_norm/*")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_idle = not self.trainer.optimizers.are_clipped
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

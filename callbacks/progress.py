@@ -56,7 +56,7 @@ class Progress(CallbackBase):
         self._has_epoch_lines = line_per_epoch
         self._epoch_line: list[str] = []
         self._shown: dict[str, float] = {}
-        self._next = monotonic() + self._interval
+        self.next_time = monotonic() + self._interval
         self._last_update = -1
         if records:
             self.trainer.watch_evaluation = self._show_evaluation
@@ -66,22 +66,20 @@ class Progress(CallbackBase):
         if self._curves is not None and self.path_provider.journal.is_file():  # of a run that is resumed
             for point in read_points(self.path_provider.journal):
                 self._curves.add(point.step, self._directed({point.key: point.value}))
-        self._next = monotonic() + self._interval
+        self.next_time = monotonic() + self._interval
         if self._bar.is_live:
             self._show(update_counter)
 
-    @quiet
     @uses_no_rng
-    def _after_update(self, update_counter: UpdateCounter) -> None:
-        if monotonic() >= self._next:
-            self._show(update_counter)
+    def _timed_callback(self, update_counter: UpdateCounter) -> None:
+        self._show(update_counter)
 
     @quiet
     @uses_no_rng
     def _after_epoch(self, update_counter: UpdateCounter) -> None:
         if self._has_epoch_lines:
             self._epoch_line = self._words(update_counter)
-            self._next = 0.0  # it is printed with what is logged now, or else after the next update
+            self.next_time = 0.0  # it is printed with what is logged now, or else once that is done
 
     @uses_no_rng
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
@@ -124,8 +122,9 @@ class Progress(CallbackBase):
 
     def _show_evaluation(self, names: Sequence[str], dataset_key: str, batch: int, batches: int | None) -> None:
         """Show which batch of an evaluation is read; see ``EvaluationWatcher``."""
-        if monotonic() < self._next:
+        if monotonic() < self.next_time:
             return
+        self._words(self.trainer.counter)
         names = [*names[:2], f"{len(names) - 2} more"] if len(names) > 3 else names
         activity = f"{', '.join(names)} on {dataset_key} {batch + 1}" + ("" if batches is None else f"/{batches}")
         if not self._bar.is_live:
@@ -133,7 +132,7 @@ class Progress(CallbackBase):
         self._draw(activity)
 
     def _draw(self, activity: str = "") -> None:
-        self._next = monotonic() + self._interval
+        self.next_time = monotonic() + self._interval
         line = [Text(activity, "cyan", no_wrap=True, overflow="ellipsis")] if activity else []
         self._bar.draw(*line, Columns([Text(item, "dim") for item in _texts(self._shown)], padding=(0, 2)))
         if self._curves is not None:

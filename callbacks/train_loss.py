@@ -3,29 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ksuit_runner.callback_bases.online import OnlineCallback
-from ksuit_runner.trainer.losses import Losses, add_losses, mean_losses
+from ksuit_runner.callback_bases.online import RunningCallback
+from ksuit_runner.trainer.losses import mean_losses
 from ksuit_runner.trainer.sums import Sums
 
 
-class TrainLoss(OnlineCallback[Sums]):
+class TrainLoss(RunningCallback[Sums]):
     """Logs ``loss/train``, the mean over the samples since it was last logged, or over what the loss counts.
 
     Other losses that the trainer's ``training_step`` names are logged as ``loss_NAME/train``; with ``per_epoch`` the
-    means over each epoch as ``loss/train/epoch``. The sums stay on the device: nothing waits for it between two logs.
+    means over each epoch as ``loss/train/epoch``. On an accelerator the sums stay there: nothing waits for it.
 
     Args:
-        **kwargs: Passed on to OnlineCallback.
+        **kwargs: Passed on to RunningCallback.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("loss/train", "loss_*/train", "loss/train/epoch", "loss_*/train/epoch")
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for sums in self.running:
+            self.trainer.running_losses.add_to(sums)
+
     def _new_sums(self) -> Sums:
         return Sums()
-
-    def _accumulate(self, sums: Sums, batch: Any, losses: Losses, outputs: Any) -> None:
-        weight = self.trainer.part_weight(batch)
-        add_losses(sums, losses, weight, weight, self.trainer.sums_up)
 
     def _log(self, sums: Sums, suffix: str) -> None:
         for (name,), value in mean_losses(sums.totals, self.trainer.loss_weights).items():

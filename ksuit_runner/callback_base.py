@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import getattr_static
+from math import inf
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -116,7 +117,8 @@ class CallbackBase:
 
     Attributes:
         logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
-            braces stands for the argument of that name and ``*`` for anything; ``accuracy{_heads}`` is
+            braces stands for the argument of that name, which the constructor has to keep as an attribute of the same
+            name, and ``*`` for anything; ``accuracy{_heads}`` is
             ``accuracy_HEAD`` for each of the ``heads``, and ``accuracy`` without any; ``{/weights}`` is nothing for the
             live weights and ``/NAME`` for each of the others that are evaluated. With None, a callback that watches a
             misspelt metric of this one is found at the end of training, and not before.
@@ -126,12 +128,14 @@ class CallbackBase:
         replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors and
             do not add to those that are there. Then it is not copied before every hook that may fail, which costs 10 us
             an update in the hooks before the optimizer's step.
+        next_time: When ``timed_callback`` is due, by ``time.monotonic()``; a callback that overrides it sets this.
     """
 
     logs: ClassVar[Sequence[str] | None] = None
     offers: ClassVar[Sequence[str] | None] = ()
     merges_states: ClassVar[bool] = False
     replaces_state: ClassVar[bool] = False
+    next_time: float = inf
 
     def __init__(
         self,
@@ -308,6 +312,15 @@ class CallbackBase:
         """
         self._after_log(update_counter=update_counter, metrics=metrics)
 
+    @template
+    def timed_callback(self, update_counter: UpdateCounter) -> None:
+        """Called between two updates as soon as ``time.monotonic()`` has reached ``next_time``, until that is later.
+
+        Until then it costs nothing: the loop reads the clock once for all callbacks. What depends on the time is not
+        the same in a resumed run, and not on all ranks: it only shows something, and logs and changes nothing.
+        """
+        self._timed_callback(update_counter=update_counter)
+
     def _before_training(self, update_counter: UpdateCounter) -> None: ...
     def _after_training(self, update_counter: UpdateCounter) -> None: ...
     def _on_exception(self, error: BaseException) -> None: ...
@@ -322,3 +335,4 @@ class CallbackBase:
     def _after_update(self, update_counter: UpdateCounter) -> None: ...
     def _after_epoch(self, update_counter: UpdateCounter) -> None: ...
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None: ...
+    def _timed_callback(self, update_counter: UpdateCounter) -> None: ...

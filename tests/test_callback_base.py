@@ -26,7 +26,7 @@ def make(maker):
     return make
 
 
-@pytest.mark.parametrize("hook", [*HOOKS, "periodic_callback"])
+@pytest.mark.parametrize("hook", [*HOOKS, "periodic_callback", "timed_callback"])
 def test_overriding_a_template_is_an_error_when_the_class_is_defined(hook):
     with pytest.raises(TypeError, match=f"Mine overrides the template '{hook}': override '_{hook}' instead"):
         type("Mine", (PeriodicCallback,), {hook: lambda self, update_counter: None})

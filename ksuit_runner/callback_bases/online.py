@@ -15,17 +15,18 @@ from ksuit_runner.trainer.sums import Accumulated, PartSums
 _SUMMED = "summed"
 
 
-class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
-    """A periodic callback that accumulates what it finds in the batches of training, and logs it at its interval.
+class RunningCallback(PeriodicCallback, Generic[Accumulated]):
+    """A periodic callback that logs what was accumulated over the updates since its last log.
 
-    A subclass says in what it accumulates (``_new_sums``), what it adds (``_accumulate``) and what it logs (``_log``).
-    Each part of a batch has sums of its own, see ``PartSums``: a resume and another number of ranks change no bit of
-    what is logged. With ``Sums`` nothing waits for the device between two logs. Sums of your own make new tensors
-    instead of adding to those that ``state_dict`` has returned: an update that fails goes back to these.
+    A subclass says in what is accumulated (``_new_sums``) and what is logged (``_log``). Each part of a batch has sums
+    of its own, see ``PartSums``: a resume and another number of ranks change no bit of what is logged.
 
     Args:
         per_epoch: Log the values over each whole epoch as well, under keys that end in ``/epoch``.
         **kwargs: Passed on to PeriodicCallback.
+
+    Attributes:
+        running: The sums since the last log and, with ``per_epoch``, those of the present epoch.
     """
 
     is_repeatable: ClassVar[bool] = False
@@ -36,14 +37,11 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
         super().__init__(**kwargs)
         self._sums = PartSums(self._new_sums, self.data_container.world, self.trainer.device)
         self._epoch = PartSums(self._new_sums, self.data_container.world, self.trainer.device) if per_epoch else None
+        self.running = [self._sums] if self._epoch is None else [self._sums, self._epoch]
 
     @abstractmethod
     def _new_sums(self) -> Accumulated:
         """Return something empty to accumulate in, such as ``Sums``."""
-
-    @abstractmethod
-    def _accumulate(self, sums: Accumulated, batch: Any, losses: Losses, outputs: Any) -> None:
-        """Add what is found in a part of a batch; the arguments are those of ``_track_after_accumulation_step``."""
 
     def _summed(self) -> str:
         """Return what is summed up, as far as arguments say it; where a resume changes it, the sums begin anew."""
@@ -57,15 +55,6 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
             sums: That of all parts and ranks since the last log, or in the whole epoch.
             suffix: The end of the metrics' keys: empty, or ``/epoch``.
         """
-
-    @uses_no_rng
-    def _track_after_accumulation_step(
-        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
-    ) -> None:
-        part = update_counter.accumulation_step
-        self._accumulate(self._sums[part], batch, losses, outputs)
-        if self._epoch is not None:
-            self._accumulate(self._epoch[part], batch, losses, outputs)
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
@@ -95,3 +84,23 @@ class OnlineCallback(PeriodicCallback, Generic[Accumulated]):
         of_epoch = [state["epoch"] for state in state_dicts if "epoch" in state]
         merged = {**PartSums.merged(state_dicts), **({"epoch": PartSums.merged(of_epoch)} if of_epoch else {})}
         return {**merged, _SUMMED: state_dicts[0].get(_SUMMED, self._summed())}  # in the order of a single rank's
+
+
+class OnlineCallback(RunningCallback[Accumulated]):
+    """A periodic callback that accumulates what it finds in the batches of training, and logs it at its interval.
+
+    A subclass says in what it accumulates (``_new_sums``), what it adds (``_accumulate``) and what it logs (``_log``).
+    With ``Sums`` nothing waits for the device between two logs. Sums of your own make new tensors instead of adding to
+    those that ``state_dict`` has returned: an update that fails goes back to these.
+    """
+
+    @abstractmethod
+    def _accumulate(self, sums: Accumulated, batch: Any, losses: Losses, outputs: Any) -> None:
+        """Add what is found in a part of a batch; the arguments are those of ``_track_after_accumulation_step``."""
+
+    @uses_no_rng
+    def _track_after_accumulation_step(
+        self, update_counter: UpdateCounter, batch: Any, losses: Losses, outputs: Any
+    ) -> None:
+        for sums in self.running:
+            self._accumulate(sums[update_counter.accumulation_step], batch, losses, outputs)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, takewhile
+from time import monotonic
 from typing import Any, Final
 
 import torch
@@ -88,17 +89,19 @@ class Hooks:
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
         }
-        periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
+        periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback) and not item.is_idle]
         of_stored_weights = [item for item in periodic if isinstance(item, DatasetCallback) and item.weights_of]
         self._table["after_training"][:0] = [item.periodic_callback for item in of_stored_weights]
         self._periodic = [item for item in periodic if item not in of_stored_weights]
         self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
         for item in self._periodic:
             item.interval.check(update_counter, f"callbacks.{item.name}")
+        self._timed = [item for item in callbacks.values() if implements(item, "timed_callback")]
         self._groups = _groups(periodic)
         self._usual = [*self._table["track_after_update_step"], *self._table["after_update"]]
         self._usual_updates = range(0)  # after which nothing else is due
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
+        methods += [item.timed_callback for item in self._timed]
         self._drawing = {method for method in methods if may_draw(_own(method))}
         self._quiet = {method for method in methods if is_quiet(_own(method))} if self._has_peers else set()
 
@@ -251,6 +254,14 @@ class Hooks:
             return []
         at_end = [item for item in self._periodic if item.interval.at_end]
         return [item.periodic_callback for item in at_end if not item.interval.is_due(counter)]
+
+    def fire_timed(self) -> None:
+        """Call the callbacks whose time has come, by one reading of the clock for all of them."""
+        if self._timed:
+            now = monotonic()
+            for item in self._timed:
+                if now >= item.next_time:
+                    self._call(item.timed_callback, {"update_counter": self._counter}, "")
 
     def fire_evaluations(self) -> None:
         """Run every evaluation of a dataset now."""

@@ -163,6 +163,8 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         trainer.backward(losses, part)
         trainer.modes.evaluate()
         losses.detach_()
+        if trainer.running_losses.are_wanted:
+            trainer.running_losses.note(step, losses, trainer.part_weight(part.batch))
         fire = run.hooks.fire_between
         fire(
             "track_after_accumulation_step",
@@ -188,6 +190,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         trainer.step(again)
     else:
         trainer.skip_step()
+    trainer.running_losses.add()
     counter.update += 1
     run.log_writer.is_ahead = False
 
@@ -221,6 +224,7 @@ def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
         run.trainer.check_parameters()
         run.trainer.modes.find_modules()
     run.phase = Phase.BETWEEN
+    run.hooks.fire_timed()
     if run.checkpoint_writer.is_due(run.counter) and not run.counter.is_finished:
         save_checkpoint(run)
 

@@ -80,6 +80,7 @@ class Phases:
                 setattr(owner, method, self._watched(phase, getattr(owner, method)))
         for name, item in callbacks.items():
             hooks = [hook for hook in HOOKS if implements(item, hook)]
+            hooks += ["timed_callback"] if implements(item, "timed_callback") else []
             hooks += ["periodic_callback"] if isinstance(item, PeriodicCallback) else []
             hooks += ["read_batch"] if isinstance(item, DatasetCallback) else []
             for hook in hooks:

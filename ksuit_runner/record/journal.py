@@ -18,6 +18,7 @@ from ksuit_runner.system.atomic_files import make_folder, sync, write_bytes
 from ksuit_runner.system.untrusted_files import is_below, open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
+_JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each line
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
 _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
 _LONGEST_LINE = 1 << 26  # in bytes; anything longer is not a line of a journal
@@ -243,7 +244,7 @@ def read_points(path: Path) -> Iterator[Point]:
 
 def _encode(step: int, timestamp: int, metrics: Mapping[str, float], files: Mapping[str, str]) -> bytes:
     entry = {"s": step, "t": timestamp, "m": metrics, **({"f": files} if files else {})}
-    payload = json.dumps(entry, separators=(",", ":")).encode()[1:]
+    payload = _JSON.encode(entry).encode()[1:]
     return b'{"c":"%08x",%s\n' % (crc32(payload), payload)
 
 

@@ -114,7 +114,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):  # what Linux counts for getrusage begins with the memory of the parent
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            found = re.search(rb"^VmHWM:\s*(\d+) kB$", file.read(1 << 16), re.MULTILINE)
         if found is not None:
             return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -32,8 +32,9 @@ def batch_size(batch: Any, samples: int | None = None) -> int:
     """
     if samples is None:
         return _guessed_size(batch)
-    if _is_pair(batch) and isinstance(batch[0], Tensor) and batch[0].ndim and _rows(batch[0]) == samples:
-        return samples  # at every update: the walk through all arrays takes 7 us
+    first = batch[0] if type(batch) in (tuple, list) and len(batch) == 2 else None
+    if isinstance(first, Tensor) and first.ndim and first.size(0) == samples:  # the walk through all arrays is slow
+        return samples
     if any(_rows(array) == samples for array in _arrays(batch)):
         return samples
     sizes = set(map(_rows, _certain_arrays(batch, is_level=_is_pair(batch))))

@@ -20,7 +20,7 @@ _WANTED = (
 )
 
 
-class Losses(dict[str, Tensor]):
+class Losses(dict[str, Any]):
     """The losses of a batch, or of a part of it, by name: scalars that are means, of which ``total`` is minimized.
 
     Attributes:
@@ -41,6 +41,12 @@ class Losses(dict[str, Tensor]):
         """Let go of their graph."""
         for name, loss in self.items():
             self[name] = loss.detach()
+
+    def numbers(self) -> Losses:
+        """Return those on the CPU as numbers, and any others as they are."""
+        numbers = Losses((name, loss.item() if loss.is_cpu else loss) for name, loss in self.items())
+        numbers.counts, numbers.factors = self.counts, self.factors
+        return numbers
 
     def flatten_(self) -> None:
         """Give tensors of one element the shape of a scalar, so that they can be stacked."""
@@ -138,10 +144,10 @@ class LossReader:
 class Adds(Protocol):
     """What sums and means are added to: ``Sums``, or ``Gathered`` in an evaluation."""
 
-    def add(self, key: Any, value: Tensor, count: Count) -> None:
+    def add(self, key: Any, value: Any, count: Count) -> None:
         """Add a sum over so many things."""
 
-    def add_mean(self, key: Any, mean: Tensor, count: Count) -> None:
+    def add_mean(self, key: Any, mean: Any, count: Count) -> None:
         """Add a mean over so many things; over nothing it is NaN, and adds nothing."""
 
 
@@ -179,5 +185,5 @@ def mean_losses(totals: Mapping[tuple[str, ...], Total], factors: Mapping[str, f
     means = {key: total.mean for key, total in totals.items()}
     if factors:
         for of in dict.fromkeys(key[:-1] for key in totals):
-            means[*of, "total"] = torch.stack([means[*of, name] * factor for name, factor in factors.items()]).sum()
+            means[*of, "total"] = sum(means[*of, name] * factor for name, factor in factors.items())
     return means

@@ -225,6 +225,11 @@ class Optimizers:
         self._unseen = set(turns or ())
 
     @property
+    def are_clipped(self) -> bool:
+        """Whether gradients are clipped by their norm."""
+        return self._clip_norm is not None or any(item.clip_norm is not None for item in self.members.values())
+
+    @property
     def only(self) -> Member:
         """The only optimizer of the run.
 

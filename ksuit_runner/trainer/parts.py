@@ -61,7 +61,10 @@ class BatchParts:
 
     def weight(self, batch: Any) -> float | None:
         """Return what the loss of a part weighs; None if it was not weighed."""
-        return next((part.weight for part in self._weighed if part.batch is batch), None)
+        for part in self._weighed:
+            if part.batch is batch:
+                return part.weight
+        return None
 
 
 def as_numbers(values: Sequence[float | Tensor]) -> list[float]:

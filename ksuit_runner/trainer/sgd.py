@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ksuit_runner.checkpoint.state_types import copy_state
 from ksuit_runner.config.overridden import check_overridden
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
@@ -48,6 +49,7 @@ from ksuit_runner.trainer.optimizers import (
 from ksuit_runner.trainer.parameter_rules import named_parameters
 from ksuit_runner.trainer.part_buffers import PartBuffers
 from ksuit_runner.trainer.parts import BatchParts, WeighedPart
+from ksuit_runner.trainer.running_losses import RunningLosses
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
 from ksuit_runner.trainer.tensor_note import note_tensors
@@ -119,6 +121,7 @@ class SgdTrainer:
         modes: Ensures that only updates compute in training mode.
         optimizers: The optimizers with their schedules.
         loss_check: Acts on non-finite losses.
+        running_losses: Adds up the losses of training.
 
     Raises:
         ConfigError: The device is not available, or an argument is out of range.
@@ -138,7 +141,7 @@ class SgdTrainer:
         max_epochs: int | None = None,
         max_updates: int | None = None,
         max_samples: int | None = None,
-        accumulation_steps: int = 1,
+        accumulation_steps: PositiveInt = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -148,7 +151,7 @@ class SgdTrainer:
         device: str = "auto",
         deterministic: bool = True,
         tf32: bool | None = None,
-        reference_batch_size: int | None = None,
+        reference_batch_size: PositiveInt | None = None,
         parameter_rules: Mapping[str, Mapping[str, Any] | None] | None = None,
         freeze: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
@@ -209,6 +212,7 @@ class SgdTrainer:
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
         self.loss_check = LossCheck(nan_loss, is_late=self.device.type != "cpu", max_skips=max_skips)
+        self.running_losses = RunningLosses(self.sums_up)
         self.shared_outputs: SharedOutputs | None = None
         self.watch_evaluation: EvaluationWatcher | None = None
         self.batch_parts = BatchParts(data_container.samples_in)

@@ -73,16 +73,21 @@ class Sums:
             total.sum = total.sum + value
         total.count = total.count + count
 
-    def add_mean(self, key: Hashable, mean: Tensor, count: Number) -> None:
+    def add_mean(self, key: Hashable, mean: Number, count: Number) -> None:
         """Add a mean, times its count. Over nothing it is NaN, and adds nothing.
 
         Args:
             key: What it is a mean of.
-            mean: Tensor of the same shape at every call.
+            mean: A number, or a tensor of the same shape at every call.
             count: Number of things that it is a mean over.
         """
+        if not isinstance(mean, Tensor):
+            count = count.item() if isinstance(count, Tensor) else count
+            self.add(key, mean * count if count else 0.0, count)
+            return
         total = self.totals.get(key)
-        if isinstance(count, Tensor):
+        if isinstance(count, Tensor) or not (total is None or isinstance(total.sum, Tensor)):
+            count = torch.as_tensor(count, device=mean.device)
             self.add(key, torch.where(count > 0, mean.detach().to(self._dtype) * count, 0.0), count)
         elif total is None:
             value = mean.detach().to(self._dtype)
