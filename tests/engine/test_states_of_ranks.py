@@ -109,10 +109,11 @@ def track(callbacks, parts, updates):
             outputs = torch.randn(3, 2, generator=torch.Generator().manual_seed(9 * update + part)) * 10.0 ** (part % 3)
             losses = Losses(total=outputs.mean(), more=outputs.std())
             losses.counts, losses.factors = {"more": 0.1 * part + 1}, {}
-            for item in callbacks.values():
-                counter = item.trainer.counter
-                counter.accumulation_step, item.trainer.part_weight = part, lambda batch: 3
-                item._track_after_accumulation_step(counter, None, losses, outputs)
+            trainer = callbacks["outputs"].trainer
+            trainer.counter.accumulation_step, trainer.part_weight = part, lambda batch: 3
+            callbacks["outputs"]._track_after_accumulation_step(trainer.counter, None, losses, outputs)
+            trainer.running_losses.note(part, losses, 3)
+        trainer.running_losses.add()
 
 
 def logged(callbacks):
