@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 
+from callbacks.online_accuracy import OnlineAccuracy
 from callbacks.profiler import Profiler
-from callbacks.train_loss import TrainLoss
 from ksuit_runner.errors import ConfigError
 
 CALLBACKS = {
     "profiler": partial(Profiler, first_update=3, updates=2, record_shapes=True),
-    "loss": partial(TrainLoss, every_n_updates=2),
+    "accuracy": partial(OnlineAccuracy, every_n_updates=2),
 }
 
 
@@ -28,7 +28,7 @@ def test_the_trace_has_the_updates_and_names_their_phases(new_run):
     run = new_run(CALLBACKS, max_updates=10).train()
     found = traced(run, 4)
     assert found["forward"] == found["backward"] // 2 == found["step"] == 2  # gradients are completed after the pass
-    assert found["callback/loss"] == 2  # its periodic hook comes after that of the profiler
+    assert found["callback/accuracy"] == 2  # its periodic hook comes after that of the profiler
     (text,) = run.paths.artifacts_dir.glob("texts/time/operators/*.txt")
     assert "aten::addmm" in text.read_text()
     alone = new_run({}, "alone", max_updates=10).train()
