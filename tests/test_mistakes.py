@@ -148,3 +148,20 @@ def test_what_is_refused_before_the_first_update_leaves_no_run(
     if is_tracked:
         with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as store:
             assert store.execute("select lifecycle_stage from runs").fetchall() == [("deleted",)]
+
+
+def test_changes_of_a_resume_that_is_refused_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("tracker=noop", "trainer.device=cpu")
+    run(["model=linear", "callbacks=[]", "trainer.max_updates=2", "checkpoint=at_end", *common])
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    files = [
+        folder / "artifacts/config.yaml",
+        folder / "artifacts/launch.json",
+        *folder.glob("artifacts/checkpoints/*/*"),
+    ]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(ConfigError, match="11 is more than the 10 classes"):
+        run(["resume=last", "callbacks=[accuracy]", "callbacks.accuracy.topk=[11]", "trainer.max_updates=4"])
+    assert {path: path.read_bytes() for path in files} == before
+    assert run(["resume=last", "trainer.max_updates=4"]).update == 4

@@ -114,6 +114,7 @@ def _start(run: Run) -> None:
     hooks.may_have_said = True
     _log(run)
     at_start = hooks.methods_at_start(hooks.states.begun)
+    run.when_accepted()
     hooks.states.begun = set(hooks.callbacks)
     check_state(run)
     run.phase = Phase.BETWEEN

@@ -1,6 +1,6 @@
 """A run while it trains: its parts, its phase, and its checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from threading import Event
@@ -52,6 +52,7 @@ class Run:
         unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
             two of them.
         base_weights: The weights that checkpoints may leave out; None if they hold everything.
+        when_accepted: Called once the callbacks have accepted the run, before its first update.
         phase: Where the loop stands.
         is_alone: Whether a single process trains.
         is_asked_to_end: Whether the ranks have agreed that a signal ends the run after this update.
@@ -67,6 +68,7 @@ class Run:
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
     base_weights: BaseWeights | None = None
+    when_accepted: Callable[[], object] = bool
     phase: Phase = field(default=Phase.START, init=False)
     is_asked_to_end: bool = field(default=False, init=False)
     first_update: int | None = field(default=None, init=False)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -312,13 +313,19 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
         with files_explained():
             store_length(record.paths, assembled.counter.end_update)
     if mode == Mode.RESUME and given.origin is not None and given.origin.changes:
-        with files_explained():
-            if checkpoint is not None and _differs(assembled, checkpoint):
-                save_checkpoint(assembled, wait=True)  # the next resume sees the changed config, and no changes
-            if world.records:
-                store_changes(record.paths, given.config, given.launch)
-                record.annotate(given.config, given.origin.changes)
+        assembled.when_accepted = partial(_keep_changes, assembled, given, checkpoint, record)
     return assembled
+
+
+def _keep_changes(run: Run, given: _Given, checkpoint: Checkpoint | None, record: SilentRecord) -> None:
+    """Store the changes of a resume, which the next one then need not repeat; those that are refused are forgotten."""
+    assert given.origin is not None
+    with files_explained():
+        if checkpoint is not None and _differs(run, checkpoint):
+            save_checkpoint(run, wait=True)  # the next resume sees the changed config, and no changes
+        if run.world.records:
+            store_changes(record.paths, given.config, given.launch)
+            record.annotate(given.config, given.origin.changes)
 
 
 def _differs(run: Run, checkpoint: Checkpoint) -> bool:
@@ -337,6 +344,7 @@ def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
             save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
         if run.is_finished:
             _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
+            run.when_accepted()
         if not run.is_finished or mode == Mode.FORK:
             train(run)
 
