@@ -153,7 +153,7 @@ def check(lab):
         ["metric_property_provider=null"],
         ["optimizer.lr=1"],
         ["optimizer.betas=[0.9, 0.99]"],
-        ["notes={target: 'some.text'}"],
+        ["+remarks={target: 'some.text'}"],
     ],
     ids=str,
 )
