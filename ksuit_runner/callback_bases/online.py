@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic
 
+from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
@@ -32,6 +33,15 @@ class RunningCallback(PeriodicCallback, Generic[Accumulated]):
     is_repeatable: ClassVar[bool] = False
     merges_states: ClassVar[bool] = True
     replaces_state: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_accumulate" in vars(cls) and (
+            cls._track_after_accumulation_step is CallbackBase._track_after_accumulation_step
+        ):
+            raise TypeError(
+                f"{cls.__name__} has a method '_accumulate', which nothing calls: derive from OnlineCallback"
+            )
 
     def __init__(self, per_epoch: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -37,7 +37,7 @@ class PeriodicCallback(CallbackBase):
         is_repeatable: Whether another callback of this class logs the same values after the same update. Not if they
             cover the updates of an interval, or are measured: two such callbacks whose intervals meet cannot share
             a metric, which is checked before training.
-        is_idle: Whether there is nothing to do for it in this run: then it is never called. A constructor sets it.
+        is_idle: Whether ``periodic_callback`` would do nothing in this run, and is not called; a constructor sets it.
 
     Raises:
         ConfigError: None of these is given, or an interval is not a positive whole number.

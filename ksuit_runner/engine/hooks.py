@@ -89,13 +89,14 @@ class Hooks:
         self._table = {
             hook: [getattr(item, hook) for item in callbacks.values() if implements(item, hook)] for hook in HOOKS
         }
-        periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback) and not item.is_idle]
+        periodic = [item for item in callbacks.values() if isinstance(item, PeriodicCallback)]
         of_stored_weights = [item for item in periodic if isinstance(item, DatasetCallback) and item.weights_of]
         self._table["after_training"][:0] = [item.periodic_callback for item in of_stored_weights]
-        self._periodic = [item for item in periodic if item not in of_stored_weights]
+        for item in periodic:
+            if item not in of_stored_weights:
+                item.interval.check(update_counter, f"callbacks.{item.name}")
+        self._periodic = [item for item in periodic if not (item in of_stored_weights or item.is_idle)]
         self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
-        for item in self._periodic:
-            item.interval.check(update_counter, f"callbacks.{item.name}")
         self._timed = [item for item in callbacks.values() if implements(item, "timed_callback")]
         self._groups = _groups(periodic)
         self._usual = [*self._table["track_after_update_step"], *self._table["after_update"]]
@@ -261,7 +262,7 @@ class Hooks:
             now = monotonic()
             for item in self._timed:
                 if now >= item.next_time:
-                    self._call(item.timed_callback, {"update_counter": self._counter}, "")
+                    self._call_by_the_clock(item)
 
     def fire_evaluations(self) -> None:
         """Run every evaluation of a dataset now."""
@@ -299,6 +300,26 @@ class Hooks:
         except StopTraining as stop:
             self._counter.stop(str(_callback_of(method).name))
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
+
+    def _call_by_the_clock(self, item: CallbackBase) -> None:
+        """Call ``timed_callback``, and refuse what would depend on the time: a resume and other ranks had it elsewhere.
+
+        Raises:
+            KsuitError: It logs something, stops training or requests a checkpoint.
+        """
+        before = item.writer.mark(), item.checkpoint_writer.requested
+        try:
+            if item.timed_callback in self._drawing:
+                self._seed_for(item.timed_callback, "")
+            item.timed_callback(update_counter=self._counter)
+            is_quiet = (item.writer.mark(), item.checkpoint_writer.requested) == before
+        except StopTraining:
+            is_quiet = False
+        if not is_quiet:
+            message = (
+                "_timed_callback logs, stops training or requests a checkpoint; what depends on the time only shows"
+            )
+            raise KsuitError(f"{message} something", path=f"callbacks.{item.name}")
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
         """Return a context that restores the generators of training, if the hooks may draw and training draws after."""

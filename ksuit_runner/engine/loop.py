@@ -99,7 +99,6 @@ def _end_together(run: Run, error: Interrupted) -> bool:
 
 def _start(run: Run) -> None:
     hooks, counter = run.hooks, run.counter
-    run.first_update = counter.update
     parts, in_step = run.trainer.accumulation_steps, run.trainer.strategy.is_sharded
     run.data.open(counter, hooks.evaluations(), parts, in_step=in_step)
     run.trainer.modes.start()
@@ -114,9 +113,9 @@ def _start(run: Run) -> None:
     hooks.may_have_said = True
     _log(run)
     at_start = hooks.methods_at_start(hooks.states.begun)
+    check_state(run)
     run.when_accepted()
     hooks.states.begun = set(hooks.callbacks)
-    check_state(run)
     run.phase = Phase.BETWEEN
     if at_start:
         begin_training(run, at_start)
@@ -193,6 +192,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         trainer.skip_step()
     trainer.running_losses.add()
     counter.update += 1
+    run.has_begun = True
     run.log_writer.is_ahead = False
 
 
@@ -276,7 +276,10 @@ def _fire_and_log(run: Run, methods: Sequence[Method], skip: Sequence[str]) -> N
     run.hooks.states.drop_snapshots()
     run.hooks.done.clear()
     run.log_writer.start_rounds()
-    run.hooks.fire_round(methods, skip, update_counter=run.counter)
+    try:
+        run.hooks.fire_round(methods, skip, update_counter=run.counter)
+    finally:
+        run.has_begun = run.has_begun or bool(run.hooks.done)
     _log(run, skip)
 
 

@@ -56,7 +56,7 @@ class Run:
         phase: Where the loop stands.
         is_alone: Whether a single process trains.
         is_asked_to_end: Whether the ranks have agreed that a signal ends the run after this update.
-        first_update: The update after which training starts in this process; None before it does.
+        has_begun: Whether an update, or a hook that follows one, was completed in this process.
     """
 
     trainer: SgdTrainer
@@ -71,16 +71,11 @@ class Run:
     when_accepted: Callable[[], object] = bool
     phase: Phase = field(default=Phase.START, init=False)
     is_asked_to_end: bool = field(default=False, init=False)
-    first_update: int | None = field(default=None, init=False)
+    has_begun: bool = field(default=False, init=False)
     _have_said: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.is_alone = self.world.size == 1
-
-    @property
-    def has_trained(self) -> bool:
-        """Whether an update was done in this process."""
-        return self.first_update is not None and self.counter.update > self.first_update
 
     def seed_step(self, step: int) -> None:
         """Seed the generators for an accumulation step: what it draws depends on its position only."""

@@ -274,7 +274,7 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
     try:
         _execute(assembled, mode, record)
     except ConfigError as error:
-        if assembled.has_trained:
+        if assembled.has_begun:
             raise
         raise RefusedError from error
     if mode == Mode.EVALUATE:

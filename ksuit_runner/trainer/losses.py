@@ -42,11 +42,12 @@ class Losses(dict[str, Any]):
         for name, loss in self.items():
             self[name] = loss.detach()
 
-    def numbers(self) -> Losses:
-        """Return those on the CPU as numbers, and any others as they are."""
-        numbers = Losses((name, loss.item() if loss.is_cpu else loss) for name, loss in self.items())
-        numbers.counts, numbers.factors = self.counts, self.factors
-        return numbers
+    def as_values(self) -> Losses:
+        """Return their present values: as numbers if they are on the CPU, else as copies."""
+        values = Losses((name, _value(loss)) for name, loss in self.items())
+        values.counts = {name: _value(count) for name, count in self.counts.items()}
+        values.factors = self.factors
+        return values
 
     def flatten_(self) -> None:
         """Give tensors of one element the shape of a scalar, so that they can be stacked."""
@@ -61,6 +62,12 @@ class Losses(dict[str, Any]):
         if on_device:
             stacked = torch.stack([torch.as_tensor(self.counts[name]).detach().float() for name in on_device])
             self.counts.update(zip(on_device, stacked.tolist(), strict=True))
+
+
+def _value(item: Count) -> Count:
+    if not isinstance(item, Tensor):
+        return item
+    return item.item() if item.is_cpu else item.detach().clone()
 
 
 class LossReader:

@@ -29,19 +29,18 @@ class RunningLosses:
         self.are_wanted = True
 
     def note(self, part: int, losses: Losses, weight: Count) -> None:
-        """Note the losses of a part of the batch.
+        """Note the present values of the losses of a part of the batch: the step may change what they are computed of.
 
         Args:
             part: Its number in the batch.
             losses: The losses, detached.
             weight: What they are means over where they do not say it.
         """
-        self._of_update.append((part, losses, weight))
+        self._of_update.append((part, losses.as_values(), weight))
 
     def add(self) -> None:
         """Add what was noted: the update is done."""
         for part, losses, weight in self._of_update:
-            numbers = losses.numbers()
             for sums in self._sums:
-                add_losses(sums[part], numbers, weight, weight, self._sums_up)
+                add_losses(sums[part], losses, weight, weight, self._sums_up)
         self._of_update.clear()

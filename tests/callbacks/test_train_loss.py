@@ -31,6 +31,14 @@ class HalfPrecision(SgdTrainer):
         return {"total": losses["total"].bfloat16(), "size": outputs.detach().square().mean()}, outputs
 
 
+class Weighed(SgdTrainer):
+    """Returns a parameter as a loss, which the step of the same update changes."""
+
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, model)
+        return {"total": losses["total"], "bias": [*model.parameters()][-1][0]}, outputs
+
+
 # 1438 samples in batches of 72: the 20th of an epoch has 70. In three parts they have 23, 23 and 24 samples.
 @pytest.mark.parametrize("parts", [1, 3])
 def test_every_sample_since_the_last_log_counts_the_same(new_run, parts):
@@ -48,6 +56,18 @@ def test_other_losses_have_names_and_sums_keep_their_digits(new_run):
     assert run.metrics() == {"loss/train", "loss_size/train"}
     assert run.metric("loss/train")[20] == pytest.approx(run["recorder"].mean(range(20)), rel=1e-5)
     assert run.metric("loss_size/train")[20] == pytest.approx(run["recorder"].mean(range(20), "size"), rel=1e-5)
+
+
+def test_a_loss_has_the_value_that_it_had_before_the_step(new_run):
+    callbacks = {"loss": partial(TrainLoss, every_n_updates=1), "recorder": Recorder}
+    run = new_run(callbacks, trainer_class=Weighed, max_updates=3, accumulation_steps=2).train()
+    wanted = {update + 1: losses["bias"] for update, _, losses in run["recorder"].steps}
+    assert len(set(wanted.values())) == 3 and run.metric("loss_bias/train") == pytest.approx(wanted)
+
+
+def test_a_subclass_of_before_that_nothing_would_call_is_refused():
+    with pytest.raises(TypeError, match=r"'_accumulate', which nothing calls: derive from OnlineCallback"):
+        type("Mine", (TrainLoss,), {"_accumulate": lambda self, *arguments: None})
 
 
 @pytest.mark.parametrize("stop_at", [13, 14, 28])

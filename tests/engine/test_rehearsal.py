@@ -9,6 +9,7 @@ from torch import nn
 from callbacks.accuracy import Accuracy
 from callbacks.ema import Ema
 from callbacks.loss import Loss
+from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.testing import tiny_run
@@ -48,7 +49,7 @@ def test_what_evaluations_refuse_is_raised_before_the_first_update(tmp_path):
     run = tiny_run(tmp_path, {"accuracy": partial(Accuracy, dataset_key="test", topk=[11], **NEVER)}, max_updates=3)
     with pytest.raises(ConfigError, match=r"callbacks\.accuracy\.topk: 11 is more than the 10 classes"):
         run.train()
-    assert not run.run.has_trained and not list(run.paths.checkpoints_dir.glob("E*")) and not run.metrics()
+    assert not run.run.has_begun and not list(run.paths.checkpoints_dir.glob("E*")) and not run.metrics()
 
 
 def test_it_leaves_no_trace_and_takes_place_once(tmp_path, bits):
@@ -74,3 +75,18 @@ def test_it_leaves_no_trace_and_takes_place_once(tmp_path, bits):
     resumed_weights = {**resumed.weights, "calls": alone.weights["calls"]}  # an evaluation does count
     assert bits(resumed_weights) == bits(alone.weights)
     assert rehearsed.run.counter.update == 2
+
+
+class Late(CallbackBase):
+    """Finds its config wrong at the end."""
+
+    def _after_training(self, update_counter):
+        raise ConfigError("this cannot be", path="callbacks.late")
+
+
+def test_what_is_found_wrong_after_an_evaluation_refuses_no_run(tmp_path):
+    callbacks = {"seen": partial(Seen, False, dataset_key="test", every_n_epochs=1), "late": Late}
+    run = tiny_run(tmp_path, callbacks, max_updates=0)
+    with pytest.raises(ConfigError, match="this cannot be"):
+        run.train()
+    assert run["seen"].seen and run.run.has_begun
