@@ -7,7 +7,7 @@ from command import checkpoint_bytes, journal, run_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ksuit_runner.cli.dispatch import _main
-from ksuit_runner.engine import runner
+from ksuit_runner.engine import loop
 from ksuit_runner.record.origin import Origin
 
 RUN = (
@@ -61,7 +61,8 @@ def test_it_continues_also_when_it_was_killed_before_its_next_checkpoint(copy, m
         def killed(*arguments):
             raise KeyboardInterrupt
 
-        patch.setattr(runner, "_execute", killed)
+        patch.setattr(loop, "do_update", killed)
+        patch.setattr(loop, "save_last_full_update", lambda *arguments: None)
         assert ksuit(copy, "resume=last", "callbacks.early_stop.patience=9") == 130
     assert ksuit(copy, "resume=last") == 0
     assert updates(copy) == 120

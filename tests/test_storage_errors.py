@@ -36,7 +36,7 @@ def test_a_lock_that_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_p
 def test_a_folder_that_cannot_be_made_is_a_line_and_not_a_traceback(tmp_path):
     (tmp_path / "file").touch()
     said = ksuit(tmp_path / "file" / "outputs", "tracker=noop", "model=linear", status=2)
-    assert said.splitlines()[-1] == f"error: {tmp_path / 'file'}: File exists"
+    assert said.splitlines()[-1] == f"error: output_dir: {tmp_path / 'file'}: it is a file, and not a folder"
     assert "Traceback" not in said
 
 

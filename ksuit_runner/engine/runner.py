@@ -149,7 +149,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             checkpoint = _read_checkpoint(outputs, given.origin, world)
             if world.records:
                 tracker = open_tracker(factory, outputs)
-                if tracker.require:
+                if tracker.require and tracker.may_be_away:
                     tracker.check_answer()
         strategy = build_strategy(factory, world)
         device = stack.enter_context(_device(config, strategy))

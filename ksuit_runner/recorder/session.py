@@ -40,6 +40,7 @@ class Description(msgspec.Struct, frozen=True):
     require: bool
     close_timeout_s: float
     has_registry: bool = False
+    may_be_away: bool = False
 
 
 _OF_SESSION = ("describe", "warm_up", "record", "close_run")
@@ -90,7 +91,7 @@ class Session:
                 self._built.end_run(EndStatus.KILLED)
 
     def _describe(self) -> Description:
-        return Description(self._built.require, self._built.close_timeout_s, self._built.has_registry)
+        return msgspec.convert(self._built, Description, from_attributes=True)
 
     def _warm_up(self) -> None:
         self._built.warm_up()

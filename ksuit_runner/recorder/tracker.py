@@ -117,7 +117,7 @@ class RemoteTracker(BaseTracker):
         weakref.finalize(self, client.abandon, session).atexit = False
         description = msgspec.convert(client.describe(session), Description)
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
-        self.has_registry = description.has_registry
+        self.has_registry, self.may_be_away = description.has_registry, description.may_be_away
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         again = {}

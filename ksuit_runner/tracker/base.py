@@ -110,11 +110,14 @@ class BaseTracker(ABC):
         require: Whether a run may start only if it can be recorded at once.
         close_timeout_s: How long the end of a run waits until everything is recorded, in seconds.
         has_registry: Whether it has a registry of models.
+        may_be_away: Whether its store is not the run's own, such as a server: then a run that requires it asks first
+            whether it answers (``check_answer``).
     """
 
     require: bool = True
     close_timeout_s: float = 10.0
     has_registry: bool = False
+    may_be_away: bool = False
 
     def __init__(self) -> None:
         self._run: RunInfo | None = None
@@ -187,7 +190,7 @@ class BaseTracker(ABC):
         """Import what the first call needs, ahead of it; opens and creates nothing."""
 
     def check_answer(self) -> None:  # noqa: B027 - optional
-        """Check that a server answers, before time is spent on a run that could not be recorded; records nothing."""
+        """Check that the store answers, before time is spent on a run that could not be recorded; records nothing."""
 
     @property
     def is_behind(self) -> bool:

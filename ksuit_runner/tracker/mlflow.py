@@ -87,7 +87,7 @@ class MlflowTracker(BaseTracker):
         self._experiment = experiment
         self._timeout_s = timeout_s
         self._artifact_root = artifact_root
-        self.require, self.close_timeout_s = require, close_timeout_s
+        self.require, self.close_timeout_s, self.may_be_away = require, close_timeout_s, uri is not None
         self._connection: MlflowClient | None = None
         self._connecting = threading.Lock()
         self._bound: Run | None = None
@@ -99,9 +99,8 @@ class MlflowTracker(BaseTracker):
 
     @explained
     def check_answer(self) -> None:
-        """Ask a server, or a database that the config names, for an experiment; the embedded store is not opened."""
-        if self._uri is not None:
-            self._client.search_experiments(max_results=1)
+        """Ask the store for an experiment."""
+        self._client.search_experiments(max_results=1)
 
     @property
     def artifacts_are_local(self) -> bool:

@@ -31,7 +31,7 @@ class SeveralTrackers(BaseTracker):
         self._first = first
         self._followers = {name: Follower(name, tracker) for name, tracker in others.items()}
         trackers = (first, *others.values())
-        self.has_registry = first.has_registry
+        self.has_registry, self.may_be_away = first.has_registry, first.may_be_away
         self.require = any(tracker.require for tracker in trackers)
         self.close_timeout_s = max(tracker.close_timeout_s for tracker in trackers)
 

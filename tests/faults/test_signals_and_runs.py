@@ -93,9 +93,13 @@ def ends(process, workers, status, interrupt):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_sigterm_while_it_waits_for_data(tmp_path, workers, split):
-    data = (f"data.datasets.{split}._target_=hangs.Hangs", f"+data.datasets.{split}.at=3")
+@pytest.mark.parametrize(("split", "at"), [("train", 3), ("test", 200)])  # after what is rehearsed
+def test_sigterm_while_it_waits_for_data(tmp_path, workers, split, at):
+    data = (
+        f"data.datasets.{split}._target_=hangs.Hangs",
+        f"+data.datasets.{split}.at={at}",
+        "data.eval_batch_size=100",
+    )
     process, children = hanging(tmp_path, "model=linear", *data, f"data.num_workers={workers}")
     assert "killed" in ends(process, children, 143, process.terminate)
     assert list(run_dir(tmp_path / "outputs").glob("artifacts/checkpoints/E*/manifest.json"))
