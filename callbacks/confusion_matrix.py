@@ -12,6 +12,7 @@ from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.trainer.heads import Head
+from ksuit_runner.ui.figure_text import literal
 
 _MOST_NAMES = 20  # classes that still have their names and numbers in the picture
 
@@ -99,7 +100,7 @@ def _draw(counts: NDArray[np.int64], shares: NDArray[np.float64], names: Sequenc
     axes = figure.add_subplot(xlabel="prediction", ylabel="target")
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the target")
     if len(names) <= _MOST_NAMES:
-        longest = max(map(len, names))
+        longest, names = max(map(len, names)), [*map(literal, names)]
         axes.set_xticks(range(len(names)), names, rotation=90 if longest > 3 else 0)
         axes.set_yticks(range(len(names)), names)
         for (row, column), count in np.ndenumerate(counts):

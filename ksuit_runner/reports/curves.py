@@ -7,6 +7,8 @@ from itertools import cycle
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from ksuit_runner.ui.figure_text import literal
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,8 +41,8 @@ def curves(
         axes = figure.add_subplot(rows, columns, number)
         for label, known, style in zip(labels, points, cycle(("-", "--", "-.", ":")), strict=False):
             drawn = [(step, value) for step, value in sorted(known[key].items()) if isfinite(value)]
-            axes.plot(*zip(*drawn, strict=True) if drawn else ((), ()), style, label=label)
-        axes.set_title(key, fontsize="medium")
+            axes.plot(*zip(*drawn, strict=True) if drawn else ((), ()), style, label=literal(label))
+        axes.set_title(literal(key), fontsize="medium")
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
     if len(labels) > 1:

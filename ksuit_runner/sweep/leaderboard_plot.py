@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
-from ksuit_runner.ui.terminal import format_number
+from ksuit_runner.ui.figure_text import literal
+from ksuit_runner.ui.terminal import format_number, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,8 +180,7 @@ def _label_axis(axes: Any, x: int, names: dict[float, str]) -> None:
 
 def _label(text: str, length: int = 40) -> str:
     """Return a text for matplotlib that is drawn literally, cut if it is long."""
-    cut = text if len(text) <= length else text[: length - 1] + "…"
-    return cut.replace("$", r"\$")  # which would start a formula
+    return literal(shortened(text, length))
 
 
 def _tick(value: str) -> str:

@@ -16,7 +16,7 @@ from ksuit_runner.errors import ConfigError
 class Named(TensorDataset):
     """Digits with names, of which every tenth has no label."""
 
-    classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "$9^$")
 
     def __init__(self, digits):
         targets = digits.targets.clone()
