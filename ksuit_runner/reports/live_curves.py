@@ -1,5 +1,6 @@
 """Curves of a run's metrics in a notebook, drawn while it trains."""
 
+import logging
 from collections.abc import Mapping
 from io import BytesIO
 from time import monotonic
@@ -7,6 +8,7 @@ from time import monotonic
 from ksuit_runner.reports.curves import curves
 from ksuit_runner.ui.notebook import NotebookPicture
 
+_LOGGER = logging.getLogger(__name__)
 _FIRST_S = 2.0  # a shorter run shows its curves with its result
 _SHARE = 0.05  # of the time is spent on drawing at most
 _MOST_POINTS = 1000  # of a metric; of more, every second one is dropped
@@ -15,6 +17,8 @@ _MOST_METRICS = 9
 
 class LiveCurves:
     """Draws metrics over the updates as one picture, which is replaced in place.
+
+    An error of drawing is a warning, and the last one: training goes on without curves.
 
     Args:
         name: Name of the run.
@@ -25,7 +29,7 @@ class LiveCurves:
         self._points: dict[str, dict[int, float]] = {}
         self._picture = NotebookPicture()
         self._next = monotonic() + _FIRST_S
-        self._is_drawn = True
+        self._is_drawn, self._is_broken = True, False
 
     def add(self, update: int, metrics: Mapping[str, float]) -> None:
         """Add the values that metrics have after an update."""
@@ -43,12 +47,19 @@ class LiveCurves:
             at_end: Draw it in any case, if the run was long enough to be drawn before.
         """
         began = monotonic()
-        if self._is_drawn or (began < self._next and not (at_end and self._picture.is_shown)):
+        if self._is_drawn or self._is_broken or (began < self._next and not (at_end and self._picture.is_shown)):
             return
+        try:
+            self._show()
+        except Exception as error:  # of matplotlib, or of the notebook
+            self._is_broken = True
+            _LOGGER.warning("no more curves are drawn: %r", error)
+        self._next = monotonic() + max(_FIRST_S, (monotonic() - began) / _SHARE)
+
+    def _show(self) -> None:
         keys = [key for key, points in self._points.items() if len(points) > 1][:_MOST_METRICS]
         if (figure := curves([self._name], [self._points], keys)) is not None:
             content = BytesIO()
             figure.savefig(content)
             self._picture.show(content.getvalue())
             self._is_drawn = True
-        self._next = monotonic() + max(_FIRST_S, (monotonic() - began) / _SHARE)

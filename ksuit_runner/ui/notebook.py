@@ -1,5 +1,6 @@
 """What a run shows in a notebook: a bar that is redrawn in place, as on a terminal, and a picture."""
 
+import logging
 import sys
 from base64 import b64encode
 from io import StringIO
@@ -8,6 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+_LOGGER = logging.getLogger(__name__)
 _WIDTH = 100
 _HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
 
@@ -23,7 +25,7 @@ class NotebookView:
     """Shows what rich renders below a cell and replaces it in place, as ``rich.live.Live`` does on a terminal.
 
     That of rich needs widgets in a notebook. Displays of IPython need no other package, every front end shows them, and
-    the last one stays in the saved notebook.
+    the last one stays in the saved notebook. If it cannot be shown that is a warning, and the view stays as it is.
 
     Attributes:
         is_started: Whether it is shown.
@@ -32,6 +34,7 @@ class NotebookView:
     def __init__(self) -> None:
         self.is_started = False
         self._handle: Any = None
+        self._is_broken = False
 
     def start(self) -> None:
         """Begin to show what ``update`` is given."""
@@ -39,6 +42,8 @@ class NotebookView:
 
     def update(self, renderable: RenderableType, *, refresh: bool = True) -> None:
         """Replace what is shown; at once, whatever ``refresh`` says."""
+        if self._is_broken:
+            return
         console = Console(
             file=StringIO(),
             record=True,
@@ -49,7 +54,11 @@ class NotebookView:
         )
         console.print(renderable)
         html = console.export_html(code_format=_HTML, inline_styles=True, clear=False)
-        self._handle = _show(self._handle, {"text/plain": console.export_text(), "text/html": html})
+        try:
+            self._handle = _show(self._handle, {"text/plain": console.export_text(), "text/html": html})
+        except Exception as error:  # of the connection to the browser, say
+            self._is_broken = True
+            _LOGGER.warning("the notebook does not show progress any more: %r", error)
 
     def stop(self) -> None:
         """Leave what is shown as it is."""

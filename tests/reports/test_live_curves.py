@@ -58,3 +58,28 @@ def test_of_many_points_every_second_one_is_dropped_and_the_last_one_kept(shown)
     clock["now"] = 10.0
     curves.draw()
     assert set(pictures[0]) == {"text/plain", "image/png"}
+
+
+def test_dollars_in_a_key_are_no_formula(shown):
+    clock, pictures = shown
+    curves = live_curves.LiveCurves("first")
+    for update in range(2):
+        curves.add(update, {"loss/$a$$b^$": float(update)})
+    clock["now"] = 10.0
+    curves.draw()
+    assert len(pictures) == 1
+
+
+def test_an_error_of_the_notebook_ends_the_drawing_and_not_the_training(shown, monkeypatch, caplog):
+    clock, _ = shown
+    monkeypatch.setattr(notebook, "_show", Mock(side_effect=RuntimeError("no browser")))
+    curves, view = live_curves.LiveCurves("first"), notebook.NotebookView()
+    for update in range(3):
+        clock["now"] += 10.0
+        curves.add(update, {"loss/train": 1.0})
+        curves.draw()
+        view.update("a bar")
+    curves.draw(at_end=True)
+    curves_warning, view_warning = sorted(caplog.messages)
+    assert "curves" in curves_warning and "progress" in view_warning and "no browser" in view_warning
+    assert notebook._show.call_count == 2
