@@ -1,6 +1,7 @@
 """Follows the run of a job by what it writes into its folder, wherever the job runs."""
 
 from contextlib import suppress
+from threading import Lock
 
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import PathProvider, SweepPaths
@@ -13,6 +14,8 @@ from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 class JobWatch:
     """Reads how far a job is, and the metric that jobs are ranked by; each time only what is new.
+
+    Several threads may look.
 
     Args:
         job: The job.
@@ -35,6 +38,7 @@ class JobWatch:
         self._direction = properties.direction(plan.objective) if plan.objective else "neutral"
         self._metrics: dict[str, Summary] = {}
         self._offset = 0
+        self._reading = Lock()
 
     def find(self, paths: SweepPaths, run_id: str | None) -> None:
         """Take note of the run that the job has; None if it has none yet."""
@@ -45,7 +49,7 @@ class JobWatch:
         """Read what the run has written since the last look."""
         if self.paths is None:
             return
-        with suppress(OSError, UnsafeFileError):  # of a file system that cannot be reached for now
+        with self._reading, suppress(OSError, UnsafeFileError):  # of a file system that cannot be reached for now
             self.length = read_length(self.paths)
             for points, position in JournalReader(self.paths.journal).read(self._offset):
                 self._offset = position

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -45,7 +47,7 @@ class SweepProgress:
     """Shows how far a sweep is, while its jobs print nothing themselves.
 
     A thread reads what the runs write into their folders. Without a terminal it prints a line at intervals, if there is
-    something new.
+    something new. Files are read without the lock: if a disk does not answer, the sweep's main loop goes on.
 
     Args:
         console: Where it is shown.
@@ -70,7 +72,7 @@ class SweepProgress:
         self._bar = ProgressBar(console)
         self._interval = _REFRESH_S if self._bar.is_live else every_n_seconds
         self._running: dict[int, JobWatch] = {}
-        self._unread: list[JobWatch] = []  # jobs that had ended before
+        self._unread: deque[JobWatch] = deque()  # of jobs that had ended before; the best one is not known until then
         self._ended = 0
         self._best: JobWatch | None = None
         self._index_size = -1
@@ -87,15 +89,17 @@ class SweepProgress:
     ) -> None:
         self._is_over.set()
         self._thread.join()
+        while self._unread and self._bar.is_live and error is None:
+            self._read_ended()
         self._draw()
         self._bar.stop()
 
-    def had_ended(self, job: Job, status: str, run_id: str | None) -> None:
-        """Count a job that ended before this process was started."""
+    def had_ended(self, job: Job, status: str, run_id: str | None, is_pruned: bool = False) -> None:
+        """Count a job that ended before this process was started, and whether a search had pruned it."""
         with self._state:
             self._ended += 1
             self._bar.skip(1)
-            if status == EndStatus.FINISHED and self._plan.objective is not None:
+            if status == EndStatus.FINISHED and not is_pruned and self._direction != "neutral":
                 self._unread.append(self._watch(job, run_id))  # it may have much to read, and no job waits for that
 
     def starts(self, job: Job, run_id: str | None) -> None:
@@ -111,12 +115,13 @@ class SweepProgress:
 
     def ends(self, job: Job, result: JobResult, is_pruned: bool = False) -> None:
         """Print how a job ended, whether a search has pruned it, and why if it failed."""
+        watch = self._running[job.index]
+        watch.find(self._paths, result.run_id)
+        watch.look()
         with self._state:
-            watch = self._running.pop(job.index)
-            watch.find(self._paths, result.run_id)
-            watch.look()
+            del self._running[job.index]
             self._ended += result.status != EndStatus.KILLED  # one that was killed is resumed
-            if result.status == EndStatus.FINISHED:
+            if result.status == EndStatus.FINISHED and not is_pruned:
                 self._rank(watch)
         self._draw()
         *_, value = self._cells(watch)
@@ -142,8 +147,9 @@ class SweepProgress:
     def _reasons(self, job: Job, result: JobResult) -> Iterator[Text]:
         """Yield the error that a job failed with, where its log is, and the traceback."""
         yield Text.assemble(("error:", "bold red"), f" job {job.index + 1} failed: {result.error}")
-        if result.run_id is not None:
-            yield Text(f"log: {os.path.relpath(PathProvider(self._paths.output_dir, result.run_id).log)}")
+        log = None if result.run_id is None else PathProvider(self._paths.output_dir, result.run_id).log
+        if log is not None and os.path.isfile(log):  # a job that is refused before its first update leaves none
+            yield Text(f"log: {os.path.relpath(log)}")
         if result.trace:
             yield Text(result.trace.rstrip())
 
@@ -161,9 +167,8 @@ class SweepProgress:
         """Read and show what is new, until the sweep has ended."""
         said: list[str] = []
         while not self._is_over.wait(self._interval):
+            self._look()
             with self._state:
-                with suppress(OSError):  # of a file system that cannot be reached for now
-                    self._look()
                 self._draw()
                 words = self._words()
             if not self._bar.is_live and words != said:
@@ -171,17 +176,27 @@ class SweepProgress:
                 self._print(Text("  ".join(filter(None, [*words, self._bar.left]))))
 
     def _look(self) -> None:
-        if any(watch.paths is None for watch in self._running.values()):
-            size = self._paths.index.stat().st_size if self._paths.index.is_file() else 0
-            if size != self._index_size:
-                self._index_size, found = size, runs_of_jobs(self._paths)
-                for index, watch in self._running.items():
-                    watch.find(self._paths, found.get(index))
-        for watch in self._running.values():
+        """Read what is new of the jobs that run, and then of those that had ended, for an interval at most."""
+        with self._state:
+            running = dict(self._running)
+        if any(watch.paths is None for watch in running.values()):
+            with suppress(OSError):  # of a file system that cannot be reached for now
+                size = self._paths.index.stat().st_size if self._paths.index.is_file() else 0
+                if size != self._index_size:
+                    found, self._index_size = runs_of_jobs(self._paths), size
+                    for index, watch in running.items():
+                        watch.find(self._paths, found.get(index))
+        for watch in running.values():
             watch.look()
-        if self._unread:
-            watch = self._unread.pop()
-            watch.look()
+        until = monotonic() + self._interval
+        while self._unread and monotonic() < until and not self._is_over.is_set():
+            self._read_ended()
+
+    def _read_ended(self) -> None:
+        watch = self._unread[0]
+        watch.look()
+        with self._state:
+            self._unread.popleft()
             self._rank(watch)
 
     def _draw(self) -> None:
@@ -200,7 +215,7 @@ class SweepProgress:
             table.add_row(*map(Text, self._cells(watch)))
         if len(running) > _MOST_SHOWN:
             table.add_row("", Text(f"and {len(running) - _MOST_SHOWN} more"))
-        if self._best is not None:
+        if self._best is not None and not self._unread:
             _, varied, _, value = self._cells(self._best)
             table.add_row(*(Text(cell, "green") for cell in ("best", f"{_name(self._best)}  {varied}", "", value)))
         return table
@@ -214,7 +229,7 @@ class SweepProgress:
         running = [f"{_name(watch)} {_position(watch)}".rstrip() for watch in self._running.values()]
         more = [f"{len(running) - _MOST_SHOWN} more"] if len(running) > _MOST_SHOWN else []
         words = [f"{self._ended} of {self._total} jobs ended", ", ".join([*running[:_MOST_SHOWN], *more])]
-        if self._best is not None:
+        if self._best is not None and not self._unread:
             *_, value = self._cells(self._best)
             words.append(f"best: {_name(self._best)}, {value}")
         return words

@@ -187,12 +187,13 @@ class SweepRunner:
 
     def _tasks(self, source: JobSource, jobs: dict[int, Job], progress: SweepProgress) -> Iterator[JobTask]:
         ends = read_ends(self.paths)
+        pruned = source.pruned()  # before this process: those jobs are not run again
         for job in source.jobs():
             record, end = self._records.get(job.index), ends.get(job.index)
             status = status_of(record, end)
             if status == EndStatus.FINISHED or (status == EndStatus.FAILED and not self._plan.settings.retry):
                 self._skipped[job.index] = status
-                progress.had_ended(job, status, record.run_id if record else None)
+                progress.had_ended(job, status, record.run_id if record else None, job.index in pruned)
                 if record is not None and not record.is_delivered:
                     self._deliver(job, record, progress)
                 source.job_ended(job, status, record.run_id if record else None)

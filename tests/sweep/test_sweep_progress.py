@@ -13,6 +13,7 @@ from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.stored_run import add_to_index, store_length
 from ksuit_runner.sweep.job_runs import tags_of
+from ksuit_runner.sweep.job_watch import JobWatch
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.progress import SweepProgress
 from ksuit_runner.sweep.run_job import JobResult
@@ -65,6 +66,8 @@ def is_terminal(request):
 def test_jobs_best_value_and_time_left_are_shown(tmp_path, is_terminal):
     sweep = Sweep(tmp_path, is_terminal)
     sweep.log(2, 0.9)
+    PathProvider(tmp_path, "run0").log.parent.mkdir(parents=True)
+    PathProvider(tmp_path, "run0").log.touch()
     with sweep.progress(every_n_seconds=0.05) as progress:
         progress.had_ended(sweep.jobs[2], "FINISHED", "run2")
         progress.starts(sweep.jobs[0], None)
@@ -97,6 +100,46 @@ def test_what_was_done_before_takes_no_time(tmp_path):
         assert progress._bar._bar.tasks[0].completed == 1.5 and progress._bar.left == ""
         progress.ends(sweep.jobs[1], JobResult(1, EndStatus.KILLED, "run1", 1.0))
         assert progress._ended == 1
+
+
+def test_what_a_search_has_pruned_is_not_the_best_and_the_end_has_read_all(tmp_path):
+    sweep = Sweep(tmp_path, is_terminal=True)
+    for index, accuracy in enumerate((0.7, 0.8, 0.9)):
+        sweep.log(index, accuracy)
+    with sweep.progress() as progress:
+        progress.had_ended(sweep.jobs[0], "FINISHED", "run0")
+        progress.had_ended(sweep.jobs[1], "FINISHED", "run1", is_pruned=True)
+        progress.starts(sweep.jobs[2], "run2")
+        progress.ends(sweep.jobs[2], JobResult(2, EndStatus.FINISHED, "run2", 1.0), is_pruned=True)
+    assert re.findall(r"best +(job \d)", sweep.text)[-1] == "job 1"
+    assert "job 3/3  pruned" in sweep.text and not re.search("best +job [23]", sweep.text)
+
+
+def test_jobs_start_and_end_while_a_file_is_read_and_the_best_is_named_once_all_are(tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, is_terminal=False)
+    for index, accuracy in enumerate((0.9, 0.8)):
+        sweep.log(index, accuracy)
+    look, is_reading, may_go_on, has_gone_on = JobWatch.look, *(threading.Event() for _ in range(3))
+
+    def look_slowly(self):
+        if threading.current_thread() is not threading.main_thread():
+            is_reading.set()
+            may_go_on.wait(10)
+            has_gone_on.set()
+        look(self)
+
+    monkeypatch.setattr(JobWatch, "look", look_slowly)
+    with sweep.progress(every_n_seconds=0.2) as progress:
+        progress.had_ended(sweep.jobs[0], "FINISHED", "run0")
+        progress.had_ended(sweep.jobs[1], "FINISHED", "run1")
+        assert is_reading.wait(10)
+        progress.starts(sweep.jobs[2], None)
+        progress.ends(sweep.jobs[2], JobResult(2, EndStatus.FAILED, "refused", 1.0, None, "it is refused"))
+        assert not has_gone_on.is_set()
+        may_go_on.set()
+        sweep.wait_for("best: ")
+    assert set(re.findall(r"best: (job \d)", sweep.text)) == {"job 1"}
+    assert "it is refused" in sweep.text and "log:" not in sweep.text, "its folder is gone"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
