@@ -18,7 +18,7 @@ from ksuit_runner.sweep.leaderboard_plot import leaderboard_figure, values_figur
 from ksuit_runner.sweep.leaderboard_tables import group_table, job_table
 from ksuit_runner.sweep.plan import SweepPlan
 from ksuit_runner.ui.command_line import leaderboard_command, resume_command
-from ksuit_runner.ui.terminal import SHORT_ID
+from ksuit_runner.ui.terminal import SHORT_ID, format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def sweep_page(paths: SweepPaths, plan: SweepPlan, board: Leaderboard) -> str:
         "id": paths.sweep_id,
         "status": run.status.lower(),
         "started": f"{datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M:%S}",
-        "took": str(run.took or ""),
+        "took": "" if run.took is None else format_duration(run.took.total_seconds()),
         "command": plan.command,
         "jobs": ", ".join(f"{count} {status}" for status, count in counts.items()),
         "objective": f"{board.objective}, {board.direction} is better" if board.objective else "",

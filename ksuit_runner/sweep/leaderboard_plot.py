@@ -1,6 +1,7 @@
 """The leaderboard as a plot: the objective over the swept values."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import isfinite, log, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _LOG_RATIO = 30.0  # positive values with a larger ratio are drawn on a logarithmic scale
 _LINE_POINTS = 20  # up to so many values are joined by a line
 _NAME_LENGTH, _TITLE_LENGTH = 24, 60
-_SPACING = 0.08  # between two labels at an axis of height 1
+_SPACING = 0.08  # between two labels at an axis of length 1
 
 
 def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
@@ -115,8 +116,11 @@ def _draw_values(figure: Any, axes: Any, rows: Sequence[Row], key: str, objectiv
 def _scale(axes: Any, numbers: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    values = sorted(set(numbers))
     if _is_logarithmic(numbers):
         axes.set_xscale("log")
+    elif all(after - before >= _SPACING * (values[-1] - values[0]) for before, after in pairwise(values)):
+        axes.set_xticks(values, [f"{value:g}" for value in values])
     elif all(number == int(number) for number in numbers):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
