@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from omegaconf import OmegaConf
+
 from ksuit_runner.cli.sync import deliver
+from ksuit_runner.config.check.whole_config import check_plain_values, resolve
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only, root
 from ksuit_runner.delivery.outbox import Outbox
@@ -26,7 +29,7 @@ def annotate(query: str, overrides: Sequence[str]) -> int:
         The exit status, 0: they are stored and delivered.
 
     Raises:
-        ConfigError: Neither is given.
+        ConfigError: Neither is given, or one is of another kind.
         ResumeError: There is no such run, or it is alive: what its tracker is told is written by its process.
         TrackerError: The tracker cannot be reached; they are stored, and ``sync=`` delivers them.
     """
@@ -35,10 +38,12 @@ def annotate(query: str, overrides: Sequence[str]) -> int:
     if not given:
         raise ConfigError(f"annotate={query}: say what: notes=\"...\" or 'tags=[baseline,paper]'")
     composed = compose_config(with_trackers_beside(overrides))
+    told = resolve(OmegaConf.masked_copy(composed, list(_TELLS)))
+    check_plain_values(told)
     found = find_stored("annotate", query, overrides)
 
     def change(box: Outbox) -> None:
-        box.add_tags(changed_annotations(composed, given, box.start_tags.get(COMMAND_TAG)), box.run_id)
+        box.add_tags(changed_annotations(told, given, box.start_tags.get(COMMAND_TAG)), box.run_id)
 
     deliver(found.paths, composed, overrides, change)
     make_console().print(f"{' and '.join(sorted(given))} of {found.run_id} changed", soft_wrap=True)

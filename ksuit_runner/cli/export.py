@@ -152,13 +152,18 @@ def _write_model(target: Path, form: str, found: StartingPoint, stored: Composed
             write_mlflow_model(folder, program, example, found.checkpoint.run_id)
             check(export_files.read_program(folder / PROGRAM))
         return "model for MLflow"
-    with new_file(target) as file:
-        if form == "onnx":
-            export_files.write_onnx(file, program, example)
-            check(export_files.read_onnx(file))
-        else:
-            export_files.write_program(file, program)
-            check(export_files.read_program(file))
+    try:
+        with new_file(target) as file:
+            if form == "onnx":
+                export_files.write_onnx(file, program, example)
+                check(export_files.read_onnx(file))
+            else:
+                export_files.write_program(file, program)
+                check(export_files.read_program(file))
+    except FileExistsError as error:  # a file that ONNX puts its weights into
+        raise ConfigError(
+            f"{error.filename} exists, and is not overwritten. Remove it, or name another file", path="export_to"
+        ) from error
     return "model of ONNX" if form == "onnx" else "program of torch.export"
 
 

@@ -1,5 +1,6 @@
 """Sends the tracker afterwards what it is missing of a run: ``sync=RUN_ID``."""
 
+import shutil
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
@@ -42,6 +43,8 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
     make_console().print(deliver(paths, composed, overrides), soft_wrap=True)
+    if (box := Outbox.load(paths)) and box.is_withdrawn:
+        shutil.rmtree(paths.run_dir, ignore_errors=True)  # as if the tracker had been told at once
     return 0
 
 

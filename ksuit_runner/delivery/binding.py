@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -74,6 +75,8 @@ class Binding:
         """Whether something is not delivered yet, or cannot be read."""
         try:
             state = self.state
+            if state.box.is_withdrawn:
+                return state.box.status is None or state.has_end
             return not self.is_bound or state.has_messages or state.has_end or state.has_models or self.store.is_behind
         except TrackerError:
             return True
@@ -81,7 +84,7 @@ class Binding:
     @property
     def artifacts_are_local(self) -> bool:
         """Whether the run's files need no upload; taken as true until the store is reached."""
-        return not self.is_bound or self.store.artifacts_are_local
+        return not self.is_bound or self.state.box.is_withdrawn or self.store.artifacts_are_local
 
     def bind(self) -> None:
         """Bind the tracker to the run, and register it if it is not.
@@ -112,6 +115,8 @@ class Binding:
         Raises:
             TrackerError: The store cannot be reached; everything is delivered again another time.
         """
+        if self.state.box.is_withdrawn:
+            return
         self.bind()
         self.check_owner()
         self.store.deliver()
@@ -128,13 +133,13 @@ class Binding:
 
     def deliver_end(self) -> None:
         """Deliver how the run ended, if it has, and then the models that it registers: their files are there by now."""
+        if self.state.box.is_withdrawn:
+            return self._withdraw()
         self.bind()
         state = self.state
         if state.box.status is not None and state.has_end:
             self.check_owner()
             self.store.end_run(state.box.status, state.box.end_time)
-            if state.box.is_withdrawn:
-                self.store.delete_run()
             self._note(status=state.box.status, end_time=state.box.end_time)
         if state.has_models:
             for number, model in enumerate(state.box.models[state.delivery.models :], state.delivery.models + 1):
@@ -146,12 +151,16 @@ class Binding:
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points at once: the caller has them in the journal and waits for the answer."""
+        if self.state.box.is_withdrawn:
+            return
         self.bind()
         self.check_owner()
         self.store.log_points(points)
 
     def log_files(self, files: Sequence[LoggedFile]) -> None:
         """Record which files were logged: the caller has them in the journal."""
+        if self.state.box.is_withdrawn:
+            return
         self.bind()
         self.check_owner()
         self.store.log_files(files)
@@ -178,6 +187,21 @@ class Binding:
         self._delivery = Delivery()
         self._note()
         return True
+
+    def _withdraw(self) -> None:
+        """Have a run that never began deleted, once it has ended; nothing else of it is delivered any more."""
+        state = self.state
+        if state.box.status is None or not state.has_end:
+            return
+        with suppress(LostRunError):  # it was deleted, and that could not be noted
+            self.bind()
+            tracker_id = self.state.tracker_id
+            assert tracker_id is not None, "it was registered when it was bound"
+            self.store.attach_run(tracker_id)
+            self.check_owner()
+            self.store.end_run(state.box.status, state.box.end_time)
+            self.store.delete_run()
+        self._note(status=state.box.status, end_time=state.box.end_time, version=state.box.version)
 
     def _attach(self, tracker_id: str) -> None:
         run_id, folder = self._paths.run_id, self._paths.run_dir

@@ -62,6 +62,11 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     end_time: Count | None = None
     is_withdrawn: bool = False
 
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """Tags of the run, as it was last told."""
+        return {**self.start_tags, **self.tags}
+
     @classmethod
     def load(cls, paths: PathProvider) -> Outbox | None:
         """Read what was stored in a run's folder; None if nothing was.

@@ -108,6 +108,7 @@ class RecordedTracker(LocalIdTracker):
         box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
         box.status = box.end_time = None
+        box.is_withdrawn = False
         self._take(box)
         self._store()
         return self.run
@@ -214,8 +215,7 @@ class RecordedTracker(LocalIdTracker):
 
     def _take(self, box: Outbox) -> None:
         self._box = box
-        tags = {**box.start_tags, **box.tags}
-        self._run = RunInfo(box.run_id, box.name, "RUNNING", tags, box.parent_run_id, box.start_time or 0)
+        self._run = RunInfo(box.run_id, box.name, "RUNNING", box.all_tags, box.parent_run_id, box.start_time or 0)
 
     def _store(self) -> None:
         if not (self._is_closed or self._is_held):

@@ -198,6 +198,8 @@ class Recording:
             files = mirror.update() + mirror.upload_log()
         self._binding.deliver_end()
         box = self._binding.state.box
+        if box.is_withdrawn:
+            return f"run {box.name} ({box.run_id}) never began, and is withdrawn from the tracker"
         status = f", status {box.status}" if was_behind else ""
         what = f"{points} metric points, {files} files and checkpoints{status}"
         return f"run {box.name} ({box.run_id}): sent {what}\nEverything is recorded: {self._tracker.where()}"

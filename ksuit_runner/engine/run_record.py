@@ -209,22 +209,30 @@ class RunRecord(SilentRecord):
 
         Args:
             status: How the run has ended.
-            never_began: Whether its config was refused before it began: a new run then leaves nothing behind.
+            never_began: Whether its config was refused before it began: a new run then leaves nothing behind, once all
+                trackers have been told.
 
         Raises:
             Exception: Whoever delivers cannot; the status is stored, and the run is let go of, all the same.
         """
-        is_kept = not (never_began and self._is_new)
+        is_withdrawn = never_began and self._is_new
         try:
-            if not is_kept:
+            if is_withdrawn:
                 self.tracker.delete_run()
             unsent = self._finish(status)
         finally:
             self._let_go()
-            if not is_kept:
-                shutil.rmtree(self.paths.run_dir, ignore_errors=True)
         lacks_status = unsent.messages or not self.tracker.is_stored
-        if is_kept and not self.taken_over.is_set() and (unsent or lacks_status):
+        if self.taken_over.is_set():
+            return
+        if is_withdrawn and not lacks_status:
+            shutil.rmtree(self.paths.run_dir, ignore_errors=True)
+        elif is_withdrawn:
+            _LOGGER.error(
+                "the tracker could not be told that the run never began. To tell it: %s",
+                sync_command(self.paths.run_id, self.paths.output_dir),
+            )
+        elif unsent or lacks_status:
             _LOGGER.error(
                 "not everything is recorded by the tracker: %d metric points, %d files and checkpoints%s are in %s\n"
                 "To send them: %s",

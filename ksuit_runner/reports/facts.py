@@ -73,7 +73,7 @@ class StoredRun:
 
     @property
     def _told(self) -> dict[str, str]:
-        return {**self._box.start_tags, **self._box.tags}
+        return self._box.all_tags
 
     @property
     def status(self) -> str:

@@ -1,6 +1,7 @@
 """The config of a stored run with the changes that are allowed, before torch is imported."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,8 +14,9 @@ from ksuit_runner.config.differences import ABSENT, Difference, differences
 from ksuit_runner.config.overrides import bare_name, shell_word, value_text
 from ksuit_runner.config.schema import LATER_DEFAULTS, objects_beside
 from ksuit_runner.config.targets import Trust
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.distributed.environment import place
-from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.record.stored_run import read_config_and_text, read_launch
@@ -23,6 +25,7 @@ from ksuit_runner.resume.request import refuse_sweep_settings
 from ksuit_runner.security.masking import mask_value
 from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
+from ksuit_runner.tracker.start_tags import told
 from ksuit_runner.ui.command_line import program
 
 # What may change while a run stays the same run: its length, what is watched and recorded, how data is fetched, and by
@@ -80,6 +83,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     stored, text = read_config_and_text(paths)
     stored = without_sweep(stored)
     stored.update({key: value for key, value in LATER_DEFAULTS.items() if key not in stored})
+    stored.update(_last_told(paths))
     extra = [item for item in overrides if bare_name(item) not in (*OF_STORED_RUNS, "trust")]
     refuse_sweep_settings(extra)
     if place() is not None:
@@ -89,7 +93,7 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     if mode != Mode.FORK and OmegaConf.select(config, "trainer.accumulation_steps") == "auto":
         config.trainer.accumulation_steps = before["trainer"]["accumulation_steps"]  # which is what auto was
     found = list(differences(before, resolve(config)))
-    _refuse_without_effect(found)
+    _refuse_without_effect(found, mode)
     if mode == Mode.RESUME:
         _refuse_rewriting(found, paths.run_id, extra, is_compiled=bool((config.get("trainer") or {}).get("compile")))
     changes = [difference.path for difference in found]
@@ -102,10 +106,23 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     return Composed(config, changes, [*launch.overrides, *extra], chosen, trust)
 
 
-def _refuse_without_effect(changes: Sequence[Difference]) -> None:
-    """Refuse another dataset for evaluations if none takes it: a stored config has values in place of references."""
+def _last_told(paths: PathProvider) -> dict[str, Any]:
+    """Return the notes and tags of a run that ``annotate`` may have changed; without an intact outbox none."""
+    with suppress(TrackerError):
+        if box := Outbox.load(paths):
+            return told(box.all_tags)
+    return {}
+
+
+def _refuse_without_effect(changes: Sequence[Difference], mode: Mode) -> None:
+    """Refuse another dataset for evaluations if none takes it: a stored config has values in place of references.
+
+    And notes and tags for what only evaluates.
+    """
     has_effect = any(item.path.startswith(("callbacks", "data.")) for item in changes)
     for path, _, dataset in changes:
+        if mode == Mode.EVALUATE and path in ("notes", "tags"):
+            raise ConfigError("an evaluation does not change it; annotate=RUN does", path=path)
         if path == "evaluation.dataset" and not has_effect:
             raise ConfigError(
                 "it would have no effect: the callbacks of a stored run name their datasets. Choose them anew as well, "

@@ -71,13 +71,19 @@ def new_file(file: Path) -> Iterator[Path]:
     """Provide a file to write to by its path, and files beside it; see ``new_folder``.
 
     Args:
-        file: Its final path, which must be free.
+        file: Its final path, which must be free, as those of the files beside it.
 
     Yields:
         The path of a file that does not exist, of the same name, in a hidden folder.
+
+    Raises:
+        FileExistsError: One of the paths is taken; nothing was written.
     """
     with new_folder(file.with_name(f".{file.name}.whole")) as folder:
         yield folder / file.name
+        for path in sorted(folder.iterdir()):
+            if os.path.lexists(taken := file.with_name(path.name)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(taken))
     whole = file.with_name(f".{file.name}.whole")
     for path in sorted(whole.iterdir(), key=lambda path: path.name == file.name):  # those that it refers to are first
         path.rename(file.with_name(path.name))

@@ -28,6 +28,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         points: Metric points, at most 1000.
         files: Logged files.
         end: How it ended, and when, in ms since 1970.
+        is_withdrawn: Whether it is to be deleted.
     """
 
     params: dict[str, str] = msgspec.field(default_factory=dict)
@@ -36,6 +37,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     points: list[Point] = msgspec.field(default_factory=list)
     files: list[LoggedFile] = msgspec.field(default_factory=list)
     end: tuple[EndStatus, int] | None = None
+    is_withdrawn: bool = False
 
     def deliver(self, tracker: BaseTracker) -> None:
         """Deliver to a tracker that is bound to the run."""
@@ -51,6 +53,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             tracker.log_files(self.files)
         if self.end is not None:
             tracker.end_run(*self.end)
+        if self.is_withdrawn:
+            tracker.delete_run()
 
 
 class Follower:
@@ -71,7 +75,7 @@ class Follower:
         self._info: RunInfo | None = None
         self._backlog = Path()
         self._taken = 0  # position in the backlog up to which the tracker has taken it
-        self._is_joined = self._is_resumed = False
+        self._is_joined = self._is_resumed = self._is_gone = False
         self._reason = ""
         self._pause_s, self._retry_at = _FIRST_PAUSE_S, 0.0
 
@@ -95,10 +99,10 @@ class Follower:
         """
         with self._lock:
             if self._info is None or self._info.run_id != info.run_id:
-                self._is_joined, self._taken = False, 0
+                self._is_joined, self._is_gone, self._taken = False, False, 0
             self._info, self._backlog = info, backlog
             if is_resumed:
-                self._is_joined, self._is_resumed = False, True
+                self._is_joined, self._is_gone, self._is_resumed = False, False, True
 
     def join(self) -> None:
         """Have the tracker start or resume the run now.
@@ -123,8 +127,7 @@ class Follower:
         with self._lock:
             if not self.is_behind:
                 try:
-                    self._join()
-                    return message.deliver(self.tracker)
+                    return self._deliver(message)
                 except Exception as error:
                     self._failed(error)
             try:
@@ -142,7 +145,6 @@ class Follower:
         with self._lock:
             if self.is_behind and (is_last or time.monotonic() >= self._retry_at):
                 try:
-                    self._join()
                     self._send_backlog()
                 except Exception as error:
                     self._failed(error)
@@ -178,7 +180,13 @@ class Follower:
         except UnsafeFileError as error:  # torn by a crash, after which it was sent again
             _LOGGER.warning("%s: a line is skipped: it %s", self._backlog, error)
         else:
+            self._deliver(message)
+
+    def _deliver(self, message: Message) -> None:
+        if not self._is_gone:  # what was deleted gets nothing more
+            self._join()
             message.deliver(self.tracker)
+            self._is_gone = message.is_withdrawn
 
     def _failed(self, error: Exception) -> None:
         is_new = not self._reason or not self.is_behind

@@ -118,10 +118,11 @@ def name_in(run: Run, key: str) -> str:
 
 
 def history(client: MlflowClient, run_id: str, key: str) -> list[Point]:
-    """Return all points of a metric in the order of their steps."""
-    names = {metric_name(key), escape(key)}
-    points = [_point(metric) for name in names for metric in client.get_metric_history(run_id, name)]
-    return sorted(points, key=lambda point: (point.step, point.timestamp))
+    """Return all points of a metric in the order of their steps; a run has them under one name, see ``name_in``."""
+    found = client.get_metric_history(run_id, metric_name(key))
+    if not found and escape(key) != metric_name(key):
+        found = client.get_metric_history(run_id, escape(key))
+    return sorted(map(_point, found), key=lambda point: (point.step, point.timestamp))
 
 
 def _point(metric: Metric) -> Point:

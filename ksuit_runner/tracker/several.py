@@ -83,7 +83,13 @@ class SeveralTrackers(BaseTracker):
         self._send(Message(end=(status, end_time)))
 
     def delete_run(self) -> None:
-        """Delete the run in the first tracker, if that can."""
+        """Delete the run in all trackers that can; in the first one last, since without it the others are not asked.
+
+        Raises:
+            TrackerError: One of them cannot be reached.
+        """
+        self._send(Message(is_withdrawn=True))
+        self.deliver_end()
         self._first.delete_run()
 
     def log_points(self, points: Sequence[Point]) -> None:

@@ -40,6 +40,20 @@ def changed_annotations(config: Mapping[str, Any], keys: Collection[str], comman
     return changed | ({COMMAND_TAG: command} if changed and command else {})
 
 
+def told(tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return ``notes`` and ``tags`` of a config that say what a run was last told; those that its tags have.
+
+    A text that would refer to something in a config is left out: the tags of a run may come from others.
+    """
+    known = {tag: tags[tag] for tag in (NOTES_TAG, TAGS_TAG) if "${" not in tags.get(tag, "${")}
+    found: dict[str, Any] = {}
+    if NOTES_TAG in known:
+        found["notes"] = known[NOTES_TAG] or None
+    if TAGS_TAG in known:
+        found["tags"] = [word for word in known[TAGS_TAG].split(", ") if word]
+    return found
+
+
 def _annotations(config: Mapping[str, Any]) -> dict[str, str]:
     words = config.get("tags") or ()
     return {

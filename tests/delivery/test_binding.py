@@ -276,6 +276,24 @@ def test_a_run_of_before_there_were_outboxes_is_taken_up(paths: OutputPaths) -> 
     assert tracker.status_before == "FINISHED"
 
 
+def test_a_run_is_withdrawn_once_although_that_could_not_be_noted(paths: OutputPaths) -> None:
+    tracker = RecordedTracker(_mlflow(paths), paths)
+    run_id = tracker.start_run("refused", {}).run_id
+    tracker.delete_run()
+    tracker.end_run(EndStatus.FAILED)
+    folder = tracker._paths(run_id)
+    binding = _binding(tracker)
+    assert binding.is_behind
+    for _ in range(2):  # the second time the tracker has deleted it, and this process does not know
+        binding.deliver_end()
+        folder.delivered.unlink()
+        binding._delivery = None
+    again = _deliver(paths, run_id)  # nor does another one
+    assert not again.is_behind
+    run = MlflowTracker(paths)._client.get_run(run_id)
+    assert (run.info.status, run.info.lifecycle_stage) == ("FAILED", "deleted")
+
+
 def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPaths) -> None:
     class Slow(MlflowTracker):
         def set_tags(self, tags: Mapping[str, str]) -> None:

@@ -15,10 +15,12 @@ from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.cli.list_runs import list_runs
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.reports.compare import compare
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
+from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.ui.terminal import format_duration
 
@@ -177,17 +179,23 @@ def test_what_is_noted_about_a_run_is_shown_and_changed_while_nobody_trains_it(o
     row = runs(output_dir).set_index("name").loc["first"]
     assert (row["tags"], row["notes"]) == ("baseline, paper", "with few, but good samples")
     paths = PathProvider(output_dir, show_of(output_dir, "first", capsys)["id"][0])
-    assert annotate("first", [here, "tags=[paper]"]) == 0
+    assert annotate("first", [here, "tags=[paper]", "notes=other"]) == 0
+    with pytest.raises(KsuitError, match="a tag has no comma"):
+        annotate("first", [here, "tags=['a,b']"])
     with RunLock(paths.lock), pytest.raises(KsuitError, match="alive|trains|running"):
         annotate("first", [here, "notes=null"])
     shown = show_of(output_dir, "first", capsys)
-    assert shown["tags"] == ["paper"] and shown["notes"] == ["with", "few,", "but", "good", "samples"]
+    assert shown["tags"] == ["paper"] and shown["notes"] == ["other"]
+    forked = compose_stored(Mode.FORK, paths, []).config
+    assert (forked.tags, forked.notes) == (["paper"], "other"), "a fork inherits what was told last"
+    with pytest.raises(KsuitError, match="notes: an evaluation does not change it"):
+        compose_stored(Mode.EVALUATE, paths, ["notes=x"])
     list_runs("all", [here])
     listed = rows(capsys.readouterr().out)
     assert listed["run"][-2:] == ["tags", "notes"] and "paper" in listed[paths.run_id[:8]]
-    run([here, "resume=first", "notes=later"])  # what was changed since its start stays
+    run([here, "resume=first", TOLD[1]])  # as at its start, which is a change by now; the tags stay
     shown = show_of(output_dir, "first", capsys)
-    assert (shown["tags"], shown["notes"]) == (["paper"], ["later"])
+    assert shown["tags"] == ["paper"] and shown["notes"] == ["with", "few,", "but", "good", "samples"]
     with pytest.raises(KsuitError, match="say what"):
         annotate("first", [here])
 

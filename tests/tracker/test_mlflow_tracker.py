@@ -110,7 +110,7 @@ def test_a_version_of_a_model_is_registered_once_and_gets_the_alias(tracker: Mlf
 
 
 def test_a_checkpoint_is_listed_as_the_model_of_its_run_once_and_a_better_one_takes_its_place(
-    tracker: MlflowTracker, paths: OutputPaths
+    tracker: MlflowTracker, paths: OutputPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker.log_points([Point("accuracy/test/ema", step / 8, step, 1000 + step) for step in range(4)])
     client, run_id = tracker._client, tracker.run_id
@@ -126,7 +126,10 @@ def test_a_checkpoint_is_listed_as_the_model_of_its_run_once_and_a_better_one_ta
         assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [
             ("accuracy/test ema", update / 8, update)
         ]
+    asked, ask = [], client.get_metric_history
+    monkeypatch.setattr(client, "get_metric_history", lambda *names: asked.append(names) or ask(*names))
     assert [point.value for point in tracker.history("accuracy/test/ema")] == [step / 8 for step in range(4)]
+    assert asked == [(run_id, "accuracy/test ema")], "not by its name of before"
     assert model.model_id in [output.model_id for output in client.get_run(run_id).outputs.model_outputs]
 
 

@@ -81,6 +81,9 @@ class FaultyTracker(NoopTracker):
     def end_run(self, status, end_time=None) -> None:
         self.store.take(("end", status, end_time))
 
+    def delete_run(self) -> None:
+        self.store.take(("delete",))
+
 
 @pytest.fixture
 def first() -> Store:
@@ -264,3 +267,21 @@ def test_both_are_asked_for_a_key_and_where_they_are(outputs, first, second) -> 
     with pytest.raises(ConfigError, match="not this"):
         tracker.check_key("loss")
     assert tracker.where() == "FaultyTracker (nothing is recorded); here"
+
+
+def test_a_run_is_deleted_in_all_trackers_and_in_the_first_one_last(outputs, first, second) -> None:
+    tracker = both(outputs, first, second)
+    tracker.start_run("x", {})
+    second.is_away = True
+    tracker.end_run(EndStatus.FAILED, 9)
+    with pytest.raises(TrackerError, match=r"^tracker\.second: away$"):
+        tracker.delete_run()
+    assert kinds(first) == ["start", "end"], "without it the second is not asked"
+    second.is_away = False
+    for _ in range(2):
+        first.faults = ["", "after"]
+        tracker.end_run(EndStatus.FAILED, 9)
+        with pytest.raises(TrackerError):
+            tracker.delete_run()
+    assert kinds(second) == ["start", "end", "delete"], "what was deleted gets nothing more"
+    assert kinds(first)[-2:] == ["end", "delete"] and not backlog(outputs).exists()

@@ -82,10 +82,25 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 def _check_values(values: Mapping[str, Any]) -> None:
     if missing := [key for key in VALUES if key not in values]:
         raise ConfigError("it is missing; what has no value is null", path=missing[0])
+    check_plain_values(values)
+
+
+def check_plain_values(values: Mapping[str, Any]) -> None:
+    """Check those that are there of the plain values at the top of a config.
+
+    Raises:
+        ConfigError: One of them is of another kind, or a tag has a comma.
+    """
     for key, annotation in (VALUES | LATER_VALUES).items():
         problem = mismatch(values[key], annotation) if key in values else None
         if problem is not None:
             raise ConfigError(problem, path=key)
+    tags = values.get("tags") or ()
+    for tag in [tags] if isinstance(tags, str) else tags:
+        if "," in str(tag):
+            raise ConfigError(
+                f"a tag has no comma, which separates tags: {short(tag)}. Several: tags=[a,b]", path="tags"
+            )
 
 
 def _check_objects(values: Mapping[str, Any]) -> None:

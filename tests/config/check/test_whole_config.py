@@ -170,6 +170,7 @@ MISTAKES = {
     "model.width=???": "model.width: a value is needed instead of '???'",
     # plain values
     "seed=abc": "seed: expects int, got 'abc' (str)",
+    "tags=['a,b']": "tags: a tag has no comma, which separates tags: 'a,b'. Several: tags=[a,b]",
     # config paths
     "model=null": "model: an object with a _target_ is needed, and there is none",
     "model=3": "model: an object with a _target_ is needed, not 3",
