@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -15,7 +16,7 @@ from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.distributed.environment import ATTEMPT, place
-from ksuit_runner.errors import AliveError, KsuitError
+from ksuit_runner.errors import AliveError, ConfigError, KsuitError, PeerError
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
@@ -71,6 +72,11 @@ class JobTask:
         """How many ranks train the run."""
         return rank_count(self.config)
 
+    @property
+    def max_restarts(self) -> int:
+        """How often the ranks are started again after one of them was lost."""
+        return int(self.config.get("max_restarts", 0))
+
 
 @dataclass(frozen=True)
 class JobResult:
@@ -84,6 +90,8 @@ class JobResult:
         signal: Number of the signal that ended it.
         error: What it failed with, in a few lines.
         trace: The traceback, empty for an error that is explained without one.
+        blames_others: Whether this rank has failed only because it cannot go on without another one.
+        is_lost: Whether one of several ranks was lost, so that the job can start again.
     """
 
     index: int
@@ -93,10 +101,14 @@ class JobResult:
     signal: int | None = None
     error: str = ""
     trace: str = ""
+    blames_others: bool = False
+    is_lost: bool = False
 
 
 def run_job(task: JobTask) -> JobResult:
-    """Start the run of a job, or resume it. Whatever happens is in the result; nothing is raised.
+    """Start the run of a job, or resume it. Whatever happens is in the result.
+
+    Nothing is raised, except by a rank that cannot join the first one, whose result is that of the job.
 
     A scheduler may start a job again, after a preemption or on another machine, with the task that was made before the
     job had a run. Such a job looks for the run that it has by now, and resumes it.
@@ -108,6 +120,8 @@ def run_job(task: JobTask) -> JobResult:
     except KeyboardInterrupt:
         return JobResult(task.index, EndStatus.KILLED, task.run_id, time.monotonic() - start, signal.SIGINT)
     except BaseException as error:
+        if _follows() and not isinstance(error, PeerError):
+            raise
         _tell(SweepPaths(task.output_dir, task.sweep_id), task.index, EndStatus.FAILED)
         return _failed(task, error, task.run_id, start)
 
@@ -115,8 +129,13 @@ def run_job(task: JobTask) -> JobResult:
 def _run_alone(task: JobTask, start: float) -> JobResult:
     """Run a job once no other process does; a run that has finished by then is not run again."""
     paths = SweepPaths(task.output_dir, task.sweep_id)
-    here = place()
-    if here is not None and here.rank > 0:
+    if not paths.sweep_dir.is_dir():
+        raise ConfigError(
+            f"{task.output_dir} is another folder on {socket.gethostname()}, where this job runs: it has to be on a "
+            "file system that all machines share",
+            path="output_dir",
+        )
+    if _follows():
         _enter_folder(task.folder)
         return _follow(task, paths, start)
     is_requeued = task.run_id is None and not _is_first_start(paths, task.index)
@@ -133,6 +152,12 @@ def _run_alone(task: JobTask, start: float) -> JobResult:
         return _run(task, start)
 
 
+def _follows() -> bool:
+    """Whether this process is a rank of a job, and not the first one."""
+    here = place()
+    return here is not None and here.rank > 0
+
+
 def _not_run(task: JobTask, status: EndStatus, start: float, number: int | None = None) -> JobResult:
     _tell(SweepPaths(task.output_dir, task.sweep_id), task.index, status)
     return JobResult(task.index, status, task.run_id, time.monotonic() - start, number)
@@ -140,8 +165,7 @@ def _not_run(task: JobTask, status: EndStatus, start: float, number: int | None 
 
 def _tell(paths: SweepPaths, index: int, decision: str) -> None:
     """Tell the other ranks of a job what becomes of it, if a process of a cluster is a rank."""
-    here = place()
-    if here is not None and here.rank == 0 and (attempt := os.environ.get(ATTEMPT)):
+    if not _follows() and (attempt := os.environ.get(ATTEMPT)):
         write_text(paths.decision(index, attempt), decision)
 
 
@@ -210,9 +234,9 @@ def _run(task: JobTask, start: float) -> JobResult:
 def _failed(task: JobTask, error: BaseException, run_id: str | None, start: float) -> JobResult:
     trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
     text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
-    return JobResult(
-        task.index, EndStatus.FAILED, run_id, time.monotonic() - start, None, mask_text(text), mask_text(trace)
-    )
+    seconds, blames_others = time.monotonic() - start, isinstance(error, PeerError)
+    status = EndStatus.FAILED
+    return JobResult(task.index, status, run_id, seconds, None, mask_text(text), mask_text(trace), blames_others)
 
 
 def _enter_folder(folder: Path) -> None:

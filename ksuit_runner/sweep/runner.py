@@ -176,12 +176,16 @@ class SweepRunner:
             source.job_ended(job, result.status, result.run_id)
             progress.ends(job, result, task.index in source.pruned())
 
+        def on_restart(task: JobTask, reason: str) -> None:
+            self._lock.check()
+            progress.say(jobs[task.index], reason)
+
         with (
             progress,
             acknowledged(progress.acknowledge, "jobs that run finish this update and save, and the sweep ends"),
         ):
             tasks = self._tasks(source, jobs, progress)
-            run_jobs(tasks, self._launcher, interruption, on_start, on_end, self._plan.settings.fail_fast)
+            run_jobs(tasks, self._launcher, interruption, on_start, on_end, on_restart, self._plan.settings.fail_fast)
         signals = [result.signal for result in self._results.values() if result.signal is not None]
         return interruption.signal or next(iter(signals), None)
 

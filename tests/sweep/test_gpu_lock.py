@@ -112,7 +112,11 @@ def test_no_more_ranks_run_than_there_are_gpus(tmp_path):
         JobTask(index, tmp_path, "sweep", tmp_path, {"ranks": ranks}, Launch("", []), devices=launcher.devices)
         for index, ranks in enumerate([2, 1, 2, 1, 1, 4, 8])
     ]
-    run_jobs(iter(tasks), launcher, Interruption(), lambda task: None, lambda task, result: ended.append(task.index))
+
+    def on_end(task, result):
+        ended.append(task.index)
+
+    run_jobs(iter(tasks), launcher, Interruption(), lambda task: None, on_end, lambda task, reason: None)
     assert sorted(ended) == list(range(7))
     assert launcher.seen == [(2,), (1, 2), (2,), (1, 2), (1, 1, 2), (4,), (8,)]  # the last one takes what there is
 

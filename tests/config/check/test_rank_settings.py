@@ -109,9 +109,11 @@ def test_ranks_do_not_contradict_torchrun(monkeypatch):
 def test_a_sweep_is_started_by_one_process_that_knows_its_jobs(monkeypatch):
     with pytest.raises(ConfigError, match="ranks: how many GPUs a job will have is not known here"):
         start_sweep(["seed=0,1", "ranks=auto", "launcher=ray", "launcher.address=auto", "tracker=noop"], "")
-    tasks = ["launcher=submitit", "launcher.executor=local", "+launcher.parameters={nodes: 2, tasks_per_node: 4}"]
-    with pytest.raises(ConfigError, match="ranks: a job has 8 tasks, and 2 ranks: ranks=8"):
-        start_sweep(["seed=0,1", "ranks=2", "strategy=ddp", "tracker=noop", *tasks], "")
+    submitit = ["launcher=submitit", "launcher.executor=local", "+launcher.parameters={nodes: 2, tasks_per_node: 4}"]
+    ray = ["launcher=ray", "launcher.nodes=2", "launcher.tasks_per_node=4"]
+    for tasks in (submitit, ray):
+        with pytest.raises(ConfigError, match="ranks: a job has 8 tasks, and 2 ranks: ranks=8"):
+            start_sweep(["seed=0,1", "ranks=2", "strategy=ddp", "tracker=noop", *tasks], "")
     with pytest.raises(ConfigError, match="strategy=ddp\nThis is the job ranks=2"):
         start_sweep(["ranks=1,2", "tracker=noop"], "")
     torchrun(monkeypatch, 4, 4)
