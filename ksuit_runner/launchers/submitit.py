@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ksuit_runner.distributed.environment import adopt_tasks
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.system.gpus import visible_gpus
@@ -64,8 +64,23 @@ class SubmittedJob:
         return bool(self.job.done())
 
     def result(self) -> Any:
-        """Return what its first task returned, or raise what ended one of them."""
-        return self.job.results()[0]
+        """Return what its first task returned, or raise what ended one of them.
+
+        Raises:
+            LostRankError: One of several tasks has ended without a result.
+        """
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        results = []
+        for rank in range(self.job.num_tasks):
+            try:
+                results.append(self.job.task(rank).result())
+            except UncompletedJobError as error:
+                if self.job.num_tasks == 1 or isinstance(error, FailedJobError):
+                    raise
+                reason = f"task {rank} of job {self.job.job_id} has ended without a result"
+                raise LostRankError(f"rank {rank} is lost ({reason})") from error
+        return results[0]
 
 
 class SubmititLauncher(Launcher):

@@ -1,4 +1,7 @@
-"""Jobs of Ray on several machines: raylets of their own, each with an address of this machine."""
+"""Jobs of several tasks, which are the ranks of a run, start again once one is lost.
+
+The machines of a Ray cluster are raylets here, each with an address of this machine.
+"""
 
 import os
 import signal
@@ -13,7 +16,8 @@ from command import checkpoint_bytes, journal, ksuit, query, run_dir, start, wai
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.launchers.ray import RayLauncher
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+needs_submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
 
 FATE = """
 import os
@@ -61,15 +65,37 @@ def project(tmp_path):
     return tmp_path
 
 
-def sweep(cluster, *words):
+def start_on(cluster, project):
     on_ray = ("launcher=ray", f"launcher.address={cluster.address}", "launcher.nodes=2")
-    return ("-m", *on_ray, "ranks=2", "strategy=ddp", *RUN, *words)
+    return start(project / "outputs", "-m", *on_ray, "ranks=2", "strategy=ddp", *RUN, cwd=project)
 
 
+def check_as_if_undisturbed(project):
+    outputs = project / "outputs"
+    assert set(query(outputs, "select status from runs")) == {("FINISHED",)}
+    ksuit(project / "alone", *RUN, cwd=project)
+    found, alone = run_dir(outputs), run_dir(project / "alone")
+    assert journal(found) == journal(alone)
+    ours, expected = checkpoint_bytes(found), checkpoint_bytes(alone)
+    last = [name for name in expected if name.startswith("E3_U60") and name.endswith(".safetensors")]
+    assert len(last) > 1
+    assert [ours[name] for name in last] == [expected[name] for name in last]
+
+
+@needs_submitit
+@pytest.mark.soak
+def test_a_job_of_two_tasks_goes_on_after_one_was_killed(project):
+    (project / "goes-on").touch()
+    tasks = ("launcher=submitit", "launcher.executor=local", "+launcher.parameters={tasks_per_node: 2}")
+    output = ksuit(project / "outputs", "-m", *tasks, "ranks=2", "strategy=ddp", *RUN, cwd=project)
+    assert "rank 1 is lost (task 1 of job" in output and "start again (1 of at most 3 times)" in output
+    check_as_if_undisturbed(project)
+
+
+@needs_ray
 @pytest.mark.soak
 def test_a_job_on_two_machines_goes_on_after_a_rank_and_a_machine_were_lost(cluster, project):
-    outputs = project / "hit"
-    process = start(outputs, *sweep(cluster), cwd=project)
+    process = start_on(cluster, project)
     wait_until(lambda: (project / "waits-0").exists() and (project / "waits-1").exists(), process)
     (lost,) = cluster.worker_nodes
     cluster.remove_node(lost, allow_graceful=False)
@@ -80,21 +106,14 @@ def test_a_job_on_two_machines_goes_on_after_a_rank_and_a_machine_were_lost(clus
     assert "rank 1 is lost (the worker died unexpectedly" in output
     assert "all ranks start again (1 of at most 3 times)" in output
     assert "all ranks start again (2 of at most 3 times)" in output
-    assert set(query(outputs, "select status from runs")) == {("FINISHED",)}
-
-    ksuit(project / "alone", *RUN, cwd=project)
-    hit, alone = run_dir(outputs), run_dir(project / "alone")
-    assert journal(hit) == journal(alone)
-    ours, expected = checkpoint_bytes(hit), checkpoint_bytes(alone)
-    last = [name for name in expected if name.startswith("E3_U60") and name.endswith(".safetensors")]
-    assert len(last) > 1
-    assert [ours[name] for name in last] == [expected[name] for name in last]
+    check_as_if_undisturbed(project)
 
 
+@needs_ray
 @pytest.mark.soak
 def test_the_ranks_end_with_what_has_started_them(cluster, project):
     (project / "killed").touch()
-    process = start(project / "outputs", *sweep(cluster), cwd=project)
+    process = start_on(cluster, project)
     wait_until(lambda: all((project / f"waits-{rank}").exists() for rank in (0, 1)), process)
     ranks = [int((project / f"waits-{rank}").read_text()) for rank in (0, 1)]
     os.kill(process.pid, signal.SIGKILL)
@@ -110,6 +129,7 @@ def has_room(machines, **needs):
     return launcher._capacity()
 
 
+@needs_ray
 def test_a_job_has_room_if_its_machines_have():
     eight, two = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0, "GPU": 2.0}
     assert has_room([eight, two, {"CPU": 64.0}], num_gpus=1) == 10
