@@ -165,7 +165,7 @@ def _not_run(task: JobTask, status: EndStatus, start: float, number: int | None 
 
 def _tell(paths: SweepPaths, index: int, decision: str) -> None:
     """Tell the other ranks of a job what becomes of it, if a process of a cluster is a rank."""
-    if not _follows() and (attempt := os.environ.get(ATTEMPT)):
+    if not _follows() and (attempt := os.environ.get(ATTEMPT)) and paths.sweep_dir.is_dir():
         write_text(paths.decision(index, attempt), decision)
 
 
@@ -234,9 +234,15 @@ def _run(task: JobTask, start: float) -> JobResult:
 def _failed(task: JobTask, error: BaseException, run_id: str | None, start: float) -> JobResult:
     trace = "" if isinstance(error, KsuitError) else "".join(traceback.format_exception(error))
     text = str(error) if isinstance(error, KsuitError) else f"{type(error).__name__}: {error}"
-    seconds, blames_others = time.monotonic() - start, isinstance(error, PeerError)
-    status = EndStatus.FAILED
-    return JobResult(task.index, status, run_id, seconds, None, mask_text(text), mask_text(trace), blames_others)
+    return JobResult(
+        task.index,
+        EndStatus.FAILED,
+        run_id,
+        time.monotonic() - start,
+        error=mask_text(text),
+        trace=mask_text(trace),
+        blames_others=isinstance(error, PeerError),
+    )
 
 
 def _enter_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.sweep.job_queue import run_jobs
-from ksuit_runner.sweep.run_job import JobResult, JobTask
+from ksuit_runner.sweep.run_job import JobResult, JobTask, run_job
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import EndStatus
 
@@ -77,3 +77,13 @@ def test_a_single_process_and_a_sweep_that_ends_start_nothing_again():
     interruption = Interruption()
     stopped = Scripted(LOST, at_submit=lambda: interruption.handle(15, None))
     assert run(stopped, interruption)[1] == []
+
+
+def test_a_folder_that_another_machine_does_not_share_is_the_error_of_any_rank(tmp_path, monkeypatch):
+    task = JobTask(0, tmp_path / "elsewhere", "sweep", tmp_path, {"ranks": 2}, Launch("", []))
+    monkeypatch.setenv("KSUIT_ATTEMPT", "first")
+    assert "has to be on a file system that all machines share" in run_job(task).error
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="output_dir: .*elsewhere is another folder on"):
+        run_job(task)
