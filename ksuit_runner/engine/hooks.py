@@ -293,13 +293,16 @@ class Hooks:
             item.close()
 
     def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
-        if method in self._drawing:
-            self._seed_for(method, part)
         try:
-            method(**arguments)
+            self._invoke(method, arguments, part)
         except StopTraining as stop:
             self._counter.stop(str(_callback_of(method).name))
             _LOGGER.info("training stops at update %d: %s", self._counter.update, stop)
+
+    def _invoke(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
+        if method in self._drawing:
+            self._seed_for(method, part)
+        method(**arguments)
 
     def _call_by_the_clock(self, item: CallbackBase) -> None:
         """Call ``timed_callback``, and refuse what would depend on the time: a resume and other ranks had it elsewhere.
@@ -309,9 +312,7 @@ class Hooks:
         """
         before = item.writer.mark(), item.checkpoint_writer.requested
         try:
-            if item.timed_callback in self._drawing:
-                self._seed_for(item.timed_callback, "")
-            item.timed_callback(update_counter=self._counter)
+            self._invoke(item.timed_callback, {"update_counter": self._counter}, "")
             is_quiet = (item.writer.mark(), item.checkpoint_writer.requested) == before
         except StopTraining:
             is_quiet = False
