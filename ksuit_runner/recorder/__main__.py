@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 
 from ksuit_runner.recorder.protocol import Channel
 from ksuit_runner.recorder.server import ChannelHandler, Server, Surroundings
+from ksuit_runner.recorder.session import Opening
+from ksuit_runner.system import lean_import
 from ksuit_runner.system.detached_process import ignore_signals
 from ksuit_runner.system.process_watch import ProcessWatch
 
@@ -25,7 +27,7 @@ class _Adopted:
     def __init__(self) -> None:
         self._environment = dict(os.environ)
 
-    def adopt(self, surroundings: Surroundings) -> None:
+    def adopt(self, surroundings: Surroundings, opening: Opening) -> None:
         before, now = self._environment, surroundings.environment
         for name in before.keys() - now.keys():
             os.environ.pop(name, None)
@@ -34,6 +36,7 @@ class _Adopted:
         sys.path[:] = surroundings.path
         with suppress(OSError):  # it may be gone by now, for the training process as well
             os.chdir(surroundings.directory)
+        lean_import.allow(opening.is_shipped)
 
 
 def _close_after(watch: ProcessWatch, channel: Channel) -> None:

@@ -44,13 +44,14 @@ class Server:
 
     Args:
         channel: The channel to it.
-        adopt: Called with the present surroundings of the training process before a session is opened.
+        adopt: Called before a session is opened, with the present surroundings of the training process and with what
+            the session is opened with.
     """
 
     def __init__(
         self,
         channel: Channel,
-        adopt: Callable[[Surroundings], None] = lambda surroundings: None,
+        adopt: Callable[[Surroundings, Opening], None] = lambda surroundings, opening: None,
     ) -> None:
         self._channel = channel
         self._adopt = adopt
@@ -84,8 +85,8 @@ class Server:
 
     def _take(self, request: Request) -> None:
         if request.method == "open":
-            self._adopt(msgspec.convert(request.arguments["surroundings"], Surroundings))
             opening = msgspec.convert(request.arguments["opening"], Opening, dec_hook=from_text)
+            self._adopt(msgspec.convert(request.arguments["surroundings"], Surroundings), opening)
             self._sessions[request.session] = Session(opening, partial(self._report_checkpoint, request.session))
         elif request.method == "ping":
             self._channel.send(Answer(request.number))

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from ksuit_runner.config.factory import Factory
-from ksuit_runner.config.targets import Trust
+from ksuit_runner.config.targets import Trust, targets_in
 from ksuit_runner.delivery.recording import OnCheckpoint
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder.protocol import unpack
 from ksuit_runner.recorder.recorded_run import RecordedRun
@@ -32,6 +32,15 @@ class Opening(msgspec.Struct, frozen=True):
     output_dir: str
     trust: Trust | None = None
     run_id: str | None = None
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether no part of the tracker is the user's."""
+        try:
+            targets = [str(target) for _, target in targets_in("tracker", self.tracker)]
+        except ConfigError:  # reported when the tracker is built
+            return False
+        return all(target.startswith("ksuit_runner.") for target in targets)
 
 
 class Description(msgspec.Struct, frozen=True):

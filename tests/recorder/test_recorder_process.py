@@ -180,6 +180,18 @@ def test_the_recorder_takes_over_the_present_surroundings(process, project, monk
     assert opened(process, project).where().split()[1] == "None"
 
 
+def test_mlflow_is_imported_without_pandas_unless_a_tracker_is_the_users(process, project):
+    opening = Opening({"_target_": "ksuit_runner.tracker.mlflow.MlflowTracker"}, str(project / "outputs"))
+    assert opening.is_shipped
+    assert not Opening({"_target_": "own_tracker.OwnTracker"}, "").is_shipped
+    tracker = RemoteTracker(process, process.open(opening))
+    tracker.start_run("name", {})
+    mapped = " ".join(area.path for area in psutil.Process(process._life._process.pid).memory_maps())
+    assert "sqlalchemy" in mapped
+    assert "pandas" not in mapped
+    assert "pyarrow" not in mapped
+
+
 def test_a_recorder_that_dies_is_started_again_and_bound_to_the_run(process, project):
     tracker = opened(process, project, note="again")
     run = tracker.start_run(None, {})
