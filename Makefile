@@ -73,6 +73,7 @@ docs: $(INSTALLED) ## make a site of the documentation in build/docs, without de
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pictures: $(INSTALLED) ## draw the pictures of the documentation
+	cd docs/pictures && for name in *.dot; do dot -Tsvg "$$name" -o "$${name%.dot}.svg"; done
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/gallery.py
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/terminal.py
 	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures/pages.py

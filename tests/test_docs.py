@@ -20,6 +20,8 @@ def test_the_site_is_built_without_a_dead_link(tmp_path):
     page = (tmp_path / "reference" / "config.html").read_text()
     choices = {f"{path.parent.name}={path.stem}" for path in (REPOSITORY / "conf").glob("*/*.yaml")}
     assert choices <= set(re.findall(r'<h3 id="[^"]+">([^<]+)<', page))
+    loaded = re.compile(r'<(?:script|link|img|iframe)\b[^>]*="(?:https?:)?//|class="mermaid')
+    assert not [path for path in tmp_path.rglob("*.html") if loaded.search(path.read_text())], "it needs no network"
     assert "early_stop.EarlyStop" in (tmp_path / "reference" / "callbacks.html").read_text()
 
 
