@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
-from ksuit_runner.trainer.sums import Total
+from ksuit_runner.trainer.sums import Number, Total
 
 Count = float | Tensor
 """The number of things that a loss is a mean over, such as samples or tokens."""
@@ -42,12 +42,18 @@ class Losses(dict[str, Any]):
         for name, loss in self.items():
             self[name] = loss.detach()
 
-    def as_values(self) -> Losses:
-        """Return their present values: as numbers if they are on the CPU, else as copies."""
-        values = Losses((name, _value(loss)) for name, loss in self.items())
-        values.counts = {name: _value(count) for name, count in self.counts.items()}
-        values.factors = self.factors
-        return values
+    def means(self, weight: Count, size: Count) -> Iterator[tuple[str, Any, Count]]:
+        """Yield each loss that is not the sum of others, with its name and what it is a mean over.
+
+        Args:
+            weight: What the total, and the losses that it is the sum of, are means over where they do not say it.
+            size: What other losses are means over where they do not say it: mostly the samples.
+        """
+        counts, factors = self.counts, self.factors
+        for name, loss in self.items():
+            is_total = name == "total"
+            if not (is_total and factors):
+                yield name, loss, counts.get(name, weight if is_total or name in factors else size)
 
     def flatten_(self) -> None:
         """Give tensors of one element the shape of a scalar, so that they can be stacked."""
@@ -62,12 +68,6 @@ class Losses(dict[str, Any]):
         if on_device:
             stacked = torch.stack([torch.as_tensor(self.counts[name]).detach().float() for name in on_device])
             self.counts.update(zip(on_device, stacked.tolist(), strict=True))
-
-
-def _value(item: Count) -> Count:
-    if not isinstance(item, Tensor):
-        return item
-    return item.item() if item.is_cpu else item.detach().clone()
 
 
 class LossReader:
@@ -166,20 +166,21 @@ def add_losses(
     Args:
         sums: What they are added to, under ``(*of, name)``.
         losses: The losses.
-        weight: What the total, and the losses that it is the sum of, are means over where they do not say it.
-        size: What other losses are means over where they do not say it: mostly the samples.
+        weight: See ``Losses.means``.
+        size: See ``Losses.means``.
         is_sum: Whether the total is a sum over the samples, and not a mean.
         of: What begins their keys.
     """
-    for name, loss in losses.items():
-        is_total = name == "total"
-        if is_total and losses.factors:
-            continue  # it is the sum of the means of the others
-        count = losses.counts.get(name, weight if is_total or name in losses.factors else size)
-        if is_total and is_sum:
-            sums.add((*of, name), loss, count)
-        else:
-            sums.add_mean((*of, name), loss, count)
+    for name, loss, count in losses.means(weight, size):
+        add_loss(sums, (*of, name), loss, count, is_sum and name == "total")
+
+
+def add_loss(sums: Adds, key: tuple[str, ...], loss: Number, count: Count, is_sum: bool) -> None:
+    """Add a loss, which is a sum or a mean over so many things, to sums over several batches."""
+    if is_sum:
+        sums.add(key, loss, count)
+    else:
+        sums.add_mean(key, loss, count)
 
 
 def mean_losses(totals: Mapping[tuple[str, ...], Total], factors: Mapping[str, float]) -> dict[tuple[str, ...], Any]:

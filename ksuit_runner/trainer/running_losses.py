@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ksuit_runner.trainer.losses import Count, Losses, add_losses
-from ksuit_runner.trainer.sums import PartSums, Sums
+from torch import Tensor
+
+from ksuit_runner.trainer.losses import Count, Losses, add_loss
+from ksuit_runner.trainer.sums import Number, PartSums, Sums
 
 
 class RunningLosses:
@@ -21,7 +23,7 @@ class RunningLosses:
         self.are_wanted = False
         self._sums_up = sums_up
         self._sums: list[PartSums[Sums]] = []
-        self._of_update: list[tuple[int, Losses, Count]] = []
+        self._of_update: list[tuple[int, tuple[str], Number, Count, bool]] = []
 
     def add_to(self, sums: PartSums[Sums]) -> None:
         """Add the losses of all updates from now on to these sums, each under ``(name,)``."""
@@ -36,11 +38,20 @@ class RunningLosses:
             losses: The losses, detached.
             weight: What they are means over where they do not say it.
         """
-        self._of_update.append((part, losses.as_values(), weight))
+        for name, loss, count in losses.means(weight, weight):
+            is_sum = self._sums_up and name == "total"
+            self._of_update.append((part, (name,), _value(loss), _value(count), is_sum))
 
     def add(self) -> None:
         """Add what was noted: the update is done."""
-        for part, losses, weight in self._of_update:
+        for part, key, loss, count, is_sum in self._of_update:
             for sums in self._sums:
-                add_losses(sums[part], losses, weight, weight, self._sums_up)
+                add_loss(sums[part], key, loss, count, is_sum)
         self._of_update.clear()
+
+
+def _value(item: Number) -> Number:
+    """Return a present value: as a number if it is on the CPU, else as a copy."""
+    if not isinstance(item, Tensor):
+        return item
+    return item.item() if item.is_cpu else item.detach().clone()
