@@ -9,16 +9,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
+
+import msgspec
 
 from ksuit_runner.record.point import LoggedFile, Point, now
 from ksuit_runner.system.atomic_files import make_folder, sync, write_bytes
 from ksuit_runner.system.untrusted_files import is_below, open_stored, open_to_read
 
 _LOGGER = logging.getLogger(__name__)
-_JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each line
+_QUICK = msgspec.json.Encoder()  # not for infinities, NaN and halves of surrogate pairs
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _HEAD = len(b'{"c":"01234567",')  # a line starts with the checksum of what follows it
 _HEAD_PATTERN = re.compile(rb'\{"c":"[0-9a-f]{8}",')
 _LONGEST_LINE = 1 << 26  # in bytes; anything longer is not a line of a journal
@@ -244,7 +248,11 @@ def read_points(path: Path) -> Iterator[Point]:
 
 def _encode(step: int, timestamp: int, metrics: Mapping[str, float], files: Mapping[str, str]) -> bytes:
     entry = {"s": step, "t": timestamp, "m": metrics, **({"f": files} if files else {})}
-    payload = _JSON.encode(entry).encode()[1:]
+    payload = b""
+    if all(map(isfinite, metrics.values())):
+        with suppress(UnicodeEncodeError):
+            payload = _QUICK.encode(entry)[1:]
+    payload = payload or _JSON.encode(entry).encode()[1:]
     return b'{"c":"%08x",%s\n' % (crc32(payload), payload)
 
 
