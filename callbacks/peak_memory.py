@@ -6,7 +6,7 @@ from typing import ClassVar
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.tensors.device import peak_memory_bytes, reset_peak_memory
+from ksuit_runner.tensors.device import MemoryPeak
 
 
 class PeakMemory(PeriodicCallback):
@@ -20,9 +20,9 @@ class PeakMemory(PeriodicCallback):
 
     @uses_no_rng
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        reset_peak_memory(self.trainer.device)
+        self._peak = MemoryPeak(self.trainer.device)
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        peak = max(self.data_container.world.gather(peak_memory_bytes(self.trainer.device)))
+        peak = max(self.data_container.world.gather(self._peak.bytes))
         self.writer.add_scalar("peak_memory_gb", peak / 1e9)

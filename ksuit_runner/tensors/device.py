@@ -100,23 +100,44 @@ def current_device(device: torch.device) -> Iterator[None]:
             torch.cuda.set_device(before)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Let ``peak_memory_bytes`` begin with what is in use now, where the system allows that."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+class MemoryPeak:
+    """The peak memory use from now on: on an accelerator of its tensors, on the CPU of the whole process.
+
+    On the CPU it begins now only where the system allows that, as Linux does, and else with the process. A second one
+    on the same device lets the first one begin anew, too.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = _largest_process()
+
+    @property
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = _largest_process()
+        if peak > self._before:
+            return peak
+        # It may be that of the parent, with which Linux lets a process begin. The right one takes a hundred times as
+        # long to read.
+        with suppress(OSError):
+            with open("/proc/self/status", "rb", buffering=0) as file:
+                found = re.search(rb"^VmHWM:\s*(\d+) kB$", file.read(1 << 16), re.MULTILINE)
+            if found is not None:
+                return int(found[1]) * 1024
+        return peak
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory use so far: on an accelerator of the tensors, on the CPU of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):  # what Linux counts for getrusage begins with the memory of the parent
-        with open("/proc/self/status", "rb", buffering=0) as file:
-            found = re.search(rb"^VmHWM:\s*(\d+) kB$", file.read(1 << 16), re.MULTILINE)
-        if found is not None:
-            return int(found[1]) * 1024
+def _largest_process() -> int:
+    """Return the largest size that the process, or what it was before ``exec``, ever had in memory, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

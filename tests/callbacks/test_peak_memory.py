@@ -24,7 +24,7 @@ def test_of_several_ranks_the_largest_peak_counts(new_run, monkeypatch):
         def gather(self, value):
             return [1e9, value, 3e9]
 
-    monkeypatch.setattr("callbacks.peak_memory.peak_memory_bytes", lambda device: 2e9)
+    monkeypatch.setattr("callbacks.peak_memory.MemoryPeak.bytes", 2e9)
     run = new_run({"memory": partial(PeakMemory, every_n_updates=2)}, max_updates=2)
     run.run.data.world = Peaks()
     assert run.train().metric("peak_memory_gb") == {2: 3.0}
