@@ -45,13 +45,14 @@ class FusedStep:
     def __init__(self, optimizer: Optimizer, local: Local = lambda tensors: tensors) -> None:
         self._optimizer = optimizer
         self._local = local
+        self._no_grad = torch.no_grad()  # to make one takes longer than to enter it
         hooks = _hooks(optimizer)
         self._hooks = hooks or []
         self._can_call_kernels = hooks is not None and _has_known_kernels()
         self._is_first = True
         self._groups: list[_Group] = []
         self._idle: list[Tensor] = []
-        self._steps = torch.empty(0)
+        self._steps, self._one = torch.empty(0), torch.ones(())  # to add a number takes four times as long
         self._seen: tuple[Any, ...] = ()
         groups = [group["params"] for group in optimizer.param_groups if group.get("fused")]
         self._shaped = [parameter for parameters in groups for parameter in parameters if parameter.ndim > 1]
@@ -77,8 +78,8 @@ class FusedStep:
         if not gradients or any(self._hooks):
             optimizer.step()
             return
-        with torch.no_grad():
-            self._steps.add_(1)
+        with self._no_grad:
+            self._steps.add_(self._one)
             for group, found in zip(self._groups, gradients, strict=True):
                 _apply(group, self._local(found))
 
@@ -96,6 +97,7 @@ class FusedStep:
         self._idle = [item for group in self._optimizer.param_groups for item in group["params"] if item.grad is None]
         if self._groups:
             self._steps = _join_steps(self._optimizer, self._groups)
+            self._one = self._steps.new_ones(())
             self._seen = self._fingerprint()
 
     def _strides_now(self) -> list[tuple[int, ...]]:
