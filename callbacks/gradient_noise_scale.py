@@ -64,7 +64,9 @@ class GradientNoiseScale(PeriodicCallback):
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
-        if self.follows(update_counter) and (trained := self.trainer.optimizers.trained(update_counter.update)):
+        if not self.follows(update_counter):
+            return
+        if trained := self.trainer.optimizers.turns.at(update_counter.update).trained():
             square = self._square(losses["total"], trained)
             self._parts[update_counter.accumulation_step].add("square", square, count=1)
 

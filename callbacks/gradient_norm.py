@@ -21,7 +21,7 @@ class GradientNorm(PeriodicCallback):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.is_idle = type(self) is GradientNorm and not self.trainer.optimizers.are_clipped
+        self.is_idle = type(self) is GradientNorm and not self.trainer.optimizer_step.is_clipped
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

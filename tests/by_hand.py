@@ -24,14 +24,14 @@ def cut_by_rows(batch, parts):
 
 def gradients(trainer, batch=BATCH):
     """Compute the gradients of a batch, or of its parts."""
-    trainer.take_snapshot()
+    trainer.update.take_snapshot()
     parts = batch if isinstance(batch, list) else cut_by_rows(batch, trainer.accumulation_steps)
     for part in trainer.start_update(parts):
         seed_all(mix("by hand", trainer.counter.update, part.number))
-        losses, _ = trainer.forward_part(part)
-        if not trainer.leaves_out(losses, part):
-            trainer.backward(losses, part)
-    trainer.complete_gradients(UpdateWord())
+        losses, _ = trainer.update.forward(part)
+        if not trainer.update.leaves_out(losses, part):
+            trainer.update.backward(losses, part)
+    trainer.update.complete_gradients(UpdateWord())
     return {name: parameter.grad.clone() for name, parameter in trainer.model.module.named_parameters()}
 
 

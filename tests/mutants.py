@@ -50,9 +50,10 @@ TESTS = {
         "tests/engine/test_failed_run.py",
     ),
     "schedule": ("tests/trainer/test_plateau.py", "tests/trainer/test_optimizers.py"),
-    "trainer/optimizers": (
-        *("tests/trainer/test_closures.py", "tests/trainer/test_other_weights.py", "tests/trainer/test_sgd.py"),
-        *("tests/callbacks/test_learning_rate.py", "tests/callbacks/test_gradient_norm.py"),
+    "trainer/optimizers": ("tests/trainer/test_sgd.py", "tests/callbacks/test_learning_rate.py"),
+    "trainer/optimizer_step": (
+        *("tests/trainer/test_optimizers.py", "tests/trainer/test_closures.py", "tests/trainer/test_sgd.py"),
+        *("tests/trainer/test_other_weights.py", "tests/callbacks/test_gradient_norm.py"),
     ),
     "record/journal": (
         f"{_POWER}[the journal]",

@@ -43,7 +43,8 @@ from ksuit_runner.system.signals import Interruption
 from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.trainer.freezing import frozen_for_good
-from ksuit_runner.trainer.optimizers import OptimizerSpec
+from ksuit_runner.trainer.gradients import versions
+from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 EVALUATION_PREFIX = "eval/"
@@ -285,7 +286,8 @@ def build_run(
     callbacks = build_callbacks(collaborators)
     siblings.update(callbacks)
     phases.attach(trainer, log_writer, checkpoint_writer, callbacks)
-    hooks = Hooks(callbacks, trainer.counter, seed, trainer.gradient_versions, world)
+    gradient_versions = partial(versions, trainer.optimizers.parameters)
+    hooks = Hooks(callbacks, trainer.counter, seed, gradient_versions, world)
     trainer.callback_states = hooks.states.state_dict  # the callbacks, which are built around the trainer, come later
     run = Run(
         trainer=trainer,

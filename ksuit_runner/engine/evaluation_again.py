@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.engine.run import Run
-from ksuit_runner.trainer.optimizers import SkippedEvaluation
+from ksuit_runner.trainer.optimizer_step import SkippedEvaluation
 from ksuit_runner.trainer.parts import WeighedPart
 
 
@@ -35,15 +35,15 @@ class EvaluationAgain:
             LossError: It is not finite, and that is an error.
             SkippedEvaluation: It is not finite, and such updates are skipped.
         """
-        trainer = self._run.trainer
-        trainer.start_again()
+        trainer, update = self._run.trainer, self._run.trainer.update
+        update.start_again()
         for part in self._parts:
             trainer.modes.train()
             self._run.seed_step(part.number)
-            losses, _ = trainer.forward_part(part, logs=False)
-            if not trainer.leaves_out(losses, part):
-                trainer.backward(losses, part)
-        if not trainer.complete_gradients(UpdateWord()):
+            losses, _ = update.forward(part, logs=False)
+            if not update.leaves_out(losses, part):
+                update.backward(losses, part)
+        if not update.complete_gradients(UpdateWord()):
             raise SkippedEvaluation
         trainer.modes.evaluate()
         return trainer.total_loss

@@ -102,7 +102,7 @@ def _stand(run: Run) -> Standing:
     if phase in (Phase.BEFORE_STEP, Phase.STEP):
         run.log_writer.abandon_update()
     if has_state and not is_lost and phase is Phase.BEFORE_STEP:
-        run.trainer.roll_back()
+        run.trainer.update.roll_back()
         run.checkpoint_writer.take_requests()
         run.counter.stopped = False
         run.phase = Phase.BETWEEN

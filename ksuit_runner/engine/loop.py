@@ -141,9 +141,9 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         run: The run.
         batch: This rank's parts of the batch, on the device.
     """
-    trainer, counter, fire = run.trainer, run.counter, run.hooks.fire
+    trainer, update, counter, fire = run.trainer, run.trainer.update, run.counter, run.hooks.fire
     run.hooks.states.snapshot_early()
-    trainer.take_snapshot()
+    update.take_snapshot()
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
     if trainer.freezing is not None:
@@ -156,11 +156,11 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         step = counter.accumulation_step = part.number
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part.batch)
         run.seed_step(step)  # whatever was drawn before
-        losses, outputs = trainer.forward_part(part)
-        if trainer.leaves_out(losses, part):
+        losses, outputs = update.forward(part)
+        if update.leaves_out(losses, part):
             continue
         fire("before_every_backward", step, update_counter=counter, losses=losses)
-        trainer.backward(losses, part)
+        update.backward(losses, part)
         trainer.modes.evaluate()
         losses.detach_()
         if trainer.running_losses.are_wanted:
@@ -177,19 +177,19 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         if part is not parts[-1]:
             trainer.modes.train()
     word = UpdateWord() if run.is_alone else run.word()
-    is_complete = trainer.complete_gradients(word)
+    is_complete = update.complete_gradients(word)
     if not run.is_alone:
         run.hear(word)
     if is_complete and run.hooks.methods("before_every_optimizer_step"):
-        trainer.unscale_gradients()
+        update.unscale_gradients()
         run.hooks.fire_between("before_every_optimizer_step", update_counter=counter)
-        is_complete = not trainer.must_skip
+        is_complete = not update.must_skip
     if is_complete:
         again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
         run.phase = Phase.STEP
         trainer.step(again)
     else:
-        trainer.skip_step()
+        update.skip()
     trainer.running_losses.add()
     counter.update += 1
     run.has_begun = True

@@ -70,9 +70,10 @@ class Phases:
         for phase, owner, *methods in (
             ("data", trainer.data_container, "next_training_batch"),
             ("data", trainer, "to_device"),
-            ("forward", trainer, "forward_part"),
-            ("backward", trainer, "backward", "complete_gradients"),
-            ("step", trainer, "step", "skip_step"),
+            ("forward", trainer.update, "forward"),
+            ("backward", trainer.update, "backward", "complete_gradients"),
+            ("step", trainer, "step"),
+            ("step", trainer.update, "skip"),
             ("log", log_writer, "flush"),
             ("checkpoint", checkpoint_writer, "save"),
         ):

@@ -35,14 +35,14 @@ def rehearse(evaluations: Iterable[DatasetCallback], trainer: SgdTrainer, models
             by_batch.setdefault(key, []).append(FurtherDataset(item, reader.dataset_key))
     if not by_batch:
         return
-    trainer.take_snapshot()
+    trainer.update.take_snapshot()
     try:
         with torch.no_grad(), _eager():
             for readers in by_batch.values():
                 for error in read_first_batch(readers, trainer, models).values():
                     raise error
     finally:
-        trainer.roll_back()
+        trainer.update.roll_back()
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ksuit_runner.checkpoint.folders import weights_in
@@ -19,8 +18,9 @@ from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import constant
 from ksuit_runner.system.signals import Interruption
-from ksuit_runner.trainer.optimizer import switches_weights
-from ksuit_runner.trainer.optimizers import ONLY, OptimizerSpec, build_optimizers
+from ksuit_runner.trainer.optimizer_needs import switches_weights
+from ksuit_runner.trainer.optimizer_specs import ONLY, OptimizerSpec, SharedSettings
+from ksuit_runner.trainer.optimizers import build_optimizers
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 TRAINED = "model"
@@ -123,13 +123,9 @@ def _specs(factory: Factory) -> Mapping[str, OptimizerSpec]:
 def _switch(model: ModelBase, factory: Factory, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     optimizers = build_optimizers(
         _specs(factory),
-        model.module,
+        SharedSettings(constant, rules=config["trainer"].get("parameter_rules")),
+        model,
         factory.build("loss", nn.Module).to(model.device),
-        model.device,
         UpdateCounter(1, 1, max_updates=1),
-        torch.amp.GradScaler(model.device.type, enabled=False),
-        constant,
-        rules=config["trainer"].get("parameter_rules"),
-        lr_scale=1.0,
     )
     optimizers.evaluate_stored(state)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim import optimizer as optimizer_module
 
-from ksuit_runner.trainer.optimizer import lay_out_for_fused_kernels
+from ksuit_runner.trainer.fused_kernels import lay_out_for_fused_kernels
 
 Local = Callable[[list[Any]], list[Any]]
 

@@ -1,6 +1,6 @@
 """The gradients of a batch that is computed in parts: by one process after the other part, or by several ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil, log2
 
 import torch
@@ -10,8 +10,10 @@ from ksuit_runner.distributed.part_tree import Node, PartTree
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.tensors.foreach import accumulate_all, multiply_all
+from ksuit_runner.trainer.batch_gradients import Backward
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.part_buffers import PartBuffers
+from ksuit_runner.trainer.parts import WeighedPart
 
 Values = list[Tensor | None]
 """Gradients of all parameters for each slot, then what buffers have changed by; None where there is nothing."""
@@ -33,69 +35,74 @@ class GradientSums:
 
     Args:
         parameters: What gradients are with respect to.
+        backward: Does the backward pass of a loss.
         strategy: How the ranks add up what they have.
         parts: Number of parts of a batch.
         batch_size: Samples per update.
         names: The losses whose sum is minimized, see ``Losses.summands``; the same in every update.
         are_sums: Whether the losses are sums over the samples, and not means.
-        keeps_loss: Whether the loss of the whole batch is asked for.
         buffers: The buffers that training changes.
 
     Attributes:
-        total: The loss of the whole batch, if it is kept.
-        has_logged: Whether the training step of any rank has logged something.
+        total, has_logged, needs_all_passes: See ``BatchGradients``.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
+        backward: Backward,
         strategy: Strategy,
         parts: int,
         batch_size: int,
         names: Sequence[str],
         are_sums: bool,
-        keeps_loss: bool,
         buffers: PartBuffers,
     ) -> None:
         self._parameters = parameters
+        self._backward = backward
         self._strategy = strategy
         self._parts = parts
         self._scale = 2.0 ** ceil(log2(batch_size))
         self._slots = {name: number for number, name in enumerate(names, 1)} if len(names) > 1 else {names[0]: 0}
         self._slot_count = 1 + max(self._slots.values())
-        self._is_sharded = strategy.is_sharded
+        self.needs_all_passes = strategy.is_sharded
         self._are_sums = are_sums
-        self._keeps_loss = keeps_loss
+        self._keeps_loss = False
         self._buffers = buffers
         self.total = torch.zeros(())
         self.has_logged = False
         self._like: Sequence[Tensor] | None = None
-        self.start()
+        self.start((), 0)
 
-    def start(self, last: int = -1, left_out: int = 0) -> None:
+    def start(self, computed: Sequence[WeighedPart], left_out: int) -> None:
         """Start with a batch.
 
         Args:
-            last: Number of the last part that is computed here; -1 if none is.
-            left_out: How many parts are not computed because they have nothing of the loss.
+            computed: Its parts that are computed here.
+            left_out: How many of this rank's parts are not computed because they have nothing of the loss.
         """
+        self._last = computed[-1].number if computed else -1
+        self._left_out = left_out
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start with the same batch again."""
         self._buffers.start()
         if (like := self._buffers.like()) is not self._like:
             self._like = like
             self._strategy.bind([*self._parameters] * self._slot_count + [*like])
-        self._started = last, left_out
-        self._tree = PartTree[Values](1 if self._is_sharded else self._parts, _add)
+        self._tree = PartTree[Values](1 if self.needs_all_passes else self._parts, _add)
         self._left = list(self._strategy.world.own(self._parts))
         self._forwarded = 0
         self._empty = [0.0] * self._slot_count  # how many parts have nothing of a loss
-        self._empty[0] += left_out
+        self._empty[0] += self._left_out
         self._weights = [0.0] * (self._slot_count * self._parts)
         self._losses = [0.0] * (self._slot_count * self._parts * self._keeps_loss)
 
     def keep_loss(self) -> None:
         """Keep the loss of the whole batch from now on; between two batches."""
         self._keeps_loss = True
-        self.start()
+        self.start_again()
 
     def begin(self) -> None:
         """Begin with the forward pass of a part: all of them find the buffers as they were before the update."""
@@ -103,48 +110,38 @@ class GradientSums:
             self._buffers.reset()
         self._forwarded += 1
 
-    def start_again(self) -> None:
-        """Start with the same batch again."""
-        self.start(*self._started)
-
     def counted(self, losses: Losses, weight: float) -> Tensor | None:
         """Return the sum of those losses of which a part has something, detached; None if there are none."""
+        losses.read_counts()
         terms = [term.detach() for _, term, count in self._terms(losses, weight) if count]
         return torch.stack(terms).sum() if terms else None
 
-    def add(self, part: int, losses: Losses, weight: float, backward: Callable[[Tensor, bool], None]) -> None:
-        """Compute the gradients of a part.
-
-        Args:
-            part: Its number.
-            losses: Its losses, whose counts are numbers.
-            weight: Weight of the losses without a count.
-            backward: Does the backward pass of a loss; it is told whether to retain the graph.
-        """
+    def add(self, part: WeighedPart, losses: Losses, update: int) -> None:
+        """Compute the gradients of a part, in the update after so many updates."""
         terms: dict[int, Tensor] = {}
-        for slot, term, count in self._terms(losses, weight):
+        for slot, term, count in self._terms(losses, part.weight):
             if not count:
                 self._empty[slot] += 1
-                if not self._is_sharded:
+                if not self.needs_all_passes:
                     continue
                 term = self._strategy.nothing(term)
-            place = part * self._slot_count + slot
+            place = part.number * self._slot_count + slot
             self._weights[place] = float(count)
             if self._keeps_loss:
                 self._losses[place] += float(count) * term.item()
             if term.requires_grad:  # not of what is frozen
                 terms[slot] = terms[slot] + term if slot in terms else term
-        node, before = self._pop(part)
+        node, before = self._pop(part.number)
         values = before or self._nothing()
         for left, (slot, term) in zip(reversed(range(len(terms))), terms.items(), strict=True):
             self._hold(values, slot)
-            factor = 1.0 if self._are_sums else self._weights[part * self._slot_count + slot] / self._scale
-            self._strategy.before_backward(part == self._started[0] or self._slot_count > 1)
-            backward(term if factor == 1.0 else term * factor, left > 0)
+            factor = 1.0 if self._are_sums else self._weights[part.number * self._slot_count + slot] / self._scale
+            self._strategy.before_backward(part.number == self._last or self._slot_count > 1)
+            self._backward(term if factor == 1.0 else term * factor, update, left > 0)
             values[self._places(slot)] = [parameter.grad for parameter in self._parameters]
         changes = self._places(self._slot_count)
         values[changes] = _add(values[changes], self._buffers.changes())
-        self._left.remove(part)
+        self._left.remove(part.number)
         merged = self._tree.put(node, values)
         if merged is not values:  # let go of what has been added
             self._hold(merged, next(iter(terms), 0))
@@ -161,8 +158,9 @@ class GradientSums:
             The sum of the non-finite losses of all ranks, or 0. It is NaN if the whole batch has nothing of a loss:
             the mean over nothing.
         """
-        for part in range(not self._tree.nodes) if self._is_sharded else self._left:
+        for part in range(not self._tree.nodes) if self.needs_all_passes else self._left:
             self._tree.put(Node(0, part), self._nothing())
+        word.said += has_logged
         word.numbers = [bad_loss, float(has_logged), self._forwarded, *self._empty, *self._weights, *self._losses]
         total, sums = self._strategy.reduce(self._tree.nodes, self._parts, word.encode())
         word.take(sums)
@@ -204,7 +202,7 @@ class GradientSums:
 
     def _pop(self, part: int) -> tuple[Node, Values | None]:
         """Return what the gradients of a part are added to, and where the sum belongs."""
-        if self._is_sharded:
+        if self.needs_all_passes:
             return Node(0, 0), self._tree.nodes.pop(Node(0, 0), None)
         return self._tree.pop_left(part)
 

@@ -35,12 +35,14 @@ class LossCheck:
         has_failed_late: Whether weights were changed by a non-finite loss before it was found.
 
     Raises:
-        ConfigError: The policy is unknown.
+        ConfigError: The policy is unknown, or the number is negative.
     """
 
     def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
         if policy not in _POLICIES:
             raise ConfigError(f"there is no '{policy}'. {did_you_mean(policy, _POLICIES)}", path="trainer.nan_loss")
+        if max_skips < 0:
+            raise ConfigError(f"it must not be negative, and is {max_skips}", path="trainer.max_skips")
         self.has_failed_late = False
         self.skips = 0
         self.bad_loss = 0.0

@@ -52,7 +52,7 @@ def parameter_groups(
 
     Args:
         named: The parameters to group, by name.
-        rules: The rules, see ``optimizer.build_optimizer``.
+        rules: The rules, see ``build_optimizer``.
         among: All parameters that the rules are for, where ``named`` are some of them.
 
     Raises:

@@ -28,10 +28,17 @@ class BatchParts:
 
     Args:
         fetched: Returns how many samples were fetched for a batch, or None if it was not fetched.
+        weight: Returns what a part's total loss is a mean over; None if batches are computed in one piece.
+        leaves_out: Whether parts whose loss weighs nothing are not computed.
     """
 
-    def __init__(self, fetched: Callable[[Any], int | None]) -> None:
-        self._fetched = fetched
+    def __init__(
+        self,
+        fetched: Callable[[Any], int | None],
+        weight: Callable[[Any], float | Tensor] | None = None,
+        leaves_out: bool = False,
+    ) -> None:
+        self._fetched, self._weight, self._leaves_out = fetched, weight, leaves_out
         self._samples: list[tuple[Any, int | None]] = []
         self._weighed: Sequence[WeighedPart] = ()
 
@@ -39,10 +46,16 @@ class BatchParts:
         """Take note of how many samples were fetched for a batch that is evaluated next, if that is known."""
         self._samples = [(batch, samples)]
 
-    def start(self, parts: Sequence[Part]) -> None:
-        """Take note of the parts of an update."""
+    def start(self, parts: Sequence[Part]) -> Sequence[WeighedPart]:
+        """Take note of the parts of an update, and return those that are computed; weights take one transfer."""
         self._samples = [(part.batch, part.samples) for part in parts]
-        self._weighed = ()
+        if self._weight is None:
+            return [WeighedPart(part.batch, part.number, 1.0) for part in parts]
+        weights = as_numbers([self._weight(part.batch) for part in parts])
+        self._weighed = [
+            WeighedPart(part.batch, part.number, weight) for part, weight in zip(parts, weights, strict=True)
+        ]
+        return [part for part in self._weighed if part.weight] if self._leaves_out else self._weighed
 
     def samples(self, batch: Any) -> int | None:
         """Return how many samples were fetched for a batch, or for a part of it, if that is known."""
@@ -50,14 +63,6 @@ class BatchParts:
             if known is batch:
                 return samples
         return self._fetched(batch)
-
-    def weigh(self, parts: Sequence[Part], weights: Sequence[float | Tensor]) -> Sequence[WeighedPart]:
-        """Return the parts with their weights, and remember these; weights on a device take one transfer."""
-        numbers = as_numbers(weights)
-        self._weighed = [
-            WeighedPart(part.batch, part.number, weight) for part, weight in zip(parts, numbers, strict=True)
-        ]
-        return self._weighed
 
     def weight(self, batch: Any) -> float | None:
         """Return what the loss of a part weighs; None if it was not weighed."""

@@ -18,7 +18,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.distributed.fsdp import has_fsdp
 from ksuit_runner.distributed.pieces import whole
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.trainer.sgd import SgdTrainer
+from ksuit_runner.trainer.update import Update
 
 pytestmark = pytest.mark.skipif(not has_fsdp(), reason="this version of torch has no FSDP2 that would do")
 
@@ -69,14 +69,14 @@ def train(folder: Path, *arguments: str) -> str:
 
 def train_and_die(folder: Path, updates: int, *arguments: str) -> None:
     """Train, and be killed in the middle of an update, like all other ranks."""
-    real, left = SgdTrainer.forward_part, iter(range(2 * updates))
+    real, left = Update.forward, iter(range(2 * updates))
 
-    def forward_part(self: SgdTrainer, *given: Any) -> Any:
+    def forward(self: Update, *given: Any) -> Any:
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, *given)
 
-    SgdTrainer.forward_part = forward_part  # type: ignore[method-assign]
+    Update.forward = forward  # type: ignore[method-assign]
     train(folder, *arguments)
 
 

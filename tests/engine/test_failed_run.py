@@ -257,9 +257,11 @@ def test_a_trainer_that_overrides_the_whole_state_is_refused():
         type("Own", (SgdTrainer,), {"state_dict": lambda self: {}})
 
 
-def test_a_trainer_that_would_split_batches_is_refused_when_it_is_defined():
+def test_a_trainer_with_a_method_that_nothing_calls_is_refused_when_it_is_defined():
     with pytest.raises(TypeError, match="Own has a method 'split', which nothing calls: each part of a batch is"):
         type("Own", (SgdTrainer,), {"split": lambda self, batch: [batch]})
+    with pytest.raises(TypeError, match="Own has a method 'backward', which nothing calls: override `start_update`"):
+        type("Own", (SgdTrainer,), {"backward": lambda self, *given: None})
 
 
 class FaultyAdamW(torch.optim.AdamW):

@@ -29,7 +29,7 @@ POINTS = {
     "at the start of training": Point("ksuit_runner.engine.hooks", "Hooks.evaluations", "before"),
     "fetching data": Point("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
     "after the forward pass": Point("ksuit_runner.trainer.sgd", "SgdTrainer.forward", "after"),
-    "after the backward pass": Point("ksuit_runner.trainer.sgd", "SgdTrainer.backward", "after"),
+    "after the backward pass": Point("ksuit_runner.trainer.update", "Update.backward", "after"),
     "in the optimizer's step": Point("ksuit_runner.trainer.fused_adam", "FusedStep.__call__", "after"),
     "after an update": Point("ksuit_runner.engine.hooks", "Hooks.methods_after_update", "before"),
     "in an evaluation": Point("ksuit_runner.trainer.sgd", "SgdTrainer.evaluation", "after"),

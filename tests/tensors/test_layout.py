@@ -15,7 +15,8 @@ from ksuit_runner.engine.loop import train
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.tensors.layout import lay_out, lay_out_channels_last, row_major, unusual_strides, write
-from ksuit_runner.trainer.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from ksuit_runner.trainer.build_optimizer import build_optimizer
+from ksuit_runner.trainer.optimizer_state import load_optimizer_state, optimizer_state
 
 LAST = torch.channels_last
 TENSORS = {
@@ -112,7 +113,7 @@ def test_fused_kernels_pair_the_right_elements_when_the_layout_has_changed(maker
             if step == 3:
                 trainer.model.to(memory_format=LAST)
             inputs = torch.rand(8, 4, generator=torch.Generator().manual_seed(step))
-            trainer.backward(trainer.forward((inputs, torch.arange(8) % 3))[0], WHOLE)
+            trainer.update.backward(trainer.forward((inputs, torch.arange(8) % 3))[0], WHOLE)
             trainer.step()
         results.append(trainer.model.tensors())
     for name, value in results[0].items():

@@ -12,7 +12,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError, LossError
 from ksuit_runner.schedule import constant, cosine
-from ksuit_runner.trainer.optimizers import OptimizerSpec
+from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 SEARCH = partial(LBFGS, lr=0.5, max_iter=4, line_search_fn="strong_wolfe")

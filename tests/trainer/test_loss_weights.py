@@ -84,9 +84,9 @@ def test_a_batch_without_any_target_is_what_nan_loss_decides(maker, steps, polic
             gradients(trainer, batch)
     else:
         parts = trainer.start_update(cut_by_rows(batch, steps))
-        losses = [(trainer.forward_part(part)[0], part) for part in parts]
-        assert [trainer.leaves_out(*pair) for pair in losses] == [policy == "skip"] * len(parts)
-        assert trainer.complete_gradients(UpdateWord()) is (policy == "warn")
+        losses = [(trainer.update.forward(part)[0], part) for part in parts]
+        assert [trainer.update.leaves_out(*pair) for pair in losses] == [policy == "skip"] * len(parts)
+        assert trainer.update.complete_gradients(UpdateWord()) is (policy == "warn")
 
 
 class Wrapper(nn.Module):

@@ -21,7 +21,7 @@ from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
 from ksuit_runner.schedule import constant, linear
 from ksuit_runner.system.signals import Interruption
-from ksuit_runner.trainer.optimizers import OptimizerSpec
+from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 BOTH = {
@@ -55,7 +55,7 @@ def weights(trainer):
 def update(trainer, times=1):
     for _ in range(times):
         losses, _ = trainer.forward(BATCH)
-        trainer.backward(losses, WHOLE)
+        trainer.update.backward(losses, WHOLE)
         trainer.step()
         trainer.counter.update += 1
 
@@ -82,7 +82,7 @@ def test_in_a_turn_only_the_parameters_of_that_optimizer_get_gradients_and_chang
     for turn in ("head", "head", "body", "head"):
         before = weights(trainer)
         losses, _ = trainer.forward(BATCH)
-        trainer.backward(losses, WHOLE)
+        trainer.update.backward(losses, WHOLE)
         own = "3." if turn == "head" else ("0.", "1.")
         held = {name for name, item in trainer.model.module.named_parameters() if item.grad is not None}
         assert held == {name for name in before if name.startswith(own)}
@@ -184,9 +184,9 @@ def test_a_training_step_without_a_turn_and_a_loss_that_depends_on_nobody_are_er
 
     trainer = maker.trainer(**TURNS | {"trainer_class": Detached})
     losses, _ = trainer.forward(BATCH)
-    trainer.backward(losses, WHOLE)
+    trainer.update.backward(losses, WHOLE)
     with pytest.raises(KsuitError, match="trainer.turns: the loss depends on no parameter of 'head'"):
-        trainer.complete_gradients(UpdateWord())
+        trainer.update.complete_gradients(UpdateWord())
 
 
 def test_a_first_turn_whose_batch_has_nothing_of_the_loss_is_skipped(maker):
@@ -213,8 +213,8 @@ def test_an_optimizer_may_be_frozen_for_a_while(maker, precision):
             for _ in range(steps):
                 trainer.freezing.follow(trainer.counter.update)
                 losses, _ = trainer.forward(BATCH)
-                trainer.backward(losses, WHOLE)
-                assert trainer.complete_gradients(UpdateWord())
+                trainer.update.backward(losses, WHOLE)
+                assert trainer.update.complete_gradients(UpdateWord())
                 trainer.step()
                 trainer.counter.update += 1
             after = weights(trainer)

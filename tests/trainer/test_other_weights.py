@@ -124,8 +124,8 @@ def test_a_schedule_free_optimizer_trains_as_by_hand_while_it_is_evaluated(maker
         schedule=constant,
         max_updates=6,
     )
-    batches, forward = [], run.trainer.forward_part
-    run.trainer.forward_part = lambda part, *more: batches.append(part.batch) or forward(part, *more)
+    batches, forward = [], run.trainer.update.forward
+    run.trainer.update.forward = lambda part, *more: batches.append(part.batch) or forward(part, *more)
     train(run)
     optimizer = make(model.parameters())
     optimizer.train()

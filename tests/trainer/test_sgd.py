@@ -87,7 +87,7 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(maker, optimiz
     trainer = maker.trainer(precision="float16", optimizer=optimizer)
     before, scale = weights(trainer), trainer.scaler.get_scale()
     losses, _ = trainer.forward(BATCH)
-    trainer.backward({"total": losses["total"] * float("inf")}, WHOLE)
+    trainer.update.backward({"total": losses["total"] * float("inf")}, WHOLE)
     trainer.step()
     assert all(tensor.equal(before[name]) for name, tensor in weights(trainer).items())
     assert trainer.scaler.get_scale() == scale / 2
@@ -151,8 +151,8 @@ def test_another_task_overrides_the_training_step(maker):
     )
     trainer.model.module = nn.Linear(4, 4)
     first, _ = trainer.start_update([Part({"x": torch.ones(2, 4)}, number, 2) for number in range(2)])
-    losses, outputs = trainer.forward_part(first)
-    trainer.backward(losses, first)
+    losses, outputs = trainer.update.forward(first)
+    trainer.update.backward(losses, first)
     assert set(losses) == {"total", "reconstruction"}
     assert outputs.shape == (2, 4)
     assert trainer.model.module.weight.grad is not None

@@ -25,7 +25,7 @@ from ksuit_runner.keyed_random import keyed
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.schedule import constant
-from ksuit_runner.trainer.optimizers import OptimizerSpec
+from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 pytestmark = pytest.mark.skipif(not has_fsdp(), reason="this version of torch has no FSDP2 that would do")

@@ -7,7 +7,9 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adafactor, AdamW
 
 from ksuit_runner.errors import CheckpointError, ConfigError
-from ksuit_runner.trainer.optimizer import build_optimizer, load_optimizer_state, needs_closure, optimizer_state
+from ksuit_runner.trainer.build_optimizer import build_optimizer
+from ksuit_runner.trainer.optimizer_needs import needs_closure
+from ksuit_runner.trainer.optimizer_state import load_optimizer_state, optimizer_state
 
 CPU = torch.device("cpu")
 ADAMW = partial(AdamW, lr=0.1, weight_decay=0.5)
