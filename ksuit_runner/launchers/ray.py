@@ -173,9 +173,11 @@ class RayLauncher(Launcher):
             )
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(str(error).splitlines()[0], path="launcher.address") from error
-        if self._cap is None or self._address is None:  # a cluster of its own gets no more machines
-            self.max_jobs = self._capacity()
-        self.max_jobs = self._cap or self.max_jobs
+        if self._cap is not None and self._address is not None:  # the cluster may get more machines
+            self.max_jobs = self._cap
+        else:
+            capacity = self._capacity()
+            self.max_jobs = capacity if self._cap is None else min(self._cap, capacity)
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Handle:
         """Start ``function(task)`` on the cluster, in workers of its own, and only once."""
