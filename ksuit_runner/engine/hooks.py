@@ -310,17 +310,17 @@ class Hooks:
         Raises:
             KsuitError: It logs something, stops training or requests a checkpoint.
         """
-        before = item.writer.mark(), item.checkpoint_writer.requested
+        before, stops = _said_by(item), False
         try:
             self._invoke(item.timed_callback, {"update_counter": self._counter}, "")
-            is_quiet = (item.writer.mark(), item.checkpoint_writer.requested) == before
         except StopTraining:
-            is_quiet = False
-        if not is_quiet:
-            message = (
-                "_timed_callback logs, stops training or requests a checkpoint; what depends on the time only shows"
+            stops = True
+        if stops or _said_by(item) != before:
+            raise KsuitError(
+                "_timed_callback logs, stops training or requests a checkpoint; what depends on the time only shows "
+                "something",
+                path=f"callbacks.{item.name}",
             )
-            raise KsuitError(f"{message} something", path=f"callbacks.{item.name}")
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
         """Return a context that restores the generators of training, if the hooks may draw and training draws after."""
@@ -342,6 +342,11 @@ def _own(method: Method) -> Any:
 def _callback_of(method: Method) -> CallbackBase:
     callback: CallbackBase = method.__self__  # type: ignore[attr-defined]
     return callback
+
+
+def _said_by(callback: CallbackBase) -> Any:
+    """Return what changes once a callback logs something or requests a checkpoint."""
+    return callback.writer.mark(), callback.checkpoint_writer.requested
 
 
 def _groups(callbacks: Sequence[PeriodicCallback]) -> dict[CallbackBase, int]:
