@@ -1,12 +1,12 @@
 """The best value of a metric, with the values of others at that moment."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import did_you_mean
+from ksuit_runner.tensors.name_patterns import matches_any, matching
 
 
 class BestMetric(MetricCallback):
@@ -30,7 +30,7 @@ class BestMetric(MetricCallback):
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
         own = f"{self.display_name}/"
         for key, value in metrics.items():
-            if not key.startswith(own) and any(fnmatchcase(key, pattern) for pattern in self.others):
+            if not key.startswith(own) and matches_any(key, self.others):
                 self._latest[key] = value
         super()._after_log(update_counter, metrics)
 
@@ -43,7 +43,7 @@ class BestMetric(MetricCallback):
     def _after_training(self, update_counter: UpdateCounter) -> None:
         super()._after_training(update_counter)
         for pattern in self.others:
-            if not any(fnmatchcase(key, pattern) for key in self._latest):
+            if not matching(pattern, self._latest):
                 path = f"callbacks.{self.display_name}.others"
                 hint = did_you_mean(pattern, self.writer.summary)
                 self.logger.warning("%s: no metric that was logged matches '%s'. %s", path, pattern, hint)

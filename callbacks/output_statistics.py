@@ -1,7 +1,6 @@
 """Statistics of a model's outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ksuit_runner.callback_bases.online import OnlineCallback
 from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.tensors.name_patterns import matches_any, matching
 from ksuit_runner.tensors.nested import named_tensors
 from ksuit_runner.trainer.losses import Losses
 
@@ -52,7 +52,7 @@ class OutputStatistics(OnlineCallback["_Statistics"]):
         if not self._has_checked:
             self._check(found)
         for name, output in found.items():
-            if output.numel() and any(fnmatchcase(name, pattern) for pattern in self._match):
+            if output.numel() and matches_any(name, self._match):
                 sums.add(name, output.detach())
 
     def _log(self, sums: "_Statistics", suffix: str) -> None:
@@ -68,7 +68,7 @@ class OutputStatistics(OnlineCallback["_Statistics"]):
     def _check(self, found: Mapping[str, Tensor]) -> None:
         self._has_checked = True
         for pattern in self._match:
-            if not any(fnmatchcase(name, pattern) for name in found):
+            if not matching(pattern, found):
                 names = f"There are: {', '.join(found)}" if found else "training_step returns no tensors as outputs"
                 raise ConfigError(
                     f"'{pattern}' matches no output. {did_you_mean(pattern, found)}\n{names}",

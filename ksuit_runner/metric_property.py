@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.tensors.name_patterns import matches_any
 
 Direction = Literal["higher", "lower", "neutral"]
 HIGHER: Final = (
@@ -45,7 +45,7 @@ class MetricPropertyProvider:
 
     def _match(self, key: str) -> Direction:
         for direction, patterns in self._patterns.items():
-            if any(fnmatchcase(key.lower(), pattern) for pattern in patterns):
+            if matches_any(key.lower(), patterns):
                 return direction
         return "neutral"
 

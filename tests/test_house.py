@@ -18,8 +18,8 @@ PACKAGE = ROOT / "ksuit_runner"
 # of lower layers.
 LAYERS = (
     ("errors", "keyed_random"),
-    ("counter", "metric_property", "schedule", "system", "tensors"),
-    ("distributed",),
+    ("counter", "schedule", "system", "tensors"),
+    ("distributed", "metric_property"),
     ("__init__", "paths", "data", "models"),
     ("config",),
     ("launchers", "checkpoint", "config.check"),

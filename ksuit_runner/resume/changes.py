@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +24,7 @@ from ksuit_runner.resume.request import refuse_sweep_settings
 from ksuit_runner.security.masking import mask_value
 from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
+from ksuit_runner.tensors.name_patterns import matches_any
 from ksuit_runner.tracker.start_tags import told
 from ksuit_runner.ui.command_line import program
 
@@ -159,7 +159,7 @@ def _may_change(item: Difference) -> bool:
         return _syncs(item.old) is _syncs(item.new)
     above, _, name = item.path.rpartition(".")
     comes_or_goes = above == "tracker" and any(objects_beside(above, {name: value}) for value in (item.old, item.new))
-    return comes_or_goes or any(fnmatchcase(item.path, pattern) for pattern in MAY_CHANGE)
+    return comes_or_goes or matches_any(item.path, MAY_CHANGE)
 
 
 def _syncs(value: Any) -> bool:

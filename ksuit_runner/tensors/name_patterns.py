@@ -1,13 +1,18 @@
-"""Patterns of the names of parameters and modules, in which ``{}`` stands for the number of a layer."""
+"""Patterns of names; in those of parameters and modules, ``{}`` can stand for the number of a layer."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 _NUMBER = "0number0"
 """Stands for a layer's number while a pattern is translated."""
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, as those of a shell, matches a name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

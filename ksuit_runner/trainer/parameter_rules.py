@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.tensors.name_patterns import compile_pattern, matching
+from ksuit_runner.tensors.name_patterns import compile_pattern, matches_any, matching
 
 ParameterRules = Mapping[str, Mapping[str, Any]]
 
@@ -94,7 +93,7 @@ def select_parameters(spec: Mapping[str, Any], named: Mapping[str, nn.Parameter]
     return [
         name
         for name, parameter in named.items()
-        if (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
+        if (patterns is None or matches_any(name, patterns))
         and (least is None or parameter.ndim >= least)
         and (most is None or parameter.ndim <= most)
     ]

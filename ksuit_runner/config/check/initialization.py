@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.errors import ConfigError, did_you_mean, short
+from ksuit_runner.tensors.name_patterns import matches_any
 
 NODE = "initialize"
 FILE_TYPES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -51,7 +51,7 @@ class Initialization:
 
     def drops(self, name: str) -> bool:
         """Whether the weights of a name are not loaded."""
-        return any(fnmatchcase(name, pattern) for pattern in self.drop)
+        return matches_any(name, self.drop)
 
     def renamed(self, name: str) -> str:
         """Return the name in the model of a name in the source."""
