@@ -222,7 +222,7 @@ class Supervisor:
         with catch_signals(self._relay):
             restarts = 0
             while True:
-                ended = self._attempt(task, restarts)
+                ended = self._attempt(task)
                 if ended.lost is None or restarts >= self._max_restarts:
                     return ended
                 restarts += 1
@@ -230,10 +230,10 @@ class Supervisor:
                     f"{ended.lost.text}: all ranks start again ({restarts} of at most {self._max_restarts} times)"
                 )
 
-    def _attempt(self, task: bytes, restarts: int) -> Ended:
+    def _attempt(self, task: bytes) -> Ended:
         ranks: list[_Rank] = []
         try:
-            self._start(ranks, restarts)
+            self._start(ranks)
             for rank in ranks:
                 rank.give(task)
             self._accompany(ranks)
@@ -243,32 +243,32 @@ class Supervisor:
         lost = _lost(ranks) if self._relay.signal is None else None
         return Ended([rank.report for rank in ranks], statuses, self._relay.signal, lost)
 
-    def _start(self, ranks: list[_Rank], restarts: int) -> None:
+    def _start(self, ranks: list[_Rank]) -> None:
         """Start the ranks; a signal meanwhile waits until all are there to get it."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         asked = self._relay.signal
         try:
             with socket.create_server((_HOST, 0), backlog=4 * self._size) as door:
                 for number in range(self._size):
-                    ranks.append(self._start_one(number, door, restarts))
+                    ranks.append(self._start_one(number, door))
             self._relay.ranks = ranks
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if asked is not None:
             self._relay.hand_on(asked)
 
-    def _start_one(self, number: int, door: socket.socket, restarts: int) -> _Rank:
+    def _start_one(self, number: int, door: socket.socket) -> _Rank:
         ours, theirs = Pipe()
         with theirs:
             process = start_detached(
                 [*self._command, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno(), *([door.fileno()] if number == 0 else ())],
-                env=self._environment(number, door, restarts),
+                env=self._environment(number, door),
                 **self._options,
             )
         return _Rank(number, process, ours)
 
-    def _environment(self, rank: int, door: socket.socket, restarts: int) -> dict[str, str]:
+    def _environment(self, rank: int, door: socket.socket) -> dict[str, str]:
         threads = str(max(1, core_count() // self._size))
         return {
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # of connections to a rank that is gone
@@ -283,7 +283,6 @@ class Supervisor:
             "MASTER_PORT": str(door.getsockname()[1]),
             **({STORE_SOCKET: str(door.fileno())} if rank == 0 else {}),
             STARTER: f"ranks={self._size}",
-            "KSUIT_RESTARTS": str(restarts),
         }
 
     def _accompany(self, ranks: Sequence[_Rank]) -> None:

@@ -117,17 +117,6 @@ class LockView(Ownership):
     def __init__(self, path: Path, token: str) -> None:
         super().__init__(path, token)
 
-    def is_holder_dead(self) -> bool:
-        """Whether the kernel has released the holder's lock, as it does when the holder dies.
-
-        It cannot tell on a file system without locks, nor about a holder on another kernel; the answer is then no. It
-        is no as well for a holder that has released the lock, or was taken over.
-        """
-        with suppress(OSError, ResumeError):
-            seen = see(self.path)
-            return seen is not None and self._is_of_holder(seen) and seen.is_dead
-        return False
-
     def remove_dead(self, is_known_dead: bool = False) -> bool:
         """Remove the file of a dead holder; what another process has put in its place stays.
 

@@ -17,20 +17,22 @@ from ksuit_runner import CallbackBase
 
 
 class Fate(CallbackBase):
-    '''Does something to a rank after an update: ATTEMPT.RANK.UPDATE.DEED; a deed is the name of a signal, or error.'''
+    '''Does something to a rank after an update, once: RANK.UPDATE.DEED; a deed is the name of a signal, or error.'''
 
-    def __init__(self, deeds, **kwargs):
+    def __init__(self, deeds, path_provider, **kwargs):
         super().__init__(**kwargs)
-        self.deeds = deeds
+        self.deeds, self.folder = deeds, path_provider.run_dir
 
     def _before_every_update(self, update_counter):
-        attempt = os.environ.get("KSUIT_RESTARTS", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        place = f"{attempt}.{os.environ.get('RANK')}.{update_counter.update}."
+        place = f"{os.environ.get('RANK')}.{update_counter.update}."
         for deed in self.deeds:
+            mark = self.folder / f"{deed}.is_done"
+            if not deed.startswith(place) or mark.exists():
+                continue
+            mark.touch()
             if deed == f"{place}error":
                 raise ValueError("of fate")
-            if deed.startswith(place):
-                os.kill(os.getpid(), signal.Signals[deed.removeprefix(place)])
+            os.kill(os.getpid(), signal.Signals[deed.removeprefix(place)])
 """
 # 20 updates an epoch
 RUN = ("model=linear", "trainer.max_epochs=3", "trainer.accumulation_steps=2", "callbacks=[ema,accuracy,fate]")
@@ -68,7 +70,7 @@ def status_of(output_dir: Path) -> list[tuple]:
 @pytest.mark.slow
 def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happened(project, tmp_path):
     arguments = ("-m", "ksuit_runner", f"output_dir={tmp_path / 'hit'}", "ranks=2", "strategy=ddp", *RUN)
-    fate = deeds("0.1.30.SIGKILL", "1.1.50.error")
+    fate = deeds("1.30.SIGKILL", "1.50.error")
     output = execute(project, *arguments, fate, status=1)
     again = "rank 1 was killed (SIGKILL): all ranks start again (1 of at most 3 times)"
     assert again in output
@@ -94,7 +96,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_ends_as_if_nothing_had_happen
 @pytest.mark.soak
 def test_torchrun_starts_the_same_run_again_unless_a_signal_has_ended_it(project, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "-m", "ksuit_runner")
-    fate = deeds("0.0.30.SIGKILL", "1.1.50.SIGTERM")
+    fate = deeds("0.30.SIGKILL", "1.50.SIGTERM")
     output = execute(project, *torchrun, f"output_dir={tmp_path}", "strategy=ddp", *RUN, fate)
     assert "starts from checkpoint E1_U20" in output
     folder = run_dir(tmp_path)
@@ -110,7 +112,7 @@ settings = [f"output_dir={sys.argv[1]}", "ranks=2", "strategy=ddp", *sys.argv[2:
 result = run(settings)
 print("found", result.status, sorted(result.metrics)[0], "torch" in sys.modules)
 try:
-    run([*settings, "callbacks.fate.deeds=[0.1.2.error]"])
+    run([*settings, "callbacks.fate.deeds=[1.2.error]"])
 except ValueError as error:
     print("caught", error, "before_every_update" in str(error.__cause__))
 """

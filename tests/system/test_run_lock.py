@@ -502,13 +502,12 @@ def test_who_works_for_the_holder_sees_it_live_die_and_be_taken_over(path, conte
     holder = contender()
     view = held_by(holder, path)
     view.check()
-    assert not view.is_holder_dead() and not view.remove_dead() and path.exists()
+    assert not view.remove_dead() and path.exists()
     holder.kill()
     view.check()  # nobody has taken it over
-    assert view.is_holder_dead()
     with RunLock(path) as lock:
         assert lock.token != view._token
-        assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+        assert not view.remove_dead(is_known_dead=True)
         view.check(at_most_s=60)
         with pytest.raises(TakenOverError, match="another process has resumed run 3f2a9c51"):
             view.check()
@@ -523,7 +522,7 @@ def test_a_dead_holder_is_removed_once_and_only_where_it_is_still_in_place(path,
     view = held_by(holder, path)
     holder.kill()
     assert view.remove_dead() and os.listdir(path.parent) == []
-    assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+    assert not view.remove_dead(is_known_dead=True)
     with pytest.raises(TakenOverError):
         view.check()
 
@@ -532,7 +531,7 @@ def test_a_lock_that_is_released_was_not_left_by_a_dead_holder(path):
     with RunLock(path) as lock:
         view = LockView(path, lock.token)
         view.check()
-    assert not view.is_holder_dead() and not view.remove_dead()
+    assert not view.remove_dead()
     with pytest.raises(TakenOverError):
         view.check()
 
@@ -566,7 +565,7 @@ def test_of_a_holder_whom_the_kernel_does_not_know_the_caller_says_that_it_is_de
     monkeypatch.setattr(fcntl, "flock", partial(fails_with, errno.ENOLCK))
     leave_behind(path)
     view = LockView(path, json.loads(path.read_text())["token"])
-    assert not view.is_holder_dead() and not view.remove_dead() and path.exists()
+    assert not view.remove_dead() and path.exists()
     assert view.remove_dead(is_known_dead=True) and not path.exists()
 
 
@@ -575,7 +574,7 @@ def test_something_else_in_the_place_of_a_lock_is_a_takeover_for_a_view_and_stay
     path.parent.mkdir()
     make(path)
     view = LockView(path, "token")
-    assert not view.is_holder_dead() and not view.remove_dead(is_known_dead=True)
+    assert not view.remove_dead(is_known_dead=True)
     with pytest.raises(TakenOverError):
         view.check()
     assert os.listdir(path.parent) == [path.name]
