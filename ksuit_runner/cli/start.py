@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.initialization import NODE, initialization_of
 from ksuit_runner.config.check.known_keys import check_keys
+from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.comparable import named_choices
 from ksuit_runner.config.compose import without_sweep
@@ -47,6 +48,13 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
     if hydra.mode is RunMode.MULTIRUN:
         raise ConfigError("hydra.mode: a sweep is asked for by -m, or by sweep=NAME for a file in conf/sweep/")
     refuse_launcher(config, hydra.runtime.choices.get("launcher"))
+    ObjectChecker().walk("launcher", OmegaConf.to_container(config.launcher, resolve=True))
+    if config.sweep.params:
+        raise ConfigError(
+            "values that vary are those of a sweep, and this is a single run. Add -m, or put them into "
+            "conf/sweep/NAME.yaml and choose it: sweep=NAME",
+            path="sweep.params",
+        )
     check_keys(config, OmegaConf.to_container(hydra.overrides.task))  # type: ignore[arg-type]
     values = check_config(without_sweep(config))
     choices = named_choices(values, hydra.runtime.choices)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+import hydra.conf
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -53,7 +54,14 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
     if "override_grammar" in text and (unreadable := _unreadable(overrides)) is not None:
         return unreadable
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        return _unknown_choice(missing[1])
+        return _unknown_choice(missing[1], overrides)
+    if in_file := re.search(r"In '([\w/]+)': Could not override '([\w/]+)@?([\w.]*)'", text):
+        return _cannot_override(*in_file.groups())
+    if order := re.search(r"In ([\w/]+): Override .* is defined before", text):
+        return ConfigError("defaults: lines with `override` come after all others", path=_file_of(order[1]))
+    if of_hydra := re.search(r"Key '([^']+)' not in '(\w+)'\n\s+full_key: (\S+)", text):
+        name, kind, path = of_hydra.groups()
+        return ConfigError(f"there is no such key. {did_you_mean(name, vars(getattr(hydra.conf, kind)()))}", path=path)
     if re.search(r"Key '[^']+' is not in struct|Could not override '[^']+'", text):
         return _unknown_key(f"{text}\n{error.__cause__ or ''}", overrides, config)
     if clash := re.search(r"In '([^']+)': .*\n?Cannot merge \w+ with \w+", text):
@@ -132,26 +140,49 @@ def _other_kind(name: str) -> ConfigError | None:
     return None
 
 
-def _unknown_choice(path: str) -> ConfigError:
+def _unknown_choice(path: str, overrides: Sequence[str]) -> ConfigError:
     if in_conf := IN_CONF.search(path):
         return ConfigError(f"{path}: a choice is named without folder and ending. Write {in_conf[1]}={in_conf[2]}")
     group, _, choice = path.rpartition("/")
     if not group:
         return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
+    is_given = any(bare_name(item) == group.split("/")[0] for item in overrides)
+    written = [] if is_given else files_with(rf"^\s*-.*(?<![\w-]){re.escape(choice)}(?![\w-])")
+    where = f"{named(written[0])}: " if written else ""
     available = choices(group)
     if not available and group not in groups():
-        return ConfigError(f"{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
+        return ConfigError(f"{where}{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
     listed = f"\nThere are: {', '.join(available)}" if suggest(choice, available) else ""
     hint = hint_of_files(group, choice)
-    return ConfigError(f"{group}: there is no '{choice}'. {hint or did_you_mean(choice, available)}{listed}")
+    return ConfigError(f"{where}{group}: there is no '{choice}'. {hint or did_you_mean(choice, available)}{listed}")
+
+
+def _cannot_override(name: str, key: str, package: str) -> ConfigError:
+    """Explain a line `- override GROUP: CHOICE` that Hydra cannot follow.
+
+    Args:
+        name: Name of the file that it is in, such as ``experiment/mine``.
+        key: The group, as Hydra understands it.
+        package: Where its content would go.
+    """
+    file, (folder, _, _) = _file_of(name), name.rpartition("/")
+    if package.split(".")[0] == folder.split("/")[0] != "":
+        return ConfigError("it is about the whole config: its first line has to be `# @package _global_`", path=file)
+    group = key.removeprefix(f"{folder}/")
+    if group not in groups():
+        return ConfigError(f"defaults: there is no group '{group}'. {did_you_mean(group, groups())}", path=file)
+    if group != key:
+        return ConfigError(f"defaults: a slash is missing. Write `- override /{group}: NAME`", path=file)
+    return ConfigError(f"defaults: '{group}' can be chosen on the command line only: {group}=NAME", path=file)
+
+
+def _file_of(name: str) -> str:
+    """Return the path of the file of a group and choice, as it is called in messages."""
+    found = files(name)
+    return named(found[0]) if found else f"conf/{name}.yaml"
 
 
 def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
-    if packed := re.search(r"'[\w/]+@(\w+)[\w.]*'", text):  # a file that overrides groups below its own name
-        has_package = files_with(r"^\s*#\s*@package", below=packed[1])
-        without = [path for path in files_with(r"^\s*-\s*override\s", below=packed[1]) if path not in has_package]
-        name = named(without[0]) if without else f"the file of {packed[1]}="
-        return ConfigError(f"{name}: it is about the whole config: its first line has to be `# @package _global_`")
     full = re.search(r"full_key: (.+)", text) or re.search(r"Could not override '([^']+)'", text)
     path = full[1].strip() if full else ""
     names = {item: bare_name(item) for item in overrides}

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
@@ -86,3 +87,10 @@ def hint_of_files(group: str, choice: str) -> str:
             if (folder, ending) != ("conf", ".yaml") and path.is_file():
                 return f"{path} has to be conf/{group}/{choice}.yaml"
     return ""
+
+
+def hint_of_choice(group: str, value: Any) -> str:
+    """Say how the choice that a value names is written, to be appended to a message; nothing if it names none."""
+    if not isinstance(value, str) or value not in choices(group):
+        return ""
+    return f". To choose conf/{group}/{value}.yaml in a file: `- override /{group}: {value}` among its defaults"

@@ -10,8 +10,10 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ksuit_runner.errors import ConfigError, short
+from ksuit_runner.errors import ConfigError, did_you_mean, short
 
+_WORDS = ("optional", "override")
+"""What may be written before a group in `defaults`."""
 _KINDS = {yaml.SequenceStartEvent: "list", yaml.ScalarEvent: "text"}
 
 
@@ -82,3 +84,7 @@ def _check_defaults(path: Path, defaults: Any) -> None:
         names = [name for choice in choices for name in (choice if isinstance(choice, list) else [choice])]
         if len(choices) != 1 or not all(isinstance(name, str | None) for name in names):
             raise ConfigError(f"{where}: a choice is `- GROUP: NAME` or `- GROUP: [NAME, NAME]`, not {short(item)}")
+        words = str(next(iter(item))).split() if isinstance(item, dict) else []
+        if unknown := set(words[:-1]) - set(_WORDS):
+            word = min(unknown)
+            raise ConfigError(f"{where}: '{word}' means nothing before a group. {did_you_mean(word, _WORDS)}")

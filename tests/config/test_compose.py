@@ -76,6 +76,40 @@ FILES = {
         f"{WHOLE}optimiser: {{lr: 1}}\n",
         "optimiser: the config has no such key, and nothing refers to",
     ),
+    "a misspelt setting": (f"{WHOLE}evaluation: {{datset: test}}\n", "evaluation.datset: 'evaluation' has no such key"),
+    "settings of no callback": (
+        f"{WHOLE}callbacks: {{acuracy: {{topk: [1]}}}}\n",
+        "callbacks.acuracy: there is no such",
+    ),
+    "settings of one not chosen": (
+        f"{WHOLE}callbacks: {{early_stop: {{patience: 1}}}}\n",
+        "callbacks.early_stop: there is no such object whose settings these could be. To choose conf/callbacks/early_",
+    ),
+    "a choice as a value": (f"{WHOLE}model: mlp\n", "model: an object with a _target_ is needed, not 'mlp'. To choose"),
+    "a launcher's argument": (f"{WHOLE}launcher: {{jobs: 2}}\n", "launcher.jobs: there is no such argument"),
+    "a sweep": (f"{WHOLE}sweep: {{params: {{seed: [0, 1]}}}}\n", "sweep.params: values that vary are those of a sweep"),
+    "a key of Hydra": (f"{WHOLE}hydra: {{rn: 1}}\n", "hydra.rn: there is no such key. Did you mean 'run'?"),
+    "a misspelt choice": (
+        f"{WHOLE}defaults:\n  - override /callbacks:\n    - acuracy\n",
+        f"{FILE}: callbacks: there is no 'acuracy'. Did you mean 'accuracy'?",
+    ),
+    "a misspelt group": (
+        f"{WHOLE}defaults:\n  - override /modle: mlp\n",
+        f"{FILE}: defaults: there is no group 'modle'. Did you mean 'model'?",
+    ),
+    "no slash": (
+        f"{WHOLE}defaults:\n  - override model: mlp\n",
+        f"{FILE}: defaults: a slash is missing. Write `- over",
+    ),
+    "a misspelt word": (f"{WHOLE}defaults:\n  - overide /model: mlp\n", f"{FILE}: defaults: 'overide' means nothing"),
+    "a choice too early": (
+        f"{WHOLE}defaults:\n  - override /sweep: seeds\n",
+        f"{FILE}: defaults: 'sweep' can be chosen",
+    ),
+    "overrides first": (
+        f"{WHOLE}defaults:\n  - override /model: mlp\n  - /callbacks: ema\n",
+        f"{FILE}: defaults: lines with `override` come after all others",
+    ),
     "no package": ("seed: 1\n", "experiment: a file of this group is about the whole config: its first line has to be"),
     "no package, with choices": ("defaults:\n  - override /model: mlp\n", f"{FILE}: it is about the whole config"),
     "no override": (

@@ -1,12 +1,14 @@
-"""Keys at the top of a composed config that nothing reads: a misspelt one in a YAML file would change nothing."""
+"""Keys of a composed config that nothing reads: a misspelt one in a YAML file would change nothing."""
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups
-from ksuit_runner.config.overrides import root
+from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups, shipped_conf
+from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.config.project_source import named
 from ksuit_runner.config.schema import OBJECT_SPECS
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -17,7 +19,10 @@ _KEY = re.compile(r"^(\w+):", re.MULTILINE)
 
 
 def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Check that every key at the top is one of the default config, a group, added by ``+KEY=``, or referred to.
+    """Check that something reads every key at the top, and every one in the settings of the default config.
+
+    A key is read if it is one of the default config or a group; what is added by ``+KEY=``, or referred to by
+    ``${KEY}``, is taken as well. The arguments of objects are checked with these.
 
     Args:
         config: A config as Hydra has composed it, with its interpolations.
@@ -26,24 +31,38 @@ def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: Nothing would ever read a key.
     """
-    added = {root(item) for item in overrides if item.startswith("+")}
+    added = {bare_name(item) for item in overrides if item.startswith("+")}
     known = {key for path in files(CONFIG_NAME) for key in _KEY.findall(path.read_text(encoding="utf-8"))}
     known |= {*groups(), *(path.partition(".")[0] for path in OBJECT_SPECS)} - {*_OF_THE_WHOLE}
-    unknown = [str(key) for key in config if key not in known | added]
-    text = str(OmegaConf.to_container(config)) if unknown else ""
-    for key in unknown:
-        if re.search(rf"\$\{{[^$']*\b{re.escape(key)}\b", text):
-            continue
-        if key in _OF_THE_WHOLE:
-            raise ConfigError(
-                "a file of this group is about the whole config: its first line has to be `# @package _global_`",
-                path=key,
-            )
-        where = "".join(f" ({named(path)})" for path in files_with(rf"^{re.escape(key)}\s*:")[:1])
-        raise ConfigError(
-            f"the config has no such key, and nothing refers to it{where}. {_meant(key, known)}", path=key
+    nodes = [("", config, known), *((f"{key}.", config.get(key), names) for key, names in _settings().items())]
+    for prefix, node, names in nodes:
+        for key in map(str, node) if isinstance(node, DictConfig) else ():
+            path = f"{prefix}{key}"
+            is_read = key in names or any(f"{item}.".startswith(f"{path}.") for item in added)
+            if not is_read and not _is_referred_to(path, config):
+                raise _unknown(prefix, key, names)
+
+
+@cache
+def _settings() -> dict[str, set[str]]:
+    """Return the keys in each node of the default config that is no object, by the name of the node."""
+    text = (shipped_conf() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8")
+    default = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    nodes = {key: node for key, node in default.items() if isinstance(node, dict) and node and key != "hydra"}
+    return {key: set(node) for key, node in nodes.items() if "_target_" not in node}
+
+
+def _is_referred_to(path: str, config: DictConfig) -> bool:
+    return re.search(rf"\$\{{[^$']*\b{re.escape(path)}\b", str(OmegaConf.to_container(config))) is not None
+
+
+def _unknown(prefix: str, key: str, known: set[str]) -> ConfigError:
+    path = f"{prefix}{key}"
+    if path in _OF_THE_WHOLE:
+        return ConfigError(
+            "a file of this group is about the whole config: its first line has to be `# @package _global_`", path=path
         )
-
-
-def _meant(key: str, known: set[str]) -> str:
-    return did_you_mean(key, known, longest=0) or f"As a note: +{key}=VALUE"
+    where = "".join(f" ({named(file)})" for file in files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")[:1])
+    there = f"'{prefix.rstrip('.')}'" if prefix else "the config"
+    hint = did_you_mean(key, known, longest=8 if prefix else 0) or f"As a note: +{path}=VALUE"
+    return ConfigError(f"{there} has no such key, and nothing refers to it{where}. {hint}", path=path)

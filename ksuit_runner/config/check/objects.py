@@ -9,6 +9,7 @@ from typing import Any
 
 from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.signature import Signature, SignatureReader
+from ksuit_runner.config.groups import hint_of_choice
 from ksuit_runner.config.schema import (
     INJECTED,
     SPECIAL_KEYS,
@@ -162,7 +163,7 @@ def _near_target(keys: Iterable[Any]) -> str | None:
 
 def _target(path: str, node: Any) -> str:
     if not isinstance(node, Mapping):
-        raise ConfigError(f"an object with a _target_ is needed, not {short(node)}", path=path)
+        raise ConfigError(f"an object with a _target_ is needed, not {_written(node)}{_instead(path, node)}", path=path)
     if "_target_" not in node:
         if typo := _near_target(node):
             raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")
@@ -172,6 +173,17 @@ def _target(path: str, node: Any) -> str:
     except ConfigError as error:
         error.locate(f"{path}._target_")
         raise
+
+
+def _written(value: Any) -> str:
+    """Return a value as it is written in YAML."""
+    return "null" if value is None else short(value)
+
+
+def _instead(path: str, value: Any) -> str:
+    """Say what to write where a value stands for an object: how a file is chosen, or an object left out."""
+    is_left_out = value is None and path.count(".") == 1
+    return f". Without it: '~{path}' on the command line" if is_left_out else hint_of_choice(path, value)
 
 
 def _check_kind(path: str, signature: Signature, expected: ObjectSpec, trust: Trust | None) -> None:

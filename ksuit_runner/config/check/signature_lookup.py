@@ -97,8 +97,10 @@ class Sources:
         if head in module.names:
             return self._follow(module, module.names[head], head, rest, seen)
         is_open = module.is_open
-        if is_open and module.folders and module.stars and (below := self._exported(module, head)):
-            return self.attribute(below, names, seen)
+        if is_open and module.folders and module.stars:
+            below = self._exported(module, head)
+            if below is not None or not rest:
+                return self.attribute(below, names, seen) if below else self._unbound(module, head, rest, is_open)
         for star in map(self.module, module.stars):
             self._searched += 1
             if self._searched > _MOST_SEARCHED:
@@ -117,20 +119,23 @@ class Sources:
         Such packages have thousands of modules: their texts are searched, which takes a tenth of parsing them.
 
         Raises:
-            MissingName: The name is not in any of them.
+            MissingName: None of them defines the name or lists it as a text.
         """
         definition = re.compile(rf"^(?:class|def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
+        listed = re.compile(rf"""["']{name}["']""".encode())
         folders = package.folders or ()
         files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py")) if os.access(path, os.R_OK)]
         texts = {path: text for path in files if name.encode() in (text := path.read_bytes())}
-        if not any(re.search(rf"\b{name}\b".encode(), text) for text in texts.values()):
+        defining = [path for path, text in texts.items() if definition.search(text)]
+        is_module = any(name in (path.stem, path.parent.name) for path in files)
+        if not defining and not is_module and not any(map(listed.search, texts.values())):
             if not self._is_source_only(package):
                 return None
             similar = _similar(name, files)
             hint = f" {did_you_mean(name, similar, longest=12)}" if similar else ""
             raise MissingName(f"there is no '{name}' in '{package.name}'.{hint}".rstrip())
         found = []
-        for path in (path for path, text in texts.items() if definition.search(text)):
+        for path in defining:
             folder = next(folder for folder in folders if path.is_relative_to(folder))
             below = path.relative_to(folder).with_suffix("").parts
             module = self.module(".".join((package.name, *below)))

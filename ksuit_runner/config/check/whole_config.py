@@ -22,10 +22,10 @@ from ksuit_runner.config.check.references import check_dataset_keys, check_inter
 from ksuit_runner.config.check.shared_metrics import check_shared_metrics
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.flatten import nodes
-from ksuit_runner.config.groups import choices, files
+from ksuit_runner.config.groups import choices, files, hint_of_choice
 from ksuit_runner.config.schema import LATER_VALUES, OBJECT_SPECS, VALUES
 from ksuit_runner.config.targets import Trust, check_values
-from ksuit_runner.errors import ConfigError, short
+from ksuit_runner.errors import ConfigError, short, suggest
 
 
 def check_config(
@@ -114,11 +114,30 @@ def _check_objects(values: Mapping[str, Any]) -> None:
         for part in parent.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"a mapping from names to objects is needed, not {short(value)}", path=parent)
+            hint = hint_of_choice(parent, value)
+            raise ConfigError(f"a mapping from names to objects is needed, not {short(value)}{hint}", path=parent)
         if isinstance(value, Mapping) and isinstance(value.get("_target_"), str) and not _may_be_alone(parent):
             raise ConfigError(_without_name(parent), path=f"{parent}._target_")
         if dotted := next((key for key in value or () if "." in str(key)), None):
             raise ConfigError(f"the name '{dotted}' has a dot, which separates the parts of a config path", path=parent)
+        if not spec.beside:
+            _check_names(parent, value or {})
+
+
+def _check_names(parent: str, objects: Mapping[str, Any]) -> None:
+    """Check that settings of an object that has a name are those of one that is there."""
+    there = {name for name, node in objects.items() if isinstance(node, Mapping) and "_target_" in node}
+    for name, node in objects.items():
+        if name in there or not isinstance(node, Mapping) or any("target" in str(key) for key in node):
+            continue
+        near, choice = suggest(name, there), suggest(name, choices(parent))
+        hint = "A new object needs a _target_, which names its class"
+        if near or choice:
+            hint = f"Did you mean '{near or choice}'?"
+        if choice and choice not in there and (choice == name or not near):
+            choose = f"`- override /{parent}: [..., {choice}]` in a file, '+{parent}={choice}' on the command line"
+            hint = f"To choose conf/{parent}/{choice}.yaml: {choose}"
+        raise ConfigError(f"there is no such object whose settings these could be. {hint}", path=f"{parent}.{name}")
 
 
 def _may_be_alone(parent: str) -> bool:

@@ -175,7 +175,10 @@ MISTAKES = {
     "model=null": "model: an object with a _target_ is needed, and there is none",
     "model=3": "model: an object with a _target_ is needed, not 3",
     "callbacks=[ema]": "callbacks: a mapping from names to objects is needed, not ['ema']",
-    "callbacks.score=null": "callbacks.score: an object with a _target_ is needed, not None",
+    "callbacks.score=null": (
+        "callbacks.score: an object with a _target_ is needed, not null. "
+        "Without it: '~callbacks.score' on the command line"
+    ),
     "data.datasets.test=abc": "data.datasets.test: an object with a _target_ is needed, not 'abc'",
     "data.datasets=[abc]": "data.datasets: a mapping from names to objects is needed, not ['abc']",
     "loss={}": "loss: it has no _target_, which names the class of the object",
