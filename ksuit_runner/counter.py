@@ -208,6 +208,10 @@ class Interval:
             if name.startswith("every") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
 
+    def __str__(self) -> str:
+        given = {name: n for name, n in self.__dict__.items() if n is not None and n is not False}
+        return ", ".join(name if n is True else f"{name}={n}" for name, n in given.items())
+
     def check(self, counter: UpdateCounter, path: str) -> None:
         """Check that this can ever be due.
 

@@ -317,7 +317,7 @@ def from_torch(
         raise ConfigError(f"{scheduler} {_TAKES_OBJECTS}", path="schedule.scheduler")
     if scheduler not in classes:
         raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}", path="schedule.scheduler")
-    updates, every = _warmup_updates(warmup, total_updates, updates_per_epoch), _length(interval, updates_per_epoch)
+    updates, every = warmup_updates(warmup, total_updates, updates_per_epoch), _length(interval, updates_per_epoch)
     steps = total_updates - updates if every == 1 else -(-total_updates // every)
     given = {key: steps if value == "total_updates" else value for key, value in (arguments or {}).items()}
 
@@ -401,7 +401,7 @@ def plateau(
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error), path="schedule") from None
 
-    updates = _warmup_updates(warmup, total_updates, updates_per_epoch)
+    updates = warmup_updates(warmup, total_updates, updates_per_epoch)
     return Paced(optimizer, build, every=0, warmup=updates, metric=metric)
 
 
@@ -428,7 +428,7 @@ def _with_curve(
     curve: Callable[[float], float],
 ) -> LRScheduler:
     every = _length(interval, updates_per_epoch)
-    first = -(-_warmup_updates(warmup, total_updates, updates_per_epoch) // every)
+    first = -(-warmup_updates(warmup, total_updates, updates_per_epoch) // every)
     rest = max(1, (total_updates - 1) // every - first)
 
     def factor(update: int) -> float:
@@ -472,7 +472,17 @@ def _epoch(updates_per_epoch: int | None, path: str) -> int:
     return updates_per_epoch
 
 
-def _warmup_updates(warmup: float | int | str, total_updates: int, updates_per_epoch: int | None) -> int:
+def warmup_updates(warmup: float | int | str, total_updates: int, updates_per_epoch: int | None) -> int:
+    """Return the length of a warm-up in updates, as it may be written.
+
+    Args:
+        warmup: A fraction of the run below 1, a number of updates, or a text such as ``2 epochs``.
+        total_updates: Length of the run.
+        updates_per_epoch: Length of an epoch; None if it has none.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
     text = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) (epoch|update)s?", str(warmup))
     if text is not None:
         length = _epoch(updates_per_epoch, "schedule.warmup") if text[2] == "epoch" else 1

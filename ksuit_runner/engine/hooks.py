@@ -62,6 +62,7 @@ class Hooks:
 
     Attributes:
         callbacks: Callbacks by name.
+        periodic: Those of them that act at intervals.
         states: Their states.
         done: Hooks of the current round that were called already, as ``NAME.HOOK``.
         may_have_said: Whether a hook that is not ``quiet`` was called since this was reset: on all ranks alike.
@@ -95,13 +96,13 @@ class Hooks:
         for item in periodic:
             if item not in of_stored_weights:
                 item.interval.check(update_counter, f"callbacks.{item.name}")
-        self._periodic = [item for item in periodic if not (item in of_stored_weights or item.is_idle)]
-        self._intervals = list(dict.fromkeys(item.interval for item in self._periodic))
+        self.periodic = [item for item in periodic if not (item in of_stored_weights or item.is_idle)]
+        self._intervals = list(dict.fromkeys(item.interval for item in self.periodic))
         self._timed = [item for item in callbacks.values() if implements(item, "timed_callback")]
         self._groups = _groups(periodic)
         self._usual = [*self._table["track_after_update_step"], *self._table["after_update"]]
         self._usual_updates = range(0)  # after which nothing else is due
-        methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self._periodic)]
+        methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self.periodic)]
         methods += [item.timed_callback for item in self._timed]
         self._drawing = {method for method in methods if may_draw(_own(method))}
         self._quiet = {method for method in methods if is_quiet(_own(method))} if self._has_peers else set()
@@ -220,7 +221,7 @@ class Hooks:
         """Return the periodic callbacks that act before the first update, without those whose run has begun before."""
         if self._counter.update > 0 or self._counter.is_empty:
             return []
-        return [item.periodic_callback for item in self._periodic if item.interval.at_start and item.name not in begun]
+        return [item.periodic_callback for item in self.periodic if item.interval.at_start and item.name not in begun]
 
     def methods_after_update(self) -> list[Method]:
         """Return the hooks that follow the current update, each with the periodic callbacks that are due with it.
@@ -231,7 +232,7 @@ class Hooks:
         if counter.update in self._usual_updates:
             return self._usual
         if counter.is_empty:
-            return [item.periodic_callback for item in self._periodic]
+            return [item.periodic_callback for item in self.periodic]
         methods = self._round()
         next_due = [interval.next_due(counter) for interval in self._intervals]
         end_of_epoch = (counter.epoch + 1) * counter.updates_per_epoch
@@ -245,7 +246,7 @@ class Hooks:
 
     def _due(self, of_epoch: bool) -> list[Method]:
         counter = self._counter
-        due = [item for item in self._periodic if item.interval.is_due(counter)]
+        due = [item for item in self.periodic if item.interval.is_due(counter)]
         return [item.periodic_callback for item in due if item.interval.follows_epoch(counter) is of_epoch]
 
     def methods_at_end(self) -> list[Method]:
@@ -253,7 +254,7 @@ class Hooks:
         counter = self._counter
         if counter.is_empty:
             return []
-        at_end = [item for item in self._periodic if item.interval.at_end]
+        at_end = [item for item in self.periodic if item.interval.at_end]
         return [item.periodic_callback for item in at_end if not item.interval.is_due(counter)]
 
     def fire_timed(self) -> None:
@@ -276,7 +277,7 @@ class Hooks:
 
     def evaluations(self) -> list[Evaluation]:
         """Return the evaluations of datasets during training, in the order of the callbacks."""
-        items = [item for item in self._periodic if isinstance(item, DatasetCallback)]
+        items = [item for item in self.periodic if isinstance(item, DatasetCallback)]
         return [
             Evaluation(
                 *(item.interval, reader.dataset_key, reader.batch_size, reader.max_batches),

@@ -24,6 +24,7 @@ from ksuit_runner.engine.connect_ranks import connect_ranks
 from ksuit_runner.engine.initialize import Beginning, initialize
 from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.engine.meeting import Meeting
+from ksuit_runner.engine.never_due import never_due
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
@@ -271,6 +272,9 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
     outcome.summary = assembled.log_writer.summary
     if world.records:
         _print_start(console, record, start, device_name(assembly.trainer.device))
+        if mode != Mode.EVALUATE:
+            for remark in never_due(assembled.hooks.periodic, assembled.counter, assembly.config):
+                _LOGGER.warning(remark)
     try:
         _execute(assembled, mode, record)
     except ConfigError as error:
