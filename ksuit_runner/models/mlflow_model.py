@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,11 @@ def _export(module: nn.Module, example: Any, others: Sequence[Any]) -> torch.exp
         differ = [at for at in range(1, item.ndim) if any(other.shape[at] != item.shape[at] for other in more)]
         return {0: batch, **dict.fromkeys(differ, torch.export.Dim.DYNAMIC)}
 
-    given: dict[str, Any] = {"args": (example,), "dynamic_shapes": (tree_map(sizes, example, *others),)}
+    shapes: tuple[Any, ...] = (tree_map(sizes, example, *others),)
+    first = next(iter(signature(module.forward).parameters.values()))
+    if first.kind is first.VAR_POSITIONAL:  # as in what wraps another model: forward(*args, **kwargs)
+        shapes = (shapes,)
+    given: dict[str, Any] = {"args": (example,), "dynamic_shapes": shapes}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own recurrent layers
         try:

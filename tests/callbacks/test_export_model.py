@@ -22,6 +22,7 @@ from callbacks.ema import Ema
 from callbacks.export_model import ExportModel
 from ksuit_runner import load_model, run
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.models.mlflow_model import export_program
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.testing import tiny_run
 from ksuit_runner.tracker.mlflow import MlflowTracker
@@ -165,6 +166,22 @@ def test_several_tensors_go_in_and_out_by_name_whatever_their_length(tmp_path):
     assert example["hidden/0"].shape == (2, 3, 8)
     program = mlflow.pytorch.load_model(str(folder))  # as torch.export.load, it takes what the model takes
     torch.testing.assert_close(program(dict(inputs))["scores"], expected["scores"])
+
+
+class Passes(nn.Module):
+    """Passes all that it is called with on to another model, as adapters do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_model_that_takes_any_arguments_is_exported():
+    model, inputs = Passes().eval(), torch.randn(5, 3)
+    torch.testing.assert_close(export_program(model, inputs[:2]).module()(inputs), model(inputs))
 
 
 class Branches(nn.Module):
