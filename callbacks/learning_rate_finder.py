@@ -37,7 +37,7 @@ class LearningRateFinder(CallbackBase):
         **kwargs: Passed on to CallbackBase.
 
     Raises:
-        ConfigError: A number is out of its range, or the run is long.
+        ConfigError: A number is out of its range, the run is long, or there are several optimizers.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("{name}/steepest", "{name}/tenth_of_minimum")
@@ -46,6 +46,8 @@ class LearningRateFinder(CallbackBase):
         super().__init__(**kwargs)
         if not 0 <= smoothing < 1 or (diverged is not None and diverged <= 1):
             raise ConfigError(f"smoothing ({smoothing}) is from 0 to below 1, and diverged ({diverged}) above 1")
+        if len(names := list(self.trainer.optimizers.members)) > 1:
+            raise ConfigError(f"it is for one optimizer, and there are {', '.join(names)}: which rate is to rise?")
         if (end := self.trainer.counter.end_update) > _MOST_UPDATES:
             raise ConfigError(f"it keeps the losses of all {end} updates: debug=learning_rate_finder makes a short run")
         self.smoothing, self.diverged = smoothing, diverged

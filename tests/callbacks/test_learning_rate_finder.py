@@ -12,6 +12,7 @@ from callbacks.learning_rate_finder import LearningRateFinder, suggestions
 from ksuit_runner.api import run
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.schedule import exponential
+from ksuit_runner.trainer.optimizers import OptimizerSpec
 
 FINDER = {"finder": partial(LearningRateFinder, smoothing=0.8)}
 RISING = {
@@ -97,3 +98,9 @@ def test_the_range_test_is_one_word(tmp_path):
 def test_bad_arguments_are_refused(new_run, arguments, message):
     with pytest.raises(ConfigError, match=message):
         new_run({"finder": partial(LearningRateFinder, **arguments)}, max_updates=20_000)
+
+
+def test_it_is_for_one_optimizer(new_run):
+    optimizers = {name: OptimizerSpec(partial(SGD, lr=0.1), match=[f"*.{name}"]) for name in ("weight", "bias")}
+    with pytest.raises(ConfigError, match="there are weight, bias: which rate is to rise"):
+        new_run(FINDER, optimizer=optimizers)
