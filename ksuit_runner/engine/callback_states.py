@@ -176,9 +176,9 @@ class CallbackStates:
         self.begun = set(checkpoint.state.get("begun", self._callbacks if checkpoint.progress.update else ()))
         missing, unexpected = sorted(self.names - stored.keys()), sorted(stored.keys() - self.names)
         if (missing and not may_lack) or (unexpected and not may_have_more):
+            differing = [*(f"{name} is new" for name in missing), *(f"{name} is missing" for name in unexpected)]
             raise ResumeError(
-                f"the checkpoint has no state for {missing or 'none'}, "
-                f"and one for {unexpected or 'none'} that is not there.\n"
+                f"they are not those whose states the checkpoint has: {', '.join(differing)}.\n"
                 "Give the run the same callbacks, or allow the difference with resume_strict=false",
                 path="callbacks",
             )
