@@ -19,49 +19,44 @@ class PartBuffers:
     this rank has left it.
 
     Args:
-        snapshots: The buffers as they were before the update.
+        snapshot: The buffers as they were before the update.
     """
 
-    def __init__(self, snapshots: Sequence[BufferSnapshot]) -> None:
-        self._snapshots = snapshots
-        self._surveys: list[int] = []
+    def __init__(self, snapshot: BufferSnapshot) -> None:
+        self._snapshot = snapshot
+        self._surveys = -1
         self._like: list[Tensor] = []
         self._references: dict[int, Tensor] = {}
 
     def start(self) -> None:
-        """Start with an update, whose snapshots have been taken."""
+        """Start with an update, whose snapshot has been taken."""
         self._references = {}
 
     def like(self) -> list[Tensor]:
         """Return tensors of the shapes and types of the changes; the same list as before if these are the same."""
-        surveys = [snapshot.surveys for snapshot in self._snapshots]
-        if surveys != self._surveys:
-            self._surveys = surveys
-            like = [_like(before) for snapshot in self._snapshots for _, _, before in snapshot.targets()]
+        if self._surveys != self._snapshot.surveys:
+            self._surveys = self._snapshot.surveys
+            like = [_like(before) for _, _, before in self._snapshot.targets()]
             if list(map(_kind, like)) != list(map(_kind, self._like)):
                 self._like = like
         return self._like
 
     def reset(self) -> None:
         """Put the buffers back as they were before the update."""
-        for snapshot in self._snapshots:
-            snapshot.reset()
+        self._snapshot.reset()
 
     @property
     def count(self) -> int:
         """How many buffers there are."""
-        return sum(map(len, self._snapshots))
+        return len(self._snapshot)
 
     @torch.no_grad()
     def changes(self) -> Changes:
         """Return what a part has changed, buffer by buffer, to be added up over the parts."""
-        found: Changes = []
-        for snapshot in self._snapshots:
-            found += [
-                None if now is None else now.long() if now.dtype == torch.bool else now - self._reference(before)
-                for now, before in snapshot.changes()
-            ]
-        return found
+        return [
+            None if now is None else now.long() if now.dtype == torch.bool else now - self._reference(before)
+            for now, before in self._snapshot.changes()
+        ]
 
     @torch.no_grad()
     def apply(self, changes: Sequence[Tensor | None], parts: int) -> None:
@@ -71,18 +66,15 @@ class PartBuffers:
             changes: The sums over its parts.
             parts: How many parts have computed something.
         """
-        rest = iter(changes)
-        for snapshot in self._snapshots:
-            for name, buffer, before in snapshot.targets():
-                change = next(rest)
-                if change is None or buffer is None or buffer.shape != before.shape:
-                    continue
-                if before.dtype == torch.bool:
-                    buffer.copy_(change > 0)
-                elif before.is_floating_point() or before.is_complex():
-                    buffer.copy_(self._reference(before) + change / parts)
-                else:
-                    buffer.copy_(before + (change // parts if name == "num_batches_tracked" else change))
+        for (name, buffer, before), change in zip(self._snapshot.targets(), changes, strict=True):
+            if change is None or buffer is None or buffer.shape != before.shape:
+                continue
+            if before.dtype == torch.bool:
+                buffer.copy_(change > 0)
+            elif before.is_floating_point() or before.is_complex():
+                buffer.copy_(self._reference(before) + change / parts)
+            else:
+                buffer.copy_(before + (change // parts if name == "num_batches_tracked" else change))
 
     def _reference(self, before: Tensor) -> Tensor:
         """Return values that differences can be taken to: an observer begins with infinity as its minimum."""

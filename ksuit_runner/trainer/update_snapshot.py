@@ -29,25 +29,23 @@ class UpdateSnapshot:
         strategy: How the ranks of the run share its training.
 
     Attributes:
-        buffers: The snapshots of the modules' buffers.
+        buffers: The snapshot of the modules' buffers.
     """
 
     def __init__(self, modules: Sequence[nn.Module], carrier: CarriesState | None, strategy: Strategy) -> None:
-        self.buffers = [BufferSnapshot(module) for module in modules]
+        self.buffers = BufferSnapshot(nn.ModuleList(modules))
         self._carrier, self._strategy = carrier, strategy
         self._extra: Any = None
 
     def take(self) -> None:
         """Take the snapshot anew."""
-        for snapshot in self.buffers:
-            snapshot.take()
+        self.buffers.take()
         if self._carrier is not None:
             self._extra = copy_state("trainer: extra_state()", self._carrier.extra_state())
 
     def restore(self) -> None:
         """Put everything back as it was."""
         self._strategy.reset()
-        for snapshot in self.buffers:
-            snapshot.restore()
+        self.buffers.restore()
         if self._carrier is not None:
             self._carrier.load_extra_state(self._extra)
