@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
@@ -30,7 +31,24 @@ MEASURED = (
     "utilization",
 )  # patterns of their keys
 
-_started: list[subprocess.Popen] = []
+
+class Process(Protocol):
+    """What a started command line is: ``subprocess.Popen``, or one of ``preloaded``."""
+
+    stdout: Any
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout: float = ...) -> int: ...
+    def communicate(self, *, timeout: float = ...) -> tuple[str, None]: ...
+
+
+_started: list[Process] = []
 
 
 def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequence[str] = ()) -> subprocess.Popen:
@@ -38,8 +56,13 @@ def start(output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, under: Sequ
     command = [*under, sys.executable, "-m", "ksuit_runner", f"output_dir={output_dir}", *arguments]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "pipesize": PIPE_BYTES}
     process = subprocess.Popen(command, cwd=cwd, env=environment(), **output)
-    _started.append(process)
+    remember(process)
     return process
+
+
+def remember(process: Process) -> None:
+    """Have a process ended after the test."""
+    _started.append(process)
 
 
 def environment() -> dict[str, str]:
@@ -53,9 +76,11 @@ def end_started() -> None:
     while _started:
         process = _started.pop()
         if process.poll() is None:
-            for part in [*psutil.Process(process.pid).children(recursive=True), process]:
-                with suppress(psutil.NoSuchProcess):
-                    part.kill()
+            with suppress(psutil.NoSuchProcess):
+                for part in psutil.Process(process.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        part.kill()
+            process.kill()
         if process.stdout is not None:
             process.stdout.close()
         process.wait()
@@ -68,7 +93,7 @@ def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSI
     return output
 
 
-def read_until(process: subprocess.Popen, *texts: str) -> str:
+def read_until(process: Process, *texts: str) -> str:
     """Read the output of a process until it contains all these texts, and return it."""
     output = ""
     while not all(text in output for text in texts):
@@ -78,7 +103,7 @@ def read_until(process: subprocess.Popen, *texts: str) -> str:
     return output
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: Process, seconds: float = 120) -> None:
     """Wait until a condition holds while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -99,24 +124,25 @@ def run_dir(output_dir: Path) -> Path:
     return only
 
 
-def stop_at(process: subprocess.Popen, output_dir: Path, update: int, number: int = signal.SIGKILL) -> str:
+def stop_at(process: Process, output_dir: Path, update: int, number: int = signal.SIGKILL) -> str:
     """Send a signal as soon as the run has logged an update at or after the given one."""
     wait_until(lambda: last_step(output_dir) >= update, process)
     return end_by(process, number)
 
 
 def recorders_of(pid: int) -> list[psutil.Process]:
-    """Return the recorders that a process has started."""
-    return [child for child in psutil.Process(pid).children() if _is_recorder(child)]
+    """Return the recorders that a process has started, itself or by a process that forks them for it."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if is_recorder(child)]
 
 
-def _is_recorder(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return "ksuit_runner.recorder" in process.cmdline()
+def is_recorder(process: psutil.Process) -> bool:
+    """Whether a process below one that trains is its recorder: no other one has a session of its own."""
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        return os.getsid(process.pid) == process.pid and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def end_by(process: subprocess.Popen, number: int) -> str:
+def end_by(process: Process, number: int) -> str:
     """Send a signal, and return the output once the process and its recorder have ended."""
     recorders = recorders_of(process.pid)
     process.send_signal(number)
@@ -125,7 +151,7 @@ def end_by(process: subprocess.Popen, number: int) -> str:
     return output
 
 
-def lose_machine(process: subprocess.Popen) -> None:
+def lose_machine(process: Process) -> None:
     """Kill a process and its recorder, which cannot notice the death of the other."""
     recorders = recorders_of(process.pid)
     for recorder in recorders:
@@ -136,7 +162,7 @@ def lose_machine(process: subprocess.Popen) -> None:
     process.communicate(timeout=60)
 
 
-def interrupt_again(process: subprocess.Popen) -> None:
+def interrupt_again(process: Process) -> None:
     """Send a second SIGINT after the process has received the first: two pending ones would be one."""
     status = Path(f"/proc/{process.pid}/status")
     wait_until(lambda: not any(_has_sigint(line) for line in status.read_text().splitlines()), process)

@@ -8,31 +8,67 @@ import os
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from multiprocessing.context import ForkServerProcess
+from functools import cached_property
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import psutil
-from command import REPOSITORY, environment
+from command import REPOSITORY, environment, remember
 from forked_recorder import fork_recorders
 
 IMPORTS = (
     *("ksuit_runner.cli.dispatch", "ksuit_runner.engine.runner", "ksuit_runner.tracker.mlflow"),
-    *(
-        "ksuit_runner.recorder.server",
-        "mlflow",
-        "mlflow.store.tracking.sqlalchemy_store",
-        "hydra._internal.hydra",
-        "torch._dynamo",
-    ),
-    *("ksuit_runner.distributed.ddp", "pytest"),
+    *("ksuit_runner.recorder.server", "ksuit_runner.recorder.life", "ksuit_runner.engine.connect_ranks"),
+    *("ksuit_runner.distributed.ddp", "ksuit_runner.distributed.fsdp", "torch._dynamo"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "hydra._internal.hydra", "pytest"),
 )
 
 
+def context() -> ForkServerContext:
+    """Return the context of processes that have imported everything.
+
+    All tests of a worker have one server, and the first one of them that asks for it decides what it imports.
+    """
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(list(IMPORTS))
+    return found
+
+
+class Printed:
+    """What a command line has printed, to be read while it goes on."""
+
+    def __init__(self, command: "Command") -> None:
+        self._command = command
+        self._file = command.log.open()
+
+    def readline(self) -> str:
+        """Wait for the next line and return it; an empty one if nothing more will come."""
+        line = ""
+        while True:
+            is_alive = self._command.is_alive()
+            line += self._file.readline()
+            if line.endswith("\n") or not is_alive:
+                return line
+            time.sleep(0.005)
+
+    def read(self) -> str:
+        """Wait for the end, and return the rest."""
+        self._command.wait()
+        return self._file.read()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class Command:
-    """A running command line.
+    """A running command line, with what the tests need of ``subprocess.Popen``; it prints to a file.
+
+    Args:
+        process: The process.
+        log: Its file.
 
     Attributes:
         log: File with everything that it prints.
@@ -41,6 +77,17 @@ class Command:
     def __init__(self, process: ForkServerProcess, log: Path) -> None:
         self._process = process
         self.log = log
+
+    @cached_property
+    def stdout(self) -> Printed:
+        return Printed(self)
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
 
     @property
     def pid(self) -> int:
@@ -53,7 +100,7 @@ class Command:
     def kill(self) -> None:
         self._process.kill()
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
         if self._process.is_alive():
             os.kill(self.pid, number)
@@ -76,6 +123,11 @@ class Command:
             raise TimeoutError(f"still running after {timeout} s:\n{self.output()}")
         return self._process.exitcode
 
+    def communicate(self, timeout: float = 120) -> tuple[str, None]:
+        """Wait until it ends, and return everything that it has printed."""
+        self.wait(timeout)
+        return self.output(), None
+
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
@@ -84,8 +136,7 @@ class Preloaded:
     """Starts command lines in a folder of a project."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(IMPORTS))
+        self._context = context()
 
     def start(
         self, cwd: Path, log: Path, arguments: Sequence[str], prepare: Callable[..., None] | None = None, *given: object
@@ -120,18 +171,29 @@ def _run(
     main()
 
 
+def start(
+    output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, prepare: Callable[[], None] | None = None
+) -> Command:
+    """Do what ``command.start`` does without the seconds of imports; ``prepare`` is called first in the process."""
+    file, log = tempfile.mkstemp(prefix="ksuit-", suffix=".log")
+    os.close(file)
+    given = (f"output_dir={output_dir}", *arguments)
+    command = Preloaded().start(cwd, Path(log), given, as_a_command, environment(), prepare)
+    weakref.finalize(command, os.unlink, log)
+    remember(command)
+    return command
+
+
 def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:
     """Do what ``command.ksuit`` does, by processes without its seconds of imports, and return what is printed."""
-    with tempfile.TemporaryDirectory() as folder:
-        prepare = partial(as_a_command, environment())
-        given = (f"output_dir={output_dir}", *arguments)
-        command = Preloaded().start(cwd, Path(folder, "log"), given, prepare)
-        found = command.wait(240)
-        assert found == status, command.output()
-        return command.output()
+    command = start(output_dir, *arguments, cwd=cwd)
+    assert command.wait(240) == status, command.output()
+    return command.output()
 
 
-def as_a_command(surroundings: Mapping[str, str]) -> None:
+def as_a_command(surroundings: Mapping[str, str], prepare: Callable[[], None] | None = None) -> None:
     os.environ.clear()
     os.environ.update(surroundings)
+    if prepare is not None:
+        prepare()
     fork_recorders(lambda number, training: None)

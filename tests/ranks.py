@@ -1,9 +1,8 @@
 """Runs functions and the command line as the ranks of a run: real processes, which exchange over 127.0.0.1.
 
-They are forked from a server that has imported torch, so that a rank starts in milliseconds.
+They are forked from a server that has imported everything, so that a rank starts in milliseconds.
 """
 
-import multiprocessing
 import os
 import pickle
 import secrets
@@ -18,12 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from command import REPOSITORY, environment
-from preloaded import Command, Preloaded
-
-_IMPORTS = (
-    *("pytest", "ksuit_runner.recorder.life", "ksuit_runner.engine.connect_ranks"),
-    *("ksuit_runner.distributed.ddp", "ksuit_runner.distributed.fsdp"),
-)
+from preloaded import Command, Preloaded, context
 
 
 def free_port() -> int:
@@ -80,8 +74,7 @@ class Ranks:
     """Starts ranks, and kills at the end of the block what is left of them."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(_IMPORTS))
+        self._context = context()
         self._started: list[Rank] = []
 
     def __enter__(self) -> "Ranks":

@@ -12,11 +12,10 @@ from command import (
     mlflow_points,
     query,
     run_dir,
-    start,
     stop_at,
     wait_until,
 )
-from preloaded import ksuit
+from preloaded import ksuit, start
 
 # Dropout draws in the model; an odd batch size leaves a smaller last one; several accumulation steps.
 HARD = (

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import REPOSITORY, SMALL, ksuit, mlflow_points, run_dir
+from command import REPOSITORY, SMALL, mlflow_points, run_dir
+from preloaded import ksuit
 
 from ksuit_runner.checkpoint.format import MODEL, STATE
 from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest

@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from command import SMALL, checkpoint_bytes, journal, mlflow_points, query, run_dir, run_dirs, start, stop_at
-from preloaded import ksuit
+from command import SMALL, checkpoint_bytes, journal, mlflow_points, query, run_dir, run_dirs, stop_at
+from preloaded import ksuit, start
 
 QUICK = (*SMALL, "tracker=noop", "callbacks=[ema,accuracy]")
 

@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from command import ksuit
+from preloaded import ksuit
 
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.closing import closing

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import forked_recorder
 import psutil
-from command import checkpoint_bytes, journal, mlflow_points, query, run_dirs
+from command import checkpoint_bytes, is_recorder, journal, mlflow_points, query, run_dirs
 from commit_order import OrderedDisk
 from disk import Disk, power_cuts
 from fake_environment import FakeEnvironment
@@ -236,7 +236,7 @@ class Project:
             with suppress(psutil.NoSuchProcess):
                 recorder.send_signal(kill.recorder)
         if kill.number:
-            command.send(kill.number)
+            command.send_signal(kill.number)
 
     def _count_recorder(self, kill: Kill, was_killed: bool = False) -> None:
         """Count a recorder that was killed or suspended, and remember the latter."""
@@ -316,7 +316,7 @@ class Project:
             with suppress(psutil.NoSuchProcess):
                 recorder.send_signal(signal.SIGCONT)
         for command, _ in self._suspended:
-            command.send(signal.SIGCONT)
+            command.send_signal(signal.SIGCONT)
         for command, _ in self._suspended:
             status = command.wait()
             assert status in (0, 2), f"it woke up and ended with {status}: {command.output()}"
@@ -431,13 +431,6 @@ def children(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def is_recorder(process: psutil.Process) -> bool:
-    """Whether a process below one that trains is its recorder: no other one has a session of its own."""
-    with suppress(ProcessLookupError):
-        return os.getsid(process.pid) == process.pid
-    return False
 
 
 def assert_gone(processes: Sequence[psutil.Process]) -> None:

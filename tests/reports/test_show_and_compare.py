@@ -6,8 +6,8 @@ from base64 import b64decode
 
 import pytest
 import yaml
-from command import ksuit
 from PIL import Image
+from preloaded import ksuit
 
 from ksuit_runner import run, runs
 from ksuit_runner.cli.annotate import annotate

@@ -4,9 +4,9 @@ import signal
 
 import psutil
 import pytest
-from command import checkpoint_bytes, interrupt_again, journal, query, read_until, run_dirs, start
+from command import checkpoint_bytes, interrupt_again, journal, query, read_until, run_dirs
 from pausing import make_project
-from preloaded import ksuit
+from preloaded import ksuit, start
 
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.paths import PathProvider

@@ -7,7 +7,8 @@ import time
 from importlib.util import find_spec
 
 import pytest
-from command import checkpoint_bytes, journal, ksuit, query, run_dirs, start
+from command import checkpoint_bytes, journal, query, run_dirs
+from preloaded import ksuit, start
 
 pytestmark = pytest.mark.slow
 LAUNCHERS = {

@@ -6,8 +6,9 @@ import signal
 from importlib.util import find_spec
 
 import pytest
-from command import journal, mlflow_points, query, run_dirs, start, wait_until
+from command import journal, mlflow_points, query, run_dirs, wait_until
 from pausing import make_project
+from preloaded import start
 
 from ksuit_runner.sweep.commands import start_sweep
 

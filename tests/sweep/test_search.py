@@ -5,7 +5,8 @@ import time
 from importlib.util import find_spec
 
 import pytest
-from command import REPOSITORY, checkpoint_bytes, journal, ksuit, query, start
+from command import REPOSITORY, checkpoint_bytes, journal, query
+from preloaded import ksuit, start
 
 pytestmark = [
     pytest.mark.slow,

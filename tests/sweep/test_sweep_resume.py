@@ -5,8 +5,8 @@ import signal
 import time
 
 import pytest
-from command import checkpoint_bytes, end_by, journal, query, start
-from preloaded import ksuit
+from command import checkpoint_bytes, end_by, journal, query
+from preloaded import ksuit, start
 
 from ksuit_runner.counter import Progress
 
@@ -14,6 +14,7 @@ from ksuit_runner.counter import Progress
 TRACKER = """
 import os
 import signal
+import sys
 from pathlib import Path
 
 from ksuit_runner.tracker.mlflow import MlflowTracker
@@ -25,7 +26,7 @@ class Killed(MlflowTracker):
         armed = Path("armed")
         if tags.get("ksuit.job") == "0" and armed.exists():
             armed.unlink()
-            for pid in os.getppid(), os.getpid():  # the sweep, and its recorder
+            for pid in int(sys.argv[-1]), os.getpid():  # the sweep, and its recorder
                 os.kill(pid, signal.SIGKILL)
         return info
 """

@@ -1,13 +1,12 @@
 """Of two processes that both hold a run for theirs, one writes: the one that has taken it over."""
 
 import signal
-import subprocess
-import sys
+import socket
 
 import pytest
-from command import checkpoint_bytes, journal, mlflow_points, query, read_until, run_dir, start
+from command import checkpoint_bytes, journal, mlflow_points, query, read_until, run_dir
 from pausing import make_project
-from preloaded import ksuit
+from preloaded import ksuit, start
 
 from callbacks.train_loss import TrainLoss
 from ksuit_runner.checkpoint.folders import names
@@ -24,16 +23,13 @@ from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
-ELSEWHERE = """
-import socket, sys
-from ksuit_runner.system.run_lock import RunLock
-socket.gethostname = lambda: "elsewhere"
-RunLock.__init__.__defaults__ = (0.2, 0.05)
-from ksuit_runner.cli.dispatch import main
-main()
-"""
 RUN = ("model=pauses", "model.pauses_at=50", "trainer.max_epochs=3", "callbacks=[accuracy]")
 LOSS = "default_callbacks.train_loss.every_n_updates=1"
+
+
+def be_elsewhere():
+    socket.gethostname = lambda: "elsewhere"
+    RunLock.__init__.__defaults__ = (0.2, 0.05)
 
 
 @pytest.mark.slow
@@ -45,11 +41,11 @@ def test_a_suspended_run_is_taken_over_and_its_first_owner_writes_nothing_more(t
     read_until(first, "paused")
     first.send_signal(signal.SIGSTOP)
     (tmp_path / "armed").unlink()
-    command = [sys.executable, "-c", ELSEWHERE, f"output_dir={outputs}", "resume=last"]
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    second = start(outputs, "resume=last", cwd=tmp_path, prepare=be_elsewhere)
+    taken_over, _ = second.communicate(timeout=120)
     first.send_signal(signal.SIGCONT)
     said, _ = first.communicate(timeout=60)
-    assert (second.returncode, first.returncode) == (0, 2), second.stdout + second.stderr + said
+    assert (second.returncode, first.returncode) == (0, 2), taken_over + said
     assert "another process has resumed run" in said
     ksuit(tmp_path / "whole", *RUN, LOSS, cwd=tmp_path)
     assert journal(run_dir(outputs)) == mlflow_points(outputs) == journal(run_dir(tmp_path / "whole"))
