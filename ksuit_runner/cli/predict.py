@@ -7,7 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksuit_runner.config.check.whole_config import check_config
+from omegaconf import OmegaConf
+
+from ksuit_runner.config.check.whole_config import check_config, resolve
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -24,7 +26,16 @@ if TYPE_CHECKING:
     from ksuit_runner.trainer.sgd import SgdTrainer
 
 _KEYS = ("predict", "predict_on", "export_to")
-_TAKES = ("output_dir", "tracker", "trust", "data", "evaluation")
+_OTHER_DATA = ("data", "evaluation")
+"""What may be other than in the run; the model and callbacks that a file of ``conf/data/`` brings are not meant."""
+_UNUSED: Mapping[str, Any] = {
+    "callbacks": {},
+    "default_callbacks": {},
+    "schedule": None,
+    "weight_decay_schedule": None,
+    "objective": None,
+}
+_TAKES = ("output_dir", "tracker", "trust", *_OTHER_DATA)
 
 
 def predict(query: str, overrides: Sequence[str]) -> int:
@@ -52,8 +63,11 @@ def predict(query: str, overrides: Sequence[str]) -> int:
             raise ConfigError(f"{item}: with predict= only {', '.join((*_KEYS[1:], *_TAKES))} can be given")
     found = find_stored("predict", query, overrides)
     name, weights = found.checkpoint_and_weights()
-    stored = compose_stored(Mode.EVALUATE, found.paths, [item for item in overrides if bare_name(item) not in _KEYS])
-    config = check_config(stored.config, trust=stored.trust)
+    given = [item for item in overrides if bare_name(item) not in _KEYS]
+    stored = compose_stored(Mode.EVALUATE, found.paths, given)
+    own = compose_stored(Mode.EVALUATE, found.paths, [item for item in given if root(item) not in _OTHER_DATA])
+    other = {key: value for key, value in resolve(stored.config).items() if key in _OTHER_DATA}
+    config = check_config(OmegaConf.create({**resolve(own.config), **other, **_UNUSED}), trust=stored.trust)
     dataset = value_of("predict_on", overrides) or str(config["evaluation"]["dataset"])
     if dataset not in (there := config["data"]["datasets"]):
         raise ConfigError(f"there is no dataset '{dataset}'. {did_you_mean(dataset, there)}", path="predict_on")
@@ -63,11 +77,35 @@ def predict(query: str, overrides: Sequence[str]) -> int:
     from ksuit_runner.engine.stored_model import stored_trainer
 
     checkpoint = read_newest(found.paths, name)
+    config = _only(dataset, config)
     columns = _columns(stored_trainer(Factory(config, stored.trust), config, checkpoint, weights), dataset)
     count = len(next(iter(columns.values())))
     _write(target, columns)
     make_console().print(f"{count} samples of {dataset}: {target}", soft_wrap=True, markup=False)
     return 0
+
+
+def _only(dataset: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config whose only dataset is the one that is predicted: the others may be large, or not be there.
+
+    A data container or a trainer of the user's own may need all of them.
+    """
+    data = config["data"]
+    if not all(config[path]["_target_"].startswith("ksuit_runner.") for path in ("data", "trainer")):
+        return dict(config)
+    narrowed = {
+        **data,
+        "datasets": {dataset: data["datasets"][dataset]},
+        "train": dataset,
+        "eval_batch_size": data.get("eval_batch_size") or data["batch_size"],
+        "drop_last": False,  # it may have fewer samples than a batch
+        "order": None,
+        "samples_per_epoch": None,
+    }
+    collate = data.get("collate_fn")
+    if isinstance(collate, Mapping) and "_target_" not in collate:
+        narrowed["collate_fn"] = {key: node for key, node in collate.items() if key == dataset}
+    return {**config, "data": narrowed}
 
 
 def _columns(trainer: SgdTrainer, dataset: str) -> dict[str, Tensor]:

@@ -62,7 +62,11 @@ def build_strategy(factory: Factory, world: World | None = None) -> Strategy:
 
 
 def build_trainer(
-    factory: Factory, seed: int, interruption: Interruption, strategy: Strategy | None = None
+    factory: Factory,
+    seed: int,
+    interruption: Interruption,
+    strategy: Strategy | None = None,
+    shapes: Mapping[str, Any] | None = None,
 ) -> SgdTrainer:
     """Build data, model and trainer; nothing is recorded yet, and no callback exists that could disturb them.
 
@@ -71,6 +75,7 @@ def build_trainer(
         seed: Seed of the run; every object is built under a key of its own.
         interruption: Signals that ask the run to end.
         strategy: How the ranks of the run share its training; by default what the config says, for a single one.
+        shapes: ``input_shape`` and ``output_shape`` of the model; those that are not given are those of the data.
 
     Raises:
         ConfigError: An object does not fit its config.
@@ -80,7 +85,8 @@ def build_trainer(
         data = factory.build("data", DataContainer, seed=seed, interruption=interruption, world=strategy.world)
     if data.interruption is not interruption:
         raise ConfigError(f"{type(data).__name__} has to take **kwargs, and pass them on", path="data._target_")
-    model = build_model(factory, seed, partial(getattr, data))
+    known = shapes or {}
+    model = build_model(factory, seed, lambda name: known[name] if name in known else getattr(data, name))
     with keyed(seed, "trainer"):
         return factory.build(
             "trainer",

@@ -226,6 +226,7 @@ class RunRecord(SilentRecord):
         if self.taken_over.is_set():
             return
         if is_withdrawn and not lacks_status:
+            _LOGGER.info("the run did not begin, and its folder is removed")
             shutil.rmtree(self.paths.run_dir, ignore_errors=True)
         elif is_withdrawn:
             _LOGGER.error(

@@ -16,6 +16,7 @@ from ksuit_runner.engine.assembly import build_trainer, optimizers_of
 from ksuit_runner.engine.initialize import base_of
 from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
 from ksuit_runner.models.base import ModelBase
+from ksuit_runner.record.stored_run import read_shapes
 from ksuit_runner.schedule import constant
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.optimizer_needs import switches_weights
@@ -42,7 +43,8 @@ def stored_trainer(
         ConfigError: There are no such weights, or an object does not fit its config.
         CheckpointError: The weights do not fit the model.
     """
-    trainer = build_trainer(factory, int(config["seed"]), Interruption(), Strategy(World()))
+    shapes = read_shapes(checkpoint.paths)  # of the data that it was trained on
+    trainer = build_trainer(factory, int(config["seed"]), Interruption(), Strategy(World()), shapes)
     load_evaluated(trainer.model, factory, config, checkpoint, weights)
     trainer.model.eval()
     return trainer

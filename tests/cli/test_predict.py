@@ -25,6 +25,13 @@ class Unlabelled:
         return self.digits[index][0]
 
 
+class Unbuilt:
+    """Samples that are not there any more."""
+
+    def __init__(self, **settings):
+        raise FileNotFoundError("the training samples are gone")
+
+
 def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_is(tmp_path, capsys):
     run([f"output_dir={tmp_path}", *FEW])
     here, target = f"output_dir={tmp_path}", tmp_path / "predicted.npz"
@@ -43,6 +50,7 @@ def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_i
         assert np.allclose(found["outputs"], expected[0], atol=1e-6) and np.array_equal(found["targets"], targets)
         assert not np.allclose(found["outputs"], expected[1], atol=1e-6)
     unlabelled = ["+data.datasets.new._target_=test_predict.Unlabelled", "predict_on=new"]
+    unlabelled += ["data.datasets.train._target_=test_predict.Unbuilt"]
     assert predict("first/ema", [here, *unlabelled, f"export_to={tmp_path / 'new.npz'}"]) == 0
     with np.load(target) as found, np.load(tmp_path / "new.npz") as new:
         assert set(new) == {"outputs"} and np.allclose(new["outputs"], found["outputs"], atol=1e-6)
@@ -52,6 +60,10 @@ def test_predictions_are_what_the_loaded_model_returns_and_the_run_stays_as_it_i
         ([here, "predict_on=tset"], "Did you mean 'test'"),
         ([here, f"export_to={tmp_path / 'x.csv'}"], "has to end in .npz"),
         ([here, "optimizer.lr=1"], "with predict= only"),
+        (
+            [here, "data=diabetes", f"export_to={tmp_path / 'other.npz'}"],
+            r"the model of the run cannot take float32 \(",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             predict("first", wrong)
