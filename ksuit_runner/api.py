@@ -35,7 +35,7 @@ from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.request import refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.signals import TIME_IS_UP
-from ksuit_runner.ui.notebook import in_notebook
+from ksuit_runner.ui.notebook import NotebookPicture, in_notebook
 
 if TYPE_CHECKING:
     from ksuit_runner.metric_property import Summary
@@ -77,13 +77,18 @@ class RunResult:
         return head + table + (f'<img src="data:image/png;base64,{picture}">' if picture else "")
 
     def _picture(self) -> bytes | None:
-        """Return a PNG: the metrics with a better direction over the updates; the plot of a sweep's leaderboard."""
+        """Return a PNG: the metrics with a better direction over the updates; the plot of a sweep's leaderboard.
+
+        None if there is none, or the cell of a notebook shows it already, as it was drawn while the run trained.
+        """
         from ksuit_runner.reports.curves import curves
         from ksuit_runner.reports.facts import StoredRun
 
         if self.jobs:
             plot = self.folder / "leaderboard.png"
             return plot.read_bytes() if plot.is_file() else None
+        if NotebookPicture.is_below_cell(self.run_id):
+            return None
         stored = StoredRun(PathProvider(self.folder.parent.parent, self.run_id))
         drawn = [
             key

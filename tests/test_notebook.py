@@ -47,6 +47,7 @@ CELLS = (
     resumed = run([few[0], "resume=last", "trainer.max_epochs=1"])
     assert resumed.status == "FINISHED" and {{resumed.folder}} == set(folder.iterdir()) - before
     assert handlers == [signal.getsignal(number) for number in others]
+    interrupted
     """,
 )
 
@@ -82,5 +83,6 @@ def test_runs_in_an_executed_notebook(tmp_path):
     assert float(longer["text/plain"]) == pytest.approx(float(stored[3][-1]["text/plain"]), abs=0.02)
     assert literal_eval(predictions["text/plain"])[1] == literal_eval(stored[4][0]["text/plain"])[1]
     assert "image/png" in {kind for data in live for kind in data}, "curves are drawn while a run trains"
+    assert "killed" in live[-1]["text/html"] and "<img" not in live[-1]["text/html"], "and not once more as its value"
     text = example.read_text()
     assert "/project/outputs" in text and "Warning" not in text and len(text) < 200_000

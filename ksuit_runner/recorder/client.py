@@ -25,6 +25,7 @@ from ksuit_runner.recorder.session import Opening
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_STARTS = 4  # for one request
+_MOST_QUOTED = 4  # lines in the error, the last ones: they say what a traceback is about
 _MOST_DEATHS, _DEATHS_S = 3, 60.0  # while it follows a run: so many within this time are too many
 _EXIT_S = 2.0
 _CONTINUES = (
@@ -223,7 +224,7 @@ class RecorderClient:
                 answer = life.ask(Request(next(self._numbers), session, method, dict(arguments)))
             with suppress(ClosedError):
                 return answer.result()
-        raise TrackerError(f"the recorder process has died {_MOST_STARTS} times{_quote(life.last_words)}")
+        raise TrackerError(f"the recorder process has died {_MOST_STARTS} times{_quote(life.last_words, _MOST_QUOTED)}")
 
     def shut_down(self) -> None:
         """Let the recorder end, and wait for it for a short while if it has done anything."""
@@ -313,5 +314,6 @@ class RecorderClient:
             checkpoints.recorder_given_up()
 
 
-def _quote(last_words: str) -> str:
-    return f". It printed at last:\n{last_words}" if last_words else ""
+def _quote(last_words: str, most_lines: int = 0) -> str:
+    """Return what a process printed at last, the end of it or all that is known."""
+    return ". It printed at last:\n" + "\n".join(last_words.splitlines()[-most_lines:]) if last_words else ""

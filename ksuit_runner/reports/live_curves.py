@@ -21,13 +21,13 @@ class LiveCurves:
     An error of drawing is a warning, and the last one: training goes on without curves.
 
     Args:
-        name: Name of the run.
+        run_id: Id of the run.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self._points: dict[str, dict[int, float]] = {}
-        self._picture = NotebookPicture()
+        self._picture = NotebookPicture(run_id)
         self._next = monotonic() + _FIRST_S
         self._is_drawn, self._is_broken = True, False
 
@@ -58,7 +58,7 @@ class LiveCurves:
 
     def _show(self) -> None:
         keys = [key for key, points in self._points.items() if len(points) > 1][:_MOST_METRICS]
-        if (figure := curves([self._name], [self._points], keys)) is not None:
+        if (figure := curves([self._run_id], [self._points], keys)) is not None:
             content = BytesIO()
             figure.savefig(content)
             self._picture.show(content.getvalue())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.tensors.nested import entries, named_tensors
+from ksuit_runner.trainer.tensor_note import as_text
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def classes_last(scores: Tensor, targets: Tensor, path: str | None = None) -> Te
             return scores
         if scores.shape[:1] + scores.shape[2:] == targets.shape:
             return scores.movedim(1, -1)
-    shapes = f"outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}"
-    raise ConfigError(f"class indices, one for each row of scores, are needed, not {shapes}", path=path)
+    given = f"outputs {as_text(scores)} and targets {as_text(targets)}"
+    raise ConfigError(f"class indices, one for each row of scores, are needed, not {given}", path=path)
 
 
 def _are_classes(given: Any) -> bool:

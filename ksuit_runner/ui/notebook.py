@@ -66,9 +66,16 @@ class NotebookView:
 
 
 class NotebookPicture:
-    """A picture below a cell, which is replaced in place."""
+    """A picture below a cell, which is replaced in place.
 
-    def __init__(self) -> None:
+    Args:
+        run_id: The run whose metrics it shows.
+    """
+
+    _last: tuple[str, int] | None = None
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self._handle: Any = None
 
     @property
@@ -80,6 +87,19 @@ class NotebookPicture:
         """Show a PNG in place of the one before."""
         shown = {"text/plain": "curves of the metrics", "image/png": b64encode(content).decode()}
         self._handle = _show(self._handle, shown)
+        NotebookPicture._last = (self._run_id, _cell())
+
+    @classmethod
+    def is_below_cell(cls, run_id: str) -> bool:
+        """Whether the cell that is executed shows the picture of a run."""
+        return cls._last is not None and cls._last == (run_id, _cell())
+
+
+def _cell() -> int:
+    """Return the number of the cell that is executed."""
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "execution_count", 0)
 
 
 def _show(handle: Any, shown: dict[str, str]) -> Any:

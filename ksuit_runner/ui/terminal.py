@@ -51,7 +51,15 @@ def make_console(stderr: bool = False, file: IO[str] | None = None, quiet: bool 
     stream: Any = file or (sys.stderr if stderr else sys.stdout)
     if stream is not None and not isinstance(stream, LastingStream):
         stream = LastingStream(stream)
-    console = Console(stderr=stderr, file=stream, quiet=quiet, highlight=False, force_jupyter=False)
+    can_redraw = stream is not None and stream.isatty()  # with FORCE_COLOR rich takes a file for a terminal
+    console = Console(
+        stderr=stderr,
+        file=stream,
+        quiet=quiet,
+        highlight=False,
+        force_jupyter=False,
+        force_interactive=None if can_redraw else False,
+    )
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 from by_hand import BATCH, WHOLE
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Muon
+from torch import nn, optim
+from torch.optim import SGD, Adam, AdamW
 
 from callbacks.gradient_norm import GradientNorm
 from callbacks.learning_rate import LearningRate
@@ -23,6 +23,8 @@ from ksuit_runner.schedule import constant, linear
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
+
+Muon = getattr(optim, "Muon", SGD)  # the oldest torch has none
 
 BOTH = {
     "matrices": OptimizerSpec(partial(Muon, lr=0.1), min_ndim=2),
@@ -132,7 +134,7 @@ def test_rules_apply_to_the_optimizers_that_have_the_parameters(maker):
     )
     without = maker.trainer(optimizer=BOTH, schedule=constant, parameter_rules={**rules, "head": None})
     assert without.learning_rates() == pytest.approx({"matrices/default": 0.1, "rest/no_decay": 0.01})
-    with pytest.raises(ConfigError, match="parameter_rules.all.betas: Muon has no such option"):
+    with pytest.raises(ConfigError, match=f"parameter_rules.all.betas: {Muon.__name__} has no such option"):
         maker.trainer(optimizer=BOTH, parameter_rules={"all": {"match": ["*"], "betas": (0.5, 0.5)}})
 
 
@@ -231,7 +233,7 @@ def test_a_state_of_other_optimizers_is_refused(maker):
 
 
 CONFIG = {
-    "matrices": "{min_ndim: 2, _target_: torch.optim.Muon, lr: 0.1, clip_norm: 1.0}",
+    "matrices": f"{{min_ndim: 2, _target_: torch.optim.{Muon.__name__}, lr: 0.1, clip_norm: 1.0}}",
     "rest": "{_target_: torch.optim.AdamW, schedule: {_target_: ksuit_runner.schedule.constant, warmup: 0}}",
 }
 
