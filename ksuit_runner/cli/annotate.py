@@ -1,4 +1,4 @@
-"""Changes what is noted about a stored run: ``annotate=RUN notes="..." tags=[...]``."""
+"""Changes what is noted about a stored run or sweep: ``annotate=RUN notes="..." tags=[...]``."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,11 @@ from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only, root
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume.request import find_stored
-from ksuit_runner.tracker.start_tags import COMMAND_TAG, changed_annotations
+from ksuit_runner.sweep.stored_sweep import find_sweep
+from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.start_tags import COMMAND_TAG, DESCRIPTION_TAG, NOTES_TAG, changed_annotations
 from ksuit_runner.ui.terminal import make_console
 
 _TELLS = ("notes", "tags")
@@ -19,10 +22,10 @@ _TAKES = ("output_dir", "tracker", "trust")
 
 
 def annotate(query: str, overrides: Sequence[str]) -> int:
-    """Replace notes or tags of a run that no process trains, here and at its tracker.
+    """Replace notes or tags of a run or a sweep that no process trains, here and at its tracker.
 
     Args:
-        query: The run.
+        query: The run, or the sweep.
         overrides: The command line: ``notes``, ``tags`` or both, and where the run is.
 
     Returns:
@@ -40,11 +43,21 @@ def annotate(query: str, overrides: Sequence[str]) -> int:
     composed = compose_config(with_trackers_beside(overrides))
     told = resolve(OmegaConf.masked_copy(composed, list(_TELLS)))
     check_plain_values(told)
-    found = find_stored("annotate", query, overrides)
 
     def change(box: Outbox) -> None:
-        box.add_tags(changed_annotations(told, given, box.start_tags.get(COMMAND_TAG)), box.run_id)
+        said = box.all_tags
+        kept = {tag: said[tag] for tag in (NOTES_TAG, DESCRIPTION_TAG) if tag in said}  # a page shows them together
+        box.add_tags(kept | changed_annotations(told, given, said.get(COMMAND_TAG)), box.run_id)
 
-    deliver(found.paths, composed, overrides, change)
-    make_console().print(f"{' and '.join(sorted(given))} of {found.run_id} changed", soft_wrap=True)
+    if (sweep := find_sweep(query, overrides)) is None:
+        run_id = (found := find_stored("annotate", query, overrides)).run_id
+        deliver(found.paths, composed, overrides, change)
+    else:
+        from ksuit_runner.sweep.commands import stored_factory
+
+        run_id = sweep.sweep_id
+        with RunLock(sweep.lock):
+            factory = stored_factory(sweep, overrides)
+            deliver(PathProvider(sweep.output_dir, run_id), composed, overrides, change, factory)
+    make_console().print(f"{' and '.join(sorted(given))} of {run_id} changed", soft_wrap=True)
     return 0

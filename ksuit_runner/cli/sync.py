@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from omegaconf import DictConfig
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import allow_only
 from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
 from ksuit_runner.delivery.recording import Recording
@@ -49,7 +50,11 @@ def sync(query: str, overrides: Sequence[str]) -> int:
 
 
 def deliver(
-    paths: PathProvider, composed: DictConfig, overrides: Sequence[str], change: Callable[[Outbox], None] | None = None
+    paths: PathProvider,
+    composed: DictConfig,
+    overrides: Sequence[str],
+    change: Callable[[Outbox], None] | None = None,
+    factory: Factory | None = None,
 ) -> str:
     """Deliver what a tracker is missing of a run that no process trains.
 
@@ -58,6 +63,7 @@ def deliver(
         composed: The composed command line.
         overrides: The command line.
         change: Changes what is to be delivered; it is stored before anything is sent.
+        factory: Builds the tracker; by default from the stored config of the run.
 
     Returns:
         A line that says what was sent.
@@ -66,7 +72,7 @@ def deliver(
         ResumeError: The run is alive.
         TrackerError: The tracker cannot be reached; what is not sent yet stays stored.
     """
-    factory = tracker_factory(paths, composed, overrides)
+    factory = factory or tracker_factory(paths, composed, overrides)
     with StoredRunLock(paths.lock, paths.recorder_lock) as lock:
         try:
             tracker = build_tracker(factory, paths)

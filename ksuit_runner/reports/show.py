@@ -8,9 +8,11 @@ from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.overrides import allow_only, to_text
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.code import SHORT_COMMIT
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
+from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
 from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table, shortened
 
@@ -21,10 +23,10 @@ OF_A_RUN = ("name", "notes", "tags", "output_dir", "parent_run_id")
 
 
 def show(query: str, overrides: Sequence[str]) -> int:
-    """Print what a run was, what it found, its checkpoints, and the commands that continue it.
+    """Print what a run was, what it found, its checkpoints, and the commands that continue it; of a sweep its ranking.
 
     Args:
-        query: The run.
+        query: The run, or the sweep.
         overrides: The command line; besides the run it may say where runs are.
 
     Returns:
@@ -34,6 +36,13 @@ def show(query: str, overrides: Sequence[str]) -> int:
         KsuitError: There is no such run, or what is stored of it is damaged.
     """
     allow_only(overrides, "show", *TAKES)
+    if (sweep := find_sweep(query, overrides)) is not None:
+        from ksuit_runner.sweep.commands import show_leaderboard
+
+        told = StoredRun(PathProvider(sweep.output_dir, sweep.sweep_id))
+        said = {"sweep": told.name, "id": sweep.sweep_id, "tags": told.tags, "notes": told.notes}
+        print_pairs(make_console(), {label: text for label, text in said.items() if text})
+        return show_leaderboard(query, overrides)
     found = find_stored("show", query, overrides)
     run, console = StoredRun(found.paths), make_console()
     print_pairs(console, head(run), run.status)

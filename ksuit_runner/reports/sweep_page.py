@@ -41,6 +41,8 @@ def sweep_page(paths: SweepPaths, plan: SweepPlan, board: Leaderboard) -> str:
     run, counts = _run(paths, paths.sweep_id), Counter(row.status for row in board.rows)
     about = {
         "id": paths.sweep_id,
+        "tags": run.tags,
+        "notes": run.notes,
         "status": run.status.lower(),
         "started": f"{datetime.fromtimestamp(plan.created):%Y-%m-%d %H:%M:%S}",
         "took": "" if run.took is None else format_duration(run.took.total_seconds()),

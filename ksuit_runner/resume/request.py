@@ -7,9 +7,10 @@ from functools import partial
 from ksuit_runner.config.compose import SWEEP_NODES, compose_locations, output_dir_of
 from ksuit_runner.config.overrides import bare_name, root, value_of
 from ksuit_runner.errors import ConfigError, ResumeError
-from ksuit_runner.paths import OutputPaths
+from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.resume.reference import Reference, find_run
+from ksuit_runner.ui.terminal import SHORT_ID
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ def find_stored(key: str, query: str, overrides: Sequence[str]) -> Reference:
     """
     outputs = OutputPaths(output_dir_of(overrides))
     found = find_run(key, query, outputs, partial(_fetch, outputs, overrides))
+    if SweepPaths(outputs.output_dir, found.run_id).plan.is_file():
+        which = f"leaderboard={found.run_id[:SHORT_ID]} lists them"
+        raise ResumeError(f"{found}: this is a sweep, and {key}= takes one of its runs: {which}")
     if not found.paths.config.is_file() or not found.paths.launch.is_file():
         raise ResumeError(f"{found}: run {found.run_id} has no stored config in {found.paths.run_dir}")
     return found

@@ -36,7 +36,7 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG
-from ksuit_runner.tracker.start_tags import start_tags
+from ksuit_runner.tracker.start_tags import annotations, start_tags
 from ksuit_runner.ui.terminal import make_console
 
 
@@ -59,7 +59,8 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     outputs.check()
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
     # One process, before any job: the first one to open the store creates it.
-    info = tracker.start_run(planned.plan.name, {KIND_TAG: "sweep", **start_tags(command)})
+    tags = {KIND_TAG: "sweep", **start_tags(command), **annotations(planned.plan.base)}
+    info = tracker.start_run(planned.plan.name, tags)
     paths = SweepPaths(outputs.output_dir, info.run_id)
     store_plan(paths, planned.plan, planned.jobs)
     with RunLock(paths.lock) as lock:
@@ -152,6 +153,17 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
         raise unknown_sweep(query, overrides)
     print_leaderboard(make_console(), read_leaderboard(paths, overrides)[1])
     return 0
+
+
+def stored_factory(paths: SweepPaths, overrides: Sequence[str]) -> Factory:
+    """Return a factory for the tracker of a stored sweep, with the overrides of the command line applied.
+
+    Raises:
+        KsuitError: The plan is damaged or not trusted.
+    """
+    plan = with_tracker_overrides(read_plan(paths), overrides)
+    trust = _trust_in(paths, plan, overrides)
+    return Factory(_config_of(paths, _with_password(plan, overrides)), trust)
 
 
 def read_leaderboard(paths: SweepPaths, overrides: Sequence[str]) -> tuple[SweepPlan, Leaderboard]:

@@ -13,7 +13,6 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _SAME = {
     USER_TAG: "mlflow.user",
-    DESCRIPTION_TAG: NOTE_TAG,
     "git.commit": "mlflow.source.git.commit",
     "git.branch": "mlflow.source.git.branch",
 }
@@ -22,9 +21,12 @@ _SAME = {
 def with_shown(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags of a run together with those by which the page shows user, source and description."""
     shown = {name: tags[tag] for tag, name in _SAME.items() if tag in tags}
+    about = tags.get(DESCRIPTION_TAG)
     if command := tags.get(COMMAND_TAG):
         shown |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": _program(command)}
-        shown[NOTE_TAG] = "\n\n".join(filter(None, (tags.get(NOTES_TAG), f"```\n{command}\n```")))
+        about = about or f"```\n{command}\n```"
+    if about:
+        shown[NOTE_TAG] = "\n\n".join(filter(None, (tags.get(NOTES_TAG), about)))
     return shown | dict(tags)
 
 

@@ -8,7 +8,11 @@ import pytest
 from command import REPOSITORY, SMALL, checkpoint_bytes, journal, query, run_dirs, start, stop_at
 from preloaded import ksuit
 
+from ksuit_runner.cli.annotate import annotate
+from ksuit_runner.cli.export import export
+from ksuit_runner.errors import ResumeError
 from ksuit_runner.reports.report import report
+from ksuit_runner.reports.show import show
 
 FAST = (
     *SMALL,
@@ -73,7 +77,7 @@ def test_the_table_ranks_the_jobs_and_shows_mean_and_deviation_over_seeds(swept)
     assert float(groups[0][3]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=0.05)
 
 
-def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(swept):
+def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(swept, capsys):
     output_dir, output = swept
     parent, _ = runs(output_dir)
     artifacts = output_dir / "runs" / parent / "artifacts"
@@ -90,6 +94,18 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     assert ksuit(output_dir, "leaderboard=mine") == table
     assert ksuit(output_dir, "leaderboard=last") == table
     assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
+    here = [f"output_dir={output_dir}"]
+    annotate("mine", [*here, "notes=my first", "tags=[paper]"])
+    told = dict(query(output_dir, f"select key, value from tags where run_uuid = '{parent}'"))
+    assert told["mlflow.note.content"].startswith("my first\n\n| job |") and told["ksuit.tags"] == "paper"
+    capsys.readouterr()
+    show("mine", here)
+    shown = capsys.readouterr().out
+    assert "my first" in shown and shown.endswith(table)
+    with pytest.raises(
+        ResumeError, match=f"this is a sweep, and export= takes one of its runs: leaderboard={parent[:8]}"
+    ):
+        export(parent, here)
 
 
 def test_the_page_of_a_sweep_has_the_leaderboard_what_varies_and_the_curves_of_the_best(swept, tmp_path):
