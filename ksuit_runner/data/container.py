@@ -1,36 +1,23 @@
 """All datasets of a run, and the one stream that delivers the batches of training and evaluation."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
 from itertools import count
-from time import perf_counter
 from typing import Any
-
-import numpy as np
 
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, Evaluation, evaluation_requests
+from ksuit_runner.data.batch_supply import BatchSupply, Sources
 from ksuit_runner.data.collators import Collated, CollateFn, collate_fns
-from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, Part, fetch_batch
+from ksuit_runner.data.fetch_batch import BatchRequest, Part
+from ksuit_runner.data.inspection import Inspection
 from ksuit_runner.data.iterable_source import EvaluatedSource, StreamOrder, is_map_style, is_seekable, is_stream
 from ksuit_runner.data.order import CheckedOrder, Order, Shuffled
-from ksuit_runner.data.probe import (
-    Probe,
-    drawn_samples,
-    first_samples,
-    first_shape,
-    is_repeatable,
-    probe_dataset,
-    probe_stream,
-)
 from ksuit_runner.data.stream import LocalStream, Stream, WorkerStream
 from ksuit_runner.data.training_stream import TrainingStream
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.system.signals import Interruption
 
-_LOGGER = logging.getLogger(__name__)
 _GRACE_S = 5.0
 
 
@@ -110,8 +97,6 @@ class DataContainer:
         self.prefetch = prefetch
         self.interruption = interruption or Interruption()
         self.world = world or World()
-        # The others may wait for this rank already: the update is finished if its batch comes soon.
-        self._grace_s = _GRACE_S if self.world.size > 1 else 0.0
         self.pins_memory = False
         self._order = self._build_order(order, samples_per_epoch)
         self._training = None
@@ -119,10 +104,10 @@ class DataContainer:
             self._training = TrainingStream(
                 self.train_dataset, self._collate_fn(train), train, seed, batch_size, self.world
             )
-        self._probes: dict[str, Probe] = {}
-        self._stream: Stream | None = None
-        self._delivered: list[Part] = []
-        self._wait_seconds = 0.0
+        self._inspection = Inspection(self.datasets, self._source_of, train, batch_size, self._training)
+        # The others may wait for this rank already: the update is finished if its batch comes soon.
+        grace_s = _GRACE_S if self.world.size > 1 else 0.0
+        self._supply = BatchSupply(self._new_stream, seed, self._training, self.interruption, grace_s)
 
     def _build_order(
         self, order: Callable[..., Order] | None, samples_per_epoch: int | None
@@ -152,19 +137,19 @@ class DataContainer:
 
     @property
     def _sources(self) -> dict[str, Any]:
-        """What batches are fetched from, by key: map-style datasets, with the collate functions of the config."""
-        return {
-            key: Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
-            for key, dataset in self.datasets.items()
-            if is_map_style(dataset)
-        }
+        return {key: self._source_of(key) for key, dataset in self.datasets.items() if is_map_style(dataset)}
+
+    def _source_of(self, key: str) -> Any:
+        """Return what batches of a map-style dataset are fetched from: it has the collate function of the config."""
+        dataset = self.datasets[key]
+        return Collated(dataset, self._collate_fns[key]) if key in self._collate_fns else dataset
 
     @property
     def train_dataset(self) -> Any:
         """The dataset to train on."""
         return self.datasets[self.train]
 
-    @cached_property
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a model's input without the batch dimension.
 
@@ -173,12 +158,7 @@ class DataContainer:
         Raises:
             ConfigError: The dataset has no such attribute, and the first element has no shape.
         """
-        shape = getattr(self.train_dataset, "input_shape", None) or first_shape(
-            self._first_source(), self._whole_batch(self.train)
-        )
-        if shape is None:
-            raise self._lacks("input_shape", ", and its samples do not begin with a tensor")
-        return tuple(shape)
+        return self._inspection.input_shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -187,20 +167,15 @@ class DataContainer:
         Raises:
             ConfigError: The dataset has no such attribute.
         """
-        shape = getattr(self.train_dataset, "output_shape", None)
-        if shape is None:
-            raise self._lacks("output_shape", ", such as (classes,)")
-        return tuple(shape)
+        return self._inspection.output_shape
 
     def known_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return ``input_shape`` and ``output_shape`` as far as they are known without reading data."""
-        known = {name: getattr(self.train_dataset, name, None) for name in ("input_shape", "output_shape")}
-        known["input_shape"] = known["input_shape"] or vars(self).get("input_shape")
-        return {name: tuple(shape) for name, shape in known.items() if shape is not None}
+        return self._inspection.known_shapes()
 
     def first_samples(self) -> Any:
         """Return a batch of the first training samples, with all random generators undisturbed."""
-        return first_samples(self._first_source(), self._whole_batch(self.train))
+        return self._inspection.first_samples()
 
     def drawn_samples(self, count: int, draw: int) -> Any:
         """Return a batch of training samples as they are drawn for the n-th time: with other augmentations each time.
@@ -214,15 +189,7 @@ class DataContainer:
         Raises:
             ConfigError: The training dataset is a stream that this would move on.
         """
-        if self._training is None:
-            source, last = self._sources[self.train], len(self.train_dataset) - 1
-            return drawn_samples(source, np.unique(np.linspace(0, last, count).astype(np.int64)), draw)
-        if (stream := self._training.first_source()) is None:
-            raise ConfigError(
-                "the first samples of such a stream cannot be read without moving it on",
-                path=f"data.datasets.{self.train}",
-            )
-        return drawn_samples(stream, np.arange(count), draw)
+        return self._inspection.drawn_samples(count, draw)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return class, size and digest by dataset key, to record which data a run uses.
@@ -230,54 +197,16 @@ class DataContainer:
         The digest covers class, size and a few samples; of a stream, whose size is None, only the class. The same data
         has the same digest in every process.
         """
-        return {
-            key: {
-                "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-                "size": len(dataset) if hasattr(dataset, "__len__") else None,
-                "digest": self._probe(key).digest,
-            }
-            for key, dataset in self.datasets.items()
-        }
+        return {key: self._inspection.describe(key) for key in self.datasets}
 
     def check_repeatable(self) -> None:
         """Warn of datasets that return other data for the same seeds: runs with them are not exact."""
-        for key, source in self._sources.items():
-            if not is_repeatable(source, self._whole_batch(key), self._probe(key)):
-                _LOGGER.warning(
-                    "warning: data.datasets.%s: a %s returns other data when the same samples are fetched again with "
-                    "the same seeds, so a resume or another number of workers is not exact. Draw from torch, "
-                    "numpy.random or random, which are seeded for each batch, or seed a generator of your own from one "
-                    "of them in __getitem__; do not count calls or read the clock",
-                    *(key, type(self.datasets[key]).__name__),
-                )
+        self._inspection.check_repeatable()
         if self._training is not None:
             self._training.check(self.num_workers)
 
-    def _first_source(self) -> Any:
-        """Return what the first samples for training are fetched from, without moving a stream on."""
-        if self._training is None:
-            return self._sources[self.train]
-        if (source := self._training.first_source()) is None:
-            raise self._lacks("input_shape", ", and the first samples of such a stream cannot be read in advance")
-        return source
-
     def _collate_fn(self, key: str) -> CollateFn | None:
         return self._collate_fns.get(key) or getattr(self.datasets[key], "collate_fn", None)
-
-    def _probe(self, key: str) -> Probe:
-        if key not in self._probes:
-            dataset = self.datasets[key]
-            self._probes[key] = (
-                probe_stream(dataset)
-                if is_stream(dataset)
-                else probe_dataset(self._sources[key], self._whole_batch(key))
-            )
-        return self._probes[key]
-
-    def _whole_batch(self, key: str) -> int:
-        """Return how many samples a batch has, which a collate function may depend on."""
-        dataset = self.datasets[key]
-        return min(self.batch_size, len(dataset)) if is_map_style(dataset) else self.batch_size
 
     def new_counter(
         self, max_epochs: int | None = None, max_updates: int | None = None, max_samples: int | None = None
@@ -318,7 +247,7 @@ class DataContainer:
         if self._training is not None:
             sources = {**sources, self.train: self._training.source(counter, parts)}
             workers = self._training.most_workers(workers)
-        self._stream = self._new_stream(plan, sources, workers)
+        self._supply.open(self._new_stream(plan, sources, workers))
 
     def state_dict(self, update: int) -> dict[str, Any]:
         """Return the state of a training stream after an update, the last one or the one before; mostly empty."""
@@ -339,17 +268,7 @@ class DataContainer:
             Interrupted: A signal asked the run to end.
             Exception: What the dataset raised.
         """
-        stream = self._stream
-        assert stream is not None, "open() comes first"
-        start = perf_counter()
-        try:
-            while (head := stream.head) is not None and head.epoch == EVALUATION:
-                stream.drop()
-            if head is None:
-                raise StopIteration("there is no further update")
-            return self._deliver(self.interruption.wait_for(stream.take, self._grace_s), head)
-        finally:
-            self._wait_seconds += perf_counter() - start
+        return self._supply.next_training_batch()
 
     def batches_in(self, dataset_key: str, batch_size: int | None = None) -> int | None:
         """Return the number of batches of a dataset in an evaluation; None of a stream, which ends when it ends.
@@ -387,7 +306,9 @@ class DataContainer:
         size, length = batch_size or self.eval_batch_size, self.batches_in(dataset_key, batch_size)
         if length is not None:
             most = length if max_batches is None else min(length, max_batches)
-            return self._evaluation_batches(dataset_key, size, range(most) if numbers is None else numbers)
+            numbers = range(most) if numbers is None else numbers
+            requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), size, numbers)
+            return self._supply.evaluation_batches(requests, self._sources)
         is_training = self.datasets[dataset_key] is self.train_dataset
         if is_training and (max_batches is None or not is_seekable(self.train_dataset)):
             raise ConfigError(
@@ -397,7 +318,8 @@ class DataContainer:
             )
         if numbers is None:
             numbers = count() if max_batches is None else range(max_batches)
-        return self._stream_batches(dataset_key, size, iter(numbers))
+        source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))
+        return self._supply.batches_of_a_stream(dataset_key, source, size, iter(numbers))
 
     def first_evaluation_batch(self, dataset_key: str, batch_size: int | None = None) -> Any:
         """Return the first of ``evaluation_batches``, fetched in this process; the stream of batches stays as it is.
@@ -412,85 +334,22 @@ class DataContainer:
             return next(self.evaluation_batches(dataset_key, batch_size, 1))
         size, samples = batch_size or self.eval_batch_size, len(self.datasets[dataset_key])
         [request] = evaluation_requests(dataset_key, samples, size, [0])
-        take = partial(fetch_batch, self._sources, self.seed, request)
-        return self._deliver_one(self.interruption.wait_for(take), len(request.indices))
-
-    def _stream_batches(self, dataset_key: str, size: int, numbers: Iterator[int]) -> Iterator[Any]:
-        """Read a stream, in this process: nobody knows in advance how many batches it has."""
-        source = EvaluatedSource(self.datasets[dataset_key], self._collate_fn(dataset_key))
-        wanted = next(numbers, None)
-        for number in count():
-            if wanted is None:
-                return
-            request = BatchRequest(dataset_key, EVALUATION, number, np.arange(number * size, (number + 1) * size))
-            take = partial(fetch_batch, {dataset_key: source}, self.seed, request)
-            batch, samples = self.interruption.wait_for(take)
-            if samples and number == wanted:
-                yield self._deliver_one(batch, samples)
-                wanted = next(numbers, None)
-            elif not samples and number == 0:
-                raise KsuitError(
-                    f"a {type(self.datasets[dataset_key]).__name__} has no samples; a stream has to begin again "
-                    "whenever it is iterated over, which a generator does not",
-                    path=f"data.datasets.{dataset_key}",
-                )
-            if samples < size:
-                return
-
-    def _evaluation_batches(self, dataset_key: str, batch_size: int, numbers: Iterable[int]) -> Iterator[Any]:
-        requests = evaluation_requests(dataset_key, len(self.datasets[dataset_key]), batch_size, numbers)
-        stream, sources = self._stream, self._sources
-        if stream is None or stream.head is None:
-            yield from self._separate_stream(requests)
-            return
-        while stream.head is not None and stream.head.epoch == EVALUATION and not stream.head.begins:
-            stream.drop()  # the rest of an evaluation that ended early
-        for request in requests:
-            if stream.head is not None and stream.head.is_same(request):
-                take = stream.take
-            else:
-                take = partial(fetch_batch, sources, self.seed, request)
-            yield self._deliver_one(self.interruption.wait_for(take), len(request.indices))
-
-    def _separate_stream(self, requests: Iterator[BatchRequest]) -> Iterator[Any]:
-        stream = self._new_stream(requests, self._sources, self.num_workers)
-        try:
-            while (head := stream.head) is not None:
-                yield self._deliver_one(self.interruption.wait_for(stream.take), len(head.indices))
-        finally:
-            stream.close()
+        return self._supply.fetch(request, self._sources)
 
     def samples_in(self, batch: Any) -> int | None:
         """Return how many samples were fetched for the batch, or the parts, returned last; None for any other batch."""
-        return next((part.samples for part in self._delivered if part.batch is batch), None)
-
-    def _deliver(self, batches: Sequence[Any], request: BatchRequest) -> list[Part]:
-        if self._training is not None:
-            batches = [self._training.unpack(batch, request) for batch in batches]
-        assert request.spans is not None
-        self._delivered = [
-            Part(batch, number, stop - start)
-            for batch, (number, start, stop) in zip(batches, request.spans, strict=True)
-        ]
-        return self._delivered
-
-    def _deliver_one(self, batch: Any, samples: int) -> Any:
-        self._delivered = [Part(batch, 0, samples)]
-        return batch
+        return self._supply.samples_in(batch)
 
     def take_wait_seconds(self) -> float:
         """Return how long training has waited for data since the last call, in seconds."""
-        seconds, self._wait_seconds = self._wait_seconds, 0.0
-        return seconds
+        return self._supply.take_wait_seconds()
 
     def close(self) -> None:
         """End the stream and its workers; ``open`` may follow again."""
-        self._delivered = []
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._supply.close()
 
-    def _new_stream(self, plan: Any, sources: Mapping[str, Any], num_workers: int) -> Stream:
+    def _new_stream(self, plan: Iterable[BatchRequest], sources: Sources, num_workers: int | None = None) -> Stream:
+        num_workers = self.num_workers if num_workers is None else num_workers
         if num_workers == 0:
             return LocalStream(sources, self.seed, plan)
         return WorkerStream(sources, self.seed, plan, num_workers, self.prefetch, self.pins_memory)
@@ -498,10 +357,6 @@ class DataContainer:
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:
             raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, self.datasets)}", path=path)
-
-    def _lacks(self, attribute: str, more: str) -> ConfigError:
-        name = type(self.train_dataset).__name__
-        return ConfigError(f"{name} has no attribute '{attribute}'{more}", path=f"data.datasets.{self.train}")
 
 
 def _check_number(name: str, value: Any, least: int) -> None:

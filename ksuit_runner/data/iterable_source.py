@@ -177,10 +177,20 @@ class EvaluatedSource:
         self._iterator: Iterator[Any] | None = None
 
     def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
-        """Return the next samples, fewer at the end."""
-        if self._iterator is None:
-            self._iterator = iter(self._dataset.iterate(0) if is_seekable(self._dataset) else self._dataset)
-        return list(islice(self._iterator, len(indices)))
+        """Return the next samples, fewer at the end.
+
+        Raises:
+            KsuitError: There is none at all.
+        """
+        if self._iterator is not None:
+            return list(islice(self._iterator, len(indices)))
+        self._iterator = iter(self._dataset.iterate(0) if is_seekable(self._dataset) else self._dataset)
+        if samples := list(islice(self._iterator, len(indices))):
+            return samples
+        raise KsuitError(
+            f"a {type(self._dataset).__name__} has no samples; a stream has to begin again whenever it is iterated "
+            "over, which a generator does not"
+        )
 
     def collate_fn(self, samples: list[Any]) -> tuple[Any, int]:
         """Return the batch, None if there is none, and the number of its samples."""
