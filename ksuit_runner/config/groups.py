@@ -1,7 +1,9 @@
 """The folders of YAML files that a config is composed from: its groups, and the choices in each."""
 
+import os
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -80,12 +82,20 @@ def _folders() -> list[Path]:
 
 
 def hint_of_files(group: str, choice: str) -> str:
-    """Say why a file is not found that the project seems to have: its ending, or the name of the folder; or nothing."""
+    """Say why a file is not found that the project seems to have, or nothing.
+
+    Its ending or the name of its folder is another one, or the working directory is not the project's, but above or
+    below it.
+    """
     for folder in ("conf", *_WRONG_NAMES):
         for ending in (".yaml", ".yml"):
             path = Path(folder, group, f"{choice}{ending}")
             if (folder, ending) != ("conf", ".yaml") and path.is_file():
                 return f"{path} has to be conf/{group}/{choice}.yaml"
+    here = Path.cwd()
+    for around in (*here.parents, *sorted(here.iterdir())):
+        if os.path.isfile(around / "conf" / group / f"{choice}.yaml"):  # False, too, where one may not look
+            return f"{around}/conf has it: cd {quote(str(around))}"
     return ""
 
 

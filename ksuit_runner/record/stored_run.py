@@ -258,9 +258,9 @@ def _is_trained(paths: OutputPaths, entry: IndexEntry) -> bool:
 def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
     """Return the error for a run that does not exist, with the nearest name."""
     names = {entry.name for entry in _index(paths)} | set(_run_ids(paths))
-    where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
     if query == "last" or not names:
-        return ResumeError(f"{flag}={query}: there is no run in {where}")
+        return ResumeError(f"{flag}={query}: there is no run in {paths.output_dir}")
+    where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
     if near := suggest(query, names):
         hint = f"Did you mean '{near}'?"
     else:

@@ -88,6 +88,15 @@ def test_a_file_in_the_wrong_place_is_found(tmp_path, monkeypatch, file):
     assert f"{file} has to be conf/callbacks/mine.yaml" in refusal("callbacks=[mine]")
 
 
+@pytest.mark.parametrize("here", ["project/conf", "."])
+def test_a_file_of_a_project_around_is_found(tmp_path, monkeypatch, here):
+    path = tmp_path / "project" / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# @package _global_\n")
+    monkeypatch.chdir(tmp_path / here)
+    assert f"'mine'. {tmp_path}/project/conf has it: cd {tmp_path}/project" in refusal("experiment=mine")
+
+
 def test_help_shows_what_each_key_is_for(capsys):
     assert _main(["--help", "optimizer=sgd"]) == 0
     printed = capsys.readouterr().out

@@ -36,8 +36,14 @@ def test_the_commands_of_the_tutorial(tmp_path, monkeypatch):
     made, shipped = ({path.relative_to(base) for path in base.rglob("*")} for base in (folder, EXAMPLE))
     assert {path for path in shipped if "__pycache__" not in path.parts} <= made
 
-    ((arguments, said),) = re.findall(r"^\$ ksuit-runner (.*)\nerror: (.*)$", TUTORIAL, re.MULTILINE)
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
+    exec(code, names := {})
+    assert len(names["metrics"]("last")) and not names["model"].training
+    del sys.modules["spirals"]
+
+    ((arguments, said),) = re.findall(r"^\$ ksuit-runner (.*)\nerror: (.*)$", TUTORIAL, re.MULTILINE)
     with pytest.raises(ConfigError, match=re.escape(said)):
         _main(shlex.split(arguments))
 
