@@ -36,6 +36,9 @@ FLAGS = (
 SETTLE_S, LONGEST_S = 2.0, 120.0
 TIDY = """
 {
+  const style = document.createElement('style');
+  style.innerText = '.modebar {display: none !important}';
+  document.head.append(style);
   const items = [...document.querySelectorAll('button, label, a')];
   const clicked = items.filter(item => /^(close|model training)/i.test(item.ariaLabel || item.innerText || ''));
   clicked.forEach(item => item.click());
@@ -43,7 +46,7 @@ TIDY = """
   window.tidied && items.length > 10;
 }
 """
-"""Closes the assistant and what is for language models, and says whether the page is there."""
+"""Closes the assistant and what is for language models, hides what covers the charts, and says whether the page is there."""
 
 
 def main() -> None:
