@@ -46,7 +46,7 @@ TIDY = """
   window.tidied && items.length > 10;
 }
 """
-"""Closes the assistant and what is for language models, hides what covers the charts, and says whether the page is there."""
+"""Closes the assistant and what is for language models, hides what covers charts, and says if the page is there."""
 
 
 def main() -> None:
