@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ksuit_runner.config.explain import explain
 from ksuit_runner.config.groups import CONFIG_NAME, groups, register_search_path, shipped_conf
-from ksuit_runner.config.overrides import full_name, parse, root
+from ksuit_runner.config.overrides import bare_name, full_name, parse, root, value_text
 from ksuit_runner.errors import ConfigError
 
 _LOCATIONS = ("output_dir", "tracker", "trust")
@@ -59,9 +59,11 @@ def compose_with_choices(overrides: Sequence[str]) -> tuple[DictConfig, dict[str
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             config = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
-        return _without_hydra(config), chosen
+        config = _without_hydra(config)
     except Exception as error:  # only Hydra runs here, and it does not wrap everything that its parser raises
         raise explain(error, overrides) from None
+    refuse_empty_mappings(config, overrides)
+    return config, chosen
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -167,6 +169,23 @@ def without_sweep(config: DictConfig) -> DictConfig:
         for name in NOT_STORED:
             config.pop(name, None)
     return config
+
+
+def refuse_empty_mappings(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse ``trainer.parameter_rules={}``, which would leave the rules as they are: Hydra merges mappings.
+
+    Args:
+        config: The config with the overrides applied.
+        overrides: The overrides.
+
+    Raises:
+        ConfigError: An empty mapping is given where there is one with something in it.
+    """
+    for item in overrides:
+        name, is_empty = bare_name(item), re.fullmatch(r"\{\s*\}", value_text(item).strip())
+        if is_empty and (there := OmegaConf.select(config, name)):
+            none = f"{name}=[]" if name in groups() else f"~{name}" if "_target_" in there else f"{name}=null"
+            raise ConfigError(f"{item}: it would change nothing, as mappings are merged. For none, write {none}")
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.compose import NOT_STORED, chooses_group, compose_config, refuse_long_overrides, set_values
+from ksuit_runner.config.compose import (
+    NOT_STORED,
+    chooses_group,
+    compose_config,
+    refuse_empty_mappings,
+    refuse_long_overrides,
+    set_values,
+)
 from ksuit_runner.config.differences import ABSENT, put_differences
 from ksuit_runner.config.explain import MISTAKES, explain
 from ksuit_runner.config.overrides import parse
@@ -43,9 +50,11 @@ def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         _choose(tree, chosen, for_hydra)
     changed = OmegaConf.create(tree, flags={"struct": True})
     try:
-        return set_values(changed, values)
+        changed = set_values(changed, values)
     except MISTAKES as error:
         raise explain(error, overrides, changed) from None
+    refuse_empty_mappings(changed, overrides)
+    return changed
 
 
 def _choose(tree: dict[Any, Any], chosen: Sequence[Override], for_hydra: Sequence[str]) -> None:

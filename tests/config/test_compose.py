@@ -145,3 +145,10 @@ def test_files_that_choose_each_other_end(project):
         Path(FILE).with_stem(name).write_text(f"{WHOLE}defaults: [/experiment/{other}]\n")
     with pytest.raises(ConfigError, match="files choose each other in `defaults`"):
         compose_config(["experiment=mine"])
+
+
+def test_an_empty_mapping_that_would_change_nothing_is_refused(project):
+    for item, instead in (("trainer.parameter_rules={}", "=null"), ("callbacks={ }", r"=\[\]")):
+        with pytest.raises(ConfigError, match=f"^{item}: it would change nothing, .*{instead}$"):
+            compose_config([item])
+    assert compose_config(["initialize.rename={}"]).initialize.rename == {}  # which it is already

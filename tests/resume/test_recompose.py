@@ -97,6 +97,7 @@ def test_what_data_brings_comes_with_it_unless_it_is_chosen(project, stored):
         ("callbacks=[accuracyy]", "callbacks: there is no 'accuracyy'. Did you mean 'accuracy'"),
         ("~callbacks.loss", "there is no 'callbacks.loss' to remove"),
         ("+seed=3", "An item is already at 'seed'"),
+        ("callbacks.ema={}", "callbacks.ema={}: it would change nothing, .* write ~callbacks.ema"),
         ("seed=1,2", "seed=1,2: a stored run takes one value, not a sweep"),
         ("name=${hydra:job.name}", "a stored run is not composed by Hydra again; write the value itself"),
         ("seed", "seed: "),
