@@ -1,6 +1,7 @@
 """From a loss to other weights: the scale of float16, the limits of gradients, the optimizers, their schedules."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class OptimizerStep:
         strategy: How the ranks share the training.
 
     Attributes:
-        grad_norm: Norm of the last update's gradients before they were clipped together, or None.
+        grad_norm: Norm of the gradients before they were clipped together, of the last update that has stepped; or None.
 
     Raises:
         ConfigError: One of the optimizers cannot train in float16.
@@ -133,6 +134,17 @@ class OptimizerStep:
         """Drop the gradients of all parameters."""
         forget_gradients(self._optimizers.parameters)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the norms of gradients that are known: after it, updates may be skipped, or another's turn."""
+        members = {name: member.grad_norm for name, member in self._optimizers.members.items()}
+        return {"together": self.grad_norm, "own": members}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], device: torch.device) -> None:
+        """Restore what ``state_dict`` returned, of the optimizers that are there."""
+        self.grad_norm = _on(device, state_dict["together"])
+        for name, member in self._optimizers.members.items():
+            member.grad_norm = _on(device, state_dict["own"].get(name))
+
     def _finish(self) -> None:
         self._is_unscaled = False
         self.forget_gradients()
@@ -177,6 +189,10 @@ class OptimizerStep:
                 member.grad_norm = clip_gradients(member.parameters, member.clip_norm, self._strategy)
         if self._clip_norm is not None and turn.clipped_together:
             self.grad_norm = clip_gradients(turn.clipped_together, self._clip_norm, self._strategy)
+
+
+def _on(device: torch.device, norm: Tensor | None) -> Tensor | None:
+    return None if norm is None else norm.to(device)
 
 
 def _check_scaled(optimizers: Optimizers, strategy: Strategy) -> None:

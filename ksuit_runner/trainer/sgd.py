@@ -464,7 +464,7 @@ class SgdTrainer:
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """Norm of the last update's gradients before they were clipped together, a scalar; None without clipping."""
+        """Norm of gradients before they were clipped together, at the last step, a scalar; None without clipping."""
         return self.optimizer_step.grad_norm
 
     # State
@@ -479,6 +479,7 @@ class SgdTrainer:
             **self.optimizers.state_dict(),
             "loss": self._loss.tensors(),
             "skips": self.loss_check.skips,
+            "grad_norms": self.optimizer_step.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counter": self.counter.state_dict(),
             "data": self.data_container.state_dict(self.counter.update),
@@ -504,6 +505,8 @@ class SgdTrainer:
         if self.freezing is not None:
             self.freezing.apply(self.counter.update)
         self.loss_check.skips = state_dict.get("skips", 0)
+        if "grad_norms" in state_dict:  # earlier versions stored none
+            self.optimizer_step.load_state_dict(state_dict["grad_norms"], self.device)
         arrangements = state_dict.get("arrangements", {})
         if "model" in arrangements:
             self.model.arrange(arrangements["model"])

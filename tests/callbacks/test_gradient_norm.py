@@ -27,3 +27,19 @@ def test_the_norm_before_clipping_is_logged(new_run):
 
 def test_without_clipping_nothing_is_logged(new_run):
     assert new_run({"norm": partial(GradientNorm, every_n_updates=1)}, max_updates=3).train().metrics() == set()
+
+
+class SkipsAllButTheFirst(CallbackBase):
+    replaces_state = True
+
+    def _before_every_optimizer_step(self, update_counter):
+        if update_counter.update > 0:
+            self.trainer.skip_update()
+
+
+def test_a_resumed_run_knows_the_norm_of_the_last_step(new_run):
+    callbacks = {"norm": partial(GradientNorm, every_n_updates=3), "skips": SkipsAllButTheFirst}
+    reference = new_run(callbacks, "reference", clip_norm=1.0, max_updates=3).train().metric("gradient_norm")
+    new_run(callbacks, clip_norm=1.0, max_updates=3, stop_at=2).train()
+    assert new_run(callbacks, clip_norm=1.0, max_updates=3, strict=False).train().metric("gradient_norm") == reference
+    assert list(reference) == [3]
