@@ -46,7 +46,7 @@ class OptimizerStep:
         strategy: How the ranks share the training.
 
     Attributes:
-        grad_norm: Norm of the gradients before they were clipped together, of the last update that has stepped; or None.
+        grad_norm: Norm of the gradients before they were clipped together, at the last step; or None.
 
     Raises:
         ConfigError: One of the optimizers cannot train in float16.

@@ -92,7 +92,7 @@ def test_states_that_agree_are_stored_once_and_others_for_each_rank(held):
         resumed(*make(**kinds), found, World())
     loaded = resumed(*make(**kinds), found, World(), may_lack=True)
     assert loaded["b"] is None and loaded["c"] == {"n": 3} and loaded["a"]["number"] == 2.0
-    with pytest.raises(ResumeError, match=r"and one for \['b'\]"):
+    with pytest.raises(ResumeError, match="b is missing"):
         resumed(*make(a=Held, c=Merged, d=Held), found, World())
     broken = stored(checkpoint, common, [{"b": None, "c": [1]}, {"b": None, "c": 2}, {"b": None, "c": 3}])
     with pytest.raises(ResumeError, match="another state than a Merged can load"):
