@@ -97,8 +97,7 @@ class WholeBatch:
 
     def counted(self, losses: Losses, weight: float) -> Tensor | None:
         """Return the total loss."""
-        total: Tensor = losses["total"]
-        return total
+        return losses["total"]
 
     def add(self, part: WeighedPart, losses: Losses, update: int) -> None:
         """Compute the gradients; what callbacks have left at the parameters is dropped."""

@@ -20,7 +20,7 @@ _WANTED = (
 )
 
 
-class Losses(dict[str, Any]):
+class Losses(dict[str, Tensor]):
     """The losses of a batch, or of a part of it, by name: scalars that are means, of which ``total`` is minimized.
 
     Attributes:
@@ -42,7 +42,7 @@ class Losses(dict[str, Any]):
         for name, loss in self.items():
             self[name] = loss.detach()
 
-    def means(self, weight: Count, size: Count) -> Iterator[tuple[str, Any, Count]]:
+    def means(self, weight: Count, size: Count) -> Iterator[tuple[str, Tensor, Count]]:
         """Yield each loss that is not the sum of others, with its name and what it is a mean over.
 
         Args:
