@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ksuit_runner.checkpoint.manifest import rank_of, read_manifest, verify
 from ksuit_runner.counter import Progress
+from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link, read_json
 
@@ -60,6 +61,23 @@ def has_traces(paths: PathProvider) -> bool:
 def weights_in(folder: Path) -> set[str]:
     """Return the names of the weights in a checkpoint: ``model``, and those that callbacks add, such as ``ema``."""
     return {path.stem for path in folder.glob("*.safetensors") if rank_of(path.name) is None} - {"trainer"}
+
+
+def weights_file(folder: Path, name: str, path: str | None = None) -> Path:
+    """Return the file with the weights of a name in a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        name: The name.
+        path: Config path that asks for them, for messages.
+
+    Raises:
+        ConfigError: There are no such weights.
+    """
+    there = weights_in(folder)
+    if name not in there:
+        raise ConfigError(f"checkpoint {folder.name} has no weights '{name}'. {did_you_mean(name, there)}", path)
+    return folder / f"{name}.safetensors"
 
 
 def damage(folder: Path, name: str | None = None, reads: Callable[[str], bool] = lambda file: True) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ksuit_runner.checkpoint.folders import weights_in
+from ksuit_runner.checkpoint.folders import weights_file
 from ksuit_runner.checkpoint.format import Checkpoint, read_weights
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.counter import UpdateCounter
@@ -14,7 +14,7 @@ from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import build_trainer, optimizers_of
 from ksuit_runner.engine.initialize import base_of
-from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean
+from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.record.stored_run import read_shapes
 from ksuit_runner.schedule import constant
@@ -95,12 +95,8 @@ def load_evaluated(
     values = {**base_of(checkpoint, config, model), **checkpoint.model}
     is_trained = weights in (None, "", TRAINED)
     if not is_trained:
-        folder = checkpoint.paths.checkpoint_dir
-        there = weights_in(folder) - {TRAINED}
-        if weights not in there:
-            problem = f"checkpoint {folder.name} has no weights '{weights}'. {did_you_mean(str(weights), there)}"
-            raise ConfigError(problem)
-        values |= {name: whole(value) for name, value in read_weights(folder, str(weights)).items()}
+        file = weights_file(checkpoint.paths.checkpoint_dir, str(weights))
+        values |= {name: whole(value) for name, value in read_weights(file.parent, file.stem).items()}
     state = checkpoint.state["trainer"]
     try:
         model.load(values, state.get("arrangements", {}).get("model"))

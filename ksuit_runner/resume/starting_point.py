@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ksuit_runner.checkpoint.folders import damage, names, weights_in
+from ksuit_runner.checkpoint.folders import damage, names, weights_file
 from ksuit_runner.checkpoint.manifest import MANIFEST, is_common
 from ksuit_runner.config.check.initialization import FILE_TYPES, NODE, Initialization, initialization_of
 from ksuit_runner.config.factory import Factory
-from ksuit_runner.errors import CheckpointError, ConfigError, did_you_mean, files_explained
+from ksuit_runner.errors import CheckpointError, ConfigError, files_explained
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.resume.reference import Reference, find_run
 
@@ -123,10 +123,4 @@ def weights_named(found: Reference, path: str, is_known: bool = False) -> Starti
     if intact is None:
         raise CheckpointError(f"{found.text}: run {found.run_id} has no intact checkpoint", path=path)
     checkpoint = found.paths.at_checkpoint(intact)
-    file = checkpoint.checkpoint_dir / f"{weights or 'model'}.safetensors"
-    there = weights_in(checkpoint.checkpoint_dir)
-    if file.stem not in there:
-        raise ConfigError(
-            f"checkpoint {intact} has no weights '{file.stem}'. {did_you_mean(file.stem, there)}", path=path
-        )
-    return StartingPoint(file, checkpoint)
+    return StartingPoint(weights_file(checkpoint.checkpoint_dir, weights or "model", path), checkpoint)
