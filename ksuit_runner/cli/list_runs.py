@@ -6,10 +6,10 @@ from omegaconf import DictConfig
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.outbox import Outbox, mark_if_killed
+from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
-from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.paths import OutputPaths
 from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -54,31 +54,23 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
 
 
 def _row(run: StoredRun, composed: DictConfig, overrides: Sequence[str]) -> tuple[str, ...]:
-    status = _recorded_status(run.paths) or _mark_if_killed(run.paths, composed, overrides)
+    status = run.recorded_status or _mark_if_killed(run, composed, overrides)
     metric, best = run.judged
     times = ("" if time is None else format_duration(time.total_seconds()) for time in (run.took, run.age))
     judged = metric, "" if best is None else format_number(best)
     return run.paths.run_id[:SHORT_ID], run.name, status.lower(), *judged, *times
 
 
-def _recorded_status(paths: PathProvider) -> str | None:
-    """Return how a run ended; None if it has not said so."""
-    try:
-        box = Outbox.load(paths)
-    except TrackerError:
-        return "DAMAGED"
-    return box.status if box is not None else None
-
-
-def _mark_if_killed(paths: PathProvider, composed: DictConfig, overrides: Sequence[str]) -> str:
+def _mark_if_killed(run: StoredRun, composed: DictConfig, overrides: Sequence[str]) -> str:
     """Return RUNNING for a run whose process is alive; else record it as KILLED, also with its tracker."""
+    paths = run.paths
     lock = StoredRunLock(paths.lock, paths.recorder_lock)
     if is_held(paths.recorder_lock) and not is_held(paths.lock):
         return EndStatus.KILLED  # its recorder is delivering that
     try:
         lock.acquire(wait=False)
     except ResumeError:  # its process is alive, or on a host of which only the clock tells
-        return "RUNNING" if lock.seems_alive() else EndStatus.KILLED
+        return run.status
     try:
         tracker = build_tracker(tracker_factory(paths, composed, overrides), paths)
         mark_if_killed(paths, tracker)

@@ -19,7 +19,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import read_points
 from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
-from ksuit_runner.system.run_lock import is_held
+from ksuit_runner.system.run_lock import seems_held
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json, read_text
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.start_tags import NOTES_TAG, TAGS_TAG
@@ -78,11 +78,12 @@ class StoredRun:
     @property
     def status(self) -> str:
         """How it ended; RUNNING while its process is alive, KILLED if that is gone without a word; or DAMAGED."""
-        if self._stored_box is None:
-            return "DAMAGED"
-        if self._box.status is not None:
-            return str(self._box.status)
-        return "RUNNING" if is_held(self.paths.lock) else EndStatus.KILLED
+        return self.recorded_status or ("RUNNING" if seems_held(self.paths.lock) else EndStatus.KILLED)
+
+    @property
+    def recorded_status(self) -> str | None:
+        """How it has said that it ended, or DAMAGED; None if it has not said so."""
+        return "DAMAGED" if self._stored_box is None else self._box.status
 
     @property
     def started(self) -> datetime | None:

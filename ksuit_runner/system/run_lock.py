@@ -25,6 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
 _BEATS = 2.5
+_STALE_AFTER_S = 30.0
 
 
 class Ownership:
@@ -165,7 +166,7 @@ class RunLock(Ownership):
         was_forced: Whether it was taken from a holder that is not certainly dead.
     """
 
-    def __init__(self, path: Path, stale_after_s: float = 30.0, beat_s: float = 5.0) -> None:
+    def __init__(self, path: Path, stale_after_s: float = _STALE_AFTER_S, beat_s: float = 5.0) -> None:
         super().__init__(path)
         self.stale_after_s = stale_after_s
         self.beat_s = beat_s
@@ -210,11 +211,6 @@ class RunLock(Ownership):
         os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
         self._thread = threading.Thread(target=self._beat, args=(self._file,), name="run-lock", daemon=True)
         self._thread.start()
-
-    def seems_alive(self) -> bool:
-        """Whether the holder has given a sign of life recently, by the clocks of both machines; for display only."""
-        seen = see(self.path)
-        return seen is not None and time.time() - seen.touched / 1e9 < self.stale_after_s
 
     def release(self) -> None:
         """Release the lock; one that belongs to another process by now, or is not held, stays as it is."""
@@ -314,6 +310,14 @@ class RunLock(Ownership):
 def is_held(path: Path) -> bool:
     """Whether the kernel keeps a lock for a process that is alive; false where it cannot tell."""
     return (seen := see(path)) is not None and seen.is_free is False
+
+
+def seems_held(path: Path) -> bool:
+    """Whether a process that is alive holds a lock, for display only: where the kernel cannot tell, the clocks do."""
+    seen = see(path)
+    if seen is None or seen.is_dead:
+        return False
+    return seen.is_free is False or time.time() - seen.touched / 1e9 < _STALE_AFTER_S
 
 
 def _close_in_child(lock: weakref.ref[RunLock]) -> None:
