@@ -106,10 +106,9 @@ def installed_packages() -> dict[str, str]:
     """Return the version of every installed package by its name; the first one on the path counts."""
     found: dict[str, str] = {}
     for distribution in distributions():
-        # A half-removed package has no name.
-        name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(name, distribution.version)
+        metadata = distribution.metadata  # which is read again by every access
+        if name := metadata["Name"]:  # a half-removed package has none
+            found.setdefault(name, metadata["Version"])
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
