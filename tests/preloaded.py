@@ -5,13 +5,14 @@ They are processes like any other (own pid, own workers, killed by SIGKILL); onl
 
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -19,11 +20,16 @@ import psutil
 from command import REPOSITORY, environment, remember
 from forked_recorder import fork_recorders
 
+from ksuit_runner.paths import OutputPaths
+from ksuit_runner.tracker import mlflow_store
+
 IMPORTS = (
     *("ksuit_runner.cli.dispatch", "ksuit_runner.engine.runner", "ksuit_runner.tracker.mlflow"),
     *("ksuit_runner.recorder.server", "ksuit_runner.recorder.life", "ksuit_runner.engine.connect_ranks"),
     *("ksuit_runner.distributed.ddp", "ksuit_runner.distributed.fsdp", "torch._dynamo"),
-    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "hydra._internal.hydra", "pytest"),
+    *("ksuit_runner.cli.start", "ksuit_runner.reports.live_curves", "ksuit_runner.ui.progress_bar"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store", "hydra._internal.hydra", "pytest"),
+    *("sqlalchemy.dialects.sqlite", "alembic.command", "email.policy"),
 )
 
 
@@ -174,14 +180,39 @@ def _run(
 def start(
     output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, prepare: Callable[[], None] | None = None
 ) -> Command:
-    """Do what ``command.start`` does without the seconds of imports; ``prepare`` is called first in the process."""
+    """Do what ``command.start`` does without the seconds of imports, and with an empty database in a new folder.
+
+    Args:
+        output_dir: Its output folder.
+        arguments: Its further arguments.
+        cwd: Its working directory.
+        prepare: Called first in the process.
+    """
     file, log = tempfile.mkstemp(prefix="ksuit-", suffix=".log")
     os.close(file)
+    if not any(item.startswith("tracker") for item in arguments):
+        _make_database(output_dir)
     given = (f"output_dir={output_dir}", *arguments)
     command = Preloaded().start(cwd, Path(log), given, as_a_command, environment(), prepare)
     weakref.finalize(command, os.unlink, log)
     remember(command)
     return command
+
+
+def _make_database(output_dir: Path) -> None:
+    """Copy an empty database into a folder that is new: creating one takes a second, copying it a millisecond."""
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        shutil.copytree(_template().name, output_dir, dirs_exist_ok=True)
+
+
+@cache
+def _template() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="ksuit-")
+    process = context().Process(target=mlflow_store.open_store, args=(OutputPaths(Path(folder.name)),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return folder
 
 
 def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:

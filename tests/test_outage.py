@@ -6,9 +6,9 @@ import signal
 import time
 
 import pytest
-from command import is_measured, journal, last_step, mlflow_points, query, run_dir, start, wait_until
+from command import is_measured, journal, last_step, mlflow_points, query, run_dir, wait_until
 from pausing import make_project
-from preloaded import ksuit
+from preloaded import ksuit, start
 from servers import MlflowServer, Proxy, locked, never_answering
 
 from ksuit_runner.paths import OutputPaths

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from command import checkpoint_bytes, journal, logged_files, run_dir, start, stop_at
+from command import checkpoint_bytes, journal, logged_files, run_dir, stop_at
 from omegaconf import OmegaConf
-from preloaded import ksuit
+from preloaded import ksuit, start
 from ranks import ksuit_on_ranks
 from safetensors import safe_open
 

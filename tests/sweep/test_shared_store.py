@@ -12,27 +12,31 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from command import is_measured, journal, ksuit, run_dirs
+from command import is_measured, journal, run_dirs
+from preloaded import ksuit
 from servers import MlflowServer, free_port
 
 pytestmark = pytest.mark.slow
 
-# A launcher of the project's own: processes that share what was imported before they were forked, so that 16 of them
-# start on a small machine as if at once.
+# A launcher of the project's own: its processes and their recorders share what was imported before they were forked, so
+# that 16 of them start on a small machine as if at once.
 FORKING = """
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+from forked_recorder import fork_recorders
 from ksuit_runner.launchers.base import Launcher
+from preloaded import context
+
+
+def nothing(number, training):
+    pass
 
 
 class ForkLauncher(Launcher):
     max_jobs = 16
 
     def open(self, sweep_paths):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ksuit_runner.engine.runner", "mlflow.store.tracking.sqlalchemy_store"])
-        self._pool = ProcessPoolExecutor(self.max_jobs, mp_context=context)
+        self._pool = ProcessPoolExecutor(self.max_jobs, context(), fork_recorders, (nothing,))
 
     def submit(self, function, task):
         return self._pool.submit(function, task)

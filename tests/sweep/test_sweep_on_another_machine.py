@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from command import checkpoint_bytes, is_measured, journal, lose_machine, run_dirs, start, wait_until
+from command import checkpoint_bytes, is_measured, journal, lose_machine, run_dirs, wait_until
 from pausing import make_project
-from preloaded import ksuit
+from preloaded import ksuit, start
 from servers import MlflowServer, Proxy
 
 from ksuit_runner.tracker.mlflow_names import metric_key
