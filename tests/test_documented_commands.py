@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import REPOSITORY, journal, ksuit, run_dir, run_dirs
+from command import REPOSITORY, journal, run_dir, run_dirs
+from preloaded import ksuit
 
 from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.config.check.whole_config import check_config

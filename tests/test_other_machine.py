@@ -12,12 +12,11 @@ from command import (
     lose_machine,
     read_until,
     run_dir,
-    start,
     stop_at,
     wait_until,
 )
 from pausing import make_project
-from preloaded import ksuit
+from preloaded import ksuit, start
 from servers import MlflowServer
 
 from ksuit_runner.counter import Progress
