@@ -49,7 +49,7 @@ class Content:
         shard: What this rank alone has.
     """
 
-    files: dict[str, dict[str, Tensor]]
+    files: Mapping[str, Mapping[str, Tensor]]
     document: dict[str, Any]
     shard: Shard
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksuit_runner.checkpoint.tensor_file import FixedTensors
 from ksuit_runner.tensors.foreach import copy_all
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,12 +33,15 @@ class HostBuffers:
         self.size = 0
         self._forms: list[Any] = []
         self._copies: list[Tensor] = []
+        self._names: list[tuple[str, ...]] = []
+        self._files: dict[str, FixedTensors] = {}
         self._devices: set[torch.device] = set()
         self._plain, self._pinned = _Memory(), _PinnedMemory()
 
-    def copy(self, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    @torch.no_grad()
+    def copy(self, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, FixedTensors]:
         """Return copies of the tensors of several files; the next call overwrites them."""
-        tensors = [tensor.detach() for tensor in chain.from_iterable(file.values() for file in files.values())]
+        tensors = [*chain.from_iterable(file.values() for file in files.values())]
         forms = [(item.shape, item.stride(), item.dtype, item.device if item.is_cuda else None) for item in tensors]
         if forms != self._forms:
             self._lay_out(tensors)
@@ -49,11 +53,14 @@ class HostBuffers:
                 copied.copy_(tensor, non_blocking=tensor.is_cuda)
         for device in self._devices:
             torch.cuda.synchronize(device)
-        copies = iter(self._copies)
-        return {name: {key: next(copies) for key in file} for name, file in files.items()}
+        if (names := [(name, *file) for name, file in files.items()]) != self._names:
+            self._names, copies = names, iter(self._copies)
+            self._files = {name: FixedTensors((key, next(copies)) for key in file) for name, file in files.items()}
+        return dict(self._files)
 
     def _lay_out(self, tensors: Sequence[Tensor]) -> None:
-        self._forms, self._copies = [], []  # they refer to the memory, which may be freed now
+        # They refer to the memory, which may be freed now.
+        self._forms, self._names, self._copies, self._files = [], [], [], {}
         self._devices = {tensor.device for tensor in tensors if tensor.is_cuda}
         self.size = sum(tensor.nbytes for tensor in tensors)
         placed, ends = [], {self._plain: 0, self._pinned: 0}

@@ -1,7 +1,7 @@
 """Safetensors files: which tensors fit into one, and its bytes, from the memory in which the tensors are."""
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,18 @@ _NAMES = {
 
 DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 """Dtypes by their names in a file."""
+
+
+_Piece = bytes | memoryview | Tensor | StoredTensor
+
+
+class FixedTensors(dict[str, Tensor]):
+    """Tensors of a file that stay where they are in memory, whatever is copied into them."""
+
+    @cached_property
+    def pieces(self) -> list[_Piece]:
+        """The pieces of the file, found once."""
+        return _pieces(self, {})
 
 
 def fits_file(value: Any) -> bool:
@@ -94,16 +106,29 @@ def parts(
         tensors: Dense tensors by name.
         metadata: Texts for the header.
     """
+    found = tensors.pieces if isinstance(tensors, FixedTensors) and not metadata else _pieces(tensors, metadata or {})
+    for piece in found:
+        yield piece if isinstance(piece, bytes | memoryview) else _memory(whole(piece).cpu().contiguous())
+
+
+def _pieces(tensors: Mapping[str, Tensor | StoredTensor], metadata: Mapping[str, str]) -> list[_Piece]:
+    """Return the header and the memory of every tensor, or the tensor itself, if it has to be copied or read."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # every tensor is aligned
-    header: dict[str, Any] = {METADATA: {"format": "pt", **(metadata or {})}}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **metadata}}
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.shape.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tuple(tensor.shape), "data_offsets": (start, end)}
     encoded = msgspec.json.encode(header)
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
-    yield len(encoded).to_bytes(8, "little") + encoded
+    pieces: list[_Piece] = [len(encoded).to_bytes(8, "little") + encoded]
     for _, tensor in ordered:
         if isinstance(tensor, StoredTensor) or not (tensor.is_cpu and tensor.is_contiguous()):
-            tensor = whole(tensor).cpu().contiguous()
-        yield tensor.detach().view(-1).view(torch.uint8).numpy().data
+            pieces.append(tensor)
+        else:
+            pieces.append(_memory(tensor))
+    return pieces
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    return tensor.detach().view(-1).view(torch.uint8).numpy().data
