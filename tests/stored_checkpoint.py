@@ -11,7 +11,7 @@ def store_checkpoint(paths, name, content, config_hash="hash", keep_last=99, tag
     return paths.checkpoints_dir / name
 
 
-def hand_over_checkpoint(paths, name, content, config_hash="hash", keep_last=99, tags=()):
+def hand_over_checkpoint(paths, name, content, config_hash="hash", keep_last=99, tags=(), is_packed=False):
     """Write the content of a checkpoint, and hand it over to be committed."""
-    write_partial(paths.checkpoints_dir / name, content, config_hash, keep_last, tags)
+    write_partial(paths.checkpoints_dir / name, content, config_hash, keep_last, tags, is_packed)
     hand_over(paths, name)

@@ -15,7 +15,7 @@ from command import REPOSITORY, SMALL, mlflow_points, run_dir
 from preloaded import ksuit
 
 from ksuit_runner.checkpoint.format import MODEL, STATE
-from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, manifest_text
 
 # Does what a user does, many times in one process: imports are most of what a command costs.
 PROGRAM = """
@@ -281,7 +281,7 @@ def sealed(folder):
     """Write a manifest that vouches for what is in a checkpoint's folder now."""
     (folder / MANIFEST).unlink()
     files = {path.name: fingerprint(path) for path in folder.iterdir()}
-    write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
+    (folder / MANIFEST).write_text(manifest_text(files, folder.name, "hash", False, {}, keep_last=2))
 
 
 class Evil:

@@ -1,7 +1,9 @@
 """Commits checkpoints: what was handed over as written becomes durable, is read back, named, and replaces older ones.
 
 A checkpoint is written to ``.NAME.tmp``, and handed over by renaming that to ``.NAME.ready``; until then nothing waits
-for the disk. From there on it is the committer's, which may work in another process: this module imports no torch.
+for the disk. From there on it is the committer's, which may work in another process: this module imports no torch. A
+tiny one is handed over as one file, which the committer unpacks to ``.NAME.unpacked``, and which stays until the
+checkpoint is committed.
 """
 
 import errno
@@ -21,6 +23,7 @@ from ksuit_runner.checkpoint.folders import (
     PARTIAL,
     READY,
     REPLACED,
+    UNPACKED,
     beside,
     damage,
     has_folder,
@@ -31,10 +34,11 @@ from ksuit_runner.checkpoint.folders import (
     tagged,
 )
 from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
+from ksuit_runner.checkpoint.packed import read_packed_manifest, unpack
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import lock_file
 from ksuit_runner.system.atomic_files import sync, write_text
-from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
+from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text, remove
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -102,20 +106,19 @@ class Committer:
             KsuitError: The run is not this process's to record; its names and older checkpoints are as they were.
         """
         folder = self.paths.checkpoints_dir / name
-        ready, replaced = beside(folder, READY), beside(folder, REPLACED)
         self._check_owner()
         try:
-            manifest = _verified(ready, name)
+            written, manifest = _verified(folder)
             self._sync_journal()
             if not _is_same(folder, manifest):
-                self._replace(folder, ready)
+                self._replace(folder, written)
         except OSError:
-            shutil.rmtree(ready, ignore_errors=True)
+            _drop(folder)
             raise
         self._check_owner()
-        shutil.rmtree(ready, ignore_errors=True)
+        _drop(folder)
         self._name(name, manifest["tags"])
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(beside(folder, REPLACED), ignore_errors=True)
         self._prune(name, manifest["keep_last"])
         self._on_committed()
 
@@ -133,7 +136,7 @@ class Committer:
             try:
                 if self._is_superseded(name, newer):
                     self._check_owner()
-                    shutil.rmtree(beside(self.paths.checkpoints_dir / name, READY), ignore_errors=True)
+                    _drop(self.paths.checkpoints_dir / name)
                 else:
                     self.commit(name)
                 results[name] = None
@@ -153,7 +156,7 @@ class Committer:
                 _LOGGER.warning("checkpoint %s of a process that died is dropped: %s", name, error)
             elif error is not None:
                 raise error
-        remove_partial(self.paths)
+        _remove_all(self.paths, PARTIAL, UNPACKED)
 
     def finish_interrupted(self) -> None:
         """Finish what a dead committer was doing: what it was replacing, and the names of what it had committed."""
@@ -178,27 +181,27 @@ class Committer:
     def _drop_unsynced(self) -> None:
         """Drop what was handed over under another kernel: a power cut may have left it whole, and the journal not."""
         for name in hidden(self.paths, READY):
-            ready = beside(self.paths.checkpoints_dir / name, READY)
+            folder = self.paths.checkpoints_dir / name
             with suppress(UnsafeFileError, OSError):  # a damaged one is dropped where it is to be committed
-                if read_manifest(ready, root_of(ready), name)["kernel"] != lock_file.kernel():
+                if _manifest_of_ready(folder)["kernel"] != lock_file.kernel():
                     self._check_owner()
-                    shutil.rmtree(ready, ignore_errors=True)
+                    _drop(folder)
 
-    def _replace(self, folder: Path, ready: Path) -> None:
+    def _replace(self, folder: Path, written: Path) -> None:
         """Give a verified checkpoint its name, and read it back; if that fails, what had the name before has it."""
         replaced = beside(folder, REPLACED)
         _finish_replacement(folder)
-        sync(*(path for path in ready.iterdir() if not path.name.startswith(".")), ready)
+        sync(*(path for path in written.iterdir() if not path.name.startswith(".")), written)
         if self._tags is None:  # whoever wrote it waited for no disk
             sync(*self.paths.checkpoints_dir.parents[:4])
         try:
             if folder.exists():
                 folder.rename(replaced)  # if the process is killed before the next rename, `recover` undoes this one
-            ready.rename(folder)
+            written.rename(folder)
             sync(folder.parent)
             _read_back(folder)
         except OSError:
-            if not ready.exists():
+            if not written.exists():
                 shutil.rmtree(folder, ignore_errors=True)
             _finish_replacement(folder)
             raise
@@ -227,9 +230,8 @@ class Committer:
 
     def _is_superseded(self, name: str, newer: int) -> bool:
         """Whether a checkpoint would be removed again once as many newer ones are committed as wait."""
-        ready = beside(self.paths.checkpoints_dir / name, READY)
         try:
-            manifest = read_manifest(ready, root_of(ready), name)
+            manifest = _manifest_of_ready(self.paths.checkpoints_dir / name)
         except (UnsafeFileError, OSError):
             return False
         return not manifest["tags"] and newer >= manifest["keep_last"]
@@ -272,24 +274,48 @@ def hand_over(paths: PathProvider, name: str) -> None:
     folder = paths.checkpoints_dir / name
     partial, ready = beside(folder, PARTIAL), beside(folder, READY)
     try:
-        shutil.rmtree(ready, ignore_errors=True)
+        remove(ready)
         partial.rename(ready)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         raise
 
 
 def remove_partial(paths: PathProvider) -> None:
     """Remove what a dead process has half written. Only the process that writes checkpoints may call this."""
-    for path in paths.checkpoints_dir.glob(f".*{PARTIAL}") if has_folder(paths) else ():
-        shutil.rmtree(path, ignore_errors=True)
+    _remove_all(paths, PARTIAL)
 
 
-def _verified(ready: Path, name: str) -> dict[str, Any]:
+def _remove_all(paths: PathProvider, *suffixes: str) -> None:
+    """Remove what is hidden of all checkpoints; other files, such as that of ``latest``, may be written right now."""
+    for suffix in suffixes:
+        for path in paths.checkpoints_dir.glob(f".E*{suffix}") if has_folder(paths) else ():
+            remove(path)
+
+
+def _verified(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return where the files of a checkpoint are that was handed over, unpacked and verified, and their manifest."""
+    written, root = beside(folder, READY), root_of(folder)
     try:
-        return verify(ready, root_of(ready), name, is_common)
+        if written.is_file():
+            packed, written = written, beside(folder, UNPACKED)
+            unpack(packed, written, root, folder.name)
+        return written, verify(written, root, folder.name, is_common)
     except UnsafeFileError as error:
         raise OSError(errno.EIO, f"what was written is damaged, {error}") from None
+
+
+def _manifest_of_ready(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint that was handed over."""
+    ready = beside(folder, READY)
+    read = read_packed_manifest if ready.is_file() else read_manifest
+    return read(ready, root_of(folder), folder.name)
+
+
+def _drop(folder: Path) -> None:
+    """Remove what was handed over of a checkpoint."""
+    remove(beside(folder, UNPACKED))
+    remove(beside(folder, READY))
 
 
 def _is_same(folder: Path, manifest: dict[str, Any]) -> bool:

@@ -10,8 +10,9 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.untrusted_files import UnsafeFileError, is_behind_link, read_json
 
-PARTIAL, READY, REPLACED = ".tmp", ".ready", ".old"
-"""Suffixes of what is not a checkpoint: one being written, one to be committed, and one that is being replaced."""
+PARTIAL, READY, UNPACKED, REPLACED = ".tmp", ".ready", ".unpacked", ".old"
+"""Suffixes of what is not a checkpoint: one being written, one to be committed, its folder if it was handed over as one
+file, and one that is being replaced."""
 
 
 def names(paths: PathProvider) -> list[str]:
@@ -20,7 +21,7 @@ def names(paths: PathProvider) -> list[str]:
 
 
 def hidden(paths: PathProvider, suffix: str) -> list[str]:
-    """Return the names of checkpoints that have a hidden folder with a suffix, newest first."""
+    """Return the names of checkpoints that have a hidden folder or file with a suffix, newest first."""
     found = paths.checkpoints_dir.glob(f".*{suffix}") if has_folder(paths) else ()
     return _newest_first(path.name.removeprefix(".").removesuffix(suffix) for path in found)
 
@@ -32,7 +33,7 @@ def _newest_first(found: Iterable[str]) -> list[str]:
 
 
 def beside(folder: Path, suffix: str) -> Path:
-    """Return the hidden folder of a checkpoint with a suffix."""
+    """Return the hidden folder or file of a checkpoint with a suffix."""
     return folder.with_name(f".{folder.name}{suffix}")
 
 

@@ -1,8 +1,7 @@
 """The content of a checkpoint: it is written to a folder of its own, and read only if all of it is intact."""
 
 import logging
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,16 @@ from ksuit_runner import __version__
 from ksuit_runner.checkpoint.base_weights import BASE
 from ksuit_runner.checkpoint.folders import PARTIAL, beside, names
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
-from ksuit_runner.checkpoint.manifest import Fingerprint, rank_of, verify, write_file, write_manifest
+from ksuit_runner.checkpoint.manifest import (
+    MANIFEST,
+    Fingerprint,
+    fingerprint_of,
+    manifest_text,
+    rank_of,
+    verify,
+    write_file,
+)
+from ksuit_runner.checkpoint.packed import write_packed
 from ksuit_runner.checkpoint.shards import FileTensor, Shard, Shards
 from ksuit_runner.checkpoint.state_types import Packer, callback_location, pointer, unpack
 from ksuit_runner.checkpoint.tensor_file import METADATA, fits_file, parts
@@ -25,7 +33,7 @@ from ksuit_runner.distributed.pieces import StoredTensor, piece_of, whole
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.system.untrusted_files import UnsafeFileError
+from ksuit_runner.system.untrusted_files import UnsafeFileError, remove
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -143,7 +151,14 @@ def _pack_callbacks(packer: Packer, states: Mapping[str, Any], where: str) -> di
     return {name: packer.pack(callback_location(name), state, pointer(where, name)) for name, state in states.items()}
 
 
-def write_partial(folder: Path, content: Content, config_hash: str, keep_last: int, tags: Sequence[str] = ()) -> None:
+def write_partial(
+    folder: Path,
+    content: Content,
+    config_hash: str,
+    keep_last: int,
+    tags: Sequence[str] = (),
+    is_packed: bool = False,
+) -> None:
     """Write the files of a checkpoint to ``.NAME.tmp``, to be handed over to whoever commits it (``HandOver``).
 
     Nothing waits for the disk.
@@ -154,18 +169,24 @@ def write_partial(folder: Path, content: Content, config_hash: str, keep_last: i
         config_hash: Hash of the run's config.
         keep_last: Number of newest checkpoints that the run keeps.
         tags: Tags that it is written for.
+        is_packed: Whether to write one file instead of a folder; for a state that is small.
 
     Raises:
         OSError: It could not be written; nothing has changed.
     """
-    temporary = beside(folder, PARTIAL)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary, head = beside(folder, PARTIAL), (folder.name, config_hash, keep_last, tags)
+    remove(temporary)
     try:
-        written = write_files(content, temporary)
-        write_head(content, folder.name, config_hash, keep_last, tags, temporary, written)
+        if is_packed:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            files = {file: b"".join(pieces) for file, pieces in _files(content)}
+            written = {file: fingerprint_of(whole_file) for file, whole_file in files.items()}
+            write_packed(temporary, _manifest(content, *head, written), files)
+        else:
+            temporary.mkdir(parents=True)
+            write_head(content, *head, temporary, write_files(content, temporary))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         raise
 
 
@@ -175,10 +196,14 @@ def write_files(content: Content, folder: Path) -> dict[str, Fingerprint]:
     Raises:
         OSError: It could not be written.
     """
-    named = {f"{name}.safetensors": tensors for name, tensors in content.files.items()}
-    written = {file: write_file(folder / file, parts(tensors)) for file, tensors in named.items()}
-    written[STATE] = write_file(folder / STATE, [msgspec.json.encode(content.document)])
-    return written
+    return {file: write_file(folder / file, pieces) for file, pieces in _files(content)}
+
+
+def _files(content: Content) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """Yield the name of every file that all ranks have in common, and its content in pieces."""
+    for name, tensors in content.files.items():
+        yield f"{name}.safetensors", parts(tensors)
+    yield STATE, [msgspec.json.encode(content.document)]
 
 
 def write_head(
@@ -190,7 +215,7 @@ def write_head(
     folder: Path,
     written: Mapping[str, Fingerprint],
 ) -> None:
-    """Write the manifest of a checkpoint into its folder, after all other files; for the rest see ``write_manifest``.
+    """Write the manifest of a checkpoint into its folder, after all other files; for the rest see ``manifest_text``.
 
     Args:
         content: What it holds.
@@ -201,9 +226,20 @@ def write_head(
         folder: The folder that it is in for now.
         written: The fingerprints of all files.
     """
+    (folder / MANIFEST).write_text(_manifest(content, name, config_hash, keep_last, tags, written))
+
+
+def _manifest(
+    content: Content,
+    name: str,
+    config_hash: str,
+    keep_last: int,
+    tags: Sequence[str],
+    written: Mapping[str, Fingerprint],
+) -> str:
     versions = {"ksuit_runner": __version__, "torch": torch.__version__}
     is_unfinished = content.document.get("unfinished") is not None
-    write_manifest(folder, written, name, config_hash, is_unfinished, versions, keep_last, tags)
+    return manifest_text(written, name, config_hash, is_unfinished, versions, keep_last, tags)
 
 
 def read_newest(paths: PathProvider, name: str | None = None, world: World | None = None) -> Checkpoint:

@@ -22,7 +22,7 @@ _SMALL, _MOST_JOINED = 1 << 16, 64  # bytes of a part that is written together w
 
 
 class _Fingerprint(msgspec.Struct, forbid_unknown_fields=True):
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
     crc32: int
 
 
@@ -84,8 +84,7 @@ def _blocks(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]
     yield b"".join(small)
 
 
-def write_manifest(
-    folder: Path,
+def manifest_text(
     files: Mapping[str, Fingerprint],
     name: str,
     config_hash: str,
@@ -93,12 +92,11 @@ def write_manifest(
     versions: Mapping[str, str],
     keep_last: int,
     tags: Sequence[str] = (),
-) -> None:
-    """Write the manifest of a folder. It names the running kernel, which is another one after a power cut.
+) -> str:
+    """Return the text of a manifest. It names the running kernel, which is another one after a power cut.
 
     Args:
-        folder: The folder, without a manifest.
-        files: What was written to it: the fingerprint of every file by its name.
+        files: What was written: the fingerprint of every file by its name.
         name: Name of the checkpoint.
         config_hash: Hash of the config that it was written under.
         unfinished: Whether what follows the last update was half done.
@@ -115,7 +113,7 @@ def write_manifest(
         "files": dict(sorted(files.items())),
         "kernel": lock_file.kernel(),
     }
-    (folder / MANIFEST).write_text(_seal(body))
+    return _seal(body)
 
 
 def read_manifest(folder: Path, root: Path, name: str | None = None) -> dict[str, Any]:
@@ -131,8 +129,20 @@ def read_manifest(folder: Path, root: Path, name: str | None = None) -> dict[str
     """
     try:
         text = read_text(folder / MANIFEST, root)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{MANIFEST} {error}") from None
+    return parse_manifest(text, name or folder.name)
+
+
+def parse_manifest(text: str, name: str) -> dict[str, Any]:
+    """Return what the text of a manifest says, after the same checks.
+
+    Raises:
+        UnsafeFileError: It is damaged, or of another checkpoint; the message names the file.
+    """
+    try:
         found = parse_json(text)
-        _check(found, name or folder.name)
+        _check(found, name)
         if text != _seal({key: value for key, value in found.items() if key != "crc32"}):
             raise UnsafeFileError("is not what was written")
     except UnsafeFileError as error:
@@ -189,9 +199,14 @@ def _is_plain(name: str) -> bool:
 
 def _seal(body: Mapping[str, Any]) -> str:
     """Return the text of a manifest, which ends with the checksum of everything before."""
-    checksum = zlib.crc32(json.dumps(body).encode())
-    # `json` indents in Python, which takes twice as long.
-    return msgspec.json.format(json.dumps({**body, "crc32": checksum}), indent=2) + "\n"
+    text = json.dumps(body)
+    sealed = f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'
+    return msgspec.json.format(sealed, indent=2) + "\n"  # `json` indents in Python, which takes twice as long
+
+
+def fingerprint_of(content: bytes) -> Fingerprint:
+    """Return the fingerprint of a file with this content."""
+    return {"size": len(content), "crc32": zlib.crc32(content)}
 
 
 def fingerprint(path: Path) -> Fingerprint:

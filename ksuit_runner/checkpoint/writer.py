@@ -39,7 +39,7 @@ from ksuit_runner.paths import PathProvider
 
 _LOGGER = logging.getLogger(__name__)
 TINY = 1_000_000
-"""Size in bytes up to which a state is written without a thread, if that is quick."""
+"""Size in bytes up to which a state is handed over as one file, and written without a thread, if that is quick."""
 _QUICK_S = 0.01
 _FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
 _OWNER_S = 1.0  # how often who waits for a commit looks whether the run is still this process's
@@ -258,13 +258,14 @@ class CheckpointWriter:
             return
         buffers = self._unused_buffers()
         content = content.copied(buffers, with_files=self._world.records)
-        write = partial(self._write, name, content, tags, before, joint)
+        is_tiny = buffers.size <= TINY
+        write = partial(self._write, name, content, is_tiny, tags, before, joint)
         if wait:
             write = partial(self._write_with_patience, write)
         if joint is not None:
             write = partial(joint.lead, write) if self._world.records else partial(_followed, joint, content)
         is_free = joint is None and all(saving.written.done() for saving in self._saving)
-        at_once = buffers.size <= TINY and self._is_quick and is_free
+        at_once = is_tiny and self._is_quick and is_free
         self._saving.append(_Saving(self._write_now(write) if at_once else self._thread.submit(write), buffers))
         if wait:
             self.wait(is_last=True)
@@ -355,7 +356,13 @@ class CheckpointWriter:
         self._hand_over.close()
 
     def _write(
-        self, name: str, content: Content, tags: list[str], before: Callable[[], None], joint: JointWrite | None
+        self,
+        name: str,
+        content: Content,
+        is_tiny: bool,
+        tags: list[str],
+        before: Callable[[], None],
+        joint: JointWrite | None,
     ) -> Future[None]:
         self.check_owner()
         before()
@@ -365,7 +372,7 @@ class CheckpointWriter:
             self._wait_for(self._submitted[1])  # until its folder is free
         folder, head = self.path_provider.checkpoints_dir / name, (self.config_hash, self._keep_last, tags)
         if joint is None:
-            write_partial(folder, content, *head)
+            write_partial(folder, content, *head, is_packed=is_tiny)
         else:
             joint.write(content.shard, partial(write_files, content), partial(write_head, content, name, *head))
         committed = self._hand_over.submit(name)

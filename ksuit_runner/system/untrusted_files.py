@@ -110,11 +110,12 @@ def check_folder(folder: Path) -> None:
             raise ResumeError(f"{path} {_HARD_LINK}")
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder with its content, or a link of its name."""
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with its content; what cannot be removed is left."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def is_below(path: str) -> bool:

@@ -14,7 +14,7 @@ from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.commit import Committer
 from ksuit_runner.checkpoint.folders import damage, names, needs_recovery, newest_tags, read_tags
 from ksuit_runner.checkpoint.format import MODEL, STATE, pack_state, read_newest
-from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, manifest_text
 from ksuit_runner.errors import TakenOverError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import lock_file
@@ -30,8 +30,8 @@ def content(value=1.0, **state):
     return pack_state(files, {"callbacks": {"a": {"best": value}}, **state})
 
 
-def ready(paths, name, value=1.0, config_hash="hash", keep_last=99, tags=(), **state):
-    hand_over_checkpoint(paths, name, content(value, **state), config_hash, keep_last, tags)
+def ready(paths, name, value=1.0, config_hash="hash", keep_last=99, tags=(), is_packed=False, **state):
+    hand_over_checkpoint(paths, name, content(value, **state), config_hash, keep_last, tags, is_packed)
     return paths.checkpoints_dir / f".{name}.ready"
 
 
@@ -48,7 +48,7 @@ def cut(path):
 
 
 def test_what_commits_imports_no_torch(paths, tmp_path):
-    ready(paths, "E0_U1_S1", tags=["best"])
+    ready(paths, "E0_U1_S1", tags=["best"], is_packed=True)
     script = f"""
 import sys
 from ksuit_runner.checkpoint.commit import Committer
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_opened_is_found_when_it_is_read_back(paths, file)
     (folder / file).write_text("something else")
     (folder / MANIFEST).unlink()
     files = {path.name: fingerprint(path) for path in folder.iterdir()}
-    write_manifest(folder, files, "E0_U1_S1", "other", False, {}, keep_last=1)
+    (folder / MANIFEST).write_text(manifest_text(files, "E0_U1_S1", "other", False, {}, keep_last=1))
     with pytest.raises(OSError, match=f"read back, {file} cannot be read"):
         Committer(paths).commit("E0_U1_S1")
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
@@ -132,7 +132,7 @@ def test_an_intact_checkpoint_of_the_same_stays_and_another_is_replaced(paths, o
 def test_a_damaged_checkpoint_and_leftovers_are_replaced(paths):
     folder = store_checkpoint(paths, "E0_U1_S1", content())
     cut(folder / MODEL)
-    for suffix in ("tmp", "ready"):
+    for suffix in ("tmp", "ready", "unpacked"):
         folder.with_name(f".E0_U1_S1.{suffix}").mkdir()
         (folder.with_name(f".E0_U1_S1.{suffix}") / "left_over").write_text("of a process that was killed")
     store_checkpoint(paths, "E0_U1_S1", content(2.0))
@@ -174,7 +174,7 @@ def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeyp
 def test_of_many_that_wait_those_that_count_are_committed_in_order(paths):
     committer, found = Committer(paths, on_committed=lambda: found.append(paths.latest.read_text().strip())), []
     for update, tags in enumerate([[], ["best"], [], [], []], start=1):
-        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, tags=tags)
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, tags=tags, is_packed=update % 2 == 0)
     cut(ready(paths, "E0_U6_S6", keep_last=2) / MODEL)
     assert needs_recovery(paths)
     errors = committer.commit_waiting()
@@ -218,10 +218,13 @@ def test_an_error_other_than_of_the_disk_is_raised_and_leaves_nothing(paths, mon
     assert left(paths) == []
 
 
-def test_what_was_handed_over_before_a_restart_of_the_machine_may_be_newer_than_the_journal(paths, monkeypatch):
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_was_handed_over_before_a_restart_of_the_machine_may_be_newer_than_the_journal(
+    paths, monkeypatch, is_packed
+):
     ready(paths, "E0_U1_S1")
     Committer(paths).commit("E0_U1_S1")
-    ready(paths, "E0_U2_S2", 2.0)
+    ready(paths, "E0_U2_S2", 2.0, is_packed=is_packed)
     monkeypatch.setattr(lock_file, "kernel", lambda: "the next one")
     Committer(paths).recover()
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"], "what is committed stays"

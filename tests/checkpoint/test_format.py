@@ -13,7 +13,7 @@ from ksuit_runner.checkpoint import folders
 from ksuit_runner.checkpoint import format as checkpoint_format
 from ksuit_runner.checkpoint.folders import damage, has_traces, names
 from ksuit_runner.checkpoint.format import MODEL, STATE, STATE_TENSORS, Content, pack_state, read_newest
-from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, manifest_text
 from ksuit_runner.checkpoint.shards import Shard
 from ksuit_runner.checkpoint.state_types import KIND
 from ksuit_runner.errors import CheckpointError
@@ -186,7 +186,7 @@ def sealed(folder):
     """Write a manifest for what is in a folder now."""
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {path.name: fingerprint(path) for path in folder.iterdir()}
-    write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
+    (folder / MANIFEST).write_text(manifest_text(files, folder.name, "hash", False, {}, keep_last=2))
 
 
 @pytest.mark.parametrize(

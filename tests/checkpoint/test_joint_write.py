@@ -18,7 +18,7 @@ from ksuit_runner.checkpoint import writer as writer_module
 from ksuit_runner.checkpoint.folders import damage, names
 from ksuit_runner.checkpoint.format import read_newest, read_weights
 from ksuit_runner.checkpoint.joint_write import JointWrite
-from ksuit_runner.checkpoint.manifest import fingerprint, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, fingerprint, manifest_text
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import Piece, StoredTensor
@@ -349,8 +349,8 @@ def forge(folder, change, rank=1):
 
 
 def sign(folder):
-    files = {path.name: fingerprint(path) for path in folder.iterdir() if path.name != "manifest.json"}
-    write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
+    files = {path.name: fingerprint(path) for path in folder.iterdir() if path.name != MANIFEST}
+    (folder / MANIFEST).write_text(manifest_text(files, folder.name, "hash", False, {}, keep_last=2))
 
 
 def entry(index, file="model", name="uneven"):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ksuit_runner.checkpoint import manifest
-from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, read_manifest, verify, write_file, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, manifest_text, read_manifest, verify, write_file
 from ksuit_runner.system.untrusted_files import UnsafeFileError
 
 NAME = "E1_U2_S4"
@@ -18,7 +18,7 @@ def folder(tmp_path):
     folder.mkdir()
     files = {"trainer.json": [], "a.safetensors": [b"weights" * 500, memoryview(b"weights" * 500)]}
     files = {name: write_file(folder / name, parts) for name, parts in files.items()}
-    write_manifest(folder, files, NAME, "hash", False, {"torch": "2"}, 3, ["best"])
+    (folder / MANIFEST).write_text(manifest_text(files, NAME, "hash", False, {"torch": "2"}, 3, ["best"]))
     return folder
 
 

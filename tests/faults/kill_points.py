@@ -37,13 +37,14 @@ POINTS = {
     "after a line of the journal": Point("ksuit_runner.record.journal", "Journal.append", "after"),
     "taking a snapshot": Point("ksuit_runner.checkpoint.host_buffers", "HostBuffers.copy", "after"),
     "writing a file of a checkpoint": Point("ksuit_runner.checkpoint.format", "write_file", "after"),
-    "writing the manifest": Point("ksuit_runner.checkpoint.format", "write_manifest", "after"),
+    "writing the manifest": Point("ksuit_runner.checkpoint.format", "write_head", "after"),
     "before the hand-over": Point("pathlib", "Path.rename", "before"),
     "after the hand-over": Point("pathlib", "Path.rename", "after"),
     "before the run is recorded": Point(_RECORDED_RUN, "RecordedRun.__init__", "before", RECORDER),
     "before the folder is followed": Point(_RECORDED_RUN, "RecordedRun.start", "before", RECORDER),
     "before the commit": Point("ksuit_runner.checkpoint.commit", "Committer.commit", "before", RECORDER),
     "after the commit": Point("ksuit_runner.checkpoint.commit", "Committer.commit", "after", RECORDER),
+    "while a tiny checkpoint is unpacked": Point("ksuit_runner.checkpoint.packed", "_copy", "after", RECORDER),
     "before files are synced": Point("ksuit_runner.checkpoint.commit", "Committer._replace", "before", RECORDER),
     "between commit and read-back": Point("ksuit_runner.checkpoint.commit", "_read_back", "before", RECORDER),
     "between commit and latest": Point("ksuit_runner.checkpoint.commit", "write_text", "before", RECORDER),
@@ -70,7 +71,8 @@ AFTER_DEATH = ("before a death is recorded", "before a dead run is KILLED", "bef
 def choose_writer(count: int) -> None:
     """Choose how checkpoints are written, whatever the speed of the disk.
 
-    At once, in the background one by one as those of large models are, or in the background with a queue.
+    At once and handed over as one file, in the background one by one as those of large models are, or in the background
+    with a queue.
     """
     checkpoint: Any = importlib.import_module("ksuit_runner.checkpoint.writer")
     if count % 3 == 1:

@@ -287,28 +287,37 @@ def test_old_checkpoints_are_removed_after_the_new_one_is_durable_and_named(tmp_
     assert len(set(removed)) == 2
 
 
-def test_a_commit_is_files_fsync_rename_parent_fsync_and_read_back_before_anything_is_removed(tmp_path):
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_commit_is_files_fsync_rename_parent_fsync_and_read_back_before_anything_is_removed(
+    tmp_path, monkeypatch, is_packed
+):
+    """A tiny one is handed over as one file, which stays until what was made of it is read back."""
+    if not is_packed:
+        monkeypatch.setattr(checkpoint, "TINY", 0)
     save_checkpoint(tmp_path, 1)
     disk = Disk(tmp_path)
     with disk:
         save_checkpoint(tmp_path, 2)
     here = "runs/run00000/artifacts/checkpoints"
     temporary, ready, folder, old = (f"{here}/{name}" for name in (".E0_U2_S4.tmp", ".E0_U2_S4.ready", NEW, OLD))
+    written = f"{here}/.E0_U2_S4.unpacked" if is_packed else ready
     files = [f"/{file.name}" for file in (tmp_path / folder).iterdir()]
     assert len(files) == 4
 
     def at(*step: str) -> int:
         return disk.log.index(Step(*step))
 
-    handed_over, committed = at("rename", temporary, ready), at("rename", ready, folder)
+    handed_over, committed = at("rename", temporary, ready), at("rename", written, folder)
     assert not [step for step in disk.log[:handed_over] if step.what == "fsync"], "who writes waits for the disk"
     for file in files:
-        assert at("open", temporary + file) < handed_over
-    assert handed_over < min(at("fsync", ready + file) for file in ["", *files])
-    assert max(at("fsync", ready + file) for file in ["", *files]) < committed
+        assert at("open", temporary + file * (not is_packed)) < handed_over
+        assert not is_packed or handed_over < at("open", written + file) < at("fsync", written + file)
+    assert handed_over < min(at("fsync", written + file) for file in ["", *files])
+    assert max(at("fsync", written + file) for file in ["", *files]) < committed
     durable = disk.log.index(Step("fsync", here), committed)
     read_back = [at("read", folder + file) for file in files]
     assert committed < durable < min(read_back)
+    assert not is_packed or max(read_back) < disk.log.index(Step("unlink", ready), handed_over)
     named = max(at("rename", f"{here}/.{name}.tmp", f"{here}/{name}") for name in ("tags.json", "latest"))
     removed = [number for number, step in enumerate(disk.log) if step.what in ("unlink", "rmdir") and old in step.path]
     assert max(read_back) < named < min(removed)

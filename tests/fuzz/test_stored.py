@@ -16,7 +16,7 @@ from worlds import in_threads
 
 from ksuit_runner.checkpoint.folders import damage, has_traces, read_tags
 from ksuit_runner.checkpoint.format import pack_state, read_newest
-from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, fingerprint, write_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, _seal, fingerprint, manifest_text
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.stored_config import parse_config
 from ksuit_runner.counter import UpdateCounter
@@ -164,7 +164,7 @@ def test_forged_pieces_are_an_error_or_a_whole(of_ranks, data):
     try:
         path.write_bytes(content)
         files = {item.name: fingerprint(item) for item in folder.iterdir() if item.name != MANIFEST}
-        write_manifest(folder, files, folder.name, "hash", False, {}, keep_last=2)
+        (folder / MANIFEST).write_text(manifest_text(files, folder.name, "hash", False, {}, keep_last=2))
         with suppress(CheckpointError):
             found = read_newest(of_ranks)
             assert all(value.numel() < 100 for value in found.model.values()) and len(found.local) in (0, 2)

@@ -1,0 +1,96 @@
+"""A tiny checkpoint in one file, as it is handed over: a folder of files takes training several times as long.
+
+It is the manifest, its length in front, and then the files one after the other, sorted by name: the manifest has their
+sizes and checksums. Whoever commits the checkpoint makes the folder of it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ksuit_runner.checkpoint.manifest import MANIFEST, parse_manifest
+from ksuit_runner.system.untrusted_files import SIZE_LIMIT, UnsafeFileError, check_inside, open_file, remove
+
+_LENGTH = 8  # bytes of the manifest's length
+_KINDS = (".json", ".safetensors")
+_BLOCK = 1_000_000
+
+
+def write_packed(path: Path, manifest: str, files: Mapping[str, bytes]) -> None:
+    """Write a file that does not exist; nothing waits for the disk.
+
+    Args:
+        path: The file.
+        manifest: Text of the manifest.
+        files: Content of every file that it names.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    text = manifest.encode()
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(_LENGTH, "little") + text)
+        for name in sorted(files):
+            file.write(files[name])
+
+
+def read_packed_manifest(path: Path, root: Path, name: str) -> dict[str, Any]:
+    """Read the manifest in a file; see ``read_manifest``."""
+    with _opened(path, root) as file:
+        return parse_manifest(_read_text(file), name)
+
+
+def unpack(path: Path, folder: Path, root: Path, name: str) -> None:
+    """Make the folder of a checkpoint, in place of what is there; what is in its files is not checked yet.
+
+    Args:
+        path: The file.
+        folder: The folder.
+        root: Folder of the run, which no link may leave.
+        name: Name of the checkpoint.
+
+    Raises:
+        UnsafeFileError: The file is damaged.
+        OSError: It cannot be read, or the folder not be written.
+    """
+    with _opened(path, root) as file:
+        text = _read_text(file)
+        files = parse_manifest(text, name)["files"]
+        if unknown := [part for part in files if Path(part).suffix not in _KINDS or part == MANIFEST]:
+            raise UnsafeFileError(f"it holds {unknown[0][:100]}, which is no file of a checkpoint")
+        remove(folder)
+        folder.mkdir()
+        for part, expected in sorted(files.items()):
+            _copy(file, folder / part, expected["size"])
+        if file.read(1):
+            raise UnsafeFileError("it is longer than its manifest says")
+        (folder / MANIFEST).write_text(text)
+
+
+@contextmanager
+def _opened(path: Path, root: Path) -> Iterator[BinaryIO]:
+    try:
+        check_inside(path, root)
+        file = os.fdopen(open_file(path), "rb")
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path.name} {error}") from None
+    with file:
+        yield file
+
+
+def _read_text(file: BinaryIO) -> str:
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    if length > SIZE_LIMIT:
+        raise UnsafeFileError(f"{MANIFEST} has {length:,} bytes, more than the {SIZE_LIMIT:,} that are read")
+    return file.read(length).decode(errors="replace")  # its own checksum finds what is damaged
+
+
+def _copy(source: BinaryIO, path: Path, size: int) -> None:
+    with open(path, "xb") as file:
+        while size and (block := source.read(min(size, _BLOCK))):
+            file.write(block)
+            size -= len(block)
+    if size:
+        raise UnsafeFileError(f"{path.name} is cut off")
