@@ -1,23 +1,22 @@
 """Size of the activations of modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.callback_bases.part_sums import PartSumsCallback
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.chosen_modules import check_not_compiled, chosen_modules, tapped
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
-from ksuit_runner.trainer.sums import PartSums, Sums
 
 
-class ActivationNorms(PeriodicCallback):
+class ActivationNorms(PartSumsCallback):
     """Logs ``activation_norms/MODULE``, the root mean square of the elements of what a module returns in training.
 
     It does not depend on the size of the batch. They are those of the update after which it acts, over the whole batch;
@@ -29,7 +28,7 @@ class ActivationNorms(PeriodicCallback):
         match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
         depth: How many levels below the model the modules are; those without children also higher. None takes the
             latter, wherever they are.
-        **kwargs: Passed on to PeriodicCallback.
+        **kwargs: Passed on to PartSumsCallback.
 
     Raises:
         ConfigError: A pattern matches no module, or one that is never called; the depth is no positive whole number; or
@@ -37,7 +36,6 @@ class ActivationNorms(PeriodicCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = ("activation_norms", "activation_norms/*")
-    merges_states: ClassVar[bool] = True
 
     def __init__(self, match: Sequence[str] | None = None, depth: PositiveInt | None = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -46,7 +44,6 @@ class ActivationNorms(PeriodicCallback):
         self._modules = chosen_modules(self.model.module, match, depth, path)
         self._taps = ExitStack()
         self._part = 0
-        self._sums = PartSums(Sums, self.data_container.world, self.trainer.device)
 
     @uses_no_rng
     def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
@@ -61,7 +58,7 @@ class ActivationNorms(PeriodicCallback):
         for output in tensors_in(outputs):
             if output.is_floating_point() and output.layout is torch.strided:
                 norm: Tensor = torch.linalg.vector_norm(output.detach(), dtype=torch.float32)
-                self._sums[self._part].add(module, norm.square(), count=output.numel())
+                self.sums[self._part].add(module, norm.square(), count=output.numel())
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
@@ -70,21 +67,9 @@ class ActivationNorms(PeriodicCallback):
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self._taps.close()
-        for module, total in self._sums.take().totals.items():
+        for module, total in self.sums.take().totals.items():
             self.writer.add_scalar(f"activation_norms/{module}".rstrip("/"), total.mean.sqrt())
 
     def close(self) -> None:
         """Remove the hooks of an update that has failed."""
         self._taps.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums of an update that is done and not logged yet."""
-        return self._sums.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore them."""
-        self._sums.load_state_dict(state_dict, self.trainer.accumulation_steps)
-
-    def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the sums of the parts of all ranks."""
-        return PartSums.merged(state_dicts)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.config.types import MetricKey, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_not_negative, check_positive
 from ksuit_runner.tracker.base import ModelVersion
 
 
@@ -30,6 +30,7 @@ class BestCheckpoint(MetricCallback):
     """
 
     logs: ClassVar[Sequence[str] | None] = ()
+    tags: ClassVar[Sequence[str] | None] = ("{tag}", "{tag}_*")
 
     def __init__(
         self,
@@ -41,8 +42,8 @@ class BestCheckpoint(MetricCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min_delta < 0 or top_k < 1 or min(patiences, default=1) < 1:
-            raise ConfigError("min_delta is 0 or more, top_k and each of patiences 1 or more")
+        check_not_negative(min_delta=min_delta)
+        check_positive(top_k=top_k, patiences=min(patiences, default=1))
         self.tag = tag or self.display_name
         self._keys, self._min_delta = (self.metric_key, *tie_breakers), min_delta
         for key in tie_breakers:

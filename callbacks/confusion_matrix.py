@@ -12,9 +12,7 @@ from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.trainer.heads import Head
-from ksuit_runner.ui.figure_text import literal
-
-_MOST_NAMES = 20  # classes that still have their names and numbers in the picture
+from ksuit_runner.ui.figures import draw_confusion_matrix
 
 
 class ConfusionMatrix(DatasetCallback):
@@ -81,7 +79,7 @@ class ConfusionMatrix(DatasetCallback):
         pairs = sorted(zip(*counts.nonzero(), strict=True), key=lambda pair: (pair[0] == pair[1], -counts[pair]))
         rows = [(names[pair[0]], names[pair[1]], int(counts[pair]), float(shares[pair])) for pair in pairs]
         self.writer.add_table(key, ("target", "prediction", "count", "share"), rows)
-        self.writer.add_figure(key, _draw(counts, shares, names))
+        self.writer.add_figure(key, draw_confusion_matrix(counts, shares, names))
 
 
 def _pairs(scores: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
@@ -91,19 +89,3 @@ def _pairs(scores: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
     if counted is not None:
         pairs = torch.where(counted, pairs, classes**2 + 1)
     return torch.bincount(pairs.flatten(), minlength=classes**2 + 2)[:-1]
-
-
-def _draw(counts: NDArray[np.int64], shares: NDArray[np.float64], names: Sequence[str]) -> Any:
-    from matplotlib.figure import Figure  # most of a second, which only those wait for who want pictures
-
-    figure = Figure(figsize=(7, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(xlabel="prediction", ylabel="target")
-    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the target")
-    if len(names) <= _MOST_NAMES:
-        longest, names = max(map(len, names)), [*map(literal, names)]
-        axes.set_xticks(range(len(names)), names, rotation=90 if longest > 3 else 0)
-        axes.set_yticks(range(len(names)), names)
-        for (row, column), count in np.ndenumerate(counts):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    return figure

@@ -27,6 +27,7 @@ class DatasetMetrics(DatasetCallback):
             filled in.
         outputs: Path of the outputs where a model has several, such as ``digit`` or ``heads/0``.
         targets: Path of the targets where there are several.
+        per_pixel: Refuse samples with a single target each: the metrics are those of a segmentation.
         **kwargs: Passed on to DatasetCallback.
 
     Raises:
@@ -37,12 +38,19 @@ class DatasetMetrics(DatasetCallback):
     shares_work: ClassVar[bool] = True
     logs: ClassVar[Sequence[str] | None] = ("{metrics}/{dataset_key}{/weights}", "{metrics}_*/{dataset_key}{/weights}")
 
-    def __init__(self, metrics: Mapping[str, Any], outputs: str = "", targets: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Any],
+        outputs: str = "",
+        targets: str = "",
+        per_pixel: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         path = f"callbacks.{self.display_name}"
         shape = () if outputs else self.data_container.known_shapes().get("output_shape", ())
         self.metrics = batch_metrics(path, metrics, self.trainer.device, shape)
-        self._head = Head(outputs, targets, path=path)
+        self._head = Head(outputs, targets, per_pixel=per_pixel, path=path)
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         inputs, targets = self.trainer.inputs_and_targets(batch)

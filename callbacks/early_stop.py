@@ -5,8 +5,8 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.errors import ConfigError, StopTraining, check_not_negative, check_positive
 
 
 class EarlyStop(MetricCallback):
@@ -37,17 +37,15 @@ class EarlyStop(MetricCallback):
         good_enough: float | None = None,
         diverged: float | None = None,
         stop_if_not_finite: bool = False,
-        min_epochs: int = 0,
-        min_updates: int = 0,
+        min_epochs: NonNegativeInt = 0,
+        min_updates: NonNegativeInt = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if patience is None and good_enough is None and diverged is None and not stop_if_not_finite:
             raise ConfigError("one of patience, good_enough, diverged, stop_if_not_finite is needed, not none")
-        if (patience is not None and patience < 1) or min_delta < 0:
-            raise ConfigError(f"patience: at least 1 is needed (not {patience}), and min_delta of 0 or more")
-        if min_epochs < 0 or min_updates < 0:
-            raise ConfigError(f"min_epochs ({min_epochs}) and min_updates ({min_updates}) must not be negative")
+        check_positive(patience=patience)
+        check_not_negative(min_delta=min_delta, min_epochs=min_epochs, min_updates=min_updates)
         if min_epochs and not self.trainer.counter.has_epochs:
             raise ConfigError("min_epochs: the training data is a stream, which has no epochs; use min_updates")
         if good_enough is not None and diverged is not None and not self._is_better(good_enough, diverged):

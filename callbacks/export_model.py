@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
+from ksuit_runner.callback_bases.weights import model_with
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.mlflow_model import export_program, plain_inputs, write_mlflow_model
 from ksuit_runner.system.atomic_files import new_folder
@@ -65,10 +66,7 @@ class ExportModel(DatasetCallback):
         self._weights, self._register_as, self._alias = "" if weights == "model" else weights, register_as, alias
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        offered = self.trainer.evaluation_models
-        if self._weights not in offered:
-            hint = did_you_mean(self._weights, [name for name in offered if name])
-            raise ConfigError(f"there are no weights '{self._weights}'. {hint}", path=f"{self._path}.weights")
+        model_with(self._weights or "model", self.trainer, f"{self._path}.weights")
         self._export(self.trainer.model)
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

@@ -8,7 +8,7 @@ from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.phases import Phases
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_above
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.tensors.flops import FlopCount, is_compiled
 
@@ -43,9 +43,7 @@ class Flops(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for key, value in (("peak_tflops", peak_tflops), ("flops_per_sample", flops_per_sample)):
-            if value is not None and value <= 0:
-                raise ConfigError(f"{key}: it must be positive, and is {value}")
+        check_above(0, peak_tflops=peak_tflops, flops_per_sample=flops_per_sample)
         if flops_per_sample is None and is_compiled(self.model):
             raise ConfigError("flops_per_sample: it is needed with trainer.compile, as compiled code is not counted")
         self._peak, self._per_sample = peak_tflops, flops_per_sample

@@ -10,7 +10,7 @@ from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.norms import NormsCallback
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_above, check_fraction, check_positive
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.module_norms import gradient
 from ksuit_runner.trainer.sums import to_device
@@ -44,13 +44,9 @@ class GradientSpikes(NormsCallback):
 
     def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name, value, is_valid, wanted in (
-            ("factor", factor, factor > 1, "a number above 1"),
-            ("decay", decay, 0 < decay < 1, "a number between 0 and 1"),
-            ("warmup", warmup, warmup >= 1, "at least 1"),
-        ):
-            if not is_valid:
-                raise ConfigError(f"{name}: {wanted} is needed, not {value}")
+        check_above(1, factor=factor)
+        check_fraction(decay=decay)
+        check_positive(warmup=warmup)
         self._factor, self._decay, self._warmup = factor, decay, warmup
         size, device = len(self.norms.groups), self.trainer.device
         self._mean = torch.zeros(size, device=device)

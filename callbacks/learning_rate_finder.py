@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.errors import ConfigError, StopTraining, check_above
 from ksuit_runner.keyed_random import uses_no_rng
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ksuit_runner.ui.figures import draw_rate_test
 
 _MOST_UPDATES = 10_000
 
@@ -20,13 +18,10 @@ _MOST_UPDATES = 10_000
 class LearningRateFinder(CallbackBase):
     """Shows the training loss over the learning rate of a short run whose rate rises at every update, and suggests one.
 
-    ``debug=learning_rate_finder`` is such a run: it ends when the loss has diverged. It is a run like any other, with
-    the model, the data, the clipping and the ranks of the real one, which begins anew with what was found.
-
-    At its end there are, under the name of the callback: a figure, a table with a row for each update, and the metrics
-    ``NAME/steepest``, the rate at which the smoothed loss falls fastest over the logarithm of the rate, and
-    ``NAME/tenth_of_minimum``, a tenth of the rate at which it is lowest. Both are rules of thumb. The loss of every
-    update is read, which waits for the device.
+    ``debug=learning_rate_finder`` is such a run, with the model, data, clipping and ranks of the real one. At its end
+    it logs a figure and a table ``NAME``, with a row for each update, and two rules of thumb: ``NAME/steepest``, the
+    rate at which the smoothed loss falls fastest over the logarithm of the rate, and ``NAME/tenth_of_minimum``, a tenth
+    of the rate at which it is lowest. The loss of every update is read, which waits for the device.
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, 2017, https://arxiv.org/abs/1506.01186.
 
@@ -44,8 +39,9 @@ class LearningRateFinder(CallbackBase):
 
     def __init__(self, smoothing: float = 0.9, diverged: float | None = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= smoothing < 1 or (diverged is not None and diverged <= 1):
-            raise ConfigError(f"smoothing ({smoothing}) is from 0 to below 1, and diverged ({diverged}) above 1")
+        check_above(1, diverged=diverged)
+        if not 0 <= smoothing < 1:
+            raise ConfigError(f"smoothing: a number from 0 to below 1 is needed, not {smoothing}")
         if len(names := list(self.trainer.optimizers.members)) > 1:
             raise ConfigError(f"it is for one optimizer, and there are {', '.join(names)}: which rate is to rise?")
         if (end := self.trainer.counter.end_update) > _MOST_UPDATES:
@@ -83,7 +79,7 @@ class LearningRateFinder(CallbackBase):
         found = suggestions(rates, smoothed, width=max(2, round(1 / (1 - self.smoothing))))
         for rule, rate in found.items():
             self.writer.add_scalar(f"{name}/{rule}", rate, logger=self.logger, format_str=".3g")
-        self.writer.add_figure(name, _figure(rates, losses, smoothed, found))
+        self.writer.add_figure(name, draw_rate_test(rates, losses, smoothed, found))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the learning rate and the losses of every update."""
@@ -109,19 +105,3 @@ def suggestions(rates: np.ndarray, losses: np.ndarray, width: int = 2) -> dict[s
     rises, falls = (values[2 * width :] - values[width:-width] for values in (np.log(rates), losses))
     steepest = width + np.argmin(falls / rises) + width // 2
     return {"steepest": float(rates[steepest]), "tenth_of_minimum": float(rates[-1]) / 10}
-
-
-def _figure(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, found: Mapping[str, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 4.0), dpi=100, layout="constrained")
-    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
-    axes.plot(rates, losses, color="lightgray", label="each update")
-    axes.plot(rates, smoothed, label="smoothed")
-    usual = losses[losses <= 1.5 * smoothed[0]]  # not the last ones, beside which nothing else could be seen
-    if len(usual) > 1:
-        axes.set_ylim(usual.min(), usual.max())
-    for number, (rule, rate) in enumerate(found.items()):
-        axes.axvline(rate, color=f"C{number + 1}", linestyle="--", label=f"{rule.replace('_', ' ')}: {rate:.2g}")
-    axes.legend()
-    return figure

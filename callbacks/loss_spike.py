@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, LossError, did_you_mean
+from ksuit_runner.errors import ConfigError, LossError, check_above, check_not_negative, did_you_mean
 from ksuit_runner.keyed_random import uses_no_rng
 
 _ACTIONS = ("skip", "fail")
@@ -48,17 +48,15 @@ class LossSpike(PeriodicCallback):
         threshold: float = 6.0,
         window: PositiveInt = 100,
         action: Literal["skip", "fail"] = "skip",
-        max_skips: int = 10,
+        max_skips: NonNegativeInt = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if action not in _ACTIONS:
             raise ConfigError(f"action: there is no '{action}'. {did_you_mean(action, _ACTIONS)}")
-        if threshold <= 0 or window < 2 or max_skips < 0:
-            raise ConfigError(
-                f"threshold ({threshold}) has to be above 0, window ({window}) at least 2, and max_skips ({max_skips}) "
-                "not negative"
-            )
+        check_above(0, threshold=threshold)
+        check_above(1, window=window)
+        check_not_negative(max_skips=max_skips)
         self.threshold, self.window, self.action, self.max_skips = threshold, window, action, max_skips
         self.trainer.keep_total_loss()
         self._state = {"losses": 0, "mean": 0.0, "variance": 0.0, "in_a_row": 0, "skipped": 0}

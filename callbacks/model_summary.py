@@ -13,7 +13,7 @@ from torch import nn
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_not_negative
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.flops import FlopCount, is_compiled
 from ksuit_runner.tensors.nested import tensors_in
@@ -42,8 +42,7 @@ class ModelSummary(CallbackBase):
 
     def __init__(self, depth: PositiveInt | None = 3, prints: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if depth is not None and depth < 0:
-            raise ConfigError(f"depth: it must not be negative, and is {depth}")
+        check_not_negative(depth=depth)
         self._depth, self._prints = depth, prints
 
     def _before_training(self, update_counter: UpdateCounter) -> None:

@@ -24,6 +24,7 @@ class OnlineMetrics(OnlineCallback[Sums]):
             filled in. Those that hold all outputs are refused: their state would grow with every update.
         outputs: Path of the outputs where a model has several, such as ``digit`` or ``heads/0``.
         targets: Path of the targets where there are several.
+        per_pixel: Refuse samples with a single target each: the metrics are those of a segmentation.
         **kwargs: Passed on to OnlineCallback.
 
     Raises:
@@ -37,12 +38,19 @@ class OnlineMetrics(OnlineCallback[Sums]):
         "{metrics}_*/train/epoch",
     )
 
-    def __init__(self, metrics: Mapping[str, Any], outputs: str = "", targets: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Any],
+        outputs: str = "",
+        targets: str = "",
+        per_pixel: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         path = f"callbacks.{self.display_name}"
         shape = () if outputs else self.data_container.known_shapes().get("output_shape", ())
         self.metrics = batch_metrics(path, metrics, self.trainer.device, shape, sums_only=True)
-        self._head = Head(outputs, targets, path=path)
+        self._head = Head(outputs, targets, per_pixel=per_pixel, path=path)
 
     def _new_sums(self) -> Sums:
         return Sums(self.sum_dtype)

@@ -1,9 +1,8 @@
 """Statistics of a model's outputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ksuit_runner.callback_bases.online import OnlineCallback
@@ -11,9 +10,10 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.tensors.name_patterns import matches_any, matching
 from ksuit_runner.tensors.nested import named_tensors
 from ksuit_runner.trainer.losses import Losses
+from ksuit_runner.trainer.moments import STATISTICS, Moments
 
 
-class OutputStatistics(OnlineCallback["_Statistics"]):
+class OutputStatistics(OnlineCallback[Moments]):
     """Logs mean, standard deviation and largest absolute value of the outputs since they were last logged.
 
     They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``, with ``per_epoch`` also
@@ -37,28 +37,28 @@ class OutputStatistics(OnlineCallback["_Statistics"]):
     ) -> None:
         super().__init__(**kwargs)
         for name in statistics:
-            if name not in _STATISTICS:
-                raise ConfigError(f"statistics: there is no '{name}'. {did_you_mean(name, _STATISTICS)}")
+            if name not in STATISTICS:
+                raise ConfigError(f"statistics: there is no '{name}'. {did_you_mean(name, STATISTICS)}")
         self._match = match or ["*"]
         self._logged = list(statistics)
         self._has_checked = False
 
-    def _new_sums(self) -> "_Statistics":
-        return _Statistics()
+    def _new_sums(self) -> Moments:
+        return Moments()
 
-    def _accumulate(self, sums: "_Statistics", batch: Any, losses: Losses, outputs: Any) -> None:
+    def _accumulate(self, sums: Moments, batch: Any, losses: Losses, outputs: Any) -> None:
         named = named_tensors(outputs) if not isinstance(outputs, Tensor) else [("output", outputs)]
         found = {name: output for name, output in named if not output.is_complex()}
         if not self._has_checked:
             self._check(found)
         for name, output in found.items():
             if output.numel() and matches_any(name, self._match):
-                sums.add(name, output.detach())
+                sums.add(name, output)
 
-    def _log(self, sums: "_Statistics", suffix: str) -> None:
-        for name, statistics in sums.held.items():
+    def _log(self, sums: Moments, suffix: str) -> None:
+        for name, moments in sums.held.items():
             for kind in self._logged:
-                self.writer.add_scalar(f"outputs/{name}/{kind}{suffix}", _STATISTICS[kind](*statistics))
+                self.writer.add_scalar(f"outputs/{name}/{kind}{suffix}", STATISTICS[kind](*moments))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
@@ -74,38 +74,3 @@ class OutputStatistics(OnlineCallback["_Statistics"]):
                     f"'{pattern}' matches no output. {did_you_mean(pattern, found)}\n{names}",
                     path=f"callbacks.{self.name}.match",
                 )
-
-
-_STATISTICS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "mean": lambda total, squares, count, largest: total / count,
-    "std": lambda total, squares, count, largest: (squares / count - (total / count).square()).clamp(min=0).sqrt(),
-    "abs_max": lambda total, squares, count, largest: largest,
-}
-
-
-class _Statistics:
-    """Statistics by the name of an output: sums of values and of squares, their number, the largest absolute value."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, Tensor] = {}
-
-    def add(self, name: str, output: Tensor) -> None:
-        values = output.to(torch.float32 if output.device.type == "mps" else torch.float64)
-        count = torch.full_like(values.sum(), values.numel())
-        self._add(name, torch.stack([values.sum(), values.square().sum(), count, values.abs().max()]))
-
-    def _add(self, name: str, new: Tensor) -> None:
-        if name in self.held:
-            old = self.held[name]
-            new = torch.cat([old[:3] + new[:3], torch.maximum(old[3:], new[3:])])
-        self.held[name] = new
-
-    def merge(self, other: "_Statistics") -> None:
-        for name, statistics in other.held.items():
-            self._add(name, statistics)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.held)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], device: torch.device) -> None:
-        self.held = {name: value.to(device) for name, value in state_dict.items()}

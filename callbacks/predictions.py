@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_not_negative, check_positive
 from ksuit_runner.tensors.pictures import as_pictures, grid
 from ksuit_runner.trainer.heads import Head, classes_last
 
@@ -42,11 +42,16 @@ class Predictions(DatasetCallback):
     logs: ClassVar[Sequence[str] | None] = ()
 
     def __init__(
-        self, count: PositiveInt | None = 50, images: int = 0, outputs: str = "", targets: str = "", **kwargs: Any
+        self,
+        count: PositiveInt | None = 50,
+        images: NonNegativeInt = 0,
+        outputs: str = "",
+        targets: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if (count is not None and count < 1) or images < 0:
-            raise ConfigError(f"count: at least 1 is needed (not {count}), and images of 0 or more (not {images})")
+        check_positive(count=count)
+        check_not_negative(images=images)
         self.count, self.images = count, images
         self._path = f"callbacks.{self.display_name}"
         self._head = Head(outputs, targets, path=self._path)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError, StopTraining
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.errors import StopTraining, check_not_negative, check_positive
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
 from ksuit_runner.system.optional_package import require_package
@@ -38,14 +38,14 @@ class Prune(MetricCallback):
         self,
         path_provider: PathProvider,
         min_trials: PositiveInt = 5,
-        min_updates: int = 0,
+        min_updates: NonNegativeInt = 0,
         study: str | None = None,
         trial: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min_trials < 1 or min_updates < 0:
-            raise ConfigError(f"min_trials: at least 1 is needed (not {min_trials}), and min_updates of 0 or more")
+        check_positive(min_trials=min_trials)
+        check_not_negative(min_updates=min_updates)
         require_package("optuna", path=f"callbacks.{self.display_name}")
         self.min_trials = min_trials
         self.min_updates = min_updates

@@ -9,7 +9,7 @@ from torch import Tensor
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import check_positive
 from ksuit_runner.tensors.pictures import as_pictures, grid
 
 
@@ -34,8 +34,7 @@ class Samples(PeriodicCallback):
 
     def __init__(self, count: PositiveInt = 8, draws: PositiveInt = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if count < 1 or draws < 1:
-            raise ConfigError(f"count: at least 1 is needed (not {count}), and as many draws (not {draws})")
+        check_positive(count=count, draws=draws)
         self.count, self.draws = count, draws
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

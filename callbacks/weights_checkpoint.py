@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.callback_bases.weights import model_with
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.checkpoint.weights_writer import WeightsWriter
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import gathered, local
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError, check_positive
 from ksuit_runner.models.average import is_in
-from ksuit_runner.models.base import ModelBase
 from ksuit_runner.tensors.name_patterns import matching_modules
 
 
@@ -47,21 +47,17 @@ class WeightsCheckpoint(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not weights or (keep_last is not None and keep_last < 1):
-            raise ConfigError(f"weights needs a name, and keep_last 1 or more, not {list(weights)} and {keep_last}")
-        path = f"callbacks.{self.display_name}.modules"
+        check_positive(keep_last=keep_last, weights=len(weights))
+        self._path = f"callbacks.{self.display_name}"
         names = [name for name, _ in self.model.module.named_modules() if name]
-        self._chosen = None if modules is None else matching_modules(modules, names, path)
+        self._chosen = None if modules is None else matching_modules(modules, names, f"{self._path}.modules")
         self._weights = weights
         self._folder = self.path_provider.artifacts_dir / "weights" / self.display_name
         self._writer = WeightsWriter(self._folder, keep_last, self.checkpoint_writer.check_owner)
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        offered = {name or "model" for name in self.trainer.evaluation_models}
         for name in self._weights:
-            if name not in offered:
-                path = f"callbacks.{self.display_name}.weights"
-                raise ConfigError(f"there are no weights '{name}'. {did_you_mean(name, offered)}", path=path)
+            model_with(name, self.trainer, f"{self._path}.weights")
         if self._writes:
             self._writer.remove_after(update_counter.update)
 
@@ -76,13 +72,12 @@ class WeightsCheckpoint(PeriodicCallback):
         return self.data_container.world.records and not self.writer.prefix  # evaluate= is not training
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        model = self.trainer.evaluation_models["" if name == "model" else name]
-        assert isinstance(model, ModelBase)
+        model = model_with(name, self.trainer, f"{self._path}.weights")
         named = {key: value for key, value in model.tensors().items() if is_in(key, self._chosen)}
         for key, value in named.items():
             if not (isinstance(value, Tensor) and fits_file(local(value))):
-                path = f"callbacks.{self.display_name}.modules"
-                raise ConfigError(f"'{key}' is no dense tensor, and no such file can hold it: choose others", path=path)
+                what = f"'{key}' is no dense tensor, and no such file can hold it: choose others"
+                raise ConfigError(what, path=f"{self._path}.modules")
         return {key: gathered(value, self.data_container.world) for key, value in named.items()}
 
     @contextmanager

@@ -123,6 +123,7 @@ class CallbackBase:
             live weights and ``/NAME`` for each of the others that are evaluated. With None, a callback that watches a
             misspelt metric of this one is found at the end of training, and not before.
         offers: Patterns, in the same way, of the names of weights that this callback offers for evaluation.
+        tags: Patterns, in the same way, of the tags that this callback gives to checkpoints, for ``weights_of``.
         merges_states: Whether ``merge_state_dicts`` loses nothing, so that every rank can go on from its result, such
             as the sums of each part of the batch. Then a checkpoint has that instead of the states of the ranks.
         replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors and
@@ -133,6 +134,7 @@ class CallbackBase:
 
     logs: ClassVar[Sequence[str] | None] = None
     offers: ClassVar[Sequence[str] | None] = ()
+    tags: ClassVar[Sequence[str] | None] = ()
     merges_states: ClassVar[bool] = False
     replaces_state: ClassVar[bool] = False
     next_time: float = inf

@@ -1,6 +1,6 @@
 """The errors that a user can cause, and the one signal that a callback can send."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from signal import SIGINT
@@ -168,15 +168,30 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     return f"Valid: {', '.join(names)}." if names else "There are none."
 
 
-def check_positive(**numbers: int | None) -> None:
-    """Check arguments that are numbers of at least 1, or None.
+def check_positive(**numbers: float | None) -> None:
+    """Check arguments that are numbers of at least 1, or None; an error names the argument, as in all checks here."""
+    _check(numbers, lambda number: number >= 1, "at least 1")
 
-    Raises:
-        ConfigError: One is smaller; its name is in front.
-    """
+
+def check_not_negative(**numbers: float | None) -> None:
+    """Check arguments that are numbers of at least 0, or None."""
+    _check(numbers, lambda number: number >= 0, "at least 0")
+
+
+def check_above(least: float, **numbers: float | None) -> None:
+    """Check arguments that are numbers above another one, or None."""
+    _check(numbers, lambda number: number > least, f"a number above {least:g}")
+
+
+def check_fraction(**numbers: float | None) -> None:
+    """Check arguments that are numbers between 0 and 1, and neither of these, or None."""
+    _check(numbers, lambda number: 0 < number < 1, "a number between 0 and 1")
+
+
+def _check(numbers: Mapping[str, float | None], is_valid: Callable[[float], bool], wanted: str) -> None:
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{name}: at least 1 is needed, not {number}")
+        if number is not None and not is_valid(number):
+            raise ConfigError(f"{name}: {wanted} is needed, not {number}")
 
 
 def short(value: Any) -> str:

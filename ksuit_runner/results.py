@@ -64,7 +64,8 @@ def load_model(
     if named and weights not in (None, named):
         raise ConfigError(f"load_model: '{run}' names the weights '{named}', and weights says '{weights}'")
     stored = compose_stored(Mode.EVALUATE, found.paths, overrides)
-    config = {**check_config(stored.config, trust=stored.trust), "output_dir": str(found.outputs.output_dir)}
+    config = check_config(stored.config, trust=stored.trust, is_stored=True)
+    config["output_dir"] = str(found.outputs.output_dir)
     checkpoint, shapes = read_newest(found.paths, name), read_shapes(found.paths)
 
     def shape(argument: str) -> tuple[int, ...]:

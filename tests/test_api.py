@@ -95,7 +95,7 @@ def mistake(change, *overrides):
 
 
 MISTAKES = {
-    "value": (mistake(lambda config: config.optimizer.update(lr="abc")), "optimizer.lr: expects float"),
+    "value": (mistake(lambda config: config.optimizer.update(lr="abc")), "optimizer.lr: expects a number"),
     "argument": (
         mistake(lambda config: config.callbacks.update(x={"_target_": "callbacks.ema.Ema", "decay": [1]})),
         "callbacks.x.decay: there is no such argument. Did you mean 'decays'?",

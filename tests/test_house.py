@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ksuit_runner"
 # The layers of the package, the lowest one first. A unit, which is a folder or a module at the root, imports only units
 # of lower layers.
 LAYERS = (
-    ("errors", "keyed_random"),
+    ("errors", "keyed_random", "config.types"),
     ("counter", "schedule", "system", "tensors"),
     ("distributed", "metric_property"),
     ("__init__", "paths", "data", "models"),
@@ -67,7 +67,9 @@ CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
 def unit_of(module: str) -> str:
-    """Return the folder of a module, or the module itself if it lies at the root."""
+    """Return the folder of a module, or the module itself if it lies at the root or has a layer of its own."""
+    if layer_of(module) is not None:
+        return module
     is_folder = MODULES[module].name == "__init__.py" and module != "__init__"
     return module if is_folder or "." not in module else module.rpartition(".")[0]
 

@@ -174,7 +174,7 @@ def _module_and_inputs(found: StartingPoint, stored: Composed) -> list[Any]:
     from ksuit_runner.models.mlflow_model import plain_inputs
 
     assert found.checkpoint is not None
-    config = check_config(stored.config, trust=stored.trust)
+    config = check_config(stored.config, trust=stored.trust, is_stored=True)
     plain = {"device": "cpu", "compile": False, "activation_checkpointing": None}
     config["trainer"] |= {key: value for key, value in plain.items() if key in config["trainer"]}
     checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name)

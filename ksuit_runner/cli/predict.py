@@ -67,7 +67,9 @@ def predict(query: str, overrides: Sequence[str]) -> int:
     stored = compose_stored(Mode.EVALUATE, found.paths, given)
     own = compose_stored(Mode.EVALUATE, found.paths, [item for item in given if root(item) not in _OTHER_DATA])
     other = {key: value for key, value in resolve(stored.config).items() if key in _OTHER_DATA}
-    config = check_config(OmegaConf.create({**resolve(own.config), **other, **_UNUSED}), trust=stored.trust)
+    config = check_config(
+        OmegaConf.create({**resolve(own.config), **other, **_UNUSED}), trust=stored.trust, is_stored=True
+    )
     dataset = value_of("predict_on", overrides) or str(config["evaluation"]["dataset"])
     if dataset not in (there := config["data"]["datasets"]):
         raise ConfigError(f"there is no dataset '{dataset}'. {did_you_mean(dataset, there)}", path="predict_on")

@@ -136,7 +136,7 @@ def _stored_start(request: Request, overrides: Sequence[str], command: str) -> S
         config.name, config.parent_run_id = config.name if "name" in stored.changes else None, None
     if mode == Mode.EVALUATE:
         config.objective = None  # ranks trained runs; what evaluates may log something else
-    values: Mapping[str, Any] = check_config(config, trust=stored.trust)
+    values: Mapping[str, Any] = check_config(config, trust=stored.trust, is_stored=True)
     if mode != Mode.RESUME:
         _refuse_initialization(request, stored.changes, values)
     if "initialize.from" in stored.changes:

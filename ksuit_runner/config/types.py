@@ -10,3 +10,6 @@ MetricKey = NewType("MetricKey", str)
 
 PositiveInt: TypeAlias = int
 """A whole number of at least 1."""
+
+NonNegativeInt: TypeAlias = int
+"""A whole number of at least 0."""

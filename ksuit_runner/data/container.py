@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, Evaluation, evaluation_requests
 from ksuit_runner.data.batch_supply import BatchSupply, Sources
@@ -64,17 +65,17 @@ class DataContainer:
     def __init__(
         self,
         datasets: Mapping[str, Any],
-        batch_size: int,
+        batch_size: PositiveInt,
         seed: int,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 0,
         train: str = "train",
         drop_last: bool = True,
-        prefetch: int = 2,
+        prefetch: PositiveInt = 2,
         interruption: Interruption | None = None,
         world: World | None = None,
         order: Callable[..., Order] | None = None,
-        samples_per_epoch: int | None = None,
+        samples_per_epoch: PositiveInt | None = None,
         collate_fn: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
         _check_number("batch_size", batch_size, 1)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.data.batch_plan import EpochOrder
 from ksuit_runner.data.keyed_numbers import uniform
 from ksuit_runner.data.wrappers import per_sample
@@ -33,7 +34,7 @@ class Order(ABC):
 
     is_endless: ClassVar[bool] = False
 
-    def __init__(self, dataset: Any, seed: int, samples_per_epoch: int | None = None) -> None:
+    def __init__(self, dataset: Any, seed: int, samples_per_epoch: PositiveInt | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
@@ -110,7 +111,7 @@ class Repeated(Order):
         ConfigError: It is less than 1.
     """
 
-    def __init__(self, times: int, **kwargs: Any) -> None:
+    def __init__(self, times: PositiveInt, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if times < 1:
             raise ConfigError(f"times: must be 1 or more, not {times}")

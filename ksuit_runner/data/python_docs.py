@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
 from ksuit_runner.errors import ConfigError
 
@@ -38,8 +39,8 @@ class PythonDocs(TensorDataset):
     def __init__(
         self,
         split: Split,
-        context_length: int = 64,
-        stride: int | None = None,
+        context_length: PositiveInt = 64,
+        stride: PositiveInt | None = None,
         test_fraction: float = 0.1,
         validation_fraction: float = 0.0,
     ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from ksuit_runner.config.types import NonNegativeInt
 from ksuit_runner.data.permutation import KeyedPermutation
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
@@ -155,7 +156,7 @@ class Fold(Subset):
         self,
         dataset: Any,
         part: Literal["rest", "fold"],
-        fold: int,
+        fold: NonNegativeInt,
         folds: int = 5,
         seed: int = 0,
         stratify: str | None = None,

@@ -14,6 +14,7 @@ from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.distributed.fsdp_exchange import AllGather, ReduceScatter
 from ksuit_runner.distributed.fsdp_units import check_parameters, unit_names
 from ksuit_runner.distributed.part_tree import Node
@@ -62,7 +63,7 @@ class ShardedParallel(Strategy):
         world: World | None = None,
         units: Sequence[str] | None = None,
         reshard_after_forward: bool = True,
-        replicas: int = 1,
+        replicas: PositiveInt = 1,
         gather: Literal["precision", "float32"] = "precision",
         sync_batchnorm: bool = False,
     ) -> None:

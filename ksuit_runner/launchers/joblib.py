@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.gpus import visible_gpus
@@ -26,7 +27,7 @@ class JoblibLauncher(Launcher):
         ConfigError: joblib is not installed, or there are fewer GPUs than jobs.
     """
 
-    def __init__(self, max_jobs: int | None = None, threads: int | None = None) -> None:
+    def __init__(self, max_jobs: PositiveInt | None = None, threads: PositiveInt | None = None) -> None:
         require_package("joblib", "launcher=joblib")
         check_max_jobs(max_jobs)
         self._devices = visible_gpus()

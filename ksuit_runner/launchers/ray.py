@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.distributed.environment import adopt_tasks
 from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs
@@ -124,11 +125,11 @@ class RayLauncher(Launcher):
     def __init__(
         self,
         address: str | None = None,
-        max_jobs: int | None = None,
+        max_jobs: PositiveInt | None = None,
         num_cpus: float = 1,
         num_gpus: float = 0,
-        nodes: int = 1,
-        tasks_per_node: int = 1,
+        nodes: PositiveInt = 1,
+        tasks_per_node: PositiveInt = 1,
     ) -> None:
         require_package("ray", "launcher=ray")
         check_max_jobs(max_jobs)

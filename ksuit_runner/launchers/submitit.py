@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.distributed.environment import adopt_tasks
 from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs, local_cap
@@ -106,8 +107,8 @@ class SubmititLauncher(Launcher):
     def __init__(
         self,
         executor: Literal["slurm", "local"] = "slurm",
-        max_jobs: int | None = None,
-        timeout_min: int = 1440,
+        max_jobs: PositiveInt | None = None,
+        timeout_min: PositiveInt = 1440,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         require_package("submitit", "launcher=submitit")

@@ -6,6 +6,7 @@ from math import gcd, prod
 
 from torch import Tensor, nn
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError
 
 
@@ -32,8 +33,8 @@ class Cnn(nn.Module):
         self,
         input_shape: Sequence[int],
         output_shape: Sequence[int],
-        channels: Sequence[int] = (32, 64, 128),
-        kernel_size: int = 3,
+        channels: Sequence[PositiveInt] = (32, 64, 128),
+        kernel_size: PositiveInt = 3,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError
 
 
@@ -36,10 +37,10 @@ class Gpt(nn.Module):
         self,
         input_shape: Sequence[int],
         output_shape: Sequence[int],
-        embed_dim: int = 128,
-        depth: int = 4,
-        num_heads: int = 4,
-        mlp_ratio: int = 4,
+        embed_dim: PositiveInt = 128,
+        depth: PositiveInt = 4,
+        num_heads: PositiveInt = 4,
+        mlp_ratio: PositiveInt = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class Gru(nn.Module):
         self,
         input_shape: Sequence[int],
         output_shape: Sequence[int],
-        hidden_size: int = 6,
+        hidden_size: PositiveInt = 6,
         bidirectional: bool = True,
     ) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = (
@@ -34,7 +35,7 @@ class Mlp(nn.Module):
         self,
         input_shape: Sequence[int],
         output_shape: Sequence[int],
-        hidden_dims: Sequence[int] = (128,),
+        hidden_dims: Sequence[PositiveInt] = (128,),
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:

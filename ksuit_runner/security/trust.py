@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
-from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.config.compose import compose_locations
 from ksuit_runner.config.schema import objects_beside
 from ksuit_runner.config.targets import Trust

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import EnumType, StrEnum
 from typing import Any, get_type_hints
 
-from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.sweep.parameters import SEED
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
+from ksuit_runner.keyed_random import undisturbed
 from ksuit_runner.tensors.flops import is_compiled
 
 
@@ -29,6 +30,18 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] 
         loss.backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
     else:
         run((loss,), (torch.ones_like(loss),), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def extra_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of a loss by a backward pass of its own, which that of training does not notice.
+
+    Args:
+        loss: A scalar, whose graph is kept.
+        parameters: What gets gradients; there are none of those on which the loss does not depend.
+    """
+    with torch.enable_grad(), undisturbed():  # the backward pass of training draws the same again
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]
 
 
 def allow_several_passes(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.trainer.gathered import Gathered
+from ksuit_runner.trainer.heads import described, not_classes
 from ksuit_runner.trainer.sums import Sums, Total
 
 _SIZES = ("num_classes", "num_labels")
@@ -105,17 +106,16 @@ class BatchMetric:
             outputs = outputs.float()
         classes = outputs.shape[1] if outputs.ndim > 1 else 1
         metric = self._for(classes)
-        if targets.is_floating_point() and hasattr(metric, "validate_args"):  # of classification
-            has_one = hasattr(metric, "num_classes") and targets.ndim > 1
-            targets = targets.argmax(1) if has_one else targets.long()
+        if targets.is_floating_point() and _is_of_classes(metric):
+            targets = self._indices(metric, outputs, targets)
         metric.reset()
         try:
             metric.update(outputs, targets)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"{type(metric).__name__}: {error}", path=self._path) from error
-        if self._sums_only and hasattr(metric, "validate_args"):
+            raise self._unfit(metric, outputs, targets, str(error)) from error
+        if self._sums_only and _is_of_classes(metric):
             metric.validate_args = False
         to.add((*key, "classes"), classes, count=1)
         for name, state in metric.metric_state.items():
@@ -154,6 +154,22 @@ class BatchMetric:
             else:
                 yield from ((f"{end}_{index}", item) for index, item in enumerate(entry))
 
+    def _indices(self, metric: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return class indices for targets that are numbers: labels, or the probability of each class."""
+        has_one = hasattr(metric, "num_classes") and targets.ndim > 1
+        found = targets.argmax(1) if has_one else targets.long()
+        if metric.validate_args:
+            is_class = (targets.sum(1) - 1).abs() < 0.01 if has_one else found == targets
+            if not is_class.all():
+                raise self._unfit(metric, outputs, targets)
+        return found
+
+    def _unfit(self, metric: Any, outputs: Tensor, targets: Tensor, reason: str = "") -> ConfigError:
+        of_classes = hasattr(metric, "num_classes")
+        what = not_classes(outputs, targets) if of_classes else f"it does not take {described(outputs, targets)}"
+        says = f"\ntorchmetrics says: {reason}" if reason else ""
+        return ConfigError(f"{type(metric).__name__}: {what}{says}", path=self._path)
+
     def _for(self, classes: int) -> Any:
         """Return the metric for outputs with so many classes."""
         if self._metric is None or (self._sizes and classes != self._classes):
@@ -166,6 +182,9 @@ class BatchMetric:
             try:
                 metric = metric(**dict.fromkeys(self._sizes, classes))
             except Exception as error:  # whatever the constructor raises
+                if self._sizes and classes == 1:
+                    what = "it is of classes, and outputs have one value for each sample. For a regression there is"
+                    raise ConfigError(f"{what} regression_errors", path=self._path) from error
                 raise ConfigError(f"{type(error).__name__}: {error}", path=self._path) from error
         states = getattr(metric, "metric_state", None)
         if not states or any(hasattr(child, "metric_state") for child in metric.children()):
@@ -188,6 +207,11 @@ def _description(given: Any) -> str:
     made_of, values = (given.func, given.keywords) if isinstance(given, partial) else (type(given), vars(given))
     plain = {name: value for name, value in values.items() if name[0] != "_" and isinstance(value, _PLAIN)}
     return f"{made_of.__qualname__} {sorted(plain.items())}"
+
+
+def _is_of_classes(metric: Any) -> bool:
+    """Whether it is a metric of classification."""
+    return hasattr(metric, "validate_args")
 
 
 def _is_sum(metric: Any, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Scores and targets of classification in what models return and batches hold, also of one head of several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Head:
         restrict_scores: Whether only these classes compete for a target, as in the protocol of ImageNet-R (Hendrycks
             et al., "The many faces of robustness", 2021), where a model of 1000 classes is tested on 200.
         ignore_index: Target that does not count, such as -100.
+        per_pixel: Whether each sample has many targets, as in a segmentation, and one alone is a mistake.
         path: Config path of the head, for errors.
 
     Raises:
@@ -35,6 +36,7 @@ class Head:
     classes: Sequence[int] | None = None
     restrict_scores: bool = False
     ignore_index: int | None = None
+    per_pixel: bool = field(default=False, repr=False)
     path: str | None = None
 
     def __post_init__(self) -> None:
@@ -60,10 +62,17 @@ class Head:
         """Return the outputs and targets of this head.
 
         Raises:
-            ConfigError: There is no tensor at a path.
+            ConfigError: There is no tensor at a path, or a sample has one target where it needs many.
         """
         own = _tensor_at(outputs, self.outputs, "outputs", self._at("outputs"))
-        return own, _tensor_at(targets, self.targets, "targets", self._at("targets"))
+        wanted = _tensor_at(targets, self.targets, "targets", self._at("targets"))
+        if self.per_pixel and wanted.ndim < 2:
+            raise ConfigError(
+                "a class for each pixel is needed, as scores of shape (batch, classes, height, width) and targets of "
+                f"shape (batch, height, width), not {described(own, wanted)}. per_pixel=false takes whole samples, too",
+                path=self.path,
+            )
+        return own, wanted
 
     def scores(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return scores of shape (..., classes), classes of shape (...), and which of these count; None for all.
@@ -110,8 +119,19 @@ def classes_last(scores: Tensor, targets: Tensor, path: str | None = None) -> Te
             return scores
         if scores.shape[:1] + scores.shape[2:] == targets.shape:
             return scores.movedim(1, -1)
-    given = f"outputs {as_text(scores)} and targets {as_text(targets)}"
-    raise ConfigError(f"class indices, one for each row of scores, are needed, not {given}", path=path)
+    raise ConfigError(not_classes(scores, targets), path=path)
+
+
+def not_classes(scores: Tensor, targets: Tensor) -> str:
+    """Return the message that outputs and targets are not those of a classification."""
+    hint = ". For a regression there is regression_errors" if targets.is_floating_point() else ""
+    needed = "scores of shape (batch, classes, ...) and class indices of shape (batch, ...)"
+    return f"{needed} are needed, not {described(scores, targets)}{hint}"
+
+
+def described(outputs: Tensor, targets: Tensor) -> str:
+    """Return shapes and types of outputs and targets, for errors."""
+    return f"outputs {as_text(outputs)} and targets {as_text(targets)}"
 
 
 def _are_classes(given: Any) -> bool:

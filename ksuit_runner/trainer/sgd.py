@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.config.overridden import check_overridden
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.data.shared_pass import EvaluationWatcher
@@ -135,9 +135,9 @@ class SgdTrainer:
         schedule: Callable[..., Schedule],
         loss: nn.Module,
         weight_decay_schedule: Callable[..., Schedule] | None = None,
-        max_epochs: int | None = None,
-        max_updates: int | None = None,
-        max_samples: int | None = None,
+        max_epochs: NonNegativeInt | None = None,
+        max_updates: NonNegativeInt | None = None,
+        max_samples: NonNegativeInt | None = None,
         accumulation_steps: PositiveInt = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -152,7 +152,7 @@ class SgdTrainer:
         parameter_rules: Mapping[str, Mapping[str, Any] | None] | None = None,
         freeze: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
         nan_loss: Literal["fail", "skip", "warn"] = "fail",
-        max_skips: int = 10,
+        max_skips: NonNegativeInt = 10,
         loss_weights: dict[str, float] | None = None,
         turns: Sequence[str] | None = None,
         strategy: Strategy | None = None,

@@ -276,7 +276,7 @@ def test_an_average_of_a_module_is_resumed_before_and_after_its_start(new_run, s
     [
         ({"modules": ["lyer"]}, r"callbacks\.ema\.modules: 'lyer' matches no module\. Did you mean 'layer'"),
         ({"every_n_updates": 0}, "every_n_updates must be a whole number of at least 1"),
-        ({"start_update": -1}, "start_epoch and start_update are 0 or more"),
+        ({"start_update": -1}, "start_update: at least 0 is needed, not -1"),
     ],
 )
 def test_a_start_interval_or_module_that_cannot_be_is_refused(new_run, given, message):

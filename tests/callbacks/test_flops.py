@@ -89,7 +89,7 @@ def test_an_update_that_is_skipped_is_not_counted(new_run):
 
 
 def test_what_cannot_be_is_refused_at_once(new_run):
-    with pytest.raises(ConfigError, match="peak_tflops: it must be positive, and is 0"):
+    with pytest.raises(ConfigError, match="peak_tflops: a number above 0 is needed, not 0"):
         new_run({"flops": partial(FLOPS, peak_tflops=0)})
     compiled = Linear((1, 8, 8), (10,))
     compiled._compiled_call_impl = compiled.forward  # as Module.compile leaves it

@@ -90,8 +90,8 @@ def test_the_range_test_is_one_word(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"smoothing": 1.0}, r"smoothing \(1.0\)"),
-        ({"diverged": 1.0}, r"diverged \(1.0\) above 1"),
+        ({"smoothing": 1.0}, "smoothing: a number from 0 to below 1"),
+        ({"diverged": 1.0}, "diverged: a number above 1 is needed"),
         ({}, "it keeps the losses of all 20000 updates: debug=learning_rate_finder makes a short run"),
     ],
 )

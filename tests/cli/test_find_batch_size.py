@@ -74,7 +74,8 @@ def test_the_least_number_of_parts_is_found_in_few_steps(step, most):
 
 def test_short_runs_find_what_fits(ksuit, tmp_path, capsys):
     evaluation = ["model.most_evaluated=100", "data.eval_batch_size=256", "+callbacks.accuracy.batch_size=140"]
-    assert ksuit("model.most=23", "data.batch_size=64", "callbacks=[ema,accuracy,test_loss]", *evaluation) == 0
+    callbacks = "callbacks=[ema,accuracy,best_checkpoint,test_loss]"
+    assert ksuit("model.most=23", "data.batch_size=64", callbacks, *evaluation) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         "trainer.accumulation_steps=1, parts of 64 samples: out of memory",

@@ -127,7 +127,7 @@ def test_a_torch_file_is_read_without_executing_it(tmp_path):
     [
         ("first", "a mapping is needed, not 'first'. Write initialize.from=first"),
         ({"form": "a"}, "initialize.form: there is no such setting. Did you mean 'from'"),
-        ({"from": "a", "strict": "maybe"}, "initialize.strict: expects bool"),
+        ({"from": "a", "strict": "maybe"}, "initialize.strict: expects true or false"),
         ({"from": "a", "rename": {"a.*": "b"}}, "need the same number of"),
     ],
 )

@@ -54,7 +54,7 @@ def test_mlflow_is_set_up_as_ever_beside_another(tmp_path) -> None:
         (["tracker=[mlflow,tensorboard]", "+tracker.tensorboard.requir=1"], "Did you mean 'require'?"),
         (
             ["tracker=[mlflow,tensorboard]", "tracker.tensorboard.require=3"],
-            "tracker.tensorboard.require: expects bool",
+            "tracker.tensorboard.require: expects true or false",
         ),
         (["+tracker.mine._target_=ksuit_runner.models.linear.Linear"], "tracker.mine._target_: .*BaseTracker"),
         (["+tracker.mine={_target_: 3}"], "tracker.mine._target_"),

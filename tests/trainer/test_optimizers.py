@@ -271,7 +271,7 @@ def test_several_beside_the_default_one_are_told_how_to_replace_it(tmp_path, mon
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        ("{_target_: torch.optim.AdamW, match: '*'}", "optimizer.rest.match: expects Sequence"),
+        ("{_target_: torch.optim.AdamW, match: '*'}", "optimizer.rest.match: expects a list of texts"),
         (
             "{_target_: torch.optim.AdamW, mach: ['*']}",
             "optimizer.rest.mach: .* Did you mean 'match'",

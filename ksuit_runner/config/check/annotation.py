@@ -2,10 +2,8 @@
 
 import ast
 from collections.abc import Mapping
-from functools import cache, reduce
+from functools import cache
 from typing import Any
-
-from ksuit_runner.errors import short
 
 _PLAIN: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
@@ -18,10 +16,11 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
     "DatasetKey": (str,),
     "MetricKey": (str,),
 }
+_LEAST: Mapping[str, int] = {"PositiveInt": 1, "NonNegativeInt": 0}
 _YAML = (type(None), bool, int, float, str, list, Mapping)
-_LISTS = frozenset({"Sequence", "list", "List", "Iterable", "Collection", "set", "Set", "frozenset"})
+LISTS = frozenset({"Sequence", "list", "List", "Iterable", "Collection", "set", "Set", "frozenset"})
 _TUPLES = frozenset({"tuple", "Tuple"})
-_MAPPINGS = frozenset({"Mapping", "MutableMapping", "dict", "Dict"})
+MAPPINGS = frozenset({"Mapping", "MutableMapping", "dict", "Dict"})
 _OBJECTS = frozenset({"Callable", "Tensor", "Parameter", "Module", "Optimizer", "LRScheduler", "Dataset"})
 
 
@@ -35,50 +34,26 @@ def fits(value: Any, annotation: str) -> bool:
         value: None, bool, int, float, str, or lists and mappings of them.
         annotation: Source text such as ``Sequence[int] | None``.
     """
-    tree = _parse(annotation)
+    tree = parse(annotation)
     return tree is None or _fits(value, tree) is not False
-
-
-def mismatch(value: Any, annotation: str) -> str | None:
-    """Say why a value does not fit, such as ``expects int | None, got 'abc' (str)``; None if it fits."""
-    if fits(value, annotation):
-        return None
-    return f"expects {_with_bars(annotation)}, got {short(value)} ({type(value).__name__})"
-
-
-class _Bars(ast.NodeTransformer):
-    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        self.generic_visit(node)
-        arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if _name(node.value) == "Optional":
-            arguments = [*arguments, ast.Constant(None)]
-        elif _name(node.value) != "Union":
-            return node
-        return reduce(lambda left, right: ast.BinOp(left, ast.BitOr(), right), arguments)
-
-
-def _with_bars(annotation: str) -> str:
-    """Write ``Optional[Union[a, b]]`` as ``a | b | None``: a message is the same with every version of a library."""
-    is_old = mentions(annotation, "Union") or mentions(annotation, "Optional")
-    tree = _parse(annotation)
-    return ast.unparse(_Bars().visit(tree)) if is_old and tree is not None else annotation
 
 
 @cache
 def mentions(annotation: str | None, name: str) -> bool:
     """Whether a name occurs in an annotation."""
-    tree = _parse(annotation) if annotation else None
-    return tree is not None and any(_name(node) == name for node in ast.walk(tree))
+    tree = parse(annotation) if annotation else None
+    return tree is not None and any(last_name(node) == name for node in ast.walk(tree))
 
 
-def _parse(annotation: str) -> ast.expr | None:
+def parse(annotation: str) -> ast.expr | None:
+    """Return an annotation as a tree; None if it is none."""
     try:
         return ast.parse(annotation.strip(), mode="eval").body
     except SyntaxError:
         return None
 
 
-def _name(node: ast.AST) -> str | None:
+def last_name(node: ast.AST) -> str | None:
     """Return the last part of a name: ``Optional`` for ``typing.Optional``."""
     if isinstance(node, ast.Constant) and node.value is None:
         return "None"
@@ -88,7 +63,7 @@ def _name(node: ast.AST) -> str | None:
 def _fits(value: Any, node: ast.expr) -> bool | None:
     """Judge a value: None means that the annotation says too little."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a quoted part
-        tree = _parse(node.value)
+        tree = parse(node.value)
         return None if tree is None else _fits(value, tree)
     if isinstance(value, Mapping) and "_target_" in value:
         return True
@@ -98,21 +73,21 @@ def _fits(value: Any, node: ast.expr) -> bool | None:
         return _any(_fits(value, node.left), _fits(value, node.right))
     if isinstance(node, ast.Subscript):
         arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return _fits_generic(value, _name(node.value), arguments)
-    return _fits_name(value, _name(node))
+        return _fits_generic(value, last_name(node.value), arguments)
+    return _fitslast_name(value, last_name(node))
 
 
-def _fits_name(value: Any, name: str | None) -> bool | None:
+def _fitslast_name(value: Any, name: str | None) -> bool | None:
     name = name or ""
     if name in ("Any", "object"):
         return True
-    if name == "PositiveInt":
-        return type(value) is int and value >= 1
+    if name in _LEAST:
+        return type(value) is int and value >= _LEAST[name]
     if name in _PLAIN:
         return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
-    if name in _LISTS or name in _TUPLES:
+    if name in LISTS or name in _TUPLES:
         return isinstance(value, list)
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         return isinstance(value, Mapping)
     return False if name in _OBJECTS else None
 
@@ -126,15 +101,15 @@ def _fits_generic(value: Any, name: str | None, arguments: list[ast.expr]) -> bo
         return _fits(value, arguments[0])
     if name == "Literal":
         return _any(*(_is_literal(value, argument) for argument in arguments))
-    if name in _LISTS:
+    if name in LISTS:
         return isinstance(value, list) and _all(_fits(item, arguments[0]) for item in value)
     if name in _TUPLES:
         return isinstance(value, list) and _fits_tuple(value, arguments)
-    if name in _MAPPINGS and len(arguments) == 2:
+    if name in MAPPINGS and len(arguments) == 2:
         return isinstance(value, Mapping) and _all(
             _all((_fits(key, arguments[0]), _fits(item, arguments[1]))) for key, item in value.items()
         )
-    return _fits_name(value, name)
+    return _fitslast_name(value, name)
 
 
 def _fits_tuple(value: list[Any], arguments: list[ast.expr]) -> bool | None:

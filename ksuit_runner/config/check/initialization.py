@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.errors import ConfigError, did_you_mean, short
 from ksuit_runner.tensors.name_patterns import matches_any
 

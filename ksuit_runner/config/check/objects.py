@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ksuit_runner.config.check.annotation import mismatch
+from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.config.check.signature import Signature, SignatureReader
 from ksuit_runner.config.groups import hint_of_choice
 from ksuit_runner.config.schema import (

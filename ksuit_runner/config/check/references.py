@@ -79,6 +79,23 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any, trainer:
         raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
 
 
+def check_tags(objects: Sequence[CheckedObject]) -> None:
+    """Check that each checkpoint whose weights are evaluated after training gets its tag from some callback.
+
+    Raises:
+        ConfigError: No callback gives a checkpoint this tag.
+    """
+    callbacks = list(filter(is_callback, objects))
+    if any(item.signature is None or item.signature.tags is None for item in callbacks):
+        return
+    given = {tag for item in callbacks for tag in _declared(item, item.signature.tags if item.signature else ())}
+    for item in callbacks:
+        for path, tag in _strings(f"{item.path}.weights_of", item.arguments.get("weights_of")):
+            if not any(_matches(tag, pattern) for pattern in given):
+                hint = did_you_mean(tag, given) if given else "Add best_checkpoint, or best_loss, to the callbacks."
+                raise ConfigError(f"no callback gives a checkpoint the tag '{tag}'. {hint}", path=path)
+
+
 def is_callback(item: CheckedObject) -> bool:
     """Whether an object is one of the run's callbacks, and not an argument of one."""
     return item.path.startswith(_CALLBACKS) and item.path.count(".") == 1
@@ -111,9 +128,7 @@ def _logged_by(item: CheckedObject, weights: Sequence[str]) -> Iterator[str]:
     tag = item.arguments.get("weights_of")
     if tag is not None:  # the weights are those of a checkpoint, and named after its tag
         weights = [f"{tag}/{name}".rstrip("/") for name in weights] if isinstance(tag, str) else ["*"]
-    arguments = item.arguments | {"name": item.path.rpartition(".")[2], "weights": weights}
-    for pattern in (item.signature.logs if item.signature else None) or ():
-        yield from expand(pattern, arguments)
+    yield from _declared(item, item.signature.logs if item.signature else (), weights=weights)
 
 
 def _offered_weights(objects: Iterable[CheckedObject]) -> list[str]:
@@ -122,9 +137,15 @@ def _offered_weights(objects: Iterable[CheckedObject]) -> list[str]:
     for item in objects:
         if item.path == "trainer" or is_callback(item):
             offers = item.signature.offers if item.signature else None
-            arguments = item.arguments | {"name": item.path.rpartition(".")[2]}
-            found += ["*"] if offers is None else [name for text in offers for name in expand(text, arguments)]
+            found += ["*"] if offers is None else _declared(item, offers)
     return found
+
+
+def _declared(item: CheckedObject, patterns: Sequence[str] | None, **further: Any) -> Iterator[str]:
+    """Yield the names that a class declares by patterns, with the arguments of an object put into them."""
+    arguments = item.arguments | {"name": item.path.rpartition(".")[2], **further}
+    for pattern in patterns or ():
+        yield from expand(pattern, arguments)
 
 
 def _is_idle(item: CheckedObject, trainer: Any) -> bool:

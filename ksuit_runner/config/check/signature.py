@@ -30,6 +30,7 @@ class Signature:
         knows_bases: Whether these are all ancestors.
         logs: Patterns of the metric keys that a callback declares, or None.
         offers: Patterns of the names of weights that it offers for evaluation, or None.
+        tags: Patterns of the tags that it gives to checkpoints, or None.
         is_repeatable: Whether another callback of the class logs the same values at an update, as far as is known.
         flaw: How its constructor fails to call that of its base class; empty if it does, or the source does not tell.
     """
@@ -42,6 +43,7 @@ class Signature:
     knows_bases: bool = True
     logs: tuple[str, ...] | None = None
     offers: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
     module: str = ""
     file: str | None = None
     qualname: str = ""
@@ -107,7 +109,8 @@ class SignatureReader:
             bases=frozenset(item.dotted for item in lineage if item),
             knows_bases=None not in lineage,
             logs=_texts(lineage, "logs"),
-            offers=_offers(lineage),
+            offers=_declared(lineage, "offers", "add_evaluation_model"),
+            tags=_declared(lineage, "tags", "request"),
             is_repeatable=_class_value(lineage, "is_repeatable") is not False,
             flaw=flaw(lineage),
         )
@@ -149,15 +152,15 @@ def _class_value(lineage: list[Definition | None], name: str) -> Any:
     return UNKNOWN
 
 
-def _offers(lineage: list[Definition | None]) -> tuple[str, ...] | None:
-    """Return what a class declares to offer for evaluation; None if it offers something without saying what."""
+def _declared(lineage: list[Definition | None], name: str, method: str) -> tuple[str, ...] | None:
+    """Return what a class declares in an attribute; None if it calls the method without saying for what."""
     for definition in filter(None, lineage):
-        if _class_value([definition], "offers") is not UNKNOWN:
+        if _class_value([definition], name) is not UNKNOWN:
             break
         nodes = ast.walk(definition.node) if definition.node else ()
-        if any(isinstance(node, ast.Attribute) and node.attr == "add_evaluation_model" for node in nodes):
+        if any(isinstance(node, ast.Attribute) and node.attr == method for node in nodes):
             return None
-    return _texts(lineage, "offers")
+    return _texts(lineage, name)
 
 
 def _texts(lineage: list[Definition | None], name: str) -> tuple[str, ...] | None:

@@ -14,11 +14,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from ksuit_runner.config.check.annotation import mismatch
 from ksuit_runner.config.check.initialization import initialization_of
+from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.ranks import with_parts
-from ksuit_runner.config.check.references import check_dataset_keys, check_intervals, check_metric_keys
+from ksuit_runner.config.check.references import (
+    check_dataset_keys,
+    check_intervals,
+    check_metric_keys,
+    check_tags,
+)
 from ksuit_runner.config.check.shared_metrics import check_shared_metrics
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.flatten import nodes
@@ -29,7 +34,7 @@ from ksuit_runner.errors import ConfigError, short, suggest
 
 
 def check_config(
-    config: DictConfig, reader: SignatureReader | None = None, trust: Trust | None = None
+    config: DictConfig, reader: SignatureReader | None = None, trust: Trust | None = None, is_stored: bool = False
 ) -> dict[str, Any]:
     """Check a whole config; imports neither torch nor MLflow nor any target.
 
@@ -37,6 +42,7 @@ def check_config(
         config: The composed config of a run.
         reader: Caches the signatures that it has read; a sweep passes the same one for all of its jobs.
         trust: Limits of a config that was not composed here.
+        is_stored: Whether it is that of a stored run, whose checkpoints may have tags already.
 
     Returns:
         The config as plain values, with all interpolations resolved, and the parts of a batch as a number.
@@ -45,12 +51,19 @@ def check_config(
         ConfigError: The first mistake found: ``PATH: what is wrong``, with the nearest valid name.
     """
     values = resolve(config)
+    try:
+        return _checked(values, ObjectChecker(reader, trust), is_stored)
+    except ConfigError as error:
+        error.args = (f"{error}{_origin(config, error.path)}",)
+        raise
+
+
+def _checked(values: dict[str, Any], checker: ObjectChecker, is_stored: bool) -> dict[str, Any]:
     check_values(values)
     _check_values(values)
     values = with_parts(values)
     _check_objects(values)
     initialization_of(values)
-    checker = ObjectChecker(reader, trust)
     for key in dict.fromkeys(pattern.split(".")[0] for pattern in OBJECT_SPECS):
         checker.walk(key, values.get(key))
     data = values.get("data")
@@ -60,6 +73,8 @@ def check_config(
             check_dataset_keys(item, data["datasets"])
     check_metric_keys(checker.objects, values.get("objective"), values.get("trainer"))
     check_shared_metrics(checker.objects, values.get("trainer"))
+    if not is_stored:
+        check_tags(checker.objects)
     return values
 
 
@@ -77,6 +92,19 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise ConfigError("the config is nested too deep") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _origin(config: DictConfig, path: str | None) -> str:
+    """Return a line that says of which other values a wrong one is made; nothing if the config has it as it is."""
+    *parents, key = (path or "").split(".")
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or key not in node or not OmegaConf.is_interpolation(node, key):
+        return ""
+    plain = OmegaConf.to_container(node)
+    assert isinstance(plain, dict)
+    return f"\nIts value is that of {plain[key]}: change it there, or here."
 
 
 def _check_values(values: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksuit_runner.config.check.annotation import fits, mentions, mismatch
+from ksuit_runner.config.check.annotation import fits, mentions
+from ksuit_runner.config.check.mismatch import mismatch
 
 FITTING = [
     (3, "int"),
@@ -13,6 +14,7 @@ FITTING = [
     (None, "None"),
     (None, "int | None"),
     (1, "PositiveInt | None"),
+    (0, "NonNegativeInt"),
     (None, "Optional[int]"),
     (3, "typing.Union[str, int]"),
     ("a", "Literal['a', 'b']"),
@@ -50,6 +52,7 @@ NOT_FITTING = [
     (0, "PositiveInt | None"),
     (-1, "Sequence[PositiveInt] | PositiveInt"),
     (True, "PositiveInt"),
+    (-1, "NonNegativeInt"),
     (True, "int"),
     (True, "float"),
     (1, "bool"),
@@ -88,8 +91,24 @@ def test_does_not_fit(value, annotation):
     assert not fits(value, annotation)
 
 
-def test_the_message_has_the_annotation_the_value_and_its_type():
-    assert mismatch("abc", "int | None") == "expects int | None, got 'abc' (str)"
+@pytest.mark.parametrize(
+    ("value", "annotation", "message"),
+    [
+        ("abc", "int | None", "a whole number, or null, got 'abc'"),
+        (0, "PositiveInt | None", "a whole number of at least 1, or null, got 0"),
+        (True, "NonNegativeInt", "a whole number of at least 0, got true"),
+        (None, "MetricKey", "the key of a logged metric, such as accuracy/validation, got null"),
+        (1, "Sequence[DatasetKey] | str", "a list of keys of data.datasets, such as test, or a text, got 1"),
+        ("half", "Literal['float32', 'float16']", "'float32', or 'float16', got 'half'"),
+        ("abc", "float | Tensor", "a number, or Tensor, got 'abc'"),
+        ("abc", "'Mapping[str, list[int]]'", "a mapping from texts to lists of whole numbers, got 'abc'"),
+        ("abc", "Optional[typing.Union[int, list[Union[int, float]]]]", None),
+        ("abc", "int | list[int | float] | None", None),  # the same, whatever a library's version writes
+    ],
+)
+def test_the_message_says_in_words_what_is_expected(value, annotation, message):
+    message = message or "a whole number, a list of whole numbers, or numbers, or null, got 'abc'"
+    assert mismatch(value, annotation) == f"expects {message}"
 
 
 def test_the_message_cuts_a_long_value():
@@ -150,9 +169,3 @@ def test_a_value_made_from_an_annotation_fits_it_in_quotes_and_among_others(data
 @given(st.text() | st.booleans() | st.none() | st.lists(st.integers()))
 def test_what_is_no_number_fits_no_number(value):
     assert not fits(value, "int | float")
-
-
-def test_a_message_writes_unions_with_bars_whatever_the_library_writes():
-    assert mismatch("abc", "Optional[typing.Union[int, list[Union[int, float]]]]") == (
-        "expects int | list[int | float] | None, got 'abc' (str)"
-    )

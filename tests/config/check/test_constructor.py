@@ -100,7 +100,7 @@ def test_the_flaw_and_a_missing_name_are_said_before_anything_is_imported(projec
             ["data.order=random"],
             "where NAME is one of Shuffled, Sequential, Repeated, Weighted, ClassBalanced, Mixture",
         ),
-        (["+callbacks.loss.max_batches=0"], "expects PositiveInt | None, got 0 (int)"),
+        (["+callbacks.loss.max_batches=0"], "expects a whole number of at least 1, or null, got 0"),
     ],
 )
 def test_a_value_that_no_object_takes_is_refused_before_a_run_begins(overrides, message):

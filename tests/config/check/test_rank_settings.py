@@ -122,7 +122,7 @@ def test_a_sweep_is_started_by_one_process_that_knows_its_jobs(monkeypatch):
             start()
 
 
-@pytest.mark.parametrize(("text", "got"), [("two", "'two' (str)"), ("2.5", "2.5 (float)"), ("true", "True (bool)")])
+@pytest.mark.parametrize(("text", "got"), [("two", "'two'"), ("2.5", "2.5"), ("true", "true")])
 def test_ranks_are_a_number_or_auto(text, got):
-    with pytest.raises(ConfigError, match=re.escape(f"ranks: expects int | Literal['auto'], got {got}")):
+    with pytest.raises(ConfigError, match=re.escape(f"ranks: expects a whole number, or 'auto', got {got}")):
         check_config(OmegaConf.merge(compose_config([]), {"ranks": OmegaConf.create(f"x: {text}").x}))

@@ -61,7 +61,10 @@ MEANS = "callbacks.ema={_target_: lab.callbacks.Mean, decays: [0.9, 0.99]}"
 BEST = (
     "callbacks.score={_target_: lab.callbacks.Score, dataset_key: test, weights_of: best}",
     "callbacks.watch.metric_key=score/test/best",
+    "callbacks.keep={_target_: lab.callbacks.Keeps}",
 )
+
+END = "callbacks.end={{_target_: lab.callbacks.Score, dataset_key: test, weights_of: {}}}"
 
 CALLBACKS = """
 from ksuit_runner.callback_base import CallbackBase
@@ -88,6 +91,17 @@ class Mean(CallbackBase):
     offers = ("{name}{_decays+}",)
     def __init__(self, decays: Sequence[float] = (0.9,), **kwargs):
         super().__init__(**kwargs)
+
+class Keeps(CallbackBase):
+    logs = ()
+    tags = ("{tag}",)
+    def __init__(self, tag: str = "best", **kwargs):
+        super().__init__(**kwargs)
+
+class Asks(CallbackBase):
+    logs = ()
+    def _after_update(self, update_counter):
+        self.checkpoint_writer.request("any")
 
 class Undeclared(CallbackBase):
     logs = ()
@@ -137,6 +151,7 @@ def check(lab):
         [MEANS, "callbacks.watch.metric_key=score/test/ema_0.99"],
         [MEAN, *BEST, "objective=score/test/best/ema"],
         ["callbacks.other={_target_: lab.callbacks.Undeclared}", "objective=score/test/other"],
+        [END.format("any"), "callbacks.asks={_target_: lab.callbacks.Asks}"],
         ["callbacks.watch.metric_key=rate/rate"],
         ["callbacks.watch.others=[score/test, rate/rate]"],
         ["callbacks.score.topk=[3]", "objective=score_top3/test"],
@@ -169,7 +184,7 @@ MISTAKES = {
     "model.layers=[1, '${zzz}']": "model.layers[1]: cannot resolve '${zzz}': Interpolation key 'zzz' not found.",
     "model.width=???": "model.width: a value is needed instead of '???'",
     # plain values
-    "seed=abc": "seed: expects int, got 'abc' (str)",
+    "seed=abc": "seed: expects a whole number, got 'abc'",
     "tags=['a,b']": "tags: a tag has no comma, which separates tags: 'a,b'. Several: tags=[a,b]",
     # config paths
     "model=null": "model: an object with a _target_ is needed, and there is none",
@@ -202,8 +217,10 @@ MISTAKES = {
     "'ksuit_runner.data.order'. Did you mean 'Weighted'?",
     "data.order={_target_: lab.parts.Points, size: 1}": "data.order._target_: 'lab.parts.Points' does not derive from "
     "Order",
-    "data.order={_target_: ksuit_runner.data.order.Repeated, times: two}": "data.order.times: expects int, got 'two' "
-    "(str)",
+    "data.order={_target_: ksuit_runner.data.order.Repeated, times: two}": "data.order.times: expects a whole number "
+    "of at least 1, got 'two'",
+    "data.batch_size=0": "data.batch_size: expects a whole number of at least 1, got 0",
+    "data.num_workers=-1": "data.num_workers: expects a whole number of at least 0, got -1",
     "data.order={_target_: ksuit_runner.data.order.Repeated, times: 2, seed: 1}": "data.order.seed: 'seed' is provided "
     "by the runner; remove it",
     "model.head={_target_: builtins.eval}": "model.head._target_: 'builtins.eval' " + OF_PYTHON,
@@ -226,11 +243,11 @@ MISTAKES = {
     "optimizer.params=[]": "optimizer.params: 'params' is provided by the runner; remove it",
     "model.input_shape=[3]": "model.input_shape: 'input_shape' is provided by the runner; remove it",
     # types
-    "model.width=wide": "model.width: expects int, got 'wide' (str)",
-    "optimizer.lr=abc": "optimizer.lr: expects float | Tensor, got 'abc' (str)",
-    "trainer.max_epochs=1.5": "trainer.max_epochs: expects int | None, got 1.5 (float)",
-    "trainer.precision=half": "trainer.precision: expects Literal['float32', 'bfloat16', 'float16'], got 'half' (str)",
-    "callbacks.score.topk=1": "callbacks.score.topk: expects Sequence[int], got 1 (int)",
+    "model.width=wide": "model.width: expects a whole number, got 'wide'",
+    "optimizer.lr=abc": "optimizer.lr: expects a number, or Tensor, got 'abc'",
+    "trainer.max_epochs=1.5": "trainer.max_epochs: expects a whole number of at least 0, or null, got 1.5",
+    "trainer.precision=half": "trainer.precision: expects 'float32', 'bfloat16', or 'float16', got 'half'",
+    "callbacks.score.topk=1": "callbacks.score.topk: expects a list of whole numbers, got 1",
     # intervals
     "default_callbacks.rate.every_n_updates=null": "default_callbacks.rate: one of every_n_epochs, every_n_updates, "
     "every_n_samples, at_start, at_end is needed, not none",
@@ -244,6 +261,10 @@ MISTAKES = {
     "Did you mean 'score/test'?\nLogged are: rate/rate, score/test, score_top1/test, score_top5/test",
     "callbacks.watch.others=[score/test, zzz]": "callbacks.watch.others[1]: no callback logs 'zzz'.\n"
     "Logged are: rate/rate, score/test, score_top1/test, score_top5/test",
+    "callbacks.watch.metric_key=${objective}": "callbacks.watch.metric_key: expects the key of a logged metric, such "
+    "as accuracy/validation, got null\nIts value is that of ${objective}: change it there, or here.",
+    END.format("best"): "callbacks.end.weights_of: no"
+    " callback gives a checkpoint the tag 'best'. Add best_checkpoint, or best_loss, to the callbacks.",
     "objective=rate/rat": "objective: no callback logs 'rate/rat'. Did you mean 'rate/rate'?\n"
     "Logged are: rate/rate, score/test, score_top1/test, score_top5/test",
 }
@@ -266,6 +287,16 @@ def test_a_default_that_names_no_dataset_is_found(check):
 
 def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs(check):
     assert check("callbacks.silent={_target_: lab.callbacks.Silent}", "objective=anything") is None
+
+
+def test_a_tag_that_nearly_exists_is_suggested_and_a_stored_run_may_have_it_already(check):
+    keep = "callbacks.keep={_target_: lab.callbacks.Keeps, tag: good}"
+    message = "no callback gives a checkpoint the tag 'goood'. Did you mean 'good'?"
+    assert check(keep, END.format("goood")) == f"callbacks.end.weights_of: {message}"
+    key, _, end = END.format("goood").partition("=")
+    config = OmegaConf.create(CONFIG)
+    OmegaConf.update(config, key, yaml.safe_load(end))
+    check_config(config, is_stored=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Says in words why a plain value from YAML does not fit an annotation."""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksuit_runner.config.check.annotation import LISTS, MAPPINGS, fits, last_name, parse
+from ksuit_runner.errors import short
+
+_WORDS: Mapping[str, tuple[str, str]] = {
+    "int": ("a whole number", "whole numbers"),
+    "PositiveInt": ("a whole number of at least 1", "whole numbers of at least 1"),
+    "NonNegativeInt": ("a whole number of at least 0", "whole numbers of at least 0"),
+    "float": ("a number", "numbers"),
+    "str": ("a text", "texts"),
+    "bool": ("true or false", "true or false"),
+    "None": ("null", "nulls"),
+    "Path": ("a path", "paths"),
+    "PathLike": ("a path", "paths"),
+    "DatasetKey": ("a key of data.datasets, such as test", "keys of data.datasets, such as test"),
+    "MetricKey": (
+        "the key of a logged metric, such as accuracy/validation",
+        "keys of logged metrics, such as accuracy/validation",
+    ),
+    "Any": ("anything", "any values"),
+    **dict.fromkeys(LISTS, ("a list", "lists")),
+    **dict.fromkeys(MAPPINGS, ("a mapping", "mappings")),
+}
+"""Name of a type -> one of it, and several."""
+
+
+def mismatch(value: Any, annotation: str) -> str | None:
+    """Say why a value does not fit, as ``expects a whole number, or null, got 'abc'``; None if it fits.
+
+    Args:
+        value: None, bool, int, float, str, or lists and mappings of them.
+        annotation: Source text such as ``Sequence[int] | None``.
+    """
+    tree = parse(annotation)
+    if tree is None or fits(value, annotation):
+        return None
+    return f"expects {_either(_alternatives(tree))}, got {_in_yaml(value)}"
+
+
+def _alternatives(node: ast.expr, is_plural: bool = False) -> list[str]:
+    """Return what a value may be, one by one; what has no words as it is written in Python."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and (quoted := parse(node.value)):
+        return _alternatives(quoted, is_plural)
+    if isinstance(node, ast.BinOp):
+        return [*_alternatives(node.left, is_plural), *_alternatives(node.right, is_plural)]
+    name, arguments = last_name(node) or "", []
+    if isinstance(node, ast.Subscript):
+        name = last_name(node.value) or ""
+        arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if name == "Literal":
+        return [ast.unparse(argument) for argument in arguments]
+    if name in ("Union", "Optional"):
+        found = [text for argument in arguments for text in _alternatives(argument, is_plural)]
+        return [*found, _WORDS["None"][is_plural]] if name == "Optional" else found
+    if name in ("Annotated", "Final"):
+        return _alternatives(arguments[0], is_plural)
+    if name not in _WORDS:
+        return [ast.unparse(node)]
+    word = _WORDS[name][is_plural]
+    if name in LISTS and arguments:
+        return [f"{word} of {_either(_alternatives(arguments[0], True))}"]
+    if name in MAPPINGS and len(arguments) == 2:
+        return [f"{word} from {' to '.join(_either(_alternatives(item, True)) for item in arguments)}"]
+    return [word]
+
+
+def _either(alternatives: Sequence[str]) -> str:
+    *others, last = dict.fromkeys(alternatives)
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _in_yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else short(value)
