@@ -17,12 +17,9 @@ class BestCheckpoint(MetricCallback):
     Args:
         tag: Tag of the checkpoint; by default the callback's name.
         min_delta: By how much a value has to be better to count as an improvement.
-        tie_breakers: Further metrics, logged at the same update: of two checkpoints with the same value, the one with
-            the better value of the first of these that differs is better.
+        tie_breakers: Metrics of the same update that decide between equal values: the first one that differs.
         top_k: How many of the best checkpoints are kept: the second one under ``TAG_2``, the third one under ``TAG_3``.
-        patiences: For each number n, keep under ``TAG_patience_n`` the checkpoint that ``early_stop`` with that
-            patience would have ended with: the best one before n evaluations in a row brought no improvement. So one
-            run shows what stopping earlier would have cost.
+        patiences: For each n, keep under ``TAG_patience_n`` what ``early_stop`` with that patience would end with.
         **kwargs: Passed on to MetricCallback.
 
     Raises:
@@ -48,6 +45,7 @@ class BestCheckpoint(MetricCallback):
         self._keys, self._min_delta = (self.metric_key, *tie_breakers), min_delta
         for key in tie_breakers:
             self.metric_property_provider.higher_is_better(key)
+        self._tags = [self.tag, *(f"{self.tag}_{place}" for place in range(2, top_k + 1))]
         self._top_k, self._patiences = top_k, patiences
         self._top: list[tuple[list[float], str]] = []  # values and checkpoints, the best one first
         self._waited = self._longest_wait = 0
@@ -59,8 +57,8 @@ class BestCheckpoint(MetricCallback):
 
     def _process_value(self, value: float) -> None:
         better = (place for place, (values, _) in enumerate(self._top) if self._is_better(self._values, values))
-        place = next(better, len(self._top))
-        if place == 0 and not math.isnan(value):
+        place = next(better, self._top_k if math.isnan(value) else len(self._top))
+        if place == 0:
             self.best, self._waited = value, 0
             for patience in self._patiences:
                 if self._longest_wait < patience:
@@ -68,11 +66,10 @@ class BestCheckpoint(MetricCallback):
         else:
             self._waited += 1
             self._longest_wait = max(self._longest_wait, self._waited)
-        if place < self._top_k and not math.isnan(value):
+        if place < self._top_k:
             self._top = [*self._top[:place], (self._values, self._checkpoint), *self._top[place:]][: self._top_k]
-            self.checkpoint_writer.request(self._tag_at(place))
-            for moved, (_, checkpoint) in enumerate(self._top[place + 1 :], place + 1):
-                self.checkpoint_writer.request(self._tag_at(moved), checkpoint)
+            for moved, (_, checkpoint) in enumerate(self._top[place:], place):
+                self.checkpoint_writer.request(self._tags[moved], checkpoint if moved > place else None)
 
     def _after_training(self, update_counter: UpdateCounter) -> None:
         super()._after_training(update_counter)
@@ -89,9 +86,6 @@ class BestCheckpoint(MetricCallback):
                 return False
         return False
 
-    def _tag_at(self, place: int) -> str:
-        return self.tag if place == 0 else f"{self.tag}_{place + 1}"
-
     def state_dict(self) -> dict[str, Any]:
         """Return the best values with their checkpoints, and how long there was no improvement."""
         return {**super().state_dict(), "top": self._top, "waited": [self._waited, self._longest_wait]}
@@ -100,9 +94,7 @@ class BestCheckpoint(MetricCallback):
         """Restore that, unless a fork watches another metric."""
         super().load_state_dict(state_dict)
         if state_dict["metric_key"] == self.metric_key:
-            stored = [(list(values), name) for values, name in state_dict.get("top", ())]
-            self._top = [(self._filled(values), name) for values, name in stored][: self._top_k]
+            unknown = [math.nan] * len(self._keys)  # a fork may have more tie breakers
+            stored = [([*values, *unknown][: len(unknown)], name) for values, name in state_dict.get("top", ())]
+            self._top = stored[: self._top_k]
             self._waited, self._longest_wait = state_dict.get("waited", (0, 0))
-
-    def _filled(self, values: list[float]) -> list[float]:
-        return [*values, *[math.nan] * len(self._keys)][: len(self._keys)]

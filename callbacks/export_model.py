@@ -22,16 +22,13 @@ _BATCHES = 8  # the first one is the example, and the others show which sizes va
 class ExportModel(DatasetCallback):
     """Writes the model in MLflow's format into ``artifacts/models/NAME/E1_U20_S1440``, and registers it if asked.
 
-    NAME is the name of the callback; the names of other weights are added to the position, as in
-    ``E1_U20_S1440_best_ema``. Nothing is overwritten that a registered version refers to.
+    NAME is the name of the callback; other weights are added to the position, as in ``E1_U20_S1440_best_ema``.
 
-    The model is a program of ``torch.export``, for the CPU, with signature and input example:
-    ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, plain
-    ``torch.export.load`` load it without the code of the model. That it can be exported is checked before training.
-
-    Inputs and outputs are tensors of shape (batch, ...), or dicts, lists and tuples of them, which MLflow takes and
-    returns by names such as ``input_ids`` or ``latent/mean``. Besides the number of samples, the program leaves open
-    what differs between the first batches of the dataset, such as the length of texts.
+    The model is a program of ``torch.export``, for the CPU, with signature and input example, which
+    ``mlflow.pytorch.load_model``, ``mlflow models serve`` and, of its file ``data/model.pt2``, ``torch.export.load``
+    load without its code. That it can be exported is checked before training. Inputs and outputs are tensors of shape
+    (batch, ...), or dicts, lists and tuples of them, by names such as ``input_ids`` or ``latent/mean``. The number of
+    samples is left open, and what differs between the first batches of the dataset, such as the length of texts.
 
     Args:
         weights: ``model`` for the trained weights, or the name under which others are evaluated, such as ``ema``.

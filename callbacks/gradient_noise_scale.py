@@ -42,10 +42,7 @@ class GradientNoiseScale(PartSumsCallback):
         super().__init__(**kwargs)
         check_fraction(decay=decay)
         if self.trainer.accumulation_steps < 2:
-            what = (
-                "it compares parts of a batch with the whole: set trainer.accumulation_steps=2, which trains the same"
-            )
-            raise ConfigError(what)
+            raise ConfigError("it compares parts of a batch: set trainer.accumulation_steps=2, which trains the same")
         if self.trainer.strategy.is_sharded:
             raise ConfigError("strategy=fsdp has no gradients of single parts; use strategy=ddp")
         allow_several_passes(self.model)

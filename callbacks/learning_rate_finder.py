@@ -12,8 +12,6 @@ from ksuit_runner.errors import ConfigError, StopTraining, check_above
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.ui.figures import draw_rate_test
 
-_MOST_UPDATES = 10_000
-
 
 class LearningRateFinder(CallbackBase):
     """Shows the training loss over the learning rate of a short run whose rate rises at every update, and suggests one.
@@ -27,8 +25,7 @@ class LearningRateFinder(CallbackBase):
 
     Args:
         smoothing: Weight of the losses before in the exponential mean, from 0 to below 1; its bias is corrected.
-        diverged: End the run when the smoothed loss exceeds this multiple of the lowest one, or is not finite; None
-            never ends it.
+        diverged: End the run when the smoothed loss is not finite, or above this multiple of the lowest; None: never.
         **kwargs: Passed on to CallbackBase.
 
     Raises:
@@ -44,7 +41,7 @@ class LearningRateFinder(CallbackBase):
             raise ConfigError(f"smoothing: a number from 0 to below 1 is needed, not {smoothing}")
         if len(names := list(self.trainer.optimizers.members)) > 1:
             raise ConfigError(f"it is for one optimizer, and there are {', '.join(names)}: which rate is to rise?")
-        if (end := self.trainer.counter.end_update) > _MOST_UPDATES:
+        if (end := self.trainer.counter.end_update) > 10_000:
             raise ConfigError(f"it keeps the losses of all {end} updates: debug=learning_rate_finder makes a short run")
         self.smoothing, self.diverged = smoothing, diverged
         self.trainer.keep_total_loss()
@@ -93,10 +90,8 @@ class LearningRateFinder(CallbackBase):
 def suggestions(rates: np.ndarray, losses: np.ndarray, width: int = 2) -> dict[str, float]:
     """Return what the rules suggest, by their names; nothing for a loss that does not fall while the rate rises.
 
-    Args:
-        rates: Learning rates, shape (updates,).
-        losses: Smoothed losses, shape (updates,).
-        width: Number of updates over which a slope is taken; the first ones, whose mean is of few losses, do not count.
+    Rates and smoothed losses are of shape (updates,). A slope is taken over ``width`` updates; the first ones, whose
+    mean is of few losses, do not count.
     """
     lowest = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
     rates, losses = rates[: lowest + 1], losses[: lowest + 1]

@@ -8,23 +8,19 @@ from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, LossError, check_above, check_not_negative, did_you_mean
+from ksuit_runner.errors import LossError, check_above, check_not_negative
 from ksuit_runner.keyed_random import uses_no_rng
-
-_ACTIONS = ("skip", "fail")
 
 
 class LossSpike(PeriodicCallback):
     """Skips updates whose loss is far above what it has been, or ends the run.
 
-    It logs ``NAME/skipped``, how many it has skipped, under its own name: ``loss_spike/skipped``.
+    It logs ``NAME/skipped``, how many it has skipped so far. A spike is a loss that exceeds the mean of the losses
+    before it by a number of their standard deviations, both exponential, over about ``window`` losses that were no
+    spikes; none is found before there were so many. What is not finite is the concern of ``trainer.nan_loss``.
 
-    A spike is a loss that exceeds the mean of the losses before it by a number of their standard deviations. Both are
-    exponential, over the losses of about ``window`` updates that were no spikes; none is found before there were so
-    many. What is not finite is the concern of ``trainer.nan_loss``.
-
-    A skipped update counts, and changes neither weights nor buffers nor the state of the optimizer. It is decided
-    before the step, so that the loss of every update is read, which waits for the device.
+    A skipped update counts, and changes neither weights nor buffers nor the state of the optimizer. The loss of every
+    update is read before its step, which waits for the device.
 
     Source: Chowdhery et al., PaLM, 2022, section 5.1, https://arxiv.org/abs/2204.02311, which skips the batches of
     spikes by hand; detection by z-scores as in Kumar et al., ZClip, 2025, https://arxiv.org/abs/2504.02507.
@@ -37,7 +33,7 @@ class LossSpike(PeriodicCallback):
         **kwargs: Passed on to PeriodicCallback.
 
     Raises:
-        ConfigError: The action is unknown, or a number is out of its range.
+        ConfigError: A number is out of its range.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("{name}/skipped",)
@@ -52,8 +48,6 @@ class LossSpike(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if action not in _ACTIONS:
-            raise ConfigError(f"action: there is no '{action}'. {did_you_mean(action, _ACTIONS)}")
         check_above(0, threshold=threshold)
         check_above(1, window=window)
         check_not_negative(max_skips=max_skips)

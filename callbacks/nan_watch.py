@@ -24,21 +24,16 @@ from ksuit_runner.ui.terminal import OF_RANK
 class NanWatch(PeriodicCallback):
     """Names the module that makes the first NaN or infinity, in the forward or the backward pass, and the update.
 
-    It looks at the batch, at the outputs of all modules, at the gradients of these outputs, and at the gradients of the
-    parameters, in the order in which they are computed. What is not finite first was made there, or after what was
-    looked at right before, which is named as well. A warning says so at the next interval, or when training fails.
+    It looks at the batch, the outputs of all modules, their gradients, and those of the parameters, in the order of
+    their computation. A warning at the next interval, or when training fails, names what is first not finite.
 
-    It reads every activation once more. So it is for finding out: a run that has failed resumes with it from an earlier
-    checkpoint, and fails again in the very same update. It changes nothing: what becomes of a loss that is not finite
-    is for ``trainer.nan_loss`` to say.
-
-    Where float16 is scaled, infinite gradients are usual, and only the forward pass is watched. Of several ranks each
-    one watches its own parts of the batch.
+    It reads every activation once more, so it is for finding out: a run that has failed resumes with it from an earlier
+    checkpoint, and fails again in the very same update. It changes nothing, see ``trainer.nan_loss`` for that. Where
+    float16 is scaled, infinite gradients are usual, and only the forward pass is watched. Each rank watches its parts.
 
     Args:
         match: Patterns of the names of modules to watch; ``{}`` stands for the number of a layer. None watches all.
-        **kwargs: Passed on to PeriodicCallback. Between two intervals it waits for no device, and holds a number for
-            each tensor of one update.
+        **kwargs: Passed on to PeriodicCallback. Between two intervals it waits for no device.
 
     Raises:
         ConfigError: A pattern matches no module, or one that is never called; or the model is compiled.
@@ -96,12 +91,9 @@ class NanWatch(PeriodicCallback):
 
     def _warn(self) -> bool:
         """Warn of what was the first that is not finite since the last time; return whether there was anything."""
-        if (found := self._seen.take()) is None:
-            return False
-        before = f", right after {found.before}" if found.before else ""
-        what = f"update {found.update}: {found.what} is the first that is not finite{before}"
-        self.logger.warning("%s", what, extra=OF_RANK)
-        return True
+        if (found := self._seen.take()) is not None:
+            self.logger.warning("%s", found, extra=OF_RANK)
+        return found is not None
 
     def close(self) -> None:
         """Remove the hooks of an update that has failed."""

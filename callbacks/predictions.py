@@ -61,14 +61,15 @@ class Predictions(DatasetCallback):
         for weights, model in models.items():
             outputs, targets = self._head.find(self.trainer.predict(inputs, model), all_targets)
             is_value = targets.is_floating_point() and targets.shape == outputs.shape
-            self.gathered.add_rows(weights, _errors(outputs, targets) if is_value else self._scored(outputs, targets))
+            found = (targets, outputs, (outputs - targets).square()) if is_value else self._scored(outputs, targets)
+            self.gathered.add_rows(weights, _columns(*found))
 
-    def _scored(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Return target, prediction, loss and confidence of each sample."""
         scores = classes_last(outputs, targets, self._path).float()
         losses = cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
         confidence, predictions = scores.softmax(-1).max(-1)
-        return _columns(targets, predictions, losses, confidence)
+        return targets, predictions, losses, confidence
 
     def _process_results(self, update_counter: UpdateCounter) -> None:
         for weights, rows in self.gathered.rows.items():
@@ -79,24 +80,8 @@ class Predictions(DatasetCallback):
             ]
             self.writer.add_table(key, _COLUMNS[: 1 + rows.shape[1]], table)
             if self.images and self.data_container.world.records:
-                self.writer.add_image(key, self._pictures(worst[: self.images].tolist()))
-
-    def _pictures(self, samples: Sequence[int]) -> Tensor:
-        """Read the batches of these samples once more: all inputs may not fit into memory."""
-        data = self.data_container
-        size = self.batch_size or data.eval_batch_size
-        numbers = sorted({sample // size for sample in samples})
-        inputs = {}
-        for number, batch in zip(numbers, data.evaluation_batches(self.dataset_key, size, None, numbers), strict=True):
-            all_of_batch = self.trainer.inputs_and_targets(batch)[0]
-            inputs.update({sample: all_of_batch[sample % size] for sample in samples if sample // size == number})
-        pictures = as_pictures(torch.stack([inputs[sample] for sample in samples]), self._path)
-        return grid(pictures, ceil(sqrt(len(samples))))
-
-
-def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return target, prediction and squared error of each sample."""
-    return _columns(targets, outputs, (outputs - targets).square())
+                shown = torch.stack(self.inputs_of(worst[: self.images].tolist()))
+                self.writer.add_image(key, grid(as_pictures(shown, self._path), ceil(sqrt(len(shown)))))
 
 
 def _columns(*columns: Tensor) -> Tensor:

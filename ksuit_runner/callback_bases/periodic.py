@@ -245,6 +245,19 @@ class DatasetCallback(PeriodicCallback):
         """Return the key of a metric: ``accuracy/test`` for the live weights, ``accuracy/test/ema`` for others."""
         return "/".join(part for part in (metric, self.dataset_key, weights) if part)
 
+    def inputs_of(self, samples: Sequence[int]) -> list[Any]:
+        """Return the inputs of samples by their numbers in the dataset.
+
+        Their batches are read once more, for what not all samples leave in memory, such as pictures of a few.
+        """
+        size, inputs = self.batch_size or self.data_container.eval_batch_size, {}
+        numbers = sorted({sample // size for sample in samples})
+        batches = self.data_container.evaluation_batches(self.dataset_key, size, None, numbers)
+        for number, batch in zip(numbers, batches, strict=True):
+            of_batch = self.trainer.inputs_and_targets(batch)[0]
+            inputs.update({sample: of_batch[sample % size] for sample in samples if sample // size == number})
+        return [inputs[sample] for sample in samples]
+
     @abstractmethod
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process one batch.

@@ -14,6 +14,10 @@ class NotFinite(NamedTuple):
     what: str
     before: str
 
+    def __str__(self) -> str:
+        before = f", right after {self.before}" if self.before else ""
+        return f"update {self.update}: {self.what} is the first that is not finite{before}"
+
 
 class FirstNotFinite:
     """Finds the first of many tensors that is not finite, without waiting for the device until it is asked.

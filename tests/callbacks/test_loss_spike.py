@@ -131,7 +131,6 @@ def test_without_a_spike_nothing_changes(spiking, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"action": "skpi"}, "action: there is no 'skpi'. Did you mean 'skip'"),
         ({"threshold": 0}, "threshold: a number above 0 is needed"),
         ({"window": 1}, "window: a number above 1 is needed"),
         ({"max_skips": -1}, "max_skips: at least 0 is needed"),
