@@ -11,7 +11,7 @@ from pandas import DataFrame
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_not_negative
 from ksuit_runner.tensors.device import to_device
@@ -40,7 +40,7 @@ class ModelSummary(CallbackBase):
 
     logs: ClassVar[Sequence[str] | None] = ()
 
-    def __init__(self, depth: PositiveInt | None = 3, prints: bool = False, **kwargs: Any) -> None:
+    def __init__(self, depth: NonNegativeInt | None = 3, prints: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_not_negative(depth=depth)
         self._depth, self._prints = depth, prints

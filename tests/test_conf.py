@@ -50,8 +50,8 @@ def one_thread():
 
 
 def overrides_of(group, choice):
-    if group == "callbacks":  # some watch what others log, or the objective
-        chosen = dict.fromkeys(["loss", "accuracy", choice])
+    if group == "callbacks":  # some watch what others log, or the objective, or evaluate the best checkpoint
+        chosen = dict.fromkeys(["loss", "accuracy", "best_loss", choice])
         needed = [NEEDED[choice]] if choice in NEEDED else []
         return [f"callbacks=[{','.join(chosen)}]", "objective=loss/validation", *needed]
     return [f"{group}={choice}"]

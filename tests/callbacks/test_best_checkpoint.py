@@ -147,5 +147,5 @@ def test_each_patience_keeps_what_early_stopping_would_have_ended_with(new_run, 
 
 def test_numbers_that_mean_nothing_are_refused(new_run):
     for given in ({"min_delta": -1.0}, {"top_k": 0}, {"patiences": [0]}):
-        with pytest.raises(ConfigError, match="at least 1 is needed"):
+        with pytest.raises(ConfigError, match="at least [01] is needed"):
             new_run({"best": partial(BestCheckpoint, metric_key="accuracy/test", **given)})

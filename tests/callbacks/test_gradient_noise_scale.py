@@ -113,7 +113,7 @@ def test_a_run_that_fails_between_measuring_and_logging_resumes_with_the_same_sc
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ({}, {}, r"callbacks.noise: .* set trainer.accumulation_steps=2"),
+        ({}, {}, r"it compares parts of a batch: set trainer.accumulation_steps=2"),
         ({"decay": 1.0}, {"accumulation_steps": 2}, "decay: a number between 0 and 1 is needed, not 1.0"),
     ],
 )
