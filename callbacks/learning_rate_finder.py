@@ -45,9 +45,7 @@ class LearningRateFinder(CallbackBase):
             raise ConfigError(f"it keeps the losses of all {end} updates: debug=learning_rate_finder makes a short run")
         self.smoothing, self.diverged = smoothing, diverged
         self.trainer.keep_total_loss()
-        self.rates: list[float] = []
-        self.losses: list[float] = []
-        self.smoothed: list[float] = []
+        self.rates, self.losses, self.smoothed = list[float](), list[float](), list[float]()
 
     @quiet
     @uses_no_rng
