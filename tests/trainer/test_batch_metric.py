@@ -170,7 +170,7 @@ def test_mistakes_are_found_at_a_batch_and_at_the_end():
         metric.add(Gathered(CPU, torch.float64), (), torch.rand(5, 4), torch.randint(4, (6,)))
     for numbers in (torch.rand(5, 4), torch.rand(5)):  # neither probabilities of classes nor labels
         with pytest.raises(
-            ConfigError, match=r"class indices .*, float32\. For a regression there is regression_errors"
+            ConfigError, match=r"class indices .* targets float32 .*\. For a regression there is regression_errors"
         ):
             metric.add(Gathered(CPU, torch.float64), (), torch.rand(5, 4), numbers)
     with pytest.raises(ConfigError, match="path: MulticlassPrecisionRecallCurve computes a curve"):
