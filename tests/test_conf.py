@@ -14,6 +14,7 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.groups import choices, groups, shipped_conf
+from ksuit_runner.distributed.fsdp import has_fsdp
 from ksuit_runner.engine.assembly import Assembly, build_trainer
 from ksuit_runner.engine.loop import do_update, evaluate, train
 from ksuit_runner.engine.run_record import RunRecord
@@ -36,6 +37,8 @@ PARTS = ("model", "loss")
 MISSING = {"notify": "KSUIT_NOTIFY_URLS|not installed", "stop_at": "one of epoch, update, sample, max_time"}
 if not torch.cuda.is_available():
     MISSING["memory_snapshot"] = "CUDA devices"
+if not has_fsdp():
+    MISSING["fsdp"] = "torch .* is too old for it"
 # What these callbacks need of the rest of the config.
 NEEDED = {"dead_units": "model=cnn", "gradient_noise_scale": "trainer.accumulation_steps=2"}
 

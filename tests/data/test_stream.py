@@ -9,7 +9,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from ksuit_runner.data import stream as stream_module
 from ksuit_runner.data.batch_plan import evaluation_requests
 from ksuit_runner.data.fetch_batch import BatchRequest
 from ksuit_runner.data.stream import LocalStream, WorkerStream
@@ -59,15 +61,21 @@ def test_batches_keep_their_type(make_stream):
 
 def test_memory_is_pinned_only_if_the_run_is_on_a_gpu(maker, monkeypatch):
     """Pinning starts CUDA, and takes time and memory on another GPU."""
+    given = []
+
+    def loader(*args, pin_memory, **kwargs):
+        given.append(pin_memory)
+        return DataLoader(*args, **kwargs)
+
+    monkeypatch.setattr(stream_module, "DataLoader", loader)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     data = maker.trainer(device="cpu", num_workers=1).data_container
     data.open(data.new_counter(max_updates=1))
     data.next_training_batch()
     data.pins_memory = True
-    monkeypatch.undo()
-    with pytest.warns(UserWarning, match="'pin_memory' argument is set as true but no accelerator is found"):
-        data.open(data.new_counter(max_updates=1))
+    data.open(data.new_counter(max_updates=1))
     data.close()
+    assert given == [False, True]
 
 
 def test_only_a_few_requests_are_taken_ahead(make_stream):
