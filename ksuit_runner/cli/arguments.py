@@ -28,9 +28,11 @@ COMMANDS = {
 }
 """Key of a command that trains nothing -> its module and function, which gets the value of the key."""
 _WORDS = (*COMMANDS, *OF_STORED_RUNS)
-_ALONE = {"runs": "20", "find_batch_size": "true"}  # word of a command -> what it is about if nothing else is said
+# word of a command -> what it is about if nothing else is said
+_ALONE = {"list": "20", "runs": "20", "find_batch_size": "true"}
 _TAKE = {"init": "a folder", "list": "a number, or all", "leaderboard": "a sweep, such as last"}
 _TRAINS = ("train", "run", "fit", "start")
+_FLAGS = ("help", "version")
 _CONFIG_FLAGS = ("-cp", "-cn", "-cd")
 _LONG_DASHES = ("\N{EN DASH}", "\N{EM DASH}")
 
@@ -139,6 +141,8 @@ def _meant(word: str) -> str:
     """Return what a word that means nothing may have been meant to say, to be appended to a message."""
     if word in _TRAINS:
         return ". To train, leave it out"
+    if word in _FLAGS:
+        return f". Did you mean --{word}?"
     if in_conf := IN_CONF.search(word):
         return f". Did you mean {in_conf[1]}={in_conf[2]}?"
     if colon := re.match(r"([\w.]+): ?(.+)", word):

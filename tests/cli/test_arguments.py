@@ -49,6 +49,7 @@ def refusal(*arguments):
         (["trainer.parameter_rules=[a]"], "'trainer.parameter_rules' is a mapping: {KEY: VALUE}"),
         (["+callbacks={ema: 3"], "+callbacks={ema: 3: "),
         (["train"], "To train, leave it out"),
+        (["help"], "Did you mean --help?"),
         (["shwo", "last"], "Did you mean the command 'show'?"),
         (["mlp"], "Did you mean model=mlp?"),
         (["ema"], "Did you mean 'callbacks=[ema]'?"),
