@@ -49,6 +49,11 @@ class BestCheckpoint(MetricCallback):
         self._top_k, self._patiences = top_k, patiences
         self._top: list[tuple[list[float], str]] = []  # values and checkpoints, the best one first
         self._waited = self._longest_wait = 0
+        self._trains = False
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        super()._before_training(update_counter)
+        self._trains = True
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
         self._values = [metrics.get(key, math.nan) for key in self._keys]
@@ -71,10 +76,12 @@ class BestCheckpoint(MetricCallback):
             for moved, (_, checkpoint) in enumerate(self._top[place:], place):
                 self.checkpoint_writer.request(self._tags[moved], checkpoint if moved > place else None)
 
-    def _after_training(self, update_counter: UpdateCounter) -> None:
-        super()._after_training(update_counter)
-        if self._top and self.data_container.world.records:
-            self.tracker.register_model(ModelVersion(f"checkpoints/{self._top[0][1]}", self.tag, chosen_by=self._keys))
+    def close(self) -> None:
+        """List the best checkpoint of a run that has trained among its models, however it has ended."""
+        super().close()
+        name = self._top[0][1] if self._top and self._trains and self.data_container.world.records else ""
+        if name and (self.path_provider.checkpoints_dir / name).is_dir():
+            self.tracker.register_model(ModelVersion(f"checkpoints/{name}", self.tag, chosen_by=self._keys))
 
     def _is_better(self, values: Sequence[float], than: Sequence[float]) -> bool:
         """Whether the first values that differ are better; the first ones count only if they differ by enough."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PATH_TAG = "ksuit.path"
 """Tag of a version with its path in its run: one whose creation was not acknowledged is not created twice."""
+FILES_TAG = "ksuit.files"
+"""Tag of a listed model with the address of its files, as ``mlflow.artifacts.download_artifacts`` takes it."""
 
 _REFUSED = re.compile(r"""[/:.%"']""")  # in the name of a logged model
 
@@ -50,7 +52,7 @@ def list_model(client: MlflowClient, run: Run, version: ModelVersion, folder: Pa
         run: The run that the checkpoint is of; it has one of each name.
         version: The checkpoint.
         folder: Where the checkpoint is, for a database that is used without a server; elsewhere it is among the
-            artifacts of the run, and MLflow has no way to say so but the tag.
+            artifacts of the run, and MLflow has no way to say so but a tag.
     """
     from mlflow.entities import LoggedModelOutput, Metric
 
@@ -61,7 +63,8 @@ def list_model(client: MlflowClient, run: Run, version: ModelVersion, folder: Pa
         if other.tags.get(PATH_TAG) == version.path and other.status == "READY":
             return
         client.delete_logged_model(other.model_id)
-    model = client.create_logged_model(experiment, name, run_id, {PATH_TAG: version.path})
+    tags = {PATH_TAG: version.path, FILES_TAG: f"runs:/{run_id}/{version.path}"}
+    model = client.create_logged_model(experiment, name, run_id, tags)
     if folder is not None:
         move_model(client.tracking_uri, model.model_id, folder)
     checkpoint = Progress.parse(posixpath.basename(version.path))
