@@ -57,7 +57,8 @@ class ActivationNorms(PartSumsCallback):
             return
         for output in tensors_in(outputs):
             if output.is_floating_point() and output.layout is torch.strided:
-                norm: Tensor = torch.linalg.vector_norm(output.detach(), dtype=torch.float32)
+                dtype = torch.promote_types(output.dtype, torch.float32)  # torch refuses a narrower one
+                norm: Tensor = torch.linalg.vector_norm(output.detach(), dtype=dtype)
                 self.sums[self._part].add(module, norm.square(), count=output.numel())
 
     @uses_no_rng

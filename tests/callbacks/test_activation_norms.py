@@ -75,3 +75,14 @@ def test_a_module_that_is_never_called_is_an_error_that_says_what_to_write(new_r
     module.add_module("spare", nn.ModuleList([nn.Linear(2, 2)]))
     with pytest.raises(ConfigError, match=r"callbacks.norms.match: 'spare' is a ModuleList, .* write 'spare.{}'"):
         new_run({"norms": partial(ActivationNorms, match=["spare"], every_n_updates=1)}, module=module)
+
+
+class InDouble(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs.flatten(1).double())
+
+
+def test_outputs_in_double_precision_have_norms_too(new_run):
+    callbacks = {"activation_norms": partial(ActivationNorms, every_n_updates=1)}
+    run = new_run(callbacks, module=InDouble(64, 10, dtype=torch.float64), max_updates=1).train()
+    assert run.metric("activation_norms")[1] > 0
