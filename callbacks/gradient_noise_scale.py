@@ -82,7 +82,8 @@ class GradientNoiseScale(PartSumsCallback):
         variance = (part - whole) / (1 / in_part - 1 / samples)
         signal = (samples * whole - in_part * part) / (samples - in_part)
         weight = max(1 - self._decay, 1 / (self._looks + 1))
-        moved = torch.lerp(self._averages, torch.stack([variance, signal]), weight)
+        found = torch.stack([variance, signal])
+        moved = torch.lerp(self._averages.to(found), found, weight)
         self._averages = torch.where(moved.isfinite().all(), moved, self._averages)  # float16 may have overflowed
         self._looks += 1
         self.writer.add_scalar("gradient_noise_scale", self._averages[0] / self._averages[1])
