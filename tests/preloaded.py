@@ -178,7 +178,11 @@ def _run(
 
 
 def start(
-    output_dir: Path, *arguments: str, cwd: Path = REPOSITORY, prepare: Callable[[], None] | None = None
+    output_dir: Path,
+    *arguments: str,
+    cwd: Path = REPOSITORY,
+    prepare: Callable[[], None] | None = None,
+    makes_database: bool = True,
 ) -> Command:
     """Do what ``command.start`` does without the seconds of imports, and with an empty database in a new folder.
 
@@ -187,10 +191,11 @@ def start(
         arguments: Its further arguments.
         cwd: Its working directory.
         prepare: Called first in the process.
+        makes_database: Whether to make the database: not for what has to leave a new folder empty.
     """
     file, log = tempfile.mkstemp(prefix="ksuit-", suffix=".log")
     os.close(file)
-    if not any(item.startswith("tracker") for item in arguments):
+    if makes_database and not any(item.startswith("tracker") for item in arguments):
         _make_database(output_dir)
     given = (f"output_dir={output_dir}", *arguments)
     command = Preloaded().start(cwd, Path(log), given, as_a_command, environment(), prepare)
@@ -217,7 +222,7 @@ def _template() -> tempfile.TemporaryDirectory[str]:
 
 def ksuit(output_dir: Path, *arguments: str, status: int = 0, cwd: Path = REPOSITORY) -> str:
     """Do what ``command.ksuit`` does, by processes without its seconds of imports, and return what is printed."""
-    command = start(output_dir, *arguments, cwd=cwd)
+    command = start(output_dir, *arguments, cwd=cwd, makes_database=status != 2)
     assert command.wait(240) == status, command.output()
     return command.output()
 

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from command import REPOSITORY, checkpoint_bytes, journal, ksuit, run_dir
+from command import REPOSITORY, checkpoint_bytes, journal, run_dir
+from preloaded import ksuit
 
 from ksuit_runner import CallbackBase, ConfigError, compose, run
 from ksuit_runner.delivery.outbox import Outbox

@@ -5,8 +5,8 @@ import re
 import signal
 
 import pytest
-from command import REPOSITORY, SMALL, checkpoint_bytes, journal, query, run_dirs, start, stop_at
-from preloaded import ksuit
+from command import REPOSITORY, SMALL, checkpoint_bytes, journal, query, run_dirs, stop_at
+from preloaded import ksuit, start
 
 from ksuit_runner.cli.annotate import annotate
 from ksuit_runner.cli.export import export
