@@ -56,7 +56,7 @@ class GradientNoiseScale(PartSumsCallback):
         turns = self.trainer.optimizers.turns
         if self.follows(update_counter) and (trained := turns.at(update_counter.update).trained()):
             loss, scaler = losses["total"], self.trainer.scaler
-            gradients = extra_gradients(scaler.scale(loss), trained)
+            gradients = extra_gradients(loss, trained, scaler)
             norms = self.trainer.strategy.norms([dense_values(gradient) for gradient in gradients])
             square = (norms / scaler.scale(torch.ones((), device=loss.device))).square().sum()
             self.sums[update_counter.accumulation_step].add("square", square, count=1)

@@ -32,15 +32,16 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] 
         run((loss,), (torch.ones_like(loss),), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
-def extra_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+def extra_gradients(loss: Tensor, parameters: Sequence[Tensor], scaler: torch.amp.GradScaler) -> list[Tensor]:
     """Return the gradients of a loss by a backward pass of its own, which that of training does not notice.
 
     Args:
         loss: A scalar, whose graph is kept.
         parameters: What gets gradients; there are none of those on which the loss does not depend.
+        scaler: Scales the loss of float16, and so the gradients.
     """
     with torch.enable_grad(), undisturbed():  # the backward pass of training draws the same again
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(scaler.scale(loss), parameters, retain_graph=True, allow_unused=True)
     return [gradient for gradient in found if gradient is not None]
 
 

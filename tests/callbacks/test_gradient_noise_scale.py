@@ -73,6 +73,14 @@ def test_a_sum_as_the_loss_gives_the_same_scale(new_run):
     assert run("sum", "sum", 0.5 / 72) == pytest.approx(run("mean", "mean", 0.5), rel=1e-3)
 
 
+def test_float16_gives_about_the_same_scale(new_run):
+    single, half = (
+        new_run({"noise": NOISE}, precision, precision=precision, **OPTIONS).train().metric("gradient_noise_scale")
+        for precision in ("float32", "float16")
+    )
+    assert half == pytest.approx(single, rel=0.02)
+
+
 def test_it_recovers_the_noise_of_gradients_that_are_known(new_run):
     """The gradient of a linear loss is the mean of its inputs: here of 30 numbers around 1 with a variance of 25."""
 
