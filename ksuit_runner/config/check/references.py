@@ -80,15 +80,17 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any, trainer:
 
 
 def check_tags(objects: Sequence[CheckedObject]) -> None:
-    """Check that each checkpoint whose weights are evaluated after training gets its tag from some callback.
+    """Check that each checkpoint whose weights are evaluated after training gets its tag: mostly from a callback.
 
     Raises:
-        ConfigError: No callback gives a checkpoint this tag.
+        ConfigError: Nothing gives a checkpoint this tag.
     """
     callbacks = list(filter(is_callback, objects))
     if any(item.signature is None or item.signature.tags is None for item in callbacks):
         return
     given = {tag for item in callbacks for tag in _declared(item, item.signature.tags if item.signature else ())}
+    if any(item.path == "checkpoint" and item.arguments.get("keep_every") for item in objects):
+        given.add("update-*")
     for item in callbacks:
         for path, tag in _strings(f"{item.path}.weights_of", item.arguments.get("weights_of")):
             if not any(_matches(tag, pattern) for pattern in given):

@@ -299,6 +299,12 @@ def test_a_tag_that_nearly_exists_is_suggested_and_a_stored_run_may_have_it_alre
     check_config(config, is_stored=True)
 
 
+def test_checkpoints_that_are_kept_for_good_have_a_tag(check):
+    end = END.format("update-20")
+    assert "no callback gives a checkpoint the tag 'update-20'" in check(end)
+    assert check(end, "checkpoint.every_n_updates=10", "checkpoint.keep_every=2") is None
+
+
 @pytest.mark.parametrize(
     ("changes", "metric"),
     [
