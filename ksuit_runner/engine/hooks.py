@@ -16,7 +16,7 @@ from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.callback_states import CallbackStates, implements, overrides
 from ksuit_runner.engine.shared_metrics import check_shared_metrics
-from ksuit_runner.errors import Interrupted, KsuitError, StopTraining
+from ksuit_runner.errors import Interrupted, KsuitError, StopTraining, afterwards
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
 from ksuit_runner.trainer.evaluation_pass import is_shared
 from ksuit_runner.trainer.gradients import graphs_built
@@ -289,9 +289,9 @@ class Hooks:
         ]
 
     def close(self) -> None:
-        """Close every callback."""
-        for item in self.callbacks.values():
-            item.close()
+        """Close every callback, whatever fails."""
+        with afterwards(*(item.close for item in self.callbacks.values())):
+            pass
 
     def _call(self, method: Method, arguments: Mapping[str, Any], part: int | str) -> None:
         try:

@@ -228,15 +228,18 @@ def test_names_need_not_match_if_that_is_allowed(maker):
     assert a.paths is not None and new.paths is None, "the checkpoint has no files for a callback that is new"
 
 
-def test_every_callback_is_closed(maker):
+def test_every_callback_is_closed_also_if_one_fails(maker):
     class Terminal(CallbackBase):
         is_open = True
 
         def close(self):
             self.is_open = False
+            if self.name == "a":
+                raise OSError("a disk has failed")
 
     hooks = maker.run({"a": (Terminal, {}), "b": (Terminal, {})}).hooks
-    hooks.close()
+    with pytest.raises(OSError, match="a disk has failed"):
+        hooks.close()
     assert not any(item.is_open for item in hooks.callbacks.values())
 
 
