@@ -51,7 +51,14 @@ from ksuit_runner.trainer.update_snapshot import UpdateSnapshot
 _LOGGER = logging.getLogger(__name__)
 _NOT_CALLED = {
     "split": "each part of a batch is fetched and collated by itself",
-    **dict.fromkeys(("backward", "skip_step", "optimizer_step"), "override `start_update` or `step`"),
+    "update": "the attribute of this name takes its place, so choose another one",
+    **dict.fromkeys(
+        (
+            *("take_snapshot", "roll_back", "forward_part", "leaves_out", "backward", "complete_gradients"),
+            *("start_again", "unscale_gradients", "optimizer_step", "skip_step"),
+        ),
+        "override `start_update` or `step`",
+    ),
 }
 """Methods that a subclass may mean to override, and what to do instead."""
 

@@ -260,8 +260,11 @@ def test_a_trainer_that_overrides_the_whole_state_is_refused():
 def test_a_trainer_with_a_method_that_nothing_calls_is_refused_when_it_is_defined():
     with pytest.raises(TypeError, match="Own has a method 'split', which nothing calls: each part of a batch is"):
         type("Own", (SgdTrainer,), {"split": lambda self, batch: [batch]})
-    with pytest.raises(TypeError, match="Own has a method 'backward', which nothing calls: override `start_update`"):
-        type("Own", (SgdTrainer,), {"backward": lambda self, *given: None})
+    with pytest.raises(TypeError, match="Own has a method 'update', which nothing calls: the attribute of this name"):
+        type("Own", (SgdTrainer,), {"update": lambda self: None})
+    for piece in ("backward", "forward_part", "roll_back", "skip_step"):  # of an update
+        with pytest.raises(TypeError, match=f"method '{piece}', which nothing calls: override `start_update`"):
+            type("Own", (SgdTrainer,), {piece: lambda self, *given: None})
 
 
 class FaultyAdamW(torch.optim.AdamW):
