@@ -140,10 +140,12 @@ class OptimizerStep:
         return {"together": self.grad_norm, "own": members}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what ``state_dict`` returned, of the optimizers that are there."""
-        self.grad_norm = _on(device, state_dict["together"])
+        """Restore what ``state_dict`` returned, as far as this run clips; a fork may clip others."""
+        if self._clip_norm is not None:
+            self.grad_norm = _on(device, state_dict["together"])
         for name, member in self._optimizers.members.items():
-            member.grad_norm = _on(device, state_dict["own"].get(name))
+            if member.clip_norm is not None:
+                member.grad_norm = _on(device, state_dict["own"].get(name))
 
     def _finish(self) -> None:
         self._is_unscaled = False

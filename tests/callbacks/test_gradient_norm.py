@@ -43,3 +43,10 @@ def test_a_resumed_run_knows_the_norm_of_the_last_step(new_run):
     new_run(callbacks, clip_norm=1.0, max_updates=3, stop_at=2).train()
     assert new_run(callbacks, clip_norm=1.0, max_updates=3, strict=False).train().metric("gradient_norm") == reference
     assert list(reference) == [3]
+
+
+def test_a_fork_that_does_not_clip_has_no_norm(new_run):
+    clipped = new_run({}, clip_norm=1.0, max_updates=1).train().run.trainer
+    fork = new_run({}, "fork", max_updates=2).run.trainer
+    fork.load_state_dict(clipped.state_dict(), same_settings=False)
+    assert clipped.grad_norm is not None and fork.grad_norm is None
