@@ -62,6 +62,7 @@ def test_a_name_with_a_dot_is_refused_for_its_dot(project):
 
 
 WHOLE = "# @package _global_\n"
+SEVERAL = f"{WHOLE}defaults:\n  - override /optimizer: null\noptimizer:\n  a: {{_target_: torch.optim.SGD, match: ['*bias']}}\n"
 FILE = "conf/experiment/mine.yaml"
 FILES = {
     "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character"),
@@ -110,6 +111,10 @@ FILES = {
         f"{WHOLE}defaults:\n  - override /model: mlp\n  - /callbacks: ema\n",
         f"{FILE}: defaults: lines with `override` come after all others",
     ),
+    "a value beside several optimizers": (
+        f"{SEVERAL}  lr: 0.1\n",
+        "optimizer.lr: there are several by name, each with arguments of its own: write optimizer.a.lr",
+    ),
     "no package": ("seed: 1\n", "experiment: a file of this group is about the whole config: its first line has to be"),
     "no package, with choices": ("defaults:\n  - override /model: mlp\n", f"{FILE}: it is about the whole config"),
     "no override": (
@@ -131,12 +136,23 @@ def test_a_mistake_in_a_file_names_the_file(project, name):
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize("text", [f"{WHOLE}seed: 7\n", f"{WHOLE}number: 7\nseed: ${{number}}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WHOLE}seed: 7\n",
+        f"{WHOLE}number: 7\nseed: ${{number}}\n",
+        f"{WHOLE}evaluation: {{dataset: '${{.of}}', of: test}}\nseed: 7\n",
+        f"{WHOLE}evaluation: {{mine: 7}}\nhead: ${{evaluation}}\nseed: ${{head.mine}}\n",
+        f"{SEVERAL}  rate: 0.1\n  b: {{_target_: torch.optim.SGD, lr: '${{..rate}}'}}\nseed: 7\n",
+        f"{SEVERAL}  rate: 0.1\n  b: {{_target_: torch.optim.SGD, lr: '${{optimizer.rate}}'}}\nseed: 7\n",
+    ],
+)
 @pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\r\n")])
 def test_a_file_may_begin_with_a_mark_and_have_names_of_its_own(project, text, mark, end):
     Path(FILE).write_bytes((mark + text.replace("\n", end)).encode())
     config = compose_config(["experiment=mine"])
     check_keys(config, ["experiment=mine"])
+    check_config(without_sweep(config))
     assert config.seed == 7
 
 

@@ -277,7 +277,6 @@ def test_several_beside_the_default_one_are_told_how_to_replace_it(tmp_path, mon
             "optimizer.rest.mach: .* Did you mean 'match'",
         ),
         ("{lr: 0.1}", "optimizer.rest: it has no _target_"),
-        ("0.1", r"optimizer.rest: there are several by name, .* write optimizer.matrices.rest"),
         ("{_target_: torch.nn.Linear}", "optimizer.rest._target_: .* does not derive from Optimizer"),
         (
             "{_target_: torch.optim.AdamW, schedule: {_target_: ksuit_runner.schedule.constant, warm: 1}}",

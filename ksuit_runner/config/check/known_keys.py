@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups, shipped_conf
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.config.project_source import named
-from ksuit_runner.config.schema import OBJECT_SPECS
+from ksuit_runner.config.schema import OBJECT_SPECS, objects_beside
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 _OF_THE_WHOLE = ("experiment", "debug")
@@ -19,10 +19,11 @@ _KEY = re.compile(r"^(\w+):", re.MULTILINE)
 
 
 def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Check that something reads every key at the top, and every one in the settings of the default config.
+    """Check that something reads every key at the top, in the settings of the default config, and beside optimizers.
 
     A key is read if it is one of the default config or a group; what is added by ``+KEY=``, or referred to by
-    ``${KEY}``, is taken as well. The arguments of objects are checked with these.
+    ``${KEY}``, is taken as well. The arguments of objects are checked with these. Of a stored run nothing is checked:
+    it has been, and no longer says what referred to what.
 
     Args:
         config: A config as Hydra has composed it, with its interpolations.
@@ -41,6 +42,19 @@ def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
             is_read = key in names or any(f"{item}.".startswith(f"{path}.") for item in added)
             if not is_read and not _is_referred_to(path, config):
                 raise _unknown(prefix, key, names)
+    _check_beside("optimizer", config)
+
+
+def _check_beside(path: str, config: DictConfig) -> None:
+    """Check that there is nothing beside several objects by name, as where it was meant for a single one."""
+    node = OmegaConf.to_container(config).get(path)  # type: ignore[union-attr]
+    names = objects_beside(path, node)
+    for key, value in node.items() if names else ():
+        is_plain = value is not None and not isinstance(value, dict)
+        if is_plain and not _is_referred_to(f"{path}.{key}", config):
+            below = " or ".join(f"{path}.{name}.{key}" for name in names)
+            message = f"there are several by name, each with arguments of its own: write {below}"
+            raise ConfigError(message, path=f"{path}.{key}")
 
 
 @cache
@@ -53,7 +67,11 @@ def _settings() -> dict[str, set[str]]:
 
 
 def _is_referred_to(path: str, config: DictConfig) -> bool:
-    return re.search(rf"\$\{{[^$']*\b{re.escape(path)}\b", str(OmegaConf.to_container(config))) is not None
+    """Whether something refers to a key by its path, from beside it (``${.KEY}``), or to the whole node it is in."""
+    node, _, key = path.rpartition(".")
+    ways = [rf"\b{re.escape(path)}\b", rf"(?<!\w)\.+{re.escape(key)}\b"]
+    ways += [rf"\b{re.escape(node)}\b(?!\.)"] if node else []
+    return re.search(rf"\$\{{[^$']*({'|'.join(ways)})", str(OmegaConf.to_container(config))) is not None
 
 
 def _unknown(prefix: str, key: str, known: set[str]) -> ConfigError:

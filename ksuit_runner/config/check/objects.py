@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -88,7 +88,6 @@ class ObjectChecker:
         if expected and ((expected.beside and not is_object) or (expected.instead and is_argument)):
             expected = None  # an argument
         if beside and "_target_" not in value and (len(beside) == len(value) or _are_several(path)):
-            _check_named(path, value, beside)
             self._walk_all((f"{path}.{key}", item) for key, item in value.items())
         elif expected and not (value is None and expected.optional):
             self._check(path, value, expected)
@@ -139,15 +138,6 @@ class ObjectChecker:
         for name in given:
             self.walk(f"{path}.{name}", node[name], is_argument=True)
         self._walk_all((f"{path}.{name}", node[name]) for name in beside)
-
-
-def _check_named(path: str, value: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Check that there is nothing beside several objects by name, as where it was meant for a single one."""
-    for key, item in value.items():
-        if item is not None and not isinstance(item, Mapping):
-            below = " or ".join(f"{path}.{name}.{key}" for name in names)
-            message = f"there are several by name, each with arguments of its own: write {below}"
-            raise ConfigError(message, path=f"{path}.{key}")
 
 
 def _check_one(path: str, given: Mapping[str, Any], names: Collection[str]) -> None:
