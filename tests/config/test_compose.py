@@ -62,7 +62,10 @@ def test_a_name_with_a_dot_is_refused_for_its_dot(project):
 
 
 WHOLE = "# @package _global_\n"
-SEVERAL = f"{WHOLE}defaults:\n  - override /optimizer: null\noptimizer:\n  a: {{_target_: torch.optim.SGD, match: ['*bias']}}\n"
+SEVERAL = (
+    f"{WHOLE}defaults:\n  - override /optimizer: null\n"
+    "optimizer:\n  a: {_target_: torch.optim.SGD, match: ['*bias']}\n"
+)
 FILE = "conf/experiment/mine.yaml"
 FILES = {
     "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character"),

@@ -119,16 +119,22 @@ class Sources:
         Such packages have thousands of modules: their texts are searched, which takes a tenth of parsing them.
 
         Raises:
-            MissingName: None of them defines the name or lists it as a text.
+            MissingName: None of them binds the name, as far as the text of a line tells, or lists it as a text.
         """
         definition = re.compile(rf"^(?:class|def) {name}\b|^{name}\s*[:=]".encode(), re.MULTILINE)
-        listed = re.compile(rf"""["']{name}["']""".encode())
+        written = (
+            rf"""["']{name}["']""",  # listed
+            rf"^\s*(?:class|def|async def) {name}\b|^[^#(\n]*\b{name}\b[^#(\n]*=",  # defined, at any depth
+            rf"\b(?:import|as)\b[^#\n]*\b{name}\b",  # imported
+            rf"^\s*{name}\s*,?\s*(?:#.*)?$",  # the same, in a line of its own
+        )
+        bound = re.compile("|".join(written).encode(), re.MULTILINE)
         folders = package.folders or ()
         files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py")) if os.access(path, os.R_OK)]
         texts = {path: text for path in files if name.encode() in (text := path.read_bytes())}
         defining = [path for path, text in texts.items() if definition.search(text)]
         is_module = any(name in (path.stem, path.parent.name) for path in files)
-        if not defining and not is_module and not any(map(listed.search, texts.values())):
+        if not defining and not is_module and not any(map(bound.search, texts.values())):
             if not self._is_source_only(package):
                 return None
             similar = _similar(name, files)

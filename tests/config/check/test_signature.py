@@ -280,6 +280,28 @@ def test_a_package_without_one_may_have_any_name(write, exported):
     assert read_signature("lab.Nett") is None
 
 
+def test_a_package_loaded_lazily_may_have_any_name_that_its_modules_bind(write):
+    write("lab/__init__.py", "from lab.net import *\ndef __getattr__(name): ...")
+    write(
+        "lab/net.py",
+        """
+        '''Not even a Word of a text is one.'''
+        from gone import Taken
+        from gone import (
+            Of,
+            Several,
+        )
+        First, Second = Taken, Of
+        if Taken:
+            class Deep(Taken): ...
+        """,
+    )
+    for name in ("Taken", "Of", "Several", "First", "Second", "Deep"):
+        read_signature(f"lab.{name}")
+    with pytest.raises(ConfigError, match="there is no 'Word' in 'lab'"):
+        read_signature("lab.Word")
+
+
 def test_imports_in_a_circle_end(write):
     write("lab/a.py", "from lab.b import X")
     write("lab/b.py", "from lab.a import X")
