@@ -1,4 +1,4 @@
-"""What never happens in a run, by the length of an epoch of its data: said before training, as it may be a mistake."""
+"""What a run is too short for, by the length of an epoch of its data: said before training, as it may be a mistake."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +10,9 @@ from ksuit_runner.schedule import warmup_updates
 
 
 def never_due(periodic: Iterable[PeriodicCallback], counter: UpdateCounter, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence, with its config path, about each callback that never acts and each warm-up that never ends.
+    """Yield a sentence, with its config path, about each interval, and each warm-up, that does not end in the run.
+
+    A callback may act all the same, at the end or in hooks of its own.
 
     Args:
         periodic: The callbacks of the run that act at intervals.
@@ -26,7 +28,8 @@ def never_due(periodic: Iterable[PeriodicCallback], counter: UpdateCounter, conf
         due = item.interval.next_due(begin)
         is_idle = not item.interval.at_start and (due is None or due > begin.end_update)
         if is_idle and item.name in config["callbacks"]:  # the default ones are not chosen for the length of a run
-            yield f"callbacks.{item.name}: it never acts: {item.interval} is update {due}, and {length}"
+            path = f"callbacks.{item.name}"
+            yield f"{path}: its interval is longer than the run: {item.interval} is update {due}, and {length}"
     for path, node in _schedules(config):
         warmup = node.get("warmup", 0)
         updates = warmup_updates(warmup, begin.end_update, begin.updates_per_epoch if begin.has_epochs else None)

@@ -14,8 +14,14 @@ COSINE = "ksuit_runner.schedule.cosine"
 @pytest.mark.parametrize(
     ("interval", "remark"),
     [
-        (Interval(every_n_updates=7), f"callbacks.own: it never acts: every_n_updates=7 is update 7, and {LENGTH}"),
-        (Interval(every_n_epochs=3), f"callbacks.own: it never acts: every_n_epochs=3 is update 9, and {LENGTH}"),
+        (
+            Interval(every_n_updates=7),
+            f"callbacks.own: its interval is longer than the run: every_n_updates=7 is update 7, and {LENGTH}",
+        ),
+        (
+            Interval(every_n_epochs=3),
+            f"callbacks.own: its interval is longer than the run: every_n_epochs=3 is update 9, and {LENGTH}",
+        ),
         (Interval(every_n_updates=6), None),
         (Interval(every_n_epochs=3, every_n_updates=5), None),
         (Interval(every_n_updates=7, at_end=True), None),
