@@ -24,10 +24,11 @@ def never_due(periodic: Iterable[PeriodicCallback], counter: UpdateCounter, conf
         return
     epochs = f", {begin.updates_per_epoch} in each epoch" if begin.has_epochs else ""
     length = f"the run has {begin.end_update} updates{epochs}"
+    chosen = config["callbacks"] or {}  # the default ones are not chosen for the length of a run
     for item in periodic:
         due = item.interval.next_due(begin)
         is_idle = not item.interval.at_start and (due is None or due > begin.end_update)
-        if is_idle and item.name in config["callbacks"]:  # the default ones are not chosen for the length of a run
+        if is_idle and item.name in chosen:
             path = f"callbacks.{item.name}"
             yield f"{path}: its interval is longer than the run: {item.interval} is update {due}, and {length}"
     for path, node in _schedules(config):

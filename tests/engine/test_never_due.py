@@ -8,6 +8,7 @@ from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.engine.never_due import never_due
 
 LENGTH = "the run has 6 updates, 3 in each epoch"
+LONGER = "callbacks.own: its interval is longer than the run"
 COSINE = "ksuit_runner.schedule.cosine"
 
 
@@ -28,12 +29,13 @@ COSINE = "ksuit_runner.schedule.cosine"
         (Interval(every_n_updates=7, at_start=True), None),
     ],
 )
-def test_a_callback_that_never_acts_is_named(interval, remark):
+def test_an_interval_that_does_not_end_is_named(interval, remark):
     counter = UpdateCounter(9, 3, max_epochs=2)
     counter.update = 5  # as in a resume: what counts is the whole run
     callbacks = [SimpleNamespace(name=name, interval=interval) for name in ("own", "default")]
     config = {"callbacks": {"own": {}}, "optimizer": {}}
     assert list(never_due(callbacks, counter, config)) == [remark] * (remark is not None)
+    assert list(never_due(callbacks, counter, config | {"callbacks": None})) == []
 
 
 @pytest.mark.parametrize(("warmup", "updates"), [("2 epochs", 6), (8, 8), ("1 epoch", None), (0.5, None)])
@@ -41,9 +43,8 @@ def test_a_callback_that_never_acts_is_named(interval, remark):
 def test_a_warm_up_that_does_not_end_is_named(path, warmup, updates):
     *above, name = path.split(".")
     node = {name: {"_target_": COSINE, "warmup": warmup}}
-    config = (
-        {"optimizer": {}, **node} if not above else {"optimizer": {"head": {"_target_": "torch.optim.SGD", **node}}}
-    )
+    optimizer = {"head": {"_target_": "torch.optim.SGD", **node}} if above else {}
+    config = {"callbacks": {}, "optimizer": optimizer} | ({} if above else node)
     found = list(never_due([], UpdateCounter(9, 3, max_epochs=2), config))
     remark = f"{path}.warmup: it does not end: {warmup} is {updates} updates, and {LENGTH}"
     assert found == ([] if updates is None else [remark])
