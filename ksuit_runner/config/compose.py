@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ksuit_runner.config.explain import explain
 from ksuit_runner.config.groups import CONFIG_NAME, groups, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import bare_name, full_name, parse, root, value_text
+from ksuit_runner.config.schema import OBJECT_SPECS
 from ksuit_runner.errors import ConfigError
 
 _LOCATIONS = ("output_dir", "tracker", "trust")
@@ -183,9 +184,12 @@ def refuse_empty_mappings(config: DictConfig, overrides: Sequence[str]) -> None:
     """
     for item in overrides:
         name, is_empty = bare_name(item), re.fullmatch(r"\{\s*\}", value_text(item).strip())
-        if is_empty and (there := OmegaConf.select(config, name)):
+        is_filled = item.startswith("+") and any(bare_name(other).startswith(f"{name}.") for other in overrides)
+        if is_empty and not is_filled and (there := OmegaConf.select(config, name)):
             none = f"{name}=[]" if name in groups() else f"~{name}" if "_target_" in there else f"{name}=null"
-            raise ConfigError(f"{item}: it would change nothing, as mappings are merged. For none, write {none}")
+            is_needed = name in OBJECT_SPECS and not OBJECT_SPECS[name].optional
+            hint = f"For another, write {name}=NAME" if is_needed else f"For none, write {none}"
+            raise ConfigError(f"{item}: it would change nothing, as mappings are merged. {hint}")
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:

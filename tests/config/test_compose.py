@@ -167,7 +167,13 @@ def test_files_that_choose_each_other_end(project):
 
 
 def test_an_empty_mapping_that_would_change_nothing_is_refused(project):
-    for item, instead in (("trainer.parameter_rules={}", "=null"), ("callbacks={ }", r"=\[\]")):
+    cases = (
+        ("trainer.parameter_rules={}", "=null"),
+        ("callbacks={ }", r"=\[\]"),
+        ("model={}", "another, write model=NAME"),
+    )
+    for item, instead in cases:
         with pytest.raises(ConfigError, match=f"^{item}: it would change nothing, .*{instead}$"):
             compose_config([item])
     assert compose_config(["initialize.rename={}"]).initialize.rename == {}  # which it is already
+    assert compose_config(["+mine={}", "+mine.one=1"]).mine == {"one": 1}
