@@ -8,6 +8,7 @@ from ksuit_runner import run
 from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config, without_sweep
+from ksuit_runner.config.groups import shipped_conf
 from ksuit_runner.errors import ConfigError
 
 RULE = "trainer.parameter_rules={head: {match: ['head*']}}"
@@ -157,6 +158,15 @@ def test_a_file_may_begin_with_a_mark_and_have_names_of_its_own(project, text, m
     check_keys(config, ["experiment=mine"])
     check_config(without_sweep(config))
     assert config.seed == 7
+
+
+def test_the_default_config_of_a_project_may_have_settings_of_its_own(project):
+    default = (shipped_conf() / "config.yaml").read_text(encoding="utf-8")
+    own = default.replace("\nevaluation:\n", "\nevaluation:\n  mine: 7\n")
+    Path("conf/config.yaml").write_text(f"{own}\noptimizer:\n  lr: 0.5\n")
+    config = compose_config([])
+    check_keys(config, [])
+    assert config.evaluation.mine == 7
 
 
 def test_files_that_choose_each_other_end(project):

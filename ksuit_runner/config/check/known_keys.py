@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups, shipped_conf
+from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.config.project_source import named
 from ksuit_runner.config.schema import OBJECT_SPECS, objects_beside
@@ -47,9 +47,9 @@ def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def _check_beside(path: str, config: DictConfig) -> None:
     """Check that there is nothing beside several objects by name, as where it was meant for a single one."""
-    node = OmegaConf.to_container(config).get(path)  # type: ignore[union-attr]
-    names = objects_beside(path, node)
-    for key, value in node.items() if names else ():
+    tree: Any = OmegaConf.to_container(config)
+    names = objects_beside(path, tree.get(path))
+    for key, value in tree[path].items() if names else ():
         is_plain = value is not None and not isinstance(value, dict)
         if is_plain and not _is_referred_to(f"{path}.{key}", config):
             below = " or ".join(f"{path}.{name}.{key}" for name in names)
@@ -57,13 +57,20 @@ def _check_beside(path: str, config: DictConfig) -> None:
             raise ConfigError(message, path=f"{path}.{key}")
 
 
-@cache
 def _settings() -> dict[str, set[str]]:
-    """Return the keys in each node of the default config that is no object, by the name of the node."""
-    text = (shipped_conf() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8")
-    default = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """Return the keys in each node of the default config that is no object, by the name of the node.
+
+    A project may have a default config of its own, with settings that its code reads.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    *own, default = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in files(CONFIG_NAME)]
     nodes = {key: node for key, node in default.items() if isinstance(node, dict) and node and key != "hydra"}
-    return {key: set(node) for key, node in nodes.items() if "_target_" not in node}
+    further = [config for config in own if isinstance(config, dict)]
+    return {
+        key: {name for config in (default, *further) for name in config.get(key) or ()}
+        for key, node in nodes.items()
+        if "_target_" not in node
+    }
 
 
 def _is_referred_to(path: str, config: DictConfig) -> bool:
