@@ -141,7 +141,6 @@ AT_LEAST_1 = frozenset(
         "accumulation_steps",
         "batch_size",
         "count",
-        "depth",
         "draws",
         "epoch",
         "every_n_epochs",
