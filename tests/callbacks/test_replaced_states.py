@@ -8,10 +8,9 @@ from torchmetrics.classification import MulticlassF1Score
 
 import callbacks
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.callback_bases.online import OnlineCallback, RunningCallback
+from ksuit_runner.callback_bases.online import RunningCallback
 from ksuit_runner.checkpoint.state_types import Packer, copy_state
 
-BASES = (RunningCallback, OnlineCallback)
 ARGUMENTS = {
     "OnlineMetrics": {"metrics": {"f1": partial(MulticlassF1Score)}},
     "GradientSpikes": {"warmup": 2, "factor": 1.1},
@@ -22,8 +21,8 @@ ARGUMENTS = {
 def _shipped():
     for module in pkgutil.iter_modules(callbacks.__path__, "callbacks."):
         for item in vars(import_module(module.name)).values():
-            is_callback = isinstance(item, type) and issubclass(item, CallbackBase) and item not in BASES
-            if is_callback and item.replaces_state:
+            is_callback = isinstance(item, type) and issubclass(item, CallbackBase)
+            if is_callback and item.__module__ == module.name and item.replaces_state:
                 yield item
 
 

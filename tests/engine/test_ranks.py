@@ -35,7 +35,7 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.schedule import constant
-from ksuit_runner.system.signals import catch_signals
+from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.testing import build_callbacks
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -131,11 +131,22 @@ def nothing(*given):
 
 
 def build(
-    folder, world, name, act=None, step=None, evaluate=nothing, on_fetch=nothing, resume=False, strategy=DataParallel
+    folder,
+    world,
+    name,
+    act=None,
+    step=None,
+    evaluate=nothing,
+    on_fetch=nothing,
+    resume=False,
+    strategy=DataParallel,
+    interruption=None,
 ):
     """Build a run that does in its training steps, evaluations and so on what a scenario wants."""
     datasets = {"train": Points(on_fetch), "test": Points()}
-    data = DataContainer(datasets, batch_size=8, seed=3, eval_batch_size=16, world=world)
+    data = DataContainer(
+        datasets, batch_size=8, seed=3, eval_batch_size=16, world=world, interruption=interruption or Interruption()
+    )
     with keyed(3, "model"):
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
     trainer = Trainer(
@@ -271,8 +282,7 @@ def on_a_rank(folder):
     try:
         for name, given in scenarios(world.rank).items():
             with catch_signals() as interruption:
-                run = build(folder, world, name.replace(" ", "-"), **given)
-                run.data.interruption = interruption
+                run = build(folder, world, name.replace(" ", "-"), interruption=interruption, **given)
                 found[name] = execute(run)
     finally:
         world.close()

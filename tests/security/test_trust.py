@@ -175,7 +175,7 @@ def test_a_function_is_called_if_it_was_made_for_its_place_or_the_user_names_it(
     clean, load = {"_target_": "owncode.clean"}, {"_target_": "owncode.Model.from_file"}
     assert both("model", {"_target_": "owncode.build"}, trust(project)) == ["", ""]
     nested = {"_target_": "torch.utils.data.ConcatDataset", "datasets": [clean]}
-    shipped = {"_target_": "ksuit_runner.system.untrusted_files.remove", "folder": "outputs"}
+    shipped = {"_target_": "ksuit_runner.system.untrusted_files.remove", "path": "outputs"}
     for path, node in (("model", clean), ("data.datasets.x", clean), ("model", load), ("data.datasets.x", nested)):
         for complaint in both(path, node, trust(project)):
             assert complaint.startswith(path) and complaint.endswith("'trust=[owncode]'"), complaint
