@@ -93,7 +93,8 @@ def hint_of_files(group: str, choice: str) -> str:
             if (folder, ending) != ("conf", ".yaml") and path.is_file():
                 return f"{path} has to be conf/{group}/{choice}.yaml"
     here = Path.cwd()
-    for around in (*here.parents, *sorted(here.iterdir())):
+    below = sorted(here.iterdir()) if os.access(here, os.R_OK) else []
+    for around in (*here.parents, *below):
         if os.path.isfile(around / "conf" / group / f"{choice}.yaml"):  # False, too, where one may not look
             return f"{around}/conf has it: cd {quote(str(around))}"
     return ""

@@ -21,27 +21,32 @@ from ksuit_runner.tracker.base import BaseTracker, RunInfo
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_recorder: RecorderClient | None = None
-_warm: tuple[bytes, int] | None = None  # what a session was opened with ahead, and its number
+_recorders: dict[bool, RecorderClient] = {}
+_warm: tuple[Opening, int] | None = None  # what a session was opened with ahead, and its number
 
 
-def recorder() -> RecorderClient:
-    """Return the recorder of this process, which is started by its first session."""
-    global _recorder, _warm
-    if _recorder is None or not _recorder.is_own:
-        _recorder = RecorderClient()
-        atexit.register(_recorder.shut_down)
+def recorder(is_shipped: bool = True) -> RecorderClient:
+    """Return the recorder of this process, which is started by its first session.
+
+    Args:
+        is_shipped: Whether it is for trackers that ship. Those of the user have another one, if a process has both:
+            what the first one imports may be without what these need (``lean_import``).
+    """
+    global _warm
+    if is_shipped not in _recorders or not _recorders[is_shipped].is_own:
+        _recorders[is_shipped] = RecorderClient()
+        atexit.register(_recorders[is_shipped].shut_down)
         _warm = None
-    return _recorder
+    return _recorders[is_shipped]
 
 
 def warm_up(factory: Factory, outputs: OutputPaths) -> None:
     """Start the recorder and have it import what a tracker needs, while this process imports torch."""
     global _warm
     opening = _opening(factory, outputs)
-    session = _session(opening)
-    recorder().warm_up(session)
-    _warm = _key(opening), session
+    process, session = _session(opening)
+    process.warm_up(session)
+    _warm = opening, session
 
 
 def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
@@ -51,20 +56,20 @@ def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
         ConfigError: It does not fit its config.
         TrackerError: The recorder dies again and again.
     """
-    session = _session(_opening(factory, outputs))
-    return RemoteTracker(recorder(), session)
+    return RemoteTracker(*_session(_opening(factory, outputs)))
 
 
-def _session(opening: Opening) -> int:
-    """Return the number of a session: of the one that was opened ahead if that fits, else it is closed."""
+def _session(opening: Opening) -> tuple[RecorderClient, int]:
+    """Return a recorder and a session of it: the one that was opened ahead if that fits, else it is closed."""
     global _warm
-    process, warm, _warm = recorder(), _warm, None
+    process = recorder(opening.is_shipped)
+    warm, _warm = _warm, None
     if warm is not None:
-        key, session = warm
-        if key == _key(opening):
-            return session
-        process.close(session)
-    return process.open(opening)
+        ahead, session = warm
+        if _key(ahead) == _key(opening):
+            return process, session
+        recorder(ahead.is_shipped).close(session)
+    return process, process.open(opening)
 
 
 def _opening(factory: Factory, outputs: OutputPaths) -> Opening:

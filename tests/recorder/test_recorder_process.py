@@ -352,7 +352,7 @@ def test_the_successor_of_a_recorder_that_dies_right_after_an_answer_records(pro
 
 def test_a_session_that_was_opened_ahead_is_used_or_closed(project, monkeypatch):
     process, outputs = RecorderClient(in_place=True), OutputPaths(project / "outputs")
-    monkeypatch.setattr(tracker_module, "_recorder", process)
+    monkeypatch.setattr(tracker_module, "_recorders", {False: process})
     first, other = (Factory({"tracker": {"_target_": "own_tracker.OwnTracker", "note": note}}) for note in "ab")
     warm_up(first, outputs)
     used = open_tracker(first, outputs)
@@ -369,6 +369,7 @@ def test_a_forked_child_has_a_recorder_of_its_own():
         os._exit(recorder() is ours)
     assert os.waitpid(child, 0)[1] == 0
     assert recorder() is ours
+    assert recorder(is_shipped=False) is not ours, "it may have imported MLflow without what the user's tracker needs"
 
 
 def has_ended(pid):

@@ -69,7 +69,7 @@ def test_where_no_process_can_be_started_it_runs_in_threads(template, tmp_path, 
 
     outputs = shutil.copytree(template, tmp_path / "outputs")
     monkeypatch.setattr(life, "start_detached", refuse)
-    monkeypatch.setattr(tracker, "_recorder", None)
+    monkeypatch.setattr(tracker, "_recorders", {})
     with caplog.at_level(logging.WARNING):
         result = run([*RUN, f"output_dir={outputs}"])
     assert result.status == "FINISHED"
