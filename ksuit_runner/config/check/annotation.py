@@ -74,10 +74,10 @@ def _fits(value: Any, node: ast.expr) -> bool | None:
     if isinstance(node, ast.Subscript):
         arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return _fits_generic(value, last_name(node.value), arguments)
-    return _fitslast_name(value, last_name(node))
+    return _fits_name(value, last_name(node))
 
 
-def _fitslast_name(value: Any, name: str | None) -> bool | None:
+def _fits_name(value: Any, name: str | None) -> bool | None:
     name = name or ""
     if name in ("Any", "object"):
         return True
@@ -109,7 +109,7 @@ def _fits_generic(value: Any, name: str | None, arguments: list[ast.expr]) -> bo
         return isinstance(value, Mapping) and _all(
             _all((_fits(key, arguments[0]), _fits(item, arguments[1]))) for key, item in value.items()
         )
-    return _fitslast_name(value, name)
+    return _fits_name(value, name)
 
 
 def _fits_tuple(value: list[Any], arguments: list[ast.expr]) -> bool | None:
