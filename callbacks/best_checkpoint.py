@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.config.types import MetricKey, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_not_negative, check_positive
+from ksuit_runner.errors import check_at_least_1, check_not_negative
 from ksuit_runner.tracker.base import ModelVersion
 
 
@@ -40,7 +40,7 @@ class BestCheckpoint(MetricCallback):
     ) -> None:
         super().__init__(**kwargs)
         check_not_negative(min_delta=min_delta)
-        check_positive(top_k=top_k, patiences=min(patiences, default=1))
+        check_at_least_1(top_k=top_k, patiences=min(patiences, default=1))
         self.tag = tag or self.display_name
         self._keys, self._min_delta = (self.metric_key, *tie_breakers), min_delta
         for key in tie_breakers:

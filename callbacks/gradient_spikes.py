@@ -10,7 +10,7 @@ from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.norms import NormsCallback
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_above, check_fraction, check_positive
+from ksuit_runner.errors import check_above, check_at_least_1, check_fraction
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.module_norms import gradient
 from ksuit_runner.trainer.sums import to_device
@@ -46,7 +46,7 @@ class GradientSpikes(NormsCallback):
         super().__init__(**kwargs)
         check_above(1, factor=factor)
         check_fraction(decay=decay)
-        check_positive(warmup=warmup)
+        check_at_least_1(warmup=warmup)
         self._factor, self._decay, self._warmup = factor, decay, warmup
         size, device = len(self.norms.groups), self.trainer.device
         self._mean = torch.zeros(size, device=device)

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize, one_hot
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
 from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError, check_above, check_positive
+from ksuit_runner.errors import ConfigError, check_above, check_at_least_1
 
 _MOST_VALUES: Final = 1 << 24  # similarities, or votes, in memory at once
 
@@ -39,7 +39,7 @@ class KnnProbe(ProbeCallback):
 
     def __init__(self, k: PositiveInt = 20, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_positive(k=k)
+        check_at_least_1(k=k)
         check_above(0, temperature=temperature)
         if (most := self.fit_samples) is not None and k > most:
             raise ConfigError(f"k: {k} is more than the {most} samples to fit to")

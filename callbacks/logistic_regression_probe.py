@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
 from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import check_above, check_positive
+from ksuit_runner.errors import check_above, check_at_least_1
 
 
 class LogisticRegressionProbe(ProbeCallback):
@@ -35,7 +35,7 @@ class LogisticRegressionProbe(ProbeCallback):
     def __init__(self, inverse_regularization: float = 1.0, max_iterations: PositiveInt = 1000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_above(0, inverse_regularization=inverse_regularization)
-        check_positive(max_iterations=max_iterations)
+        check_at_least_1(max_iterations=max_iterations)
         self.inverse_regularization, self.max_iterations = inverse_regularization, max_iterations
 
     def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.config.types import NonNegativeInt, PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_not_negative, check_positive
+from ksuit_runner.errors import check_at_least_1, check_not_negative
 from ksuit_runner.tensors.pictures import as_pictures, grid
 from ksuit_runner.trainer.heads import Head, classes_last
 
@@ -50,7 +50,7 @@ class Predictions(DatasetCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_positive(count=count)
+        check_at_least_1(count=count)
         check_not_negative(images=images)
         self.count, self.images = count, images
         self._path = f"callbacks.{self.display_name}"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, StopTraining, check_positive
+from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.system.signals import TIME_IS_UP
 
@@ -53,7 +53,7 @@ class StopAt(CallbackBase):
         self.positions = {name: number for name, number in positions.items() if number is not None}
         if not self.positions and max_time is None:
             raise ConfigError("one of epoch, update, sample, max_time is needed, not none")
-        check_positive(**self.positions)
+        check_at_least_1(**self.positions)
         if epoch is not None and not self.trainer.counter.has_epochs:
             raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
         self.max_time = max_time

@@ -13,7 +13,7 @@ from ksuit_runner.checkpoint.weights_writer import WeightsWriter
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import gathered, local
-from ksuit_runner.errors import ConfigError, check_positive
+from ksuit_runner.errors import ConfigError, check_at_least_1
 from ksuit_runner.models.average import is_in
 from ksuit_runner.tensors.name_patterns import matching_modules
 
@@ -47,7 +47,7 @@ class WeightsCheckpoint(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_positive(keep_last=keep_last, weights=len(weights))
+        check_at_least_1(keep_last=keep_last, weights=len(weights))
         self._path = f"callbacks.{self.display_name}"
         names = [name for name, _ in self.model.module.named_modules() if name]
         self._chosen = None if modules is None else matching_modules(modules, names, f"{self._path}.modules")

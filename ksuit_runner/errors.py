@@ -168,7 +168,7 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     return f"Valid: {', '.join(names)}." if names else "There are none."
 
 
-def check_positive(**numbers: float | None) -> None:
+def check_at_least_1(**numbers: float | None) -> None:
     """Check arguments that are numbers of at least 1, or None; an error names the argument, as in all checks here."""
     _check(numbers, lambda number: number >= 1, "at least 1")
 
