@@ -2,6 +2,8 @@
 
 import sys
 
+from ksuit_runner.system.imports import own_process, quick_imports
+
 
 def main() -> None:
     """Run what the command line asks for; on a terminal there is a first sign before anything large is imported."""
@@ -9,7 +11,9 @@ def main() -> None:
     if sys.stdout is not None and sys.stdout.isatty() and not answers_at_once:
         sys.stdout.write("starting\r")  # what comes next is written over it, and longer
         sys.stdout.flush()
-    from ksuit_runner.cli.dispatch import main as run_command
+    own_process()
+    with quick_imports():
+        from ksuit_runner.cli.dispatch import main as run_command
 
     run_command()
 

@@ -60,6 +60,9 @@ class HandOver(Protocol):
             OSError: It cannot be taken over; it is dropped.
         """
 
+    def hurry(self) -> None:
+        """Commit without a pause what was submitted: it is waited for."""
+
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of a committed checkpoint, which a kill right after its commit may have lost."""
 
@@ -258,6 +261,9 @@ class InPlace:
         except Exception as error:
             done.set_exception(error)
         return done
+
+    def hurry(self) -> None:
+        """Do nothing: everything is committed."""
 
     def close(self) -> None:
         """Do nothing: everything is committed."""

@@ -346,6 +346,8 @@ class CheckpointWriter:
 
     def _wait_for(self, committed: Future[None]) -> None:
         """Wait until a checkpoint is committed, or could not be; once the run is taken over, nobody commits it."""
+        if not committed.done():
+            self._hand_over.hurry()
         while not futures.wait([committed], _OWNER_S).done:
             self.check_owner()
 

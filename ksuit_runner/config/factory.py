@@ -30,6 +30,7 @@ from ksuit_runner.config.schema import (
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
 from ksuit_runner.errors import ConfigError
+from ksuit_runner.system.imports import quick_imports
 
 Built = TypeVar("Built")
 
@@ -258,7 +259,8 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
 @cache
 def _import(name: str) -> Any:
     """Have Hydra find a target, under its own policy."""
-    return instantiate({"_target_": name, "_partial_": True}).func
+    with quick_imports():
+        return instantiate({"_target_": name, "_partial_": True}).func
 
 
 def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:

@@ -13,6 +13,7 @@ from ksuit_runner.recorder.server import ChannelHandler, Server, Surroundings
 from ksuit_runner.recorder.session import Opening
 from ksuit_runner.system import lean_import
 from ksuit_runner.system.detached_process import ignore_signals
+from ksuit_runner.system.imports import own_process
 from ksuit_runner.system.process_watch import ProcessWatch
 
 _LOOK_S = 10.0
@@ -49,6 +50,7 @@ def _close_after(watch: ProcessWatch, channel: Channel) -> None:
 def main() -> None:
     """Serve the training process, at the other end of the channel, until it is gone; then record its death."""
     ignore_signals()
+    own_process()
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # a tracker's own processes must not keep it open
     channel, watch = Channel(Connection(descriptor)), ProcessWatch(int(sys.argv[2]))

@@ -180,6 +180,12 @@ class RecorderClient:
         if state is not None and state.has_news:
             self.notify(session)
 
+    def hurry(self, session: int) -> None:
+        """Have the run's checkpoints committed without a pause; does not wait."""
+        with self._lock:
+            if self._life is not None and self.follows(session):
+                self._life.send(Request(0, session, "hurry", {}))
+
     def close_run(self, session: int) -> None:
         """Have the run recorded no more; waits for a bounded time until nothing in its folder changes any more."""
         with suppress(ClosedError, TimeoutError):

@@ -76,6 +76,11 @@ class RecordedRun:
         if self._is_started:
             self._recording.notify()
 
+    def hurry(self) -> None:
+        """See ``HandOver``."""
+        if self._is_started:
+            self._recording.hurry()
+
     def finish(self, timeout_s: float) -> Unsent:
         """See ``RunFollower``."""
         return self._recording.finish(timeout_s)

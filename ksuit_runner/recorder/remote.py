@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 
 import msgspec
 
@@ -13,7 +14,7 @@ from ksuit_runner.checkpoint.commit import Committer, hand_over
 from ksuit_runner.checkpoint.folders import READY, beside, damage, names
 from ksuit_runner.checkpoint.manifest import is_common
 from ksuit_runner.counter import Progress
-from ksuit_runner.delivery.recording import Unsent
+from ksuit_runner.delivery.recording import COMMIT_PAUSE_S, Unsent
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import JournalReader
@@ -90,6 +91,7 @@ class RemoteHandOver:
         self._make_committer = partial(Committer, paths, lock.check, JournalReader(paths.journal).sync)
         self._waiting: dict[str, Future[None]] = {}
         self._renamed: list[str] = []  # by a recorder that has died, which may not have done the rest
+        self._next_notice = 0.0
         self._is_given_up = False
         self._lock = threading.RLock()
 
@@ -101,9 +103,14 @@ class RemoteHandOver:
             self._waiting[name] = done
         if self._is_given_up:
             self._commit_here()
-        else:
+        elif monotonic() >= self._next_notice:  # until then it looks by itself
+            self._next_notice = monotonic() + COMMIT_PAUSE_S
             self._client.notify(self._session)
         return done
+
+    def hurry(self) -> None:
+        """Have the recorder commit what was submitted without a pause."""
+        self._client.hurry(self._session)
 
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Have the tags of a committed checkpoint restored."""

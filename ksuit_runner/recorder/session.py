@@ -14,6 +14,7 @@ from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder.protocol import unpack
 from ksuit_runner.recorder.recorded_run import RecordedRun
+from ksuit_runner.system.imports import quick_imports
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.build import build_tracker
 
@@ -53,7 +54,7 @@ class Description(msgspec.Struct, frozen=True):
 
 
 _OF_SESSION = ("describe", "warm_up", "record", "close_run")
-_OF_RUN = ("forget_lost", "reach", "start", "notify", "finish", "restore_tags")
+_OF_RUN = ("forget_lost", "reach", "start", "notify", "hurry", "finish", "restore_tags")
 
 
 class Session:
@@ -103,7 +104,8 @@ class Session:
         return msgspec.convert(self._built, Description, from_attributes=True)
 
     def _warm_up(self) -> None:
-        self._built.warm_up()
+        with quick_imports():
+            self._built.warm_up()
 
     def _record(self, run_id: str, token: str) -> None:
         """Begin to record a run of the output folder, whose lock the training process holds; asked twice, only once."""

@@ -15,12 +15,14 @@ from ksuit_runner.paths import OutputPaths
 from ksuit_runner.start.begun_runs import BegunRuns
 from ksuit_runner.start.start_run import RankEnd, RankTask, execute
 from ksuit_runner.system.detached_process import accept_signals, end_with
+from ksuit_runner.system.imports import own_process
 from ksuit_runner.ui.lasting_output import secure_output
 
 
 def main() -> int:
     """Execute the task that the starter sends, report how that ended, and return the exit status."""
     accept_signals()
+    own_process()
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)

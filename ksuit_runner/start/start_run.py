@@ -26,6 +26,7 @@ from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.start.begun_runs import BegunRuns
 from ksuit_runner.start.supervisor import Ended, Report, Supervisor
+from ksuit_runner.system.imports import quick_imports
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.terminal import log_to_file, make_console, print_error, print_warning
@@ -135,7 +136,8 @@ def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | Non
     if records:
         warm_up(Factory(start.config, start.trust), outputs)
     remember = None if begun is None or not records else partial(begun.add, start.config)
-    from ksuit_runner.engine.runner import run
+    with quick_imports():
+        from ksuit_runner.engine.runner import run
 
     console = make_console(quiet=not start.is_shown)
     outcome = run(start.config, launch, origin, console, provenance, start.trust, remember)
