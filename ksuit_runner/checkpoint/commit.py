@@ -280,8 +280,11 @@ def hand_over(paths: PathProvider, name: str) -> None:
     folder = paths.checkpoints_dir / name
     partial, ready = beside(folder, PARTIAL), beside(folder, READY)
     try:
-        remove(ready)
-        partial.rename(ready)
+        try:
+            partial.rename(ready)
+        except OSError:  # a folder that an earlier process has handed over has that name
+            remove(ready)
+            partial.rename(ready)
     except OSError:
         remove(partial)
         raise

@@ -175,14 +175,18 @@ def write_partial(
         OSError: It could not be written; nothing has changed.
     """
     temporary, head = beside(folder, PARTIAL), (folder.name, config_hash, keep_last, tags)
-    remove(temporary)
     try:
         if is_packed:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            files = {file: b"".join(pieces) for file, pieces in _files(content)}
-            written = {file: fingerprint_of(whole_file) for file, whole_file in files.items()}
-            write_packed(temporary, _manifest(content, *head, written), files)
+            files = {file: list(pieces) for file, pieces in _files(content)}
+            manifest = _manifest(content, *head, {file: fingerprint_of(pieces) for file, pieces in files.items()})
+            try:
+                write_packed(temporary, manifest, files)
+            except (FileNotFoundError, FileExistsError):  # the first one of a run, or a process that has died
+                remove(temporary)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                write_packed(temporary, manifest, files)
         else:
+            remove(temporary)
             temporary.mkdir(parents=True)
             write_head(content, *head, temporary, write_files(content, temporary))
     except BaseException:

@@ -204,9 +204,13 @@ def _seal(body: Mapping[str, Any]) -> str:
     return msgspec.json.format(sealed, indent=2) + "\n"  # `json` indents in Python, which takes twice as long
 
 
-def fingerprint_of(content: bytes) -> Fingerprint:
+def fingerprint_of(pieces: Iterable[bytes | memoryview]) -> Fingerprint:
     """Return the fingerprint of a file with this content."""
-    return {"size": len(content), "crc32": zlib.crc32(content)}
+    size = checksum = 0
+    for piece in pieces:
+        size += len(piece)
+        checksum = zlib.crc32(piece, checksum)
+    return {"size": size, "crc32": checksum}
 
 
 def fingerprint(path: Path) -> Fingerprint:

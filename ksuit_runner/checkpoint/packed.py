@@ -5,7 +5,7 @@ sizes and checksums. Whoever commits the checkpoint makes the folder of it.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,22 +18,21 @@ _KINDS = (".json", ".safetensors")
 _BLOCK = 1_000_000
 
 
-def write_packed(path: Path, manifest: str, files: Mapping[str, bytes]) -> None:
+def write_packed(path: Path, manifest: str, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
     """Write a file that does not exist; nothing waits for the disk.
 
     Args:
         path: The file.
         manifest: Text of the manifest.
-        files: Content of every file that it names.
+        files: Content of every file that it names, in pieces.
 
     Raises:
         OSError: It could not be written.
     """
     text = manifest.encode()
+    pieces = [piece for name in sorted(files) for piece in files[name]]
     with open(path, "xb") as file:
-        file.write(len(text).to_bytes(_LENGTH, "little") + text)
-        for name in sorted(files):
-            file.write(files[name])
+        file.write(b"".join([len(text).to_bytes(_LENGTH, "little"), text, *pieces]))
 
 
 def read_packed_manifest(path: Path, root: Path, name: str) -> dict[str, Any]:

@@ -54,11 +54,11 @@ class _Saving:
 
     Attributes:
         written: Done once its files are written and handed over, with what says when it is committed.
-        buffers: Hold its tensors until then.
+        buffers: Hold its tensors; None if it was written at once.
     """
 
     written: Future[Future[None]]
-    buffers: HostBuffers
+    buffers: HostBuffers | None = None
 
     @property
     def is_done(self) -> bool:
@@ -265,8 +265,11 @@ class CheckpointWriter:
         if joint is not None:
             write = partial(joint.lead, write) if self._world.records else partial(_followed, joint, content)
         is_free = joint is None and all(saving.written.done() for saving in self._saving)
-        at_once = is_tiny and self._is_quick and is_free
-        self._saving.append(_Saving(self._write_now(write) if at_once else self._thread.submit(write), buffers))
+        if is_tiny and self._is_quick and is_free:
+            self._saving.append(_Saving(self._write_now(write)))
+            self._spare.append(buffers)
+        else:
+            self._saving.append(_Saving(self._thread.submit(write), buffers))
         if wait:
             self.wait(is_last=True)
 
@@ -292,9 +295,9 @@ class CheckpointWriter:
     @property
     def _is_full(self) -> bool:
         """Whether there is no room for another checkpoint, of the size of the last one, beside those on their way."""
-        last = self._saving[-1].buffers.size
-        held = sum(saving.buffers.size for saving in self._saving)
-        return len(self._saving) == _MOST_ON_THEIR_WAY or last > _SMALL or held + last > _MOST_COPIES * _SMALL
+        held = [saving.buffers.size for saving in self._saving if saving.buffers is not None]
+        last = held[-1] if held else 0
+        return len(self._saving) == _MOST_ON_THEIR_WAY or last > _SMALL or sum(held) + last > _MOST_COPIES * _SMALL
 
     def _write_now(self, write: Callable[[], Future[None]]) -> Future[Future[None]]:
         written, start = Future[Future[None]](), perf_counter()
@@ -342,7 +345,8 @@ class CheckpointWriter:
                 raise
             _LOGGER.debug("a checkpoint was not written: %s", error)  # which rank 0 says
         finally:
-            self._spare.append(saving.buffers)
+            if saving.buffers is not None:
+                self._spare.append(saving.buffers)
 
     def _wait_for(self, committed: Future[None]) -> None:
         """Wait until a checkpoint is committed, or could not be; once the run is taken over, nobody commits it."""

@@ -1,7 +1,7 @@
-"""Imports without Python's garbage collector: it would go through all that is imported, again and again, for nothing.
+"""Imports without Python's garbage collector, which goes through all that is imported, again and again, for nothing.
 
-An import of torch or MLflow takes an eighth less time without it. In a process of our own the collector leaves alone for
-good what was imported; else each of its full rounds takes about 75 ms, some of them during training.
+An import of torch or MLflow takes an eighth less time without it. In a process of our own the collector leaves alone
+for good what was imported; else each of its full rounds takes about 75 ms, some of them during training.
 """
 
 import gc
@@ -13,7 +13,7 @@ _owns_process = False
 
 
 def own_process() -> None:
-    """Say that this process is a command or a part of one, and not a program of the user's, whose garbage is its own."""
+    """Say that this process is a command or a part of one, and no program of the user's, whose garbage is its own."""
     global _owns_process
     _owns_process = True
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from queue import Empty, Queue
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from stored_checkpoint import hand_over_checkpoint
 
 from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import pack_state
+from ksuit_runner.delivery import recording as recording_module
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
@@ -236,6 +238,29 @@ def test_checkpoints_are_committed_whether_the_store_answers_or_not(store, track
     Recording(store, paths).deliver_all()
     assert names(paths) == [last, first]
     assert f"checkpoints/{last}/manifest.json" in store.log
+
+
+@pytest.mark.parametrize("pause_s", [60.0, 0.1])
+def test_checkpoints_are_committed_with_a_pause_unless_one_is_waited_for(store, tracker, paths, monkeypatch, pause_s):
+    monkeypatch.setattr(recording_module, "COMMIT_PAUSE_S", pause_s)
+    ends = Queue()
+    recording = Recording(store, paths, on_checkpoint=lambda name, error: ends.put((name, error)), interval_s=60)
+    recording.start()
+    first = hand_over(paths, 1)
+    recording.notify()
+    assert ends.get(timeout=30) == (first, None)
+    later = [hand_over(paths, update) for update in (2, 3, 4)]
+    if pause_s == 60:
+        recording.notify()
+        with pytest.raises(Empty):
+            ends.get(timeout=0.3)
+        recording.hurry()
+    assert [ends.get(timeout=30) for _ in later] == [(name, None) for name in later]  # which it finds by itself
+    assert names(paths) == [later[2], later[1]]
+    last = hand_over(paths, 5)
+    recording.finish(30)
+    assert ends.get(timeout=0) == (last, None)
+    recording.close()
 
 
 def wait_for(store, *lines):
