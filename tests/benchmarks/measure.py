@@ -1,5 +1,6 @@
 """Measuring on a shared machine: contestants take turns, and only neighbours are compared."""
 
+import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ class Contest:
 def compete(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> Contest:
     """Let contestants take turns, each second round in the opposite order.
 
+    After the round that does not count, the garbage collector leaves alone what is there, for all of them alike: that
+    is what they have imported, as in the processes that the runner starts.
+
     Args:
         contestants: Each does its work once and returns what it cost, by its own clock.
         rounds: How often each of them comes.
@@ -71,6 +75,9 @@ def compete(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up
     costs: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for turn in range(-1 if warm_up and rounds > 1 else 0, rounds):
+        if turn == 0:
+            gc.collect()
+            gc.freeze()
         for name in names if turn % 2 == 0 else reversed(names):
             cost = contestants[name]()
             if turn >= 0:
