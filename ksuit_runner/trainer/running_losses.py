@@ -7,6 +7,8 @@ from torch import Tensor
 from ksuit_runner.trainer.losses import Count, Losses, add_loss
 from ksuit_runner.trainer.sums import Number, PartSums, Sums
 
+_TOTAL = ("total",)
+
 
 class RunningLosses:
     """Adds the losses of each part of a batch to sums of that part, once the update is done: one that fails adds none.
@@ -38,16 +40,19 @@ class RunningLosses:
             losses: The losses, detached.
             weight: What they are means over where they do not say it.
         """
+        if len(losses) == 1 and not losses.counts:  # as in most trainings, at every update
+            self._of_update.append((part, _TOTAL, _value(losses["total"]), _value(weight), self._sums_up))
+            return
         for name, loss, count in losses.means(weight, weight):
             is_sum = self._sums_up and name == "total"
             self._of_update.append((part, (name,), _value(loss), _value(count), is_sum))
 
     def add(self) -> None:
         """Add what was noted: the update is done."""
-        for part, key, loss, count, is_sum in self._of_update:
+        noted, self._of_update = self._of_update, []
+        for part, key, loss, count, is_sum in noted:
             for sums in self._sums:
                 add_loss(sums[part], key, loss, count, is_sum)
-        self._of_update.clear()
 
 
 def _value(item: Number) -> Number:

@@ -1,6 +1,8 @@
 """A full disk in the middle of a run costs checkpoints while it is full, and nothing else."""
 
 import subprocess
+import threading
+import time
 
 import pytest
 from command import (
@@ -45,6 +47,13 @@ def fill(folder):
             pass
 
 
+def keep_full(folder, process):
+    """Fill it again and again: checkpoints that were on their way make room."""
+    while process.poll() is None:
+        fill(folder)
+        time.sleep(0.005)
+
+
 def end(process, status):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
@@ -77,8 +86,10 @@ def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small
     arguments = (*ARGUMENTS, "trainer.max_epochs=40", "+checkpoint.room_timeout_s=1")
     process = start(outputs, *arguments)
     wait_until(lambda: last_step(outputs) >= 150, process)
-    fill(small_disk)
+    keeper = threading.Thread(target=keep_full, args=(small_disk, process))
+    keeper.start()
     output = end(process, 2)
+    keeper.join()
     assert "error: the checkpoint could not be written" in output
     assert output.splitlines()[-1].endswith(f"resume={run_dir(outputs).name}")
     (small_disk / "filler").unlink()
