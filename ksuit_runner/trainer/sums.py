@@ -83,11 +83,11 @@ class Sums:
         """
         if not isinstance(mean, Tensor):
             count = count.item() if isinstance(count, Tensor) else count
-            value, total = mean * count if count else 0.0, self.totals.get(key)
+            scaled, total = mean * count if count else 0.0, self.totals.get(key)
             if total is None or isinstance(total.sum, Tensor):
-                self.add(key, value, count)
+                self.add(key, scaled, count)
             else:
-                total.sum, total.count = total.sum + value, total.count + count
+                total.sum, total.count = total.sum + scaled, total.count + count
             return
         total = self.totals.get(key)
         if isinstance(count, Tensor) or not (total is None or isinstance(total.sum, Tensor)):
