@@ -34,7 +34,7 @@ from ksuit_runner.checkpoint.shards import find_flaw
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.world import World
-from ksuit_runner.errors import CheckpointError, ConfigError, PeerError
+from ksuit_runner.errors import CheckpointError, ConfigError, PeerError, check_at_least_1
 from ksuit_runner.paths import PathProvider
 
 _LOGGER = logging.getLogger(__name__)
@@ -109,10 +109,7 @@ class CheckpointWriter:
         hand_over: HandOver | None = None,
         world: World | None = None,
     ) -> None:
-        if keep_last < 1:
-            raise ConfigError(f"at least 1 is needed, not {keep_last}", path="checkpoint.keep_last")
-        if keep_every is not None and keep_every < 1:
-            raise ConfigError(f"at least 1 is needed, not {keep_every}", path="checkpoint.keep_every")
+        check_at_least_1(keep_last=keep_last, keep_every=keep_every)
         if content not in ("all", "trained"):
             raise ConfigError(f"all or trained is needed, not {content!r}", path="checkpoint.content")
         given = (every_n_epochs, every_n_updates, every_n_samples)

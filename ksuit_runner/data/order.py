@@ -16,7 +16,7 @@ from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.data.batch_plan import EpochOrder
 from ksuit_runner.data.keyed_numbers import uniform
 from ksuit_runner.data.wrappers import per_sample
-from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
+from ksuit_runner.errors import ConfigError, KsuitError, check_at_least_1, did_you_mean
 from ksuit_runner.keyed_random import keyed, may_draw, mix, uses_no_rng
 
 
@@ -113,8 +113,7 @@ class Repeated(Order):
 
     def __init__(self, times: PositiveInt, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if times < 1:
-            raise ConfigError(f"times: must be 1 or more, not {times}")
+        check_at_least_1(times=times)
         self.times = times
         self._shuffled = Shuffled(**kwargs)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_at_least_1
 
 VOCABULARY = "\n" + "".join(map(chr, range(ord(" "), ord("~") + 1)))
 """The 96 characters of the text, a token being the index of one: newline and printable ASCII."""
@@ -46,10 +46,7 @@ class PythonDocs(TensorDataset):
     ) -> None:
         check_split(split, test_fraction, validation_fraction)
         stride = context_length if stride is None else stride
-        if context_length < 1:
-            raise ConfigError(f"context_length: must be 1 or more, got {context_length}.")
-        if stride < 1:
-            raise ConfigError(f"stride: must be 1 or more, got {stride}.")
+        check_at_least_1(context_length=context_length, stride=stride)
         tokens = self.encode(_read_text())
         before_test = len(tokens) - round(test_fraction * len(tokens))
         train_count = before_test - round(validation_fraction * before_test)

@@ -61,12 +61,6 @@ class Launcher(ABC):
         return type(self).__name__
 
 
-def check_max_jobs(max_jobs: int | None) -> None:
-    """Raise ConfigError if ``max_jobs`` is below 1."""
-    if max_jobs is not None and max_jobs < 1:
-        raise ConfigError(f"must be 1 or more, not {max_jobs}", path="launcher.max_jobs")
-
-
 def local_cap(max_jobs: int | None, devices: list[str]) -> int:
     """Return how many jobs may run on this machine: ``max_jobs``, or else one per GPU, or else one per core.
 

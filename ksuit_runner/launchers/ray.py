@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.distributed.environment import adopt_tasks
-from ksuit_runner.errors import ConfigError, LostRankError
-from ksuit_runner.launchers.base import Handle, Launcher, check_max_jobs
+from ksuit_runner.errors import ConfigError, LostRankError, check_at_least_1
+from ksuit_runner.launchers.base import Handle, Launcher
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.system.optional_package import require_package
 
@@ -132,10 +132,7 @@ class RayLauncher(Launcher):
         tasks_per_node: PositiveInt = 1,
     ) -> None:
         require_package("ray", "launcher=ray")
-        check_max_jobs(max_jobs)
-        for name, number in (("nodes", nodes), ("tasks_per_node", tasks_per_node)):
-            if number < 1:
-                raise ConfigError(f"must be 1 or more, not {number}", path=f"launcher.{name}")
+        check_at_least_1(max_jobs=max_jobs, nodes=nodes, tasks_per_node=tasks_per_node)
         self._address = address
         self.is_elsewhere = address is not None
         self._cap = max_jobs

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_at_least_1
 
 
 class Gpt(nn.Module):
@@ -49,10 +49,7 @@ class Gpt(nn.Module):
             raise ConfigError(
                 f"input_shape, output_shape: Gpt needs (context,) and (context, vocabulary), got {shapes}."
             )
-        sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ConfigError(f"{name}: must be 1 or more, got {size}.")
+        check_at_least_1(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
         if embed_dim % num_heads:
             raise ConfigError(f"num_heads: {num_heads} heads do not divide embed_dim {embed_dim}.")
         if not 0 <= dropout < 1:

@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor, nn
 
 from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, check_at_least_1
 
 
 class Gru(nn.Module):
@@ -35,8 +35,7 @@ class Gru(nn.Module):
         super().__init__()
         if not input_shape:
             raise ConfigError("input_shape: Gru needs at least one axis, the last one is time.")
-        if hidden_size < 1:
-            raise ConfigError(f"hidden_size: must be 1 or more, got {hidden_size}.")
+        check_at_least_1(hidden_size=hidden_size)
         self.output_shape = tuple(output_shape)
         self.gru = nn.GRU(prod(input_shape[:-1]), hidden_size, batch_first=True, bidirectional=bidirectional)
         directions = 2 if bidirectional else 1
