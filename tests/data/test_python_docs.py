@@ -68,9 +68,9 @@ def test_small_stride_keeps_one_copy_of_the_text() -> None:
     ("arguments", "message"),
     [
         ({"split": "trian"}, "Did you mean 'train'"),
-        ({"context_length": 0}, "context_length: must"),
+        ({"context_length": 0}, "context_length: at least 1"),
         ({"context_length": 10**6}, "is too long"),
-        ({"stride": 0}, "stride: must"),
+        ({"stride": 0}, "stride: at least 1"),
         ({"test_fraction": 1}, "test_fraction: must"),
     ],
 )
