@@ -12,7 +12,7 @@ def main() -> None:
         sys.stdout.write("starting\r")  # what comes next is written over it, and longer
         sys.stdout.flush()
     own_process()
-    with quick_imports():
+    with quick_imports(before_runs=True):
         from ksuit_runner.cli.dispatch import main as run_command
 
     run_command()

@@ -104,7 +104,7 @@ class Session:
         return msgspec.convert(self._built, Description, from_attributes=True)
 
     def _warm_up(self) -> None:
-        with quick_imports():
+        with quick_imports(before_runs=not self.records_run):
             self._built.warm_up()
 
     def _record(self, run_id: str, token: str) -> None:

@@ -136,7 +136,7 @@ def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | Non
     if records:
         warm_up(Factory(start.config, start.trust), outputs)
     remember = None if begun is None or not records else partial(begun.add, start.config)
-    with quick_imports():
+    with quick_imports(before_runs=True):
         from ksuit_runner.engine.runner import run
 
     console = make_console(quiet=not start.is_shown)

@@ -19,14 +19,19 @@ def own_process() -> None:
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
-    """Run a block that imports much, and makes no garbage that is worth collecting."""
+def quick_imports(before_runs: bool = False) -> Iterator[None]:
+    """Run a block that imports much, and makes no garbage that is worth collecting.
+
+    Args:
+        before_runs: Whether nothing of a run is there yet. Only then what was imported is left alone for good: with it,
+            whatever else is there would stay, such as the model and the data of the first job of a sweep.
+    """
     is_enabled, count = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        if _owns_process and len(sys.modules) > count:
+        if before_runs and _owns_process and len(sys.modules) > count:
             gc.freeze()
         if is_enabled:
             gc.enable()

@@ -28,7 +28,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_nothing_is_collected_during_an_import(module, thawed):
-    with quick_imports():
+    with quick_imports(before_runs=True):
         found = __import__(module)
     assert not found.was_enabled and gc.isenabled() and gc.get_freeze_count() == 0
 
@@ -52,12 +52,20 @@ def test_it_is_switched_on_again_after_an_import_that_fails(thawed):
 def test_a_process_of_our_own_leaves_alone_what_was_imported(module, thawed):
     own_process()
     before = gc.get_freeze_count()
-    with quick_imports():
+    with quick_imports(before_runs=True):
         pass
-    assert gc.get_freeze_count() == before  # garbage of a run would be kept as well, for nothing
-    with quick_imports():
+    assert gc.get_freeze_count() == before  # garbage would be kept as well, for nothing
+    with quick_imports(before_runs=True):
         __import__(module)
     assert gc.get_freeze_count() > before and gc.isenabled()
+
+
+def test_an_import_for_a_run_keeps_nothing_of_it(module, thawed):
+    own_process()
+    before = gc.get_freeze_count()
+    with quick_imports():
+        __import__(module)
+    assert gc.get_freeze_count() == before and gc.isenabled()
 
 
 def test_the_command_leaves_alone_torch_when_it_trains(tmp_path):
