@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from ksuit_runner.config.check.whole_config import check_config, resolve
 from ksuit_runner.config.compose import compose_locations
 from ksuit_runner.config.factory import Factory
@@ -78,7 +80,7 @@ def export(query: str, overrides: Sequence[str]) -> int:
         what = _write_weights(target, found, stored, list(compose_locations(overrides).trust))
     else:
         what = _write_model(target, form, found, stored)
-    make_console().print(f"{what} of {found.text}, {_size(target) / 1e6:,.1f} MB: {target}", soft_wrap=True)
+    make_console().print(f"{what} of {found.text}, {decimal(_size(target))}: {target}", soft_wrap=True)
     return 0
 
 

@@ -19,6 +19,8 @@ from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, make_console, print_table, shortened
 
 _LONGEST = 30  # of what is noted about a run
+_LEFT_OUT = ("took", "notes", "age", "tags")  # of a narrow terminal, in this order
+_LEAST = {"name": 14, "metric": 16, "tags": 12, "notes": 12}  # characters that cells are cut to there
 _TAKES = ("output_dir", "tracker", "trust")
 
 
@@ -49,7 +51,9 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
         if any(cells[index] for cells in told):
             heads = (*heads, head)
             rows = [(*row, shortened(cells[index], _LONGEST)) for row, cells in zip(rows, told, strict=True)]
-    print_table(make_console(), heads, rows, status_column=2)
+    optional = [[heads.index(head)] for head in _LEFT_OUT if head in heads]
+    least = {heads.index(head): width for head, width in _LEAST.items() if head in heads}
+    print_table(make_console(), heads, rows, status_column=heads.index("status"), optional=optional, least=least)
     return 0
 
 

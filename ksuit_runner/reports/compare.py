@@ -16,10 +16,11 @@ from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.security.masking import mask_text
-from ksuit_runner.ui.terminal import format_number, make_console, print_pairs, print_table
+from ksuit_runner.ui.terminal import format_number, make_console, print_blank, print_pairs, print_table
 
 _MOST_PLOTS = 12
 _MOST_LINES = 20
+_LEAST = 8  # characters of a value in a narrow terminal
 
 
 def compare(query: str, overrides: Sequence[str]) -> int:
@@ -51,13 +52,16 @@ def compare(query: str, overrides: Sequence[str]) -> int:
     }
     for title, facts in facts_of.items():
         if rows := _differing(facts, cell if title == "config" else str):
-            print_table(console, (title, *labels), rows)
+            print_table(console, (title, *labels), rows, least=dict.fromkeys(range(1, len(runs) + 1), _LEAST))
+            print_blank(console)
         else:
             console.print(f"{title}: no difference")
         if title == "code":
             _print_changes(console, runs, labels)
     if rows := _metric_rows(runs):
-        print_table(console, ("metric", *(f"{label}{kind}" for label in labels for kind in ("", " best"))), rows)
+        heads = ("metric", *(head for label in labels for head in (label, "best")))
+        print_table(console, heads, rows, optional=[range(2, len(heads), 2)])
+        print_blank(console)
     file = found[0].output_dir / f"compare-{'-'.join(paths.run_id[:8] for paths in found)}.png"
     if draw(file, labels, [run.points for run in runs]):
         print_pairs(console, {"plot": str(file)})
@@ -69,7 +73,8 @@ def _print_changes(console: Console, runs: Sequence[StoredRun], labels: Sequence
     lines = list(own_lines(runs, labels))
     if lines:
         rows = [(name, label, mask_text(line)) for name, label, line in lines[:_MOST_LINES]]
-        print_table(console, ("uncommitted change", "only in", "line"), rows)
+        print_table(console, ("uncommitted change", "only in", "line"), rows, least={2: _LEAST})
+        print_blank(console)
     more = {"commits": git_command(runs) or ""}
     if len(lines) > _MOST_LINES:
         diffs = " ".join(str(run.paths.diff) for run in runs)

@@ -14,10 +14,19 @@ from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
-from ksuit_runner.ui.terminal import format_duration, make_console, metric_table, print_pairs, print_table, shortened
+from ksuit_runner.ui.terminal import (
+    format_duration,
+    make_console,
+    metric_table,
+    print_blank,
+    print_pairs,
+    print_table,
+    shortened,
+)
 
 TAKES = ("output_dir", "tracker", "trust")
 _LONGEST = 60
+_LEAST = 12  # characters of a value in a narrow terminal
 OF_A_RUN = ("name", "notes", "tags", "output_dir", "parent_run_id")
 """Keys of a config that say which run it is, and not what it does."""
 
@@ -41,17 +50,24 @@ def show(query: str, overrides: Sequence[str]) -> int:
 
         told = StoredRun(PathProvider(sweep.output_dir, sweep.sweep_id))
         said = {"sweep": told.name, "id": sweep.sweep_id, "tags": told.tags, "notes": told.notes}
-        print_pairs(make_console(), {label: text for label, text in said.items() if text})
+        console = make_console()
+        print_pairs(console, {label: text for label, text in said.items() if text})
+        print_blank(console)
         return show_leaderboard(query, overrides)
     found = find_stored("show", query, overrides)
     run, console = StoredRun(found.paths), make_console()
     print_pairs(console, head(run), run.status)
+    print_blank(console)
     if rows := changes_of_defaults(run):
-        print_table(console, ("differs from the default config", "default", "this run"), rows)
+        heads = ("differs from the default config", "default", "this run")
+        print_table(console, heads, rows, least={1: _LEAST, 2: _LEAST})
+        print_blank(console)
     if run.metrics:
         console.print(metric_table(console, run.metrics))
+        print_blank(console)
     if checkpoints := run.checkpoints:
         print_table(console, ("checkpoint", "tags"), [(name, " ".join(tags)) for name, tags in checkpoints.items()])
+        print_blank(console)
     print_pairs(console, commands(run))
     return 0
 

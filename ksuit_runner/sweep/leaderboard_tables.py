@@ -12,6 +12,8 @@ from ksuit_runner.sweep.leaderboard import Group, Leaderboard
 from ksuit_runner.system.atomic_files import write_text
 from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, print_table
 
+_LEAST = 8  # characters of a value in a narrow terminal
+
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
 
@@ -19,10 +21,15 @@ Table = tuple[list[str], list[list[str]]]
 def print_leaderboard(console: Console, board: Leaderboard) -> None:
     """Print the jobs, best first, and the means over seeds or folds where there are several."""
     heads, rows = job_table(board, SHORT_ID)
-    print_table(console, heads, rows, status_column=heads.index("status"))
+    status = heads.index("status")
+    metrics = range(status - 1, len(board.keys) + 1, -1)  # the first one ranks
+    alike = [status] if len({row.status for row in board.rows}) == 1 else []
+    optional = [[index] for index in (heads.index("time"), *metrics, *alike, 0)]
+    least = dict.fromkeys(range(1, len(board.keys) + 1), _LEAST)
+    print_table(console, heads, rows, status, optional, least)
     if board.groups:
         console.print()
-        print_table(console, *group_table(board))
+        print_table(console, *group_table(board), least=dict.fromkeys(range(len(board.compared)), _LEAST))
 
 
 def write_leaderboard(paths: SweepPaths, board: Leaderboard) -> None:

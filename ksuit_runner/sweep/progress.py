@@ -25,7 +25,7 @@ from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.progress_bar import ProgressBar
-from ksuit_runner.ui.terminal import format_duration, format_number, print_pairs
+from ksuit_runner.ui.terminal import format_duration, format_number, print_pairs, tracked_at
 
 _REFRESH_S = 0.5
 _MOST_SHOWN = 8
@@ -37,7 +37,7 @@ def print_sweep(console: Console, plan: SweepPlan, paths: SweepPaths, total: int
         "sweep": plan.name,
         "id": paths.sweep_id,
         "jobs": f"{total}, {where}",
-        "tracked": tracked,
+        "tracked": tracked_at(console, tracked),
         "resume": resume_command(paths.sweep_id, paths.output_dir),
     }
     print_pairs(console, pairs)

@@ -38,7 +38,7 @@ from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG, NOTES_TAG
 from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import sync_command
-from ksuit_runner.ui.terminal import format_number, print_error
+from ksuit_runner.ui.terminal import format_number, print_blank, print_error
 
 _MOST_DESCRIBED = 20  # rows of a table in the description of the parent run
 
@@ -259,6 +259,7 @@ class SweepRunner:
                 self.paths, self._plan, read_jobs(self.paths), self._tracker, self._properties, source.pruned()
             )
             rows = board.rows
+            print_blank(self._console)
             print_leaderboard(self._console, board)
             store_leaderboard(self.paths, board, self._tracker)
         except TrackerError as error:

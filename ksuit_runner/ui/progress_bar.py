@@ -6,10 +6,14 @@ import math
 
 from rich import progress
 from rich.console import Console, Group, RenderableType
+from rich.table import Column
 from rich.text import Text
 
 from ksuit_runner.ui.notebook import live_view
 from ksuit_runner.ui.terminal import format_duration, format_number
+
+_WIDE = 70
+"""Characters of a terminal with room for the time that has passed."""
 
 
 class ProgressBar:
@@ -30,7 +34,7 @@ class ProgressBar:
             progress.BarColumn(bar_width=None),
             progress.MofNCompleteColumn(),
             *([_PaceColumn(unit)] if unit else []),
-            progress.TimeElapsedColumn(),
+            *([progress.TimeElapsedColumn()] if console.width >= _WIDE else []),
             progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("left"),
             console=console,
@@ -81,7 +85,7 @@ class ProgressBar:
 
 class _PaceColumn(progress.ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: progress.Task) -> Text:

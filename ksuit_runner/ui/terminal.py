@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rich import box
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.untrusted_files import open_stored
+from ksuit_runner.ui import tables
 from ksuit_runner.ui.lasting_output import LastingStream
 
 SHORT_ID = 8
@@ -125,8 +124,20 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path, device: str = "") -> None:
     """Print which run starts, where it is tracked, where its files are, and on which device it trains."""
-    pairs = {"run": name, "id": run_id, "tracked": where, "folder": _short(run_dir)}
+    pairs = {"run": name, "id": run_id, "tracked": tracked_at(console, where), "folder": _short(run_dir)}
     print_pairs(console, pairs | ({"device": device} if device else {}))
+
+
+def tracked_at(console: Console, where: str) -> str:
+    """Return what a tracker says about where its runs are: paths below the current folder are short.
+
+    On a terminal that is too narrow, a command in it begins a line of its own, from which it can be copied.
+    """
+    folder = re.escape(os.getcwd().rstrip("/"))
+    short = re.sub(rf"""(^|[\s'"=]|:///){folder}/""", r"\1", where)
+    if not console.is_terminal or len("tracked  ") + len(short) <= console.width:
+        return short
+    return short.replace("see it with: ", "see it with:\n  ").replace("; ", "\n")
 
 
 def print_end(
@@ -150,7 +161,9 @@ def print_end(
         best: Folder of its best checkpoint.
     """
     if summary:
+        print_blank(console)
         console.print(metric_table(console, summary))
+        print_blank(console)
     took = "" if seconds is None else f" after {format_duration(seconds)}"
     pairs = {"status": f"{status.lower()}{took}", "folder": _short(run_dir)}
     pairs |= {"best": _short(best)} if best is not None else {}
@@ -168,40 +181,58 @@ def metric_table(console: Console, summary: Mapping[str, Summary]) -> Renderable
         neutral = {key: metric for key, metric in summary.items() if metric.direction == "neutral"}
     heads = ("metric", "last", "best", "at update", "better")
     rows = [(key, *_metric_cells(metric, console.options.ascii_only)) for key, metric in summary.items()]
-    for count in (5, 4, 3):
-        table = _table(console, *heads[:count], numeric=(1, 2, 3)[: count - 1])
-        for row in rows:
-            if row[0] not in neutral:
-                table.add_row(*map(Text, row[:count]))
-        if Measurement.get(console, console.options.update(width=_FILE_WIDTH), table).maximum <= console.width:
-            break
+    fitted = tables.fit(heads, [row for row in rows if row[0] not in neutral], _width(console), optional=((4,), (3,)))
+    table = tables.build(console, fitted.heads, [list(map(Text, row)) for row in fitted.rows], numeric=(1, 2, 3))
     cells = [Text.assemble((key, "dim"), " ", format_number(metric.last)) for key, metric in neutral.items()]
     return Group(table, Columns(cells, padding=(0, 2))) if cells else table
 
 
 def print_table(
-    console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], status_column: int | None = None
+    console: Console,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    status_column: int | None = None,
+    optional: Sequence[Sequence[int]] = (),
+    least: Mapping[int, int] | None = None,
 ) -> None:
     """Print a table of text; columns of numbers are right-aligned.
+
+    On a terminal that is too narrow, heads have several lines, cells are cut, columns are left out, and a line says
+    which ones: see ``ui.tables.fit``.
 
     Args:
         console: Where to print.
         heads: Heads of the columns.
         rows: Cells, row by row.
         status_column: Column whose cells are coloured by status.
+        optional: Columns that may be left out, together those of one item, the least important ones first.
+        least: Column -> characters that its cells may be cut to.
     """
-    numeric = [index for index in range(len(heads)) if rows and all(_is_number(row[index]) for row in rows)]
-    table = _table(console, *heads, numeric=numeric)
-    for row in rows:
-        cells = [Text(cell) for cell in row]
-        if status_column is not None:
-            cells[status_column].stylize(_STATUS_STYLES.get(row[status_column].upper(), ""))
-        table.add_row(*cells)
-    console.print(table)
+    fitted = tables.fit(heads, rows, _width(console), optional, least)
+    numeric = [at for at, index in enumerate(fitted.shown) if rows and all(_is_number(row[index]) for row in rows)]
+    texts = [list(map(Text, row)) for row in fitted.rows]
+    if status_column in fitted.shown:
+        for row, cells in zip(rows, texts, strict=True):
+            cells[fitted.shown.index(status_column)].stylize(_STATUS_STYLES.get(row[status_column].upper(), ""))
+    console.print(tables.build(console, fitted.heads, texts, numeric))
+    if left_out := dict.fromkeys(head for index, head in enumerate(heads) if index not in fitted.shown):
+        console.print(Text(f"columns that do not fit: {', '.join(left_out)}", "dim"), soft_wrap=True)
+
+
+def print_blank(console: Console) -> None:
+    """Print the empty line that sets a table on a terminal apart; a file has none."""
+    if console.is_terminal:
+        console.print()
+
+
+def _width(console: Console) -> int | None:
+    """Return how wide a table may be; None for any width, as in a file, where nothing is left out."""
+    return console.width if console.is_terminal else None
 
 
 def _is_number(text: str) -> bool:
-    return not text or text.strip("-+").replace(".", "", 1)[:1].isdigit()
+    """Whether a cell is a number, perhaps with a unit and more after it, such as ``2h 05m`` or ``0.9 ± 0.1``."""
+    return not text or re.fullmatch(r"[-+]?(\d[\d.,]*(e[-+]?\d+)?|inf|nan)[smhd%]?( .*)?", text) is not None
 
 
 def print_error(console: Console, error: KsuitError) -> None:
@@ -253,14 +284,6 @@ def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str
         return last, "", "", ""
     arrows = {"higher": "higher", "lower": "lower"} if ascii_only else {"higher": "↑", "lower": "↓"}
     return last, format_number(metric.best), str(metric.best_step), arrows[metric.direction]
-
-
-def _table(console: Console, *columns: str, numeric: Sequence[int]) -> Table:
-    # In a narrow terminal a cell wraps: a run id that is cut off is useless.
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if index in numeric else "left", overflow="fold")
-    return table
 
 
 def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") -> None:

@@ -102,7 +102,23 @@ def test_in_a_narrow_terminal_columns_are_left_out_before_anything_folds():
     key = "loss/longer_dataset/ema_slow"
     console.print(terminal.metric_table(console, {key: Metric(0.5, 200, 0.25, 190, "lower")}))
     lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()]
-    assert ["metric", "last", "best", "at", "update"] in lines and [key, "0.5", "0.25", "190"] in lines
+    assert ["metric", "last", "best", "at", "update", "better"] in lines and [key, "0.5", "0.25", "190", "↓"] in lines
+    narrower = colored(width=44)
+    narrower.print(terminal.metric_table(narrower, {key: Metric(0.5, 200, 0.25, 190, "lower")}))
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", text_of(narrower)).splitlines()]
+    assert ["metric", "last", "best"] in lines and [key, "0.5", "0.25"] in lines
+
+
+@pytest.mark.parametrize("width", [90, 60])
+def test_the_command_that_shows_the_runs_can_be_copied(width, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console, command = colored(width), "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db"
+    where = f"MLflow, see it with: mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db"
+    terminal.print_start(console, RUN_ID, "a", f"{where}; TensorBoard, http://host{tmp_path}/runs", tmp_path / "runs")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()
+    assert f"  {command}" in printed and f"TensorBoard, http://host{tmp_path}/runs" in printed
+    wide = colored(400)
+    assert terminal.tracked_at(wide, where) == f"MLflow, see it with: {command}"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -114,7 +130,7 @@ def test_a_hundred_metrics_fit_on_a_page(width):
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()
     assert len(lines) < 60 and max(map(len, lines)) <= width
     assert all(any(f"weight_norm/layers.{n} {n}" in line for line in lines) for n in range(90))
-    assert all(re.match(rf" accuracy/{n} +0.5 +0.75 +{n} ", line) for n, line in enumerate(lines[3:13]))
+    assert all(re.match(rf"accuracy/{n} +0.5 +0.75 +{n} ", line) for n, line in enumerate(lines[2:12]))
 
 
 def test_the_end_says_how_long_it_took_and_where_the_best_checkpoint_is(console, tmp_path, monkeypatch):
