@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
+from ksuit_runner.callback_bases.ranking import Ranking
 from ksuit_runner.config.types import MetricKey, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_at_least_1, check_not_negative
@@ -42,12 +43,9 @@ class BestCheckpoint(MetricCallback):
         check_not_negative(min_delta=min_delta)
         check_at_least_1(top_k=top_k, patiences=min(patiences, default=1))
         self.tag = tag or self.display_name
-        self._keys, self._min_delta = (self.metric_key, *tie_breakers), min_delta
-        for key in tie_breakers:
-            self.metric_property_provider.higher_is_better(key)
         self._tags = [self.tag, *(f"{self.tag}_{place}" for place in range(2, top_k + 1))]
-        self._top_k, self._patiences = top_k, patiences
-        self._top: list[tuple[list[float], str]] = []  # values and checkpoints, the best one first
+        self._patiences = patiences
+        self._ranking = Ranking(self.metric_property_provider, (self.metric_key, *tie_breakers), top_k, min_delta)
         self._waited = self._longest_wait = 0
         self._trains = False
 
@@ -56,13 +54,12 @@ class BestCheckpoint(MetricCallback):
         self._trains = True
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
-        self._values = [metrics.get(key, math.nan) for key in self._keys]
+        self._values = [metrics.get(key, math.nan) for key in self._ranking.keys]
         self._checkpoint = str(update_counter.progress)
         super()._after_log(update_counter, metrics)
 
     def _process_value(self, value: float) -> None:
-        better = (place for place, (values, _) in enumerate(self._top) if self._is_better(self._values, values))
-        place = next(better, self._top_k if math.isnan(value) else len(self._top))
+        place = self._ranking.insert(self._values, self._checkpoint)
         if place == 0:
             self.best, self._waited = value, 0
             for patience in self._patiences:
@@ -71,37 +68,24 @@ class BestCheckpoint(MetricCallback):
         else:
             self._waited += 1
             self._longest_wait = max(self._longest_wait, self._waited)
-        if place < self._top_k:
-            self._top = [*self._top[:place], (self._values, self._checkpoint), *self._top[place:]][: self._top_k]
-            for moved, (_, checkpoint) in enumerate(self._top[place:], place):
+        if place is not None:
+            for moved, (_, checkpoint) in enumerate(self._ranking.top[place:], place):
                 self.checkpoint_writer.request(self._tags[moved], checkpoint if moved > place else None)
 
     def close(self) -> None:
         """List the best checkpoint of a run that has trained among its models, however it has ended."""
         super().close()
-        name = self._top[0][1] if self._top and self._trains and self.data_container.world.records else ""
-        if name and (self.path_provider.checkpoints_dir / name).is_dir():
-            self.tracker.register_model(ModelVersion(f"checkpoints/{name}", self.tag, chosen_by=self._keys))
-
-    def _is_better(self, values: Sequence[float], than: Sequence[float]) -> bool:
-        """Whether the first values that differ are better; the first ones count only if they differ by enough."""
-        provider = self.metric_property_provider
-        for key, value, other in zip(self._keys, values, than, strict=True):
-            if provider.is_better(key, value, other):
-                return key != self.metric_key or not abs(value - other) <= self._min_delta
-            if provider.is_better(key, other, value):
-                return False
-        return False
+        best = self._ranking.best if self._trains and self.data_container.world.records else None
+        if best and (self.path_provider.checkpoints_dir / best).is_dir():
+            self.tracker.register_model(ModelVersion(f"checkpoints/{best}", self.tag, chosen_by=self._ranking.keys))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best values with their checkpoints, and how long there was no improvement."""
-        return {**super().state_dict(), "top": self._top, "waited": [self._waited, self._longest_wait]}
+        return {**super().state_dict(), "top": self._ranking.top, "waited": [self._waited, self._longest_wait]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore that, unless a fork watches another metric."""
         super().load_state_dict(state_dict)
         if state_dict["metric_key"] == self.metric_key:
-            unknown = [math.nan] * len(self._keys)  # a fork may have more tie breakers
-            stored = [([*values, *unknown][: len(unknown)], name) for values, name in state_dict.get("top", ())]
-            self._top = stored[: self._top_k]
+            self._ranking.restore(state_dict.get("top", ()))
             self._waited, self._longest_wait = state_dict.get("waited", (0, 0))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any, ClassVar
 
-from ksuit_runner.callback_base import CallbackBase, quiet
+from ksuit_runner.callback_base import quiet
+from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1
@@ -17,11 +18,12 @@ _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
 
 
-class StopAt(CallbackBase):
+class StopAt(PeriodicCallback):
     """Ends training at an epoch, an update or a sample, or after a time; the first of these counts.
 
-    At a position, the run has come to its end, and counts as finished. Unlike with ``trainer.max_epochs``, its learning
-    rates are those of the whole length, on which it continues if the position is moved.
+    At a position, the run has come to its end, and counts as finished; so has one that is resumed beyond it. Unlike
+    with ``trainer.max_epochs``, its learning rates are those of the whole length, on which it continues if the position
+    is moved.
 
     When its time is up, the run ends after its update as by SIGXCPU: with a checkpoint, KILLED, to be resumed. The time
     counts from this start of the run, and anew when it is resumed. It has to leave enough for an evaluation that has
@@ -32,7 +34,7 @@ class StopAt(CallbackBase):
         update: Number of completed updates.
         sample: Number of samples; the update that reaches it is the last one.
         max_time: Such as ``90m``, ``23h 50m`` or ``1d 12h``; of days (d), hours (h), minutes (m) and seconds (s).
-        **kwargs: Passed on to CallbackBase.
+        **kwargs: Passed on to PeriodicCallback.
 
     Raises:
         ConfigError: Nothing is given, a number is below 1, epochs do not end, or the time is none.
@@ -48,26 +50,45 @@ class StopAt(CallbackBase):
         max_time: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         positions = {"epoch": epoch, "update": update, "sample": sample}
         self.positions = {name: number for name, number in positions.items() if number is not None}
         if not self.positions and max_time is None:
             raise ConfigError("one of epoch, update, sample, max_time is needed, not none")
         check_at_least_1(**self.positions)
+        # Each position is the first time that its interval is due.
+        super().__init__(
+            every_n_epochs=epoch,
+            every_n_updates=update,
+            every_n_samples=sample,
+            at_start=False,
+            at_end=not self.positions,
+            **kwargs,
+        )
+        self.is_idle = not self.positions
         if epoch is not None and not self.trainer.counter.has_epochs:
             raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
         self.max_time = max_time
-        left_s = inf if max_time is None else seconds_of(max_time)
-        self._ends_at = time.monotonic() + (left_s if self.data_container.world.records else inf)  # the others follow
+        if max_time is not None and self.data_container.world.records:  # the other ranks follow
+            self.next_time = time.monotonic() + seconds_of(max_time)
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        self._stop(update_counter)
 
     @quiet
     @uses_no_rng
-    def _after_update(self, update_counter: UpdateCounter) -> None:
+    def _periodic_callback(self, update_counter: UpdateCounter) -> None:
+        self._stop(update_counter)
+
+    def _stop(self, update_counter: UpdateCounter) -> None:
         for name, number in self.positions.items():
             if getattr(update_counter, name) >= number:
                 raise StopTraining(f"{name} {number} is reached")
+
+    @uses_no_rng
+    def _timed_callback(self, update_counter: UpdateCounter) -> None:
+        self.next_time = inf
         interruption = self.data_container.interruption
-        if time.monotonic() >= self._ends_at and interruption.signal is None:
+        if interruption.signal is None and not update_counter.is_finished:
             self.logger.info("the time of the run is up (%s): it ends with a checkpoint", self.max_time)
             interruption.signal = TIME_IS_UP
 

@@ -319,7 +319,8 @@ class CallbackBase:
         """Called between two updates as soon as ``time.monotonic()`` has reached ``next_time``, until that is later.
 
         Until then it costs nothing: the loop reads the clock once for all callbacks. What depends on the time is not
-        the same in a resumed run, and not on all ranks: it only shows something, and logs and changes nothing.
+        the same in a resumed run, and not on all ranks: it only shows something, or asks for the end of this start of
+        the run as a signal does, and logs and changes nothing.
         """
         self._timed_callback(update_counter=update_counter)
 

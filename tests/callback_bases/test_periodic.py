@@ -10,7 +10,11 @@ from ksuit_runner.errors import ConfigError
 class Notes(PeriodicCallback):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.updates = []
+        self.updates, self.followed = [], []
+
+    def _before_every_update(self, update_counter):
+        if self.follows(update_counter):
+            self.followed.append(update_counter.update + 1)
 
     def _periodic_callback(self, update_counter):
         self.updates.append(update_counter.update)
@@ -44,12 +48,15 @@ class Rows(DatasetCallback):
         ({"at_start": True, "every_n_updates": 5, "every_n_epochs": 2}, [0, 5, 6]),
         ({"at_end": True, "every_n_updates": 5}, [5, 8]),
         ({"at_end": True, "every_n_updates": 4}, [4, 8]),
+        ({"at_start": True}, [0]),
     ],
 )
 def test_the_interval_says_when(maker, interval, updates):
     run = maker.run({"notes": (Notes, interval)})
     train(run)
-    assert run.hooks.callbacks["notes"].updates == updates
+    notes = run.hooks.callbacks["notes"]
+    assert notes.updates == updates
+    assert notes.followed == [update for update in updates if update > 0]
 
 
 @pytest.mark.parametrize("interval", [{}, {"every_n_epochs": 0}])

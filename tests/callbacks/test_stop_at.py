@@ -31,6 +31,32 @@ def test_a_run_is_finished_at_the_first_of_its_positions(new_run, arguments, upd
     assert (ended.counter.update, ended.is_finished, ended.interruption.signal) == (update, True, None)
 
 
+@pytest.mark.parametrize(("moved_to", "updates"), [(5, [7]), (7, [7]), (12, [7, 12]), (30, [7, 30])])
+def test_a_run_continues_up_to_where_its_end_is_moved(new_run, moved_to, updates):
+    ends = [new_run(stop_at(update=7), max_updates=30).train().run.counter.update]
+    run = new_run(stop_at(update=moved_to), max_updates=30)
+    run.run.counter.stopped = False  # as where the command line moves it
+    ended = run.train().run
+    assert ended.is_finished and sorted({*ends, ended.counter.update}) == updates
+
+
+@pytest.mark.parametrize("position", [{"update": 7}, {"sample": 7 * 72}, {"epoch": 1, "update": 7}])
+def test_a_run_that_was_interrupted_ends_at_the_same_update(new_run, position):
+    new_run(stop_at(**position), "cut", max_updates=30, stop_at=5).train()
+    ended = new_run(stop_at(**position), "cut", max_updates=30).train().run
+    assert (ended.counter.update, ended.is_finished) == (7, True)
+
+
+def test_nothing_of_it_is_called_before_the_position(new_run):
+    run = new_run(stop_at(update=7, max_time="1h"), max_updates=30)
+    called = []
+    for hook in ("_periodic_callback", "_timed_callback", "_after_update"):
+        own = getattr(run["stop"], hook)
+        setattr(run["stop"], hook, lambda hook=hook, own=own, **given: (called.append(hook), own(**given)))
+    run.train()
+    assert called == ["_periodic_callback"]
+
+
 def test_its_learning_rates_are_those_of_the_whole_length(new_run):
     given = {"max_updates": 40, "schedule": linear}
     whole = new_run({}, stop_at=10, **given).train()
