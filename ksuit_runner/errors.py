@@ -33,6 +33,11 @@ class KsuitError(Exception):
             self.path, self.args = moved, (moved + str(self).removeprefix(self.path),)
 
 
+    def add(self, others: Iterable["KsuitError"]) -> None:
+        """Say in this error what others say, a line for each."""
+        self.args = ("\n".join(map(str, [self, *others])),)
+
+
 class ConfigError(KsuitError):
     """The configuration asks for something that does not exist or does not fit."""
 

@@ -99,11 +99,20 @@ class Factory:
             kind: Class that they have to be of.
             scope: Makes the context in which the object of a key is built.
             **collaborators: What the runner can provide, by name.
+
+        Raises:
+            ConfigError: Some of them cannot be built; it names all of these.
         """
-        built = {}
+        built, refused = {}, list[ConfigError]()
         for key in self.node(path) or {}:
-            with scope(key):
-                built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
+            try:
+                with scope(key):
+                    built[key] = self.build(f"{path}.{key}", kind, name=key, **collaborators)
+            except ConfigError as error:
+                refused.append(error)
+        if refused:
+            refused[0].add(refused[1:])
+            raise refused[0]
         return built
 
     def import_all(self, path: str, kind: type) -> None:
