@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.callback_bases.ranking import Ranking
-from ksuit_runner.config.types import MetricKey, PositiveInt
+from ksuit_runner.config.types import MetricKey, NonNegativeFloat, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_at_least_1, check_not_negative
 from ksuit_runner.tracker.base import ModelVersion
@@ -33,7 +33,7 @@ class BestCheckpoint(MetricCallback):
     def __init__(
         self,
         tag: str | None = None,
-        min_delta: float = 0.0,
+        min_delta: NonNegativeFloat = 0.0,
         tie_breakers: Sequence[MetricKey] = (),
         top_k: PositiveInt = 1,
         patiences: Sequence[PositiveInt] = (),

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1, check_not_negative
 
 
@@ -33,7 +33,7 @@ class EarlyStop(MetricCallback):
     def __init__(
         self,
         patience: PositiveInt | None = None,
-        min_delta: float = 0.0,
+        min_delta: NonNegativeFloat = 0.0,
         good_enough: float | None = None,
         diverged: float | None = None,
         stop_if_not_finite: bool = False,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.types import PositiveFloat
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.phases import Phases
 from ksuit_runner.errors import ConfigError, check_above
@@ -38,8 +39,8 @@ class Flops(PeriodicCallback):
     def __init__(
         self,
         phases: Phases,
-        peak_tflops: float | None = None,
-        flops_per_sample: float | None = None,
+        peak_tflops: PositiveFloat | None = None,
+        flops_per_sample: PositiveFloat | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.part_sums import PartSumsCallback
+from ksuit_runner.config.types import OpenFraction
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, check_fraction
 from ksuit_runner.keyed_random import uses_no_rng
@@ -38,7 +39,7 @@ class GradientNoiseScale(PartSumsCallback):
 
     logs: ClassVar[Sequence[str] | None] = ("gradient_noise_scale",)
 
-    def __init__(self, decay: float = 0.95, **kwargs: Any) -> None:
+    def __init__(self, decay: OpenFraction = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_fraction(decay=decay)
         if self.trainer.accumulation_steps < 2:

@@ -8,7 +8,7 @@ import torch
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.norms import NormsCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import AboveOne, OpenFraction, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_above, check_at_least_1, check_fraction
 from ksuit_runner.keyed_random import uses_no_rng
@@ -42,7 +42,9 @@ class GradientSpikes(NormsCallback):
     is_repeatable: ClassVar[bool] = False
     replaces_state: ClassVar[bool] = True
 
-    def __init__(self, factor: float = 5.0, decay: float = 0.98, warmup: PositiveInt = 20, **kwargs: Any) -> None:
+    def __init__(
+        self, factor: AboveOne = 5.0, decay: OpenFraction = 0.98, warmup: PositiveInt = 20, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_above(1, factor=factor)
         check_fraction(decay=decay)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveFloat, PositiveInt
 from ksuit_runner.errors import ConfigError, check_above, check_at_least_1
 
 _MOST_VALUES: Final = 1 << 24  # similarities, or votes, in memory at once
@@ -37,7 +37,7 @@ class KnnProbe(ProbeCallback):
     )
     metric: ClassVar[str] = "knn_accuracy"
 
-    def __init__(self, k: PositiveInt = 20, temperature: float = 0.07, **kwargs: Any) -> None:
+    def __init__(self, k: PositiveInt = 20, temperature: PositiveFloat = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_at_least_1(k=k)
         check_above(0, temperature=temperature)

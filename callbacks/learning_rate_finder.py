@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ksuit_runner.callback_base import CallbackBase, quiet
+from ksuit_runner.config.types import AboveOne, FractionBelowOne
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_above
 from ksuit_runner.keyed_random import uses_no_rng
@@ -34,7 +35,7 @@ class LearningRateFinder(CallbackBase):
 
     logs: ClassVar[Sequence[str] | None] = ("{name}/steepest", "{name}/tenth_of_minimum")
 
-    def __init__(self, smoothing: float = 0.9, diverged: float | None = 4.0, **kwargs: Any) -> None:
+    def __init__(self, smoothing: FractionBelowOne = 0.9, diverged: AboveOne | None = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_above(1, diverged=diverged)
         if not 0 <= smoothing < 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveFloat, PositiveInt
 from ksuit_runner.errors import check_above, check_at_least_1
 
 
@@ -32,7 +32,9 @@ class LogisticRegressionProbe(ProbeCallback):
     )
     metric: ClassVar[str] = "logistic_regression_accuracy"
 
-    def __init__(self, inverse_regularization: float = 1.0, max_iterations: PositiveInt = 1000, **kwargs: Any) -> None:
+    def __init__(
+        self, inverse_regularization: PositiveFloat = 1.0, max_iterations: PositiveInt = 1000, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_above(0, inverse_regularization=inverse_regularization)
         check_at_least_1(max_iterations=max_iterations)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, TwoOrMore
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import LossError, check_above, check_not_negative
 from ksuit_runner.keyed_random import uses_no_rng
@@ -41,8 +41,8 @@ class LossSpike(PeriodicCallback):
 
     def __init__(
         self,
-        threshold: float = 6.0,
-        window: PositiveInt = 100,
+        threshold: PositiveFloat = 6.0,
+        window: TwoOrMore = 100,
         action: Literal["skip", "fail"] = "skip",
         max_skips: NonNegativeInt = 10,
         **kwargs: Any,

@@ -5,6 +5,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import CallbackBase, quiet
+from ksuit_runner.config.types import PositiveFloat
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_above
 from ksuit_runner.keyed_random import uses_no_rng
@@ -31,7 +32,11 @@ class Progress(CallbackBase):
     logs: ClassVar[Sequence[str] | None] = ()
 
     def __init__(
-        self, every_n_seconds: float = 10.0, refresh_seconds: float = 0.1, line_per_epoch: bool = False, **kwargs: Any
+        self,
+        every_n_seconds: PositiveFloat = 10.0,
+        refresh_seconds: PositiveFloat = 0.1,
+        line_per_epoch: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_above(0, every_n_seconds=every_n_seconds, refresh_seconds=refresh_seconds)

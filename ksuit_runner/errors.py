@@ -32,7 +32,6 @@ class KsuitError(Exception):
             moved = instead + self.path.removeprefix(start)
             self.path, self.args = moved, (moved + str(self).removeprefix(self.path),)
 
-
     def add(self, others: Iterable["KsuitError"]) -> None:
         """Say in this error what others say, a line for each."""
         self.args = ("\n".join(map(str, [self, *others])),)

@@ -19,7 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, S
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from ksuit_runner.config.types import MetricKey
+    from ksuit_runner.config.types import (
+        FractionBelowOne,
+        MetricKey,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+    )
 
 Interval = Literal["update", "epoch"]
 
@@ -216,7 +222,7 @@ def _build(
 
 
 def constant(
-    optimizer: Optimizer, total_updates: int, warmup: float | int | str = 0, updates_per_epoch: int | None = None
+    optimizer: Optimizer, total_updates: int, warmup: NonNegativeFloat | str = 0, updates_per_epoch: int | None = None
 ) -> LRScheduler:
     """Keep the learning rate, after a linear warm-up.
 
@@ -233,9 +239,9 @@ def constant(
 def linear(
     optimizer: Optimizer,
     total_updates: int,
-    warmup: float | int | str = 0,
-    end_factor: float = 0.0,
-    end_value: float | None = None,
+    warmup: NonNegativeFloat | str = 0,
+    end_factor: NonNegativeFloat = 0.0,
+    end_value: NonNegativeFloat | None = None,
     interval: Interval = "update",
     updates_per_epoch: int | None = None,
 ) -> LRScheduler:
@@ -259,9 +265,9 @@ def linear(
 def cosine(
     optimizer: Optimizer,
     total_updates: int,
-    warmup: float | int | str = 0,
-    end_factor: float = 0.0,
-    end_value: float | None = None,
+    warmup: NonNegativeFloat | str = 0,
+    end_factor: NonNegativeFloat = 0.0,
+    end_value: NonNegativeFloat | None = None,
     interval: Interval = "update",
     updates_per_epoch: int | None = None,
 ) -> LRScheduler:
@@ -294,7 +300,7 @@ def from_torch(
     total_updates: int,
     scheduler: str,
     arguments: Mapping[str, Any] | None = None,
-    warmup: float | int | str = 0,
+    warmup: NonNegativeFloat | str = 0,
     interval: Interval = "update",
     updates_per_epoch: int | None = None,
 ) -> Schedule:
@@ -340,9 +346,9 @@ def from_torch(
 def exponential(
     optimizer: Optimizer,
     total_updates: int,
-    warmup: float | int | str = 0,
-    end_factor: float = 0.01,
-    end_value: float | None = None,
+    warmup: NonNegativeFloat | str = 0,
+    end_factor: PositiveFloat = 0.01,
+    end_value: PositiveFloat | None = None,
     interval: Interval = "update",
     updates_per_epoch: int | None = None,
 ) -> LRScheduler:
@@ -369,12 +375,12 @@ def plateau(
     total_updates: int,
     metric: MetricKey,
     mode: Literal["min", "max"] = "min",
-    factor: float = 0.1,
-    patience: int = 10,
-    threshold: float = 1e-4,
-    cooldown: int = 0,
-    min_lr: float = 0.0,
-    warmup: float | int | str = 0,
+    factor: FractionBelowOne = 0.1,
+    patience: NonNegativeInt = 10,
+    threshold: NonNegativeFloat = 1e-4,
+    cooldown: NonNegativeInt = 0,
+    min_lr: NonNegativeFloat = 0.0,
+    warmup: NonNegativeFloat | str = 0,
     updates_per_epoch: int | None = None,
 ) -> Schedule:
     """Reduce the learning rate when a metric has stopped improving, with torch's ``ReduceLROnPlateau``.
@@ -423,7 +429,7 @@ def _with_curve(
     optimizer: Optimizer,
     total_updates: int,
     updates_per_epoch: int | None,
-    warmup: float | int | str,
+    warmup: float | str,
     interval: Interval,
     curve: Callable[[float], float],
 ) -> LRScheduler:
@@ -472,7 +478,7 @@ def _epoch(updates_per_epoch: int | None, path: str) -> int:
     return updates_per_epoch
 
 
-def warmup_updates(warmup: float | int | str, total_updates: int, updates_per_epoch: int | None) -> int:
+def warmup_updates(warmup: float | str, total_updates: int, updates_per_epoch: int | None) -> int:
     """Return the length of a warm-up in updates, as it may be written.
 
     Args:

@@ -63,8 +63,11 @@ class ObjectSpec:
 
 
 _SCHEDULE = ObjectSpec(None, injects="schedule", functions=True, asks=True, optional=True, beside=True)
-_LIMITS = dict.fromkeys(("clip_norm", "clip_value"), "float | None")
-_SELECTORS = {"match": "Sequence[str] | None", "min_ndim": "int | None", "max_ndim": "int | None"}
+_LIMITS = dict.fromkeys(("clip_norm", "clip_value"), "PositiveFloat | None")
+_SELECTORS = {
+    "match": "Sequence[str] | None",
+    **dict.fromkeys(("min_ndim", "max_ndim"), "NonNegativeInt | None"),
+}
 _OPTIMIZER = "torch.optim.optimizer.Optimizer"
 _CALLBACK = ObjectSpec("ksuit_runner.callback_base.CallbackBase", injects="callbacks")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import default_collate
 
+from ksuit_runner.config.types import FractionUpToOne, NonNegativeFloat, PositiveFloat, TwoOrMore
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 CollateFn = Callable[[Any], Any]
@@ -33,7 +34,11 @@ class _Mixing(ABC):
     takes_batches: ClassVar[bool] = True
 
     def __init__(
-        self, num_classes: int, alpha: float = 1.0, probability: float = 1.0, collate_fn: CollateFn | None = None
+        self,
+        num_classes: TwoOrMore,
+        alpha: PositiveFloat = 1.0,
+        probability: FractionUpToOne = 1.0,
+        collate_fn: CollateFn | None = None,
     ) -> None:
         if num_classes < 2:
             raise ConfigError(f"num_classes: must be 2 or more, not {num_classes}")
@@ -111,7 +116,7 @@ class OneOf:
         ConfigError: There is not one weight for each, or they are no weights.
     """
 
-    def __init__(self, collate_fns: Sequence[CollateFn], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, collate_fns: Sequence[CollateFn], weights: Sequence[NonNegativeFloat] | None = None) -> None:
         shares = np.ones(len(collate_fns)) if weights is None else np.asarray(weights, np.float64)
         if not collate_fns or shares.shape != (len(collate_fns),) or not (shares >= 0).all() or not shares.any():
             raise ConfigError("weights: one of 0 or more for each collate function is needed, and one of them above 0")

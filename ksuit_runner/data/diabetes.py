@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ksuit_runner.config.types import NonNegativeInt
+from ksuit_runner.config.types import FractionBelowOne, NonNegativeInt, OpenFraction
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, read_sklearn_table, split_rows
 
 
@@ -33,7 +33,11 @@ class Diabetes(TensorDataset):
     """
 
     def __init__(
-        self, split: Split, test_fraction: float = 0.2, split_seed: NonNegativeInt = 0, validation_fraction: float = 0.0
+        self,
+        split: Split,
+        test_fraction: OpenFraction = 0.2,
+        split_seed: NonNegativeInt = 0,
+        validation_fraction: FractionBelowOne = 0.0,
     ) -> None:
         inputs = read_sklearn_table("diabetes_data_raw.csv.gz")
         targets = read_sklearn_table("diabetes_target.csv.gz").reshape(-1, 1)

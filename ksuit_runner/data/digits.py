@@ -2,7 +2,7 @@
 
 import torch
 
-from ksuit_runner.config.types import NonNegativeInt
+from ksuit_runner.config.types import FractionBelowOne, NonNegativeInt, OpenFraction
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, read_sklearn_table, split_rows
 
 
@@ -26,7 +26,11 @@ class Digits(TensorDataset):
     """
 
     def __init__(
-        self, split: Split, test_fraction: float = 0.2, split_seed: NonNegativeInt = 0, validation_fraction: float = 0.0
+        self,
+        split: Split,
+        test_fraction: OpenFraction = 0.2,
+        split_seed: NonNegativeInt = 0,
+        validation_fraction: FractionBelowOne = 0.0,
     ) -> None:
         table = read_sklearn_table("digits.csv.gz", delimiter=",")
         rows = split_rows(table[:, -1], split, test_fraction, split_seed, validation_fraction)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ksuit_runner.config.types import FractionBelowOne
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split, split_rows
 from ksuit_runner.system.optional_package import require_package
 
@@ -30,7 +31,7 @@ class Mnist1d(TensorDataset):
         ConfigError: If the split is unknown, or the package is missing.
     """
 
-    def __init__(self, split: Split, data_seed: int = 42, validation_fraction: float = 0.0) -> None:
+    def __init__(self, split: Split, data_seed: int = 42, validation_fraction: FractionBelowOne = 0.0) -> None:
         check_split(split, 0.2, validation_fraction)
         require_package("mnist1d")
         from mnist1d.data import get_dataset_args, make_dataset

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from ksuit_runner.data.batch_plan import EpochOrder
 from ksuit_runner.data.keyed_numbers import uniform
 from ksuit_runner.data.wrappers import per_sample
@@ -166,7 +166,7 @@ class Weighted(_Drawn):
         ConfigError: There are not as many weights as samples, or one of them is negative or not finite, or all are 0.
     """
 
-    def __init__(self, weights: Sequence[float] | str, **kwargs: Any) -> None:
+    def __init__(self, weights: Sequence[NonNegativeFloat] | str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         given = per_sample(self.dataset, weights) if isinstance(weights, str) else weights
         self._weigh(np.asarray(given, np.float64))
@@ -208,7 +208,7 @@ class Mixture(Order):
     is_endless = True
     _smallest: ClassVar[float] = 1e-5
 
-    def __init__(self, weights: Mapping[str, float], **kwargs: Any) -> None:
+    def __init__(self, weights: Mapping[str, PositiveFloat], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         sizes: Mapping[str, int] | None = getattr(self.dataset, "sizes", None)
         if not isinstance(sizes, Mapping):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, OpenFraction, PositiveInt
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
 from ksuit_runner.errors import ConfigError, check_at_least_1
 
@@ -41,8 +41,8 @@ class PythonDocs(TensorDataset):
         split: Split,
         context_length: PositiveInt = 64,
         stride: PositiveInt | None = None,
-        test_fraction: float = 0.1,
-        validation_fraction: float = 0.0,
+        test_fraction: OpenFraction = 0.1,
+        validation_fraction: FractionBelowOne = 0.0,
     ) -> None:
         check_split(split, test_fraction, validation_fraction)
         stride = context_length if stride is None else stride

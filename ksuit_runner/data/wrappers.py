@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ksuit_runner.config.types import NonNegativeInt
+from ksuit_runner.config.types import FractionUpToOne, NonNegativeInt, PositiveFloat, TwoOrMore
 from ksuit_runner.data.permutation import KeyedPermutation
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
@@ -103,8 +103,8 @@ class Subset(Wrapper):
         self,
         dataset: Any,
         indices: Sequence[int] | None = None,
-        start: int | float | None = None,
-        stop: int | float | None = None,
+        start: int | FractionUpToOne | None = None,
+        stop: int | FractionUpToOne | None = None,
     ) -> None:
         super().__init__(dataset)
         if indices is not None and (start, stop) != (None, None):
@@ -157,7 +157,7 @@ class Fold(Subset):
         dataset: Any,
         part: Literal["rest", "fold"],
         fold: NonNegativeInt,
-        folds: int = 5,
+        folds: TwoOrMore = 5,
         seed: int = 0,
         stratify: str | None = None,
     ) -> None:
@@ -203,7 +203,7 @@ class Repeat(Wrapper):
         ConfigError: It is not above 0, or no sample is left.
     """
 
-    def __init__(self, dataset: Any, times: int | float) -> None:
+    def __init__(self, dataset: Any, times: PositiveFloat) -> None:
         super().__init__(dataset)
         self._length = round(times * len(dataset)) if isfinite(times) else 0
         if self._length < 1:

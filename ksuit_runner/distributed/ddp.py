@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ksuit_runner.config.types import PositiveFloat
 from ksuit_runner.distributed.part_tree import Node
 from ksuit_runner.distributed.prepare_model import share_weights, synchronize_batchnorm
 from ksuit_runner.distributed.ranks import Ranks
@@ -30,7 +31,9 @@ class DataParallel(Strategy):
 
     name = "ddp"
 
-    def __init__(self, world: World | None = None, bucket_mb: float = 25.0, sync_batchnorm: bool = False) -> None:
+    def __init__(
+        self, world: World | None = None, bucket_mb: PositiveFloat = 25.0, sync_batchnorm: bool = False
+    ) -> None:
         super().__init__(world)
         self._sync_batchnorm = sync_batchnorm
         self._bucket_bytes = int(bucket_mb * 1e6)

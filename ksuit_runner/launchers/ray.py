@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import NonNegativeFloat, PositiveInt
 from ksuit_runner.distributed.environment import adopt_tasks
 from ksuit_runner.errors import ConfigError, LostRankError, check_at_least_1
 from ksuit_runner.launchers.base import Handle, Launcher
@@ -126,8 +126,8 @@ class RayLauncher(Launcher):
         self,
         address: str | None = None,
         max_jobs: PositiveInt | None = None,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
+        num_cpus: NonNegativeFloat = 1,
+        num_gpus: NonNegativeFloat = 0,
         nodes: PositiveInt = 1,
         tasks_per_node: PositiveInt = 1,
     ) -> None:

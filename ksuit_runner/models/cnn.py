@@ -6,7 +6,7 @@ from math import gcd, prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt
 from ksuit_runner.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ class Cnn(nn.Module):
         output_shape: Sequence[int],
         channels: Sequence[PositiveInt] = (32, 64, 128),
         kernel_size: PositiveInt = 3,
-        dropout: float = 0.0,
+        dropout: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__()
         if len(input_shape) != 3:

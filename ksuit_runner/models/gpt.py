@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt
 from ksuit_runner.errors import ConfigError, check_at_least_1
 
 
@@ -41,7 +41,7 @@ class Gpt(nn.Module):
         depth: PositiveInt = 4,
         num_heads: PositiveInt = 4,
         mlp_ratio: PositiveInt = 4,
-        dropout: float = 0.0,
+        dropout: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__()
         if len(input_shape) != 1 or len(output_shape) != 2 or input_shape[0] != output_shape[0]:

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = (
@@ -37,7 +37,7 @@ class Mlp(nn.Module):
         output_shape: Sequence[int],
         hidden_dims: Sequence[PositiveInt] = (128,),
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__()
         if any(dim < 1 for dim in hidden_dims):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.config.overridden import check_overridden
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.data.shared_pass import EvaluationWatcher
@@ -146,8 +146,8 @@ class SgdTrainer:
         max_updates: NonNegativeInt | None = None,
         max_samples: NonNegativeInt | None = None,
         accumulation_steps: PositiveInt = 1,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
+        clip_norm: PositiveFloat | None = None,
+        clip_value: PositiveFloat | None = None,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False,
         channels_last: bool = False,

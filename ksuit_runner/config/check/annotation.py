@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from ksuit_runner.config.types import NUMBER_RANGES
+
 _PLAIN: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
@@ -16,12 +18,11 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
     "DatasetKey": (str,),
     "MetricKey": (str,),
 }
-_LEAST: Mapping[str, int] = {"PositiveInt": 1, "NonNegativeInt": 0}
 _YAML = (type(None), bool, int, float, str, list, Mapping)
 LISTS = frozenset({"Sequence", "list", "List", "Iterable", "Collection", "set", "Set", "frozenset"})
-_TUPLES = frozenset({"tuple", "Tuple"})
+TUPLES = frozenset({"tuple", "Tuple"})
 MAPPINGS = frozenset({"Mapping", "MutableMapping", "dict", "Dict"})
-_OBJECTS = frozenset({"Callable", "Tensor", "Parameter", "Module", "Optimizer", "LRScheduler", "Dataset"})
+OBJECTS = frozenset({"Callable", "Tensor", "Parameter", "Module", "Optimizer", "LRScheduler", "Dataset"})
 
 
 def fits(value: Any, annotation: str) -> bool:
@@ -81,15 +82,15 @@ def _fits_name(value: Any, name: str | None) -> bool | None:
     name = name or ""
     if name in ("Any", "object"):
         return True
-    if name in _LEAST:
-        return type(value) is int and value >= _LEAST[name]
+    if allowed := NUMBER_RANGES.get(name):
+        return _fits_name(value, "int" if allowed.is_whole else "float") and allowed.contains(value)
     if name in _PLAIN:
         return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
-    if name in LISTS or name in _TUPLES:
+    if name in LISTS or name in TUPLES:
         return isinstance(value, list)
     if name in MAPPINGS:
         return isinstance(value, Mapping)
-    return False if name in _OBJECTS else None
+    return False if name in OBJECTS else None
 
 
 def _fits_generic(value: Any, name: str | None, arguments: list[ast.expr]) -> bool | None:
@@ -103,7 +104,7 @@ def _fits_generic(value: Any, name: str | None, arguments: list[ast.expr]) -> bo
         return _any(*(_is_literal(value, argument) for argument in arguments))
     if name in LISTS:
         return isinstance(value, list) and _all(_fits(item, arguments[0]) for item in value)
-    if name in _TUPLES:
+    if name in TUPLES:
         return isinstance(value, list) and _fits_tuple(value, arguments)
     if name in MAPPINGS and len(arguments) == 2:
         return isinstance(value, Mapping) and _all(

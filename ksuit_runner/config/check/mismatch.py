@@ -5,13 +5,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksuit_runner.config.check.annotation import LISTS, MAPPINGS, fits, last_name, parse
+from ksuit_runner.config.check.annotation import LISTS, MAPPINGS, OBJECTS, TUPLES, fits, last_name, parse
+from ksuit_runner.config.types import NUMBER_RANGES, NumberRange
 from ksuit_runner.errors import short
+
+
+def _words_of(allowed: NumberRange) -> tuple[str, str]:
+    kind = "whole number" if allowed.is_whole else "number"
+    return f"a {kind} {allowed.words}", f"{kind}s {allowed.words}"
+
 
 _WORDS: Mapping[str, tuple[str, str]] = {
     "int": ("a whole number", "whole numbers"),
-    "PositiveInt": ("a whole number of at least 1", "whole numbers of at least 1"),
-    "NonNegativeInt": ("a whole number of at least 0", "whole numbers of at least 0"),
     "float": ("a number", "numbers"),
     "str": ("a text", "texts"),
     "bool": ("true or false", "true or false"),
@@ -24,10 +29,15 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "keys of logged metrics, such as accuracy/validation",
     ),
     "Any": ("anything", "any values"),
-    **dict.fromkeys(LISTS, ("a list", "lists")),
+    **dict.fromkeys(LISTS | TUPLES, ("a list", "lists")),
     **dict.fromkeys(MAPPINGS, ("a mapping", "mappings")),
+    **{name: _words_of(allowed) for name, allowed in NUMBER_RANGES.items()},
+    **{name: (f"an object with a _target_, a {name}", f"objects with a _target_, {name}s") for name in OBJECTS},
+    "Callable": ("an object with a _target_ that can be called", "objects with a _target_ that can be called"),
 }
 """Name of a type -> one of it, and several."""
+
+_OF_OBJECTS = frozenset(word for name in OBJECTS for word in _WORDS[name])
 
 
 def mismatch(value: Any, annotation: str) -> str | None:
@@ -54,7 +64,7 @@ def _alternatives(node: ast.expr, is_plural: bool = False) -> list[str]:
         name = last_name(node.value) or ""
         arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if name == "Literal":
-        return [ast.unparse(argument) for argument in arguments]
+        return [_literal(argument) for argument in arguments]
     if name in ("Union", "Optional"):
         found = [text for argument in arguments for text in _alternatives(argument, is_plural)]
         return [*found, _WORDS["None"][is_plural]] if name == "Optional" else found
@@ -63,6 +73,8 @@ def _alternatives(node: ast.expr, is_plural: bool = False) -> list[str]:
     if name not in _WORDS:
         return [ast.unparse(node)]
     word = _WORDS[name][is_plural]
+    if name in TUPLES and isinstance(node, ast.Subscript):
+        return [f"{word} of {_items(arguments)}"]
     if name in LISTS and arguments:
         return [f"{word} of {_either(_alternatives(arguments[0], True))}"]
     if name in MAPPINGS and len(arguments) == 2:
@@ -70,9 +82,28 @@ def _alternatives(node: ast.expr, is_plural: bool = False) -> list[str]:
     return [word]
 
 
+def _items(arguments: Sequence[ast.expr]) -> str:
+    """Return the items of a tuple in words: those of one kind by their number, others one by one."""
+    is_open = bool(arguments) and isinstance(arguments[-1], ast.Constant) and arguments[-1].value is Ellipsis
+    kinds = [ast.unparse(argument) for argument in arguments]
+    if is_open or len(set(kinds)) == 1:
+        several = _either(_alternatives(arguments[0], True))
+        return several if is_open else f"{len(arguments)} {several}"
+    return " and ".join(_either(_alternatives(argument)) for argument in arguments) or "nothing"
+
+
 def _either(alternatives: Sequence[str]) -> str:
-    *others, last = dict.fromkeys(alternatives)
+    """Join alternatives, without the objects among them that a plain value was hardly meant to be."""
+    plain = [word for word in alternatives if word not in _OF_OBJECTS]
+    *others, last = dict.fromkeys(alternatives if {*plain} <= {*_WORDS["None"]} else plain)
     return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _literal(node: ast.expr) -> str:
+    try:
+        return _in_yaml(ast.literal_eval(node))
+    except ValueError:
+        return ast.unparse(node)
 
 
 def _in_yaml(value: Any) -> str:

@@ -1,6 +1,7 @@
 """A constructor that does not call that of its base class with what it needs is found in its source."""
 
-from itertools import product
+import ast
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from ksuit_runner.config.check.references import check_intervals
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config, resolve
 from ksuit_runner.config.compose import compose_config, without_sweep
+from ksuit_runner.config.types import NUMBER_RANGES
 from ksuit_runner.errors import ConfigError
 
 SOURCE = '''
@@ -167,13 +169,43 @@ AT_LEAST_1 = frozenset(
 """Keys of conf/ that are no number, or one of at least 1, in every choice that has them."""
 
 
-def test_numbers_below_1_are_refused_in_every_choice_that_ships():
-    values, reader, accepted, refused = resolve(compose_config(["debug=all_callbacks"])), SignatureReader(), [], set()
-    nodes = {key: values[key] for key in ("trainer", "checkpoint")}
+OTHER_RANGES = {
+    "clip_norm": (0, -1.0),
+    "clip_value": (0, -1.0),
+    "decay": (0, 1, 1.5),
+    "decays": ([0.9, 1.5], [0]),
+    "dropout": (-0.1, 1.0),
+    "end_factor": (-0.5,),
+    "end_value": (-0.5,),
+    "every_n_seconds": (0,),
+    "factor": (0.5, 1),
+    "flops_per_sample": (0,),
+    "inverse_regularization": (0,),
+    "min_delta": (-0.1,),
+    "min_epochs": (-1,),
+    "peak_tflops": (0,),
+    "smoothing": (-0.1, 1),
+    "temperature": (0, -1),
+    "test_fraction": (0, 1, 1.5),
+    "threshold": (0, -1),
+    "validation_fraction": (-0.1, 1),
+}
+"""Keys of conf/ with another range -> values that are out of it, in every choice that has them."""
+
+
+def test_numbers_that_are_out_of_range_are_refused_in_every_choice_that_ships():
+    composed = compose_config(["debug=all_callbacks", "schedule=cosine", "+data.datasets.train.test_fraction=0.2"])
+    values, reader, accepted, refused = resolve(composed), SignatureReader(), [], set()
+    nodes = {key: values[key] for key in ("trainer", "checkpoint", "schedule", "model")}
+    nodes |= {f"data.datasets.{name}": node for name, node in values["data"]["datasets"].items()}
     for group in ("callbacks", "default_callbacks"):
         nodes |= {f"{group}.{name}": node for name, node in values[group].items()}
+    wrong = [(key, number) for key in AT_LEAST_1 for number in (0, -1)]
+    wrong += [(key, number) for key, numbers in OTHER_RANGES.items() for number in numbers]
     for path, node in nodes.items():
-        for key, number in product(AT_LEAST_1 & node.keys(), (0, -1)):
+        for key, number in wrong:
+            if key not in node or (path, key) == ("schedule", "warmup"):  # which may be 0
+                continue
             checker = ObjectChecker(reader)
             try:
                 checker.walk(path, {**node, key: number})
@@ -184,4 +216,25 @@ def test_numbers_below_1_are_refused_in_every_choice_that_ships():
                 assert path in str(error) and key in str(error)
                 refused.add(key)
     assert accepted == []
-    assert refused == AT_LEAST_1
+    assert refused == AT_LEAST_1 | OTHER_RANGES.keys()
+
+
+def test_what_a_constructor_checks_is_checked_before_a_run_begins():
+    """The types of numbers are what the check of a config sees, and the constructor's own checks what it does not."""
+    checks = {"check_at_least_1", "check_not_negative", "check_above", "check_fraction"}
+    root, checked, missed = Path(__file__).parents[3], 0, []
+    for file in [*root.glob("callbacks/*.py"), *root.glob("ksuit_runner/callback_bases/*.py")]:
+        for method in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(method, ast.FunctionDef) or method.name != "__init__":
+                continue
+            kinds = {item.arg: ast.unparse(item.annotation) for item in method.args.args if item.annotation}
+            for call in ast.walk(method):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in checks:
+                    names = kinds.keys() & {word.arg for word in call.keywords if isinstance(word.value, ast.Name)}
+                    checked += len(names)
+                    missed += [
+                        f"{file.name}: {name}"
+                        for name in names
+                        if not any(kind in kinds[name] for kind in NUMBER_RANGES)
+                    ]
+    assert missed == [] and checked > 25

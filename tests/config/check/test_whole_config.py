@@ -244,7 +244,7 @@ MISTAKES = {
     "model.input_shape=[3]": "model.input_shape: 'input_shape' is provided by the runner; remove it",
     # types
     "model.width=wide": "model.width: expects a whole number, got 'wide'",
-    "optimizer.lr=abc": "optimizer.lr: expects a number, or Tensor, got 'abc'",
+    "optimizer.lr=abc": "optimizer.lr: expects a number, got 'abc'",
     "trainer.max_epochs=1.5": "trainer.max_epochs: expects a whole number of at least 0, or null, got 1.5",
     "trainer.precision=half": "trainer.precision: expects 'float32', 'bfloat16', or 'float16', got 'half'",
     "callbacks.score.topk=1": "callbacks.score.topk: expects a list of whole numbers, got 1",
