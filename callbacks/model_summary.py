@@ -67,7 +67,6 @@ class ModelSummary(CallbackBase):
         shapes: dict[str, str] = {}
         flops: dict[str, float] = defaultdict(float)
         begun: list[int] = []
-        batch = self.data_container.first_samples()
         with ExitStack() as stack, FlopCount() as count:
             if is_compiled(self.model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -83,9 +82,10 @@ class ModelSummary(CallbackBase):
                 stack.callback(module.register_forward_pre_hook(before).remove)
                 stack.callback(module.register_forward_hook(partial(after, name=name)).remove)
             try:
+                batch = self.data_container.first_samples()
                 samples = self.trainer.batch_size(batch)
                 inputs, _ = self.trainer.inputs_and_targets(to_device(batch, self.trainer.device))
                 self.trainer.predict(inputs)
-            except Exception as error:  # of a model whose inputs only its trainer knows
+            except Exception as error:  # of a model whose inputs only its trainer knows, or of a stream
                 self.logger.warning("the summary lacks shapes and operations: %s: %s", type(error).__name__, error)
         return shapes, flops

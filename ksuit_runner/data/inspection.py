@@ -53,7 +53,7 @@ class Inspection:
     def input_shape(self) -> tuple[int, ...]:
         """See ``DataContainer.input_shape``."""
         shape = getattr(self._datasets[self._train], "input_shape", None) or first_shape(
-            self._first_source(), self._whole_batch(self._train)
+            self._first_source(", so it needs an attribute 'input_shape'"), self._whole_batch(self._train)
         )
         if shape is None:
             raise self._lacks("input_shape", ", and its samples do not begin with a tensor")
@@ -83,12 +83,7 @@ class Inspection:
             last = len(self._datasets[self._train]) - 1
             spread = np.unique(np.linspace(0, last, count).astype(np.int64))
             return drawn_samples(self._source_of(self._train), spread, draw)
-        if (stream := self._training.first_source()) is None:
-            raise ConfigError(
-                "the first samples of such a stream cannot be read without moving it on",
-                path=f"data.datasets.{self._train}",
-            )
-        return drawn_samples(stream, np.arange(count), draw)
+        return drawn_samples(self._first_source(), np.arange(count), draw)
 
     def describe(self, key: str) -> dict[str, Any]:
         """Return class, size and digest of a dataset."""
@@ -113,12 +108,15 @@ class Inspection:
                     *(key, type(dataset).__name__),
                 )
 
-    def _first_source(self) -> Any:
+    def _first_source(self, remedy: str = "") -> Any:
         """Return what the first samples for training are fetched from, without moving a stream on."""
         if self._training is None:
             return self._source_of(self._train)
         if (source := self._training.first_source()) is None:
-            raise self._lacks("input_shape", ", and the first samples of such a stream cannot be read in advance")
+            raise ConfigError(
+                f"the first samples of such a stream cannot be read without moving it on{remedy}",
+                path=f"data.datasets.{self._train}",
+            )
         return source
 
     def _probe(self, key: str) -> Probe:

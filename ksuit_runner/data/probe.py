@@ -111,7 +111,7 @@ def _first_batch(dataset: Any, size: int) -> Any:
 def first_samples(dataset: Any, batch_size: int) -> Any:
     """Return a batch of a dataset's first samples, without disturbing any random generator."""
     with keyed("sample"), one_thread():
-        return _first_batch(dataset, min(batch_size, len(dataset)))
+        return _first_batch(dataset, batch_size)
 
 
 def drawn_samples(dataset: Any, indices: NDArray[np.int64], draw: int) -> Any:

@@ -3,7 +3,9 @@ import logging
 from functools import partial
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from callbacks.model_summary import ModelSummary
 from ksuit_runner.errors import ConfigError
@@ -63,3 +65,29 @@ def test_a_model_with_inputs_that_only_its_trainer_knows_has_no_shapes(new_run, 
     found = summary_of(new_run({"summary": ModelSummary}, **options).train())
     assert found["layer"] == {"type": "Linear", "output": None, "trained": 650, "frozen": 0, "flops": None}
     assert "the summary lacks shapes and operations: TypeError" in caplog.text
+
+
+class Stream(IterableDataset):
+    """Samples without an end."""
+
+    def __iter__(self):
+        while True:
+            yield torch.rand(2), torch.zeros((), dtype=torch.long)
+
+
+class StreamWithState(Stream):
+    """Would have moved on if samples were read in advance."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize(("stream", "output"), [(Stream, "(4, 3)"), (StreamWithState, None)])
+def test_a_stream_is_summed_up_by_its_first_samples_or_without_shapes(new_run, caplog, stream, output):
+    options = {"datasets": {"train": stream()}, "module": nn.Linear(2, 3), "batch_size": 4, "max_updates": 1}
+    found = summary_of(new_run({"summary": ModelSummary}, **options).train())
+    assert found[""]["output"] == output and found[""]["trained"] == 9
+    assert ("cannot be read without moving it on" in caplog.text) == (output is None)

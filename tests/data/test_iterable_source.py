@@ -171,7 +171,7 @@ def test_the_length_of_a_run_on_a_stream():
 
 def test_the_shape_comes_from_the_dataset_or_a_sample_that_is_not_lost():
     assert make("plain").input_shape == make("seekable").input_shape == (2,)
-    with pytest.raises(ConfigError, match="Stateful has no attribute 'input_shape', and the first samples of such a"):
+    with pytest.raises(ConfigError, match="without moving it on, so it needs an attribute 'input_shape'"):
         _ = make("stateful").input_shape
     assert [info["size"] for info in make("plain").describe().values()] == [None, None, 5]
 
