@@ -10,11 +10,13 @@ import errno
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from safetensors import SafetensorError, safe_open
@@ -41,6 +43,8 @@ from ksuit_runner.system.atomic_files import sync, write_text
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text, remove
 
 _LOGGER = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class HandOver(Protocol):
@@ -70,10 +74,24 @@ class HandOver(Protocol):
         """Take over no more checkpoints; those that were submitted are still committed."""
 
 
+def _one_at_a_time(
+    method: Callable[Concatenate["Committer", _P], _R],
+) -> Callable[Concatenate["Committer", _P], _R]:
+    """Let a thread that calls a committer's method wait until no other thread is in one."""
+
+    @wraps(method)
+    def locked(self: "Committer", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class Committer:
     """Commits the checkpoints of a run, and removes old ones.
 
-    How many are kept is in the manifest of each: it is needed when the process that knows it is gone.
+    How many are kept is in the manifest of each: it is needed when the process that knows it is gone. Several threads
+    may use it: when the process that trains has died, one recovers what it has left while another may still commit.
 
     Args:
         paths: Paths of the run.
@@ -96,8 +114,10 @@ class Committer:
         self._check_owner = check_owner
         self._sync_journal = sync_journal
         self._on_committed = on_committed
+        self._lock = threading.RLock()
         self._tags: dict[str, str] | None = None  # read before the first checkpoint is committed
 
+    @_one_at_a_time
     def commit(self, name: str) -> None:
         """Commit a checkpoint: afterwards it survives a power cut, and is the newest one.
 
@@ -125,6 +145,7 @@ class Committer:
         self._prune(name, manifest["keep_last"])
         self._on_committed()
 
+    @_one_at_a_time
     def commit_waiting(self) -> dict[str, Exception | None]:
         """Commit all checkpoints that wait, the oldest one first.
 
@@ -147,6 +168,7 @@ class Committer:
                 results[name] = error
         return results
 
+    @_one_at_a_time
     def recover(self) -> None:
         """Finish what a dead process has left: commit what is whole, and remove what is half written.
 
@@ -161,6 +183,7 @@ class Committer:
                 raise error
         _remove_all(self.paths, PARTIAL, UNPACKED)
 
+    @_one_at_a_time
     def finish_interrupted(self) -> None:
         """Finish what a dead committer was doing: what it was replacing, and the names of what it had committed."""
         for name in hidden(self.paths, REPLACED):
@@ -174,6 +197,7 @@ class Committer:
                     self._check_owner()
                     self._name(name, tags)
 
+    @_one_at_a_time
     def restore_tags(self, name: str, tags: Sequence[str]) -> None:
         """Restore the tags of the checkpoint that is resumed from; a kill right after its commit may have lost them."""
         before = read_tags(self.paths)

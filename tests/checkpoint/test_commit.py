@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -181,6 +182,25 @@ def test_of_many_that_wait_those_that_count_are_committed_in_order(paths):
     assert [name for name, error in errors.items() if error] == ["E0_U6_S6"] and len(errors) == 6
     assert found == ["E0_U2_S2", "E0_U5_S5"] and names(paths) == ["E0_U5_S5", "E0_U2_S2"]
     assert read_tags(paths) == {"best": "E0_U2_S2"} and committer.commit_waiting() == {}
+
+
+def test_two_threads_that_commit_the_same_lose_none_of_it(paths):
+    others = []
+
+    def meanwhile():
+        if not others:
+            others.append(threading.Thread(target=committer.recover))
+            others[0].start()
+            others[0].join(0.2)
+
+    committer = Committer(paths, sync_journal=meanwhile)
+    for update in range(1, 6):
+        ready(paths, f"E0_U{update}_S{update}", keep_last=1, tags=[f"update-{update}"], is_packed=True)
+    errors = committer.commit_waiting()
+    others[0].join()
+    assert list(errors.values()) == 5 * [None]
+    assert [f"update-{name[4]}" for name in reversed(names(paths))] == list(read_tags(paths))
+    assert len(names(paths)) == 5 and not any(damage(paths.checkpoints_dir / name) for name in names(paths))
 
 
 def test_as_many_are_kept_as_the_checkpoint_says(paths):

@@ -48,6 +48,21 @@ def test_the_tag_that_a_dying_recorder_was_writing_is_kept(tmp_path, monkeypatch
         assert done.done() and names(paths) == [newer, tagged] and read_tags(paths) == {"best": tagged}
 
 
+def test_what_a_dying_recorder_has_dropped_for_a_newer_one_that_still_waits_is_no_failure(tmp_path):
+    paths, content = PathProvider(tmp_path, "run00000"), pack_state({"model": {"w": torch.ones(3)}}, {})
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        for name in ("E1_U1_S1", "E2_U2_S2"):
+            write_partial(paths.checkpoints_dir / name, content, "hash", 1)
+        older, newer = hand_over.submit("E1_U1_S1"), hand_over.submit("E2_U2_S2")
+        calls = iter([lambda: None, killed])  # it drops the older one, and is killed before it commits the newer one
+        with pytest.raises(Killed):
+            Committer(paths, lambda: next(calls)()).commit_waiting()
+        hand_over.recorder_died()
+        hand_over.recorder_restarted()
+        assert older.done() and older.exception() is None and not newer.done()
+
+
 def test_a_checkpoint_that_is_committed_at_once_by_a_recorder_that_then_dies_is_done(tmp_path, monkeypatch):
     paths, name = PathProvider(tmp_path, "run00000"), "E1_U1_S1"
     write_partial(paths.checkpoints_dir / name, pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
