@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ksuit_runner.errors import ConfigError
@@ -53,7 +54,7 @@ class TopkAccuracy:
             most = self.topk[-1]
             if most > scores.shape[-1]:
                 raise ConfigError(f"{most} is more than the {scores.shape[-1]} classes", path=f"{self._path}.topk")
-            hits = scores.topk(most, dim=-1).indices == classes.unsqueeze(-1)
+            hits = _places(scores, classes, most)
             if counted is not None:
                 hits &= counted.unsqueeze(-1)
             yield name, hits.flatten(0, -2).sum(0), classes.numel() if counted is None else counted.sum()
@@ -63,3 +64,19 @@ class TopkAccuracy:
         for k in self.topk:
             metric = "accuracy" if k == 1 else f"accuracy_top{k}"
             yield f"{metric}_{name}" if name else metric, hits.sum[:k].sum().to(hits.dtype) / hits.count
+
+
+def _places(scores: Tensor, classes: Tensor, most: int) -> Tensor:
+    """Return whether targets have the i-th highest score, of shape (..., most); of equal scores the first counts more.
+
+    So it is for ``argmax``, by which others count; ``topk`` takes equal ones, which half precision makes frequent, in
+    any order.
+    """
+    hits = [scores.argmax(-1) == classes]
+    if most > 1:
+        own = classes.clamp(0, scores.shape[-1] - 1)  # what is no class hits nothing
+        score = scores.gather(-1, own.unsqueeze(-1))
+        is_earlier = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
+        place = (~(scores <= score) | ((scores == score) & is_earlier)).sum(-1)
+        hits += [(place == number) & (own == classes) for number in range(1, most)]
+    return torch.stack(hits, -1)

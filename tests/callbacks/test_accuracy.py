@@ -26,6 +26,13 @@ class Scores(nn.Module):
         return x + self.bias
 
 
+class Frozen(Scores):
+    """Returns the scores as they are: what it learns has no effect."""
+
+    def forward(self, x):
+        return x + 0 * self.bias
+
+
 def accuracy_of(model, dataset, k=1):
     """Count by hand: a hit is a target that fewer than k classes are above."""
     model.eval()
@@ -205,3 +212,23 @@ def test_a_wrong_path_names_what_there_is(new_run):
         )
         with pytest.raises(ConfigError, match=re.escape(f"callbacks.accuracy.heads.a.{message}")):
             run.train()
+
+
+def test_of_equal_scores_the_first_class_counts_as_it_does_for_every_metric_of_the_predicted_class(new_run):
+    # Few different values, as in half precision.
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(4, (200, 50), generator=generator).float()
+    scores[0, 3] = torch.nan
+    targets = torch.randint(50, (200,), generator=generator)
+    datasets = {
+        "train": TensorDataset(scores[1:], targets[1:], (50,)),
+        "test": TensorDataset(scores, targets, (50,)),
+    }
+    callbacks = {"accuracy": partial(Accuracy, dataset_key="test", topk=[1, 2, 7], every_n_updates=1)}
+    run = new_run(callbacks, module=Frozen(50), datasets=datasets, max_updates=1).train()
+    with torch.no_grad():
+        found = run.model.module.eval()(scores)
+    ordered = torch.sort(found, stable=True, descending=True).indices
+    for k, metric in ((1, "accuracy"), (2, "accuracy_top2"), (7, "accuracy_top7")):
+        hits = (ordered[:, :k] == targets.unsqueeze(1)).any(1).sum().item()
+        assert run.metric(f"{metric}/test") == {1: pytest.approx(hits / 200)}
