@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -172,14 +172,15 @@ class Factory:
     @staticmethod
     def _bind(path: str, target: "partial[Any]") -> list[str]:
         # What a base class needs, its subclass may give it.
-        own = {parameter.name for parameter in next(iter(_signatures(target.func)), ())}
+        signatures = _signatures(target.func)
+        own = {parameter.name for parameter in next(iter(signatures), ())}
         parameters = [
             replace(parameter, required=parameter.required and parameter.name in own)
-            for parameter in parameters_of(target.func)
+            for parameter in _parameters_in(signatures)
         ]
         names = [parameter.name for parameter in parameters]
         given = [*names[: len(target.args)], *target.keywords]
-        any_name = any(item.kind is item.VAR_KEYWORD for item in _last_signature(target.func))
+        any_name = any(item.kind is item.VAR_KEYWORD for item in next(reversed(signatures), ()))
         spec = spec_at(path) or ObjectSpec(None)
         wanted = bind(path, parameters, given, INJECTED[spec.injects], any_name)
         check_injected(path, target.func.__qualname__, isinstance(target.func, type), wanted, spec)
@@ -188,8 +189,12 @@ class Factory:
 
 def parameters_of(target: Callable[..., Any]) -> list[TargetParameter]:
     """Return all that a class or function can be given, also through ``**kwargs`` by its base classes."""
+    return _parameters_in(_signatures(target))
+
+
+def _parameters_in(signatures: Sequence[Sequence[inspect.Parameter]]) -> list[TargetParameter]:
     found: dict[str, TargetParameter] = {}
-    for signature in _signatures(target):
+    for signature in signatures:
         for item in signature:
             if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY):
                 found.setdefault(item.name, TargetParameter(item.name, required=item.default is item.empty))
@@ -209,11 +214,6 @@ def _signatures(target: Callable[..., Any]) -> list[list[inspect.Parameter]]:
         if not any(item.kind is item.VAR_KEYWORD for item in parameters):
             break
     return found
-
-
-def _last_signature(target: Callable[..., Any]) -> list[inspect.Parameter]:
-    signatures = _signatures(target)
-    return signatures[-1] if signatures else []
 
 
 def _build(path: str, value: Any) -> Any:

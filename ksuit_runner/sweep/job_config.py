@@ -44,7 +44,7 @@ class JobComposer:
         self._fixed = list(fixed)
         self._groups = set(groups())
         self._reader = SignatureReader()
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
+        self._composed: dict[tuple[str, ...], tuple[DictConfig | None, dict[str, str]]] = {}
 
     def job(self, combination: Combination, number: int = 0) -> Job:
         """Return a job with its resolved config.
@@ -69,12 +69,13 @@ class JobComposer:
         structure = tuple(overrides_of(chosen))
         if structure not in self._composed:
             composed, chosen = compose_with_choices([*self._fixed, *structure, *as_job(0)])
-            self._composed[structure] = composed, named_choices(composed, chosen)
+            asks_hydra = ASKS_HYDRA.search(str(OmegaConf.to_container(composed)))
+            self._composed[structure] = None if asks_hydra else composed, named_choices(composed, chosen)
         every = overrides_of(combination)
         values = [item for item in every if item not in structure]
-        composed, choices = self._composed[structure]
-        config = with_values(composed, values)
-        if config is None or ASKS_HYDRA.search(str(OmegaConf.to_container(config))):
+        common, choices = self._composed[structure]
+        config = None if common is None or ASKS_HYDRA.search(str(values)) else with_values(common, values)
+        if config is None:
             config = compose_config([*self._fixed, *every, *as_job(number)])
         return config, {} if "_target_" in str(values) else choices
 

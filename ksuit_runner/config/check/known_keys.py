@@ -47,9 +47,10 @@ def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def _check_beside(path: str, config: DictConfig) -> None:
     """Check that there is nothing beside several objects by name, as where it was meant for a single one."""
-    tree: Any = OmegaConf.to_container(config)
-    names = objects_beside(path, tree.get(path))
-    for key, value in tree[path].items() if names else ():
+    node = None if OmegaConf.is_interpolation(config, path) else config.get(path)
+    plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
+    names = objects_beside(path, plain)
+    for key, value in plain.items() if names else ():
         is_plain = value is not None and not isinstance(value, dict)
         if is_plain and not _is_referred_to(f"{path}.{key}", config):
             below = " or ".join(f"{path}.{name}.{key}" for name in names)
