@@ -1,7 +1,6 @@
 """Sends metric points from the journal to the tracker in the background."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Protocol
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.point import LoggedFile, Point
-from ksuit_runner.system.atomic_files import open_new
+from ksuit_runner.system.atomic_files import write_passing
 from ksuit_runner.system.background import Background
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
 
@@ -137,10 +136,7 @@ class Shipment:
 
     def _advance(self, offset: int) -> None:
         self._check_owner()
-        temporary = self._sent_path.with_name(self._sent_path.name + ".tmp")
-        with open_new(temporary) as file:
-            file.write(str(offset))
-        os.replace(temporary, self._sent_path)
+        write_passing(self._sent_path, str(offset))
         self.offset = offset
 
 

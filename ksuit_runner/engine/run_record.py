@@ -168,7 +168,6 @@ class RunRecord(SilentRecord):
             with self.tracker.together():
                 self.tracker.log_params(comparable(config, choices))
                 self.tracker.log_inputs(datasets)
-        self.notify()  # what is sent while a short run trains need not be waited for at its end
 
     def annotate(self, config: Mapping[str, Any], changes: Sequence[str]) -> None:
         """Record notes and tags, if they are among the config paths that a resume has changed."""

@@ -43,7 +43,7 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.recovery import recover
-from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_length, store_shapes
+from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_length
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -172,7 +172,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             stack.enter_context(acknowledged(_LOGGER.warning))
         with closing(record, trainer, outcome, meeting):
             _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
-        if world.records and outcome.folder.is_dir():  # not if its config was refused
+        if world.records and not console.quiet and outcome.folder.is_dir():  # not if its config was refused
             next_command, best = _next_command(given.launch, record), read_tags(record.paths).get(_BEST)
             print_end(
                 *(console, outcome.summary, record.paths.run_dir, next_command, outcome.status),
@@ -300,8 +300,7 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     mode, data = given.launch.mode, assembly.trainer.data_container
     with files_explained():  # first of all: without its config a killed run cannot be resumed
         if mode in (Mode.TRAIN, Mode.FORK) and world.records:
-            store(record.paths, given.config, given.launch)
-            store_shapes(record.paths, data.known_shapes())
+            store(record.paths, given.config, given.launch, data.known_shapes())
     if mode != Mode.EVALUATE and world.records:
         data.check_repeatable()
     with files_explained():
@@ -316,9 +315,18 @@ def _assemble(start: _Start, assembly: Assembly) -> Run:
     if mode != Mode.EVALUATE and world.records:
         with files_explained():
             store_length(record.paths, assembled.counter.end_update)
-    if mode == Mode.RESUME and given.origin is not None and given.origin.changes:
-        assembled.when_accepted = partial(_keep_changes, assembled, given, checkpoint, record)
+    assembled.when_accepted = partial(_record_start, assembled, given, checkpoint, record)
     return assembled
+
+
+def _record_start(run: Run, given: _Given, checkpoint: Checkpoint | None, record: SilentRecord) -> None:
+    """Store the changes of a resume, and have what describes the run delivered, once its callbacks have added to it.
+
+    What is sent while a short run trains need not be waited for at its end.
+    """
+    if given.launch.mode == Mode.RESUME and given.origin is not None and given.origin.changes:
+        _keep_changes(run, given, checkpoint, record)
+    record.notify()
 
 
 def _keep_changes(run: Run, given: _Given, checkpoint: Checkpoint | None, record: SilentRecord) -> None:
@@ -371,7 +379,8 @@ def _next_command(launch: Launch, record: SilentRecord) -> str | None:
 
 def _print_start(console: Console, record: SilentRecord, start: _Start, device: str) -> None:
     info, paths = record.tracker.run, record.paths
-    print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir, device)
+    if not console.quiet:
+        print_start(console, info.run_id, info.name, record.tracker.where(), paths.run_dir, device)
     if start.checkpoint is not None:
         _LOGGER.info("starts from checkpoint %s", start.checkpoint.progress)
     if start.beginning is not None and start.checkpoint is None:

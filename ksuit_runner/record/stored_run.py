@@ -18,7 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider, RunId, is_run_id
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.security.authorship import sign
 from ksuit_runner.security.masking import mask_config, mask_text
-from ksuit_runner.system.atomic_files import append_line, make_folder, write_text
+from ksuit_runner.system.atomic_files import append_line, make_folder, write_passing, write_texts
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_folder, conform, parse_json, read_json, read_text
 
 _SHORTEST_PREFIX = 6
@@ -95,23 +95,32 @@ def add_to_index(
     append_line(paths.index, json.dumps(asdict(entry)))
 
 
-def store(paths: PathProvider, config: Mapping[str, Any], launch: Launch) -> None:
-    """Store the resolved config of a run and how it was started, without passwords and tokens."""
+def store(
+    paths: PathProvider,
+    config: Mapping[str, Any],
+    launch: Launch,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Store the resolved config of a run and how it was started, without passwords and tokens.
+
+    Args:
+        paths: Paths of the run.
+        config: The config.
+        launch: How it was started.
+        shapes: The shapes that the model was built for, so that it can be built again without the data.
+    """
     make_folder(paths.artifacts_dir)
     text = format_config(mask_config(config))
     sign(paths.signature, text)
-    write_text(paths.config, text)
-    write_text(paths.launch, json.dumps(_masked(launch), indent=2) + "\n")
+    texts = {paths.config: text, paths.launch: json.dumps(_masked(launch), indent=2) + "\n"}
+    if shapes is not None:
+        texts[paths.shapes] = json.dumps(shapes) + "\n"
+    write_texts(texts)
 
 
 def _masked(launch: Launch) -> dict[str, Any]:
     shown = {"command": mask_text(launch.command), "overrides": list(map(mask_text, launch.overrides))}
     return asdict(launch) | shown | {"tags": {key: mask_text(value) for key, value in launch.tags.items()}}
-
-
-def store_shapes(paths: PathProvider, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Store the shapes that the model was built for, so that it can be built again without the data."""
-    write_text(paths.shapes, json.dumps(shapes) + "\n")
 
 
 def read_shapes(paths: PathProvider) -> dict[str, tuple[int, ...]]:
@@ -129,8 +138,8 @@ def read_shapes(paths: PathProvider) -> dict[str, tuple[int, ...]]:
 
 
 def store_length(paths: PathProvider, updates: int) -> None:
-    """Store how many updates training takes, for those who watch the run."""
-    write_text(paths.length, f"{updates}\n")
+    """Store how many updates training takes, for those who watch the run: a power cut, which ends it, may lose that."""
+    write_passing(paths.length, f"{updates}\n")
 
 
 def read_length(paths: PathProvider) -> int | None:

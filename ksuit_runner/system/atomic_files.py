@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -16,19 +16,36 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Replace small files, one after the other: after a crash each of them has the old content or the new one."""
+    for path, text in texts.items():
+        _replace(path, text.encode())
+    sync(*{path.parent: None for path in texts})
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file: after a crash it has the old content or the new one."""
+    _replace(path, content)
+    sync(path.parent)
+
+
+def write_passing(path: Path, text: str) -> None:
+    """Replace a small file without waiting for the disk: a power cut may leave anything there, or nothing."""
+    _replace(path, text.encode(), is_durable=False)
+
+
+def _replace(path: Path, content: bytes, is_durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open_new(temporary) as file:
             file.buffer.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it would take space
         raise
-    sync(path.parent)
 
 
 def commit_folder(written: Path, folder: Path) -> None:

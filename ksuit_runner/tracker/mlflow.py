@@ -92,6 +92,7 @@ class MlflowTracker(BaseTracker):
         self._connecting = threading.Lock()
         self._bound: Run | None = None
         self._known_params: set[str] = set()
+        self._known_inputs: set[DatasetInfo] = set()
 
     def warm_up(self) -> None:
         """Import MLflow, which takes a second."""
@@ -193,7 +194,10 @@ class MlflowTracker(BaseTracker):
     @explained
     def log_inputs(self, datasets: Sequence[DatasetInfo]) -> None:
         """Record which datasets the run uses; one that is recorded already changes nothing."""
-        log_datasets(self._client, self.run_id, datasets)
+        new = [info for info in datasets if info not in self._known_inputs]
+        if new:
+            log_datasets(self._client, self.run_id, new)
+        self._known_inputs.update(new)
 
     @explained
     def register_model(self, version: ModelVersion) -> None:
@@ -297,7 +301,8 @@ class MlflowTracker(BaseTracker):
         if moved and self._is_database and chosen != wanted and run.info.artifact_uri == str(chosen):
             run = move_artifacts(self._client, run, wanted)
         artifact_location.check(run.info.artifact_uri, (wanted, chosen), self._artifact_root, self._uri is not None)
-        self._bound, self._run, self._known_params = run, info, set(run.data.params)
+        self._bound, self._run = run, info
+        self._known_params, self._known_inputs = set(run.data.params), set()
         return info
 
     def _own_folders(self, run: RunInfo) -> tuple[Path, Path]:

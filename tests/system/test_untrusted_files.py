@@ -185,7 +185,7 @@ def test_what_is_replaced_is_replaced_and_not_written_through(tmp_path, victim, 
         IN_PLACE[kind](tmp_path / name, victim)
     write_text(tmp_path / "x.json", "new")
     assert (tmp_path / "x.json").read_text() == "new"
-    IN_PLACE[kind](tmp_path / "metrics.sent.tmp", victim)
+    IN_PLACE[kind](tmp_path / ".metrics.sent.tmp", victim)
     journal = Journal(tmp_path / "metrics.jsonl")
     Shipment(journal, tmp_path / "metrics.sent", NoopTracker())
     journal.close()

@@ -87,10 +87,28 @@ def test_tags(tracker: MlflowTracker) -> None:
     assert (run.tags["t149"], run.tags["author"], len(run.tags["long"])) == ("149", "you", 8000)
 
 
-def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(tracker: MlflowTracker) -> None:
+def test_datasets_are_inputs_of_the_run_and_logged_again_stay_one(paths: OutputPaths, tracker: MlflowTracker) -> None:
+    from sqlalchemy import event
+
+    another, statements = MlflowTracker(paths), list[str]()
+    another.attach_run(tracker.run_id)
     info = DatasetInfo("digits", "training", "c0ffee" * 10, "sklearn.datasets.load_digits", '{"samples": 1437}')
-    for _ in range(2):
+    for one in (tracker, another):
+        one.log_inputs([info])
+    engine = mlflow_database._engine(tracker._client.tracking_uri)
+
+    def note(connection: Any, cursor: Any, statement: str, *given: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
         tracker.log_inputs([info])
+        assert not statements, "it has logged that, and need not ask"
+        tracker.resume_run(tracker.run_id)
+        tracker.log_inputs([info])
+        assert statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
     (found,) = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.profile) == ("digits", info.profile)
     assert info.digest.startswith(found.dataset.digest)
