@@ -9,7 +9,6 @@ from ksuit_runner.callback_bases.ranking import Ranking
 from ksuit_runner.config.types import MetricKey, NonNegativeFloat, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_at_least_1, check_not_negative
-from ksuit_runner.tracker.base import ModelVersion
 
 
 class BestCheckpoint(MetricCallback):
@@ -47,11 +46,10 @@ class BestCheckpoint(MetricCallback):
         self._patiences = patiences
         self._ranking = Ranking(self.metric_property_provider, (self.metric_key, *tie_breakers), top_k, min_delta)
         self._waited = self._longest_wait = 0
-        self._trains = False
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         super()._before_training(update_counter)
-        self._trains = True
+        self.tracker.list_tagged(self.tag, self._ranking.keys)
 
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:
         self._values = [metrics.get(key, math.nan) for key in self._ranking.keys]
@@ -71,13 +69,6 @@ class BestCheckpoint(MetricCallback):
         if place is not None:
             for moved, (_, checkpoint) in enumerate(self._ranking.top[place:], place):
                 self.checkpoint_writer.request(self._tags[moved], checkpoint if moved > place else None)
-
-    def close(self) -> None:
-        """List the best checkpoint of a run that has trained among its models, however it has ended."""
-        super().close()
-        best = self._ranking.best if self._trains and self.data_container.world.records else None
-        if best and (self.path_provider.checkpoints_dir / best).is_dir():
-            self.tracker.register_model(ModelVersion(f"checkpoints/{best}", self.tag, chosen_by=self._ranking.keys))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best values with their checkpoints, and how long there was no improvement."""

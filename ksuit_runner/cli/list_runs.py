@@ -78,7 +78,7 @@ def _mark_if_killed(run: StoredRun, composed: DictConfig, overrides: Sequence[st
     try:
         tracker = build_tracker(tracker_factory(paths, composed, overrides), paths)
         mark_if_killed(paths, tracker)
-        Recording(tracker, paths, lock.check).deliver_end()
+        Recording(tracker, paths, lock.check).deliver_status()
     except TrackerError:
         return "KILLED, which the tracker does not know yet"
     finally:

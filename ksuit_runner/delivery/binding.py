@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
+from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.delivery.delivered import Delivery, RunState, read_state
 from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.registration import index_registered, is_lost, register
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.point import LoggedFile, Point
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import BaseTracker, ModelVersion
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class Binding:
             state = self.state
             if state.box.is_withdrawn:
                 return state.box.status is None or state.has_end
-            return not self.is_bound or state.has_messages or state.has_end or state.has_models or self.store.is_behind
+            has_models = state.has_models or bool(self._unlisted())
+            return not self.is_bound or state.has_messages or state.has_end or has_models or self.store.is_behind
         except TrackerError:
             return True
 
@@ -132,7 +134,26 @@ class Binding:
             self._note(version=state.box.version)
 
     def deliver_end(self) -> None:
-        """Deliver how the run ended, if it has, and then the models that it registers: their files are there by now."""
+        """Deliver how the run ended, if it has, and then its models: their metrics and files are there by now."""
+        self.deliver_status()
+        state = self.state
+        if state.box.is_withdrawn:
+            return
+        if state.has_models:
+            for number, model in enumerate(state.box.models[state.delivery.models :], state.delivery.models + 1):
+                self.check_owner()
+                self.store.register_model(model)
+                self._note(models=number)
+        for tag, name in self._unlisted().items():
+            self.check_owner()
+            path = self._paths.checkpoints_dir.relative_to(self._paths.artifacts_dir) / name
+            self.store.register_model(ModelVersion(str(path), tag, chosen_by=state.box.listed[tag]))
+            self._note(listed={**self.state.delivery.listed, tag: name})
+        self.check_owner()
+        self.store.deliver_end()
+
+    def deliver_status(self) -> None:
+        """Deliver only the status that the run ended with, if it has."""
         if self.state.box.is_withdrawn:
             return self._withdraw()
         self.bind()
@@ -141,13 +162,6 @@ class Binding:
             self.check_owner()
             self.store.end_run(state.box.status, state.box.end_time)
             self._note(status=state.box.status, end_time=state.box.end_time)
-        if state.has_models:
-            for number, model in enumerate(state.box.models[state.delivery.models :], state.delivery.models + 1):
-                self.check_owner()
-                self.store.register_model(model)
-                self._note(models=number)
-        self.check_owner()
-        self.store.deliver_end()
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points at once: the caller has them in the journal and waits for the answer."""
@@ -187,6 +201,14 @@ class Binding:
         self._delivery = Delivery()
         self._note()
         return True
+
+    def _unlisted(self) -> dict[str, str]:
+        """Return the checkpoints, by their tags, that a run that has ended is to list among its models."""
+        box, delivery = self.state.box, self.state.delivery
+        if box.status is None or not box.listed:
+            return {}
+        tags = read_tags(self._paths)
+        return {tag: tags[tag] for tag in box.listed if tag in tags and delivery.listed.get(tag) != tags[tag]}
 
     def _withdraw(self) -> None:
         """Have a run that never began deleted, once it has ended; nothing else of it is delivered any more."""

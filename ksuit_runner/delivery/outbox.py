@@ -41,6 +41,8 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         other_tags: Tags that it adds to other runs, by their ids in the output folder.
         version: Number of additions to these.
         models: Versions of registered models that it adds, once it has ended.
+        listed: Tags of checkpoints, with the metrics that each is chosen by: those that have one when the run has
+            ended, however it has, are listed among the models.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
         is_withdrawn: Whether the tracker is to delete it: its config was refused before it began.
@@ -58,6 +60,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     other_tags: dict[RunId, dict[str, str]] = msgspec.field(default_factory=dict)
     version: Count = 0
     models: list[ModelVersion] = msgspec.field(default_factory=list)
+    listed: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     status: EndStatus | None = None
     end_time: Count | None = None
     is_withdrawn: bool = False

@@ -162,6 +162,13 @@ class RecordedTracker(LocalIdTracker):
                 self._outbox.models.append(version)
             self._store()
 
+    def list_tagged(self, tag: str, chosen_by: Sequence[str]) -> None:
+        """Store that the checkpoint with a tag is listed among the models, once the run has ended."""
+        with self._lock:
+            if self._outbox.listed.get(tag) != tuple(chosen_by):
+                self._outbox.listed[tag] = tuple(chosen_by)
+                self._store()
+
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points at once, past the journal; ``LogWriter`` is how metrics are logged."""
         self.check_owner()

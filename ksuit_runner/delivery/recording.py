@@ -215,13 +215,15 @@ class Recording:
         what = f"{points} metric points, {files} files and checkpoints{status}"
         return f"run {box.name} ({box.run_id}): sent {what}\nEverything is recorded: {self._tracker.where()}"
 
-    def deliver_end(self) -> None:
-        """Deliver only how the run ended, in this thread.
+    def deliver_status(self) -> None:
+        """Deliver only the status that the run ended with, in this thread.
 
         Raises:
             TrackerError: The store cannot be reached.
         """
-        self._binding.deliver_end()
+        self._binding.deliver_status()
+        self._check()
+        self._tracker.deliver_end()
 
     def _commit_waiting(self) -> bool:
         """Commit the checkpoints that were handed over; return whether there were any."""

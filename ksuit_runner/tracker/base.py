@@ -218,6 +218,16 @@ class BaseTracker(ABC):
         A checkpoint is listed instead, in place of the run's earlier one of that name.
         """
 
+    def list_tagged(self, tag: str, chosen_by: Sequence[str]) -> None:  # noqa: B027 - for callbacks
+        """List the checkpoint that has a tag when the run has ended, even if it is killed, among the models.
+
+        For callbacks: what a tracker is told of it then is ``register_model``, with the name of the checkpoint.
+
+        Args:
+            tag: The tag.
+            chosen_by: Metrics that the checkpoint is chosen by.
+        """
+
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""
         return {}

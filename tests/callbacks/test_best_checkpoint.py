@@ -1,5 +1,4 @@
 import logging
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -39,29 +38,6 @@ class Asks(CallbackBase):
     def _after_log(self, update_counter, metrics):
         if self.checkpoint_writer.is_due(update_counter):
             self.updates.append(update_counter.update)
-
-
-class Fails(CallbackBase):
-    def _after_update(self, update_counter):
-        if update_counter.update == 18:
-            raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("how", ["error", "signal"])
-def test_a_run_that_ends_early_lists_its_best_checkpoint(new_run, monkeypatch, how):
-    best = partial(BestCheckpoint, metric_key="accuracy/test")
-    callbacks = {"says": says("accuracy/test", 0.5, 0.7, 0.6), "best": best}
-    if how == "signal":
-        run = new_run(callbacks, max_updates=25, stop_at=17)
-    else:
-        run = new_run({**callbacks, "fails": Fails}, max_updates=25)
-    listed = []
-    monkeypatch.setattr(run["best"].tracker, "register_model", listed.append)
-    with pytest.raises(ZeroDivisionError) if how == "error" else nullcontext():
-        run.train()
-    name = read_tags(run.paths)["best"]
-    assert Progress.parse(name).update == 10
-    assert [(version.path, version.name) for version in listed] == [(f"checkpoints/{name}", "best")]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_the_store_hears_that_a_run_is_resumed_and_how_it_ends_then(store, track
 
 def test_a_killed_run_is_marked_so_without_sending_the_rest(store, tracker, paths):
     mark_if_killed(paths, store)
-    Recording(store, paths).deliver_end()
+    Recording(store, paths).deliver_status()
     assert store.log == ["end KILLED"]
 
 
@@ -201,7 +201,7 @@ def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
 
     before = content(paths)
     recording = Recording(store, paths, check)
-    for act in (recording.reach, recording.start, recording.deliver_all, recording.deliver_end):
+    for act in (recording.reach, recording.start, recording.deliver_all, recording.deliver_status):
         with pytest.raises(TakenOverError):
             act()
     closed = Recording(store, paths)

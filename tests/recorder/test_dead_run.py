@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,9 +13,12 @@ from command import journal, mlflow_points, query, read_until, recorders_of, run
 from pausing import make_project
 from preloaded import ksuit, start
 
-from ksuit_runner.paths import PathProvider
+from ksuit_runner.checkpoint.folders import read_tags
+from ksuit_runner.counter import Progress
+from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder import life
 from ksuit_runner.system.run_lock import is_held
+from ksuit_runner.tracker.mlflow import MlflowTracker
 
 RUN = ("model=pauses", "model.pauses_at=50", "trainer.max_epochs=3", "callbacks=[accuracy]")
 
@@ -76,6 +80,50 @@ def test_a_killed_run_is_recorded_as_killed_with_all_of_its_metrics(project, out
     paths = PathProvider(outputs, directory.name)
     assert not paths.lock.exists() and not paths.recorder_lock.exists()
     assert "the process of this run has died: SIGKILL" in paths.log.read_text()
+
+
+def listed(outputs):
+    """Return the models that MLflow lists of the run: name, checkpoint and the values that it was chosen by."""
+    client = MlflowTracker(OutputPaths(outputs))._client
+    models = client.search_logged_models(["1"])
+    return [(model.name, Path(model.artifact_location), [value.value for value in model.metrics]) for model in models]
+
+
+def best(outputs):
+    """Return what is to be listed of the run as it stands."""
+    paths = PathProvider(outputs, run_dir(outputs).name)
+    name = read_tags(paths)["best"]
+    value = journal(paths.run_dir)["accuracy/validation", Progress.parse(name).update]
+    return [("best", paths.checkpoints_dir / name, [value])]
+
+
+def test_a_run_lists_its_best_model_once_whatever_ends_it(project, outputs):
+    given = ("callbacks=[accuracy,best_checkpoint]", "model.pauses_at=35")
+    process, recorder = paused(project, outputs, *given)
+    assert listed(outputs) == []
+    process.kill()
+    process.communicate()
+    recorder.wait(10)
+    first = best(outputs)
+    assert listed(outputs) == first
+
+    resumed = start(outputs, "resume=last", cwd=project)
+    read_until(resumed, "paused")
+    (recorder,) = recorders_of(resumed.pid)
+    recorder.send_signal(signal.SIGSTOP)
+    resumed.kill()
+    recorder.kill()
+    resumed.communicate()
+    assert listed(outputs) == first
+    assert "killed" in ksuit(outputs, "list=1", cwd=project)
+    ksuit(outputs, "sync=last", cwd=project)
+    assert listed(outputs) == best(outputs)
+
+    (project / "armed").unlink()
+    ksuit(outputs, "resume=last", cwd=project)
+    assert listed(outputs) == best(outputs) != first
+    ksuit(outputs, "resume=last", cwd=project)
+    assert listed(outputs) == best(outputs)
 
 
 def test_a_killed_run_that_is_resumed_at_once_is_not_touched_by_its_first_recorder(project, outputs):

@@ -95,7 +95,7 @@ def test_what_is_recorded_elsewhere_is_refused_after_a_takeover(record):
         lambda: record.tracker.end_run(EndStatus.FINISHED),
         recording.reach,
         recording.deliver_all,
-        recording.deliver_end,
+        recording.deliver_status,
     ):
         with pytest.raises(TakenOverError):
             write()
