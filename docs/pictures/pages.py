@@ -40,13 +40,13 @@ TIDY = """
   style.innerText = '.modebar {display: none !important}';
   document.head.append(style);
   const items = [...document.querySelectorAll('button, label, a')];
-  const clicked = items.filter(item => /^(close|model training)/i.test(item.ariaLabel || item.innerText || ''));
-  clicked.forEach(item => item.click());
-  window.tidied = window.tidied || clicked.length > 0;
-  window.tidied && items.length > 10;
+  items.filter(item => /^close/i.test(item.ariaLabel || item.innerText || '')).forEach(item => item.click());
+  items.length > 10;
 }
 """
-"""Closes the assistant and what is for language models, hides what covers charts, and says if the page is there."""
+"""Closes the assistant, hides what covers charts, and says if the page is there."""
+VIEW = "?workflowType=machine_learning"
+"""Has the page show what is for training, and not what is for language models."""
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
 def pages(run_id: str | None, experiment: int = 1) -> dict[str, str]:
     """Return the paths of the pages that show runs."""
     run = f"/experiments/{experiment}/runs/{run_id}"
-    return {
+    found = {
         "overview": run,
         "charts": f"{run}/model-metrics",
         "artifacts": f"{run}/artifacts",
@@ -81,6 +81,7 @@ def pages(run_id: str | None, experiment: int = 1) -> dict[str, str]:
         "logged_models": f"/experiments/{experiment}/models",
         "models": "/models",
     }
+    return {name: path + VIEW for name, path in found.items()}
 
 
 @contextmanager
