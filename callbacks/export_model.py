@@ -14,7 +14,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.mlflow_model import export_program, plain_inputs, write_mlflow_model
 from ksuit_runner.system.atomic_files import new_folder
-from ksuit_runner.tracker.base import ModelVersion
+from ksuit_runner.tracker.base import ExportedModel, ModelVersion
 
 _BATCHES = 8  # the first one is the example, and the others show which sizes vary
 
@@ -29,6 +29,8 @@ class ExportModel(DatasetCallback):
     load without its code. That it can be exported is checked before training. Inputs and outputs are tensors of shape
     (batch, ...), or dicts, lists and tuples of them, by names such as ``input_ids`` or ``latent/mean``. The number of
     samples is left open, and what differs between the first batches of the dataset, such as the length of texts.
+
+    Of a checkpoint that the run lists among MLflow's models (``best_checkpoint``), it is what MLflow loads.
 
     Args:
         weights: ``model`` for the trained weights, or the name under which others are evaluated, such as ``ema``.
@@ -71,7 +73,12 @@ class ExportModel(DatasetCallback):
         with self._models() as models, self.trainer.evaluation():  # with the weights that an evaluation sees
             exported = self._export(models["/".join(parts)]) if models else None
         if exported is not None:
-            self._write("_".join([str(update_counter.progress), *parts]).replace("/", "_"), *exported)
+            progress = str(update_counter.progress)
+            path = self._write("_".join([progress, *parts]).replace("/", "_"), *exported)
+            tag, writer = self.weights_of, self.checkpoint_writer
+            is_present = tag is None or writer.is_requested_as(tag)
+            checkpoint = progress if tag is None or is_present else writer.name_of(tag)
+            self.tracker.add_export(ExportedModel(path, checkpoint or progress, self._weights or "model"))
 
     def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Any] | None:
         """Return the program, and the example of its inputs; None on a rank that does not record."""
@@ -87,13 +94,15 @@ class ExportModel(DatasetCallback):
             error.locate(self._path)
             raise
 
-    def _write(self, label: str, program: torch.export.ExportedProgram, example: Any) -> None:
+    def _write(self, label: str, program: torch.export.ExportedProgram, example: Any) -> str:
+        """Write the model, and return its path below the artifact root."""
         path = f"models/{self.display_name}/{label}"
         self.checkpoint_writer.check_owner()
         with new_folder(self.path_provider.artifacts_dir / path) as folder:
             write_mlflow_model(folder, program, example, self.path_provider.run_id)
         if self._register_as is not None:
             self.tracker.register_model(ModelVersion(path, self._register_as, self._alias))
+        return path
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None: ...
 

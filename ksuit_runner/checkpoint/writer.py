@@ -191,11 +191,15 @@ class CheckpointWriter:
         """Whether a checkpoint with this tag is requested for the present state."""
         return tag in self._requested
 
+    def name_of(self, tag: str) -> str | None:
+        """Return the name of the earlier checkpoint that has a tag, also one that is to get it; None if none has."""
+        moved = {key: name for key, name in tagged(self._requested, "").items() if name}
+        return {**read_tags(self.path_provider), **moved}.get(tag)
+
     def read_tagged(self, tag: str) -> Checkpoint | None:
         """Return the checkpoint that a tag names, once it is committed; None if there is none, or it is damaged."""
         self.wait()
-        moved = {key: name for key, name in tagged(self._requested, "").items() if name}
-        name = self._world.broadcast({**read_tags(self.path_provider), **moved}.get(tag))
+        name = self._world.broadcast(self.name_of(tag))
         try:
             return None if name is None else read_newest(self.path_provider, name, self._world)
         except CheckpointError as error:

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.delivery.delivered import Delivery, RunState, read_state
+from ksuit_runner.delivery.listed_models import unlisted
 from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.registration import index_registered, is_lost, register
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.point import LoggedFile, Point
-from ksuit_runner.tracker.base import BaseTracker, ModelVersion
+from ksuit_runner.tracker.base import BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Binding:
             state = self.state
             if state.box.is_withdrawn:
                 return state.box.status is None or state.has_end
-            has_models = state.has_models or bool(self._unlisted())
+            has_models = state.has_models or bool(unlisted(self._paths, state))
             return not self.is_bound or state.has_messages or state.has_end or has_models or self.store.is_behind
         except TrackerError:
             return True
@@ -144,11 +144,10 @@ class Binding:
                 self.check_owner()
                 self.store.register_model(model)
                 self._note(models=number)
-        for tag, name in self._unlisted().items():
+        for model in unlisted(self._paths, state):
             self.check_owner()
-            path = self._paths.checkpoints_dir.relative_to(self._paths.artifacts_dir) / name
-            self.store.register_model(ModelVersion(str(path), tag, chosen_by=state.box.listed[tag]))
-            self._note(listed={**self.state.delivery.listed, tag: name})
+            self.store.register_model(model)
+            self._note(listed={**self.state.delivery.listed, model.name: model.export or model.path})
         self.check_owner()
         self.store.deliver_end()
 
@@ -201,14 +200,6 @@ class Binding:
         self._delivery = Delivery()
         self._note()
         return True
-
-    def _unlisted(self) -> dict[str, str]:
-        """Return the checkpoints, by their tags, that a run that has ended is to list among its models."""
-        box, delivery = self.state.box, self.state.delivery
-        if box.status is None or not box.listed:
-            return {}
-        tags = read_tags(self._paths)
-        return {tag: tags[tag] for tag in box.listed if tag in tags and delivery.listed.get(tag) != tags[tag]}
 
     def _withdraw(self) -> None:
         """Have a run that never began deleted, once it has ended; nothing else of it is delivered any more."""

@@ -26,7 +26,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         status: How the run ended, as the tracker knows it; None if it does not.
         end_time: When, in ms since 1970.
         models: Number of versions of models that are registered.
-        listed: Names of the checkpoints that are listed among the models, by their tags.
+        listed: Paths of the checkpoints, or their exports, that are listed among the models, by their tags.
     """
 
     tracker_id: RunId | None = None

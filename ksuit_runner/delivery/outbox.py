@@ -15,7 +15,15 @@ from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider, RunId
 from ksuit_runner.system.atomic_files import make_folder, write_text
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
-from ksuit_runner.tracker.base import RUN_ID_TAG, START_TAG, BaseTracker, DatasetInfo, EndStatus, ModelVersion
+from ksuit_runner.tracker.base import (
+    RUN_ID_TAG,
+    START_TAG,
+    BaseTracker,
+    DatasetInfo,
+    EndStatus,
+    ExportedModel,
+    ModelVersion,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
@@ -43,6 +51,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         models: Versions of registered models that it adds, once it has ended.
         listed: Tags of checkpoints, with the metrics that each is chosen by: those that have one when the run has
             ended, however it has, are listed among the models.
+        exports: Models that MLflow loads, among its files.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
         is_withdrawn: Whether the tracker is to delete it: its config was refused before it began.
@@ -61,6 +70,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     version: Count = 0
     models: list[ModelVersion] = msgspec.field(default_factory=list)
     listed: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    exports: list[ExportedModel] = msgspec.field(default_factory=list)
     status: EndStatus | None = None
     end_time: Count | None = None
     is_withdrawn: bool = False

@@ -16,7 +16,15 @@ from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.point import Point, now
 from ksuit_runner.security.masking import mask_text, mask_value
 from ksuit_runner.system.run_lock import RunLock
-from ksuit_runner.tracker.base import START_TAG, BaseTracker, DatasetInfo, EndStatus, ModelVersion, RunInfo
+from ksuit_runner.tracker.base import (
+    START_TAG,
+    BaseTracker,
+    DatasetInfo,
+    EndStatus,
+    ExportedModel,
+    ModelVersion,
+    RunInfo,
+)
 
 _LONGEST_PARAM = 10_000  # characters, more than a store keeps
 
@@ -167,6 +175,13 @@ class RecordedTracker(LocalIdTracker):
         with self._lock:
             if self._outbox.listed.get(tag) != tuple(chosen_by):
                 self._outbox.listed[tag] = tuple(chosen_by)
+                self._store()
+
+    def add_export(self, export: ExportedModel) -> None:
+        """Store which checkpoint can be loaded by MLflow."""
+        with self._lock:
+            if export not in self._outbox.exports:
+                self._outbox.exports.append(export)
                 self._store()
 
     def log_points(self, points: Sequence[Point]) -> None:

@@ -70,12 +70,31 @@ class ModelVersion:
         name: Name of the registered model, or of what the run has one of, such as ``best``.
         alias: Alias that the version gets; None for none.
         chosen_by: Metrics that a checkpoint was chosen by: it is listed, and not registered.
+        weights: Name of the weights of a checkpoint that these metrics are about.
+        export: Path below the artifact root of these weights as a model that MLflow loads; None for none.
     """
 
     path: str
     name: str
     alias: str | None = None
     chosen_by: tuple[str, ...] = ()
+    weights: str = "model"
+    export: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model that MLflow loads, among the files of its run.
+
+    Attributes:
+        path: Its path below the artifact root.
+        checkpoint: Name of the checkpoint that has its weights, if that is kept.
+        weights: Which of its weights: ``model``, or the name of others, such as ``ema``.
+    """
+
+    path: str
+    checkpoint: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -227,6 +246,9 @@ class BaseTracker(ABC):
             tag: The tag.
             chosen_by: Metrics that the checkpoint is chosen by.
         """
+
+    def add_export(self, export: ExportedModel) -> None:  # noqa: B027 - for callbacks
+        """Say that a checkpoint can be loaded by MLflow: if it is listed, then so that MLflow finds this model."""
 
     def last_steps(self, run_id: str | None = None) -> dict[str, int]:
         """Return the last recorded step of every metric."""

@@ -204,8 +204,8 @@ class MlflowTracker(BaseTracker):
         """Add a version to a registered model, or list a checkpoint as the experiment's and the run's model."""
         assert self._bound is not None, "no run was started"
         if version.chosen_by:
-            folder = self._artifacts_dir / version.path if self._is_database and self.artifacts_are_local else None
-            list_model(self._client, self._bound, version, folder)
+            is_here = self._is_database and self.artifacts_are_local
+            list_model(self._client, self._bound, version, self._artifacts_dir, is_here)
         else:
             register_model(self._client, self._bound, version)
 

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections import UserDict
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +70,33 @@ def test_torch_and_mlflow_load_the_registered_version(registered):
         torch.from_numpy(generic.predict(inputs.numpy())),
     ):
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_loads_the_model_that_it_lists(registered):
+    folder, run_id, model = registered
+    client = MlflowTracker(OutputPaths(folder))._client
+    (listed,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    assert listed.artifact_location == str(model)
+    assert listed.tags["ksuit.path"] == "checkpoints/E0_U5_S320"
+    inputs = torch.linspace(0, 1, 192).reshape(3, 1, 8, 8)
+    expected = load_model(f"{run_id}@best", output_dir=folder)(inputs)
+    with using(client.tracking_uri):
+        loaded = mlflow.pytorch.load_model(listed.model_uri)
+    torch.testing.assert_close(loaded(inputs), expected, rtol=1e-4, atol=1e-5)
+    note = listed.tags["mlflow.note.content"]
+    assert f'load_model("{run_id}@best")' in note and f'mlflow.pytorch.load_model("{listed.model_uri}")' in note
+
+
+@contextmanager
+def using(uri):
+    """Have MLflow look for models in a store."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.slow

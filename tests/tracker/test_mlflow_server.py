@@ -13,7 +13,7 @@ from ksuit_runner.delivery.metric_sender import MetricSender
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
-from ksuit_runner.tracker.base import EndStatus
+from ksuit_runner.tracker.base import EndStatus, ModelVersion
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.tracker.mlflow_client import connect, log_datasets
 
@@ -83,6 +83,14 @@ def test_a_server_that_goes_and_comes_back(
     assert tracker.history("a") == [p for points, _ in journal.read() for p in points if p.key == "a"]
     assert [point.step for point in tracker.history("b")] == list(range(1, 101))
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    (run.artifacts_dir / "models" / "a").mkdir(parents=True)
+    (run.artifacts_dir / "models" / "a" / "MLmodel").write_text("flavors: {}")
+    for name, export, files in (("E1_U30_S60", "models/a", ["MLmodel"]), ("E1_U90_S180", None, [])):
+        tracker.register_model(ModelVersion(f"checkpoints/{name}", "best", chosen_by=("a",), export=export))
+        (model,) = tracker._client.search_logged_models([tracker._experiment_id()])
+        assert [file.path for file in tracker._client.list_logged_model_artifacts(model.model_id)] == files
+        assert model.tags["ksuit.files"] == f"runs:/{run.run_id}/{export or f'checkpoints/{name}'}"
+
     other = MlflowTracker(OutputPaths(tmp_path / "empty"), server.uri, experiment="remote")
     assert [found.run_id for found in other.find("last")] == [run.run_id]
     assert [found.status for found in other.find(run.run_id[:8])] == ["FINISHED"]

@@ -142,6 +142,7 @@ def test_a_checkpoint_is_listed_as_the_model_of_its_run_once_and_a_better_one_ta
         assert (model.name, model.status, model.source_run_id) == ("best_of all", "READY", run_id)
         assert model.artifact_location == str(PathProvider(paths.output_dir, run_id).artifacts_dir / version.path)
         assert model.tags["ksuit.files"] == f"runs:/{run_id}/{version.path}"
+        assert f"export={run_id}@best/of all export_as=mlflow" in model.tags["mlflow.note.content"]
         assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [
             ("accuracy/test ema", update / 8, update)
         ]
