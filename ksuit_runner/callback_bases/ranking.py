@@ -32,11 +32,6 @@ class Ranking:
         self.top: list[tuple[list[float], str]] = []
         self._provider, self._size, self._min_delta = provider, size, min_delta
 
-    @property
-    def best(self) -> str | None:
-        """The name with the best values; None if there is none."""
-        return self.top[0][1] if self.top else None
-
     def insert(self, values: Sequence[float], name: str) -> int | None:
         """Insert a name by its values, one for each metric, and return its place; None if it is not among the best.
 
