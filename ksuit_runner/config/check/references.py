@@ -95,7 +95,8 @@ def check_tags(objects: Sequence[CheckedObject]) -> None:
         for path, tag in _strings(f"{item.path}.weights_of", item.arguments.get("weights_of")):
             if not any(_matches(tag, pattern) for pattern in given):
                 hint = did_you_mean(tag, given) if given else "Add best_checkpoint, or best_loss, to the callbacks."
-                raise ConfigError(f"no callback gives a checkpoint the tag '{tag}'. {hint}", path=path)
+                own = f"A callback of your own that gives it says so: tags = ('{tag}',)"
+                raise ConfigError(f"no callback gives a checkpoint the tag '{tag}'. {hint}\n{own}", path=path)
 
 
 def is_callback(item: CheckedObject) -> bool:

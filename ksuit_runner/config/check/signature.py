@@ -110,7 +110,7 @@ class SignatureReader:
             knows_bases=None not in lineage,
             logs=_texts(lineage, "logs"),
             offers=_declared(lineage, "offers", "add_evaluation_model"),
-            tags=_declared(lineage, "tags", "request"),
+            tags=_declared(lineage, "tags", "request", "checkpoint_writer"),
             is_repeatable=_class_value(lineage, "is_repeatable") is not False,
             flaw=flaw(lineage),
         )
@@ -152,15 +152,28 @@ def _class_value(lineage: list[Definition | None], name: str) -> Any:
     return UNKNOWN
 
 
-def _declared(lineage: list[Definition | None], name: str, method: str) -> tuple[str, ...] | None:
-    """Return what a class declares in an attribute; None if it calls the method without saying for what."""
+def _declared(
+    lineage: list[Definition | None], name: str, method: str, owner: str | None = None
+) -> tuple[str, ...] | None:
+    """Return what a class declares in an attribute; None if it says nothing and may call a method of the owner.
+
+    It may if it calls one of this name, or hands the owner to something else.
+    """
     for definition in filter(None, lineage):
         if _class_value([definition], name) is not UNKNOWN:
             break
-        nodes = ast.walk(definition.node) if definition.node else ()
+        nodes = list(ast.walk(definition.node)) if definition.node else []
         if any(isinstance(node, ast.Attribute) and node.attr == method for node in nodes):
             return None
+        if owner is not None and any(isinstance(node, ast.Call) and _hands_on(node, owner) for node in nodes):
+            return None
     return _texts(lineage, name)
+
+
+def _hands_on(call: ast.Call, name: str) -> bool:
+    """Whether a call has an object of this name among its arguments, and is not that of a base's constructor."""
+    given = [*call.args, *(word.value for word in call.keywords)]
+    return getattr(call.func, "attr", "") != "__init__" and any((dotted(item) or [""])[-1] == name for item in given)
 
 
 def _texts(lineage: list[Definition | None], name: str) -> tuple[str, ...] | None:

@@ -71,6 +71,18 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.config.types import DatasetKey, MetricKey
 
+class HandsOn(CallbackBase):
+    logs = ()
+
+    def _after_epoch(self, update_counter):
+        keep_good_ones(self.checkpoint_writer)
+
+class PassesUp(CallbackBase):
+    logs = ()
+
+    def __init__(self, checkpoint_writer, **kwargs):
+        super().__init__(checkpoint_writer=checkpoint_writer, **kwargs)
+
 class Score(DatasetCallback):
     logs = ("score/{dataset_key}{/weights}", "score_top{topk}/{dataset_key}")
     def __init__(self, topk: Sequence[int] = (1, 5), smoothing: float = 0.0, **kwargs):
@@ -264,7 +276,8 @@ MISTAKES = {
     "callbacks.watch.metric_key=${objective}": "callbacks.watch.metric_key: expects the key of a logged metric, such "
     "as accuracy/validation, got null\nIts value is that of ${objective}: change it there, or here.",
     END.format("best"): "callbacks.end.weights_of: no"
-    " callback gives a checkpoint the tag 'best'. Add best_checkpoint, or best_loss, to the callbacks.",
+    " callback gives a checkpoint the tag 'best'. Add best_checkpoint, or best_loss, to the callbacks.\n"
+    "A callback of your own that gives it says so: tags = ('best',)",
     "objective=rate/rat": "objective: no callback logs 'rate/rat'. Did you mean 'rate/rate'?\n"
     "Logged are: rate/rate, score/test, score_top1/test, score_top5/test",
 }
@@ -289,9 +302,15 @@ def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs
     assert check("callbacks.silent={_target_: lab.callbacks.Silent}", "objective=anything") is None
 
 
+def test_tags_are_not_checked_beside_a_callback_that_hands_the_writer_on(check):
+    assert check("callbacks.hands={_target_: lab.callbacks.HandsOn}", END.format("best")) is None
+    assert "no callback gives" in check("callbacks.hands={_target_: lab.callbacks.PassesUp}", END.format("best"))
+
+
 def test_a_tag_that_nearly_exists_is_suggested_and_a_stored_run_may_have_it_already(check):
     keep = "callbacks.keep={_target_: lab.callbacks.Keeps, tag: good}"
-    message = "no callback gives a checkpoint the tag 'goood'. Did you mean 'good'?"
+    own = "A callback of your own that gives it says so: tags = ('goood',)"
+    message = f"no callback gives a checkpoint the tag 'goood'. Did you mean 'good'?\n{own}"
     assert check(keep, END.format("goood")) == f"callbacks.end.weights_of: {message}"
     key, _, end = END.format("goood").partition("=")
     config = OmegaConf.create(CONFIG)
