@@ -1,7 +1,6 @@
 """The learning-rate range test."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +10,7 @@ from ksuit_runner.config.types import AboveOne, FractionBelowOne
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_above
 from ksuit_runner.keyed_random import uses_no_rng
+from ksuit_runner.trainer.rate_test import RateTest
 from ksuit_runner.ui.figures import draw_rate_test
 
 
@@ -22,6 +22,10 @@ class LearningRateFinder(CallbackBase):
     rate at which the smoothed loss falls fastest over the logarithm of the rate, and ``NAME/tenth_of_minimum``, a tenth
     of the rate at which it is lowest. The loss of every update is read, which waits for the device.
 
+    Rates are those to write into the config as ``optimizer.lr``, before the factors of ``trainer.reference_batch_size``
+    and of parameter rules. Those for rules with a rate of their own, which rise in proportion, are
+    ``NAME/steepest/RULE`` and so on.
+
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, 2017, https://arxiv.org/abs/1506.01186.
 
     Args:
@@ -30,10 +34,15 @@ class LearningRateFinder(CallbackBase):
         **kwargs: Passed on to CallbackBase.
 
     Raises:
-        ConfigError: A number is out of its range, the run is long, or there are several optimizers.
+        ConfigError: A number is out of its range, the run is long, there are several optimizers, or no rate can rise.
     """
 
-    logs: ClassVar[Sequence[str] | None] = ("{name}/steepest", "{name}/tenth_of_minimum")
+    logs: ClassVar[Sequence[str] | None] = (
+        "{name}/steepest",
+        "{name}/steepest/*",
+        "{name}/tenth_of_minimum",
+        "{name}/tenth_of_minimum/*",
+    )
 
     def __init__(self, smoothing: FractionBelowOne = 0.9, diverged: AboveOne | None = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,58 +53,48 @@ class LearningRateFinder(CallbackBase):
             raise ConfigError(f"it is for one optimizer, and there are {', '.join(names)}: which rate is to rise?")
         if (end := self.trainer.counter.end_update) > 10_000:
             raise ConfigError(f"it keeps the losses of all {end} updates: debug=learning_rate_finder makes a short run")
+        [self._optimizer] = self.trainer.optimizers.members.values()
+        self._lr = next(iter(self._optimizer.configured_rates.values()), 0.0)
+        if not self._lr or not any(self._optimizer.base_rates.values()):
+            raise ConfigError("a learning rate of 0 cannot rise", path="optimizer.lr")
         self.smoothing, self.diverged = smoothing, diverged
         self.trainer.keep_total_loss()
-        self.rates, self.losses, self.smoothed = list[float](), list[float](), list[float]()
+        self._seen = RateTest([], [], [])
 
     @quiet
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
-        loss, weight, before = self.trainer.total_loss.item(), self.smoothing, len(self.losses)
-        mean = self.smoothed[-1] * (1 - weight**before) if before else 0.0
-        self.rates.append(next(iter(self.trainer.learning_rates().values())))
-        self.losses.append(loss)
-        self.smoothed.append((weight * mean + (1 - weight) * loss) / (1 - weight ** (before + 1)))
+        rate = self._lr * self._optimizer.rate_factor
+        self._seen.add(rate, self.trainer.total_loss.item(), self.smoothing)
 
     @quiet
     @uses_no_rng
     def _after_update(self, update_counter: UpdateCounter) -> None:
-        if self.diverged is None or not self.smoothed:
-            return
-        if not isfinite(self.smoothed[-1]) or self.smoothed[-1] > self.diverged * min(self.smoothed):
-            raise StopTraining(f"the loss has diverged at a learning rate of {self.rates[-1]:.3g}")
+        if self.diverged is not None and self._seen.has_diverged(self.diverged):
+            raise StopTraining(f"the loss has diverged at a learning rate of {self._seen.rates[-1]:.3g}")
 
     @uses_no_rng
     def _after_training(self, update_counter: UpdateCounter) -> None:
-        if not self.losses:
+        name, columns = self.display_name, self._seen
+        if not columns.losses:
             return
-        name, columns = self.display_name, (self.rates, self.losses, self.smoothed)
         self.writer.add_table(name, ["learning_rate", "loss", "smoothed_loss"], list(zip(*columns, strict=True)))
+        for rule, rate in (found := columns.suggest(self.smoothing)).items():
+            self._suggest(f"{name}/{rule}", rate)
         rates, losses, smoothed = map(np.array, columns)
-        found = suggestions(rates, smoothed, width=max(2, round(1 / (1 - self.smoothing))))
-        for rule, rate in found.items():
-            self.writer.add_scalar(f"{name}/{rule}", rate, logger=self.logger, format_str=".3g")
         self.writer.add_figure(name, draw_rate_test(rates, losses, smoothed, found))
+
+    def _suggest(self, key: str, rate: float) -> None:
+        """Log a rate, and those of parameter rules that have one of their own; and all of them as they are written."""
+        rates = {path: value * rate / self._lr for path, value in self._optimizer.configured_rates.items()}
+        self.logger.info("%s: %s", key, " ".join(f"{path}={value:.3g}" for path, value in rates.items()))
+        for number, (path, value) in enumerate(rates.items()):
+            self.writer.add_scalar(f"{key}/{path.split('.')[-2]}" if number else key, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the learning rate and the losses of every update."""
-        return {"rates": list(self.rates), "losses": list(self.losses), "smoothed": list(self.smoothed)}
+        return {name: list(values) for name, values in self._seen._asdict().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore them."""
-        self.rates, self.losses, self.smoothed = (list(state_dict[name]) for name in ("rates", "losses", "smoothed"))
-
-
-def suggestions(rates: np.ndarray, losses: np.ndarray, width: int = 2) -> dict[str, float]:
-    """Return what the rules suggest, by their names; nothing for a loss that does not fall while the rate rises.
-
-    Rates and smoothed losses are of shape (updates,). A slope is taken over ``width`` updates; the first ones, whose
-    mean is of few losses, do not count.
-    """
-    lowest = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
-    rates, losses = rates[: lowest + 1], losses[: lowest + 1]
-    if lowest <= 2 * width or (np.diff(rates) <= 0).any() or not np.isfinite(losses).all():
-        return {}
-    rises, falls = (values[2 * width :] - values[width:-width] for values in (np.log(rates), losses))
-    steepest = width + np.argmin(falls / rises) + width // 2
-    return {"steepest": float(rates[steepest]), "tenth_of_minimum": float(rates[-1]) / 10}
+        self._seen = RateTest(**{name: list(state_dict[name]) for name in RateTest._fields})

@@ -25,6 +25,8 @@ class Member:
         clip_norm: Largest norm of its own gradients, or None.
         clip_value: Largest absolute value of an element of its gradients, or None.
         strategy: How the ranks share the training; by default there is one.
+        configured_rates: Learning rates of the config, by config path.
+        base_rates: Learning rates of the groups, by name, which follow from them and which a schedule changes.
 
     Attributes:
         parameters: All that it trains, frozen ones included.
@@ -39,8 +41,11 @@ class Member:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         strategy: Strategy | None = None,
+        configured_rates: Mapping[str, float] | None = None,
+        base_rates: Mapping[str, float] | None = None,
     ) -> None:
         self.optimizer, self.schedules, self.evaluates_again = optimizer, schedules, evaluates_again
+        self.configured_rates, self.base_rates = configured_rates or {}, base_rates or {}
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.parameters: list[nn.Parameter] = [item for group in optimizer.param_groups for item in group["params"]]
         self.grad_norm: Tensor | None = None
@@ -55,6 +60,13 @@ class Member:
     def is_at_rest(self) -> bool:
         """Whether all learning rates are 0, as at the end of a schedule: a line search divides by them."""
         return not any(group.get("lr", 1.0) for group in self.optimizer.param_groups)
+
+    @property
+    def rate_factor(self) -> float:
+        """What multiple of the rates of the config its learning rates are, where a schedule multiplies all alike."""
+        name = max(self.base_rates, key=lambda group: self.base_rates[group])  # a rule may keep others at 0
+        [rate] = (group["lr"] for group in self.optimizer.param_groups if group["name"] == name)
+        return float(rate) / self.base_rates[name]
 
     def train(self) -> None:
         """Switch to the weights that are trained."""

@@ -19,7 +19,7 @@ from ksuit_runner.trainer.optimizer_member import Member
 from ksuit_runner.trainer.optimizer_needs import needs_closure
 from ksuit_runner.trainer.optimizer_specs import ONLY, OptimizerSpec, SharedSettings, assign_parameters, config_path
 from ksuit_runner.trainer.optimizer_state import load_optimizer_state
-from ksuit_runner.trainer.parameter_rules import named_parameters
+from ksuit_runner.trainer.parameter_rules import ParameterRules, named_parameters
 from ksuit_runner.trainer.turns import Turns
 
 _SCHEDULED = {"lr": "schedule", "weight_decay": "weight_decay_schedule"}
@@ -190,10 +190,28 @@ def build_optimizers(
             raise ConfigError(f"{kind} evaluates the loss again, and needs turns of its own: trainer.turns", path=path)
         if strategy.is_sharded:
             _check_sharded(spec.build, optimizer, evaluates_again, path)
-        schedules = _build_schedules(spec, shared, optimizer, counter, path)
-        clip_value = spec.clip_value or shared.clip_value
-        members[name] = Member(optimizer, evaluates_again, schedules, spec.clip_norm, clip_value, strategy)
+        base_rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups if "lr" in group}
+        members[name] = Member(
+            optimizer,
+            evaluates_again,
+            _build_schedules(spec, shared, optimizer, counter, path),
+            spec.clip_norm,
+            spec.clip_value or shared.clip_value,
+            strategy,
+            _configured_rates(optimizer, rules, shared.lr_scale, path),
+            base_rates,
+        )
     return Optimizers(members, shared.turns)
+
+
+def _configured_rates(optimizer: Optimizer, rules: ParameterRules, scale: float, path: str) -> dict[str, float]:
+    """Return the learning rates of an optimizer, and of those of its rules that have their own, by config path."""
+    labels = [label for group in optimizer.param_groups for label in group["name"].split("+")]
+    found = {f"{path}.lr": float(optimizer.defaults["lr"]) / scale} if "lr" in optimizer.defaults else {}
+    for rule, options in rules.items():
+        if "lr" in options and any(label == rule or label.startswith(f"{rule}.") for label in labels):
+            found[f"trainer.parameter_rules.{rule}.lr"] = float(options["lr"])
+    return found
 
 
 def _build_schedules(

@@ -8,11 +8,12 @@ from command import run_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.optim import SGD
 
-from callbacks.learning_rate_finder import LearningRateFinder, suggestions
+from callbacks.learning_rate_finder import LearningRateFinder
 from ksuit_runner.api import run
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.schedule import exponential
+from ksuit_runner.schedule import constant, exponential
 from ksuit_runner.trainer.optimizers import OptimizerSpec
+from ksuit_runner.trainer.rate_test import suggestions
 
 FINDER = {"finder": partial(LearningRateFinder, smoothing=0.8)}
 RISING = {
@@ -40,6 +41,31 @@ def test_it_ends_once_the_loss_has_diverged_and_shows_what_it_has_seen(new_run):
     assert rates[0] < steepest <= rates[smoothed.argmin()]
     assert finished.metric("finder/tenth_of_minimum")[updates] == rates[smoothed.argmin()] / 10
     assert list((finished.paths.artifacts_dir / "images").glob("finder*.png"))
+
+
+@pytest.mark.parametrize("rate", ["steepest", "tenth_of_minimum"])
+def test_rates_are_those_to_write_into_the_config(new_run, caplog, rate):
+    rules = {
+        "frozen": {"match": ["*.never"], "optional": True, "lr": 1.0},
+        "bias": {"max_ndim": 1, "lr": 2e-5, "lr_factor": 3.0},
+        "weight": {"min_ndim": 2, "lr_factor": 0.5},
+    }
+    given = {**RISING, "parameter_rules": rules, "reference_batch_size": 9}  # batches are 8 times as large
+    with caplog.at_level("INFO", "ksuit_runner"):
+        finished = new_run(FINDER, "finds", **given).train()
+    update = finished.run.counter.update
+    lr, own = (finished.metric(f"finder/{rate}{rule}")[update] for rule in ("", "/bias"))
+    assert own == pytest.approx(lr / 5)
+    assert f"finder/{rate}: optimizer.lr={lr:.3g} " in caplog.text
+    assert f" trainer.parameter_rules.bias.lr={own:.3g}\n" in caplog.text
+    assert f"finder/{rate}/frozen" not in finished.metrics()
+    number = update if rate == "tenth_of_minimum" else rows(finished)[:, 0].tolist().index(lr)
+    if rate == "steepest":  # written into a config, all groups have the rates that they had at that update
+        written = {**given, "optimizer": partial(SGD, lr=lr), "schedule": constant, "max_updates": 1}
+        written["parameter_rules"] = {**rules, "bias": {**rules["bias"], "lr": own}}
+        at_update = new_run({}, "there", stop_at=number + 1, **given).train().run.trainer.optimizers.used_options("lr")
+        again = new_run({}, "again", **written).train().run.trainer.optimizers.used_options("lr")
+        assert again == pytest.approx(at_update) and len(again) == 2
 
 
 def test_a_resume_shows_the_same(new_run):
@@ -98,6 +124,11 @@ def test_the_range_test_is_one_word(tmp_path):
 def test_bad_arguments_are_refused(new_run, arguments, message):
     with pytest.raises(ConfigError, match=message):
         new_run({"finder": partial(LearningRateFinder, **arguments)}, max_updates=20_000)
+
+
+def test_a_rate_of_0_cannot_rise(new_run):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: a learning rate of 0 cannot rise"):
+        new_run(FINDER, optimizer=partial(SGD, lr=0.0), max_updates=9)
 
 
 def test_it_is_for_one_optimizer(new_run):
