@@ -16,7 +16,7 @@ class BestCheckpoint(MetricCallback):
 
     Args:
         tag: Tag of the checkpoint; by default the callback's name.
-        min_delta: By how much a value has to be better to count as an improvement.
+        min_delta: Difference that an improvement has to exceed.
         tie_breakers: Metrics of the same update that decide between equal values: the first one that differs.
         top_k: How many of the best checkpoints are kept: the second one under ``TAG_2``, the third one under ``TAG_3``.
         patiences: For each n, keep under ``TAG_patience_n`` what ``early_stop`` with that patience would end with.

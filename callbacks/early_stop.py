@@ -16,7 +16,7 @@ class EarlyStop(MetricCallback):
 
     Args:
         patience: Number of consecutive evaluations without improvement after which training stops; None for any.
-        min_delta: Smallest difference that counts as an improvement.
+        min_delta: Difference that an improvement has to exceed.
         good_enough: Stop at a value that is as good as this one, or better.
         diverged: Stop at a value that is worse than this one, or NaN.
         stop_if_not_finite: Stop at a value that is NaN or infinite.

@@ -8,7 +8,7 @@ from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.callback_bases.weights import model_with
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import TwoOrMore
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.base import ModelBase
@@ -51,7 +51,7 @@ class ExportModel(DatasetCallback):
         weights: str = "model",
         register_as: str | None = None,
         alias: str | None = None,
-        batch_size: PositiveInt = 2,
+        batch_size: TwoOrMore = 2,
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_batches=_BATCHES, **kwargs)

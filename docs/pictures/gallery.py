@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from inspect import signature
 from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import matplotlib
@@ -53,6 +56,13 @@ SAID_IN = {
     "stop_at": [*SHORT, "callbacks=[accuracy,stop_at]", "callbacks.stop_at.update=30"],
     "nan_watch": [*SHORT, "callbacks=[nan_watch]", "optimizer.lr=1e18", "trainer.max_epochs=1"],
     "best_checkpoint": ["model=mlp", "tracker=noop", "callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=4"],
+    "prune": [
+        "sweep=optuna",
+        "tracker=noop",
+        "sweep.samples=13",
+        "trainer.max_epochs=4",
+        "callbacks.prune.min_trials=3",
+    ],
 }
 DRAWN_FROM = {
     "learning_rate_finder": ["debug=learning_rate_finder", "model=mlp", "tracker=noop"],
@@ -89,6 +99,7 @@ def main() -> None:
     for name, overrides in SAID_IN.items():
         with tempfile.TemporaryDirectory() as place:
             drawn[name] = write_terminal(name, train(Path(place), *overrides))
+    drawn["notify"] = write_terminal("notify", message())
     write_page({name: path for name, path in drawn.items() if path is not None})
 
 
@@ -104,6 +115,27 @@ def train(folder: Path, *overrides: str) -> str:
     command = [sys.executable, "-m", "ksuit_runner", *overrides, f"output_dir={folder}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.stdout.replace(str(folder), "outputs")
+
+
+def message() -> str:
+    """Return the message that a run sends at its end, to an address of this machine."""
+    received: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server, tempfile.TemporaryDirectory() as place:
+        Thread(target=server.serve_forever, daemon=True).start()
+        os.environ["KSUIT_NOTIFY_URLS"] = f"json://127.0.0.1:{server.server_port}"
+        train(Path(place), "model=mlp", "tracker=noop", "callbacks=[accuracy,notify]")
+        server.shutdown()
+    [sent] = received
+    return f"{sent['title']}\n\n{sent['message']}"
 
 
 def draw(name: str, config: Mapping[str, Any], run: Run) -> Path | None:
@@ -155,7 +187,8 @@ def patterns_of(config: Mapping[str, Any]) -> list[str]:
     defaults = {
         key: item.default for base in callback.__mro__[::-1] for key, item in signature(base).parameters.items()
     }
-    return [key for pattern in callback.logs or () for key in expand(pattern, {**defaults, **config})]
+    arguments = {**defaults, **config, "weights": ["", "*"]}
+    return [key for pattern in callback.logs or () for key in expand(pattern, arguments)]
 
 
 def size(path: Path) -> str:
@@ -182,9 +215,9 @@ def show_cells(axis: Axes, columns: list[str], rows: list[list[str]]) -> None:
 
 def write_terminal(name: str, output: str) -> Path:
     """Draw the last lines of what a command has printed."""
-    lines = [line for line in output.splitlines() if not line.startswith(("folder", "resume"))]
-    console = Console(record=True, width=100, file=StringIO())
-    console.print("\n".join(lines[-14:]), highlight=False, markup=False)
+    lines = [line for line in output.splitlines() if not line.startswith(("folder", "resume"))][-14:]
+    console = Console(record=True, width=max(100, min(max(map(len, lines)), 130)), file=StringIO())
+    console.print("\n".join(lines), highlight=False, markup=False)
     path = FOLDER / f"{name}.svg"
     path.write_text(console.export_svg(title=f"callbacks: {name}"))
     return path
@@ -195,9 +228,9 @@ def write_page(drawn: Mapping[str, Path]) -> None:
     lines = [
         "# Gallery",
         "",
-        "What the callbacks log and say in twelve epochs on the digits, with `debug=all_callbacks`. `make pictures`",
-        "draws it anew. [Callbacks](callbacks.md) has them in a table, also those that need what is not everywhere:",
-        "`memory_snapshot` (a GPU), `notify` (an address) and `prune` (a search).",
+        "What the callbacks log and say in twelve epochs on the digits, with `debug=all_callbacks`, or in a run that",
+        "shows it. `make pictures` draws it anew. [Callbacks](callbacks.md) has them in a table, also the one that",
+        "needs what is not everywhere: `memory_snapshot` (a GPU), whose file https://pytorch.org/memory_viz shows.",
     ]
     for name, comment in comments().items():
         if name in drawn:
@@ -215,7 +248,7 @@ def write_page(drawn: Mapping[str, Path]) -> None:
 def comments() -> dict[str, str]:
     """Return what each callback is, as its file in conf/ says."""
     files = [shipped_conf() / "callbacks" / f"{choice}.yaml" for choice in choices("callbacks")]
-    return {path.stem: path.read_text().splitlines()[0].removeprefix("# ").rstrip(".") for path in files}
+    return {path.stem: path.read_text().splitlines()[0].removeprefix("# ").rstrip(" .;,") for path in files}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ class Ranking:
         provider: Knows which direction of a metric is better.
         keys: The metric, and then those that decide between equal values: the first one that differs.
         size: How many names are kept.
-        min_delta: By how much a value of the first metric has to be better.
+        min_delta: Difference that an improvement of the first metric has to exceed.
 
     Attributes:
         keys: The keys.
