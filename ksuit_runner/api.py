@@ -6,6 +6,7 @@ import base64
 import copy
 import importlib
 import io
+import logging
 import os
 import random
 import signal
@@ -32,7 +33,7 @@ from ksuit_runner.errors import ConfigError, KsuitError, files_explained
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.mode import OF_STORED_RUNS
 from ksuit_runner.record.stored_run import Launch
-from ksuit_runner.resume.request import refuse_sweep_settings, requested
+from ksuit_runner.resume.request import as_single, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.signals import TIME_IS_UP
 from ksuit_runner.ui.notebook import NotebookPicture, in_notebook
@@ -177,6 +178,7 @@ def _start(what: Sequence[str] | Mapping[str, Any] | DictConfig) -> RunOutcome |
         if has_flag or choice:
             raise ConfigError(f"{request}: it cannot be given together with {'-m' if has_flag else f'sweep={choice}'}")
         return start_stored(request, overrides, command)
+    overrides = as_single(overrides)
     if has_flag or choice:
         from ksuit_runner.sweep.commands import start_sweep
 
@@ -215,12 +217,15 @@ def _guest() -> Iterator[None]:
     importlib.invalidate_caches()
     forget_locations()
     path, known, drawn = sys.path[:], HydraConfig.instance().cfg, random.getstate()
+    logger = logging.getLogger("ksuit_runner")
+    level = logger.level
     if not {"", os.getcwd()} & {*path}:
         sys.path.insert(0, os.getcwd())
     try:
         yield
     finally:
         sys.path[:] = path
+        logger.setLevel(level)
         HydraConfig.instance().cfg = known
         random.setstate(drawn)  # some packages draw from it when they are imported
 

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from signal import SIGINT
 from typing import Any
+
+MOST_LISTED = 12
+"""Names that a message lists; of more it has a few."""
+_FEW = 6
 
 
 class KsuitError(Exception):
@@ -157,19 +161,32 @@ def suggest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) -> str:
-    """Return a sentence that helps after a name that is not valid: the nearest valid one, or else all of them.
+    """Return a sentence that helps after a name that is not valid: the nearest valid one, or else what there is.
 
     Args:
         name: What was written.
-        valid: What could have been written.
-        longest: How many valid names are listed at most; the sentence is empty if there are more.
+        valid: What could have been written; of many, the sentence has a few that are like it, or the first ones.
+        longest: With how many valid names it has any; the sentence is empty if there are more.
     """
     names = sorted({str(item) for item in valid})
     if near := suggest(name, names):
         return f"Did you mean '{near}'?"
     if longest is not None and len(names) > longest:
         return ""
+    if len(names) > MOST_LISTED:
+        if alike := _alike(name, names):
+            return f"Similar: {', '.join(alike)}."
+        return f"Valid: {', '.join(names[:_FEW])}, and {len(names) - _FEW} more."
     return f"Valid: {', '.join(names)}." if names else "There are none."
+
+
+def _alike(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that contain a text, and then those that are somewhat like it, a few at most."""
+    text = name.lower()
+    likeness = {
+        item: 1.0 if text in item.lower() else SequenceMatcher(None, text, item.lower()).ratio() for item in names
+    }
+    return sorted((item for item in names if likeness[item] >= 0.4), key=lambda item: -likeness[item])[:_FEW]
 
 
 def check_at_least_1(**numbers: float | None) -> None:

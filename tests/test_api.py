@@ -49,7 +49,7 @@ def state_of_process():
 
 def test_a_run_is_that_of_the_command_line_and_leaves_the_process_as_it_was(tmp_path, few):
     before = state_of_process()
-    result = run(["trainer._target_=ksuit_runner.SgdTrainer", *few])
+    result = run(["trainer._target_=ksuit_runner.SgdTrainer", "hydra.verbose=true", "sweep=null", *few])
     assert state_of_process() == before
     ksuit(tmp_path / "command", *FEW)
     (other,) = (tmp_path / "command" / "runs").iterdir()

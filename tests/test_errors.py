@@ -17,7 +17,12 @@ def test_a_hint_lists_the_valid_names_where_none_is_near_unless_they_are_too_man
     assert did_you_mean("xyz", ["decay", "every"]) == "Valid: decay, every."
     assert did_you_mean("xyz", []) == "There are none."
     assert did_you_mean("xyz", MANY, longest=49) == ""
-    assert did_you_mean("xyz", MANY) == f"Valid: {', '.join(sorted(MANY))}."
+
+
+def test_of_many_names_a_hint_lists_a_few():
+    assert did_you_mean("xyz", MANY) == "Valid: a0, a1, a10, a11, a12, a13, and 44 more."
+    names = [*(f"loss{index}" for index in range(50)), "accuracy", "online_accuracy", "f1"]
+    assert did_you_mean("acc", names) == "Similar: accuracy, online_accuracy."
 
 
 def test_what_follows_a_block_is_done_whatever_fails_and_hides_no_earlier_error():

@@ -14,7 +14,7 @@ from ksuit_runner.errors import ConfigError
 MISTAKES = {
     "group": (["modle=cnn"], ["modle", "'model'"]),
     "choice": (["model=ccn"], ["model", "'cnn'", "gpt"]),
-    "callback choice": (["callbacks=[emma]"], ["callbacks", "'ema'", "accuracy"]),
+    "callback choice": (["callbacks=[emma]"], ["callbacks", "'ema'", "--help callbacks"]),
     "override": (["optimizer.lrr=1"], ["optimizer", "'lr'"]),
     "argument of a callback": (["+callbacks.ema.decay=[0.9]"], ["callbacks.ema.decay", "'decays'"]),
     "missing argument": (["~callbacks.accuracy.dataset_key"], ["callbacks.accuracy.dataset_key"]),
@@ -47,6 +47,8 @@ MISTAKES = {
     "lost override": (["callbacks=[ema]", "+callbacks=early_stop"], ["callbacks", "one list"]),
     "origin and sweep": (["fork=last", "-m", "seed=0,1"], ["fork=last", "-m"]),
     "learning rate below 0": (["optimizer.lr=-1", "tracker=noop"], ["optimizer", "-1"]),
+    "empty mapping": (["evaluation={}"], ["evaluation={}", "evaluation.dataset=VALUE"]),
+    "no choice": (["experiment=null"], ["experiment=[]"]),
     "two origins": (["resume=last", "fork=last"], ["resume", "fork"]),
 }
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from ksuit_runner import __version__
 from ksuit_runner.cli.arguments import COMMANDS, as_overrides, split
+from ksuit_runner.config.compose import VERBOSE, show_debugging
 from ksuit_runner.config.explain import MISTAKES, explain
 from ksuit_runner.config.groups import CONFIG_NAME, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import bare_name, value_of
@@ -25,7 +26,6 @@ from ksuit_runner.ui.terminal import make_console, print_error, print_traceback
 
 Command = Callable[[str, Sequence[str]], int]
 _OTHERS_S = 1.0
-VERBOSE = "hydra.verbose"
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _start(flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Start a run or a sweep, or go on with one; what only this needs takes a third of the time of ``--help``."""
     from ksuit_runner.cli.start import print_stored, start_stored
-    from ksuit_runner.resume.request import refuse_sweep_settings, requested
+    from ksuit_runner.resume.request import as_single, refuse_sweep_settings, requested
 
     request, choice = requested(overrides), value_of("sweep", overrides)
     multirun = [flag for flag in flags if flag in ("-m", "--multirun")]
@@ -92,6 +92,7 @@ def _start(flags: Sequence[str], overrides: Sequence[str]) -> int:
         if flags or choice:
             raise ConfigError(f"{request}: it cannot be given together with {(*flags, f'sweep={choice}')[0]}")
         return start_stored(request, overrides, command_line()).exit_status
+    overrides = as_single(overrides)
     if not others and (multirun or choice):
         from ksuit_runner.sweep.commands import start_sweep
 
@@ -104,16 +105,8 @@ def _start(flags: Sequence[str], overrides: Sequence[str]) -> int:
 
 
 def _without_verbose(overrides: Sequence[str]) -> list[str]:
-    """Let ``hydra.verbose=true`` show what is logged for debugging, and the tracebacks of mistakes, by any command.
-
-    Raises:
-        ConfigError: It is neither true nor false.
-    """
-    value = value_of(VERBOSE, overrides) or "false"
-    if value.lower() not in ("true", "false"):
-        raise ConfigError(f"true or false is needed, not {value}", path=VERBOSE)
-    if value.lower() == "true":
-        logging.getLogger("ksuit_runner").setLevel(logging.DEBUG)
+    """Obey ``hydra.verbose``, which any command takes, and return the other overrides."""
+    show_debugging(value_of(VERBOSE, overrides) or "false")
     return [item for item in overrides if bare_name(item) != VERBOSE]
 
 

@@ -14,7 +14,7 @@ from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.objects import ObjectChecker
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.comparable import named_choices
-from ksuit_runner.config.compose import without_sweep
+from ksuit_runner.config.compose import refuse_empty_mappings, show_debugging, without_sweep
 from ksuit_runner.config.overrides import value_of
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, files_explained
@@ -51,14 +51,17 @@ def start_composed(config: DictConfig, command: str) -> RunOutcome:
     ObjectChecker().walk("launcher", OmegaConf.to_container(config.launcher, resolve=True))
     if config.sweep.params:
         raise ConfigError(
-            "values that vary are those of a sweep, and this is a single run. Add -m, or put them into "
-            "conf/sweep/NAME.yaml and choose it: sweep=NAME",
+            "values that vary are those of a sweep, and this is a single run. To run the sweep, add -m; "
+            "to run it once, without them, add sweep=null",
             path="sweep.params",
         )
-    check_keys(config, OmegaConf.to_container(hydra.overrides.task))  # type: ignore[arg-type]
+    overrides: list[str] = OmegaConf.to_container(hydra.overrides.task)  # type: ignore[assignment]
+    show_debugging(hydra.verbose)
+    refuse_empty_mappings(config, overrides)
+    check_keys(config, overrides)
     values = check_config(without_sweep(config))
     choices = named_choices(values, hydra.runtime.choices)
-    return start_new(values, Launch(command, list(hydra.overrides.task), choices=choices))
+    return start_new(values, Launch(command, overrides, choices=choices))
 
 
 def start_new(values: Mapping[str, Any], launch: Launch) -> RunOutcome:

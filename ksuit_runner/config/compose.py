@@ -1,5 +1,6 @@
 """Composes a run's config with Hydra."""
 
+import logging
 import os
 import pickle
 import re
@@ -25,6 +26,7 @@ from ksuit_runner.errors import ConfigError
 
 _LOCATIONS = ("output_dir", "tracker", "trust")
 _BESIDE = re.compile(r"tracker\.[\w-]+\.")
+VERBOSE = "hydra.verbose"
 _LONGEST_OVERRIDE = 20_000
 SWEEP_NODES = ("sweep", "launcher")
 """Keys at the top of the config that are about a sweep and not about its runs."""
@@ -59,10 +61,11 @@ def compose_with_choices(overrides: Sequence[str]) -> tuple[DictConfig, dict[str
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             config = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
-        chosen = dict(config.hydra.runtime.choices)
+        chosen, verbose = dict(config.hydra.runtime.choices), config.hydra.verbose
         config = _without_hydra(config)
     except Exception as error:  # only Hydra runs here, and it does not wrap everything that its parser raises
         raise explain(error, overrides) from None
+    is_verbose(verbose)
     refuse_empty_mappings(config, overrides)
     return config, chosen
 
@@ -164,6 +167,28 @@ def refuse_long_overrides(overrides: Sequence[str]) -> None:
             )
 
 
+def is_verbose(value: Any) -> bool:
+    """Return what ``hydra.verbose`` says.
+
+    Raises:
+        ConfigError: It is neither true nor false.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise ConfigError(f"true or false is needed, not {value}", path=VERBOSE)
+    return text == "true"
+
+
+def show_debugging(verbose: Any) -> None:
+    """Let ``hydra.verbose=true`` show the tracebacks of mistakes, and what is logged for debugging; see ``is_verbose``.
+
+    Args:
+        verbose: Its value.
+    """
+    if is_verbose(verbose):
+        logging.getLogger("ksuit_runner").setLevel(logging.DEBUG)
+
+
 def without_sweep(config: DictConfig) -> DictConfig:
     """Return the config of a run, without what says how a sweep's runs are made and launched."""
     with open_dict(config):
@@ -186,10 +211,22 @@ def refuse_empty_mappings(config: DictConfig, overrides: Sequence[str]) -> None:
         name, is_empty = bare_name(item), re.fullmatch(r"\{\s*\}", value_text(item).strip())
         is_filled = item.startswith("+") and any(bare_name(other).startswith(f"{name}.") for other in overrides)
         if is_empty and not is_filled and (there := OmegaConf.select(config, name)):
-            none = f"{name}=[]" if name in groups() else f"~{name}" if "_target_" in there else f"{name}=null"
-            is_needed = name in OBJECT_SPECS and not OBJECT_SPECS[name].optional
-            hint = f"For another, write {name}=NAME" if is_needed else f"For none, write {none}"
-            raise ConfigError(f"{item}: it would change nothing, as mappings are merged. {hint}")
+            raise ConfigError(
+                f"{item}: it would change nothing, as mappings are merged. {_instead_of_empty(name, there)}"
+            )
+
+
+def _instead_of_empty(name: str, there: Any) -> str:
+    """Say what to write instead of an empty mapping at a config path where there is a filled one."""
+    if name == "sweep":
+        return "For none, write sweep=null"
+    if name in groups():
+        is_needed = name in OBJECT_SPECS and not OBJECT_SPECS[name].optional
+        return f"For another, write {name}=NAME" if is_needed else f"For none, write {name}=[]"
+    if "." not in name or root(name) == "hydra":  # a part of the config, which has to be there
+        first = next((key for key in there if key != "_target_"), "KEY")
+        return f"Set what is in it, such as {name}.{first}=VALUE"
+    return f"For none, write {f'~{name}' if '_target_' in there else f'{name}=null'}"
 
 
 def refuse_lost_overrides(overrides: Sequence[str]) -> None:

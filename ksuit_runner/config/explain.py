@@ -23,7 +23,7 @@ from ksuit_runner.config.groups import (
 )
 from ksuit_runner.config.overrides import bare_name, cannot_be_read, parse, value_text
 from ksuit_runner.config.project_source import named
-from ksuit_runner.errors import ConfigError, did_you_mean, suggest
+from ksuit_runner.errors import MOST_LISTED, ConfigError, did_you_mean, suggest
 
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
@@ -118,9 +118,9 @@ def _no_choice(overrides: Sequence[str]) -> ConfigError | None:
         group, value = item.key_or_group, item.value()
         names = value if isinstance(value, list) else [value]
         if group in groups() and not item.is_delete() and not all(isinstance(name, str) for name in names):
-            listed = ", ".join(choices(group))
+            none = f"For none: {group}=[]. " if value is None else ""
             return ConfigError(
-                f"{item.input_line}: a choice is the name of a file in conf/{group}/. There are: {listed}"
+                f"{item.input_line}: a choice is the name of a file in conf/{group}/. {none}{_listed(group)}"
             )
     return None
 
@@ -152,9 +152,17 @@ def _unknown_choice(path: str, overrides: Sequence[str]) -> ConfigError:
     available = choices(group)
     if not available and group not in groups():
         return ConfigError(f"{where}{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
-    listed = f"\nThere are: {', '.join(available)}" if suggest(choice, available) else ""
+    listed = f"\n{_listed(group)}" if suggest(choice, available) or len(available) > MOST_LISTED else ""
     hint = hint_of_files(group, choice)
     return ConfigError(f"{where}{group}: there is no '{choice}'. {hint or did_you_mean(choice, available)}{listed}")
+
+
+def _listed(group: str) -> str:
+    """Return the choices of a group as a sentence, or where to see them if they are many."""
+    available = choices(group)
+    if len(available) > MOST_LISTED:
+        return f"All {len(available)}: --help {group}"
+    return f"There are: {', '.join(available)}"
 
 
 def _cannot_override(name: str, key: str, package: str) -> ConfigError:

@@ -79,6 +79,7 @@ def _check_defaults(path: Path, defaults: Any) -> None:
     where = f"{named(path)}: defaults"
     if not isinstance(defaults, list | None):
         raise ConfigError(f"{where}: a list is needed, `- GROUP: CHOICE`, not {short(defaults)}")
+    overridden: set[str] = set()
     for item in defaults or ():
         choices = list(item.values()) if isinstance(item, dict) else [item]
         names = [name for choice in choices for name in (choice if isinstance(choice, list) else [choice])]
@@ -88,3 +89,7 @@ def _check_defaults(path: Path, defaults: Any) -> None:
         if unknown := set(words[:-1]) - set(_WORDS):
             word = min(unknown)
             raise ConfigError(f"{where}: '{word}' means nothing before a group. {did_you_mean(word, _WORDS)}")
+        if "override" in words[:-1]:
+            if (group := words[-1]) in overridden:
+                raise ConfigError(f"{where}: two lines override '{group}', and only one of them would count")
+            overridden.add(group)

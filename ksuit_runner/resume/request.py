@@ -12,6 +12,8 @@ from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.resume.reference import Reference, find_run
 from ksuit_runner.ui.terminal import SHORT_ID
 
+_NO_SWEEP = ("sweep=null", "sweep.params=null", "sweep.params={}")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -100,6 +102,11 @@ def _fetch(outputs: OutputPaths, overrides: Sequence[str], query: str) -> str | 
     return fetch_by(Factory(compose_locations(overrides)), outputs, query)
 
 
+def as_single(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which ``sweep=null`` also removes what an experiment varies, and not only a choice."""
+    return ["sweep.params=null" if item == "sweep=null" else item for item in overrides]
+
+
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:
     """Refuse settings of sweeps and launchers for a command that is about one run.
 
@@ -107,7 +114,7 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
         ConfigError: There is such a setting.
     """
     for item in overrides:
-        if root(item) in SWEEP_NODES and item not in ("sweep=null", "launcher=in_process"):
+        if root(item) in SWEEP_NODES and item not in (*_NO_SWEEP, "launcher=in_process"):
             one = f" A single run that is launched so: -m {item}" if bare_name(item) == "launcher" else ""
             raise ConfigError(
                 f"{item}: this is about the runs of a sweep, and there is none. A sweep: -m, or sweep=NAME.{one}"

@@ -55,7 +55,7 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     settings = replace(settings, params=_params(settings, swept, fixed))
     parameters = read_parameters(settings.params, settings.seed)
     fixed = _with_starting_point([item for item in fixed if not _is_about_the_sweep(item)], values, settings.params)
-    jobs = _jobs(fixed, settings, parameters)
+    jobs = _jobs(JobComposer(fixed, swept), settings, parameters)
     _check_objective(values["objective"], jobs)
     choice = value_of("sweep", fixed)
     plan = SweepPlan(
@@ -132,8 +132,7 @@ def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str])
     return params
 
 
-def _jobs(fixed: Sequence[str], settings: SweepSettings, parameters: Sequence[SweepParameter]) -> list[Job]:
-    composer = JobComposer(fixed)
+def _jobs(composer: JobComposer, settings: SweepSettings, parameters: Sequence[SweepParameter]) -> list[Job]:
     if settings.method is Method.TPE:
         _check_extremes(composer, parameters)
         return []

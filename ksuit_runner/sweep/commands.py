@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.check.ranks import check_gpus
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import show_debugging
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import root, value_of
 from ksuit_runner.config.targets import Trust, check_values
@@ -52,6 +54,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     """
     _refuse_ranks()
     planned = plan_sweep(overrides, command)
+    show_debugging(HydraConfig.get().verbose)
     launcher = _build_launcher(planned.plan.launcher)
     _check_ranks(launcher, planned.config)
     build_properties(planned.config, planned.plan.objective)

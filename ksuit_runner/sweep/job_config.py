@@ -38,10 +38,12 @@ class JobComposer:
 
     Args:
         fixed: The overrides that all jobs have.
+        written: What varies, as overrides with all its values, for messages that are about all jobs.
     """
 
-    def __init__(self, fixed: Sequence[str]) -> None:
+    def __init__(self, fixed: Sequence[str], written: Sequence[str] = ()) -> None:
         self._fixed = list(fixed)
+        self._written = {full_name(item): item for item in written}
         self._groups = set(groups())
         self._reader = SignatureReader()
         self._composed: dict[tuple[str, ...], tuple[DictConfig | None, dict[str, str]]] = {}
@@ -62,7 +64,17 @@ class JobComposer:
             values = with_starting_point(check_config(without_sweep(config), self._reader))
             return Job(number, combination, _json_values(dict(values)), choices)
         except KsuitError as error:
-            raise ConfigError(f"{error}\nThis is the job {' '.join(overrides_of(combination))}") from error
+            raise self._explained(error, combination) from error
+
+    def _explained(self, error: KsuitError, combination: Combination) -> ConfigError:
+        """Say which job has failed, unless it has a key that no job has: then the message has that as it is written."""
+        first, *others = str(error).splitlines()
+        for item, key in zip(overrides_of(combination), combination, strict=True):
+            if first.startswith(f"{item}: ") and " has no '" in first:
+                first, *others = (line.replace(item, self._written.get(key, key)) for line in (first, *others))
+                if not any(map(self._is_structural, combination)):
+                    return ConfigError("\n".join([first, *others]))
+        return ConfigError("\n".join([first, *others, f"This is the job {' '.join(overrides_of(combination))}"]))
 
     def _apply(self, combination: Combination, number: int) -> tuple[DictConfig, dict[str, str]]:
         chosen = {key: value for key, value in combination.items() if self._is_structural(key)}

@@ -79,6 +79,8 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
     """
     hints = get_type_hints(SweepSettings)
     annotations = {item.name: _annotation(hints[item.name], str(item.type)) for item in fields(SweepSettings)}
+    mappings = {key for key, text in annotations.items() if text.startswith("dict")}
+    node = {key: value for key, value in node.items() if value is not None or key not in mappings}
     for key, value in node.items():
         if key not in annotations:
             raise ConfigError(f"there is no such setting. {did_you_mean(str(key), annotations)}", path=f"sweep.{key}")

@@ -94,6 +94,11 @@ FILES = {
     "a launcher's argument": (f"{WHOLE}launcher: {{jobs: 2}}\n", "launcher.jobs: there is no such argument"),
     "a sweep": (f"{WHOLE}sweep: {{params: {{seed: [0, 1]}}}}\n", "sweep.params: values that vary are those of a sweep"),
     "a key of Hydra": (f"{WHOLE}hydra: {{rn: 1}}\n", "hydra.rn: there is no such key. Did you mean 'run'?"),
+    "no truth value": (f"{WHOLE}hydra: {{verbose: maybe}}\n", "hydra.verbose: true or false is needed, not maybe"),
+    "two choices of one group": (
+        f"{WHOLE}defaults:\n  - override /model: mlp\n  - override /model: cnn\n",
+        f"{FILE}: defaults: two lines override '/model', and only one of them would count",
+    ),
     "a misspelt choice": (
         f"{WHOLE}defaults:\n  - override /callbacks:\n    - acuracy\n",
         f"{FILE}: callbacks: there is no 'acuracy'. Did you mean 'accuracy'?",
@@ -181,6 +186,9 @@ def test_an_empty_mapping_that_would_change_nothing_is_refused(project):
         ("trainer.parameter_rules={}", "=null"),
         ("callbacks={ }", r"=\[\]"),
         ("model={}", "another, write model=NAME"),
+        ("evaluation={}", "such as evaluation.dataset=VALUE"),
+        ("sweep={}", "none, write sweep=null"),
+        ("schedule={}", r"=\[\]"),
     )
     for item, instead in cases:
         with pytest.raises(ConfigError, match=f"^{item}: it would change nothing, .*{instead}$"):

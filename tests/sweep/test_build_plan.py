@@ -39,6 +39,15 @@ def test_the_command_line_counts_more_than_the_yaml(tmp_path, monkeypatch):
     assert {job.config["optimizer"]["lr"] for job in jobs_of("sweep=mine", "optimizer.lr=5")} == {5}
 
 
+def test_what_a_yaml_varies_can_be_removed(tmp_path, monkeypatch):
+    write_sweep(tmp_path, "sweep:\n  params:\n    optimizer.lr: [1, 2]\n    optimizer.lrr: [1, 2]\n")
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of("sweep=mine", "sweep.params=null", "seed=7,8")
+    assert [job.combination for job in jobs] == [{"seed": "7"}, {"seed": "8"}]
+    with pytest.raises(ConfigError, match="^optimizer.lrr: 'optimizer' has no 'lrr'.*\n.* write \\+optimizer.lrr$"):
+        jobs_of("sweep=mine")
+
+
 def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
     write_sweep(
         tmp_path,
@@ -61,7 +70,15 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         (["seed=0"], "sweep.params: nothing varies"),
         (["model=mlp,mpl"], "model: there is no 'mpl'. Did you mean 'mlp'?"),
         (["optimizer.lr=1e-3,abc"], "optimizer.lr: expects"),
-        (["optimizer.lrr=1,2"], "optimizer.lrr=1: 'optimizer' has no 'lrr'"),
+        (
+            ["optimizer.lrr=1e-2,2", "seed=0,1"],
+            "optimizer.lrr=1e-2,2: 'optimizer' has no 'lrr'. Did you mean 'lr'?\n"
+            "To add a new key, write +optimizer.lrr=1e-2,2",
+        ),
+        (
+            ["model=mlp,cnn", "model.chanels=1e-2,2"],
+            "write +model.chanels=1e-2,2\nThis is the job model=mlp model.chanels=0.01",
+        ),
         (["seed=0,1", "sweep.methd=random"], "'sweep' has no 'methd'"),
         (["seed=0,1", "sweep.method=randm"], "sweep.method: expects"),
         (["seed=0,1", "sweep.method=random"], "sweep.samples: sweep.method=random needs a number of samples"),
