@@ -1,5 +1,8 @@
 """The text of ``--help``. Hydra's own takes twice the time, as it loads every group of the config again."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 
 from ksuit_runner.cli.arguments import as_overrides
@@ -9,24 +12,28 @@ from ksuit_runner.config.groups import choices, files, groups
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 _COMMANDS = """\
-ksuit-runner trains a model as the config says, tracks it, and resumes it exactly after whatever happened.
+ksuit-runner trains a model as the config says, tracks it, and resumes it
+exactly after whatever happened.
 
-  ksuit-runner init FOLDER                      a small project of your own, to begin with
-  ksuit-runner 'callbacks=[ema,accuracy]'       choose callbacks
-  ksuit-runner model=mlp optimizer.lr=3e-4      any group, any value
-  ksuit-runner -m seed=0,1,2                    a sweep; or sweep=NAME
-  ksuit-runner resume=RUN_ID                    resume, bit for bit; also fork= and evaluate=
-  ksuit-runner list=10                          the newest runs; also the words `runs`, `show RUN` ...
-  ksuit-runner show=RUN_ID                      its config, metrics, checkpoints and commands
-  ksuit-runner report=RUN_ID                    all about it as one page of HTML
-  ksuit-runner compare RUN_ID RUN_ID            where runs differ
-  ksuit-runner predict=RUN_ID@best predict_on=test  its outputs on a dataset, as a file of numpy
-  ksuit-runner export=RUN_ID@best/ema           its weights as one file, which the plain module loads
-  ksuit-runner sync=RUN_ID                      send what the tracker does not know of a run
-  ksuit-runner find_batch_size=true model=gpt   the largest parts of a batch that fit into memory
-  ksuit-runner leaderboard=last                 what the newest sweep has found; resume=SWEEP_ID resumes it
+ksuit-runner ...
+  init FOLDER                      a small project of your own, to begin with
+  'callbacks=[ema,accuracy]'       choose callbacks
+  model=mlp optimizer.lr=3e-4      any group, any value
+  -m seed=0,1,2                    a sweep; or sweep=NAME
+  resume=RUN_ID                    resume, bit for bit; also fork=, evaluate=
+  list=10                          the newest runs; also `runs`, `show RUN` ...
+  show=RUN_ID                      its config, metrics, checkpoints, commands
+  report=RUN_ID                    all about it as one page of HTML
+  compare RUN_ID RUN_ID            where runs differ
+  predict=RUN_ID@best              its outputs on a dataset, as a file of numpy
+  export=RUN_ID@best/ema           its weights, which the plain module loads
+  sync=RUN_ID                      send what the tracker does not know of it
+  find_batch_size=true model=gpt   largest parts of a batch that fit into memory
+  leaderboard=last                 what the newest sweep has found
+  resume=SWEEP_ID                  resume a sweep
 
-RUN_ID is a run's id, its first 6 or more characters, its name, or `last`; SWEEP_ID likewise, without `last`.
+RUN_ID is a run's id, its first 6 or more characters, its name, or `last`;
+SWEEP_ID likewise, without `last`.
 """
 _FLAGS = """\
 Any value can be given as PATH=VALUE, such as trainer.max_epochs=20; +PATH=VALUE adds a key, and '~PATH' removes one.
@@ -49,10 +56,19 @@ def print_help(words: Sequence[str]) -> int:
         return 0
     config, chosen = compose_with_choices(as_overrides(words))
     offered = ((group, choices(group)) for group in groups())
-    listed = "".join(f"{group}: {', '.join(names)}\n" for group, names in offered if names)
+    listed = "".join(_wrapped(f"{group}: {', '.join(names)}\n", indent="  ") for group, names in offered if names)
     text = commented(config, chosen)
-    print(f"{_COMMANDS}\n== Groups: GROUP=CHOICE ==\n\n{listed}\n== Config ==\n\n{text}\n{_FLAGS}", end="")
+    flags = "".join(map(_wrapped, _FLAGS.splitlines(keepends=True)))
+    print(f"{_COMMANDS}\n== Groups: GROUP=CHOICE ==\n\n{listed}\n== Config ==\n\n{text}\n{flags}", end="")
     return 0
+
+
+def _wrapped(line: str, indent: str = "") -> str:
+    """Return a line as several ones that fit the terminal, if it goes to one."""
+    if not sys.stdout.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _group(group: str) -> str:

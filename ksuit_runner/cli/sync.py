@@ -17,7 +17,7 @@ from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.ui.command_line import sync_command
-from ksuit_runner.ui.terminal import make_console
+from ksuit_runner.ui.terminal import make_console, tracked_at
 
 _TAKES = ("output_dir", "tracker", "trust", "register_anew")
 
@@ -43,7 +43,8 @@ def sync(query: str, overrides: Sequence[str]) -> int:
     if run_id is None:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
-    make_console().print(deliver(paths, composed, overrides), soft_wrap=True)
+    console = make_console()
+    console.print(tracked_at(console, deliver(paths, composed, overrides)), soft_wrap=True)
     if (box := Outbox.load(paths)) and box.is_withdrawn:
         shutil.rmtree(paths.run_dir, ignore_errors=True)  # as if the tracker had been told at once
     return 0

@@ -1,6 +1,7 @@
 """Words of a command line that mean nothing: what is said, and what to write instead."""
 
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def test_help_shows_what_each_key_is_for(capsys):
     keys = [pair for pair in pairwise(config) if re.match(r" *\w+:", pair[1]) and "_target_" not in pair[1]]
     bare = [line for before, line in keys if not before.lstrip().startswith("#")]
     assert len(keys) > 100 and set(bare) <= {"trainer:", "data:"}, bare
+
+
+def test_help_fits_a_terminal_besides_the_config(capsys, monkeypatch):
+    assert _main(["--help"]) == 0
+    plain = capsys.readouterr().out.partition("== Config ==")[0]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _main(["--help"]) == 0
+    printed = capsys.readouterr().out.partition("== Config ==")[0]
+    assert max(map(len, printed.splitlines())) <= 80 < max(map(len, plain.splitlines()))
+    assert printed.split() == plain.split()
 
 
 @pytest.mark.parametrize("group", ["optimizer", "callbacks"])
