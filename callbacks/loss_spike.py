@@ -97,4 +97,4 @@ class LossSpike(PeriodicCallback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._state.update(state_dict)
+        self._state = {name: state_dict[name] for name in self._state}

@@ -87,6 +87,16 @@ def test_later_losses_weigh_more(spiking):
     assert (run["spike"].state_dict()["mean"], run["spike"].state_dict()["variance"]) == pytest.approx((mean, variance))
 
 
+def test_a_state_without_all_that_it_needs_is_not_filled_up(spiking):
+    spiking(spike(), "old", stop_at=10).train()
+    resumed = spiking(spike(), "old")
+    state = resumed["spike"].state_dict()
+    del state["losses"]
+    with pytest.raises(KeyError, match="losses"):
+        resumed["spike"].load_state_dict(state)
+    assert resumed["spike"].state_dict()["losses"] == WINDOW
+
+
 def test_a_resume_goes_on_in_the_middle_of_spikes(spiking):
     whole = spiking(spike()).train()
     spiking(spike(), "killed", stop_at=10).train()
