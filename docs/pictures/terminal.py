@@ -79,7 +79,8 @@ def last_screen(output: str) -> list[str]:
             continue
         else:
             lines[row] += token
-    return [line for line in lines if re.sub(r"\x1b\[[0-9;]*m", "", line).strip()]
+    is_blank = [not re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines] + [True]
+    return ["" if is_blank[at] else line for at, line in enumerate(lines) if not (is_blank[at] and is_blank[at + 1])]
 
 
 if __name__ == "__main__":
