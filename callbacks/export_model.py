@@ -10,7 +10,7 @@ from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.callback_bases.weights import model_with
 from ksuit_runner.config.types import TwoOrMore
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, located
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.models.mlflow_model import export_program, plain_inputs, write_mlflow_model
 from ksuit_runner.system.atomic_files import new_folder
@@ -29,7 +29,6 @@ class ExportModel(DatasetCallback):
     load without its code. That it can be exported is checked before training. Inputs and outputs are tensors of shape
     (batch, ...), or dicts, lists and tuples of them, by names such as ``input_ids`` or ``latent/mean``. The number of
     samples is left open, and what differs between the first batches of the dataset, such as the length of texts.
-
     Of a checkpoint that the run lists among MLflow's models (``best_checkpoint``), it is what MLflow loads.
 
     Args:
@@ -73,12 +72,10 @@ class ExportModel(DatasetCallback):
         with self._models() as models, self.trainer.evaluation():  # with the weights that an evaluation sees
             exported = self._export(models["/".join(parts)]) if models else None
         if exported is not None:
-            progress = str(update_counter.progress)
-            path = self._write("_".join([progress, *parts]).replace("/", "_"), *exported)
-            tag, writer = self.weights_of, self.checkpoint_writer
-            is_present = tag is None or writer.is_requested_as(tag)
-            checkpoint = progress if tag is None or is_present else writer.name_of(tag)
-            self.tracker.add_export(ExportedModel(path, checkpoint or progress, self._weights or "model"))
+            label = "_".join([str(update_counter.progress), *parts]).replace("/", "_")
+            path, checkpoint = f"models/{self.display_name}/{label}", self.evaluated_checkpoint(update_counter)
+            self._write(path, *exported)
+            self.tracker.add_export(ExportedModel(path, checkpoint, self._weights or "model"))
 
     def _export(self, model: nn.Module) -> tuple[torch.export.ExportedProgram, Any] | None:
         """Return the program, and the example of its inputs; None on a rank that does not record."""
@@ -87,22 +84,16 @@ class ExportModel(DatasetCallback):
         if module is None:
             return None
         batches = self.data_container.evaluation_batches(self.dataset_key, self.batch_size, self.max_batches)
-        try:
+        with located(self._path):
             example, *others = [plain_inputs(self.trainer.inputs_and_targets(batch)[0]) for batch in batches]
             return export_program(module.eval(), example, others), example
-        except ConfigError as error:
-            error.locate(self._path)
-            raise
 
-    def _write(self, label: str, program: torch.export.ExportedProgram, example: Any) -> str:
-        """Write the model, and return its path below the artifact root."""
-        path = f"models/{self.display_name}/{label}"
+    def _write(self, path: str, program: torch.export.ExportedProgram, example: Any) -> None:
         self.checkpoint_writer.check_owner()
         with new_folder(self.path_provider.artifacts_dir / path) as folder:
             write_mlflow_model(folder, program, example, self.path_provider.run_id)
         if self._register_as is not None:
             self.tracker.register_model(ModelVersion(path, self._register_as, self._alias))
-        return path
 
     def _process_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None: ...
 

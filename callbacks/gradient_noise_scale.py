@@ -66,8 +66,7 @@ class GradientNoiseScale(PartSumsCallback):
     @uses_no_rng
     def _before_every_optimizer_step(self, update_counter: UpdateCounter) -> None:
         if self.follows(update_counter):
-            gradients = [item.grad for item in self.trainer.optimizers.parameters]
-            held = [dense_values(item) for item in gradients if item is not None]
+            held = [dense_values(item.grad) for item in self.trainer.optimizers.parameters if item.grad is not None]
             self._whole = self.trainer.strategy.norm(held).square() if held else None
 
     @uses_no_rng

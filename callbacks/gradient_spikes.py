@@ -80,8 +80,7 @@ class GradientSpikes(NormsCallback):
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
         self.writer.add_scalar("gradient_spikes", self._count)
-        largest, when = self._largest.tolist(), self._when.tolist()
-        for module, size, update in zip(self.norms.groups, largest, when, strict=True):
+        for module, size, update in zip(self.norms.groups, self._largest.tolist(), self._when.tolist(), strict=True):
             if size:
                 self.writer.add_scalar(f"gradient_spikes/{module}", size)
                 self.logger.warning(

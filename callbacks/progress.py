@@ -10,7 +10,6 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import check_above
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.reports.run_view import RunView
-from ksuit_runner.ui.terminal import make_console, run_console
 
 
 class Progress(CallbackBase):
@@ -41,8 +40,7 @@ class Progress(CallbackBase):
         super().__init__(**kwargs)
         check_above(0, every_n_seconds=every_n_seconds, refresh_seconds=refresh_seconds)
         records = self.data_container.world.records
-        console = run_console() if records else make_console(quiet=True)
-        self._view = RunView(console, self.path_provider, self.metric_property_provider)
+        self._view = RunView(self.path_provider, self.metric_property_provider, is_shown=records)
         self._interval = refresh_seconds if self._view.is_live else every_n_seconds
         self._has_epoch_lines = line_per_epoch
         self._epoch_line: list[str] = []  # one that is due
@@ -92,12 +90,9 @@ class Progress(CallbackBase):
         """Show which batch of an evaluation is read; see ``EvaluationWatcher``."""
         if monotonic() < self.next_time:
             return
-        self._view.position(self.trainer.counter)
-        names = [*names[:2], f"{len(names) - 2} more"] if len(names) > 3 else names
-        activity = f"{', '.join(names)} on {dataset_key} {batch + 1}" + ("" if batches is None else f"/{batches}")
+        activity = self._view.draw_evaluation(self.trainer.counter, names, dataset_key, batch, batches)
         if not self._view.is_live:
             self.logger.info("%s", activity)
-        self._view.draw(activity)
         self.next_time = monotonic() + self._interval
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 """The end of a run at a position, or before its time is up."""
 
-import re
 import time
 from collections.abc import Sequence
 from math import inf
@@ -8,14 +7,12 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
+from ksuit_runner.config.duration import seconds_of
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.system.signals import TIME_IS_UP
-
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_DURATION = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
 
 
 class StopAt(PeriodicCallback):
@@ -69,7 +66,7 @@ class StopAt(PeriodicCallback):
             raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
         self.max_time = max_time
         if max_time is not None and self.data_container.world.records:  # the other ranks follow
-            self.next_time = time.monotonic() + seconds_of(max_time)
+            self.next_time = time.monotonic() + seconds_of(max_time, "max_time")
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
         self._stop(update_counter)
@@ -91,16 +88,3 @@ class StopAt(PeriodicCallback):
         if interruption.signal is None and not update_counter.is_finished:
             self.logger.info("the time of the run is up (%s): it ends with a checkpoint", self.max_time)
             interruption.signal = TIME_IS_UP
-
-
-def seconds_of(text: str) -> float:
-    """Return a duration in seconds.
-
-    Raises:
-        ConfigError: The text is none, or the duration is 0.
-    """
-    parts = re.findall(r"([\d.]+)\s*([dhms])", text) if _DURATION.fullmatch(text) else []
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not seconds:
-        raise ConfigError(f"max_time: '{text}' is not a duration above 0, such as 90m or 1d 12h")
-    return seconds

@@ -120,6 +120,16 @@ class Interrupted(Exception):  # a signal, not an error
 
 
 @contextmanager
+def located(path: str) -> Iterator[None]:
+    """Give a KsuitError that is raised in the block a config path, unless it has a more precise one."""
+    try:
+        yield
+    except KsuitError as error:
+        error.locate(path)
+        raise
+
+
+@contextmanager
 def files_explained() -> Iterator[None]:
     """Turn an OSError into a StorageError of one line, where only files of the runner are read and written.
 

@@ -1,10 +1,9 @@
 """A run as it is shown while it trains: a bar with metrics, curves in a notebook, and the words of a line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from rich.columns import Columns
-from rich.console import Console
 from rich.text import Text
 
 from ksuit_runner.counter import UpdateCounter
@@ -14,7 +13,7 @@ from ksuit_runner.record.journal import read_points
 from ksuit_runner.reports.live_curves import LiveCurves
 from ksuit_runner.ui.notebook import in_notebook
 from ksuit_runner.ui.progress_bar import ProgressBar
-from ksuit_runner.ui.terminal import format_number
+from ksuit_runner.ui.terminal import format_number, make_console, run_console
 
 _MOST_METRICS = 12
 
@@ -23,16 +22,16 @@ class RunView:
     """Shows where a run is and the last values of its metrics, of those with a better direction.
 
     Args:
-        console: Where it is shown.
         paths: The run's files.
         properties: Knows which metrics have a better direction.
+        is_shown: Whether anything is shown, as on the rank that records.
 
     Attributes:
         is_live: Whether it can be redrawn; else only its words are of use.
     """
 
-    def __init__(self, console: Console, paths: PathProvider, properties: MetricPropertyProvider) -> None:
-        self._bar = ProgressBar(console, "updates")
+    def __init__(self, paths: PathProvider, properties: MetricPropertyProvider, is_shown: bool = True) -> None:
+        self._bar = ProgressBar(run_console() if is_shown else make_console(quiet=True), "updates")
         self.is_live = self._bar.is_live
         self._curves = LiveCurves(paths.run_id) if self.is_live and in_notebook() else None
         self._paths, self._properties = paths, properties
@@ -74,6 +73,24 @@ class RunView:
         self._bar.draw(*line, Columns([Text(item, "dim") for item in self.values()], padding=(0, 2)))
         if self._curves is not None:
             self._curves.draw()
+
+    def draw_evaluation(
+        self, counter: UpdateCounter, names: Sequence[str], dataset_key: str, batch: int, batches: int | None
+    ) -> str:
+        """Draw it with the evaluation that is in progress, and return that in words.
+
+        Args:
+            counter: Where training is.
+            names: Names of the callbacks that evaluate.
+            dataset_key: The dataset.
+            batch: Number of the batch, from 0.
+            batches: How many there are, if that is known.
+        """
+        self.position(counter)
+        named = [*names[:2], f"{len(names) - 2} more"] if len(names) > 3 else names
+        activity = f"{', '.join(named)} on {dataset_key} {batch + 1}" + ("" if batches is None else f"/{batches}")
+        self.draw(activity)
+        return activity
 
     def stop(self) -> None:
         """Leave the terminal as it was found, and the curves with all points."""

@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from callbacks.stop_at import StopAt, seconds_of
+from callbacks.stop_at import StopAt
 from ksuit_runner.api import run
+from ksuit_runner.config.duration import seconds_of
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.schedule import linear
 
@@ -93,7 +94,7 @@ def test_jobs_whose_time_is_up_leave_the_others_alone_and_raise_no_signal(tmp_pa
     ("text", "seconds"), [("90m", 5400), ("1d 12h", 129_600), ("1.5h30s", 5430), (" 2 h 5 m ", 7500), ("0.25s", 0.25)]
 )
 def test_durations(text, seconds):
-    assert seconds_of(text) == seconds
+    assert seconds_of(text, "max_time") == seconds
 
 
 @pytest.mark.parametrize(
