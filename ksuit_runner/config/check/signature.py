@@ -162,7 +162,9 @@ def _declared(
     for definition in filter(None, lineage):
         if _class_value([definition], name) is not UNKNOWN:
             break
-        nodes = list(ast.walk(definition.node)) if definition.node else []
+        text = definition.module.source or ""  # mostly it names neither of the two, and need not be searched as a tree
+        is_named = method in text or (owner is not None and owner in text)
+        nodes = list(ast.walk(definition.node)) if definition.node and is_named else []
         if any(isinstance(node, ast.Attribute) and node.attr == method for node in nodes):
             return None
         if owner is not None and any(isinstance(node, ast.Call) and _hands_on(node, owner) for node in nodes):
