@@ -1,5 +1,6 @@
 """The runs of a sweep's jobs: the tags that they are launched with, and finding them by these tags."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ksuit_runner.config.overrides import bare_name
@@ -59,13 +60,20 @@ def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
     return JobRecord(run_id, state.box.status or "", state.box.name, state.tracker_id or run_id, is_delivered)
 
 
-def find_records(paths: SweepPaths, tracker: BaseTracker) -> dict[int, JobRecord]:
+def find_records(paths: SweepPaths, tracker: BaseTracker, jobs: Collection[int] | None = None) -> dict[int, JobRecord]:
     """Return the run of each job that has one, by the job's number: from the output folder and from the tracker.
 
     The tracker knows runs that were killed before they stored anything, the output folder those that the tracker
     has lost or never got.
+
+    Args:
+        paths: Files of the sweep.
+        tracker: Where its jobs are recorded.
+        jobs: Numbers of its jobs: the tracker is asked only if the output folder has no run of one of them.
     """
     found = {index: local_record(paths, run_id) for index, run_id in runs_of_jobs(paths).items()}
+    if jobs is not None and found.keys() >= set(jobs):
+        return found
     for info in tracker.children(paths.sweep_id):
         index = info.tags.get(JOB_TAG, "")
         if info.tags.get(SWEEP_TAG) == paths.sweep_id and index.isdecimal() and int(index) not in found:

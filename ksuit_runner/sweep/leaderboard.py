@@ -107,7 +107,7 @@ def make_leaderboard(
         properties: Knows which direction of a metric is better.
         pruned: Numbers of the jobs that a search stopped early.
     """
-    records, ends = find_records(paths, tracker), read_ends(paths)
+    records, ends = find_records(paths, tracker, [job.index for job in jobs]), read_ends(paths)
     rows = []
     for job in jobs:
         record, end = records.get(job.index), ends.get(job.index)

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.errors import TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.record.journal import Journal
@@ -52,10 +53,10 @@ class Sweep:
         if status != "RUNNING":
             record_end(self.paths, JobResult(index, status, run.run_id, seconds))
 
-    def board(self, objective=ACCURACY, pruned=(), **settings):
+    def board(self, objective=ACCURACY, pruned=(), tracker=None, **settings):
         plan = SweepPlan("mine", "command", [], SweepSettings(**settings), {}, {}, objective, created=0.0)
         properties = MetricPropertyProvider()
-        return make_leaderboard(self.paths, plan, self.jobs, NoopTracker(), properties, frozenset(pruned))
+        return make_leaderboard(self.paths, plan, self.jobs, tracker or NoopTracker(), properties, frozenset(pruned))
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_the_better_direction_of_the_objective_ranks(sweep, objective, best_firs
     board = sweep.board(objective)
     assert order(board) == best_first
     assert board.metric_keys == [objective]
+
+
+class Away(NoopTracker):
+    """A tracker that cannot be reached."""
+
+    def children(self, run_id):
+        raise TrackerError("it does not answer")
+
+
+def test_the_tracker_is_asked_only_for_runs_that_the_output_folder_lacks(sweep):
+    sweep.job({"lr": "1"}, accuracy=[0.5])
+    assert sweep.board(tracker=Away()).rows[0].run_id == "run0"
+    sweep.job({"lr": "2"}, status=None)
+    with pytest.raises(TrackerError, match="does not answer"):
+        sweep.board(tracker=Away())
 
 
 def test_equal_jobs_stay_in_their_order(sweep):
