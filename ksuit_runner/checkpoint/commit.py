@@ -35,6 +35,7 @@ from ksuit_runner.checkpoint.folders import (
     root_of,
     tagged,
 )
+from ksuit_runner.checkpoint.hold import removing
 from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
 from ksuit_runner.checkpoint.packed import read_packed_manifest, unpack
 from ksuit_runner.paths import PathProvider
@@ -253,7 +254,9 @@ class Committer:
         past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
         for name in past[keep_last:]:
             if name not in self._tags.values():
-                shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
+                with removing(self.paths.checkpoints_dir / name) as is_free:
+                    if is_free:  # or else after a later checkpoint
+                        shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
 
     def _is_superseded(self, name: str, newer: int) -> bool:
         """Whether a checkpoint would be removed again once as many newer ones are committed as wait."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ksuit_runner import __version__
 from ksuit_runner.checkpoint.base_weights import BASE
 from ksuit_runner.checkpoint.folders import PARTIAL, beside, names
+from ksuit_runner.checkpoint.hold import Hold
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.manifest import (
     MANIFEST,
@@ -45,6 +46,7 @@ LOCAL = "local"
 """Key of the states of callbacks that differ between ranks, by name, in a state that is to be stored."""
 _SHARD = ""  # stands for the files of this rank among the names of files
 _LISTED = 5
+_TRIES = 100  # to read a checkpoint of a run that removes them meanwhile
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Checkpoint:
         config_hash: Hash of the config that it was written under.
         tags: Tags that it was written for.
         local: The states of callbacks that differed between the ranks that have written it, by name, for each rank.
+        hold: What keeps the run, if it is going on, from removing it before all of its files are read.
     """
 
     paths: PathProvider
@@ -94,6 +97,7 @@ class Checkpoint:
     config_hash: str
     tags: tuple[str, ...] = ()
     local: tuple[dict[str, Any], ...] = ()
+    hold: Hold | None = None
 
     @property
     def base(self) -> dict[str, str]:
@@ -246,8 +250,13 @@ def _manifest(
     return manifest_text(written, name, config_hash, is_unfinished, versions, keep_last, tags)
 
 
-def read_newest(paths: PathProvider, name: str | None = None, world: World | None = None) -> Checkpoint:
+def read_newest(
+    paths: PathProvider, name: str | None = None, world: World | None = None, is_elses: bool = False
+) -> Checkpoint:
     """Read the newest intact checkpoint of a run, with a warning for every damaged one that is skipped.
+
+    The run may be another process's, and go on: it is kept from removing what is read; if it has removed that already,
+    the one that is the newest by now is taken.
 
     All ranks take the same one: each file is verified by one of them, and what any of them finds damaged is damaged.
 
@@ -256,6 +265,7 @@ def read_newest(paths: PathProvider, name: str | None = None, world: World | Non
         name: Read this one only.
         world: The ranks that read it together. Of several, each gets tensors that were written in pieces as
             ``StoredTensor``, to read what it needs of them; a single process gets all as tensors.
+        is_elses: Whether the run is not this process's.
 
     Raises:
         CheckpointError: There is none, none that is intact, or none of this name.
@@ -263,21 +273,34 @@ def read_newest(paths: PathProvider, name: str | None = None, world: World | Non
     world = world or World()
     existing = world.broadcast(names(paths))
     if name is not None and name not in existing:
-        there = ", ".join(existing[:_LISTED]) + (" …" if len(existing) > _LISTED else "") if existing else "none"
-        raise CheckpointError(f"run {paths.run_id} has no checkpoint {name[:50]!r}. There are: {there}")
-    problems = {}
-    for candidate in existing if name is None else [name]:
-        found, problem = _checkpoint(paths.at_checkpoint(candidate), world)
+        raise CheckpointError(f"run {paths.run_id} has no checkpoint {name[:50]!r}. {_there_are(existing)}")
+    candidates, problems = existing if name is None else [name], {}
+    while candidates:
+        candidate, *candidates = candidates
+        found, problem = _checkpoint(paths.at_checkpoint(candidate), world, is_elses)
         problem = next(filter(None, world.gather(problem)), None)
         if found is not None and problem is None:
             return found
         problems[candidate] = problem
-        if world.records:
+        before, existing = existing, world.broadcast(names(paths))
+        if name is not None and name not in existing:
+            raise CheckpointError(
+                f"checkpoint {name} was removed while it was read: run {paths.run_id} is going on. "
+                + _there_are(existing)
+            )
+        if name is None and set(existing[:1]) - set(before) and len(problems) < _TRIES:
+            candidates = [other for other in existing if other not in problems]
+        elif world.records:
             _LOGGER.warning("checkpoint %s is damaged and skipped: %s", paths.checkpoints_dir / candidate, problem)
     if not problems:
         raise CheckpointError(f"run {paths.run_id} has no checkpoint in {paths.checkpoints_dir}: it cannot be resumed")
     listed = "".join(f"\n  {candidate}: {problem}" for candidate, problem in list(problems.items())[:_LISTED])
     raise CheckpointError(f"run {paths.run_id}: no checkpoint in {paths.checkpoints_dir} can be read{listed}")
+
+
+def _there_are(existing: Sequence[str]) -> str:
+    there = ", ".join(existing[:_LISTED]) + (" …" if len(existing) > _LISTED else "") if existing else "none"
+    return f"There are: {there}"
 
 
 def read_weights(folder: Path, label: str) -> dict[str, StoredTensor]:
@@ -322,17 +345,20 @@ def _weights(folder: Path, label: str, shards: Shards, reader: Callable[[Path], 
     return {**stored, **spread}
 
 
-def _checkpoint(paths: PathProvider, world: World) -> tuple[Checkpoint | None, str | None]:
+def _checkpoint(paths: PathProvider, world: World, is_elses: bool) -> tuple[Checkpoint | None, str | None]:
     """Return a checkpoint, or what is wrong with it."""
     progress = Progress.parse(paths.checkpoint_dir.name)
     assert progress is not None
+    hold = Hold(paths.checkpoint_dir) if is_elses else None
     try:
         manifest, model, state, local = _read(paths.checkpoint_dir, paths.runs_dir, world)
     except UnsafeFileError as error:
         return None, str(error)
     except OSError as error:
         return None, f"it cannot be read ({error.strerror})"
-    return Checkpoint(paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]), local), None
+    return Checkpoint(
+        paths, progress, model, state, manifest["config_hash"], tuple(manifest["tags"]), local, hold
+    ), None
 
 
 def _read(

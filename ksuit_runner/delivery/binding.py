@@ -17,7 +17,7 @@ from ksuit_runner.delivery.registration import index_registered, is_lost, regist
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.point import LoggedFile, Point
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import EXIT_TAG, REFUSED, BaseTracker
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -212,6 +212,7 @@ class Binding:
             assert tracker_id is not None, "it was registered when it was bound"
             self.store.attach_run(tracker_id)
             self.check_owner()
+            self.store.set_tags({EXIT_TAG: REFUSED})
             self.store.end_run(state.box.status, state.box.end_time)
             self.store.delete_run()
         self._note(status=state.box.status, end_time=state.box.end_time, version=state.box.version)

@@ -308,7 +308,15 @@ def build_run(
     if checkpoint is not None:
         if origin.mode != Mode.EVALUATE:
             log_writer.summarize(point for line, _ in journal.read() for point in line if point.step <= update)
-        _restore(run, checkpoint, origin, strict)
+        try:
+            _restore(run, checkpoint, origin, strict)
+        except CheckpointError as error:  # callbacks read files of their own, long after the others were read
+            if checkpoint.paths.checkpoint_dir.exists():
+                raise
+            gone = f"checkpoint {checkpoint.progress} of run {origin.run_id} was removed while it was read"
+            raise CheckpointError(f"{gone}: that run is going on. Try again") from error
+        if checkpoint.hold is not None:
+            checkpoint.hold.release()
     return run
 
 

@@ -233,7 +233,7 @@ def _read_checkpoint(outputs: OutputPaths, origin: Origin | None, world: World) 
     paths = PathProvider(outputs.output_dir, origin.run_id)
     is_there = _has_checkpoint(paths, origin) if world.records else None
     is_there = world.exchange(f"{origin.mode} of run {origin.run_id}", is_there)[0]
-    return read_newest(paths, origin.checkpoint, world) if is_there else None
+    return read_newest(paths, origin.checkpoint, world, origin.mode == Mode.FORK) if is_there else None
 
 
 def _has_checkpoint(paths: PathProvider, origin: Origin) -> bool:

@@ -10,14 +10,12 @@ from ksuit_runner.errors import KsuitError, TakenOverError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import LockView
-from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.base import EXIT_TAG, BaseTracker
 from ksuit_runner.ui.terminal import log_to_file
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 0.1  # between two looks at whether the run is still this process's to record
 _CLOSE_S = 2.0
-EXIT_TAG = "ksuit.exit"
-"""Tag of a run whose process has died: why, such as ``SIGKILL`` or ``out of memory (SIGKILL)``."""
 
 
 class RecordedRun:

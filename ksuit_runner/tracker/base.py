@@ -21,6 +21,13 @@ START_TAG = "ksuit.start_id"
 """Tag with a unique id of a run's start: a run whose creation was not acknowledged is not created twice."""
 
 
+EXIT_TAG = "ksuit.exit"
+"""Tag of a run that something else than training has ended: the reason, such as ``SIGKILL``."""
+
+REFUSED = "refused before its first update"
+"""Reason of a run that never began, for a tracker that keeps it."""
+
+
 class EndStatus(StrEnum):
     """How a run ended; as text, it is the status in files, in trackers and for the user."""
 
@@ -193,7 +200,7 @@ class BaseTracker(ABC):
         """Mark the run as ended, now or at a time in ms since 1970."""
 
     def delete_run(self) -> None:  # noqa: B027 - optional
-        """Delete the run, which has ended before it began; a tracker that cannot leaves it as it is, FAILED."""
+        """Delete the run, which has ended before it began; a tracker that cannot keeps it, FAILED, with EXIT_TAG."""
 
     @abstractmethod
     def log_points(self, points: Sequence[Point]) -> None:

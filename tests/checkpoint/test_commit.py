@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -67,6 +68,52 @@ def test_what_is_handed_over_is_no_checkpoint_yet(paths):
     assert names(paths) == [] and left(paths) == [".E0_U1_S1.ready"]
     Committer(paths).commit("E0_U1_S1")
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"]
+
+
+def commit(paths, update):
+    name = f"E0_U{update}_S{update}"
+    ready(paths, name, keep_last=1)
+    Committer(paths).commit(name)
+    return names(paths)
+
+
+def test_a_checkpoint_that_another_process_reads_is_removed_once_that_has_read_it(paths, tmp_path):
+    commit(paths, 1)
+    script = f"""
+import os
+import signal
+import sys
+from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.paths import PathProvider
+found = read_newest(PathProvider({str(tmp_path)!r}, "run00000"), is_elses=True)
+if os.fork() == 0:  # as the workers of a fork, which outlive the reading
+    signal.pause()
+print("read", flush=True)
+sys.stdin.readline()
+found.hold.release()
+print("released", flush=True)
+sys.stdin.read()
+"""
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == "read\n"
+            assert commit(paths, 2) == ["E0_U2_S2", "E0_U1_S1"]
+            assert commit(paths, 3) == ["E0_U3_S3", "E0_U1_S1"]
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "released\n"
+            assert commit(paths, 4) == ["E0_U4_S4"]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_checkpoint_is_held_as_long_as_what_was_read_of_it_is_in_use(paths):
+    commit(paths, 1)
+    found = read_newest(paths, is_elses=True)
+    assert len(commit(paths, 2)) == 2
+    del found
+    assert commit(paths, 3) == ["E0_U3_S3"]
 
 
 def test_metrics_are_durable_before_the_checkpoint(paths):

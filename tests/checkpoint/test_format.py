@@ -126,6 +126,34 @@ def test_without_an_intact_checkpoint_there_is_an_error(paths):
         read_newest(paths)
 
 
+@pytest.fixture
+def goes_on(paths, monkeypatch):
+    """A run that goes on: twice, while its newest checkpoint is read, it writes the next one and removes the others."""
+    write(paths, "E0_U1_S1")
+    updates, verify = [2, 3], checkpoint_format.verify
+
+    def continued(folder, *args, **kwargs):
+        if updates:
+            newest = write(paths, "E0_U{0}_S{0}".format(updates.pop(0)))
+            for name in names(paths):
+                if name != newest.name:
+                    shutil.rmtree(paths.checkpoints_dir / name)
+        return verify(folder, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint_format, "verify", continued)
+
+
+def test_of_a_run_that_goes_on_the_checkpoint_that_is_the_newest_by_now_is_read(paths, goes_on, caplog):
+    assert str(read_newest(paths).progress) == "E0_U3_S3"
+    assert caplog.messages == []
+
+
+def test_a_named_checkpoint_that_is_removed_while_it_is_read_is_not_called_damaged(paths, goes_on, caplog):
+    with pytest.raises(CheckpointError, match=r"E0_U1_S1 was removed while .*is going on. There are: E0_U2_S2$"):
+        read_newest(paths, "E0_U1_S1")
+    assert caplog.messages == []
+
+
 def test_a_named_checkpoint_is_read_and_no_other(paths):
     write(paths, "E0_U1_S1")
     write(paths, "E0_U2_S2")

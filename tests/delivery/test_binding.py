@@ -292,6 +292,7 @@ def test_a_run_is_withdrawn_once_although_that_could_not_be_noted(paths: OutputP
     assert not again.is_behind
     run = MlflowTracker(paths)._client.get_run(run_id)
     assert (run.info.status, run.info.lifecycle_stage) == ("FAILED", "deleted")
+    assert run.data.tags["ksuit.exit"] == "refused before its first update"  # for a tracker that keeps it
 
 
 def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPaths) -> None:
