@@ -9,7 +9,7 @@ from hydra._internal.utils import get_args_parser
 from ksuit_runner.config.compose import refuse_long_overrides, refuse_lost_overrides
 from ksuit_runner.config.explain import IN_CONF, paths_named
 from ksuit_runner.config.groups import choices, groups
-from ksuit_runner.config.overrides import bare_name
+from ksuit_runner.config.overrides import bare_name, shell_word
 from ksuit_runner.errors import ConfigError, suggest
 from ksuit_runner.record.mode import OF_STORED_RUNS
 
@@ -101,7 +101,8 @@ def _commands_as_overrides(given: Sequence[str]) -> list[str]:
         value = words[0]
     else:
         what = _TAKE.get(key, "a run, such as last")
-        raise ConfigError(f"{command}: it takes {what}, and {len(words)} words are given")
+        number = f"{len(words)} words are" if words else "nothing is"
+        raise ConfigError(f"{command}: it takes {what}, and {number} given")
     return [f"{key}={value}", *(item for item in given if item not in (command, *words))]
 
 
@@ -127,7 +128,7 @@ def _refuse_unknown_flags(arguments: Sequence[str], known: Sequence[str]) -> Non
 
 
 def _refuse_spaces(words: Sequence[str]) -> None:
-    """Refuse ``optimizer.lr = 0.1``, of which the shell makes three words."""
+    """Refuse ``optimizer.lr = 0.1`` and ``callbacks=[ema, accuracy]``, of which the shell makes several words."""
     for index, word in enumerate(words):
         key, equals, value = word.partition("=")
         before, after = ("".join(words[at : at + 1] if at >= 0 else ()) for at in (index - 1, index + 1))
@@ -135,6 +136,16 @@ def _refuse_spaces(words: Sequence[str]) -> None:
         if equals and (is_split or key != key.strip()):
             whole = f"{key.strip() or before}={value.strip() or after}"
             raise ConfigError(f"'{word}': an override has no spaces around its =. Write {whole}")
+        is_cut = equals and (value.endswith(",") or _is_open(word)) and after and "=" not in after
+        if is_cut:
+            ends = (end for end in range(index + 2, len(words)) if not _is_open(" ".join(words[index:end])))
+            whole = " ".join(words[index : next(ends, len(words))])
+            raise ConfigError(f"'{word}': an override with spaces needs quotes. Write {shell_word(whole)}")
+
+
+def _is_open(text: str) -> bool:
+    """Whether a list or mapping begins in a text and does not end there."""
+    return any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}"))
 
 
 def _meant(word: str) -> str:
