@@ -176,7 +176,7 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     Args:
         name: What was written.
         valid: What could have been written; of many, the sentence has a few that are like it, or the first ones.
-        longest: With how many valid names it has any; the sentence is empty if there are more.
+        longest: If there are more valid names than this, and none is near, the sentence is empty.
     """
     names = sorted({str(item) for item in valid})
     if near := suggest(name, names):

@@ -56,7 +56,10 @@ def test_callbacks_that_were_allowed_to_differ_hold_for_the_next_resume(tmp_path
 def test_other_callbacks_take_nothing_over_from_what_was_said_about_the_former(tmp_path):
     ksuit(tmp_path, *QUICK, "callbacks.ema.decays=[0.9]")
     output = ksuit(tmp_path, "evaluate=last", "callbacks=[accuracy]")
-    assert "accuracy/validation" in output and "ema" not in output
+    assert "accuracy/validation" in output and "ema" not in output and "evaluates a dataset" not in output
+    assert "none of the callbacks evaluates a dataset. Choose some" in ksuit(
+        tmp_path, "evaluate=last", "callbacks=[ema]"
+    )
 
 
 def test_fork_that_cannot_begin_is_explained_and_is_not_the_last_run(finished):

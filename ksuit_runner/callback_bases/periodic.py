@@ -245,8 +245,9 @@ class DatasetCallback(PeriodicCallback):
     def evaluated_checkpoint(self, update_counter: UpdateCounter) -> str:
         """Return the name of the checkpoint that has the weights which are evaluated now."""
         tag, writer, present = self.weights_of, self.checkpoint_writer, str(update_counter.progress)
-        is_present = tag is None or writer.is_requested_as(tag)
-        return present if tag is None or is_present else writer.name_of(tag) or present
+        if tag is None or writer.is_requested_as(tag):
+            return present
+        return writer.name_of(tag) or present
 
     def read_batch(self, batch: Any, models: Mapping[str, nn.Module]) -> None:
         """Process one batch, with its metrics under the callback's name."""

@@ -43,6 +43,9 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     composed = compose_config(with_trackers_beside(overrides))
     outputs = OutputPaths(composed.output_dir)
     runs = stored_runs(outputs)
+    if not runs:
+        make_console().print(f"there is no run in {outputs.output_dir}", soft_wrap=True)
+        return 0
     shown = runs if count == "all" else runs[: int(count)]
     heads: tuple[str, ...] = ("run", "name", "status", "metric", "best", "took", "age")
     rows = [_row(run, composed, overrides) for run in shown]

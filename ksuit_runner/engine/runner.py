@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.checkpoint.folders import has_traces, read_tags
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
@@ -363,6 +364,8 @@ def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
 
 def _evaluate(run: Run, record: SilentRecord) -> None:
     before = record.recorded(run.counter.update)
+    if not any(isinstance(item, DatasetCallback) for item in run.hooks.callbacks.values()):
+        _LOGGER.warning("none of the callbacks evaluates a dataset. Choose some: 'callbacks=[accuracy]'")
     try:
         evaluate(run)
     except Interrupted as error:

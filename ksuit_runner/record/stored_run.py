@@ -229,7 +229,7 @@ def _find(paths: OutputPaths, query: str) -> str | None:
         found |= {entry.run_id for entry in known if (entry.tracker_id or "").startswith(query)}
     if len(found) > 1:
         listed = ", ".join(sorted(found)[:4]) + (" …" if len(found) > 4 else "")
-        raise ResumeError(f"'{query}' matches {len(found)} runs: {listed}\nGive more characters of the id")
+        raise ResumeError(f"'{query}' matches {len(found)} runs: {listed}\nGive an id, or more characters of it")
     return found.pop() if found else None
 
 

@@ -90,3 +90,8 @@ def test_flags_may_stand_anywhere(capsys):
 def test_a_query_takes_nothing_about_training(command):
     with pytest.raises(ConfigError, match=f"^\\+optimizer.lr=1: with {command.partition('=')[0]}= only output_dir, tr"):
         _main([command, "+optimizer.lr=1"])
+
+
+def test_a_list_of_no_runs_says_so(tmp_path, capsys):
+    assert _main(["list"]) == 0
+    assert capsys.readouterr().out == f"there is no run in {tmp_path / 'outputs'}\n"
