@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,6 +33,7 @@ from ksuit_runner.errors import ConfigError
 from ksuit_runner.system.imports import quick_imports
 
 Built = TypeVar("Built")
+_imported: dict[str, Any] = {}  # by target
 
 
 class OnDemand(NamedTuple):
@@ -265,11 +266,13 @@ def _locate(path: str, name: Any, trust: Trust | None = None) -> Any:
         raise ConfigError(f"'{name}' cannot be imported: {what_was_raised(cause)}", path=path) from error
 
 
-@cache
 def _import(name: str) -> Any:
-    """Have Hydra find a target, under its own policy."""
-    with quick_imports():
-        return instantiate({"_target_": name, "_partial_": True}).func
+    """Have Hydra find a target, under its own policy; again only if its module has another one, as after a reload."""
+    module, _, last = name.rpartition(".")
+    if name not in _imported or _imported[name] is not getattr(sys.modules.get(module), last, None):
+        with quick_imports():
+            _imported[name] = instantiate({"_target_": name, "_partial_": True}).func
+    return _imported[name]
 
 
 def _check(path: str, name: str, made: Any, kind: type | None, trust: Trust | None) -> None:

@@ -1,4 +1,6 @@
+import importlib
 import re
+import sys
 
 import pytest
 import torch
@@ -396,3 +398,18 @@ def test_a_data_function_that_builds_no_dataset_is_an_error():
     data = {"_target_": "ksuit_runner.data.container.DataContainer", "datasets": datasets, "batch_size": 3}
     with pytest.raises(ConfigError, match="data.datasets.train: Linear is not a dataset: it needs"):
         factory(data=data).build("data", DataContainer, seed=7)
+
+
+def test_a_module_that_is_loaded_again_as_in_a_notebook_is_not_taken_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def built(version):
+        (tmp_path / "edited.py").write_text(f"class Edited:\n    version = {version}\n")
+        known = sys.modules.get("edited")
+        module = importlib.reload(known) if known else importlib.import_module("edited")
+        found = Factory({"thing": {"_target_": "edited.Edited"}}).build("thing", object)
+        assert type(found) is module.Edited
+        return found.version
+
+    assert (built(1), built(1_000)) == (1, 1_000)
+    del sys.modules["edited"]
