@@ -66,7 +66,7 @@ def load_model(
     stored = compose_stored(Mode.EVALUATE, found.paths, overrides)
     config = check_config(stored.config, trust=stored.trust, is_stored=True)
     config["output_dir"] = str(found.outputs.output_dir)
-    checkpoint, shapes = read_newest(found.paths, name, is_elses=True), read_shapes(found.paths)
+    checkpoint, shapes = read_newest(found.paths, name, holds=True), read_shapes(found.paths)
 
     def shape(argument: str) -> tuple[int, ...]:
         if argument not in shapes:

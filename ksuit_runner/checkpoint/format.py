@@ -251,12 +251,11 @@ def _manifest(
 
 
 def read_newest(
-    paths: PathProvider, name: str | None = None, world: World | None = None, is_elses: bool = False
+    paths: PathProvider, name: str | None = None, world: World | None = None, holds: bool = False
 ) -> Checkpoint:
     """Read the newest intact checkpoint of a run, with a warning for every damaged one that is skipped.
 
-    The run may be another process's, and go on: it is kept from removing what is read; if it has removed that already,
-    the one that is the newest by now is taken.
+    If a run that goes on has removed it meanwhile, the one that is the newest by now is taken.
 
     All ranks take the same one: each file is verified by one of them, and what any of them finds damaged is damaged.
 
@@ -265,7 +264,7 @@ def read_newest(
         name: Read this one only.
         world: The ranks that read it together. Of several, each gets tensors that were written in pieces as
             ``StoredTensor``, to read what it needs of them; a single process gets all as tensors.
-        is_elses: Whether the run is not this process's.
+        holds: Whether the run is kept from removing what is read: it may be another process's, and go on.
 
     Raises:
         CheckpointError: There is none, none that is intact, or none of this name.
@@ -277,7 +276,7 @@ def read_newest(
     candidates, problems = existing if name is None else [name], {}
     while candidates:
         candidate, *candidates = candidates
-        found, problem = _checkpoint(paths.at_checkpoint(candidate), world, is_elses)
+        found, problem = _checkpoint(paths.at_checkpoint(candidate), world, holds)
         problem = next(filter(None, world.gather(problem)), None)
         if found is not None and problem is None:
             return found
@@ -345,11 +344,11 @@ def _weights(folder: Path, label: str, shards: Shards, reader: Callable[[Path], 
     return {**stored, **spread}
 
 
-def _checkpoint(paths: PathProvider, world: World, is_elses: bool) -> tuple[Checkpoint | None, str | None]:
+def _checkpoint(paths: PathProvider, world: World, holds: bool) -> tuple[Checkpoint | None, str | None]:
     """Return a checkpoint, or what is wrong with it."""
     progress = Progress.parse(paths.checkpoint_dir.name)
     assert progress is not None
-    hold = Hold(paths.checkpoint_dir) if is_elses else None
+    hold = Hold(paths.checkpoint_dir) if holds else None
     try:
         manifest, model, state, local = _read(paths.checkpoint_dir, paths.runs_dir, world)
     except UnsafeFileError as error:

@@ -179,7 +179,7 @@ def _module_and_inputs(found: StartingPoint, stored: Composed) -> list[Any]:
     config = check_config(stored.config, trust=stored.trust, is_stored=True)
     plain = {"device": "cpu", "compile": False, "activation_checkpointing": None}
     config["trainer"] |= {key: value for key, value in plain.items() if key in config["trainer"]}
-    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name, is_elses=True)
+    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name, holds=True)
     trainer = stored_trainer(Factory(config, stored.trust), config, checkpoint, found.file.stem)
     batches = trainer.data_container.evaluation_batches(str(config["evaluation"]["dataset"]), _SAMPLES, _BATCHES)
     return [trainer.model.module, *(plain_inputs(inputs_and_targets(trainer, batch)[0]) for batch in batches)]

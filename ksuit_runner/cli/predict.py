@@ -78,7 +78,7 @@ def predict(query: str, overrides: Sequence[str]) -> int:
     from ksuit_runner.checkpoint.format import read_newest
     from ksuit_runner.engine.stored_model import stored_trainer
 
-    checkpoint = read_newest(found.paths, name, is_elses=True)
+    checkpoint = read_newest(found.paths, name, holds=True)
     config = _only(dataset, config)
     columns = _columns(stored_trainer(Factory(config, stored.trust), config, checkpoint, weights), dataset)
     count = len(next(iter(columns.values())))

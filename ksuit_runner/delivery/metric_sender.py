@@ -9,7 +9,7 @@ from typing import Protocol
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.journal import JournalReader
 from ksuit_runner.record.point import LoggedFile, Point
-from ksuit_runner.system.atomic_files import write_passing
+from ksuit_runner.system.atomic_files import write_unsynced
 from ksuit_runner.system.background import Background
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text
 
@@ -136,7 +136,7 @@ class Shipment:
 
     def _advance(self, offset: int) -> None:
         self._check_owner()
-        write_passing(self._sent_path, str(offset))
+        write_unsynced(self._sent_path, str(offset))
         self.offset = offset
 
 

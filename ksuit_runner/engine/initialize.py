@@ -189,7 +189,7 @@ def _read(
 ) -> dict[str, Any]:
     if found.checkpoint is None:
         return read_file(found.file, settings.key)
-    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name, world, is_elses=True)
+    checkpoint = read_newest(found.checkpoint, found.checkpoint.checkpoint_dir.name, world, holds=True)
     values = read_weights(found.file.parent, found.file.stem)
     return {**base_of(checkpoint, config, model, world), **checkpoint.model, **values}  # what has no average is its own
 

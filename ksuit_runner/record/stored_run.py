@@ -18,7 +18,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider, RunId, is_run_id
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.security.authorship import sign
 from ksuit_runner.security.masking import mask_config, mask_text
-from ksuit_runner.system.atomic_files import append_line, make_folder, write_passing, write_texts
+from ksuit_runner.system.atomic_files import append_line, make_folder, write_texts, write_unsynced
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_folder, conform, parse_json, read_json, read_text
 
 _SHORTEST_PREFIX = 6
@@ -139,7 +139,7 @@ def read_shapes(paths: PathProvider) -> dict[str, tuple[int, ...]]:
 
 def store_length(paths: PathProvider, updates: int) -> None:
     """Store how many updates training takes, for those who watch the run: a power cut, which ends it, may lose that."""
-    write_passing(paths.length, f"{updates}\n")
+    write_unsynced(paths.length, f"{updates}\n")
 
 
 def read_length(paths: PathProvider) -> int | None:

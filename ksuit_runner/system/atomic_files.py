@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
-def write_passing(path: Path, text: str) -> None:
+def write_unsynced(path: Path, text: str) -> None:
     """Replace a small file without waiting for the disk: a power cut may leave anything there, or nothing."""
     _replace(path, text.encode(), is_durable=False)
 

@@ -85,7 +85,7 @@ import signal
 import sys
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.paths import PathProvider
-found = read_newest(PathProvider({str(tmp_path)!r}, "run00000"), is_elses=True)
+found = read_newest(PathProvider({str(tmp_path)!r}, "run00000"), holds=True)
 if os.fork() == 0:  # as the workers of a fork, which outlive the reading
     signal.pause()
 print("read", flush=True)
@@ -110,7 +110,7 @@ sys.stdin.read()
 
 def test_a_checkpoint_is_held_as_long_as_what_was_read_of_it_is_in_use(paths):
     commit(paths, 1)
-    found = read_newest(paths, is_elses=True)
+    found = read_newest(paths, holds=True)
     assert len(commit(paths, 2)) == 2
     del found
     assert commit(paths, 3) == ["E0_U3_S3"]
