@@ -86,7 +86,7 @@ def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small
     arguments = (*ARGUMENTS, "trainer.max_epochs=40", "+checkpoint.room_timeout_s=1")
     process = start(outputs, *arguments)
     wait_until(lambda: last_step(outputs) >= 150, process)
-    keeper = threading.Thread(target=keep_full, args=(small_disk, process))
+    keeper = threading.Thread(target=keep_full, args=(small_disk, process), daemon=True)
     keeper.start()
     output = end(process, 2)
     keeper.join()
