@@ -80,7 +80,7 @@ class Binding:
                 return state.box.status is None or state.has_end
             has_models = state.has_models or bool(unlisted(self._paths, state))
             return not self.is_bound or state.has_messages or state.has_end or has_models or self.store.is_behind
-        except TrackerError:
+        except (TrackerError, OSError):
             return True
 
     @property

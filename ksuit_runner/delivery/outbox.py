@@ -69,7 +69,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     other_tags: dict[RunId, dict[str, str]] = msgspec.field(default_factory=dict)
     version: Count = 0
     models: list[ModelVersion] = msgspec.field(default_factory=list)
-    listed: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    listed: dict[str, Annotated[tuple[str, ...], Meta(min_length=1)]] = msgspec.field(default_factory=dict)
     exports: list[ExportedModel] = msgspec.field(default_factory=list)
     status: EndStatus | None = None
     end_time: Count | None = None

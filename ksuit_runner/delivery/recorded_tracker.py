@@ -172,6 +172,7 @@ class RecordedTracker(LocalIdTracker):
 
     def list_tagged(self, tag: str, chosen_by: Sequence[str]) -> None:
         """Store that the checkpoint with a tag is listed among the models, once the run has ended."""
+        assert chosen_by, "it is listed with the metrics that it is chosen by"
         with self._lock:
             if self._outbox.listed.get(tag) != tuple(chosen_by):
                 self._outbox.listed[tag] = tuple(chosen_by)

@@ -163,7 +163,7 @@ class Recording:
         self._following.notify()
 
     def hurry(self) -> None:
-        """Commit the checkpoints that were handed over without a pause: one is waited for."""
+        """Commit without a pause the checkpoints that were handed over: one is waited for."""
         self._following.hurry()
 
     def flush(self, timeout_s: float) -> bool:

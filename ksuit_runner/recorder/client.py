@@ -181,7 +181,7 @@ class RecorderClient:
             self.notify(session)
 
     def hurry(self, session: int) -> None:
-        """Have the run's checkpoints committed without a pause; does not wait."""
+        """Have the run's checkpoints committed without a pause; does not wait for that."""
         with self._lock:
             if self._life is not None and self.follows(session):
                 self._life.send(Request(0, session, "hurry", {}))

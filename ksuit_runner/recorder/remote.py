@@ -138,7 +138,8 @@ class RemoteHandOver:
         renamed, self._renamed = self._renamed, []
         for name in renamed:
             existing = names(self._paths)
-            newer = [other for other in (*existing, *self._waiting) if _update(other) > _update(name)]
+            with self._lock:  # training goes on, and submits more
+                newer = [other for other in (*existing, *self._waiting) if _update(other) > _update(name)]
             is_superseded = name not in existing and bool(newer)  # by one that is committed, or will be
             problem = None if is_superseded else damage(self._paths.checkpoints_dir / name, reads=is_common)
             self.ended(name, None if problem is None else OSError(errno.EIO, problem))

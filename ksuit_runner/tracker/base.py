@@ -251,7 +251,7 @@ class BaseTracker(ABC):
 
         Args:
             tag: The tag.
-            chosen_by: Metrics that the checkpoint is chosen by.
+            chosen_by: Metrics that the checkpoint is chosen by, at least one.
         """
 
     def add_export(self, export: ExportedModel) -> None:  # noqa: B027 - for callbacks
