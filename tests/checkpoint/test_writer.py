@@ -3,7 +3,7 @@ import json
 import os
 import resource
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import chain
 
@@ -270,7 +270,7 @@ class Recorder:
     def __init__(self, paths):
         self.committer = Committer(paths)
         self.submitted = {}
-        self.is_hurried = self.is_closed = False
+        self.hurried, self.is_closed = threading.Event(), False
 
     def submit(self, name):
         hand_over(self.committer.paths, name)
@@ -278,7 +278,7 @@ class Recorder:
         return self.submitted[name]
 
     def hurry(self):
-        self.is_hurried = True
+        self.hurried.set()
 
     def restore_tags(self, name, tags):
         self.committer.restore_tags(name, tags)
@@ -306,12 +306,14 @@ def test_training_waits_for_no_commit_until_many_are_on_their_way(handed_over, m
     item, recorder = handed_over
     for update in range(1, 7):
         item.save_at(update)
+    wait([saving.written for saving in item.writer._saving])
     assert item.kept() == [] and hidden(item) == [f".{name}.ready" for name in sorted(recorder.submitted)]
-    assert not item.paths.tags.exists() and not item.paths.latest.exists() and not recorder.is_hurried
+    assert not item.paths.tags.exists() and not item.paths.latest.exists() and not recorder.hurried.is_set()
     next_one = threading.Thread(target=partial(item.save_at, 7))
     next_one.start()
+    assert recorder.hurried.wait(60)
     next_one.join(0.2)
-    assert next_one.is_alive() and recorder.is_hurried
+    assert next_one.is_alive()
     recorder.commit()
     next_one.join(60)
     recorder.commit()
