@@ -75,13 +75,13 @@ class LearningRateFinder(CallbackBase):
 
     @uses_no_rng
     def _after_training(self, update_counter: UpdateCounter) -> None:
-        name, columns = self.display_name, self._seen
-        if not columns.losses:
+        name, seen = self.display_name, self._seen
+        if not seen.losses:
             return
-        self.writer.add_table(name, ["learning_rate", "loss", "smoothed_loss"], list(zip(*columns, strict=True)))
-        for rule, rate in (found := columns.suggest(self.smoothing)).items():
+        self.writer.add_table(name, ["learning_rate", "loss", "smoothed_loss"], list(zip(*seen, strict=True)))
+        for rule, rate in (found := seen.suggest(self.smoothing)).items():
             self._suggest(f"{name}/{rule}", rate)
-        rates, losses, smoothed = map(np.array, columns)
+        rates, losses, smoothed = map(np.array, seen)
         self.writer.add_figure(name, draw_rate_test(rates, losses, smoothed, found))
 
     def _suggest(self, key: str, rate: float) -> None:

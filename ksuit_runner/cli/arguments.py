@@ -100,6 +100,7 @@ def _commands_as_overrides(given: Sequence[str]) -> list[str]:
     elif len(words) == 1:
         value = words[0]
     else:
+        _refuse_spaces(given)  # one of the words may be the rest of an override
         what = _TAKE.get(key, "a run, such as last")
         number = f"{len(words)} words are" if words else "nothing is"
         raise ConfigError(f"{command}: it takes {what}, and {number} given")

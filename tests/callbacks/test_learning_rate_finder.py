@@ -59,8 +59,8 @@ def test_rates_are_those_to_write_into_the_config(new_run, caplog, rate):
     assert f"finder/{rate}: optimizer.lr={lr:.3g} " in caplog.text
     assert f" trainer.parameter_rules.bias.lr={own:.3g}\n" in caplog.text
     assert f"finder/{rate}/frozen" not in finished.metrics()
-    number = update if rate == "tenth_of_minimum" else rows(finished)[:, 0].tolist().index(lr)
     if rate == "steepest":  # written into a config, all groups have the rates that they had at that update
+        number = rows(finished)[:, 0].tolist().index(lr)
         written = {**given, "optimizer": partial(SGD, lr=lr), "schedule": constant, "max_updates": 1}
         written["parameter_rules"] = {**rules, "bias": {**rules["bias"], "lr": own}}
         at_update = new_run({}, "there", stop_at=number + 1, **given).train().run.trainer.optimizers.used_options("lr")

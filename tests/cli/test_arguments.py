@@ -42,6 +42,7 @@ def refusal(*arguments):
         (["optimizer.lr = 0.1"], "Write optimizer.lr=0.1"),
         (["callbacks=[ema,", "accuracy]", "seed=1"], "needs quotes. Write 'callbacks=[ema, accuracy]'"),
         (["seed=1", "trainer.parameter_rules={a:", "{lr:", "1}}"], "Write 'trainer.parameter_rules={a: {lr: 1}}'"),
+        (["resume", "last", "callbacks=[ema,", "accuracy]"], "Write 'callbacks=[ema, accuracy]'"),
         (["-m", "seed=0,", "1"], "Write 'seed=0, 1'"),
         (["show"], "show: it takes a run, such as last, and nothing is given"),
         (["show", "last", "a"], "show: it takes a run, such as last, and 2 words are given"),
