@@ -10,6 +10,7 @@ from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths
+from ksuit_runner.record.stored_run import no_run_in
 from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.stored_tracker import tracker_factory
 from ksuit_runner.system.recorder_lock import StoredRunLock
@@ -44,7 +45,7 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
     outputs = OutputPaths(composed.output_dir)
     runs = stored_runs(outputs)
     if not runs:
-        make_console().print(f"there is no run in {outputs.output_dir}", soft_wrap=True)
+        make_console().print(no_run_in(outputs), soft_wrap=True)
         return 0
     shown = runs if count == "all" else runs[: int(count)]
     heads: tuple[str, ...] = ("run", "name", "status", "metric", "best", "took", "age")

@@ -92,12 +92,16 @@ def hint_of_files(group: str, choice: str) -> str:
             path = Path(folder, group, f"{choice}{ending}")
             if (folder, ending) != ("conf", ".yaml") and path.is_file():
                 return f"{path} has to be conf/{group}/{choice}.yaml"
-    here = Path.cwd()
-    below = sorted(here.iterdir()) if os.access(here, os.R_OK) else []
-    for around in (*here.parents, *below):
+    for around in folders_around():
         if os.path.isfile(around / "conf" / group / f"{choice}.yaml"):  # False, too, where one may not look
             return f"{around}/conf has it: cd {quote(str(around))}"
     return ""
+
+
+def folders_around() -> list[Path]:
+    """Return the folders above the working directory, and what is in it: where a command may have been meant to run."""
+    here = Path.cwd()
+    return [*here.parents, *(sorted(here.iterdir()) if os.access(here, os.R_OK) else [])]
 
 
 def hint_of_choice(group: str, value: Any) -> str:

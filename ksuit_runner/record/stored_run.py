@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from msgspec import Meta
 from omegaconf import DictConfig
 
+from ksuit_runner.config.groups import folders_around
 from ksuit_runner.config.stored_config import format_config, parse_config
 from ksuit_runner.errors import ResumeError, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, RunId, is_run_id
@@ -268,7 +270,7 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
     """Return the error for a run that does not exist, with the nearest name."""
     names = {entry.name for entry in _index(paths)} | set(_run_ids(paths))
     if query == "last" or not names:
-        return ResumeError(f"{flag}={query}: there is no run in {paths.output_dir}")
+        return ResumeError(f"{flag}={query}: {no_run_in(paths)}")
     where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
     if near := suggest(query, names):
         hint = f"Did you mean '{near}'?"
@@ -276,6 +278,18 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
         short = " (an id needs at least 6 characters)" if len(query) < _SHORTEST_PREFIX else ""
         hint = f"{len(set(_run_ids(paths)))} runs exist{short}; 'last' is the newest"
     return ResumeError(f"{flag}={query}: there is no such run in {where}. {hint}")
+
+
+def no_run_in(paths: OutputPaths) -> str:
+    """Say that an output folder has no run, and in which folder the command may have been meant to run."""
+    here, text = Path.cwd(), f"there is no run in {paths.output_dir}"
+    if not paths.output_dir.is_relative_to(here):
+        return text
+    for around in folders_around():
+        outputs = OutputPaths(around / paths.output_dir.relative_to(here))
+        if os.path.isfile(outputs.index):  # False, too, where one may not look
+            return f"{text}. {outputs.output_dir} has some: cd {quote(str(around))}"
+    return text
 
 
 def _run_ids(paths: OutputPaths) -> Iterator[str]:

@@ -37,8 +37,8 @@ from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG, NOTES_TAG
 from ksuit_runner.ui.acknowledge import acknowledged
-from ksuit_runner.ui.command_line import sync_command
-from ksuit_runner.ui.terminal import format_number, print_blank, print_error
+from ksuit_runner.ui.command_line import resume_command, sync_command
+from ksuit_runner.ui.terminal import format_number, print_blank, print_error, print_pairs
 
 _MOST_DESCRIBED = 20  # rows of a table in the description of the parent run
 
@@ -261,6 +261,9 @@ class SweepRunner:
             rows = board.rows
             print_blank(self._console)
             print_leaderboard(self._console, board)
+            if status != EndStatus.FINISHED:
+                print_blank(self._console)
+                print_pairs(self._console, {"resume": resume_command(self.paths.sweep_id, self.paths.output_dir)})
             store_leaderboard(self.paths, board, self._tracker)
         except TrackerError as error:
             print_error(self._console, error)

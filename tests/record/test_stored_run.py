@@ -8,6 +8,7 @@ from ksuit_runner.record.stored_run import (
     Launch,
     add_to_index,
     find_local,
+    no_run_in,
     read_config,
     read_launch,
     store,
@@ -89,6 +90,19 @@ def test_looking_creates_nothing(tmp_path):
     assert find_local(paths, "last") is None
     assert "there is no run in" in str(unknown_run(paths, "last", "resume"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("here", ["project/conf", "."])
+def test_a_folder_around_that_has_runs_is_named(tmp_path, monkeypatch, here):
+    (tmp_path / "project" / "conf").mkdir(parents=True)
+    paths = OutputPaths(tmp_path / "project" / "outputs")
+    PathProvider(paths.output_dir, FIRST).run_dir.mkdir(parents=True)
+    add_to_index(paths, FIRST, "mine", "train")
+    monkeypatch.chdir(tmp_path / here)
+    message = str(unknown_run(OutputPaths("outputs"), "mine", "resume"))
+    assert message.endswith(f"{paths.output_dir} has some: cd {tmp_path / 'project'}")
+    elsewhere = OutputPaths(tmp_path.parent / "outputs")
+    assert no_run_in(elsewhere) == f"there is no run in {elsewhere.output_dir}"
 
 
 @pytest.mark.parametrize(

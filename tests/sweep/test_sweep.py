@@ -156,8 +156,10 @@ def test_a_failed_job_is_reported_at_once_and_the_others_continue(project, tmp_p
     assert "run.log" in report.splitlines()[1]
     assert "Traceback" in report and output.count("Traceback") == 1
     assert "error: job 2 failed: model: fails_at: it cannot even be built" in output
-    words = [line.split()[-4:] for line in output.splitlines()[-3:]]
+    *rows, resume = output.splitlines()[-4:]
+    words = [row.split()[-4:] for row in rows]
     assert [("finished" in row, "failed" in row) for row in words] == [(True, False), (False, True), (False, True)]
+    assert resume.startswith("resume  ") and "resume=" in resume
     assert sorted(statuses(tmp_path / "outputs").values()) == ["FAILED", "FAILED", "FINISHED"]
 
     again = ksuit(tmp_path / "outputs", "resume=fails", "sweep.retry=false", status=1, cwd=project)
@@ -170,7 +172,7 @@ def test_a_failed_job_is_reported_at_once_and_the_others_continue(project, tmp_p
 def test_fail_fast_ends_the_sweep_with_the_first_failure(project, tmp_path):
     output = ksuit(tmp_path / "outputs", "sweep=fails", "sweep.fail_fast=true", *QUICK, status=1, cwd=project)
     assert output.count("starts") == 1
-    assert [line.split()[-1] for line in output.splitlines()[-2:]] == ["missing", "missing"]
+    assert [line.split()[-1] for line in output.splitlines()[-3:-1]] == ["missing", "missing"]
 
 
 def test_one_bad_value_is_reported_before_anything_trains(tmp_path):
@@ -195,7 +197,7 @@ def test_a_signal_ends_the_running_job_cleanly_and_the_sweep_with_it(number, tmp
     assert set(statuses(tmp_path).values()) == {"KILLED"}
     (directory,) = (path for path in run_dirs(tmp_path) if (path / "metrics.jsonl").exists())
     assert (directory / "artifacts" / "checkpoints" / "latest").exists()
-    assert [line.split()[-3 if "killed" in line else -1] for line in output.splitlines()[-2:]].count("missing") == 1
+    assert [line.split()[-3 if "killed" in line else -1] for line in output.splitlines()[-3:-1]].count("missing") == 1
 
 
 def test_what_ships_is_a_command_away():
