@@ -15,24 +15,31 @@ def init(query: str, overrides: Sequence[str]) -> int:
     """Copy the example ``spirals`` into a folder: a dataset, a network, a callback, their YAML files, and a test.
 
     Args:
-        query: The folder, which is made if it does not exist.
+        query: The folder, which is made if it does not exist. Hidden files, such as ``.git``, stay.
         overrides: The command line, which says nothing else.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ConfigError: The folder has something in it, or is a file.
+        ConfigError: The folder has more than hidden files in it, or is a file.
     """
     allow_only(overrides, "init")
     folder = Path(query).expanduser()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if (folder.exists() and not folder.is_dir()) or not all(name.startswith(".") for name in there):
         raise ConfigError(f"init {query}: it exists and is not an empty folder. Nothing is overwritten: name another")
-    without = shutil.ignore_patterns("__pycache__", "outputs", ".pytest_cache")
-    shutil.copytree(shipped("examples") / "spirals", folder, ignore=without, dirs_exist_ok=True)
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    made: list[str] = []
+
+    def copy(source: str, target: str) -> str:
+        made.append(str(Path(target).relative_to(folder)))
+        return shutil.copy2(source, target)
+
+    without = shutil.ignore_patterns("__pycache__", "outputs", ".pytest_cache", *there)
+    shutil.copytree(shipped("examples") / "spirals", folder, ignore=without, copy_function=copy, dirs_exist_ok=True)
     console = make_console()
-    console.print(f"{folder}: {', '.join(files)}", soft_wrap=True)
-    console.print(f"\ncd {shlex.quote(str(folder))}\nksuit-runner experiment=spirals", soft_wrap=True)
+    console.print(f"{folder}: {', '.join(sorted(made))}", soft_wrap=True)
+    change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))}\n"
+    console.print(f"\n{change}ksuit-runner experiment=spirals", soft_wrap=True)
     console.print("\nREADME.md there has more.")
     return 0

@@ -48,6 +48,18 @@ def test_the_commands_of_the_tutorial(tmp_path, monkeypatch):
         _main(shlex.split(arguments))
 
 
+def test_a_folder_with_hidden_files_only_is_filled_and_they_stay(tmp_path, monkeypatch, capsys):
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "pyvenv.cfg").write_text("mine")
+    (tmp_path / ".gitignore").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert _main(["init", "."]) == 0
+    printed = capsys.readouterr().out
+    assert "spirals.py" in printed and ".venv" not in printed and ".gitignore" not in printed and "cd " not in printed
+    assert (tmp_path / "conf" / "experiment" / "spirals.yaml").is_file()
+    assert {(tmp_path / name).read_text() for name in (".gitignore", ".venv/pyvenv.cfg")} == {"mine"}
+
+
 def test_nothing_is_overwritten(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("mine")
