@@ -78,8 +78,7 @@ class Binding:
             state = self.state
             if state.box.is_withdrawn:
                 return state.box.status is None or state.has_end
-            has_models = state.has_models or bool(unlisted(self._paths, state))
-            return not self.is_bound or state.has_messages or state.has_end or has_models or self.store.is_behind
+            return not self.is_bound or not is_delivered(self._paths, state) or self.store.is_behind
         except (TrackerError, OSError):
             return True
 
@@ -236,6 +235,16 @@ class Binding:
         self.check_owner()
         self._delivery = msgspec.structs.replace(self._delivery, **changes)
         self._delivery.store(self._paths)
+
+
+def is_delivered(paths: PathProvider, state: RunState) -> bool:
+    """Whether the tracker has all that is to be delivered of a run besides its metrics and files.
+
+    Args:
+        paths: Paths of the run.
+        state: What is to be delivered of it, and what is.
+    """
+    return not (state.has_messages or state.has_end or state.has_models or unlisted(paths, state))
 
 
 def _version_of(paths: PathProvider) -> tuple[int, ...] | None:

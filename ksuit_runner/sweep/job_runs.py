@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ksuit_runner.config.overrides import bare_name
+from ksuit_runner.delivery.binding import is_delivered
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
@@ -50,14 +51,15 @@ def runs_of_jobs(paths: SweepPaths) -> dict[int, str]:
 
 def local_record(paths: OutputPaths, run_id: str) -> JobRecord:
     """Return what the output folder knows of a run; of one whose outbox is damaged, only that it exists."""
+    run = PathProvider(paths.output_dir, run_id)
     try:
-        state = read_state(PathProvider(paths.output_dir, run_id))
+        state = read_state(run)
     except TrackerError:
         state = None
     if state is None:
         return JobRecord(run_id, "", run_id[:8], run_id)
-    is_delivered = not (state.has_messages or state.has_end or state.has_models)
-    return JobRecord(run_id, state.box.status or "", state.box.name, state.tracker_id or run_id, is_delivered)
+    status, name, tracker_id = state.box.status or "", state.box.name, state.tracker_id or run_id
+    return JobRecord(run_id, status, name, tracker_id, is_delivered(run, state))
 
 
 def find_records(paths: SweepPaths, tracker: BaseTracker, jobs: Collection[int] | None = None) -> dict[int, JobRecord]:

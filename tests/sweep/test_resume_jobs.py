@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 from command import query
 
@@ -22,11 +23,12 @@ from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.commands import resume_sweep, show_leaderboard, start_sweep
-from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, runs_of_jobs
+from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, local_record, runs_of_jobs
 from ksuit_runner.sweep.plan import read_plan, store_plan
 from ksuit_runner.sweep.run_job import JobTask, run_job
 from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.tracker.base import EndStatus
 
 TINY = ("model=linear", "trainer.max_epochs=1", "callbacks=[loss]", "default_callbacks=none")
 SWEEP_ID = "a" * 32
@@ -121,6 +123,17 @@ def test_what_a_killed_job_had_not_sent_is_delivered_by_the_resume(tmp_path, mon
     assert counts[0] == counts[1] > 0 and counts[2] == counts[3] > 0
     assert resume_sweep(paths, [f"output_dir={tmp_path}"]).exit_status == 0
     assert "had ended" not in capsys.readouterr().out
+
+
+def test_a_job_whose_best_model_is_not_listed_yet_is_not_delivered(tmp_path):
+    run = PathProvider(tmp_path, "f" * 32)
+    (run.checkpoints_dir / "E1_U2_S3").mkdir(parents=True)
+    run.tags.write_text('{"best": "E1_U2_S3"}')
+    Outbox(run.run_id, "name", run.run_id, listed={"best": ("loss/test",)}, status=EndStatus.FINISHED).store(run)
+    delivery = Delivery(run.run_id, 0, EndStatus.FINISHED)
+    for listed, is_delivered in (({}, False), ({"best": "checkpoints/E1_U2_S3"}, True)):
+        msgspec.structs.replace(delivery, listed=listed).store(run)
+        assert local_record(run, run.run_id).is_delivered == is_delivered
 
 
 def test_a_refused_resume_changes_nothing(tmp_path, monkeypatch):
