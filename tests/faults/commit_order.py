@@ -10,8 +10,9 @@ from watched_calls import Step
 
 _CHECKPOINT = re.compile(r"(.*/checkpoints)/(E\d+_U(\d+)_S\d+)(/.*)?")
 _LINE_STEP = re.compile(rb'"s":(\d+)')
-# Not needed after a power cut: who holds a lock, and how far the points were sent, which are sent again.
-_MAY_BE_LOST = re.compile(r".*/(lock\.json|recorder\.lock|metrics\.sent|run\.log)")
+# Not needed after a power cut: who holds a lock, how far the points were sent, which are sent again, and how long a run
+# is that is going on.
+_MAY_BE_LOST = re.compile(r".*/(lock\.json|recorder\.lock|metrics\.sent|length|run\.log)")
 _WRITES = ("open", "write", "truncate", "rename")
 
 

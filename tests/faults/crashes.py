@@ -363,7 +363,7 @@ class Project:
         with power_cuts(self.outputs, target, at, kind=OrderedDisk) as (disk, variables):
             command = self.start(disk=variables)
             assert command.wait() == 0, command.output()
-            assert disk.needed_but_unsynced() == []
+            assert disk.needed_but_unsynced() == [], disk.needed_but_unsynced()
         assert isinstance(disk, OrderedDisk)
         return disk, sorted(target.iterdir(), key=lambda path: int(path.name))
 

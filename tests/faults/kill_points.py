@@ -24,7 +24,8 @@ _RECORDED_RUN = "ksuit_runner.recorder.recorded_run"
 POINTS = {
     "before the run has a folder": Point("ksuit_runner.engine.run_record", "add_to_index", "before"),
     "before the config is stored": Point("ksuit_runner.engine.runner", "store", "before"),
-    "while the config is stored": Point("ksuit_runner.record.stored_run", "write_text", "after"),
+    "while the config is stored": Point("ksuit_runner.system.atomic_files", "_replace", "after"),
+    "when the config is stored": Point("ksuit_runner.record.stored_run", "write_texts", "after"),
     "before any data is read": Point("ksuit_runner.data.container", "DataContainer.check_repeatable", "before"),
     "at the start of training": Point("ksuit_runner.engine.hooks", "Hooks.evaluations", "before"),
     "fetching data": Point("ksuit_runner.data.container", "DataContainer.next_training_batch", "before"),
