@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.config.check.whole_config import check_config
+from ksuit_runner.config.compose import forget_locations
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import to_text
 from ksuit_runner.errors import ConfigError
@@ -16,6 +17,7 @@ from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import read_shapes
 from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.resume.reference import Reference
 from ksuit_runner.resume.request import find_stored
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def load_model(
     from ksuit_runner.keyed_random import undisturbed
 
     overrides = [f"output_dir={to_text(os.fspath(output_dir))}", f"trust=[{','.join(trust)}]"]
-    found = find_stored("load_model", run, overrides)
+    found = _find("load_model", run, overrides)
     name, named = found.checkpoint_and_weights()
     if named and weights not in (None, named):
         raise ConfigError(f"load_model: '{run}' names the weights '{named}', and weights says '{weights}'")
@@ -92,7 +94,7 @@ def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.Data
     """
     import pandas as pd
 
-    found = find_stored("metrics", run, [f"output_dir={to_text(os.fspath(output_dir))}"])
+    found = _find("metrics", run, [f"output_dir={to_text(os.fspath(output_dir))}"])
     return pd.DataFrame(StoredRun(found.paths).points).rename_axis("update").sort_index()
 
 
@@ -119,3 +121,8 @@ def _row(run: StoredRun) -> dict[str, Any]:
     checkpoint = next(iter(names(run.paths)), None)
     facts = (run.name, run.status, *run.judged, run.took, run.age, run.started, checkpoint, mode, run.tags, run.notes)
     return dict(zip(_COLUMNS, facts, strict=True)) | last
+
+
+def _find(function: str, run: str, overrides: Sequence[str]) -> Reference:
+    forget_locations()  # in a notebook, the YAML files may have changed
+    return find_stored(function, run, overrides)

@@ -133,3 +133,14 @@ def test_all_runs_are_a_table(output_dir, paths):
     assert np.issubdtype(table["took"].dtype, np.timedelta64) and pd.Timedelta(0) < row["took"] < row["age"]
     assert runs(Path(output_dir) / "nothing").empty
     assert isinstance(load_model(table.index[0][:8], output_dir=output_dir), nn.Module)
+
+
+def test_a_yaml_file_that_has_changed_since_the_last_call_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = tmp_path / "conf/tracker/mlflow.yaml"
+    tracker.parent.mkdir(parents=True)
+    for uri, error in (("null", "there is no run"), ("http://nowhere", "nowhere.Tracker")):
+        tracker.write_text(f"_target_: nowhere.Tracker\nuri: {uri}\n")  # which is asked only if it has an address
+        for find in (metrics, load_model):
+            with pytest.raises(KsuitError, match=error):
+                find("a" * 12, output_dir=tmp_path)
