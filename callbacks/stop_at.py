@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.duration import seconds_of
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import Duration, PositiveInt
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1
 from ksuit_runner.keyed_random import uses_no_rng
@@ -44,7 +44,7 @@ class StopAt(PeriodicCallback):
         epoch: PositiveInt | None = None,
         update: PositiveInt | None = None,
         sample: PositiveInt | None = None,
-        max_time: str | None = None,
+        max_time: Duration | None = None,
         **kwargs: Any,
     ) -> None:
         positions = {"epoch": epoch, "update": update, "sample": sample}

@@ -49,9 +49,9 @@ class PeriodicCallback(CallbackBase):
 
     def __init__(
         self,
-        every_n_epochs: int | None = None,
-        every_n_updates: int | None = None,
-        every_n_samples: int | None = None,
+        every_n_epochs: PositiveInt | None = None,
+        every_n_updates: PositiveInt | None = None,
+        every_n_samples: PositiveInt | None = None,
         at_start: bool = False,
         at_end: bool = False,
         **kwargs: Any,

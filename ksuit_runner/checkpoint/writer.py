@@ -95,9 +95,9 @@ class CheckpointWriter:
     def __init__(
         self,
         path_provider: PathProvider,
-        every_n_epochs: int | None = None,
-        every_n_updates: int | None = None,
-        every_n_samples: int | None = None,
+        every_n_epochs: PositiveInt | None = None,
+        every_n_updates: PositiveInt | None = None,
+        every_n_samples: PositiveInt | None = None,
         keep_last: PositiveInt = 2,
         keep_every: PositiveInt | None = None,
         content: Literal["all", "trained"] = "all",

@@ -9,6 +9,9 @@ DatasetKey = NewType("DatasetKey", str)
 MetricKey = NewType("MetricKey", str)
 """Key of a metric that some callback of the run logs."""
 
+Duration: TypeAlias = str
+"""A text such as ``90m`` or ``1d 12h``, see ``config.duration``."""
+
 PositiveInt: TypeAlias = int
 """A whole number of at least 1."""
 

@@ -15,6 +15,7 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
     "None": (type(None),),
     "Path": (str,),
     "PathLike": (str,),
+    "Duration": (str,),
     "DatasetKey": (str,),
     "MetricKey": (str,),
 }

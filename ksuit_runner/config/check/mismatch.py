@@ -23,6 +23,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "None": ("null", "nulls"),
     "Path": ("a path", "paths"),
     "PathLike": ("a path", "paths"),
+    "Duration": ("a duration such as 90m or 1d 12h", "durations such as 90m or 1d 12h"),
     "DatasetKey": ("a key of data.datasets, such as test", "keys of data.datasets, such as test"),
     "MetricKey": (
         "the key of a logged metric, such as accuracy/validation",

@@ -119,6 +119,7 @@ def test_does_not_fit(value, annotation):
         (0, "PositiveInt | None", "a whole number of at least 1, or null, got 0"),
         (1.5, "OpenFraction", "a number between 0 and 1, got 1.5"),
         ([0], "Sequence[PositiveFloat]", "a list of numbers above 0, got [0]"),
+        (90, "Duration | None", "a duration such as 90m or 1d 12h, or null, got 90"),
         (True, "NonNegativeInt", "a whole number of at least 0, got true"),
         (None, "MetricKey", "the key of a logged metric, such as accuracy/validation, got null"),
         (1, "Sequence[DatasetKey] | str", "a list of keys of data.datasets, such as test, or a text, got 1"),

@@ -263,8 +263,10 @@ MISTAKES = {
     # intervals
     "default_callbacks.rate.every_n_updates=null": "default_callbacks.rate: one of every_n_epochs, every_n_updates, "
     "every_n_samples, at_start, at_end is needed, not none",
-    "callbacks.score.every_n_epochs=0": "callbacks.score: every_n_epochs must be a whole number of at least 1, not 0",
-    "checkpoint.every_n_samples=-1": "checkpoint: every_n_samples must be a whole number of at least 1, not -1",
+    "callbacks.score.every_n_epochs=0": "callbacks.score.every_n_epochs: expects a whole number of at "
+    "least 1, or null, got 0",
+    "checkpoint.every_n_samples=-1": "checkpoint.every_n_samples: expects a whole number of at "
+    "least 1, or null, got -1",
     # keys of datasets and metrics
     "callbacks.score.dataset_key=tset": "callbacks.score.dataset_key: there is no dataset 'tset'. Did you mean 'test'? "
     "(test, train)",
