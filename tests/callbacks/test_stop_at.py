@@ -71,13 +71,13 @@ def test_a_run_that_has_time_for_one_update_at_a_start_ends_with_the_bits_of_one
     whole = new_run({}, max_updates=4).train()
     with caplog.at_level(logging.INFO, "ksuit_runner"):
         for update in range(1, 4):
-            ended = new_run(stop_at(max_time="0.001s"), "short", max_updates=4).train().run
+            ended = new_run(stop_at(max_time="0.000001s"), "short", max_updates=4).train().run
             assert (ended.counter.update, ended.is_finished, ended.interruption.signal) == (
                 update,
                 False,
                 signal.SIGXCPU,
             )
-    assert caplog.messages.count("the time of the run is up (0.001s): it ends with a checkpoint") == 3
+    assert caplog.messages.count("the time of the run is up (0.000001s): it ends with a checkpoint") == 3
     resumed = new_run({}, "short", max_updates=4).train()
     assert resumed.run.is_finished
     assert all(torch.equal(whole.weights[name], weight) for name, weight in resumed.weights.items())
