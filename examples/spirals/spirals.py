@@ -1,6 +1,6 @@
 """Points on the arms of a spiral, and a small network that tells the arms apart."""
 
-from math import pi
+from math import pi, prod
 from typing import Literal
 
 import torch
@@ -46,14 +46,14 @@ class Network(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(*input_shape, width),
+            nn.Linear(prod(input_shape), width),
             nn.GELU(),
             nn.Linear(width, width),
             nn.GELU(),
             nn.Linear(width, *output_shape),
         )
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Map points of shape (samples, 2) to scores of shape (samples, arms)."""
-        scores: Tensor = self.layers(points)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs of shape (samples, *input_shape) to scores of shape (samples, *output_shape)."""
+        scores: Tensor = self.layers(inputs.flatten(1))
         return scores

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 from command import REPOSITORY, environment
 from preloaded import Preloaded, as_a_command
 
@@ -41,6 +42,8 @@ def test_the_commands_of_the_tutorial(tmp_path, monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
     exec(code, names := {})
     assert len(names["metrics"]("last")) and not names["model"].training
+    network = sys.modules["spirals"].Network((1, 8, 8), (10,), width=4)  # with whatever data is chosen beside it
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     del sys.modules["spirals"]
 
     ((arguments, said),) = re.findall(r"^\$ ksuit-runner (.*)\nerror: (.*)$", TUTORIAL, re.MULTILINE)
