@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 _LOGGER = logging.getLogger(__name__)
+SUSPENDED_S = 3.0
+"""A process in which nothing went on for so long, in seconds, was suspended itself, mostly together with all ranks."""
 _BEAT_S = 1.0
 _LOOK_S, _MOST_LOOK_S = 0.01, 0.05  # a wait for a note looks for it less and less often: it may take minutes
 _DEAF_BEATS = 3.0  # without an answer for so long, the store is no longer waited for
@@ -205,8 +207,13 @@ class Notes:
         next_beat, look_s = time.monotonic(), _LOOK_S
         while True:
             left = max(0.0, next_beat - time.monotonic()) if self._scope is not None else self.beat_s
+            began = time.monotonic()
             with suppress(Empty):
-                request = self._requests.get(timeout=min(left, look_s) if self._wanted else left)
+                try:
+                    request = self._requests.get(timeout=min(left, look_s) if self._wanted else left)
+                finally:
+                    if time.monotonic() - began > left + SUSPENDED_S:
+                        self.excuse()
                 if request is None:
                     return
                 look_s = 0.0

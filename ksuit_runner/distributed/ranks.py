@@ -14,14 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ksuit_runner.distributed.notes import Failure, Notes
+from ksuit_runner.distributed.notes import SUSPENDED_S, Failure, Notes
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 
 _LOGGER = logging.getLogger(__name__)
 _STEP_S = 0.5  # how often a wait looks for notes
 _STEP = timedelta(seconds=_STEP_S)
-_SUSPENDED_S = 3.0  # a process that has not even looked for so long was suspended itself
 _SILENT_S = 15.0  # without a sign of life for so long, a rank does not answer
 _SILENT_GPU_S = 60.0  # and while this rank may be waiting for a GPU, where it would notice nothing
 _CUT_OFF_BEATS = 4.0  # and after so many beats if its connection is broken as well
@@ -136,16 +135,20 @@ class Ranks(World):
             self._under_way -= 1
             return
         began = looked_at = time.monotonic()
+        is_over = False
         while True:
             try:
                 work.wait(_STEP)
                 self._under_way -= 1
                 return
             except RuntimeError as error:
-                if work.is_completed():
+                if is_over:
                     raise self._explain(error) from error
+            is_over = work.is_completed()
+            if is_over:  # maybe only since that wait has timed out: the next one says how it has ended
+                continue
             now = time.monotonic()
-            if now - looked_at > _SUSPENDED_S:  # by a scheduler, with all ranks: what it has not heard says nothing
+            if now - looked_at > SUSPENDED_S:  # by a scheduler, with all ranks: what it has not heard says nothing
                 self._notes.excuse()
                 began = now
             else:

@@ -157,7 +157,7 @@ def test_errors_of_the_exchanges_of_torch_are_explained() -> None:
 def exchange_until_resumed(folder: Path) -> int:
     world = connect({}, 120.0)
     try:
-        world.timeout_s = 8.0  # so that a rank is silent after 4 s
+        world.timeout_s = 4.0  # so that a rank is silent after 2 s
         while not all(world.gather((folder / "resumed").exists())):
             (folder / f"ready{world.rank}").touch()
             time.sleep(0.3 * world.rank)  # rank 0 is in an exchange
@@ -173,7 +173,7 @@ def test_ranks_that_were_suspended_together_go_on(tmp_path: Path) -> None:
             time.sleep(0.02)
         for rank in begun:
             os.kill(rank.process.pid, signal.SIGSTOP)
-        time.sleep(9)
+        time.sleep(6)
         for rank in begun:
             os.kill(rank.process.pid, signal.SIGCONT)
         (tmp_path / "resumed").touch()
