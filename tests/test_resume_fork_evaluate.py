@@ -65,7 +65,8 @@ def test_other_callbacks_take_nothing_over_from_what_was_said_about_the_former(t
 def test_fork_that_cannot_begin_is_explained_and_is_not_the_last_run(finished):
     output = ksuit(finished, "fork=last", "model=mlp", status=2)
     assert "do not fit" in output
-    assert "nothing is left to do" in ksuit(finished, "resume=last")
+    said = ksuit(finished, "resume=last")
+    assert "the run is at its end, update 80; a larger trainer.max_epochs continues it" in said
 
 
 def test_changes_of_a_resume_hold_for_the_next_one(finished):
@@ -194,7 +195,7 @@ def test_stopped_early_is_finished(tmp_path):
     )
     output = ksuit(tmp_path, *SMALL, "tracker=noop", *arguments)
     assert "training stops at update 60" in output
-    assert "nothing is left to do" in ksuit(tmp_path, "resume=last")
+    assert "nothing is left to do: the run was stopped at update 60 by early_stop" in ksuit(tmp_path, "resume=last")
     killed = tmp_path / "killed"
     stop_at(start(killed, *SMALL, "tracker=noop", *arguments), killed, 30)
     ksuit(killed, "resume=last")

@@ -17,6 +17,7 @@ from ksuit_runner.checkpoint.folders import has_traces, read_tags
 from ksuit_runner.checkpoint.format import Checkpoint, read_newest
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
@@ -277,7 +278,7 @@ def _assemble_and_execute(start: _Start, assembly: Assembly, outcome: RunOutcome
             for remark in never_due(assembled.hooks.periodic, assembled.counter, assembly.config):
                 _LOGGER.warning(remark)
     try:
-        _execute(assembled, mode, record)
+        _execute(assembled, start.given, record)
     except ConfigError as error:
         if assembled.has_begun:
             raise
@@ -348,7 +349,8 @@ def _differs(run: Run, checkpoint: Checkpoint) -> bool:
     return not has_same_callbacks or run.counter.stopped != was_stopped
 
 
-def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
+def _execute(run: Run, given: _Given, record: SilentRecord) -> None:
+    mode = given.launch.mode
     with afterwards(run.checkpoint_writer.close, run.hooks.close):
         if mode == Mode.EVALUATE:
             _evaluate(run, record)
@@ -356,10 +358,19 @@ def _execute(run: Run, mode: Mode, record: SilentRecord) -> None:
         if mode == Mode.FORK:
             save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
         if run.is_finished:
-            _LOGGER.info("nothing is left to do: the run is at its end, update %d", run.counter.update)
+            _LOGGER.info("nothing is left to do: %s", _why_finished(run.counter, given.config["trainer"]))
             run.when_accepted()
         if not run.is_finished or mode == Mode.FORK:
             train(run)
+
+
+def _why_finished(counter: UpdateCounter, trainer: Mapping[str, Any]) -> str:
+    """Say why a run is at its end, and what makes it longer."""
+    if counter.stopped:
+        return f"the run was stopped at update {counter.update} by {', '.join(counter.stopped_by)}"
+    limits = [f"trainer.{name}" for name in ("max_epochs", "max_updates", "max_samples") if trainer.get(name)]
+    longer = f"; a larger {' and '.join(limits)} continues it" if limits else ""
+    return f"the run is at its end, update {counter.update}{longer}"
 
 
 def _evaluate(run: Run, record: SilentRecord) -> None:
