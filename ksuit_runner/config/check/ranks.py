@@ -60,7 +60,7 @@ def _check_settings(values: Mapping[str, Any]) -> None:
 def _check_strategy(values: Mapping[str, Any], ranks: int) -> None:
     strategy = values.get("strategy")
     if strategy is None or (isinstance(strategy, Mapping) and strategy.get("_target_") == _SINGLE):
-        raise ConfigError(f"single is for one process, and there are {ranks} ranks: strategy=ddp", path="strategy")
+        raise ConfigError(f"single is for one process, and there are {ranks} ranks: add trainer=ddp", path="strategy")
 
 
 def check_gpus(values: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ def test_auto_is_a_rank_for_each_gpu(monkeypatch):
     ("values", "message"),
     [
         (config(0), "ranks: at least 1 is needed, not 0; auto is one for each GPU"),
-        (config(2, strategy=SINGLE), "strategy: single is for one process, and there are 2 ranks: strategy=ddp"),
+        (config(2, strategy=SINGLE), "strategy: single is for one process, and there are 2 ranks: add trainer=ddp"),
         (config(2, strategy=None), "strategy: single is for one process"),
         (
             config(4, parts=6),
