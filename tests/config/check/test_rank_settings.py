@@ -102,7 +102,7 @@ def test_ranks_do_not_contradict_torchrun(monkeypatch):
     torchrun(monkeypatch, 4, 4)
     with pytest.raises(ConfigError, match="ranks: 2 ranks are asked for, and torchrun has started 4"):
         rank_count({"ranks": 2})
-    with pytest.raises(ConfigError, match="strategy=ddp"):
+    with pytest.raises(ConfigError, match="add trainer=ddp"):
         with_parts(config(1, strategy=SINGLE))
 
 
@@ -114,7 +114,7 @@ def test_a_sweep_is_started_by_one_process_that_knows_its_jobs(monkeypatch):
     for tasks in (submitit, ray):
         with pytest.raises(ConfigError, match="ranks: a job has 8 tasks, and 2 ranks: ranks=8"):
             start_sweep(["seed=0,1", "ranks=2", "strategy=ddp", "tracker=noop", *tasks], "")
-    with pytest.raises(ConfigError, match="strategy=ddp\nThis is the job ranks=2"):
+    with pytest.raises(ConfigError, match="trainer=ddp\nThis is the job ranks=2"):
         start_sweep(["ranks=1,2", "tracker=noop"], "")
     torchrun(monkeypatch, 4, 4)
     for start in (lambda: start_sweep(["seed=0,1"], ""), lambda: resume_sweep(SweepPaths("nowhere", "id"), [])):
