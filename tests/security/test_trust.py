@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ksuit_runner.config.check.objects import ObjectChecker
-from ksuit_runner.config.factory import Factory, _import
+from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.data.digits import Digits
 from ksuit_runner.errors import ConfigError
@@ -63,7 +63,6 @@ def project(tmp_path, monkeypatch):
     yield project
     for name in ("owncode", "outputs", "outputs.planted", "installed", "local", *filter(_is_of_timm, sys.modules)):
         sys.modules.pop(name, None)
-    _import.cache_clear()
 
 
 def _is_of_timm(name):
