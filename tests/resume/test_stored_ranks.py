@@ -41,7 +41,7 @@ def test_parts_may_change_in_a_fork_only(stored):
 
 
 def test_ranks_that_do_not_fit_are_refused(stored, monkeypatch):
-    with pytest.raises(ConfigError, match="strategy=ddp"):
+    with pytest.raises(ConfigError, match="add trainer=ddp"):
         check_config(compose_stored(Mode.RESUME, stored, ["ranks=2", "strategy=single"]).config)
     with pytest.raises(ConfigError, match="there can be 1, 2, 4 ranks"):
         check_config(compose_stored(Mode.RESUME, stored, ["ranks=3", "strategy=ddp"]).config)
