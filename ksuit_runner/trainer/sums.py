@@ -83,11 +83,7 @@ class Sums:
         """
         if not isinstance(mean, Tensor):
             count = count.item() if isinstance(count, Tensor) else count
-            scaled, total = mean * count if count else 0.0, self.totals.get(key)
-            if total is None or isinstance(total.sum, Tensor):
-                self.add(key, scaled, count)
-            else:
-                total.sum, total.count = total.sum + scaled, total.count + count
+            self.add(key, mean * count if count else 0.0, count)
             return
         total = self.totals.get(key)
         if isinstance(count, Tensor) or not (total is None or isinstance(total.sum, Tensor)):
