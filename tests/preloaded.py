@@ -3,6 +3,7 @@
 They are processes like any other (own pid, own workers, killed by SIGKILL); only the seconds of imports are saved.
 """
 
+import atexit
 import multiprocessing
 import os
 import shutil
@@ -174,7 +175,10 @@ def _run(
         prepare(*given)
     from ksuit_runner.cli.dispatch import main
 
-    main()
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # the processes of multiprocessing leave it out
 
 
 def start(
