@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ksuit_runner.data.row_blocks import gathers_rows
 from ksuit_runner.errors import ConfigError, did_you_mean
-from ksuit_runner.keyed_random import uses_no_rng
 
 Split = Literal["train", "validation", "test"]
 
@@ -52,10 +52,10 @@ class TensorDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return one sample: input ``(*input_shape)`` and its target."""
         return self.inputs[index], self.targets[index]
 
-    @uses_no_rng
+    @gathers_rows
     def __getitems__(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         """Return the finished batch: inputs ``(batch, *input_shape)`` and targets ``(batch, *target_shape)``."""
-        rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        rows = torch.from_numpy(np.ascontiguousarray(indices, dtype=np.int64))
         return self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
 
