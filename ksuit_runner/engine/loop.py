@@ -14,7 +14,7 @@ from ksuit_runner.engine.last_state import save_last_full_update, stand_together
 from ksuit_runner.engine.rehearsal import rehearse
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
 from ksuit_runner.errors import Interrupted, KsuitError, LossError, TakenOverError
-from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.keyed_random import may_draw, mix, seed_all
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 _MOST_ROUNDS = 100
@@ -199,11 +199,11 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
 def _on_device(run: Run, batch: Sequence[Part]) -> Sequence[Part]:
     """Move the parts of a batch to the device; a trainer's own way of doing so may draw, wherever they were fetched."""
     trainer, moved = run.trainer, []
-    may_draw = type(trainer).to_device is not SgdTrainer.to_device
-    if trainer.device.type == "cpu" and not may_draw:
+    draws = may_draw(trainer.to_device)
+    if trainer.device.type == "cpu" and type(trainer).to_device is SgdTrainer.to_device:
         return batch
     for part in batch:
-        if may_draw:
+        if draws:
             number = [] if trainer.accumulation_steps == 1 else [part.number]
             seed_all(mix(run.seed, "to_device", run.counter.update, *number))
         moved.append(Part(trainer.to_device(part.batch), part.number, part.samples))

@@ -117,7 +117,8 @@ class MemoryPeak:
             return
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        self._before = _largest_process()
+        # What the system counts may go on from the parent, with which Linux lets a process begin, or from before.
+        self._is_counted = _largest_process() <= (_largest_image() or 0)
 
     @property
     def bytes(self) -> int:
@@ -125,16 +126,17 @@ class MemoryPeak:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _largest_process()
-        if peak > self._before:
-            return peak
-        # It may be that of the parent, with which Linux lets a process begin. The right one takes a hundred times as
-        # long to read.
-        with suppress(OSError):
-            with open("/proc/self/status", "rb", buffering=0) as file:
-                found = re.search(rb"^VmHWM:\s*(\d+) kB$", file.read(1 << 16), re.MULTILINE)
-            if found is not None:
-                return int(found[1]) * 1024
-        return peak
+        return peak if self._is_counted else _largest_image() or peak  # which takes a hundred times as long to read
+
+
+def _largest_image() -> int | None:
+    """Return the largest size that the process had in memory since its peak was reset, in bytes; None if not known."""
+    with suppress(OSError):
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            found = re.search(rb"^VmHWM:\s*(\d+) kB$", file.read(1 << 16), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
+    return None
 
 
 def _largest_process() -> int:

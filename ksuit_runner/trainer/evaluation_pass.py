@@ -9,7 +9,7 @@ from torch import nn
 
 from ksuit_runner.data.shared_pass import Reading, SharedPass
 from ksuit_runner.errors import Interrupted
-from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.keyed_random import may_draw, mix, seed_all
 from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.trainer.shared_outputs import MOST_BYTES, SharedOutputs
@@ -103,8 +103,7 @@ def go_through(
                 batch = next(batches, _END)
                 if batch is _END:
                     break
-                seed_all(mix(seed, "to_device"))
-                batch = trainer.to_device(batch)
+                batch = _moved(batch, trainer, seed)
             except Exception as error:  # who has read enough would not have met it
                 if active[0] == 0 or isinstance(error, Interrupted) or in_step:
                     raise
@@ -137,9 +136,14 @@ def read_first_batch(
     data, key, size = trainer.data_container, readers[0].dataset_key, readers[0].batch_size
     seed = mix(data.seed, "evaluation", key, 0)
     batch = data.first_evaluation_batch(key, size)
-    seed_all(mix(seed, "to_device"))
     with trainer.evaluation():
-        return _read_batch(trainer.to_device(batch), dict(enumerate(readers)), trainer, models, seed)
+        return _read_batch(_moved(batch, trainer, seed), dict(enumerate(readers)), trainer, models, seed)
+
+
+def _moved(batch: Any, trainer: SgdTrainer, seed: int) -> Any:
+    if may_draw(trainer.to_device):
+        seed_all(mix(seed, "to_device"))
+    return trainer.to_device(batch)
 
 
 def _read_batch(

@@ -79,4 +79,4 @@ def _places(scores: Tensor, classes: Tensor, most: int) -> Tensor:
         is_earlier = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
         place = (~(scores <= score) | ((scores == score) & is_earlier)).sum(-1)
         hits += [(place == number) & (own == classes) for number in range(1, most)]
-    return torch.stack(hits, -1)
+    return torch.stack(hits, -1) if most > 1 else hits[0].unsqueeze(-1)

@@ -19,6 +19,7 @@ from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.data.shared_pass import EvaluationWatcher
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
+from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
 from ksuit_runner.tensors.device import to_device
@@ -424,8 +425,9 @@ class SgdTrainer:
         with self.evaluation() if is_watched else nullcontext(), self._precision.computing():
             return model(inputs) if self.shared_outputs is None else self.shared_outputs(model, inputs)
 
+    @uses_no_rng
     def to_device(self, batch: Any) -> Any:
-        """Move a batch to the device of the run."""
+        """Move a batch to the device of the run; the generators are seeded before that of a subclass."""
         moved = to_device(batch, self.device)
         self.batch_parts.note(moved, self.data_container.samples_in(batch))
         return moved
