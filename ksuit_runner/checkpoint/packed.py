@@ -32,8 +32,11 @@ def write_packed(path: Path, manifest: str, files: Mapping[str, Sequence[bytes |
     """
     text = manifest.encode()
     pieces = [piece for name in sorted(files) for piece in files[name]]
-    with open(path, "xb", buffering=0) as file:
-        _write(file.fileno(), [len(text).to_bytes(_LENGTH, "little") + text, *pieces])
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # `open` adds 40 us
+    try:
+        _write(descriptor, [len(text).to_bytes(_LENGTH, "little") + text, *pieces])
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:

@@ -23,10 +23,14 @@ def gathers_rows(function: Function) -> Function:
     return uses_no_rng(function)
 
 
-def is_of_rows(dataset: Any, request: BatchRequest) -> bool:
-    """Whether a batch of training may be fetched together with those after it."""
-    is_whole = request.spans is not None and request.parts == 1 == len(request.spans)
-    return is_whole and hasattr(getattr(dataset, "__getitems__", None), "gathers_rows")
+def is_of_rows(dataset: Any) -> bool:
+    """Whether batches of a dataset are nothing but rows."""
+    return hasattr(getattr(dataset, "__getitems__", None), "gathers_rows")
+
+
+def is_whole(request: BatchRequest) -> bool:
+    """Whether a batch is that of an update, and fetched as one part: then it may be fetched with those after it."""
+    return request.spans is not None and request.parts == 1
 
 
 def batches_in_block(batch: Any) -> int:

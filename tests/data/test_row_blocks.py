@@ -105,6 +105,19 @@ def test_an_error_comes_with_its_own_batch():
     assert stream.head is not None and stream.head.batch == 4
 
 
+def test_an_error_of_the_plan_comes_with_its_own_batch():
+    def plan():
+        yield from map(request, range(5))
+        raise RuntimeError("no order")
+
+    stream = LocalStream({"x": Counted()}, 0, plan())
+    for _ in range(4):
+        stream.take()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no order"):
+            stream.take()
+
+
 def test_a_stream_that_is_closed_has_nothing_left():
     stream = LocalStream({"x": Counted()}, 0, [request(number) for number in range(5)])
     stream.take()
