@@ -34,6 +34,7 @@ from ksuit_runner.checkpoint.folders import (
     read_tags,
     root_of,
     tagged,
+    update_of,
 )
 from ksuit_runner.checkpoint.hold import removing
 from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
@@ -44,6 +45,10 @@ from ksuit_runner.system.atomic_files import sync, write_text
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_text, remove
 
 _LOGGER = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or a share of one, that is full."""
+OnCheckpoint = Callable[[str, Exception | None], None]
+"""Called with the name of a checkpoint once it is committed or dropped, or with the error if it could not be."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -98,7 +103,7 @@ class Committer:
         paths: Paths of the run.
         check_owner: Raises an error if the run is not this process's to record; called before every change.
         sync_journal: Makes the metrics up to a checkpoint durable, before it is.
-        on_committed: Called after every checkpoint.
+        on_committed: Called once checkpoints are committed, and what they replace is removed.
 
     Attributes:
         paths: Paths of the run.
@@ -129,44 +134,42 @@ class Committer:
             OSError: It could not be committed; it is dropped, and what was committed before is as it was.
             KsuitError: The run is not this process's to record; its names and older checkpoints are as they were.
         """
-        folder = self.paths.checkpoints_dir / name
-        self._check_owner()
-        try:
-            written, manifest = _verified(folder)
-            self._sync_journal()
-            if not _is_same(folder, manifest):
-                self._replace(folder, written)
-        except OSError:
-            _drop(folder)
-            raise
-        self._check_owner()
-        _drop(folder)
-        self._name(name, manifest["tags"])
-        shutil.rmtree(beside(folder, REPLACED), ignore_errors=True)
-        self._prune(name, manifest["keep_last"])
+        self._prune(name, self._commit(name))
         self._on_committed()
 
     @_one_at_a_time
-    def commit_waiting(self) -> dict[str, Exception | None]:
+    def commit_waiting(self, on_end: OnCheckpoint = lambda name, error: None) -> dict[str, Exception | None]:
         """Commit all checkpoints that wait, the oldest one first.
 
-        Those that would be removed again at once are dropped: of many that pile up, only the last ones count.
+        Those that would be removed again at once are dropped: of many that pile up, only the last ones count. What is
+        removed is removed last, because somebody may wait for the newest; or first, if the disk is full.
+
+        Args:
+            on_end: Called with each as soon as it is safe, or is known to be dropped, or with its error.
 
         Returns:
             The error of each, by name; None for one that was committed or dropped.
         """
         waiting = hidden(self.paths, READY)
+        superseded = [name for newer, name in enumerate(waiting) if self._is_superseded(name, newer)]
         results: dict[str, Exception | None] = {}
-        for newer, name in reversed(list(enumerate(waiting))):
+        newest, keep_last = "", 0
+        for name in reversed(waiting):
             try:
-                if self._is_superseded(name, newer):
+                if name in superseded:
                     self._check_owner()
-                    _drop(self.paths.checkpoints_dir / name)
                 else:
-                    self.commit(name)
+                    newest, keep_last = name, self._commit(name, superseded)
                 results[name] = None
             except Exception as error:
                 results[name] = error
+            on_end(name, results[name])
+        for name in superseded:
+            if results[name] is None:
+                _drop(self.paths.checkpoints_dir / name)
+        if newest:
+            self._prune(newest, keep_last)
+            self._on_committed()
         return results
 
     @_one_at_a_time
@@ -205,6 +208,37 @@ class Committer:
         if (all_tags := {**before, **tagged(tags, name)}) != before:
             self._check_owner()
             self._write_tags(all_tags)
+
+    def _commit(self, name: str, superseded: Sequence[str] = ()) -> int:
+        """Commit a checkpoint, and return how many are to be kept; for a disk that is full, those may be dropped."""
+        folder = self.paths.checkpoints_dir / name
+        self._check_owner()
+        try:
+            try:
+                manifest = self._put_in_place(folder)
+            except OSError as error:
+                if error.errno not in FULL or not superseded:
+                    raise
+                for other in superseded:
+                    _drop(self.paths.checkpoints_dir / other)
+                manifest = self._put_in_place(folder)
+        except OSError:
+            _drop(folder)
+            raise
+        self._check_owner()
+        _drop(folder)
+        self._name(name, manifest["tags"])
+        shutil.rmtree(beside(folder, REPLACED), ignore_errors=True)
+        keep_last: int = manifest["keep_last"]
+        return keep_last
+
+    def _put_in_place(self, folder: Path) -> dict[str, Any]:
+        """Make a checkpoint that was handed over durable under its name, and return its manifest."""
+        written, manifest = _verified(folder)
+        self._sync_journal()
+        if not _is_same(folder, manifest):
+            self._replace(folder, written)
+        return manifest
 
     def _drop_unsynced(self) -> None:
         """Drop what was handed over under another kernel: a power cut may have left it whole, and the journal not."""
@@ -252,19 +286,28 @@ class Committer:
         assert self._tags is not None
         existing = names(self.paths)
         past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
-        for name in past[keep_last:]:
-            if name not in self._tags.values():
-                with removing(self.paths.checkpoints_dir / name) as is_free:
-                    if is_free:  # or else after a later checkpoint
-                        shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
+        old = [name for name in past[keep_last:] if name not in self._tags.values()]
+        for name in old:
+            with removing(self.paths.checkpoints_dir / name) as is_free:
+                if is_free:  # or else after a later checkpoint
+                    shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
+        if old:
+            sync(self.paths.checkpoints_dir)
 
     def _is_superseded(self, name: str, newer: int) -> bool:
-        """Whether a checkpoint would be removed again once as many newer ones are committed as wait."""
+        """Whether a checkpoint would be removed again once as many newer ones are committed as wait.
+
+        Those count as well that are committed already: whoever did so may have died before it dropped this one.
+        """
         try:
             manifest = _manifest_of_ready(self.paths.checkpoints_dir / name)
         except (UnsafeFileError, OSError):
             return False
-        return not manifest["tags"] and newer >= manifest["keep_last"]
+        missing = manifest["keep_last"] - newer
+        if missing > 0 and not manifest["tags"]:
+            later = [other for other in names(self.paths) if update_of(other) > update_of(name)]
+            missing -= sum(damage(self.paths.checkpoints_dir / other, None, is_common) is None for other in later)
+        return not manifest["tags"] and missing <= 0
 
 
 class InPlace:
@@ -335,7 +378,7 @@ def _verified(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         if written.is_file():
             packed, written = written, beside(folder, UNPACKED)
-            unpack(packed, written, root, folder.name)
+            return written, unpack(packed, written, root, folder.name)
         return written, verify(written, root, folder.name, is_common)
     except UnsafeFileError as error:
         raise OSError(errno.EIO, f"what was written is damaged, {error}") from None

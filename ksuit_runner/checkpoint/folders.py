@@ -27,9 +27,14 @@ def hidden(paths: PathProvider, suffix: str) -> list[str]:
 
 
 def _newest_first(found: Iterable[str]) -> list[str]:
-    pairs = [(Progress.parse(name), name) for name in found]
-    whole = [(progress, name) for progress, name in pairs if progress is not None]
-    return [name for _, name in sorted(whole, key=lambda item: item[0].update, reverse=True)]
+    return sorted(filter(Progress.parse, found), key=update_of, reverse=True)
+
+
+def update_of(name: str) -> int:
+    """Return the number of updates that the name of a checkpoint says."""
+    progress = Progress.parse(name)
+    assert progress is not None, name
+    return progress.update
 
 
 def beside(folder: Path, suffix: str) -> Path:

@@ -5,6 +5,7 @@ sizes and checksums. Whoever commits the checkpoint makes the folder of it.
 """
 
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,8 +57,8 @@ def read_packed_manifest(path: Path, root: Path, name: str) -> dict[str, Any]:
         return parse_manifest(_read_text(file), name)
 
 
-def unpack(path: Path, folder: Path, root: Path, name: str) -> None:
-    """Make the folder of a checkpoint, in place of what is there; what is in its files is not checked yet.
+def unpack(path: Path, folder: Path, root: Path, name: str) -> dict[str, Any]:
+    """Make the folder of a checkpoint, in place of what is there, and return its manifest.
 
     Args:
         path: The file.
@@ -66,21 +67,24 @@ def unpack(path: Path, folder: Path, root: Path, name: str) -> None:
         name: Name of the checkpoint.
 
     Raises:
-        UnsafeFileError: The file is damaged.
+        UnsafeFileError: The file is damaged; the message names what is in it.
         OSError: It cannot be read, or the folder not be written.
     """
     with _opened(path, root) as file:
         text = _read_text(file)
-        files = parse_manifest(text, name)["files"]
+        manifest = parse_manifest(text, name)
+        files = manifest["files"]
         if unknown := [part for part in files if Path(part).suffix not in _KINDS or part == MANIFEST]:
             raise UnsafeFileError(f"it holds {unknown[0][:100]}, which is no file of a checkpoint")
         remove(folder)
         folder.mkdir()
         for part, expected in sorted(files.items()):
-            _copy(file, folder / part, expected["size"])
+            if _copy(file, folder / part, expected["size"]) != expected["crc32"]:
+                raise UnsafeFileError(f"{part} is not what was written")
         if file.read(1):
             raise UnsafeFileError("it is longer than its manifest says")
         (folder / MANIFEST).write_text(text)
+    return manifest
 
 
 @contextmanager
@@ -101,10 +105,14 @@ def _read_text(file: BinaryIO) -> str:
     return file.read(length).decode(errors="replace")  # its own checksum finds what is damaged
 
 
-def _copy(source: BinaryIO, path: Path, size: int) -> None:
+def _copy(source: BinaryIO, path: Path, size: int) -> int:
+    """Copy so many bytes to a new file, and return their checksum."""
+    checksum = 0
     with open(path, "xb") as file:
         while size and (block := source.read(min(size, _BLOCK))):
             file.write(block)
+            checksum = zlib.crc32(block, checksum)
             size -= len(block)
     if size:
         raise UnsafeFileError(f"{path.name} is cut off")
+    return checksum

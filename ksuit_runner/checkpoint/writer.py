@@ -1,6 +1,5 @@
 """The checkpoint writer: when checkpoints are written, which are kept, and the thread that writes them."""
 
-import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from ksuit_runner.checkpoint.base_weights import without_base
-from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, remove_partial
+from ksuit_runner.checkpoint.commit import FULL, Committer, HandOver, InPlace, remove_partial
 from ksuit_runner.checkpoint.folders import read_tags, tagged
 from ksuit_runner.checkpoint.format import (
     RESERVED,
@@ -41,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 TINY = 1_000_000
 """Size in bytes up to which a state is handed over as one file, and written without a thread, if that is quick."""
 _QUICK_S = 0.01
-_FULL, _ROOM_POLL_S = (errno.ENOSPC, errno.EDQUOT), 0.5
+_ROOM_POLL_S = 0.5
 _OWNER_S = 1.0  # how often who waits for a commit looks whether the run is still this process's
 _NONE: Mapping[str, Tensor] = {}
 _SMALL = 32_000_000  # bytes of a state of which several copies may be on their way
@@ -319,7 +318,7 @@ class CheckpointWriter:
                 committed.result()
                 return committed
             except OSError as error:
-                if error.errno not in _FULL or self.is_urgent() or monotonic() > deadline:
+                if error.errno not in FULL or self.is_urgent() or monotonic() > deadline:
                     raise
                 if not has_warned:
                     _LOGGER.warning("the last checkpoint waits for room, up to %g s: %s", self._room_timeout_s, error)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace
+from ksuit_runner.checkpoint.commit import Committer, HandOver, InPlace, OnCheckpoint
 from ksuit_runner.delivery.artifact_mirror import Mirror
 from ksuit_runner.delivery.artifact_uploader import Uploader
 from ksuit_runner.delivery.binding import Binding
@@ -22,7 +22,7 @@ from ksuit_runner.tracker.base import BaseTracker
 _LOGGER = logging.getLogger(__name__)
 _AWAY_TIMEOUT_S = 2.5  # how long the end of a run waits for a tracker that was unreachable before
 _STATUS_S = 2.0  # part of the time for the end that is reserved for the status
-COMMIT_PAUSE_S = 0.2
+COMMIT_PAUSE_S = 0.5
 """How long the committer rests after a checkpoint, unless one is waited for, in seconds.
 
 Checkpoints may come every few milliseconds, and only the last ones stay: a commit takes a processor and the disk longer
@@ -82,9 +82,6 @@ class RunFollower(Protocol):
     def close(self) -> None:
         """Write and record nothing from now on; what is in progress is waited for only for a bounded time."""
 
-
-OnCheckpoint = Callable[[str, Exception | None], None]
-"""Called with the name of a checkpoint once it is committed, or with the error if it could not be."""
 
 RunFollowerFactory = Callable[[BaseTracker, PathProvider, RunLock], RunFollower]
 """Makes the follower of a run from its tracker, its paths and its lock, which this process holds."""
@@ -228,10 +225,7 @@ class Recording:
     def _commit_waiting(self) -> bool:
         """Commit the checkpoints that were handed over; return whether there were any."""
         assert self._on_checkpoint is not None
-        ended = self.committer.commit_waiting()
-        for name, error in ended.items():
-            self._on_checkpoint(name, error)
-        return bool(ended)
+        return bool(self.committer.commit_waiting(self._on_checkpoint))
 
     def _request_upload(self) -> None:
         if self._threads is not None:

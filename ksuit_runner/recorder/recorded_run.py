@@ -4,8 +4,9 @@ import logging
 import threading
 from collections.abc import Sequence
 
+from ksuit_runner.checkpoint.commit import OnCheckpoint
 from ksuit_runner.delivery.outbox import mark_if_killed
-from ksuit_runner.delivery.recording import OnCheckpoint, Recording, Unsent
+from ksuit_runner.delivery.recording import Recording, Unsent
 from ksuit_runner.errors import KsuitError, TakenOverError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system.recorder_lock import RecorderLock

@@ -11,9 +11,8 @@ from time import monotonic
 import msgspec
 
 from ksuit_runner.checkpoint.commit import Committer, hand_over
-from ksuit_runner.checkpoint.folders import READY, beside, damage, names
+from ksuit_runner.checkpoint.folders import READY, beside, damage, names, update_of
 from ksuit_runner.checkpoint.manifest import is_common
-from ksuit_runner.counter import Progress
 from ksuit_runner.delivery.recording import COMMIT_PAUSE_S, Unsent
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
@@ -139,7 +138,7 @@ class RemoteHandOver:
         for name in renamed:
             existing = names(self._paths)
             with self._lock:  # training goes on, and submits more
-                newer = [other for other in (*existing, *self._waiting) if _update(other) > _update(name)]
+                newer = [other for other in (*existing, *self._waiting) if update_of(other) > update_of(name)]
             is_superseded = name not in existing and bool(newer)  # by one that is committed, or will be
             problem = None if is_superseded else damage(self._paths.checkpoints_dir / name, reads=is_common)
             self.ended(name, None if problem is None else OSError(errno.EIO, problem))
@@ -158,11 +157,4 @@ class RemoteHandOver:
 
     def _commit_here(self) -> None:
         with self._lock:
-            for name, error in self._make_committer().commit_waiting().items():
-                self.ended(name, error)
-
-
-def _update(name: str) -> int:
-    progress = Progress.parse(name)
-    assert progress is not None, name
-    return progress.update
+            self._make_committer().commit_waiting(self.ended)

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from ksuit_runner.checkpoint.commit import OnCheckpoint
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust, targets_in
-from ksuit_runner.delivery.recording import OnCheckpoint
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder.protocol import unpack

@@ -1,5 +1,6 @@
 """Checkpoints are committed by a process without torch, whatever became of the one that has written them."""
 
+import errno
 import os
 import shutil
 import signal
@@ -80,6 +81,7 @@ def commit(paths, update):
 def test_a_checkpoint_that_another_process_reads_is_removed_once_that_has_read_it(paths, tmp_path):
     commit(paths, 1)
     script = f"""
+import errno
 import os
 import signal
 import sys
@@ -220,15 +222,44 @@ def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeyp
 
 
 def test_of_many_that_wait_those_that_count_are_committed_in_order(paths):
-    committer, found = Committer(paths, on_committed=lambda: found.append(paths.latest.read_text().strip())), []
+    committer, found, latest = Committer(paths), [], []
+
+    def note(name, error):
+        found.append(name)
+        latest.append(paths.latest.read_text().strip() if paths.latest.exists() else None)
+
     for update, tags in enumerate([[], ["best"], [], [], []], start=1):
         ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, tags=tags, is_packed=update % 2 == 0)
     cut(ready(paths, "E0_U6_S6", keep_last=2) / MODEL)
     assert needs_recovery(paths)
-    errors = committer.commit_waiting()
+    errors = committer.commit_waiting(note)
     assert [name for name, error in errors.items() if error] == ["E0_U6_S6"] and len(errors) == 6
-    assert found == ["E0_U2_S2", "E0_U5_S5"] and names(paths) == ["E0_U5_S5", "E0_U2_S2"]
+    assert found == [f"E0_U{update}_S{update}" for update in range(1, 7)]
+    assert latest == [None, *3 * ["E0_U2_S2"], *2 * ["E0_U5_S5"]] and names(paths) == ["E0_U5_S5", "E0_U2_S2"]
     assert read_tags(paths) == {"best": "E0_U2_S2"} and committer.commit_waiting() == {}
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_what_is_superseded_makes_room_on_a_full_disk(paths, monkeypatch, has_room):
+    def sync(*given, sync=commit_module.sync):
+        if len(list(paths.checkpoints_dir.glob(".*.ready"))) > (2 if has_room else 0):
+            raise OSError(errno.ENOSPC, "no room")
+        sync(*given)
+
+    for update in range(1, 6):
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, is_packed=True)
+    monkeypatch.setattr(commit_module, "sync", sync)
+    errors = [*Committer(paths).commit_waiting().values()]
+    assert [str(error) for error in errors] == 3 * ["None"] + 2 * ["None" if has_room else "[Errno 28] no room"]
+    assert left(paths) == (["E0_U4_S4", "E0_U5_S5", "latest", "tags.json"] if has_room else [])
+
+
+def test_a_newer_one_that_is_damaged_supersedes_none(paths):
+    store_checkpoint(paths, "E0_U9_S9", content(), keep_last=1)
+    cut(paths.checkpoints_dir / "E0_U9_S9" / MODEL)
+    ready(paths, "E0_U2_S2", 2.0, keep_last=1, is_packed=True)
+    Committer(paths).recover()
+    assert paths.latest.read_text() == "E0_U2_S2\n"
 
 
 def test_two_threads_that_commit_the_same_lose_none_of_it(paths):

@@ -110,7 +110,7 @@ def test_what_is_damaged_or_forged_is_dropped_and_nothing_else_changes(paths, ch
     assert names(paths) == ["E0_U1_S2"]
 
 
-@pytest.mark.parametrize("step", ["verify", "_read_back", "_drop", "write_text"])
+@pytest.mark.parametrize("step", ["unpack", "_read_back", "_drop", "write_text"])
 def test_a_committer_that_is_killed_has_the_file_until_the_checkpoint_is_whole(paths, monkeypatch, step):
     class Killed(BaseException):
         pass
@@ -135,7 +135,7 @@ def test_one_that_is_superseded_is_dropped_unread_and_half_unpacked_ones_go(path
 
     def unpack(packed, folder, *given, unpack=commit_module.unpack):
         unpacked.append(folder.name)
-        unpack(packed, folder, *given)
+        return unpack(packed, folder, *given)
 
     monkeypatch.setattr(commit_module, "unpack", unpack)
     Committer(paths).recover()

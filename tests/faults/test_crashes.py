@@ -23,11 +23,12 @@ COUNTS = {
     **{"writing the manifest": 5, "before the hand-over": 4, "before the commit": 4},
     **{"while a tiny checkpoint is unpacked": 10, "before files are synced": 4},  # of a folder made of one file
     **{"between commit and read-back": 4, "between commit and latest": 3},
-    **{"between tags and latest": 7, "while a file is replaced": 12, "before old checkpoints are removed": 4},
+    **{"between tags and latest": 7, "while a file is replaced": 12, "before old checkpoints are removed": 2},
     **{
         "removing an old checkpoint": 6,
         "after the hand-over": 3,
         "after the commit": 2,
+        "before one is dropped": 5,
         **dict.fromkeys(AFTER_DEATH, 3),
     },
 }

@@ -55,12 +55,31 @@ def test_what_a_dying_recorder_has_dropped_for_a_newer_one_that_still_waits_is_n
         for name in ("E1_U1_S1", "E2_U2_S2"):
             write_partial(paths.checkpoints_dir / name, content, "hash", 1)
         older, newer = hand_over.submit("E1_U1_S1"), hand_over.submit("E2_U2_S2")
-        calls = iter([lambda: None, killed])  # it drops the older one, and is killed before it commits the newer one
+        calls = iter([lambda: None, killed])  # it gives up the older one, and is killed before it commits the newer one
         with pytest.raises(Killed):
-            Committer(paths, lambda: next(calls)()).commit_waiting()
+            Committer(paths, lambda: next(calls)()).commit_waiting(hand_over.ended)
         hand_over.recorder_died()
         hand_over.recorder_restarted()
         assert older.done() and older.exception() is None and not newer.done()
+
+
+def test_what_a_dying_recorder_had_still_to_drop_is_dropped_by_the_next_one(tmp_path, monkeypatch):
+    paths, content = PathProvider(tmp_path, "run00000"), pack_state({"model": {"w": torch.ones(3)}}, {})
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        *old, newest = [f"E{update}_U{update}_S{update}" for update in range(1, 6)]
+        for name in (*old, newest):
+            write_partial(paths.checkpoints_dir / name, content, "hash", 2, is_packed=True)
+        ends = [hand_over.submit(name) for name in (*old, newest)]
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            drops = iter([drop := commit_module._drop, drop, killed])  # after the two that are committed
+            patch.setattr(commit_module, "_drop", lambda folder: next(drops)(folder))
+            Committer(paths).commit_waiting(hand_over.ended)
+        assert all(end.done() and not end.exception() for end in ends), "training waits for none of it"
+        assert names(paths) == [newest, old[-1]] and paths.latest.read_text() == f"{newest}\n"
+        Committer(paths).recover()
+        assert {path.name for path in paths.checkpoints_dir.iterdir()} == {newest, old[-1], "latest", "tags.json"}
+        assert paths.latest.read_text() == f"{newest}\n"
 
 
 def test_a_checkpoint_that_is_committed_at_once_by_a_recorder_that_then_dies_is_done(tmp_path, monkeypatch):
