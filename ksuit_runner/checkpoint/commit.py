@@ -39,6 +39,7 @@ from ksuit_runner.checkpoint.folders import (
 from ksuit_runner.checkpoint.hold import removing
 from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
 from ksuit_runner.checkpoint.packed import read_packed_manifest, unpack
+from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import lock_file
 from ksuit_runner.system.atomic_files import sync, write_text
@@ -164,12 +165,13 @@ class Committer:
             except Exception as error:
                 results[name] = error
             on_end(name, results[name])
-        for name in superseded:
-            if results[name] is None:
+        with suppress(KsuitError):  # of a run that is another process's by now, which drops them itself
+            self._check_owner()
+            for name in superseded:
                 _drop(self.paths.checkpoints_dir / name)
-        if newest:
-            self._prune(newest, keep_last)
-            self._on_committed()
+            if newest:
+                self._prune(newest, keep_last)
+                self._on_committed()
         return results
 
     @_one_at_a_time
