@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 
 _recorders: dict[bool, RecorderClient] = {}
 _warm: tuple[Opening, int] | None = None  # what a session was opened with ahead, and its number
+_accepted: defaultdict[bytes, set[str]] = defaultdict(set)  # names of metrics, by what a session was opened with
 
 
 def recorder(is_shipped: bool = True) -> RecorderClient:
@@ -56,7 +58,9 @@ def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
         ConfigError: It does not fit its config.
         TrackerError: The recorder dies again and again.
     """
-    return RemoteTracker(*_session(_opening(factory, outputs)))
+    opening = _opening(factory, outputs)
+    # The jobs of a sweep log the same metrics. A tracker of the user may answer as it likes, each time.
+    return RemoteTracker(*_session(opening), accepted=_accepted[_key(opening)] if opening.is_shipped else None)
 
 
 def _session(opening: Opening) -> tuple[RecorderClient, int]:
@@ -114,10 +118,12 @@ class RemoteTracker(BaseTracker):
     Args:
         client: The recorder.
         session: Number of the session.
+        accepted: Names of metrics that are known to be accepted, to which others are added; None asks each time.
     """
 
-    def __init__(self, client: RecorderClient, session: int) -> None:
+    def __init__(self, client: RecorderClient, session: int, accepted: set[str] | None = None) -> None:
         super().__init__()
+        self._accepted = accepted
         self.client, self.session = client, session
         weakref.finalize(self, client.abandon, session).atexit = False
         description = msgspec.convert(client.describe(session), Description)
@@ -147,6 +153,13 @@ class RemoteTracker(BaseTracker):
         except TrackerError:
             return True
 
+    def check_key(self, key: str) -> None:
+        """Check the name of a metric or parameter, once for all runs of this process that are recorded alike."""
+        if self._accepted is None or key not in self._accepted:
+            self._call("check_key", {"key": key})
+            if self._accepted is not None:
+                self._accepted.add(key)
+
     check_answer = _remote(BaseTracker.check_answer)
     is_bound_to = _remote(BaseTracker.is_bound_to)
     start_run = _binding(BaseTracker.start_run)
@@ -170,4 +183,3 @@ class RemoteTracker(BaseTracker):
     find = _remote(BaseTracker.find)
     children = _remote(BaseTracker.children)
     where = _remote(BaseTracker.where)
-    check_key = _remote(BaseTracker.check_key)

@@ -43,7 +43,7 @@ TRACKER = """
     class OwnTracker(NoopTracker):
         def __init__(self, note=""):
             super().__init__()
-            self.note = note
+            self.note, self.keys = note, []
 
         def where(self):
             return f"{os.getpid()} {self.note} {os.environ.get('COLOUR')} {Path.cwd()}"
@@ -56,6 +56,8 @@ TRACKER = """
             if key == "die":
                 print("these are my last words", flush=True)
                 os._exit(1)
+            if key == "once" and not self.keys:
+                return self.keys.append(key)
             if key.startswith("print"):
                 print(key, flush=True)
             raise ValueError(key)
@@ -125,6 +127,30 @@ def test_calls_are_made_by_the_recorder(any_recorder, project):
         tracker.end_run("FINISHED")
     with pytest.raises(RemoteError, match="ValueError: loss"):
         tracker.check_key("loss")
+
+
+def test_a_name_is_checked_once_for_all_runs_that_are_recorded_alike(tmp_path, monkeypatch):
+    asked = []
+
+    def call(self, session, method, arguments, *given, call=RecorderClient.call):
+        asked.extend([arguments["key"]] if method == "check_key" else [])
+        return call(self, session, method, arguments, *given)
+
+    monkeypatch.setattr(RecorderClient, "call", call)
+    config = {"_target_": "ksuit_runner.tracker.mlflow.MlflowTracker"}
+    for folder in ("one", "one", "two"):
+        tracker = open_tracker(Factory({"tracker": config}), OutputPaths(tmp_path / folder))
+        tracker.check_key("loss")
+        with pytest.raises(ConfigError, match="MLflow"):
+            tracker.check_key(300 * "x")
+    assert asked == ["loss", 300 * "x", 300 * "x", "loss", 300 * "x"]
+
+
+def test_a_tracker_of_the_user_is_asked_each_time(project):
+    tracker = open_tracker(Factory({"tracker": {"_target_": "own_tracker.OwnTracker"}}), OutputPaths(project))
+    tracker.check_key("once")
+    with pytest.raises(RemoteError, match="ValueError: once"):
+        tracker.check_key("once")
 
 
 def test_sessions_have_trackers_of_their_own(process, project):
