@@ -99,7 +99,7 @@ class Modes:
 
     @contextmanager
     def evaluation(self, optimizers: Sequence[SwitchesWeights], parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Switch everything to evaluation mode while the block runs, with ``eval()``, and then back.
+        """Switch everything to evaluation mode while the block runs, and then back; by ``eval()``, if that does more.
 
         Optimizers that evaluate other weights than they train, and modules that merge weights for evaluation
         (adapters), change the weights, which are restored to the bit.
@@ -108,23 +108,31 @@ class Modes:
             optimizers: Optimizers that evaluate other weights.
             parameters: What they and the modules may change.
         """
-        modes = [(module, module.training) for root in (self._model, self._loss) for module in root.modules()]
-        switches = [module for module, _ in modes if type(module).train is not nn.Module.train]
+        modules = [module for root in (self._model, self._loss) for module in root.modules()]
+        switches = [module for module in modules if type(module).train is not nn.Module.train]
+        scripted = [(module, module.training) for module in modules if "training" not in vars(module)]
+        modes = [(vars(module), module.training) for module in modules if "training" in vars(module)]
         has_other_weights = bool(switches or optimizers)
         kept = [item.detach().clone() for item in parameters] if has_other_weights else []
         for optimizer in optimizers:
             optimizer.evaluate()
-        self._model.eval()
-        self._loss.eval()
+        if switches or scripted:
+            self._model.eval()
+            self._loss.eval()
+        else:
+            for values, _ in modes:
+                values["training"] = False
         try:
             yield
         finally:
             for module in switches:
                 module.train()
-            for module, mode in modes:
+            for module, mode in scripted:
                 module.training = mode
+            for values, mode in modes:
+                values["training"] = mode
             for optimizer in optimizers:
                 optimizer.train()
             with torch.no_grad():
-                for parameter, values in zip(parameters, kept, strict=has_other_weights):
-                    parameter.copy_(values)
+                for parameter, before in zip(parameters, kept, strict=has_other_weights):
+                    parameter.copy_(before)

@@ -207,3 +207,29 @@ def test_a_custom_train_method_is_called_after_evaluation(maker):
     model[0].register_forward_pre_hook(lambda module, _: model_was.append((torch.is_grad_enabled(), module.merged)))
     train(maker.run({"e": (Evaluates, {"dataset_key": "test", "every_n_updates": 2})}, model=model))
     assert set(model_was) == {(True, False), (False, True)}
+
+
+class Sampled(nn.Dropout):
+    """Drops in evaluations as well."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.mark.parametrize("make", [nn.Dropout, Sampled, lambda p: torch.jit.script(nn.Dropout(p))])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_an_evaluation_is_what_eval_makes_of_the_modules_and_ends_as_it_began(make):
+    model, frozen = nn.Sequential(nn.Linear(4, 50), make(0.5), nn.BatchNorm1d(50)), nn.BatchNorm1d(3).eval()
+    model.add_module("frozen", nn.Sequential(nn.Linear(50, 3), frozen))
+    switch, x = Modes(model, nn.MSELoss()), torch.randn(9, 4)
+    modes = [module.training for module in model.modules()]
+    expected = {module: module.training for module in model.eval().modules()}
+    torch.manual_seed(0)
+    y = model(x)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    with switch.evaluation([], []):
+        torch.manual_seed(0)
+        assert {module: module.training for module in model.modules()} == expected
+        assert torch.equal(model(x), y)
+    assert [module.training for module in model.modules()] == modes
