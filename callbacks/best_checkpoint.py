@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
 from ksuit_runner.callback_bases.ranking import Ranking
-from ksuit_runner.config.types import MetricKey, NonNegativeFloat, PositiveInt
+from ksuit_runner.config.types import MetricKey, NonNegativeFloat, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_at_least_1, check_not_negative
 
 
 class BestCheckpoint(MetricCallback):
@@ -39,8 +38,8 @@ class BestCheckpoint(MetricCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_not_negative(min_delta=min_delta)
-        check_at_least_1(top_k=top_k, patiences=min(patiences, default=1))
+        check_numbers("NonNegativeFloat", min_delta=min_delta)
+        check_numbers("PositiveInt", top_k=top_k, patiences=patiences)
         self.tag = tag or self.display_name
         self._tags = [self.tag, *(f"{self.tag}_{place}" for place in range(2, top_k + 1))]
         self._patiences = patiences

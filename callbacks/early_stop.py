@@ -5,8 +5,8 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1, check_not_negative
+from ksuit_runner.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt, check_numbers
+from ksuit_runner.errors import ConfigError, StopTraining
 
 
 class EarlyStop(MetricCallback):
@@ -44,8 +44,9 @@ class EarlyStop(MetricCallback):
         super().__init__(**kwargs)
         if patience is None and good_enough is None and diverged is None and not stop_if_not_finite:
             raise ConfigError("one of patience, good_enough, diverged, stop_if_not_finite is needed, not none")
-        check_at_least_1(patience=patience)
-        check_not_negative(min_delta=min_delta, min_epochs=min_epochs, min_updates=min_updates)
+        check_numbers("PositiveInt", patience=patience)
+        check_numbers("NonNegativeFloat", min_delta=min_delta)
+        check_numbers("NonNegativeInt", min_epochs=min_epochs, min_updates=min_updates)
         if min_epochs and not self.trainer.counter.has_epochs:
             raise ConfigError("min_epochs: the training data is a stream, which has no epochs; use min_updates")
         if good_enough is not None and diverged is not None and not self._is_better(good_enough, diverged):

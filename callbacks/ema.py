@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.averaging import AveragingCallback
-from ksuit_runner.config.types import OpenFraction
+from ksuit_runner.config.types import OpenFraction, check_numbers
 from ksuit_runner.errors import ConfigError
 
 
@@ -28,8 +28,9 @@ class Ema(AveragingCallback):
     offers: ClassVar[Sequence[str] | None] = ("{name}{_decays+}",)
 
     def __init__(self, decays: Sequence[OpenFraction] = (0.99,), warmup: bool = True, **kwargs: Any) -> None:
-        if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
-            raise ConfigError(f"decays: different numbers between 0 and 1 are needed, not {list(decays)}")
+        check_numbers("OpenFraction", decays=decays)
+        if not decays or len(set(decays)) < len(decays):
+            raise ConfigError(f"decays: different numbers are needed, one at least, not {list(decays)}")
         self._decays, self.warmup = list(decays), warmup
         super().__init__(**kwargs)
         self.decays = dict(zip(self.models, decays, strict=True))

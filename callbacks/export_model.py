@@ -8,7 +8,7 @@ from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.callback_bases.weights import model_with
-from ksuit_runner.config.types import TwoOrMore
+from ksuit_runner.config.types import TwoOrMore, check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, located
 from ksuit_runner.models.base import ModelBase
@@ -55,8 +55,7 @@ class ExportModel(DatasetCallback):
     ) -> None:
         super().__init__(batch_size=batch_size, max_batches=_BATCHES, **kwargs)
         self._path = f"callbacks.{self.display_name}"
-        if batch_size < 2:
-            raise ConfigError("batch_size: 2 or more are needed to find out which dimension is that of the samples")
+        check_numbers("TwoOrMore", batch_size=batch_size)  # else no dimension shows that it is that of the samples
         if alias is not None and register_as is None:
             raise ConfigError("alias: it is given to a registered model; add register_as")
         if register_as is not None and self.data_container.world.records and not self.tracker.has_registry:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import PositiveFloat
+from ksuit_runner.config.types import PositiveFloat, check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.engine.phases import Phases
-from ksuit_runner.errors import ConfigError, check_above
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.tensors.flops import FlopCount, is_compiled
 
@@ -44,7 +44,7 @@ class Flops(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_above(0, peak_tflops=peak_tflops, flops_per_sample=flops_per_sample)
+        check_numbers("PositiveFloat", peak_tflops=peak_tflops, flops_per_sample=flops_per_sample)
         if flops_per_sample is None and is_compiled(self.model):
             raise ConfigError("flops_per_sample: it is needed with trainer.compile, as compiled code is not counted")
         self._peak, self._per_sample = peak_tflops, flops_per_sample

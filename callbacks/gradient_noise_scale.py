@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.part_sums import PartSumsCallback
-from ksuit_runner.config.types import OpenFraction
+from ksuit_runner.config.types import OpenFraction, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, check_fraction
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.backward import allow_several_passes, extra_gradients
 from ksuit_runner.trainer.losses import Losses
@@ -41,7 +41,7 @@ class GradientNoiseScale(PartSumsCallback):
 
     def __init__(self, decay: OpenFraction = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_fraction(decay=decay)
+        check_numbers("OpenFraction", decay=decay)
         if self.trainer.accumulation_steps < 2:
             raise ConfigError("it compares parts of a batch: set trainer.accumulation_steps=2, which trains the same")
         if self.trainer.strategy.is_sharded:

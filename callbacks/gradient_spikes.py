@@ -8,9 +8,8 @@ import torch
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.norms import NormsCallback
-from ksuit_runner.config.types import AboveOne, OpenFraction, PositiveInt
+from ksuit_runner.config.types import AboveOne, OpenFraction, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_above, check_at_least_1, check_fraction
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.module_norms import gradient
 from ksuit_runner.trainer.sums import to_device
@@ -46,9 +45,9 @@ class GradientSpikes(NormsCallback):
         self, factor: AboveOne = 5.0, decay: OpenFraction = 0.98, warmup: PositiveInt = 20, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_above(1, factor=factor)
-        check_fraction(decay=decay)
-        check_at_least_1(warmup=warmup)
+        check_numbers("AboveOne", factor=factor)
+        check_numbers("OpenFraction", decay=decay)
+        check_numbers("PositiveInt", warmup=warmup)
         self._factor, self._decay, self._warmup = factor, decay, warmup
         size, device = len(self.norms.groups), self.trainer.device
         self._mean = torch.zeros(size, device=device)

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
-from ksuit_runner.config.types import PositiveFloat, PositiveInt
-from ksuit_runner.errors import ConfigError, check_above, check_at_least_1
+from ksuit_runner.config.types import PositiveFloat, PositiveInt, check_numbers
+from ksuit_runner.errors import ConfigError
 
 _MOST_VALUES: Final = 1 << 24  # similarities, or votes, in memory at once
 
@@ -39,8 +39,8 @@ class KnnProbe(ProbeCallback):
 
     def __init__(self, k: PositiveInt = 20, temperature: PositiveFloat = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(k=k)
-        check_above(0, temperature=temperature)
+        check_numbers("PositiveInt", k=k)
+        check_numbers("PositiveFloat", temperature=temperature)
         if (most := self.fit_samples) is not None and k > most:
             raise ConfigError(f"k: {k} is more than the {most} samples to fit to")
         self.k, self.temperature = k, temperature

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ksuit_runner.callback_base import CallbackBase, quiet
-from ksuit_runner.config.types import AboveOne, FractionBelowOne
+from ksuit_runner.config.types import AboveOne, FractionBelowOne, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, StopTraining, check_above
+from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.trainer.rate_test import RateTest
 from ksuit_runner.ui.figures import draw_rate_test
@@ -46,9 +46,8 @@ class LearningRateFinder(CallbackBase):
 
     def __init__(self, smoothing: FractionBelowOne = 0.9, diverged: AboveOne | None = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_above(1, diverged=diverged)
-        if not 0 <= smoothing < 1:
-            raise ConfigError(f"smoothing: a number from 0 to below 1 is needed, not {smoothing}")
+        check_numbers("AboveOne", diverged=diverged)
+        check_numbers("FractionBelowOne", smoothing=smoothing)
         if len(names := list(self.trainer.optimizers.members)) > 1:
             raise ConfigError(f"it is for one optimizer, and there are {', '.join(names)}: which rate is to rise?")
         if (end := self.trainer.counter.end_update) > 10_000:

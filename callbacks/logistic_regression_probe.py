@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.feature import Labelled, ProbeCallback
-from ksuit_runner.config.types import PositiveFloat, PositiveInt
-from ksuit_runner.errors import check_above, check_at_least_1
+from ksuit_runner.config.types import PositiveFloat, PositiveInt, check_numbers
 
 
 class LogisticRegressionProbe(ProbeCallback):
@@ -36,8 +35,8 @@ class LogisticRegressionProbe(ProbeCallback):
         self, inverse_regularization: PositiveFloat = 1.0, max_iterations: PositiveInt = 1000, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_above(0, inverse_regularization=inverse_regularization)
-        check_at_least_1(max_iterations=max_iterations)
+        check_numbers("PositiveFloat", inverse_regularization=inverse_regularization)
+        check_numbers("PositiveInt", max_iterations=max_iterations)
         self.inverse_regularization, self.max_iterations = inverse_regularization, max_iterations
 
     def _accuracy(self, fitted: Labelled, scored: Labelled) -> float:

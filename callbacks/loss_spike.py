@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, TwoOrMore
+from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, TwoOrMore, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import LossError, check_above, check_not_negative
+from ksuit_runner.errors import LossError
 from ksuit_runner.keyed_random import uses_no_rng
 
 
@@ -48,9 +48,9 @@ class LossSpike(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_above(0, threshold=threshold)
-        check_above(1, window=window)
-        check_not_negative(max_skips=max_skips)
+        check_numbers("PositiveFloat", threshold=threshold)
+        check_numbers("TwoOrMore", window=window)
+        check_numbers("NonNegativeInt", max_skips=max_skips)
         self.threshold, self.window, self.action, self.max_skips = threshold, window, action, max_skips
         self.trainer.keep_total_loss()
         self._state = {"losses": 0, "mean": 0.0, "variance": 0.0, "in_a_row": 0, "skipped": 0}

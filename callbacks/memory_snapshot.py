@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ksuit_runner.callback_bases.window import WindowCallback
-from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.config.types import PositiveInt, check_numbers
+from ksuit_runner.errors import ConfigError
 
 
 class MemorySnapshot(WindowCallback):
@@ -28,7 +28,7 @@ class MemorySnapshot(WindowCallback):
 
     def __init__(self, max_entries: PositiveInt = 100_000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(max_entries=max_entries)
+        check_numbers("PositiveInt", max_entries=max_entries)
         if self.trainer.device.type != "cuda":
             raise ConfigError(f"torch records the memory of CUDA devices, and this run is on '{self.trainer.device}'")
         self._max_entries = max_entries

@@ -11,9 +11,8 @@ from pandas import DataFrame
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.config.types import NonNegativeInt
+from ksuit_runner.config.types import NonNegativeInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_not_negative
 from ksuit_runner.tensors.device import to_device
 from ksuit_runner.tensors.flops import FlopCount, is_compiled
 from ksuit_runner.tensors.nested import tensors_in
@@ -42,7 +41,7 @@ class ModelSummary(CallbackBase):
 
     def __init__(self, depth: NonNegativeInt | None = 3, prints: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_not_negative(depth=depth)
+        check_numbers("NonNegativeInt", depth=depth)
         self._depth, self._prints = depth, prints
 
     def _before_training(self, update_counter: UpdateCounter) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_at_least_1, check_not_negative
 from ksuit_runner.tensors.pictures import as_pictures, grid
 from ksuit_runner.trainer.heads import Head, classes_last
 
@@ -50,8 +49,8 @@ class Predictions(DatasetCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(count=count)
-        check_not_negative(images=images)
+        check_numbers("PositiveInt", count=count)
+        check_numbers("NonNegativeInt", images=images)
         self.count, self.images = count, images
         self._path = f"callbacks.{self.display_name}"
         self._head = Head(outputs, targets, path=self._path)

@@ -10,9 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ksuit_runner.callback_bases.window import WindowCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.engine.phases import Phases
-from ksuit_runner.errors import check_at_least_1
 
 
 class Profiler(WindowCallback):
@@ -44,7 +43,7 @@ class Profiler(WindowCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(rows=rows)
+        check_numbers("PositiveInt", rows=rows)
         self._rows = rows
         self._is_on_cuda = self.trainer.device.type == "cuda"
         self._new_profile: Callable[[], profile] = partial(

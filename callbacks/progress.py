@@ -5,9 +5,8 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_base import CallbackBase, quiet
-from ksuit_runner.config.types import PositiveFloat
+from ksuit_runner.config.types import PositiveFloat, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_above
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.reports.run_view import RunView
 
@@ -38,7 +37,7 @@ class Progress(CallbackBase):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_above(0, every_n_seconds=every_n_seconds, refresh_seconds=refresh_seconds)
+        check_numbers("PositiveFloat", every_n_seconds=every_n_seconds, refresh_seconds=refresh_seconds)
         records = self.data_container.world.records
         self._view = RunView(self.path_provider, self.metric_property_provider, is_shown=records)
         self._interval = refresh_seconds if self._view.is_live else every_n_seconds

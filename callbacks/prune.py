@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.metric import MetricCallback
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
-from ksuit_runner.errors import StopTraining, check_at_least_1, check_not_negative
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt, check_numbers
+from ksuit_runner.errors import StopTraining
 from ksuit_runner.paths import PathProvider, SweepPaths
 from ksuit_runner.sweep.optuna_study import PRUNED_AT, open_study
 from ksuit_runner.system.optional_package import require_package
@@ -44,8 +44,8 @@ class Prune(MetricCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(min_trials=min_trials)
-        check_not_negative(min_updates=min_updates)
+        check_numbers("PositiveInt", min_trials=min_trials)
+        check_numbers("NonNegativeInt", min_updates=min_updates)
         require_package("optuna", path=f"callbacks.{self.display_name}")
         self.min_trials = min_trials
         self.min_updates = min_updates

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_at_least_1
 from ksuit_runner.tensors.pictures import as_pictures, grid
 
 
@@ -34,7 +33,7 @@ class Samples(PeriodicCallback):
 
     def __init__(self, count: PositiveInt = 8, draws: PositiveInt = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(count=count, draws=draws)
+        check_numbers("PositiveInt", count=count, draws=draws)
         self.count, self.draws = count, draws
 
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

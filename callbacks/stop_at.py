@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from ksuit_runner.callback_base import quiet
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.duration import seconds_of
-from ksuit_runner.config.types import Duration, PositiveInt
+from ksuit_runner.config.types import Duration, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, StopTraining, check_at_least_1
+from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.system.signals import TIME_IS_UP
 
@@ -51,7 +51,7 @@ class StopAt(PeriodicCallback):
         self.positions = {name: number for name, number in positions.items() if number is not None}
         if not self.positions and max_time is None:
             raise ConfigError("one of epoch, update, sample, max_time is needed, not none")
-        check_at_least_1(**self.positions)
+        check_numbers("PositiveInt", **self.positions)
         # Each position is the first time that its interval is due.
         super().__init__(
             every_n_epochs=epoch,

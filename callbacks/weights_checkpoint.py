@@ -10,10 +10,10 @@ from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.callback_bases.weights import model_with
 from ksuit_runner.checkpoint.tensor_file import fits_file
 from ksuit_runner.checkpoint.weights_writer import WeightsWriter
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.pieces import gathered, local
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.average import is_in
 from ksuit_runner.tensors.name_patterns import matching_modules
 
@@ -47,7 +47,9 @@ class WeightsCheckpoint(PeriodicCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(keep_last=keep_last, weights=len(weights))
+        check_numbers("PositiveInt", keep_last=keep_last)
+        if not weights:
+            raise ConfigError("weights: one name or more is needed")
         self._path = f"callbacks.{self.display_name}"
         names = [name for name, _ in self.model.module.named_modules() if name]
         self._chosen = None if modules is None else matching_modules(modules, names, f"{self._path}.modules")

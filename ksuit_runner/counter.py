@@ -6,6 +6,7 @@ from itertools import islice
 from math import gcd
 from typing import Any
 
+from ksuit_runner.config.types import check_numbers
 from ksuit_runner.errors import ConfigError
 
 _NUMBER = "(0|[1-9][0-9]{0,17})"
@@ -91,9 +92,8 @@ class UpdateCounter:
         self.stopped = True
 
     def _end(self, max_epochs: int | None, max_updates: int | None, max_samples: int | None) -> int:
-        for name, end in (("max_epochs", max_epochs), ("max_updates", max_updates), ("max_samples", max_samples)):
-            if end is not None and end < 0:
-                raise ConfigError(f"it must not be negative, and is {end}", path=f"trainer.{name}")
+        ends_at = {"max_epochs": max_epochs, "max_updates": max_updates, "max_samples": max_samples}
+        check_numbers("NonNegativeInt", "trainer", **ends_at)
         if max_epochs and not self.has_epochs:
             raise ConfigError(f"{_NO_EPOCHS}, or end by max_updates or max_samples", path="trainer.max_epochs")
         ends = [max_updates] if max_updates is not None else []
@@ -204,9 +204,7 @@ class Interval:
         given = {name: n for name, n in self.__dict__.items() if n is not None and n is not False}
         if not given:
             raise ConfigError(f"one of {', '.join(self.__dict__)} is needed, not none")
-        for name, n in given.items():
-            if name.startswith("every") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-                raise ConfigError(f"{name} must be a whole number of at least 1, not {n!r}")
+        check_numbers("PositiveInt", **{name: n for name, n in given.items() if name.startswith("every")})
 
     def __str__(self) -> str:
         given = {name: n for name, n in self.__dict__.items() if n is not None and n is not False}

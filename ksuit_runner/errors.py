@@ -1,6 +1,6 @@
 """The errors that a user can cause, and the one signal that a callback can send."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from signal import SIGINT
@@ -197,32 +197,6 @@ def _alike(name: str, names: Iterable[str]) -> list[str]:
         item: 1.0 if text in item.lower() else SequenceMatcher(None, text, item.lower()).ratio() for item in names
     }
     return sorted((item for item in names if likeness[item] >= 0.4), key=lambda item: -likeness[item])[:_FEW]
-
-
-def check_at_least_1(**numbers: float | None) -> None:
-    """Check arguments that are numbers of at least 1, or None; an error names the argument, as in all checks here."""
-    _check(numbers, lambda number: number >= 1, "at least 1")
-
-
-def check_not_negative(**numbers: float | None) -> None:
-    """Check arguments that are numbers of at least 0, or None."""
-    _check(numbers, lambda number: number >= 0, "at least 0")
-
-
-def check_above(least: float, **numbers: float | None) -> None:
-    """Check arguments that are numbers above another one, or None."""
-    _check(numbers, lambda number: number > least, f"a number above {least:g}")
-
-
-def check_fraction(**numbers: float | None) -> None:
-    """Check arguments that are numbers between 0 and 1, and neither of these, or None."""
-    _check(numbers, lambda number: 0 < number < 1, "a number between 0 and 1")
-
-
-def _check(numbers: Mapping[str, float | None], is_valid: Callable[[float], bool], wanted: str) -> None:
-    for name, number in numbers.items():
-        if number is not None and not is_valid(number):
-            raise ConfigError(f"{name}: {wanted} is needed, not {number}")
 
 
 def short(value: Any) -> str:

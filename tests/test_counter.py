@@ -135,8 +135,8 @@ def test_what_is_due_next_in_epochs_with_a_smaller_last_batch():
     ("arguments", "message"),
     [
         ({}, "is needed, not none"),
-        ({"every_n_epochs": 1, "every_n_updates": 0}, "every_n_updates must be a whole number of at least 1, not 0"),
-        ({"every_n_updates": 0}, "every_n_updates must be a whole number of at least 1, not 0"),
+        ({"every_n_epochs": 1, "every_n_updates": 0}, "every_n_updates: a whole number of at least 1 is needed, not 0"),
+        ({"every_n_updates": 0}, "every_n_updates: a whole number of at least 1 is needed, not 0"),
         ({"every_n_updates": 1.5}, "not 1.5"),
         ({"every_n_updates": True}, "not True"),
     ],

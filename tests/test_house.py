@@ -17,7 +17,8 @@ PACKAGE = ROOT / "ksuit_runner"
 # The layers of the package, the lowest one first. A unit, which is a folder or a module at the root, imports only units
 # of lower layers.
 LAYERS = (
-    ("errors", "keyed_random", "config.types"),
+    ("errors", "keyed_random"),
+    ("config.types",),
     ("counter", "schedule", "system", "tensors"),
     ("distributed", "metric_property"),
     ("__init__", "paths", "data", "models"),

@@ -12,10 +12,10 @@ from torch import Tensor
 from ksuit_runner.callback_base import CallbackBase, quiet
 from ksuit_runner.checkpoint.format import read_weights
 from ksuit_runner.checkpoint.tensor_file import fits_file
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt, check_numbers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.pieces import local
-from ksuit_runner.errors import CheckpointError, ConfigError, check_not_negative
+from ksuit_runner.errors import CheckpointError, ConfigError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.average import ModelTensors, has_average, is_in, share_the_rest
 from ksuit_runner.models.base import ModelBase
@@ -83,7 +83,7 @@ class AveragingCallback(CallbackBase):
 
     def _start_of(self, epoch: int, update: int) -> int:
         """Return the update of the start."""
-        check_not_negative(start_epoch=epoch, start_update=update)
+        check_numbers("NonNegativeInt", start_epoch=epoch, start_update=update)
         counter = self.trainer.counter
         if epoch and not counter.has_epochs:
             raise ConfigError("start_epoch: the training data has no epochs; use start_update")

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
-from ksuit_runner.config.types import DatasetKey, PositiveInt
+from ksuit_runner.config.types import DatasetKey, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.models.feature_extractor import FeatureExtractor
 
 Labelled = tuple[Tensor, Tensor]
@@ -111,7 +111,7 @@ class ProbeCallback(FeatureCallback):
         super().__init__(**kwargs)
         if fit_dataset_key == self.dataset_key:
             raise ConfigError(f"fit_dataset_key: a probe is scored on other samples than those of '{self.dataset_key}'")
-        check_at_least_1(fit_batches=fit_batches)
+        check_numbers("PositiveInt", fit_batches=fit_batches)
         self._fitted = self.also_read(fit_dataset_key, fit_batches)
 
     @property

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase, template
-from ksuit_runner.config.types import DatasetKey, PositiveInt
+from ksuit_runner.config.types import DatasetKey, PositiveInt, check_numbers
 from ksuit_runner.counter import Interval, UpdateCounter
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
 from ksuit_runner.trainer.evaluation_pass import BatchReader, go_through
 from ksuit_runner.trainer.gathered import Gathered
@@ -159,7 +159,7 @@ class DatasetCallback(PeriodicCallback):
         switches = any(member.switches_weights for member in self.trainer.optimizers.members.values())
         if weights_of is not None and switches and self.trainer.strategy.is_sharded:
             raise ConfigError("weights_of: strategy=fsdp copies no optimizer that evaluates other weights; use ddp")
-        check_at_least_1(batch_size=batch_size, max_batches=max_batches)
+        check_numbers("PositiveInt", batch_size=batch_size, max_batches=max_batches)
         self.dataset_key = dataset_key
         self.batch_size = batch_size
         self.max_batches = max_batches

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import check_at_least_1
 from ksuit_runner.keyed_random import uses_no_rng
 
 
@@ -34,7 +33,7 @@ class WindowCallback(PeriodicCallback):
     logs: ClassVar[Sequence[str] | None] = ()
 
     def __init__(self, first_update: PositiveInt = 10, updates: PositiveInt = 3, **kwargs: Any) -> None:
-        check_at_least_1(first_update=first_update, updates=updates)
+        check_numbers("PositiveInt", first_update=first_update, updates=updates)
         last = first_update + updates - 1
         super().__init__(every_n_updates=last, at_end=True, **kwargs)  # at later times there is nothing to log
         self._window = range(first_update - 1, last)  # by the number of updates before each

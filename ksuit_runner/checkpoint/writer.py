@@ -30,10 +30,10 @@ from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.joint_write import JointWrite
 from ksuit_runner.checkpoint.manifest import rank_of
 from ksuit_runner.checkpoint.shards import find_flaw
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.world import World
-from ksuit_runner.errors import CheckpointError, ConfigError, PeerError, check_at_least_1
+from ksuit_runner.errors import CheckpointError, ConfigError, PeerError
 from ksuit_runner.paths import PathProvider
 
 _LOGGER = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class CheckpointWriter:
         hand_over: HandOver | None = None,
         world: World | None = None,
     ) -> None:
-        check_at_least_1(keep_last=keep_last, keep_every=keep_every)
+        check_numbers("PositiveInt", keep_last=keep_last, keep_every=keep_every)
         if content not in ("all", "trained"):
             raise ConfigError(f"all or trained is needed, not {content!r}", path="checkpoint.content")
         given = (every_n_epochs, every_n_updates, every_n_samples)

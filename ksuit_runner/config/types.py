@@ -1,7 +1,10 @@
-"""Types that tell the check of a config what a plain value has to be, or refers to."""
+"""Types that say what a plain value of a config has to be, or refers to; and the check of numbers by these types."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, NewType, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple, NewType, TypeAlias
+
+from ksuit_runner.errors import ConfigError, short
 
 DatasetKey = NewType("DatasetKey", str)
 """A key of ``data.datasets``."""
@@ -46,12 +49,22 @@ class NumberRange(NamedTuple):
     Attributes:
         is_whole: Whether the numbers are whole ones.
         contains: Whether a number is in the range.
-        words: The range in words, after ``a number`` or ``numbers``.
+        words: The range in words, after ``noun`` or several of it.
     """
 
     is_whole: bool
     contains: Callable[[float], bool]
     words: str
+
+    @property
+    def noun(self) -> str:
+        """What one of the numbers is called, before ``words``."""
+        return "whole number" if self.is_whole else "number"
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is such a number, also one of numpy; true and false are none."""
+        is_number = isinstance(value, Integral if self.is_whole else Real) and not isinstance(value, bool)
+        return is_number and self.contains(value)
 
 
 NUMBER_RANGES: Mapping[str, NumberRange] = {
@@ -66,3 +79,22 @@ NUMBER_RANGES: Mapping[str, NumberRange] = {
     "OpenFraction": NumberRange(False, lambda number: 0 < number < 1, "between 0 and 1"),
 }
 """Name of a type of numbers -> what it allows: an annotation is read as text."""
+
+
+def check_numbers(kind: str, path: str = "", /, **numbers: float | Sequence[float] | None) -> None:
+    """Check arguments of a constructor that Python code calls as well, where no check of a config has seen them.
+
+    Args:
+        kind: Name of the type of numbers that the arguments are annotated with.
+        path: Config path of what is constructed; by default whoever constructs it adds the path to an error.
+        **numbers: The arguments by name: numbers, lists of them, or None.
+
+    Raises:
+        ConfigError: One of them is no such number.
+    """
+    allowed = NUMBER_RANGES[kind]
+    for name, given in numbers.items():
+        for number in given if isinstance(given, Sequence) else (given,):
+            if number is not None and not allowed.fits(number):
+                problem = f"a {allowed.noun} {allowed.words} is needed, not {short(number)}"
+                raise ConfigError(problem, path=f"{path}.{name}") if path else ConfigError(f"{name}: {problem}")

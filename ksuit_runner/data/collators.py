@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import default_collate
 
-from ksuit_runner.config.types import FractionUpToOne, NonNegativeFloat, PositiveFloat, TwoOrMore
+from ksuit_runner.config.types import FractionUpToOne, NonNegativeFloat, PositiveFloat, TwoOrMore, check_numbers
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 CollateFn = Callable[[Any], Any]
@@ -40,12 +40,9 @@ class _Mixing(ABC):
         probability: FractionUpToOne = 1.0,
         collate_fn: CollateFn | None = None,
     ) -> None:
-        if num_classes < 2:
-            raise ConfigError(f"num_classes: must be 2 or more, not {num_classes}")
-        if not alpha > 0:
-            raise ConfigError(f"alpha: must be above 0, not {alpha}")
-        if not 0 <= probability <= 1:
-            raise ConfigError(f"probability: must be between 0 and 1, not {probability}")
+        check_numbers("TwoOrMore", num_classes=num_classes)
+        check_numbers("PositiveFloat", alpha=alpha)
+        check_numbers("FractionUpToOne", probability=probability)
         self.num_classes = num_classes
         self.alpha = alpha
         self.probability = probability

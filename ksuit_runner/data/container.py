@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from ksuit_runner.config.types import NonNegativeInt, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import BatchPlan, Evaluation, evaluation_requests
 from ksuit_runner.data.batch_supply import BatchSupply, Sources
@@ -78,12 +78,9 @@ class DataContainer:
         samples_per_epoch: PositiveInt | None = None,
         collate_fn: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
-        _check_number("batch_size", batch_size, 1)
-        _check_number("num_workers", num_workers, 0)
-        _check_number("prefetch", prefetch, 1)
-        for name, value in (("eval_batch_size", eval_batch_size), ("samples_per_epoch", samples_per_epoch)):
-            if value is not None:
-                _check_number(name, value, 1)
+        check_numbers("PositiveInt", "data", batch_size=batch_size, eval_batch_size=eval_batch_size, prefetch=prefetch)
+        check_numbers("PositiveInt", "data", samples_per_epoch=samples_per_epoch)
+        check_numbers("NonNegativeInt", "data", num_workers=num_workers)
         for key, dataset in datasets.items():
             _check_dataset(key, dataset)
         self.datasets = dict(datasets)
@@ -358,11 +355,6 @@ class DataContainer:
     def _check_key(self, key: str, path: str) -> None:
         if key not in self.datasets:
             raise ConfigError(f"there is no dataset '{key}'. {did_you_mean(key, self.datasets)}", path=path)
-
-
-def _check_number(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"must be a whole number of at least {least}, not {value!r}", path=f"data.{name}")
 
 
 def _check_dataset(key: str, dataset: Any) -> None:

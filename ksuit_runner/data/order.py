@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
 from ksuit_runner.data.batch_plan import EpochOrder
 from ksuit_runner.data.keyed_numbers import uniform
 from ksuit_runner.data.wrappers import per_sample
-from ksuit_runner.errors import ConfigError, KsuitError, check_at_least_1, did_you_mean
+from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
 from ksuit_runner.keyed_random import keyed, may_draw, mix, uses_no_rng
 
 
@@ -113,7 +113,7 @@ class Repeated(Order):
 
     def __init__(self, times: PositiveInt, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_at_least_1(times=times)
+        check_numbers("PositiveInt", times=times)
         self.times = times
         self._shuffled = Shuffled(**kwargs)
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksuit_runner.config.types import FractionBelowOne, OpenFraction, PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, OpenFraction, PositiveInt, check_numbers
 from ksuit_runner.data.tensor_dataset import Split, TensorDataset, check_split
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.errors import ConfigError
 
 VOCABULARY = "\n" + "".join(map(chr, range(ord(" "), ord("~") + 1)))
 """The 96 characters of the text, a token being the index of one: newline and printable ASCII."""
@@ -46,7 +46,7 @@ class PythonDocs(TensorDataset):
     ) -> None:
         check_split(split, test_fraction, validation_fraction)
         stride = context_length if stride is None else stride
-        check_at_least_1(context_length=context_length, stride=stride)
+        check_numbers("PositiveInt", context_length=context_length, stride=stride)
         tokens = self.encode(_read_text())
         before_test = len(tokens) - round(test_fraction * len(tokens))
         train_count = before_test - round(validation_fraction * before_test)

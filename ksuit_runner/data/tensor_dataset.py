@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ksuit_runner.config.types import check_numbers
 from ksuit_runner.data.row_blocks import gathers_rows
 from ksuit_runner.errors import ConfigError, did_you_mean
 
@@ -63,10 +64,8 @@ def check_split(split: str, test_fraction: float, validation_fraction: float) ->
     """Raise ConfigError unless the split is known and the fractions are in their ranges."""
     if split not in get_args(Split):
         raise ConfigError(f"split: there is no split '{split}'. {did_you_mean(split, get_args(Split))}")
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction: must be between 0 and 1, got {test_fraction}.")
-    if not 0 <= validation_fraction < 1:
-        raise ConfigError(f"validation_fraction: must be at least 0 and below 1, got {validation_fraction}.")
+    check_numbers("OpenFraction", test_fraction=test_fraction)
+    check_numbers("FractionBelowOne", validation_fraction=validation_fraction)
     if split == "validation" and validation_fraction == 0:
         raise ConfigError("validation_fraction: it must be above 0 for a validation split.")
 
@@ -91,8 +90,7 @@ def split_rows(
         ConfigError: If an argument is out of its range or leaves the split empty.
     """
     check_split(split, test_fraction, validation_fraction)
-    if split_seed < 0:
-        raise ConfigError(f"split_seed: must be 0 or more, got {split_seed}.")
+    check_numbers("NonNegativeInt", split_seed=split_seed)
     generator = np.random.Generator(np.random.PCG64(split_seed))
     parts = []
     for label in np.unique(labels):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import check_at_least_1
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.launchers.base import Handle, Launcher, local_cap
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.gpus import visible_gpus
@@ -30,7 +29,7 @@ class JoblibLauncher(Launcher):
 
     def __init__(self, max_jobs: PositiveInt | None = None, threads: PositiveInt | None = None) -> None:
         require_package("joblib", "launcher=joblib")
-        check_at_least_1(max_jobs=max_jobs)
+        check_numbers("PositiveInt", max_jobs=max_jobs)
         self._devices = visible_gpus()
         self.max_jobs = local_cap(max_jobs, self._devices)
         self._threads = threads or max(1, core_count() // self.max_jobs)

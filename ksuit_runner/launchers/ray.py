@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ksuit_runner.config.types import NonNegativeFloat, PositiveInt
+from ksuit_runner.config.types import NonNegativeFloat, PositiveInt, check_numbers
 from ksuit_runner.distributed.environment import adopt_tasks
-from ksuit_runner.errors import ConfigError, LostRankError, check_at_least_1
+from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Handle, Launcher
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.system.optional_package import require_package
@@ -132,7 +132,7 @@ class RayLauncher(Launcher):
         tasks_per_node: PositiveInt = 1,
     ) -> None:
         require_package("ray", "launcher=ray")
-        check_at_least_1(max_jobs=max_jobs, nodes=nodes, tasks_per_node=tasks_per_node)
+        check_numbers("PositiveInt", max_jobs=max_jobs, nodes=nodes, tasks_per_node=tasks_per_node)
         self._address = address
         self.is_elsewhere = address is not None
         self._cap = max_jobs

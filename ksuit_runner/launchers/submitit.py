@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
-from ksuit_runner.config.types import PositiveInt
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.distributed.environment import adopt_tasks
-from ksuit_runner.errors import ConfigError, LostRankError, check_at_least_1
+from ksuit_runner.errors import ConfigError, LostRankError
 from ksuit_runner.launchers.base import Handle, Launcher, local_cap
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.system.gpus import visible_gpus
@@ -112,7 +112,7 @@ class SubmititLauncher(Launcher):
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         require_package("submitit", "launcher=submitit")
-        check_at_least_1(max_jobs=max_jobs)
+        check_numbers("PositiveInt", max_jobs=max_jobs)
         self._cluster = executor
         self.is_elsewhere = executor == "slurm"
         self._devices = visible_gpus() if executor == "local" else []

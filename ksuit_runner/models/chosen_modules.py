@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ksuit_runner.config.types import check_numbers
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.tensors.name_patterns import matching_modules
 
@@ -122,5 +123,4 @@ def _level(name: str) -> int:
 def _check(match: Sequence[str] | None, depth: int | None, path: str) -> None:
     if match is not None and not match:
         raise ConfigError("at least one pattern is needed, or null to go by depth", path=f"{path}.match")
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
-        raise ConfigError(f"a whole number of at least 1 is needed, or null, not {depth!r}", path=f"{path}.depth")
+    check_numbers("PositiveInt", path, depth=depth)

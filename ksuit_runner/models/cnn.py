@@ -6,7 +6,7 @@ from math import gcd, prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.config.types import FractionBelowOne, PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt, check_numbers
 from ksuit_runner.errors import ConfigError
 
 
@@ -40,12 +40,12 @@ class Cnn(nn.Module):
         super().__init__()
         if len(input_shape) != 3:
             raise ConfigError(f"input_shape: Cnn needs (channels, height, width), got {tuple(input_shape)}.")
-        if not channels or any(count < 1 for count in channels):
-            raise ConfigError(f"channels: needs one stage or more, each of 1 channel or more, got {list(channels)}.")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ConfigError(f"kernel_size: must be odd and positive, got {kernel_size}.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
+        check_numbers("PositiveInt", channels=channels, kernel_size=kernel_size)
+        if not channels:
+            raise ConfigError("channels: one stage or more is needed")
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size: an odd number is needed, not {kernel_size}")
+        check_numbers("FractionBelowOne", dropout=dropout)
         self.output_shape = tuple(output_shape)
         counts = [input_shape[0], *channels]
         self.stages = nn.Sequential(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ksuit_runner.config.types import FractionBelowOne, PositiveInt
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt, check_numbers
+from ksuit_runner.errors import ConfigError
 
 
 class Gpt(nn.Module):
@@ -49,11 +49,10 @@ class Gpt(nn.Module):
             raise ConfigError(
                 f"input_shape, output_shape: Gpt needs (context,) and (context, vocabulary), got {shapes}."
             )
-        check_at_least_1(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_numbers("PositiveInt", embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
         if embed_dim % num_heads:
             raise ConfigError(f"num_heads: {num_heads} heads do not divide embed_dim {embed_dim}.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
+        check_numbers("FractionBelowOne", dropout=dropout)
         self.context_length, vocabulary_size = output_shape
         self.token_embedding = nn.Embedding(vocabulary_size, embed_dim)
         self.position_embedding = nn.Embedding(self.context_length, embed_dim)

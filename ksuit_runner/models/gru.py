@@ -5,8 +5,8 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.config.types import PositiveInt
-from ksuit_runner.errors import ConfigError, check_at_least_1
+from ksuit_runner.config.types import PositiveInt, check_numbers
+from ksuit_runner.errors import ConfigError
 
 
 class Gru(nn.Module):
@@ -35,7 +35,7 @@ class Gru(nn.Module):
         super().__init__()
         if not input_shape:
             raise ConfigError("input_shape: Gru needs at least one axis, the last one is time.")
-        check_at_least_1(hidden_size=hidden_size)
+        check_numbers("PositiveInt", hidden_size=hidden_size)
         self.output_shape = tuple(output_shape)
         self.gru = nn.GRU(prod(input_shape[:-1]), hidden_size, batch_first=True, bidirectional=bidirectional)
         directions = 2 if bidirectional else 1

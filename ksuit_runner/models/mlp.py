@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ksuit_runner.config.types import FractionBelowOne, PositiveInt
+from ksuit_runner.config.types import FractionBelowOne, PositiveInt, check_numbers
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = (
@@ -40,12 +40,10 @@ class Mlp(nn.Module):
         dropout: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__()
-        if any(dim < 1 for dim in hidden_dims):
-            raise ConfigError(f"hidden_dims: every layer needs 1 unit or more, got {list(hidden_dims)}.")
+        check_numbers("PositiveInt", hidden_dims=hidden_dims)
         if activation not in ACTIVATIONS:
             raise ConfigError(f"activation: there is no '{activation}'. {did_you_mean(activation, ACTIVATIONS)}")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout: must be at least 0 and below 1, got {dropout}.")
+        check_numbers("FractionBelowOne", dropout=dropout)
         self.output_shape = tuple(output_shape)
         self.activation: Callable[[Tensor], Tensor] = getattr(nn.functional, activation)
         self.dropout = nn.Dropout(dropout)

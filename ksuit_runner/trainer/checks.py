@@ -1,23 +1,13 @@
 """Checks of a trainer: that its arguments make sense, and that whatever is to be trained has an optimizer."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from torch import nn
 
+from ksuit_runner.config.types import check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.trainer.parameter_rules import named_parameters
-
-
-def check_positive(limits: Mapping[str, float | None], path: str) -> None:
-    """Check limits, by the name of the argument, below a config path.
-
-    Raises:
-        ConfigError: One of them is not positive.
-    """
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ConfigError(f"it must be positive, and is {limit}; null stands for none", path=f"{path}.{name}")
 
 
 def check_parts(parts: int, ranks: int) -> None:
@@ -26,10 +16,9 @@ def check_parts(parts: int, ranks: int) -> None:
     Raises:
         ConfigError: They cannot.
     """
-    path = "trainer.accumulation_steps"
-    if parts < 1:
-        raise ConfigError(f"at least 1 is needed, not {parts}", path=path)
+    check_numbers("PositiveInt", "trainer", accumulation_steps=parts)
     if parts % ranks:
+        path = "trainer.accumulation_steps"
         raise ConfigError(f"{parts} parts of a batch cannot be divided among {ranks} ranks", path=path)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksuit_runner.config.types import PositiveInt, check_numbers
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.trainer.heads import Head
 from ksuit_runner.trainer.sums import Total
@@ -29,10 +30,15 @@ class TopkAccuracy:
     """
 
     def __init__(
-        self, topk: Sequence[int], heads: Mapping[str, Mapping[str, Any]] | None, ignore_index: int | None, path: str
+        self,
+        topk: Sequence[PositiveInt],
+        heads: Mapping[str, Mapping[str, Any]] | None,
+        ignore_index: int | None,
+        path: str,
     ) -> None:
-        if not topk or min(topk) < 1:
-            raise ConfigError(f"topk: numbers of at least 1 are needed, not {list(topk)}")
+        check_numbers("PositiveInt", topk=topk)
+        if not topk:
+            raise ConfigError("topk: one number or more is needed")
         self.topk = sorted(set(topk))
         named = {
             name: Head.from_config(f"{path}.heads.{name}", {"ignore_index": ignore_index, **given})

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ksuit_runner.config.types import NonNegativeInt, check_numbers
 from ksuit_runner.errors import ConfigError, LossError, did_you_mean
 
 _LOGGER = logging.getLogger(__name__)
@@ -38,11 +39,10 @@ class LossCheck:
         ConfigError: The policy is unknown, or the number is negative.
     """
 
-    def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: int = 10) -> None:
+    def __init__(self, policy: Literal["fail", "skip", "warn"], is_late: bool, max_skips: NonNegativeInt = 10) -> None:
         if policy not in _POLICIES:
             raise ConfigError(f"there is no '{policy}'. {did_you_mean(policy, _POLICIES)}", path="trainer.nan_loss")
-        if max_skips < 0:
-            raise ConfigError(f"it must not be negative, and is {max_skips}", path="trainer.max_skips")
+        check_numbers("NonNegativeInt", "trainer", max_skips=max_skips)
         self.has_failed_late = False
         self.skips = 0
         self.bad_loss = 0.0

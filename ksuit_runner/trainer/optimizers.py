@@ -7,13 +7,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ksuit_runner.config.construct import constructing
+from ksuit_runner.config.types import check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
 from ksuit_runner.trainer.build_optimizer import build_optimizer
-from ksuit_runner.trainer.checks import check_positive
 from ksuit_runner.trainer.fused_kernels import may_fuse
 from ksuit_runner.trainer.optimizer_member import Member
 from ksuit_runner.trainer.optimizer_needs import needs_closure
@@ -176,7 +176,7 @@ def build_optimizers(
     members = {}
     for name, chosen in assign_parameters(specs, named_parameters(model.module, loss)).items():
         spec, path = specs[name], config_path(name)
-        check_positive({"clip_norm": spec.clip_norm, "clip_value": spec.clip_value}, path)
+        check_numbers("PositiveFloat", path, clip_norm=spec.clip_norm, clip_value=spec.clip_value)
         optimizer = build_optimizer(
             *(spec.build, model.module, rules, model.device, loss),
             trains=counter.end_update > 0,

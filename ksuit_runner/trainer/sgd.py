@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.config.overridden import check_overridden
-from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, PositiveInt
+from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, PositiveInt, check_numbers
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.data.shared_pass import EvaluationWatcher
@@ -28,7 +28,7 @@ from ksuit_runner.trainer.activations import checkpoint_activations
 from ksuit_runner.trainer.backward import allow_several_passes
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.batch_gradients import BatchGradients, WholeBatch
-from ksuit_runner.trainer.checks import check_all_are_held, check_last_batch, check_parts, check_positive
+from ksuit_runner.trainer.checks import check_all_are_held, check_last_batch, check_parts
 from ksuit_runner.trainer.freezing import Freezing
 from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.lazy_layers import materialize
@@ -165,8 +165,8 @@ class SgdTrainer:
         turns: Sequence[str] | None = None,
         strategy: Strategy | None = None,
     ) -> None:
-        limits = {"clip_norm": clip_norm, "clip_value": clip_value, "reference_batch_size": reference_batch_size}
-        check_positive(limits, "trainer")
+        check_numbers("PositiveFloat", "trainer", clip_norm=clip_norm, clip_value=clip_value)
+        check_numbers("PositiveInt", "trainer", reference_batch_size=reference_batch_size)
         self.strategy = strategy or Strategy()
         check_parts(accumulation_steps, self.strategy.world.size)
         self.device = self.strategy.device(device)

@@ -76,9 +76,9 @@ def test_the_waiting_for_another_metric_is_forgotten(new_run):
     ("arguments", "message"),
     [
         ({"patience": 0}, "patience"),
-        ({"patience": 1, "min_delta": -0.1}, "min_delta: at least 0"),
+        ({"patience": 1, "min_delta": -0.1}, "min_delta: a number of at least 0"),
         ({}, "one of patience, good_enough, diverged, stop_if_not_finite is needed"),
-        ({"patience": 1, "min_epochs": -1}, "min_epochs: at least 0"),
+        ({"patience": 1, "min_epochs": -1}, "min_epochs: a whole number of at least 0"),
         ({"good_enough": 0.5, "diverged": 0.6}, "diverged: 0.6 is not worse than good_enough, which is 0.5"),
     ],
 )

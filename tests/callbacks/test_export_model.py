@@ -237,7 +237,7 @@ class Returns(nn.Module):
     ("given", "module", "message"),
     [
         ({"weights": "emma"}, None, r"callbacks\.export\.weights: there are no weights 'emma'\. Did you mean 'ema'"),
-        ({"batch_size": 1}, None, "2 or more"),
+        ({"batch_size": 1}, None, "batch_size: a whole number of at least 2"),
         ({"alias": "champion"}, None, "add register_as"),
         ({"register_as": "digits"}, None, "only tracker=mlflow"),
         ({}, Branches(), r"callbacks\.export: torch\.export cannot export the model"),

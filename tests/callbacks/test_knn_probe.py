@@ -76,8 +76,8 @@ def test_features_that_are_not_finite_have_no_accuracy(new_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k: at least 1 is needed"),
-        ({"fit_batches": 0}, "fit_batches: at least 1 is needed, not 0"),
+        ({"k": 0}, "k: a whole number of at least 1 is needed"),
+        ({"fit_batches": 0}, "fit_batches: a whole number of at least 1 is needed, not 0"),
         ({"temperature": 0.0}, "temperature: a number above 0 is needed"),
         ({"fit_dataset_key": "test"}, "fit_dataset_key: a probe is scored on other samples than those of 'test'"),
         ({"layers": ["hiden.*"]}, r"callbacks\.knn\.layers: 'hiden\.\*' matches no layer"),

@@ -142,8 +142,8 @@ def test_without_a_spike_nothing_changes(spiking, caplog):
     ("arguments", "message"),
     [
         ({"threshold": 0}, "threshold: a number above 0 is needed"),
-        ({"window": 1}, "window: a number above 1 is needed"),
-        ({"max_skips": -1}, "max_skips: at least 0 is needed"),
+        ({"window": 1}, "window: a whole number of at least 2 is needed"),
+        ({"max_skips": -1}, "max_skips: a whole number of at least 0 is needed"),
     ],
 )
 def test_bad_arguments_are_refused(new_run, arguments, message):

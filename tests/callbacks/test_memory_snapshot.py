@@ -58,7 +58,7 @@ def test_a_full_memory_is_logged_before_the_run_fails(new_run, calls):
 
 
 def test_mistakes_are_found_before_training(new_run, calls):
-    with pytest.raises(ConfigError, match="max_entries: at least 1 is needed, not 0"):
+    with pytest.raises(ConfigError, match="max_entries: a whole number of at least 1 is needed, not 0"):
         new_run({"memory": partial(MemorySnapshot, max_entries=0)})
 
 

@@ -42,7 +42,7 @@ def test_each_module_has_its_shape_its_parameters_and_its_operations(new_run, ca
 def test_levels_below_the_depth_are_left_out(new_run):
     run = new_run({"summary": partial(ModelSummary, depth=1)}, module=network(), max_updates=1).train()
     assert list(summary_of(run)) == ["", "0", "1", "2"]
-    with pytest.raises(ConfigError, match="depth: at least 0 is needed, not -1"):
+    with pytest.raises(ConfigError, match="depth: a whole number of at least 0 is needed, not -1"):
         new_run({"summary": partial(ModelSummary, depth=-1)})
 
 

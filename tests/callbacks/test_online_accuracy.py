@@ -100,7 +100,7 @@ def test_two_with_different_heads_log_beside_each_other(new_run):
 
 
 def test_more_than_the_classes_is_an_error_at_the_first_update(new_run):
-    with pytest.raises(ConfigError, match="topk: numbers of at least 1"):
+    with pytest.raises(ConfigError, match="topk: a whole number of at least 1"):
         new_run({"online": partial(OnlineAccuracy, topk=[0], every_n_updates=8)})
     run = new_run({"online": partial(OnlineAccuracy, topk=[11], every_n_updates=8)})
     with pytest.raises(ConfigError, match=r"callbacks\.online\.topk: 11 is more than the 10 classes"):

@@ -116,5 +116,5 @@ def test_inputs_that_are_no_pictures_are_an_error(new_run):
     run = new_run({"worst": partial(WORST, images=1)}, **given, max_updates=4)
     with pytest.raises(ConfigError, match=r"callbacks\.worst: the inputs are no pictures.* of shape \(1, 4\)"):
         run.train()
-    with pytest.raises(ConfigError, match="count: at least 1 is needed"):
+    with pytest.raises(ConfigError, match="count: a whole number of at least 1 is needed"):
         new_run({"worst": partial(WORST, count=0)})

@@ -55,5 +55,5 @@ def test_of_two_at_the_same_time_the_second_one_waits(new_run, caplog):
 
 @pytest.mark.parametrize("argument", ["first_update", "updates", "rows"])
 def test_numbers_below_1_are_refused(new_run, argument):
-    with pytest.raises(ConfigError, match=f"{argument}: at least 1 is needed, not 0"):
+    with pytest.raises(ConfigError, match=f"{argument}: a whole number of at least 1 is needed, not 0"):
         new_run({"profiler": partial(Profiler, **{argument: 0})})

@@ -46,5 +46,5 @@ def test_a_row_has_a_sample_and_its_columns_what_augmentations_make_of_it(new_ru
 
 
 def test_a_number_below_one_is_refused(new_run):
-    with pytest.raises(ConfigError, match="count: at least 1 is needed"):
+    with pytest.raises(ConfigError, match="count: a whole number of at least 1 is needed"):
         new_run({"samples": partial(Samples, count=0, at_start=True)})

@@ -101,7 +101,7 @@ def test_durations(text, seconds):
     ("arguments", "message"),
     [
         ({}, "one of epoch, update, sample, max_time is needed"),
-        ({"update": 0}, "update: at least 1 is needed, not 0"),
+        ({"update": 0}, "update: a whole number of at least 1 is needed, not 0"),
         ({"max_time": "2 hours"}, "max_time: '2 hours' is not a duration above 0, such as 90m or 1d 12h"),
         ({"max_time": "12:00:00"}, "max_time"),
         ({"max_time": "0h"}, "max_time"),

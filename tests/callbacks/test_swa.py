@@ -38,5 +38,5 @@ def test_a_resumed_run_has_the_same_values_and_training_is_unchanged(new_run):
 
 
 def test_a_start_before_the_first_update_is_refused(new_run):
-    with pytest.raises(ConfigError, match="start_epoch: at least 0 is needed, not -1"):
+    with pytest.raises(ConfigError, match="start_epoch: a whole number of at least 0 is needed, not -1"):
         new_run({"swa": partial(Swa, start_epoch=-1)})

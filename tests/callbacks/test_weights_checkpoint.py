@@ -75,7 +75,7 @@ def test_a_disk_that_takes_nothing_does_not_end_the_run(new_run, caplog):
     [
         ({"weights": ["emma"]}, r"callbacks\.weights\.weights: there are no weights 'emma'\. Did you mean 'ema'"),
         ({"modules": ["lyer"]}, r"callbacks\.weights\.modules: 'lyer' matches no module\. Did you mean 'layer'"),
-        ({"keep_last": 0}, "keep_last: at least 1 is needed"),
+        ({"keep_last": 0}, "keep_last: a whole number of at least 1 is needed"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_training(new_run, given, message):

@@ -57,9 +57,9 @@ def test_one_of_several_is_drawn_for_each_batch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixup(1), "num_classes: must be 2 or more"),
-        (lambda: Mixup(4, alpha=0), "alpha: must be above 0"),
-        (lambda: Mixup(4, probability=2), "probability: must be between 0 and 1"),
+        (lambda: Mixup(1), "num_classes: a whole number of at least 2"),
+        (lambda: Mixup(4, alpha=0), "alpha: a number above 0"),
+        (lambda: Mixup(4, probability=2), "probability: a number from 0 to 1"),
         (lambda: Mixup(3)(BATCH), "Mixup needs a class from 0 to 2"),
         (lambda: Mixup(4)((BATCH[0].long(), BATCH[1])), "Mixup needs inputs that are floating-point numbers"),
         (lambda: seeded(Cutmix(4), (torch.rand(4, 3), BATCH[1])), "Cutmix needs images"),

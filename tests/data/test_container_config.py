@@ -17,11 +17,11 @@ def make_container(**kwargs):
     ("kwargs", "message"),
     [
         ({"train": "trian"}, "data.train: there is no dataset 'trian'. Did you mean 'train'?"),
-        ({"batch_size": 0}, "data.batch_size: must be a whole number of at least 1, not 0"),
-        ({"batch_size": True}, "data.batch_size: must be a whole number of at least 1, not True"),
-        ({"eval_batch_size": 2.5}, "data.eval_batch_size: must be a whole number of at least 1, not 2.5"),
-        ({"num_workers": -1}, "data.num_workers: must be a whole number of at least 0, not -1"),
-        ({"prefetch": 0}, "data.prefetch: must be a whole number of at least 1, not 0"),
+        ({"batch_size": 0}, "data.batch_size: a whole number of at least 1 is needed, not 0"),
+        ({"batch_size": True}, "data.batch_size: a whole number of at least 1 is needed, not True"),
+        ({"eval_batch_size": 2.5}, "data.eval_batch_size: a whole number of at least 1 is needed, not 2.5"),
+        ({"num_workers": -1}, "data.num_workers: a whole number of at least 0 is needed, not -1"),
+        ({"prefetch": 0}, "data.prefetch: a whole number of at least 1 is needed, not 0"),
         ({"datasets": {}}, "data.train: there is no dataset 'train'. There are none."),
         ({"datasets": {"train": []}}, "data.datasets.train: list is empty"),
         (

@@ -144,7 +144,7 @@ def test_an_order_that_returns_something_else(epoch):
         (partial(Weighted, weights=[1, 2]), Labelled(), "weights: one for each of the 90 samples is needed, not"),
         (partial(Weighted, weights=[0.0] * 90), Labelled(), "weights: all must be finite and 0 or more"),
         (partial(Weighted, weights="scores"), Labelled(), "a Labelled has no attribute 'scores'"),
-        (partial(Repeated, times=0), Labelled(), "times: at least 1 is needed, not 0"),
+        (partial(Repeated, times=0), Labelled(), "times: a whole number of at least 1 is needed, not 0"),
         (partial(Mixture, weights={"a": 1}), Labelled(), "has to be a ksuit_runner.data.wrappers.Concatenated"),
         (partial(Mixture, weights={"smal": 1}), MIXED, "there is no dataset 'smal'. Did you mean 'small'?"),
         (partial(Mixture, weights={"small": 1, "large": 1}), MIXED, "weights: 'rare' has none"),

@@ -68,10 +68,10 @@ def test_small_stride_keeps_one_copy_of_the_text() -> None:
     ("arguments", "message"),
     [
         ({"split": "trian"}, "Did you mean 'train'"),
-        ({"context_length": 0}, "context_length: at least 1"),
+        ({"context_length": 0}, "context_length: a whole number of at least 1"),
         ({"context_length": 10**6}, "is too long"),
-        ({"stride": 0}, "stride: at least 1"),
-        ({"test_fraction": 1}, "test_fraction: must"),
+        ({"stride": 0}, "stride: a whole number of at least 1"),
+        ({"test_fraction": 1}, "test_fraction: a number between"),
     ],
 )
 def test_impossible_arguments(arguments: dict[str, object], message: str) -> None:

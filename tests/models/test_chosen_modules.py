@@ -38,7 +38,7 @@ def test_a_model_without_modules_is_watched_itself():
         (["block"], 2, r"callbacks.norms.match: 'block' matches no module. Did you mean 'blocks"),
         (["blocks"], 2, r"callbacks.norms.match: 'blocks' is a ModuleList, which is never called; write 'blocks.{}'"),
         ([], 2, r"callbacks.norms.match: at least one pattern is needed, or null to go by depth"),
-        (None, 0, r"callbacks.norms.depth: a whole number of at least 1 is needed, or null, not 0"),
+        (None, 0, r"callbacks.norms.depth: a whole number of at least 1 is needed, not 0"),
     ],
 )
 def test_what_cannot_be_watched_is_an_error_that_says_why(gpt, match, depth, message):

@@ -26,7 +26,8 @@ def test_time_is_the_last_axis() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "message"), [((), 6, "at least one axis"), ((4,), 0, "hidden_size: at least 1 is needed")]
+    ("shape", "size", "message"),
+    [((), 6, "at least one axis"), ((4,), 0, "hidden_size: a whole number of at least 1 is needed")],
 )
 def test_what_does_not_fit_is_refused(shape: tuple[int, ...], size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

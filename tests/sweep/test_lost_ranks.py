@@ -140,5 +140,5 @@ def test_a_job_has_room_if_its_machines_have():
         has_room([eight, eight], num_gpus=16)
     with pytest.raises(ConfigError, match="needs 2 machines with 4 CPUs and 4 GPUs each, and the Ray cluster has 1 of"):
         has_room([eight, two], num_gpus=1, nodes=2, tasks_per_node=4)
-    with pytest.raises(ConfigError, match=r"nodes: at least 1 is needed"):
+    with pytest.raises(ConfigError, match=r"nodes: a whole number of at least 1 is needed"):
         RayLauncher(nodes=0)

@@ -165,7 +165,7 @@ def spec(**selectors):
         ({"a": spec(), "b": spec()}, None, "optimizer.b: it needs match, .* optimizer.a takes what the others leave"),
         ({"a": spec(match=["haed.*"]), "b": spec()}, None, "optimizer.a: it matches no parameter"),
         ({"a": spec(match="0.*"), "b": spec()}, None, "optimizer.a.match: a list of patterns"),
-        ({"a": spec(match=["0.*"], clip_norm=-1), "b": spec()}, None, "optimizer.a.clip_norm: it must be positive"),
+        ({"a": spec(match=["0.*"], clip_norm=-1), "b": spec()}, None, "optimizer.a.clip_norm: a number above 0"),
         ({"a": spec(match=["0.*"]), "b": spec()}, ["a", "c"], "trainer.turns: there is no optimizer 'c'"),
         ({"a": spec(match=["0.*"]), "b": spec()}, ["a"], "trainer.turns: the optimizer 'b' never has its turn"),
         (partial(SGD, lr=0.1), ["a"], "trainer.turns: there is only one optimizer"),

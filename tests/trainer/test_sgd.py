@@ -194,7 +194,7 @@ def test_the_size_of_a_batch_is_that_of_its_first_tensor():
     ("wrong", "message"),
     [
         ({"precision": "bfloat61"}, r"trainer.precision: there is no 'bfloat61'. Did you mean 'bfloat16'\?"),
-        ({"accumulation_steps": 0}, "trainer.accumulation_steps: at least 1"),
+        ({"accumulation_steps": 0}, "trainer.accumulation_steps: a whole number of at least 1"),
         ({"clip_norm": -1.0}, "trainer.clip_norm: .* -1.0"),
         ({"clip_norm": 0.0}, "trainer.clip_norm"),
         ({"device": "quantum"}, "trainer.device: 'quantum'"),

@@ -84,7 +84,7 @@ def _fits_name(value: Any, name: str | None) -> bool | None:
     if name in ("Any", "object"):
         return True
     if allowed := NUMBER_RANGES.get(name):
-        return _fits_name(value, "int" if allowed.is_whole else "float") and allowed.contains(value)
+        return allowed.fits(value)
     if name in _PLAIN:
         return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
     if name in LISTS or name in TUPLES:

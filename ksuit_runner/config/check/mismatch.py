@@ -11,8 +11,7 @@ from ksuit_runner.errors import short
 
 
 def _words_of(allowed: NumberRange) -> tuple[str, str]:
-    kind = "whole number" if allowed.is_whole else "number"
-    return f"a {kind} {allowed.words}", f"{kind}s {allowed.words}"
+    return f"a {allowed.noun} {allowed.words}", f"{allowed.noun}s {allowed.words}"
 
 
 _WORDS: Mapping[str, tuple[str, str]] = {
