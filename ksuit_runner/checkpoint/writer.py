@@ -30,7 +30,7 @@ from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.joint_write import JointWrite
 from ksuit_runner.checkpoint.manifest import rank_of
 from ksuit_runner.checkpoint.shards import find_flaw
-from ksuit_runner.config.types import PositiveInt, check_numbers
+from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import CheckpointError, ConfigError, PeerError
@@ -100,8 +100,8 @@ class CheckpointWriter:
         keep_last: PositiveInt = 2,
         keep_every: PositiveInt | None = None,
         content: Literal["all", "trained"] = "all",
-        room_timeout_s: float = 30.0,
-        peer_timeout_s: float = 600.0,
+        room_timeout_s: NonNegativeFloat = 30.0,
+        peer_timeout_s: PositiveFloat = 600.0,
         config_hash: str = "",
         check_owner: Callable[[], None] = lambda: None,
         is_urgent: Callable[[], bool] = lambda: False,
@@ -109,6 +109,8 @@ class CheckpointWriter:
         world: World | None = None,
     ) -> None:
         check_numbers("PositiveInt", keep_last=keep_last, keep_every=keep_every)
+        check_numbers("NonNegativeFloat", room_timeout_s=room_timeout_s)
+        check_numbers("PositiveFloat", peer_timeout_s=peer_timeout_s)
         if content not in ("all", "trained"):
             raise ConfigError(f"all or trained is needed, not {content!r}", path="checkpoint.content")
         given = (every_n_epochs, every_n_updates, every_n_samples)

@@ -112,9 +112,9 @@ VALUES: dict[str, str] = {
 
 LATER_VALUES: dict[str, str] = {
     "register_anew": "bool",
-    "ranks": "int | Literal['auto']",
-    "rank_timeout_s": "float",
-    "max_restarts": "int",
+    "ranks": "PositiveInt | Literal['auto']",
+    "rank_timeout_s": "PositiveFloat",
+    "max_restarts": "NonNegativeInt",
     "requeue": "bool",
     "notes": "str | None",
     "tags": "str | Sequence[str]",

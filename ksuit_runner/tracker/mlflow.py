@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.security.masking import mask_addresses
@@ -77,9 +78,9 @@ class MlflowTracker(BaseTracker):
         output_paths: OutputPaths,
         uri: str | None = None,
         experiment: str = "ksuit_runner",
-        timeout_s: float = 5,
+        timeout_s: PositiveFloat = 5,
         require: bool = True,
-        close_timeout_s: float = 10,
+        close_timeout_s: NonNegativeFloat = 10,
         artifact_root: str | None = None,
     ) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
+from ksuit_runner.config.types import NonNegativeFloat
 from ksuit_runner.errors import ConfigError, LostRunError, ResumeError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import LoggedFile, Point
@@ -44,7 +45,7 @@ class TensorboardTracker(FileTracker):
 
     _STORE, _ERRORS = "TensorBoard's files", (OSError, ResumeError, UnsafeFileError)
 
-    def __init__(self, output_paths: OutputPaths, require: bool = True, close_timeout_s: float = 10) -> None:
+    def __init__(self, output_paths: OutputPaths, require: bool = True, close_timeout_s: NonNegativeFloat = 10) -> None:
         super().__init__(output_paths, require, close_timeout_s)
         require_package("tensorboard")
         self._shown: RecordedSteps | None = None

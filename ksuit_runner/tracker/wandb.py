@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
+from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat
 from ksuit_runner.errors import ConfigError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import LoggedFile, Point, now
@@ -70,9 +71,9 @@ class WandbTracker(FileTracker):
         project: str = "ksuit_runner",
         entity: str | None = None,
         mode: Literal["online", "offline"] | None = None,
-        timeout_s: float = 5,
+        timeout_s: PositiveFloat = 5,
         require: bool = True,
-        close_timeout_s: float = 10,
+        close_timeout_s: NonNegativeFloat = 10,
     ) -> None:
         super().__init__(output_paths, require, close_timeout_s)
         require_package("wandb")

@@ -18,11 +18,9 @@ def rank_count(values: Mapping[str, Any]) -> int:
         values: The config as plain values.
 
     Raises:
-        ConfigError: They contradict each other, or the number makes no sense.
+        ConfigError: They contradict each other.
     """
     asked, here = values.get("ranks", 1), place()
-    if asked != "auto" and asked < 1:
-        raise ConfigError(f"at least 1 is needed, not {asked}; auto is one for each GPU", path="ranks")
     if here is None:
         return max(1, len(visible_gpus())) if asked == "auto" else int(asked)
     if asked not in (1, "auto", here.size):
@@ -42,19 +40,11 @@ def with_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     ranks, trainer = rank_count(values), values.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("accumulation_steps") == "auto":
         values = {**values, "trainer": {**trainer, "accumulation_steps": ranks}}
-    _check_settings(values)
     if ranks > 1:
         _check_strategy(values, ranks)
         _check_device(values, ranks)
     _check_parts(values, ranks)
     return dict(values)
-
-
-def _check_settings(values: Mapping[str, Any]) -> None:
-    if (timeout_s := values.get("rank_timeout_s", 1)) <= 0:
-        raise ConfigError(f"a time in seconds is needed, above 0, not {timeout_s}", path="rank_timeout_s")
-    if (restarts := values.get("max_restarts", 0)) < 0:
-        raise ConfigError(f"0 or more is needed, not {restarts}", path="max_restarts")
 
 
 def _check_strategy(values: Mapping[str, Any], ranks: int) -> None:

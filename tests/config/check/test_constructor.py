@@ -171,6 +171,7 @@ AT_LEAST_1 = frozenset(
 OTHER_RANGES = {
     "clip_norm": (0, -1.0),
     "clip_value": (0, -1.0),
+    "close_timeout_s": (-1,),
     "decay": (0, 1, 1.5),
     "decays": ([0.9, 1.5], [0]),
     "dropout": (-0.1, 1.0),
@@ -183,19 +184,29 @@ OTHER_RANGES = {
     "min_delta": (-0.1,),
     "min_epochs": (-1,),
     "peak_tflops": (0,),
+    "peer_timeout_s": (0, -1),
+    "room_timeout_s": (-1,),
     "smoothing": (-0.1, 1),
     "temperature": (0, -1),
     "test_fraction": (0, 1, 1.5),
     "threshold": (0, -1),
+    "timeout_s": (0, -1),
     "validation_fraction": (-0.1, 1),
 }
 """Keys of conf/ with another range -> values that are out of it, in every choice that has them."""
 
 
 def test_numbers_that_are_out_of_range_are_refused_in_every_choice_that_ships():
-    composed = compose_config(["debug=all_callbacks", "schedule=cosine", "+data.datasets.train.test_fraction=0.2"])
+    beside = (
+        "+data.datasets.train.test_fraction=0.2",
+        "+checkpoint.room_timeout_s=30",
+        "+checkpoint.peer_timeout_s=600",
+    )
+    trackers = "tracker=[mlflow,tensorboard,wandb]"
+    composed = compose_config(["debug=all_callbacks", "schedule=cosine", trackers, *beside])
     values, reader, accepted, refused = resolve(composed), SignatureReader(), [], set()
-    nodes = {key: values[key] for key in ("trainer", "checkpoint", "schedule", "model")}
+    nodes = {key: values[key] for key in ("trainer", "checkpoint", "schedule", "model", "tracker")}
+    nodes |= {f"tracker.{name}": values["tracker"][name] for name in ("tensorboard", "wandb")}
     nodes |= {f"data.datasets.{name}": node for name, node in values["data"]["datasets"].items()}
     for group in ("callbacks", "default_callbacks"):
         nodes |= {f"{group}.{name}": node for name, node in values[group].items()}

@@ -58,7 +58,6 @@ def test_auto_is_a_rank_for_each_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (config(0), "ranks: at least 1 is needed, not 0; auto is one for each GPU"),
         (config(2, strategy=SINGLE), "strategy: single is for one process, and there are 2 ranks: add trainer=ddp"),
         (config(2, strategy=None), "strategy: single is for one process"),
         (
@@ -70,8 +69,6 @@ def test_auto_is_a_rank_for_each_gpu(monkeypatch):
             config(2, device="cuda:1"),
             "trainer.device: 2 ranks need a device each, and cuda:1 .* trainer.device=cuda ",
         ),
-        (config(2) | {"rank_timeout_s": 0}, "rank_timeout_s: a time in seconds is needed, above 0"),
-        (config(2) | {"max_restarts": -1}, "max_restarts: 0 or more"),
     ],
 )
 def test_what_ranks_cannot_train_is_refused(values, message):
@@ -124,5 +121,7 @@ def test_a_sweep_is_started_by_one_process_that_knows_its_jobs(monkeypatch):
 
 @pytest.mark.parametrize(("text", "got"), [("two", "'two'"), ("2.5", "2.5"), ("true", "true")])
 def test_ranks_are_a_number_or_auto(text, got):
-    with pytest.raises(ConfigError, match=re.escape(f"ranks: expects a whole number, or 'auto', got {got}")):
+    with pytest.raises(
+        ConfigError, match=re.escape(f"ranks: expects a whole number of at least 1, or 'auto', got {got}")
+    ):
         check_config(OmegaConf.merge(compose_config([]), {"ranks": OmegaConf.create(f"x: {text}").x}))

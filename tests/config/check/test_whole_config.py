@@ -197,6 +197,9 @@ MISTAKES = {
     "model.width=???": "model.width: a value is needed instead of '???'",
     # plain values
     "seed=abc": "seed: expects a whole number, got 'abc'",
+    "ranks=0": "ranks: expects a whole number of at least 1, or 'auto', got 0",
+    "rank_timeout_s=0": "rank_timeout_s: expects a number above 0, got 0",
+    "max_restarts=-1": "max_restarts: expects a whole number of at least 0, got -1",
     "tags=['a,b']": "tags: a tag has no comma, which separates tags: 'a,b'. Several: tags=[a,b]",
     # config paths
     "model=null": "model: an object with a _target_ is needed, and there is none",
