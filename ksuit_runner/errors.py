@@ -190,6 +190,13 @@ def did_you_mean(name: str, valid: Iterable[str], longest: int | None = None) ->
     return f"Valid: {', '.join(names)}." if names else "There are none."
 
 
+def is_misspelling(name: str, valid: Iterable[str]) -> bool:
+    """Whether a name is so near to a valid one, and so little longer or shorter, that it is hardly meant to be new."""
+    near = suggest(name, valid)
+    is_alike = near is not None and SequenceMatcher(None, name.lower(), near.lower()).ratio() >= 0.75
+    return near is not None and is_alike and abs(len(name) - len(near)) <= 2
+
+
 def _alike(name: str, names: Iterable[str]) -> list[str]:
     """Return the names that contain a text, and then those that are somewhat like it, a few at most."""
     text = name.lower()

@@ -23,7 +23,7 @@ from ksuit_runner.config.groups import (
 )
 from ksuit_runner.config.overrides import bare_name, cannot_be_read, parse, value_text
 from ksuit_runner.config.project_source import named
-from ksuit_runner.errors import MOST_LISTED, ConfigError, did_you_mean, suggest
+from ksuit_runner.errors import MOST_LISTED, ConfigError, did_you_mean, is_misspelling, suggest
 
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
@@ -206,10 +206,14 @@ def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None)
         meant = " or ".join(f"{path}={value_text(given)}" for path in paths)
         return ConfigError(f"{given}: the config has no '{name}'. Did you mean {meant}?")
     where = f"'{parent}' has" if parent else "the config has"
+    valid = [*map(str, node or {})]
+    wrong = f"{given}: {where} no '{name}'. {did_you_mean(name, valid)}"
+    if is_misspelling(name, valid):
+        return ConfigError(wrong)
     how = f"To add a new key, write +{given}"
     if bare_name(given) in groups():
         how += f". To replace what is there, write a file in conf/{bare_name(given)}/ and choose it"
-    return ConfigError(f"{given}: {where} no '{name}'. {did_you_mean(name, map(str, node or {}))}\n{how}")
+    return ConfigError(f"{wrong}\n{how}")
 
 
 def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:

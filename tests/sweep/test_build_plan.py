@@ -44,7 +44,7 @@ def test_what_a_yaml_varies_can_be_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of("sweep=mine", "sweep.params=null", "seed=7,8")
     assert [job.combination for job in jobs] == [{"seed": "7"}, {"seed": "8"}]
-    with pytest.raises(ConfigError, match="^optimizer.lrr: 'optimizer' has no 'lrr'.*\n.* write \\+optimizer.lrr$"):
+    with pytest.raises(ConfigError, match="^optimizer.lrr: 'optimizer' has no 'lrr'. Did you mean 'lr'.$"):
         jobs_of("sweep=mine")
 
 
@@ -72,8 +72,7 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         (["optimizer.lr=1e-3,abc"], "optimizer.lr: expects"),
         (
             ["optimizer.lrr=1e-2,2", "seed=0,1"],
-            "optimizer.lrr=1e-2,2: 'optimizer' has no 'lrr'. Did you mean 'lr'?\n"
-            "To add a new key, write +optimizer.lrr=1e-2,2",
+            "optimizer.lrr=1e-2,2: 'optimizer' has no 'lrr'. Did you mean 'lr'?",
         ),
         (
             ["model=mlp,cnn", "model.chanels=1e-2,2"],
