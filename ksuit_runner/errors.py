@@ -206,6 +206,11 @@ def _alike(name: str, names: Iterable[str]) -> list[str]:
     return sorted((item for item in names if likeness[item] >= 0.4), key=lambda item: -likeness[item])[:_FEW]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts, such as ``1 rank`` or ``2 ranks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def short(value: Any) -> str:
     """Return the repr of a value for an error message, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str) else value)

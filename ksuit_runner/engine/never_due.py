@@ -6,6 +6,7 @@ from typing import Any
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.config.schema import objects_beside
 from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.errors import counted
 from ksuit_runner.schedule import warmup_updates
 
 
@@ -23,7 +24,7 @@ def never_due(periodic: Iterable[PeriodicCallback], counter: UpdateCounter, conf
     if begin.is_empty:
         return
     epochs = f", {begin.updates_per_epoch} in each epoch" if begin.has_epochs else ""
-    length = f"the run has {begin.end_update} updates{epochs}"
+    length = f"the run has {counted(begin.end_update, 'update')}{epochs}"
     chosen = config["callbacks"] or {}  # the default ones are not chosen for the length of a run
     for item in periodic:
         due = item.interval.next_due(begin)
@@ -35,7 +36,7 @@ def never_due(periodic: Iterable[PeriodicCallback], counter: UpdateCounter, conf
         warmup = node.get("warmup", 0)
         updates = warmup_updates(warmup, begin.end_update, begin.updates_per_epoch if begin.has_epochs else None)
         if updates >= begin.end_update:
-            yield f"{path}.warmup: it does not end: {warmup} is {updates} updates, and {length}"
+            yield f"{path}.warmup: it does not end: {warmup} is {counted(updates, 'update')}, and {length}"
 
 
 def _schedules(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

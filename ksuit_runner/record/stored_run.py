@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from ksuit_runner.config.groups import folders_around
 from ksuit_runner.config.stored_config import format_config, parse_config
-from ksuit_runner.errors import ResumeError, suggest
+from ksuit_runner.errors import ResumeError, counted, suggest
 from ksuit_runner.paths import OutputPaths, PathProvider, RunId, is_run_id
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.security.authorship import sign
@@ -276,7 +276,8 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
         hint = f"Did you mean '{near}'?"
     else:
         short = " (an id needs at least 6 characters)" if len(query) < _SHORTEST_PREFIX else ""
-        hint = f"{len(set(_run_ids(paths)))} runs exist{short}; 'last' is the newest"
+        count = len(set(_run_ids(paths)))
+        hint = f"{counted(count, 'run')} exist{'s' if count == 1 else ''}{short}; 'last' is the newest"
     return ResumeError(f"{flag}={query}: there is no such run in {where}. {hint}")
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from ksuit_runner.config.types import check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, counted
 from ksuit_runner.trainer.parameter_rules import named_parameters
 
 
@@ -19,7 +19,7 @@ def check_parts(parts: int, ranks: int) -> None:
     check_numbers("PositiveInt", "trainer", accumulation_steps=parts)
     if parts % ranks:
         path = "trainer.accumulation_steps"
-        raise ConfigError(f"{parts} parts of a batch cannot be divided among {ranks} ranks", path=path)
+        raise ConfigError(f"{counted(parts, 'part')} of a batch cannot be divided among {ranks} ranks", path=path)
 
 
 def check_last_batch(counter: UpdateCounter, parts: int) -> None:
@@ -31,8 +31,8 @@ def check_last_batch(counter: UpdateCounter, parts: int) -> None:
     last = counter.samples_per_epoch - (counter.updates_per_epoch - 1) * counter.batch_size
     if min(last, counter.batch_size) < parts:
         raise ConfigError(
-            f"the last batch of an epoch has {last} samples, and {parts} parts have one each where parameters are "
-            "spread over ranks: data.drop_last=true leaves it out",
+            f"the last batch of an epoch has {counted(last, 'sample')}, and {parts} parts have one each where "
+            "parameters are spread over ranks: data.drop_last=true leaves it out",
             path="trainer.accumulation_steps",
         )
 

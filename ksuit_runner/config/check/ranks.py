@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ksuit_runner.distributed.environment import place
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, counted
 from ksuit_runner.system.gpus import visible_gpus
 
 _SINGLE = "ksuit_runner.distributed.strategy.Strategy"
@@ -87,12 +87,13 @@ def _check_parts(values: Mapping[str, Any], ranks: int) -> None:
     if parts % ranks:
         fitting = ", ".join(str(number) for number in range(1, parts + 1) if parts % number == 0)
         raise ConfigError(
-            f"{parts} parts of a batch cannot be divided among {ranks} ranks: write a multiple of {ranks}, or auto. "
-            f"With {parts} parts there can be {fitting} ranks",
+            f"{counted(parts, 'part')} of a batch cannot be divided among {ranks} ranks: write a multiple of {ranks}, "
+            f"or auto. With {counted(parts, 'part')} there can be {fitting} rank{'s' if parts > 1 else ''}",
             path=_PARTS,
         )
     if isinstance(batch_size, int) and 0 < batch_size < parts:
-        raise ConfigError(f"a batch of {batch_size} samples cannot be divided into {parts} parts", path=_PARTS)
+        batch = f"a batch of {counted(batch_size, 'sample')}"
+        raise ConfigError(f"{batch} cannot be divided into {parts} parts", path=_PARTS)
 
 
 def _device(values: Mapping[str, Any]) -> str:

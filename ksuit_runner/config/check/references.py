@@ -11,7 +11,7 @@ from ksuit_runner.config.check.annotation import mentions
 from ksuit_runner.config.check.objects import CheckedObject
 from ksuit_runner.config.schema import UNKNOWN
 from ksuit_runner.counter import Interval
-from ksuit_runner.errors import ConfigError, did_you_mean, suggest
+from ksuit_runner.errors import MOST_LISTED, ConfigError, did_you_mean, suggest
 
 LENGTHS = {"every_n_epochs": "max_epochs", "every_n_updates": "max_updates", "every_n_samples": "max_samples"}
 """Interval -> the length of a run that is counted in the same."""
@@ -74,8 +74,11 @@ def check_metric_keys(objects: Sequence[CheckedObject], objective: Any, trainer:
         for item in callbacks:
             if any(_matches(key, pattern) for pattern in _logged_by(item, weights)):
                 raise ConfigError(f"{item.path} logs '{key}', but is not due before the run ends", path=path)
-        hint = did_you_mean(key, logged, longest=0) if logged else "No callback logs anything."
-        listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
+        if len(logged) > MOST_LISTED:
+            hint, listed = did_you_mean(key, logged), ""
+        else:
+            hint = did_you_mean(key, logged, longest=0) if logged else "No callback logs anything."
+            listed = f"\nLogged are: {', '.join(sorted(logged))}" if logged else ""
         raise ConfigError(f"no callback logs '{key}'. {hint}".rstrip() + listed, path=path)
 
 

@@ -64,6 +64,11 @@ def test_auto_is_a_rank_for_each_gpu(monkeypatch):
             config(4, parts=6),
             "accumulation_steps: 6 parts of a batch .* 4 ranks: .* there can be 1, 2, 3, 6 ranks",
         ),
+        (
+            config(2, parts=1),
+            "accumulation_steps: 1 part of a batch cannot .* 2, or auto. With 1 part there can be 1 rank$",
+        ),
+        (config(2, batch_size=1), "trainer.accumulation_steps: a batch of 1 sample cannot be divided into 2 parts"),
         (config(4, batch_size=3), "trainer.accumulation_steps: a batch of 3 samples cannot be divided into 4 parts"),
         (
             config(2, device="cuda:1"),

@@ -303,6 +303,15 @@ def test_a_default_that_names_no_dataset_is_found(check):
     assert message == "callbacks.watch.on: there is no dataset 'test'. Valid: train."
 
 
+def test_of_many_metrics_a_few_like_the_unknown_one_are_listed(check):
+    many = f"callbacks.score.topk=[{','.join(map(str, range(1, 40)))}]"
+    unknown = "objective: no callback logs 'score_top/test'. "
+    assert check(many, "objective=score_top/test") == f"{unknown}Did you mean 'score_top9/test'?"
+    message = check(many, "objective=top")
+    assert message.startswith("objective: no callback logs 'top'. Similar: score_top1/test, score_top10/test,")
+    assert message.count("score_top") == 6
+
+
 def test_metrics_are_not_checked_beside_a_callback_that_leaves_open_what_it_logs(check):
     assert check("callbacks.silent={_target_: lab.callbacks.Silent}", "objective=anything") is None
 
