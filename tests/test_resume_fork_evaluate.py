@@ -62,9 +62,11 @@ def test_other_callbacks_take_nothing_over_from_what_was_said_about_the_former(t
     )
 
 
-def test_fork_that_cannot_begin_is_explained_and_is_not_the_last_run(finished):
+def test_fork_that_cannot_begin_is_explained_and_leaves_no_run(finished):
     output = ksuit(finished, "fork=last", "model=mlp", status=2)
-    assert "do not fit" in output
+    assert "do not fit" in output and "the run did not begin, and its folder is removed" in output
+    assert "callbacks: they are not those" in ksuit(finished, "fork=last", "callbacks=[swa]", status=2)
+    assert len(run_dirs(finished)) == 1
     said = ksuit(finished, "resume=last")
     assert "the run is at its end, update 80; a larger trainer.max_epochs continues it" in said
 

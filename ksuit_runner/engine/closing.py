@@ -8,12 +8,23 @@ from contextlib import contextmanager
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.silent_record import SilentRecord
-from ksuit_runner.errors import ConfigError, Interrupted, KsuitError, PeerError, afterwards
+from ksuit_runner.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    KsuitError,
+    PeerError,
+    ResumeError,
+    TakenOverError,
+    afterwards,
+)
 from ksuit_runner.recorder.protocol import RemoteError
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 _LOGGER = logging.getLogger(__name__)
+_REFUSALS = (ConfigError, ResumeError, CheckpointError)
+"""Errors of what a run was asked to do or to start from: repeated, it would be refused again."""
 
 
 class RefusedError(Exception):
@@ -38,7 +49,7 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
                 yield
         except RefusedError as refused:
             error, failed = refused.__cause__, record.status_before
-            never_began = isinstance(error, ConfigError)
+            never_began = isinstance(error, _REFUSALS) and not isinstance(error, TakenOverError)
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
             error = meeting.world.explain(caught)
         reported = meeting.settle(error)
