@@ -16,9 +16,10 @@ from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.comparable import named_choices
 from ksuit_runner.config.compose import refuse_empty_mappings, show_debugging, without_sweep
 from ksuit_runner.config.overrides import value_of
+from ksuit_runner.distributed.environment import place
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import ConfigError, files_explained
-from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.paths import PathProvider, SweepPaths, is_run_id
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
@@ -29,6 +30,8 @@ from ksuit_runner.security.masking import mask_text
 from ksuit_runner.start.slurm_job import requeue_after
 from ksuit_runner.start.start_run import Start, start_run
 from ksuit_runner.sweep.stored_sweep import find_sweep
+from ksuit_runner.ui.command_line import resume_command
+from ksuit_runner.ui.terminal import make_console
 
 if TYPE_CHECKING:
     from ksuit_runner.sweep.runner import SweepOutcome
@@ -107,7 +110,22 @@ def start_stored(request: Request, overrides: Sequence[str], command: str) -> Ru
             resumed = resume_sweep(sweep, overrides)
             requeue_after(resumed.signal, value_of("requeue", overrides) != "false")
             return resumed
-    return _start(_stored_start(request, overrides, command))
+    start = _stored_start(request, overrides, command)
+    _say_if_job(request, start)
+    return _start(start)
+
+
+def _say_if_job(request: Request, start: Start) -> None:
+    """Say that the last run, which is resumed, is only a job of a sweep: after a kill the sweep may be meant."""
+    sweep_id, here = start.config.get("parent_run_id"), place()
+    if request != Request(Mode.RESUME, "last") or not is_run_id(str(sweep_id)) or (here is not None and here.rank > 0):
+        return
+    sweep = SweepPaths(start.config["output_dir"], str(sweep_id))
+    if sweep.plan.is_file():
+        text = (
+            f"the last run is a job of a sweep. To resume the sweep: {resume_command(sweep.sweep_id, sweep.output_dir)}"
+        )
+        make_console().print(text, soft_wrap=True, markup=False)
 
 
 def print_stored(request: Request, overrides: Sequence[str]) -> int:

@@ -53,7 +53,7 @@ def show(query: str, overrides: Sequence[str]) -> int:
         console = make_console()
         print_pairs(console, {label: text for label, text in said.items() if text})
         print_blank(console)
-        return show_leaderboard(query, overrides)
+        return show_leaderboard(sweep.sweep_id, overrides)
     found = find_stored("show", query, overrides)
     run, console = StoredRun(found.paths), make_console()
     print_pairs(console, head(run), run.status)

@@ -151,7 +151,7 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
     Raises:
         ResumeError: There is no such sweep.
     """
-    paths = newest_sweep(overrides) if query == "last" else find_sweep(query, overrides)
+    paths = newest_sweep(overrides) if query == "last" else find_sweep(query, overrides, is_surely=True)
     if paths is None:
         raise unknown_sweep(query, overrides)
     print_leaderboard(make_console(), read_leaderboard(paths, overrides)[1])

@@ -6,13 +6,14 @@ from contextlib import suppress
 from ksuit_runner.config.compose import compose_locations, output_dir_of
 from ksuit_runner.errors import ResumeError, did_you_mean
 from ksuit_runner.paths import OutputPaths, SweepPaths, is_run_id
-from ksuit_runner.record.stored_run import find_local
+from ksuit_runner.record.stored_run import entries, find_local, tags_of_runs
+from ksuit_runner.sweep.job_runs import JOB_TAG
 from ksuit_runner.sweep.plan import SweepPlan, read_plan
 
 _SHORTEST_PREFIX = 6
 
 
-def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
+def find_sweep(query: str, overrides: Sequence[str], is_surely: bool = False) -> SweepPaths | None:
     """Return the files of the sweep that a query matches, or None; ``last`` always means a run.
 
     A sweep that is not in the output folder is fetched from the tracking server, if the config names one.
@@ -20,9 +21,11 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     Args:
         query: Its id, the first 6 or more characters of it, or its name.
         overrides: Overrides of the command line; only output folder and tracker matter.
+        is_surely: Whether only a sweep can be meant, and not a run of the same name.
 
     Raises:
-        ResumeError: Several sweeps match, or the one of the tracking server cannot be resumed here.
+        ResumeError: Several sweeps match, or a run has the name, too, or the one of the tracking server cannot be
+            resumed here.
     """
     if query == "last":
         return None
@@ -37,7 +40,10 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
         newest = max(found & plans.keys(), key=lambda id_: plans[id_].created, default=min(found))
         raise ResumeError(f"'{query}' matches {len(found)} sweeps; give an id. The newest is {newest}")
     if found:
-        return known[found.pop()]
+        paths = known[found.pop()]
+        if not is_surely and not by_prefix:
+            _refuse_run_of_name(query, paths)
+        return paths
     if find_local(outputs, query) is not None or not (config := compose_locations(overrides)).tracker.get("uri"):
         return None
     from ksuit_runner.config.factory import Factory
@@ -45,6 +51,22 @@ def find_sweep(query: str, overrides: Sequence[str]) -> SweepPaths | None:
     from ksuit_runner.sweep.fetch_sweep import fetch_plan
 
     return fetch_plan(open_tracker(Factory(config), outputs), outputs, query)
+
+
+def _refuse_run_of_name(name: str, sweep: SweepPaths) -> None:
+    """Refuse the name of a sweep that is also that of a run, unless the run is a job of a sweep: these have its name.
+
+    Raises:
+        ResumeError: There is such a run.
+    """
+    named = [entry.run_id for entry in entries(sweep) if entry.name == name]
+    tags = tags_of_runs(sweep) if named else {}
+    runs = [run_id for run_id in named if JOB_TAG not in tags[run_id]]
+    if runs:
+        raise ResumeError(
+            f"'{name}' is the name of a sweep and of a run; give an id. "
+            f"The sweep is {sweep.sweep_id}, the newest such run {runs[-1]}"
+        )
 
 
 def newest_sweep(overrides: Sequence[str]) -> SweepPaths:

@@ -11,7 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from command import query
+from preloaded import ksuit
 
+from ksuit_runner.cli.start import start_stored
 from ksuit_runner.config.differences import is_same
 from ksuit_runner.delivery.delivered import Delivery
 from ksuit_runner.delivery.outbox import Outbox
@@ -19,8 +21,11 @@ from ksuit_runner.delivery.recording import Unsent
 from ksuit_runner.errors import AliveError, ConfigError, ResumeError
 from ksuit_runner.launchers.joblib import JoblibLauncher
 from ksuit_runner.paths import PathProvider, SweepPaths
+from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.recorder.remote import RemoteRecording
+from ksuit_runner.reports.show import show
+from ksuit_runner.resume.request import Request
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.commands import resume_sweep, show_leaderboard, start_sweep
 from ksuit_runner.sweep.job_runs import JOB_TAG, SWEEP_TAG, local_record, runs_of_jobs
@@ -182,6 +187,31 @@ def test_a_damaged_sweep_is_an_error_for_itself_only(tmp_path, name, content):
         with pytest.raises(ResumeError, match=f"^sweep bbbbbbbb cannot be used: .*{name}.*$") as raised:
             command(find_sweep("b" * 32, here), here)
         assert len(str(raised.value)) < 400
+
+
+def test_a_name_that_a_sweep_shares_with_a_run_is_not_taken_for_the_sweep(tmp_path):
+    sweep, here = _planned(tmp_path, SWEEP_ID, "twin"), [f"output_dir={tmp_path}"]
+    add_run(tmp_path, "b" * 32, "FINISHED")
+    add_to_index(sweep, "b" * 32, "twin", "train", tags=task_in(tmp_path).launch.tags)
+    assert find_sweep("twin", here).sweep_id == SWEEP_ID  # its jobs have its name
+    for run_id in ("c" * 32, "d" * 32):
+        PathProvider(tmp_path, run_id).run_dir.mkdir(parents=True)
+        add_to_index(sweep, run_id, "twin", "train", tags={})
+    for command in (show, lambda *given: start_stored(Request(Mode.RESUME, given[0]), given[1], "command")):
+        with pytest.raises(ResumeError, match=f"a sweep and of a run; .* sweep is {SWEEP_ID}, .* run {'d' * 32}$"):
+            command("twin", here)
+    assert {find_sweep(id_, here).sweep_id for id_ in (SWEEP_ID, SWEEP_ID[:6])} == {SWEEP_ID}
+    assert show_leaderboard("twin", here) == 0
+
+
+def test_resuming_the_last_run_says_that_it_is_a_job_of_a_sweep(tmp_path):
+    sweep = sweep_in(tmp_path, "tracker=noop")
+    resumed = ksuit(tmp_path, "resume=last")
+    assert "nothing is left to do" in resumed
+    assert "the last run is a job of a sweep. To resume the sweep: " in resumed
+    assert f" resume={sweep.sweep_id}\n" in resumed
+    ksuit(tmp_path, *TINY, "tracker=noop")
+    assert "is a job of" not in ksuit(tmp_path, "resume=last")
 
 
 def test_damaged_notes_of_how_jobs_ended_are_left_out(tmp_path):
