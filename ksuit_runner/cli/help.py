@@ -1,5 +1,6 @@
 """The text of ``--help``. Hydra's own takes twice the time, as it loads every group of the config again."""
 
+import re
 import shutil
 import sys
 import textwrap
@@ -57,18 +58,40 @@ def print_help(words: Sequence[str]) -> int:
     config, chosen = compose_with_choices(as_overrides(words))
     offered = ((group, choices(group)) for group in groups())
     listed = "".join(_wrapped(f"{group}: {', '.join(names)}\n", indent="  ") for group, names in offered if names)
-    text = commented(config, chosen)
+    text = _with_wrapped_comments(commented(config, chosen))
     flags = "".join(map(_wrapped, _FLAGS.splitlines(keepends=True)))
     print(f"{_COMMANDS}\n== Groups: GROUP=CHOICE ==\n\n{listed}\n== Config ==\n\n{text}\n{flags}", end="")
     return 0
 
 
-def _wrapped(line: str, indent: str = "") -> str:
+def _wrapped(line: str, indent: str = "", first_indent: str = "") -> str:
     """Return a line as several ones that fit the terminal, if it goes to one."""
     if not sys.stdout.isatty():
         return line
+    filled = textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        initial_indent=first_indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{filled}\n"
+
+
+def _with_wrapped_comments(text: str) -> str:
+    """Return YAML whose comments fit the terminal, if it goes to one; those that do stay as they are written."""
+    if not sys.stdout.isatty():
+        return text
     width = shutil.get_terminal_size().columns
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
+
+    def wrap(comment: re.Match[str]) -> str:
+        lines, mark = comment[0].splitlines(), f"{comment[1]}# "
+        if max(map(len, lines)) <= width:
+            return comment[0]
+        return _wrapped(" ".join(line.removeprefix(mark) for line in lines), mark, mark)
+
+    return re.sub(r"^( *)# .*\n(?:\1# .*\n)*", wrap, text, flags=re.MULTILINE)
 
 
 def _group(group: str) -> str:
@@ -76,4 +99,4 @@ def _group(group: str) -> str:
     if group not in groups():
         raise ConfigError(f"--help {group}: there is no such group. {did_you_mean(group, groups())}")
     texts = ((choice, files(f"{group}/{choice}")[0].read_text(encoding="utf-8")) for choice in choices(group))
-    return "\n".join(f"== {group}={choice} ==\n\n{text}" for choice, text in texts)
+    return "\n".join(f"== {group}={choice} ==\n\n{_with_wrapped_comments(text)}" for choice, text in texts)
