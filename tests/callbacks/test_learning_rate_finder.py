@@ -13,7 +13,6 @@ from ksuit_runner.api import run
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.schedule import constant, exponential
 from ksuit_runner.trainer.optimizers import OptimizerSpec
-from ksuit_runner.trainer.rate_test import suggestions
 
 FINDER = {"finder": partial(LearningRateFinder, smoothing=0.8)}
 RISING = {
@@ -79,27 +78,6 @@ def test_a_resume_shows_the_same(new_run):
 def test_the_loss_is_that_of_the_whole_batch(new_run):
     whole, parts = (new_run(FINDER, str(n), accumulation_steps=n, **RISING).train() for n in (1, 4))
     assert rows(parts)[:20] == pytest.approx(rows(whole)[:20], rel=1e-4)
-
-
-def test_the_steepest_point_of_a_curve():
-    logs = np.linspace(-6, 1, 200)
-    losses = 3 - 2 / (1 + np.exp(-4 * (logs + 2.5)))  # a logistic function of the logarithm, around -2.5
-    losses[180:] += 10 * (logs[180:] - logs[180])
-    found = suggestions(10**logs, losses)
-    assert np.log10(found["steepest"]) == pytest.approx(-2.5, abs=0.05)
-    assert found["tenth_of_minimum"] == pytest.approx(10 ** logs[180] / 10)
-
-
-@pytest.mark.parametrize(
-    ("rates", "losses"),
-    [
-        ([1, 2, 3, 4], [1, 2, 3, 4]),  # never falls
-        ([3, 3, 3, 3], [4, 3, 2, 1]),  # the rate does not rise
-        ([1, 2, 3], [np.nan] * 3),
-    ],
-)
-def test_nothing_is_suggested_by_what_says_nothing(rates, losses):
-    assert suggestions(np.array(rates, float), np.array(losses, float)) == {}
 
 
 def test_a_run_without_updates_has_nothing_to_show(new_run):
