@@ -28,6 +28,7 @@ from ksuit_runner.checkpoint.format import (
 )
 from ksuit_runner.checkpoint.host_buffers import HostBuffers
 from ksuit_runner.checkpoint.joint_write import JointWrite
+from ksuit_runner.checkpoint.lost_checkpoints import LostCheckpoints
 from ksuit_runner.checkpoint.manifest import rank_of
 from ksuit_runner.checkpoint.shards import find_flaw
 from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveInt, check_numbers
@@ -135,6 +136,7 @@ class CheckpointWriter:
         self._spare: list[HostBuffers] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._saving: deque[_Saving] = deque()
+        self._lost = LostCheckpoints(path_provider.checkpoints_dir)
 
     def add_tensors(self, name: str, provider: Callable[[], Mapping[str, Tensor]], of_model: bool = False) -> None:
         """Write tensors to a file of their own, ``NAME.safetensors``, in every checkpoint.
@@ -338,14 +340,15 @@ class CheckpointWriter:
             self._wait_for(committed)
             committed.result()
         except OSError as error:
-            message = f"the checkpoint could not be written to {self.path_provider.checkpoints_dir}: {error}"
             if is_last:
-                raise CheckpointError(message) from error
-            _LOGGER.error("%s; the run continues with the last good one, and tries again at the next interval", message)
+                raise CheckpointError(self._lost.message(error)) from error
+            self._lost.add(error)
         except PeerError as error:
             if is_last:
                 raise
             _LOGGER.debug("a checkpoint was not written: %s", error)  # which rank 0 says
+        else:
+            self._lost.end()
         finally:
             if saving.buffers is not None:
                 self._spare.append(saving.buffers)
@@ -360,6 +363,7 @@ class CheckpointWriter:
     def close(self) -> None:
         """Wait until all checkpoints are committed, and end the thread."""
         self.wait()
+        self._lost.close()
         self._thread.shutdown()
         self._hand_over.close()
 

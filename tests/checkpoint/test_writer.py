@@ -218,7 +218,8 @@ def test_only_a_failure_of_the_last_one_is_an_error(behind, caplog):
     behind.writer.wait()
     behind.save(before=fail)
     behind.writer.close()
-    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+    first, rest = (record.getMessage() for record in caplog.records)
+    assert "no disk; the run continues" in first and rest.startswith("2 more checkpoints could not be written to ")
 
 
 def test_the_writer_ends_its_thread_once_the_queue_is_written(behind):
@@ -501,8 +502,8 @@ def on_a_full_disk(maker):
 @pytest.mark.parametrize("largest", [20_000, 300_000], ids=["weights do not fit", "optimizer state does not fit"])
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(on_a_full_disk, maker, caplog, largest):
     on_a_full_disk({2: largest, 4: -1})
-    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "tries again at the next interval" in error.message
+    lost, again = (record.message for record in caplog.records if record.levelname in ("ERROR", "WARNING"))
+    assert "tries again at the next interval" in lost and again.startswith("checkpoints can be written again: ")
     assert sorted(path.name for path in maker.paths().checkpoints_dir.iterdir()) == [
         "E0_U2_S12", "E2_U6_S36", "E2_U8_S48", "latest", "tags.json",
     ]  # fmt: skip
