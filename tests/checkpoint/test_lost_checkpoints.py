@@ -14,11 +14,12 @@ def said(caplog, monkeypatch, tmp_path):
     """Return what is logged while checkpoints come that are written or lost, one every second."""
 
     def log_of(*written):
-        now = 0  # which the loop moves on
+        now = 0
         monkeypatch.setattr(lost_checkpoints, "monotonic", lambda: now)
         lost = LostCheckpoints(tmp_path)
-        for now, is_written in enumerate(written):
+        for is_written in written:
             lost.end() if is_written else lost.add(FULL)
+            now += 1
         lost.close()
         return [f"{record.levelname} {record.getMessage()}".replace(str(tmp_path), "DIR") for record in caplog.records]
 
