@@ -30,15 +30,20 @@ def is_of_rows(dataset: Any) -> bool:
 
 def is_whole(request: BatchRequest) -> bool:
     """Whether a batch is that of an update, and fetched as one part: then it may be fetched with those after it."""
-    return request.spans is not None and request.parts == 1
+    return bool(request.spans) and request.parts == 1
 
 
-def batches_in_block(batch: Any) -> int:
-    """Return how many batches like this one are fetched at once."""
-    if not isinstance(batch, tuple) or not all(isinstance(item, Tensor) and item.is_contiguous() for item in batch):
+def batches_in_block(batch: Any, samples: int) -> int:
+    """Return how many batches like this one, of so many samples, are fetched at once; 1 of any that cannot be split."""
+    if type(batch) is not tuple or not all(isinstance(item, Tensor) and _has_rows(item, samples) for item in batch):
         return 1
     sizes = [item.nbytes for item in batch]
     return max(1, _BLOCK // sum(sizes)) if all(sizes) and not any(size % _ALIGNMENT for size in sizes) else 1
+
+
+def _has_rows(item: Tensor, samples: int) -> bool:
+    """Whether a tensor has a row for each sample, and no graph: the backward pass of the first batch would free it."""
+    return item.shape[:1] == (samples,) and item.is_contiguous() and not item.requires_grad
 
 
 def fetch_block(dataset: Any, requests: Sequence[BatchRequest]) -> list[tuple[Tensor, ...]]:

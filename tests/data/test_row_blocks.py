@@ -1,5 +1,9 @@
 """Small batches that are fetched several at a time: nobody but a clock can tell."""
 
+import os
+import signal
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,8 @@ from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, PartSpan, fe
 from ksuit_runner.data.row_blocks import gathers_rows
 from ksuit_runner.data.stream import LocalStream
 from ksuit_runner.data.tensor_dataset import TensorDataset
+from ksuit_runner.errors import Interrupted
+from ksuit_runner.system.signals import catch_signals
 
 
 class Counted(TensorDataset):
@@ -31,6 +37,23 @@ class Scaled(Counted):
     def __getitems__(self, indices):
         inputs, targets = super().__getitems__(indices)
         return inputs * 2, targets
+
+
+class Pair(NamedTuple):
+    inputs: Tensor
+    targets: Tensor
+
+
+class Shaped(Counted):
+    """Returns something else than a tuple of rows, against its mark."""
+
+    def __init__(self, shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    @gathers_rows
+    def __getitems__(self, indices):
+        return self.shape(*super().__getitems__(indices))
 
 
 def request(batch: int, size: int = 8, start: int | None = None, epoch: int = 1, parts: int = 1) -> BatchRequest:
@@ -75,13 +98,29 @@ def test_large_batches_and_blocks_end_somewhere():
         (Counted(width=3), [request(number, size=7, start=7 * number) for number in range(9)]),  # 84 bytes
         (Scaled(), [request(number) for number in range(9)]),
         (Counted(), [request(number, parts=2) for number in range(9)]),
+        (Shaped(Pair), [request(number) for number in range(9)]),
+        (Shaped(lambda inputs, targets: {"inputs": inputs}), [request(number) for number in range(9)]),
+        (Shaped(lambda *rows: tuple(item.repeat_interleave(2, 0) for item in rows)), [request(n) for n in range(9)]),
     ],
-    ids=["rows that would not be aligned", "a function without the mark", "batches in parts"],
+    ids=[
+        *("rows that would not be aligned", "a function without the mark", "batches in parts"),
+        *("a named tuple", "a dictionary", "more rows than samples"),
+    ],
 )
 def test_others_are_fetched_one_by_one(dataset, requests):
     found = taken(dataset, requests)
     assert max(dataset.fetches) <= 8
-    assert_close(found, [fetch_batch({"x": dataset}, 0, item) for item in requests], rtol=0, atol=0)
+    expected = [fetch_batch({"x": dataset}, 0, item) for item in requests]
+    assert_close(found, expected, rtol=0, atol=0)
+    assert type(found[0][0]) is type(expected[0][0])
+
+
+def test_data_that_is_learned_has_a_graph_for_each_batch():
+    dataset = Counted()
+    dataset.inputs.requires_grad_()
+    for [(inputs, _)] in taken(dataset, REQUESTS[:3]):
+        inputs.square().sum().backward()
+    assert torch.equal(dataset.inputs.grad[:24], 2 * dataset.inputs[:24])
 
 
 def test_a_batch_that_is_changed_in_place_is_nothing_to_the_others():
@@ -116,6 +155,30 @@ def test_an_error_of_the_plan_comes_with_its_own_batch():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no order"):
             stream.take()
+
+
+class Slow(Counted):
+    @gathers_rows
+    def __getitems__(self, indices):
+        if len(indices) > 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitems__(indices)
+
+
+def slow_order():
+    yield from (request(0), request(1))
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield request(2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "plan"), [(Slow(), [request(number) for number in range(5)]), (Counted(), slow_order())]
+)
+def test_a_signal_ends_the_wait_for_batches_that_are_fetched_ahead(dataset, plan):
+    with catch_signals() as interruption:
+        stream = LocalStream({"x": dataset}, 0, plan)
+        with pytest.raises(Interrupted):
+            interruption.wait_for(stream.take)
 
 
 def test_a_stream_that_is_closed_has_nothing_left():
