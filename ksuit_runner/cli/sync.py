@@ -44,7 +44,7 @@ def sync(query: str, overrides: Sequence[str]) -> int:
         raise unknown_run(outputs, query, "sync")
     paths = PathProvider(outputs.output_dir, run_id)
     console = make_console()
-    console.print(tracked_at(console, deliver(paths, composed, overrides)), soft_wrap=True)
+    console.print(tracked_at(console, deliver(paths, composed, overrides), label=""), soft_wrap=True)
     if (box := Outbox.load(paths)) and box.is_withdrawn:
         shutil.rmtree(paths.run_dir, ignore_errors=True)  # as if the tracker had been told at once
     return 0

@@ -99,7 +99,7 @@ class LocalIdTracker(BaseTracker):
         return self._tracker.children(known) if known else []
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
+        """Say where the run is recorded and how to look at it."""
         return self._tracker.where()
 
     def check_key(self, key: str) -> None:

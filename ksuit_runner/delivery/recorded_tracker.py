@@ -207,7 +207,7 @@ class RecordedTracker(LocalIdTracker):
             self._is_closed = True
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
+        """Say where the run is recorded and how to look at it."""
         is_away = self._box is not None and not self.is_reached
         return self._tracker.where() + (" (does not answer; everything is sent when it does)" if is_away else "")
 

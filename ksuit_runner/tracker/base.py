@@ -305,7 +305,7 @@ class BaseTracker(ABC):
         return []
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
+        """Say where the run is recorded and how to look at it: in a line, and a command in another, indented by two."""
         return f"{type(self).__name__} (nothing is recorded)"
 
     def check_key(self, key: str) -> None:  # noqa: B027 - optional

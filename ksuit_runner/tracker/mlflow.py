@@ -270,9 +270,9 @@ class MlflowTracker(BaseTracker):
         return children(self._client, run_id)
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
+        """Say where the run is recorded and how to look at it."""
         if self._uri is None:
-            return f"MLflow, see it with: mlflow ui --backend-store-uri {quote(embedded.uri(self._paths))}"
+            return f"MLflow, see it with:\n  mlflow ui --backend-store-uri {quote(embedded.uri(self._paths))}"
         shown = mask_addresses(self._uri)
         if self._bound is None or not shown.startswith("http"):
             return f"MLflow, {shown}"

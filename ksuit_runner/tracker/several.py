@@ -175,8 +175,8 @@ class SeveralTrackers(BaseTracker):
         return self._first.children(run_id)
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
-        return "; ".join(tracker.where() for tracker in self._all())
+        """Say where the run is recorded and how to look at it."""
+        return "\n".join(tracker.where() for tracker in self._all())
 
     def check_key(self, key: str) -> None:
         """Check that no tracker refuses the name of a metric or parameter."""

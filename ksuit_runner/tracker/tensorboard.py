@@ -87,8 +87,8 @@ class TensorboardTracker(FileTracker):
             self._shown.add(file for file, _ in contents)
 
     def where(self) -> str:
-        """Say in one line where the files are and how to look at them."""
-        return f"TensorBoard, see it with: tensorboard --logdir {quote(str(self._outputs.runs_dir))}"
+        """Say where the files are and how to look at them."""
+        return f"TensorBoard, see it with:\n  tensorboard --logdir {quote(str(self._outputs.runs_dir))}"
 
     def check_key(self, key: str) -> None:
         """Check that the name of a metric is not that of a text."""

@@ -139,9 +139,9 @@ class WandbTracker(FileTracker):
         self._wait_for(new, known)
 
     def where(self) -> str:
-        """Say in one line where the run is recorded and how to look at it."""
+        """Say where the run is recorded and how to look at it."""
         if self._mode != "online":
-            return f"W&B ({self._mode}), upload it with: {self._sync_command}"
+            return f"W&B ({self._mode}), upload it with:\n  {self._sync_command}"
         run = self._open_run
         return f"W&B, {run.url if run is not None and run.url else self._project}"
 

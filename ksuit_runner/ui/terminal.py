@@ -128,16 +128,23 @@ def print_start(console: Console, run_id: str, name: str, where: str, run_dir: P
     print_pairs(console, pairs | ({"device": device} if device else {}))
 
 
-def tracked_at(console: Console, where: str) -> str:
+def tracked_at(console: Console, where: str, label: str = "tracked  ") -> str:
     """Return what a tracker says about where its runs are: paths below the current folder are short.
 
-    On a terminal that is too narrow, a command in it begins a line of its own, from which it can be copied.
+    A command, which has an indented line of its own there, follows in the line before it, unless a terminal is too
+    narrow: then it stays where it can be copied.
+
+    Args:
+        console: Where it is printed.
+        where: What the tracker says.
+        label: What is printed before it; further lines begin below its end.
     """
     folder = re.escape(os.getcwd().rstrip("/"))
     short = re.sub(rf"""(^|[\s'"=]|:///){folder}/""", r"\1", where)
-    if not console.is_terminal or len("tracked  ") + len(short) <= console.width:
+    lines = short.replace("\n  ", " ").split("\n")
+    if console.is_terminal and len(label) + max(map(len, lines)) > console.width:
         return short
-    return short.replace("see it with: ", "see it with:\n  ").replace("; ", "\n")
+    return f"\n{' ' * len(label)}".join(lines)
 
 
 def print_end(

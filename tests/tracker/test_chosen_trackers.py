@@ -42,7 +42,7 @@ def test_mlflow_is_set_up_as_ever_beside_another(tmp_path) -> None:
     for choice in ("tracker=[mlflow,tensorboard]", "tracker=[tensorboard,mlflow]", "+tracker=[tensorboard]"):
         tracker = built(tmp_path, choice, "tracker.uri=http://127.0.0.1:9", "tracker.require=false")
         assert isinstance(tracker, SeveralTrackers) and isinstance(tracker._first, MlflowTracker)
-        assert tracker.where().startswith("MLflow, http://127.0.0.1:9; TensorBoard, see it with: ")
+        assert tracker.where().startswith("MLflow, http://127.0.0.1:9\nTensorBoard, see it with:\n  ")
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_both_are_asked_for_a_key_and_where_they_are(outputs, first, second) -> 
     tracker = SeveralTrackers(outputs, FaultyTracker(first), {"second": Strict(second)})
     with pytest.raises(ConfigError, match="not this"):
         tracker.check_key("loss")
-    assert tracker.where() == "FaultyTracker (nothing is recorded); here"
+    assert tracker.where() == "FaultyTracker (nothing is recorded)\nhere"
 
 
 def test_a_run_is_deleted_in_all_trackers_and_in_the_first_one_last(outputs, first, second) -> None:

@@ -87,7 +87,7 @@ def test_tensorboard_reads_what_is_recorded(tmp_path: Path) -> None:
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["lr"].number_value == 0.1 and hparams["fast"].bool_value and hparams["model._target_"].string_value
-    assert tracker.where() == f"TensorBoard, see it with: tensorboard --logdir {tmp_path / 'outputs' / 'runs'}"
+    assert tracker.where() == f"TensorBoard, see it with:\n  tensorboard --logdir {tmp_path / 'outputs' / 'runs'}"
 
 
 def test_points_are_read_back_exactly(tmp_path: Path) -> None:

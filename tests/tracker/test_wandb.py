@@ -137,10 +137,10 @@ def test_images_tables_and_histograms_are_in_its_files_once(tmp_path: Path) -> N
 
 def test_what_is_recorded_is_in_its_files(tmp_path: Path) -> None:
     tracker = offline(tmp_path)
-    assert tracker.where() == "W&B (offline), upload it with: wandb sync"
+    assert tracker.where() == "W&B (offline), upload it with:\n  wandb sync"
     info = tracker.start_run("x", {"author": "me"}, "parent")
     folder = PathProvider(tmp_path / "outputs", info.run_id).wandb_dir
-    assert tracker.where() == f"W&B (offline), upload it with: wandb sync {folder}/*run-*"
+    assert tracker.where() == f"W&B (offline), upload it with:\n  wandb sync {folder}/*run-*"
     tracker.log_params({"lr": "0.1", "model._target_": "x"})
     tracker.log_inputs([DatasetInfo("train", "training", "c0ffee", "somewhere")])
     tracker.set_tags({"command": "y", "ksuit.tags": "a, b", "ksuit.notes": "z"})

@@ -113,12 +113,17 @@ def test_in_a_narrow_terminal_columns_are_left_out_before_anything_folds():
 def test_the_command_that_shows_the_runs_can_be_copied(width, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console, command = colored(width), "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db"
-    where = f"MLflow, see it with: mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db"
-    terminal.print_start(console, RUN_ID, "a", f"{where}; TensorBoard, http://host{tmp_path}/runs", tmp_path / "runs")
+    where = f"MLflow, see it with:\n  mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db"
+    both = f"{where}\nTensorBoard, http://host{tmp_path}/runs"
+    terminal.print_start(console, RUN_ID, "a", both, tmp_path / "runs")
     printed = re.sub(r"\x1b\[[0-9;]*m", "", text_of(console)).splitlines()
     assert f"  {command}" in printed and f"TensorBoard, http://host{tmp_path}/runs" in printed
     wide = colored(400)
     assert terminal.tracked_at(wide, where) == f"MLflow, see it with: {command}"
+    terminal.print_start(wide, RUN_ID, "a", both, tmp_path / "runs")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", text_of(wide)).splitlines()
+    at = printed.index(f"tracked  MLflow, see it with: {command}")
+    assert printed[at + 1] == f"         TensorBoard, http://host{tmp_path}/runs"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
