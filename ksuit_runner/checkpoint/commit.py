@@ -219,7 +219,7 @@ class Committer:
             try:
                 manifest = self._put_in_place(folder)
             except OSError as error:
-                if error.errno not in FULL or not superseded:
+                if error.errno not in FULL or not superseded or not beside(folder, READY).exists():
                     raise
                 for other in superseded:
                     _drop(self.paths.checkpoints_dir / other)
@@ -299,7 +299,8 @@ class Committer:
     def _is_superseded(self, name: str, newer: int) -> bool:
         """Whether a checkpoint would be removed again once as many newer ones are committed as wait.
 
-        Those count as well that are committed already: whoever did so may have died before it dropped this one.
+        Those count as well that are committed already: whoever did so may have died before it dropped this one. All
+        of their files are read, as by a resume: if it has passed over a damaged one, this one is written after it.
         """
         try:
             manifest = _manifest_of_ready(self.paths.checkpoints_dir / name)
@@ -308,7 +309,7 @@ class Committer:
         missing = manifest["keep_last"] - newer
         if missing > 0 and not manifest["tags"]:
             later = [other for other in names(self.paths) if update_of(other) > update_of(name)]
-            missing -= sum(damage(self.paths.checkpoints_dir / other, None, is_common) is None for other in later)
+            missing -= sum(damage(self.paths.checkpoints_dir / other) is None for other in later)
         return not manifest["tags"] and missing <= 0
 
 

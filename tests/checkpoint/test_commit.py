@@ -254,9 +254,25 @@ def test_what_is_superseded_makes_room_on_a_full_disk(paths, monkeypatch, has_ro
     assert left(paths) == (["E0_U4_S4", "E0_U5_S5", "latest", "tags.json"] if has_room else [])
 
 
-def test_a_newer_one_that_is_damaged_supersedes_none(paths):
-    store_checkpoint(paths, "E0_U9_S9", content(), keep_last=1)
-    cut(paths.checkpoints_dir / "E0_U9_S9" / MODEL)
+def test_a_disk_that_is_full_when_a_folder_has_its_name_already_is_said_to_be_full(paths, monkeypatch):
+    def sync(*given, sync=commit_module.sync):
+        if given == (paths.checkpoints_dir,):
+            raise OSError(errno.ENOSPC, "no room")
+        sync(*given)
+
+    for update in (1, 2):
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=1)
+    monkeypatch.setattr(commit_module, "sync", sync)
+    assert [str(error) for error in Committer(paths).commit_waiting().values()] == ["None", "[Errno 28] no room"]
+
+
+@pytest.mark.parametrize("file", [MODEL, "rank-1.safetensors"])
+def test_a_newer_one_that_is_damaged_supersedes_none(paths, file):
+    tensors = {"w": torch.ones(3)}
+    store_checkpoint(paths, "E0_U9_S9", pack_state({"model": tensors, "rank-1": tensors}, {}), keep_last=1)
+    with open(paths.checkpoints_dir / "E0_U9_S9" / file, "r+b") as damaged:
+        damaged.seek(-1, os.SEEK_END)
+        damaged.write(b"x")
     ready(paths, "E0_U2_S2", 2.0, keep_last=1, is_packed=True)
     Committer(paths).recover()
     assert paths.latest.read_text() == "E0_U2_S2\n"
