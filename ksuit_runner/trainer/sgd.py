@@ -45,7 +45,7 @@ from ksuit_runner.trainer.precision import Precision
 from ksuit_runner.trainer.running_losses import RunningLosses
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
-from ksuit_runner.trainer.tensor_note import note_tensors
+from ksuit_runner.trainer.tensor_note import misfit, note_tensors
 from ksuit_runner.trainer.update import Update
 from ksuit_runner.trainer.update_snapshot import UpdateSnapshot
 
@@ -395,6 +395,8 @@ class SgdTrainer:
                     result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
             except Exception as error:
                 note_tensors(error)
+                if not self.counter.update and (explained := misfit(error, self.loss)) is not None:
+                    raise explained from error
                 raise
             losses, outputs = self._reader.read(result)
         if self._warns_of_sum:

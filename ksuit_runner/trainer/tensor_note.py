@@ -1,15 +1,19 @@
-"""Notes on an error what tensors were computed with, as most errors of torch do not say which one does not fit."""
+"""Says of an error in a step what tensors it was computed with: most errors of torch do not say which does not fit."""
 
+import re
 from collections.abc import Mapping
 from traceback import walk_tb
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.tensors.nested import entries, tensors_in
 
 _STEPS = ("training_step", "_process_batch")
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError)  # for a shape or type that does not fit
+_OURS = ("torch", "ksuit_runner")  # packages whose part of a traceback says nothing about code of the user's
+_OF_THE_MACHINE = re.compile("memory|CUDA|cuDNN|cublas", re.IGNORECASE)
 _MOST_ENTRIES = 8
 _LONGEST = 600
 
@@ -34,6 +38,29 @@ def note_tensors(error: BaseException) -> None:
     if named:
         text = ", ".join(f"{name}: {as_text(value)}" for name, value in named.items())
         error.add_note(f"{_begin(frames[-1].f_code.co_name)}{text[:_LONGEST]}")
+
+
+def misfit(error: BaseException, loss: nn.Module) -> ConfigError | None:
+    """Explain an error of the trainer's own step in which no code of the user's took part, only torch and what ships.
+
+    Args:
+        error: What ``training_step`` has raised, with its note.
+        loss: The loss of the trainer.
+
+    Returns:
+        That the loss, or the model, does not fit; None if only a traceback can explain the error.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    steps = [index for index, frame in enumerate(frames) if frame.f_code.co_name == "training_step"]
+    inside = frames[steps[-1] :] if steps else []
+    packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in inside}
+    if not inside or not packages <= {*_OURS} or type(error) not in _RAISED or _OF_THE_MACHINE.search(str(error)):
+        return None
+    is_loss = any(frame.f_locals.get("self") is loss for frame in inside)
+    outputs = f"{type(loss).__name__} does not fit the model's outputs and the targets"
+    what = outputs if is_loss else "its layers do not fit each other, or the data"
+    notes = filter(_is_ours, getattr(error, "__notes__", ()))
+    return ConfigError("\n".join([f"{what}: {error}", *notes]), path="loss" if is_loss else "model")
 
 
 def _begin(step: str) -> str:

@@ -3,8 +3,10 @@
 import pytest
 from torch import nn
 
+from callbacks.loss import Loss
 from ksuit_runner import DatasetCallback, SgdTrainer
 from ksuit_runner.engine.loop import train
+from ksuit_runner.errors import ConfigError
 
 
 class Own(SgdTrainer):
@@ -32,12 +34,38 @@ def note(run, error):
 
 
 def test_a_model_and_a_loss_that_do_not_fit(maker):
-    run = maker.run(model=nn.Linear(5, 3))
-    assert note(run, RuntimeError) == "tensors in training_step: inputs: float32 (6, 4), targets: int64 (6,)"
-    run = maker.run(loss=nn.BCEWithLogitsLoss(), run_id="run00001")
-    assert note(run, ValueError) == (
-        "tensors in training_step: inputs: float32 (6, 4), targets: int64 (6,), outputs: float32 (6, 3)"
+    with pytest.raises(ConfigError) as of_model:
+        train(maker.run(model=nn.Linear(5, 3)))
+    assert str(of_model.value) == (
+        "model: its layers do not fit each other, or the data: "
+        "mat1 and mat2 shapes cannot be multiplied (6x4 and 5x3)\n"
+        "tensors in training_step: inputs: float32 (6, 4), targets: int64 (6,)"
     )
+    for number, callbacks in enumerate([{}, {"loss": (Loss, {"dataset_key": "test", "every_n_epochs": 1})}]):
+        with pytest.raises(ConfigError) as of_loss:
+            train(maker.run(callbacks, loss=nn.BCEWithLogitsLoss(), run_id=f"run1000{number}"))
+        assert str(of_loss.value).startswith(
+            "loss: BCEWithLogitsLoss does not fit the model's outputs and the targets: "
+        )
+        assert str(of_loss.value).endswith(", targets: int64 (6,), outputs: float32 (6, 3)")
+
+
+class Grows(nn.Linear):
+    """Code of a user's, which fails in one of its calls."""
+
+    def __init__(self, fails_in):
+        super().__init__(4, 3)
+        self.fails_in, self.calls = fails_in, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x if self.calls < self.fails_in else x[:, 1:])
+
+
+@pytest.mark.parametrize("fails_in", [1, 5])
+def test_code_of_ones_own_keeps_its_traceback(maker, fails_in):
+    run = maker.run(model=Grows(fails_in))
+    assert note(run, RuntimeError) == "tensors in training_step: inputs: float32 (6, 4), targets: int64 (6,)"
 
 
 def test_a_step_and_a_callback_of_ones_own(maker):
