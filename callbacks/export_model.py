@@ -91,6 +91,7 @@ class ExportModel(DatasetCallback):
         self.checkpoint_writer.check_owner()
         with new_folder(self.path_provider.artifacts_dir / path) as folder:
             write_mlflow_model(folder, program, example, self.path_provider.run_id)
+        self.logger.info("%s: the model is in %s", self._path, self.path_provider.artifacts_dir / path)
         if self._register_as is not None:
             self.tracker.register_model(ModelVersion(path, self._register_as, self._alias))
 

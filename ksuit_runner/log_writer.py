@@ -318,6 +318,11 @@ class LogWriter:
             return metrics
         return {key.removeprefix(self.prefix): value for key, value in metrics.items()}
 
+    @property
+    def written_files(self) -> list[Path]:
+        """What was logged as files at the last update that something was logged at: the first file of each."""
+        return [self._artifacts_dir / name for name, (value, _) in self._written.items() if isinstance(value, dict)]
+
     def _metrics(self, pending: Mapping[str, _Pending]) -> dict[str, float]:
         metrics = _to_numbers(pending)
         return metrics if self._agree is None else self._agree(metrics)

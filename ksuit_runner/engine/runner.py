@@ -32,6 +32,7 @@ from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.engine.silent_record import SilentRecord
 from ksuit_runner.errors import (
+    MOST_LISTED,
     ConfigError,
     Interrupted,
     KsuitError,
@@ -385,6 +386,11 @@ def _evaluate(run: Run, record: SilentRecord) -> None:
     for key, summary in run.log_writer.summary.items():
         if summary.last != before.get(key, summary.last):
             _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
+    files = run.log_writer.written_files
+    for path in files[:MOST_LISTED]:
+        _LOGGER.info("file: %s", path)
+    if len(files) > MOST_LISTED:
+        _LOGGER.info("and %d more files in %s", len(files) - MOST_LISTED, record.paths.artifacts_dir)
 
 
 def _next_command(launch: Launch, record: SilentRecord) -> str | None:

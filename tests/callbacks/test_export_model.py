@@ -58,6 +58,7 @@ def test_torch_and_mlflow_load_the_registered_version(registered):
     folder, run_id, model = registered
     version = MlflowTracker(OutputPaths(folder))._client.get_model_version_by_alias("digits classifier", "champion")
     assert (str(version.version), version.run_id, version.source) == ("1", run_id, str(model))
+    assert f"callbacks.export_model: the model is in {model}\n" in (folder / "runs" / run_id / "run.log").read_text()
     inputs = torch.linspace(0, 1, 192).reshape(3, 1, 8, 8)  # not as many as in the example
     generic = mlflow.pyfunc.load_model(version.source)
     signature = generic.metadata.signature.to_dict()
