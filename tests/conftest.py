@@ -98,7 +98,7 @@ class Maker:
             kwargs["max_updates"] = 8
         return trainer_class(ModelBase(model), data, **{**defaults, **kwargs})
 
-    def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, **kwargs):
+    def run(self, callbacks=None, run_id="run00000", checkpoint=None, resume=False, strict=True, **kwargs):
         """Build a run, with ``callbacks`` as {name: (class, arguments)}."""
         paths, trainer = self.paths(run_id), self.trainer(**kwargs)
         makers = {name: partial(cls, **given) for name, (cls, given) in (callbacks or {}).items()}
@@ -109,6 +109,7 @@ class Maker:
             seed=3,
             checkpoint_writer=CheckpointWriter(paths, **(checkpoint or {})),
             checkpoint=read_newest(paths) if resume else None,
+            strict=strict,
         )
         self.runs.append(run)
         return run

@@ -1,7 +1,9 @@
 """Resume, fork and evaluate by run id, prefix, name or `last`."""
 
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 from command import SMALL, checkpoint_bytes, journal, mlflow_points, query, run_dir, run_dirs, stop_at
@@ -95,8 +97,18 @@ def test_callbacks_may_change_where_it_is_allowed(finished):
     output = ksuit(finished, "resume=last", "callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=5", status=2)
     assert "ema" in output and "best_checkpoint" in output and "resume_strict=false" in output
     arguments = ("callbacks=[accuracy,best_checkpoint]", "trainer.max_epochs=5", "resume_strict=false")
-    ksuit(finished, "resume=last", *arguments)
+    said = "resume_strict=false: best_checkpoint starts anew, the state of ema is left out\n"
+    assert said in ksuit(finished, "resume=last", *arguments)
+    assert "resume_strict" not in ksuit(finished, "resume=last", "trainer.max_epochs=6")
     assert ("accuracy/validation", 100) in journal(run_dir(finished))
+
+
+def test_evaluation_says_where_its_files_are(finished):
+    output = ksuit(finished, "evaluate=last", "callbacks=[predictions]", "callbacks.predictions.images=4")
+    artifacts = run_dir(finished) / "artifacts"
+    table, image = re.findall(r"^file: (.*)$", output, re.MULTILINE)
+    assert table == str(artifacts / "tables" / "eval" / "predictions" / "validation" / "00000080.json")
+    assert Path(table).is_file() and Path(image).is_file() and image.endswith(".png")
 
 
 def test_fork_carries_the_history_and_can_be_resumed(finished):

@@ -1,6 +1,7 @@
 """The assembly of a run: its objects from the config, and its state from a checkpoint."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ from ksuit_runner.trainer.gradients import versions
 from ksuit_runner.trainer.optimizer_specs import OptimizerSpec
 from ksuit_runner.trainer.sgd import SgdTrainer
 
+_LOGGER = logging.getLogger(__name__)
 EVALUATION_PREFIX = "eval/"
 """Prefix of the metrics of ``evaluate=``, in the record of the evaluated run."""
 
@@ -338,6 +340,9 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
             "resume_strict=false",
             path="trainer._target_",
         )
+    if is_carried is not is_stored and not strict and run.world.records:
+        what = "is left out" if is_stored else "starts anew"
+        _LOGGER.warning("resume_strict=false: the extra_state of the trainer %s", what)
     if is_carried and is_stored:
         may_lack = not strict or origin.mode == Mode.EVALUATE
         state["extra"] = place_all(stored_extra_state(checkpoint, run.trainer, run.world, may_lack))

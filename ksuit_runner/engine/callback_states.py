@@ -1,5 +1,6 @@
 """The states of a run's callbacks by name, as a checkpoint stores them, also after one of them has failed."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ksuit_runner.engine.extra_state import EXTRA
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.models.base import ModelBase
 
+_LOGGER = logging.getLogger(__name__)
 ROLLED_BACK = (
     "before_every_update",
     "before_every_accumulation_step",
@@ -182,6 +184,10 @@ class CallbackStates:
                 "Give the run the same callbacks, or allow the difference with resume_strict=false",
                 path="callbacks",
             )
+        if (missing or unexpected) and may_lack and (world is None or world.records):
+            what = [f"{name} starts anew" for name in missing]
+            what += [f"the state of {name} is left out" for name in unexpected]
+            _LOGGER.warning("resume_strict=false: %s", ", ".join(what))
         for name, item in self._callbacks.items():
             if stored.get(name) is not None:
                 _checked(item, item.load_state_dict, stored[name])

@@ -240,10 +240,13 @@ def test_the_extra_state_of_a_trainer_is_that_of_the_last_full_update(maker):
 @pytest.mark.parametrize(
     ("first", "second", "which"), [(SgdTrainer, Recurrent, "out the"), (Recurrent, SgdTrainer, " an")]
 )
-def test_a_trainer_with_another_extra_state_is_not_resumed(maker, first, second, which):
+def test_a_trainer_with_another_extra_state_is_not_resumed_unless_that_is_allowed(maker, caplog, first, second, which):
     train(maker.run(trainer_class=first, max_updates=1))
     with pytest.raises(ResumeError, match=f"that of a trainer with{which} extra_state.*resume_strict=false"):
         maker.run(trainer_class=second, resume=True)
+    maker.close()
+    maker.run(trainer_class=second, resume=True, strict=False)
+    assert "resume_strict=false: the extra_state of the trainer " in caplog.text
 
 
 def test_a_skipped_update_leaves_the_extra_state_as_it_was(maker):
