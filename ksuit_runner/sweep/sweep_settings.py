@@ -8,6 +8,7 @@ from enum import EnumType, StrEnum
 from typing import Any, get_type_hints
 
 from ksuit_runner.config.check.mismatch import mismatch
+from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.sweep.parameters import SEED
 
@@ -57,7 +58,7 @@ class SweepSettings:
 
     params: dict[str, Any] = field(default_factory=dict)
     method: Method = Method.GRID
-    samples: int | None = None
+    samples: PositiveInt | None = None
     seed: int = 0
     value: RankedValue = RankedValue.LAST
     mean_over: list[str] = field(default_factory=lambda: [SEED])
@@ -90,8 +91,8 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
     settings = SweepSettings(**{key: kinds[key](value) if key in kinds else value for key, value in node.items()})
     if settings.method is Method.GRID and settings.samples is not None:
         raise ConfigError("a grid draws nothing; write sweep.method=random or sweep.method=tpe", path="sweep.samples")
-    if settings.method is not Method.GRID and (settings.samples is None or settings.samples < 1):
-        raise ConfigError(f"sweep.method={settings.method} needs a number of samples, 1 or more", path="sweep.samples")
+    if settings.method is not Method.GRID and settings.samples is None:
+        raise ConfigError(f"sweep.method={settings.method} needs a number of samples", path="sweep.samples")
     if settings.method is Method.TPE and objective is None:
         raise ConfigError("an Optuna search needs the metric that it optimizes", path="objective")
     return settings

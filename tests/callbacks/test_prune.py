@@ -137,7 +137,7 @@ def test_a_run_that_is_not_a_trial_is_not_pruned(new_run, tmp_path):
 @pytest.mark.parametrize("arguments", [{"min_trials": 0}, {"min_updates": -1}])
 def test_numbers_that_make_no_sense_are_refused(new_run, tmp_path, arguments):
     prune = partial(Prune, path_provider=PathProvider(tmp_path, "tiny"), metric_key=ACCURACY, **arguments)
-    with pytest.raises(ConfigError, match="min_(trials|updates): at least"):
+    with pytest.raises(ConfigError, match="min_(trials|updates): a whole number of at least"):
         new_run({"prune": prune})
 
 

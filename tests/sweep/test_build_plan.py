@@ -81,6 +81,7 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
         (["seed=0,1", "sweep.methd=random"], "'sweep' has no 'methd'"),
         (["seed=0,1", "sweep.method=randm"], "sweep.method: expects"),
         (["seed=0,1", "sweep.method=random"], "sweep.samples: sweep.method=random needs a number of samples"),
+        (["seed=0,1", "sweep.method=random", "sweep.samples=0"], "sweep.samples: expects a whole number of at least 1"),
         (["seed=0,1", "sweep.samples=4"], "sweep.samples: a grid draws nothing"),
         (["seed=0,1", "launcher.max_jobs=2"], "'launcher' has no 'max_jobs'"),
         (["seed=0,1", "launcher=joblb"], "launcher: there is no 'joblb'"),
