@@ -117,8 +117,8 @@ class MemoryPeak:
             return
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        # What the system counts may go on from the parent, with which Linux lets a process begin, or from before.
-        self._is_counted = _largest_process() <= (_largest_image() or 0)
+        # The peak that is read fast may be an earlier one: of the parent, with which Linux lets a process begin.
+        self._begins_now = _largest_process() <= (_largest_image() or 0)
 
     @property
     def bytes(self) -> int:
@@ -126,7 +126,7 @@ class MemoryPeak:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _largest_process()
-        return peak if self._is_counted else _largest_image() or peak  # which takes a hundred times as long to read
+        return peak if self._begins_now else _largest_image() or peak  # which takes a hundred times as long to read
 
 
 def _largest_image() -> int | None:

@@ -81,7 +81,6 @@ def commit(paths, update):
 def test_a_checkpoint_that_another_process_reads_is_removed_once_that_has_read_it(paths, tmp_path):
     commit(paths, 1)
     script = f"""
-import errno
 import os
 import signal
 import sys

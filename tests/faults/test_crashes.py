@@ -73,6 +73,7 @@ def test_both_are_killed_at_a_point_of_the_recorder(project, reference, template
         ("before files are synced", ""),
         ("between commit and latest", "container"),
         ("before metrics are sent", ""),
+        ("before one is dropped", "container"),
         ("before a death is recorded", ""),
     ],
 )
