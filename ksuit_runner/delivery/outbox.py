@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider, RunId
+from ksuit_runner.record.point import now
 from ksuit_runner.system.atomic_files import make_folder, write_text
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
 from ksuit_runner.tracker.base import (
@@ -54,6 +55,8 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         exports: Models that MLflow loads, among its files.
         status: How it ended; None while it runs, and after it was killed.
         end_time: When it ended, in ms since 1970.
+        resume_time: When it was last resumed, in ms since 1970.
+        ran_ms: How long it had run until then, in ms, without interruptions.
         is_withdrawn: Whether the tracker is to delete it: its config was refused before it began.
     """
 
@@ -73,6 +76,8 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
     exports: list[ExportedModel] = msgspec.field(default_factory=list)
     status: EndStatus | None = None
     end_time: Count | None = None
+    resume_time: Count | None = None
+    ran_ms: Count = 0
     is_withdrawn: bool = False
 
     @property
@@ -114,6 +119,22 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
             )
             return False
         return True
+
+    def resume(self, last_sign: int | None) -> None:
+        """Let the run be one that has not ended: it is resumed now.
+
+        Args:
+            last_sign: When a killed one was last seen alive, in ms since 1970; None if that is not known.
+        """
+        until = last_sign if self.end_time is None else self.end_time
+        self.ran_ms = (None if until is None else self.ran_until(until)) or self.ran_ms
+        self.status = self.end_time = None
+        self.resume_time, self.is_withdrawn = now(), False
+
+    def ran_until(self, time: int) -> int | None:
+        """Return how long the run had run at a time, both in ms, without interruptions; None if that is not known."""
+        begun = self.start_time if self.resume_time is None else self.resume_time
+        return None if begun is None else self.ran_ms + max(0, time - begun)
 
     def add_params(self, params: Mapping[str, str]) -> None:
         """Add parameters; existing ones keep their values."""

@@ -18,6 +18,7 @@ from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import read_points
+from ksuit_runner.record.point import now
 from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
 from ksuit_runner.system.run_lock import seems_held
 from ksuit_runner.system.untrusted_files import UnsafeFileError, read_json, read_text
@@ -99,13 +100,10 @@ class StoredRun:
 
     @property
     def took(self) -> timedelta | None:
-        """The time from its start to its end, or until now, with all interruptions; None if it has not said when."""
-        box = self._box
-        if self.status == "RUNNING":
-            return self.age
-        if box.start_time is None or box.end_time is None:
-            return None
-        return timedelta(milliseconds=box.end_time - box.start_time)
+        """How long it ran, or has been running, without the time between an end and a resume; None if not known."""
+        end = now() if self.status == "RUNNING" else self._box.end_time
+        ran_ms = None if end is None else self._box.ran_until(end)
+        return None if ran_ms is None else timedelta(milliseconds=ran_ms)
 
     @cached_property
     def launch(self) -> Launch:

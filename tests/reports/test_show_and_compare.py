@@ -1,8 +1,10 @@
 """``show=``, ``compare=``, ``report=`` and ``list=``: what is stored of runs, on the terminal."""
 
 import json
+import os
 import re
 from base64 import b64decode
+from datetime import timedelta
 
 import pytest
 import yaml
@@ -172,6 +174,21 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_the_time_between_an_end_and_a_resume_does_not_count(tmp_path, was_killed):
+    run([f"output_dir={tmp_path}", *FEW, "callbacks=[]"])
+    (stored,) = stored_runs(tmp_path)
+    hour, box = 3_600_000, json.loads(stored.paths.outbox.read_text())
+    before = {"start_time": box["start_time"] - 3 * hour, "end_time": box["end_time"] - hour}  # it ran for two hours
+    killed = {"status": None, "end_time": None} if was_killed else {}
+    stored.paths.outbox.write_text(json.dumps({**box, **before, **killed}))
+    os.utime(stored.paths.journal, (before["end_time"] / 1000,) * 2)
+    for epochs in (3, 4):
+        ksuit(tmp_path, "resume=last", f"trainer.max_epochs={epochs}")
+    (stored,) = stored_runs(tmp_path)
+    assert timedelta(hours=2) < stored.took < timedelta(hours=2, minutes=2) < timedelta(hours=3) < stored.age
 
 
 def test_what_is_noted_about_a_run_is_shown_and_changed_while_nobody_trains_it(output_dir, capsys):
