@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.record import file_formats
 from ksuit_runner.record.file_formats import Contents
@@ -47,7 +47,7 @@ class LogWriter:
         journal: Journal of the run.
         update_counter: Position of the run.
         metric_property_provider: Knows which direction of a metric is better.
-        check_key: Raises an error for a key that the tracker would refuse.
+        check_key: Raises a ConfigError for a key that the tracker would refuse; a TrackerError if it cannot be asked.
         is_logged: Returns whether a point is recorded already: of updates that are computed again after a resume.
         artifacts_dir: The artifact root of the run.
         prefix: Prefix of every key: ``evaluate=`` records its metrics beside those of training.
@@ -250,6 +250,8 @@ class LogWriter:
         except ConfigError as error:
             error.locate(_location(self.source))
             raise
+        except TrackerError:  # nobody can be asked: training continues, and what is logged stays in the run's folder
+            return
 
     def _check_same(self, key: str, value: _Value, source: str) -> None:
         """Check that a value is the one that was logged before at this update; this waits for a tensor's device."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.record.journal import Journal
@@ -19,7 +19,7 @@ from ksuit_runner.tracker.mlflow_client import check_key
 class Log:
     """A writer with the journal that it fills and the counter that it looks at."""
 
-    def __init__(self, path, is_logged=lambda key, step: False):
+    def __init__(self, path, is_logged=lambda key, step: False, check_key=check_key):
         self.counter = UpdateCounter(100, 1, max_epochs=1)
         self.journal = Journal(path)
         self.writer = LogWriter(
@@ -186,6 +186,17 @@ def test_the_summary_is_rebuilt_from_what_was_recorded(log):
     other = LogWriter(log.journal, log.counter, MetricPropertyProvider(), check_key, lambda key, step: False, Path())
     other.summarize(point for points, _ in log.journal.read() for point in points)
     assert other.summary == log.writer.summary
+
+
+def test_what_a_tracker_cannot_be_asked_about_is_recorded(tmp_path):
+    def check_key(key):
+        raise TrackerError("the recorder process has died 4 times")
+
+    log = Log(tmp_path / "metrics.jsonl", check_key=check_key)
+    log.add(1, loss=0.5)
+    log.writer.flush()
+    assert log.points() == [("loss", 1, 0.5)]
+    log.journal.close()
 
 
 def test_a_metric_is_also_a_line_of_the_callbacks_logger(log, caplog):
