@@ -294,7 +294,8 @@ class Committer:
                 if is_free:  # or else after a later checkpoint
                     shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
         if old:
-            sync(self.paths.checkpoints_dir)
+            with suppress(OSError):  # what a power cut brings back is removed again after the next one
+                sync(self.paths.checkpoints_dir)
 
     def _is_superseded(self, name: str, newer: int) -> bool:
         """Whether a checkpoint would be removed again once as many newer ones are committed as wait.
