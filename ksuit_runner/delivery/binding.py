@@ -230,11 +230,12 @@ class Binding:
         return run_id if state is None else state.tracker_id
 
     def _note(self, **changes: Any) -> None:
-        """Store what is delivered by now; in memory it counts even if the disk is full."""
+        """Store what is delivered by now; only then it counts, and in memory even if the disk is full."""
         assert self._delivery is not None, "nothing was read"
         self.check_owner()
-        self._delivery = msgspec.structs.replace(self._delivery, **changes)
-        self._delivery.store(self._paths)
+        delivery = msgspec.structs.replace(self._delivery, **changes)
+        delivery.store(self._paths)
+        self._delivery = delivery
 
 
 def is_delivered(paths: PathProvider, state: RunState) -> bool:
