@@ -16,6 +16,7 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.counter import Interval
 from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.data.container import DataContainer
+from ksuit_runner.data.iterable_source import is_map_style
 from ksuit_runner.errors import ConfigError, KsuitError
 from ksuit_runner.testing import tiny_run
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -214,6 +215,41 @@ def test_a_stream_that_ends_for_good_is_an_error(dataset, message):
     data.next_training_batch()
     with pytest.raises(KsuitError, match=message):
         data.next_training_batch()
+
+
+class Proxy:
+    """Stands for another object, as those of wrapt do."""
+
+    def __init__(self, wrapped):
+        self._wrapped = wrapped
+
+    def __getattr__(self, name):
+        return getattr(self._wrapped, name)
+
+    def __len__(self):
+        return len(self._wrapped)
+
+    def __getitem__(self, index):
+        return self._wrapped[index]
+
+    @property
+    def __class__(self):
+        return type(self._wrapped)
+
+
+class Long(IterableDataset):
+    """A stream that knows its length."""
+
+    def __len__(self):
+        return 9
+
+    def __iter__(self):
+        return iter(range(9))
+
+
+@pytest.mark.parametrize("dataset", [Long(), Proxy(Long())])
+def test_a_stream_of_known_length_is_a_stream(dataset):
+    assert not is_map_style(dataset) and is_map_style(range(9)) and is_map_style(Proxy(range(9)))
 
 
 def test_a_stream_has_an_order_of_its_own():
