@@ -307,11 +307,13 @@ class Committer:
             manifest = _manifest_of_ready(self.paths.checkpoints_dir / name)
         except (UnsafeFileError, OSError):
             return False
-        missing = manifest["keep_last"] - newer
-        if missing > 0 and not manifest["tags"]:
+        if manifest["tags"]:
+            return False
+        missing: int = manifest["keep_last"] - newer
+        if missing > 0:
             later = [other for other in names(self.paths) if update_of(other) > update_of(name)]
             missing -= sum(damage(self.paths.checkpoints_dir / other) is None for other in later)
-        return not manifest["tags"] and missing <= 0
+        return missing <= 0
 
 
 class InPlace:
