@@ -246,6 +246,17 @@ def read_points(path: Path) -> Iterator[Point]:
         yield from line.points
 
 
+def last_logged(path: Path) -> int | None:
+    """Return when training last logged something into a journal, in ms since 1970; None if it never has.
+
+    What an evaluation has added since is of that update or an earlier one. The file is only read: it may be a copy,
+    whose own time says nothing.
+    """
+    points = read_points(path) if path.is_file() else ()
+    last = max(points, key=lambda point: (point.step, -point.timestamp), default=None)
+    return None if last is None else last.timestamp
+
+
 def _encode(step: int, timestamp: int, metrics: Mapping[str, float], files: Mapping[str, str]) -> bytes:
     entry = {"s": step, "t": timestamp, "m": metrics, **({"f": files} if files else {})}
     payload = b""

@@ -17,7 +17,7 @@ from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.journal import read_points
+from ksuit_runner.record.journal import last_logged, read_points
 from ksuit_runner.record.point import now
 from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
 from ksuit_runner.system.run_lock import seems_held
@@ -100,8 +100,11 @@ class StoredRun:
 
     @property
     def took(self) -> timedelta | None:
-        """How long it ran, or has been running, without the time between an end and a resume; None if not known."""
-        end = now() if self.status == "RUNNING" else self._box.end_time
+        """How long it ran, or has been running, without the time between an end and a resume; None if not known.
+
+        A killed run has said nothing of its end: it ran at least until it last logged something in training.
+        """
+        end = now() if self.status == "RUNNING" else self._box.end_time or last_logged(self.paths.journal)
         ran_ms = None if end is None else self._box.ran_until(end)
         return None if ran_ms is None else timedelta(milliseconds=ran_ms)
 

@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import signal
 from base64 import b64decode
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import yaml
+from command import end_by, read_until
+from pausing import make_project
 from PIL import Image
-from preloaded import ksuit
+from preloaded import ksuit, start
 
 from ksuit_runner import run, runs
 from ksuit_runner.cli.annotate import annotate
@@ -189,6 +192,25 @@ def test_the_time_between_an_end_and_a_resume_does_not_count(tmp_path, was_kille
         ksuit(tmp_path, "resume=last", f"trainer.max_epochs={epochs}")
     (stored,) = stored_runs(tmp_path)
     assert timedelta(hours=2) < stored.took < timedelta(hours=2, minutes=2) < timedelta(hours=3) < stored.age
+
+
+def test_a_killed_run_took_the_time_until_it_last_logged_something(tmp_path):
+    make_project(tmp_path)
+    (tmp_path / "armed").touch()
+    outputs = tmp_path / "outputs"
+    process = start(outputs, "model=pauses", "model.pauses_at=50", *FEW[1:], "trainer.max_epochs=9", cwd=tmp_path)
+    read_until(process, "paused")
+    end_by(process, signal.SIGKILL)
+    killed = datetime.now()
+    (tmp_path / "armed").unlink()
+    (stored,) = stored_runs(outputs)
+    took, size = stored.took, stored.paths.journal.stat().st_size
+    assert stored.status == "KILLED" and timedelta(0) < took < killed - stored.started
+    listed = rows(ksuit(outputs, "list=all", cwd=tmp_path))[stored.paths.run_id[:8]]
+    assert listed[-2] == format_duration(took.total_seconds())
+    ksuit(outputs, "evaluate=last", "callbacks=[accuracy]", cwd=tmp_path)
+    (evaluated,) = stored_runs(outputs)
+    assert size < evaluated.paths.journal.stat().st_size and evaluated.took == took, "an evaluation is no training"
 
 
 def test_what_is_noted_about_a_run_is_shown_and_changed_while_nobody_trains_it(output_dir, capsys):
