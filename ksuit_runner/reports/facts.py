@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -104,7 +105,9 @@ class StoredRun:
 
         A killed run has said nothing of its end: it ran at least until it last logged something in training.
         """
-        end = now() if self.status == "RUNNING" else self._box.end_time or last_logged(self.paths.journal)
+        end = now() if self.status == "RUNNING" else self._box.end_time
+        with suppress(KsuitError):  # a damaged journal: a list of runs says of them what it can
+            end = last_logged(self.paths.journal) if end is None else end
         ran_ms = None if end is None else self._box.ran_until(end)
         return None if ran_ms is None else timedelta(milliseconds=ran_ms)
 

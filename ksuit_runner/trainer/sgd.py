@@ -45,7 +45,7 @@ from ksuit_runner.trainer.precision import Precision
 from ksuit_runner.trainer.running_losses import RunningLosses
 from ksuit_runner.trainer.shared_outputs import SharedOutputs
 from ksuit_runner.trainer.step_writer import StepWriter
-from ksuit_runner.trainer.tensor_note import misfit, note_tensors
+from ksuit_runner.trainer.tensor_note import misfits_explained, note_tensors
 from ksuit_runner.trainer.update import Update
 from ksuit_runner.trainer.update_snapshot import UpdateSnapshot
 
@@ -387,22 +387,26 @@ class SgdTrainer:
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         with self._precision.computing():
-            try:
-                if not self.optimizers.turns.are_taken:
-                    result = self.training_step(batch, model or self.model)
-                else:
-                    turn = self.optimizers.turns.at(self.counter.update).name if model is None else None
-                    result = self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
-            except Exception as error:
-                note_tensors(error)
-                if not self.counter.update and (explained := misfit(error, self.loss)) is not None:
-                    raise explained from error
-                raise
+            if self.counter.update:
+                result = self._call_step(batch, model)
+            else:
+                with misfits_explained(self.loss):
+                    result = self._call_step(batch, model)
             losses, outputs = self._reader.read(result)
         if self._warns_of_sum:
             self._warns_of_sum = False
             _LOGGER.warning("loss: it sums up; what %s.training_step returns counts as a mean", type(self).__name__)
         return losses, outputs
+
+    def _call_step(self, batch: Any, model: nn.Module | None) -> Any:
+        try:
+            if not self.optimizers.turns.are_taken:
+                return self.training_step(batch, model or self.model)
+            turn = self.optimizers.turns.at(self.counter.update).name if model is None else None
+            return self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
+        except Exception as error:
+            note_tensors(error)
+            raise
 
     def keep_total_loss(self) -> None:
         """Keep the loss of the whole batch as ``total_loss``, from the end of the backward pass; before training."""

@@ -1,10 +1,14 @@
 """Says of an error in a step what tensors it was computed with: most errors of torch do not say which does not fit."""
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ksuit_runner.errors import ConfigError
@@ -14,6 +18,7 @@ _STEPS = ("training_step", "_process_batch")
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError)  # for a shape or type that does not fit
 _OURS = ("torch", "ksuit_runner")  # packages whose part of a traceback says nothing about code of the user's
 _OF_THE_MACHINE = re.compile("memory|CUDA|cuDNN|cublas", re.IGNORECASE)
+_TORCH = Path(torch.__file__).parent
 _MOST_ENTRIES = 8
 _LONGEST = 600
 
@@ -40,16 +45,54 @@ def note_tensors(error: BaseException) -> None:
         error.add_note(f"{_begin(frames[-1].f_code.co_name)}{text[:_LONGEST]}")
 
 
-def misfit(error: BaseException, loss: nn.Module) -> ConfigError | None:
+@contextmanager
+def misfits_explained(loss: nn.Module) -> Iterator[None]:
     """Explain an error of the trainer's own step in which no code of the user's took part, only torch and what ships.
 
     Args:
-        error: What ``training_step`` has raised, with its note.
         loss: The loss of the trainer.
 
-    Returns:
-        That the loss, or the model, does not fit; None if only a traceback can explain the error.
+    Raises:
+        ConfigError: The loss, or the model, does not fit. What torch has warned of before is left out: it is about the
+            same, in other words.
     """
+    with _held_warnings() as held:
+        try:
+            yield
+        except Exception as error:
+            if (explained := _misfit(error, loss)) is None:
+                raise
+            held[:] = [shown for shown in held if not Path(shown[2]).is_relative_to(_TORCH)]
+            raise explained from error
+
+
+@contextmanager
+def _held_warnings() -> Iterator[list[tuple[Any, ...]]]:
+    """Hold warnings back until the end of the block; those are shown then that are still in the list.
+
+    Filters stay as they are: ``catch_warnings`` would have forgotten which warnings were shown once.
+    """
+    show, held, is_over = warnings.showwarning, list[tuple[Any, ...]](), False
+
+    def hold(*warning: Any) -> None:
+        if is_over:  # somebody in the block has kept this function
+            show(*warning)
+        else:
+            held.append(warning)
+
+    warnings.showwarning = hold  # type: ignore[assignment]
+    try:
+        yield held
+    finally:
+        is_over = True
+        if warnings.showwarning is hold:
+            warnings.showwarning = show
+        for warning in held:
+            show(*warning)
+
+
+def _misfit(error: BaseException, loss: nn.Module) -> ConfigError | None:
+    """Return that the loss, or the model, does not fit; None if only a traceback can explain the error."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     steps = [index for index, frame in enumerate(frames) if frame.f_code.co_name == "training_step"]
     inside = frames[steps[-1] :] if steps else []

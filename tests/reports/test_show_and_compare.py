@@ -78,7 +78,8 @@ def test_a_run_whose_process_is_gone_was_killed(output_dir, tmp_path):
     other = PathProvider(tmp_path, folder.name)
     other.run_dir.mkdir(parents=True)
     other.outbox.write_text(json.dumps({**box, "status": None, "end_time": None}))
-    assert StoredRun(other).status == "KILLED"
+    other.journal.symlink_to(folder / "metrics.jsonl")
+    assert StoredRun(other).status == "KILLED" and StoredRun(other).took is None, "no file that a run has left"
     other.outbox.write_text("{")
     assert StoredRun(other).status == "DAMAGED" and StoredRun(other).name == other.run_id[:8]
 

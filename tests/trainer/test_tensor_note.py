@@ -1,5 +1,7 @@
 """An error in a step says which tensors it was computed with."""
 
+import warnings
+
 import pytest
 from torch import nn
 
@@ -7,6 +9,8 @@ from callbacks.loss import Loss
 from ksuit_runner import DatasetCallback, SgdTrainer
 from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import ConfigError
+
+BROADCASTS = "different to the input size"
 
 
 class Own(SgdTrainer):
@@ -48,6 +52,36 @@ def test_a_model_and_a_loss_that_do_not_fit(maker):
             "loss: BCEWithLogitsLoss does not fit the model's outputs and the targets: "
         )
         assert str(of_loss.value).endswith(", targets: int64 (6,), outputs: float32 (6, 3)")
+
+
+class Warns(nn.Linear):
+    """A model whose code warns, as often as it is called."""
+
+    def forward(self, x):
+        warnings.warn("the inputs are not scaled", stacklevel=1)
+        return super().forward(x)
+
+
+def test_what_torch_warns_of_before_it_refuses_is_left_out_and_nothing_else(maker):
+    with pytest.warns() as shown, pytest.raises(ConfigError, match="^loss: MSELoss does not fit"):
+        train(maker.run(model=Warns(4, 3), loss=nn.MSELoss()))
+    assert {str(item.message) for item in shown} == {"the inputs are not scaled"}, "that is the user's own"
+    with pytest.warns(UserWarning, match=BROADCASTS), pytest.raises(RuntimeError, match="must match the size"):
+        train(maker.run(trainer_class=Own, loss=nn.MSELoss(), run_id="run00001"))  # a traceback, as it comes
+
+
+class Scores(SgdTrainer):
+    def training_step(self, batch, model):
+        outputs = model(batch[0])
+        return self.loss(outputs, batch[1].float()[:1]), outputs
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_that_goes_on_shows_what_torch_warns_of_once(maker, recwarn):
+    show = warnings.showwarning
+    train(maker.run(trainer_class=Scores, loss=nn.MSELoss(), accumulation_steps=2))
+    assert [BROADCASTS in str(item.message) for item in recwarn] == [True]
+    assert warnings.showwarning is show
 
 
 class Grows(nn.Linear):
