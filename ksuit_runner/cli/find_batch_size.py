@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.ranks import rank_count
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import compose_config, without_sweep
@@ -56,6 +57,7 @@ def find_batch_size(query: str, overrides: Sequence[str]) -> int:
     if (here := place()) is not None:
         raise ConfigError(f"{_COMMAND}: this is for one process, and {here.starter} has started {here.size}: ranks=N")
     config = compose_config([item for item in overrides if root(item) != _COMMAND])
+    check_keys(config, overrides)
     values = with_starting_point(check_config(without_sweep(config)))
     size, ranks, console = int(values["data"]["batch_size"]), rank_count(values), make_console()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ksuit_runner.config.check.known_keys import check_keys
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import without_sweep
 from ksuit_runner.config.differences import ABSENT, Difference, differences
@@ -89,7 +90,9 @@ def compose_stored(mode: Mode, paths: PathProvider, overrides: Sequence[str]) ->
     if place() is not None:
         stored.ranks = 1  # how many there are now is not a question of the config
     before = resolve(stored)
-    config = OmegaConf.create(resolve(with_overrides(stored, extra)))
+    changed = with_overrides(stored, extra)
+    check_keys(changed, extra, is_stored=True)
+    config = OmegaConf.create(resolve(changed))
     if mode != Mode.FORK and OmegaConf.select(config, "trainer.accumulation_steps") == "auto":
         config.trainer.accumulation_steps = before["trainer"]["accumulation_steps"]  # which is what auto was
     found = list(differences(before, resolve(config)))

@@ -126,6 +126,8 @@ def test_mistakes_come_before_any_trial(ksuit, monkeypatch):
         _main(["find_batch_size=yes"])
     with pytest.raises(ConfigError, match=r"optimizer\.l: .* Did you mean 'lr'"):
         ksuit("+optimizer.l=1")
+    with pytest.raises(ConfigError, match="optimzer: .* Did you mean 'optimizer'"):
+        ksuit("+optimzer.lr=1")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE has started 2: ranks=N"):

@@ -172,6 +172,34 @@ def test_a_file_may_begin_with_a_mark_and_have_names_of_its_own(project, text, m
     assert config.seed == 7
 
 
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("+optimzer.lr=1", "optimizer"),
+        ("++traner.max_epochs=3", "trainer"),
+        ("+modle=cnn", "model"),
+        ("+callback=[accuracy,loss]", "callbacks"),
+        ("+nots=better", "notes"),
+        ("+evaluaton={dataset: test}", "evaluation"),
+        ("+evaluation.datset=test", "dataset"),
+        ("+initialize.strct=false", "strict"),
+    ],
+)
+def test_what_is_added_is_no_note_if_it_is_a_misspelt_key(project, override, near):
+    message = f"nothing refers to it. Did you mean '{near}'\\? A note has to have another name$"
+    with pytest.raises(ConfigError, match=message):
+        check_keys(compose_config([override]), [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["+mode=fast", "+date=2024-01-01", "+model_size=7", "+paper.table=3", "+evaluation.why=x", "+lr=1"]
+)
+def test_what_is_added_is_a_note_otherwise(project, override):
+    check_keys(compose_config([override]), [override])
+    added = ["+nots=better", "notes=${nots}"]
+    check_keys(compose_config(added), added)  # which is referred to
+
+
 def test_the_default_config_of_a_project_may_have_settings_of_its_own(project):
     default = (shipped_conf() / "config.yaml").read_text(encoding="utf-8")
     own = default.replace("\nevaluation:\n", "\nevaluation:\n  mine: 7\n")

@@ -1,48 +1,69 @@
 """Keys of a composed config that nothing reads: a misspelt one in a YAML file would change nothing."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.groups import CONFIG_NAME, files, files_with, groups
-from ksuit_runner.config.overrides import bare_name
+from ksuit_runner.config.groups import CONFIG_NAME, choices, files, files_with, groups
+from ksuit_runner.config.overrides import bare_name, value_text
 from ksuit_runner.config.project_source import named
 from ksuit_runner.config.schema import OBJECT_SPECS, objects_beside
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError, did_you_mean, is_misspelling, suggest
 
 _OF_THE_WHOLE = ("experiment", "debug")
 """Groups whose files are about the whole config, and leave no key of their own."""
 _KEY = re.compile(r"^(\w+):", re.MULTILINE)
 
 
-def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
+def check_keys(config: DictConfig, overrides: Sequence[str], is_stored: bool = False) -> None:
     """Check that something reads every key at the top, in the settings of the default config, and beside optimizers.
 
-    A key is read if it is one of the default config or a group; what is added by ``+KEY=``, or referred to by
-    ``${KEY}``, is taken as well. The arguments of objects are checked with these. Of a stored run nothing is checked:
-    it has been, and no longer says what referred to what.
+    A key is read if it is one of the default config or a group; what is referred to by ``${KEY}`` is taken as well,
+    and so is a note that is added by ``+KEY=``, unless it is rather a known key that is misspelt. The arguments of
+    objects are checked with these.
 
     Args:
         config: A config as Hydra has composed it, with its interpolations.
-        overrides: The overrides that it was composed with.
+        overrides: The overrides that it was composed with, or that a stored one is changed by.
+        is_stored: Whether it is that of a stored run, of which only what is added now is checked: the rest has been,
+            and no longer says what referred to what.
 
     Raises:
         ConfigError: Nothing would ever read a key.
     """
-    added = {bare_name(item) for item in overrides if item.startswith("+")}
+    added = {bare_name(item): value_text(item) for item in overrides if item.startswith("+")}
     known = {key for path in files(CONFIG_NAME) for key in _KEY.findall(path.read_text(encoding="utf-8"))}
     known |= {*groups(), *(path.partition(".")[0] for path in OBJECT_SPECS)} - {*_OF_THE_WHOLE}
     nodes = [("", config, known), *((f"{key}.", config.get(key), names) for key, names in _settings().items())]
     for prefix, node, names in nodes:
         for key in map(str, node) if isinstance(node, DictConfig) else ():
             path = f"{prefix}{key}"
-            is_read = key in names or any(f"{item}.".startswith(f"{path}.") for item in added)
-            if not is_read and not _is_referred_to(path, config):
-                raise _unknown(prefix, key, names)
-    _check_beside("optimizer", config)
+            notes = {name: value for name, value in added.items() if f"{name}.".startswith(f"{path}.")}
+            if key in names or (is_stored and not notes):
+                continue
+            is_meant = notes and not (is_misspelling(key, names) and _would_fit(path, suggest(key, names), notes))
+            if not is_meant and not _is_referred_to(path, config):
+                raise _unknown(prefix, key, names, bool(notes))
+    if not is_stored:
+        _check_beside("optimizer", config)
+
+
+def _would_fit(path: str, near: str | None, notes: Mapping[str, str]) -> bool:
+    """Whether what notes say would mean something for a known key that is spelt nearly as theirs.
+
+    Args:
+        path: Path of their key.
+        near: The known key; where it is a group, one of its files is chosen, or something below it is set.
+        notes: Values by the paths that are set.
+    """
+    files_of_group = choices(near) if near in groups() else ()
+    return any(
+        name != path or not files_of_group or not {*re.findall(r"[^\[\], ]+", value)}.isdisjoint(files_of_group)
+        for name, value in notes.items()
+    )
 
 
 def _check_beside(path: str, config: DictConfig) -> None:
@@ -82,7 +103,7 @@ def _is_referred_to(path: str, config: DictConfig) -> bool:
     return re.search(rf"\$\{{[^$']*({'|'.join(ways)})", str(OmegaConf.to_container(config))) is not None
 
 
-def _unknown(prefix: str, key: str, known: set[str]) -> ConfigError:
+def _unknown(prefix: str, key: str, known: set[str], is_note: bool) -> ConfigError:
     path = f"{prefix}{key}"
     if path in _OF_THE_WHOLE:
         return ConfigError(
@@ -91,4 +112,5 @@ def _unknown(prefix: str, key: str, known: set[str]) -> ConfigError:
     where = "".join(f" ({named(file)})" for file in files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")[:1])
     there = f"'{prefix.rstrip('.')}'" if prefix else "the config"
     hint = did_you_mean(key, known, longest=8 if prefix else 0) or f"As a note: +{path}=VALUE"
+    hint += " A note has to have another name" if is_note else ""
     return ConfigError(f"{there} has no such key, and nothing refers to it{where}. {hint}", path=path)
