@@ -2,8 +2,8 @@
 
 Before an update the generators are seeded from (seed, update, part of the batch), before a fetch from
 (seed, dataset, epoch, batch), before a callback's hook from (seed, callback, hook, update). A position is a few
-integers, so nothing has to be replayed or stored to resume, and what a callback draws changes neither training nor what
-another callback draws.
+integers, so nothing has to be replayed to resume, and what a callback draws changes neither training nor what another
+callback draws.
 """
 
 import random
@@ -24,12 +24,17 @@ def mix(*parts: int | str) -> int:
 
 def seed_all(key: int) -> None:
     """Seed the generators of torch (CPU and the current accelerator), numpy and random."""
+    seed_torch(key)
+    seed_host(key)
+
+
+def seed_torch(key: int) -> None:
+    """Seed the generators of torch: that of the CPU and that of the current accelerator."""
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(key)
     elif torch.backends.mps.is_available():
         torch.mps.manual_seed(key)
-    seed_host(key)
 
 
 def seed_host(key: int) -> None:

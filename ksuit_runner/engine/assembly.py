@@ -366,6 +366,7 @@ def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> 
         for tag in checkpoint.tags:  # what is the best checkpoint so far is so in the fork as well
             run.checkpoint_writer.request(tag)
     run.unfinished = checkpoint.state["unfinished"]
+    run.seeds.draws_on_host = checkpoint.state.get("draws_on_host", True)  # earlier versions seeded for every update
     if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
         run.trainer.counter.stopped = False
     if origin.has_new_end:

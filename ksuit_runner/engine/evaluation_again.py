@@ -39,7 +39,7 @@ class EvaluationAgain:
         update.start_again()
         for part in self._parts:
             trainer.modes.train()
-            self._run.seed_step(part.number)
+            self._run.seeds.seed(part.number)
             losses, _ = update.forward(part, logs=False)
             if not update.leaves_out(losses, part):
                 update.backward(losses, part)

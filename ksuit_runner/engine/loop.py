@@ -155,7 +155,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     for part in parts:
         step = counter.accumulation_step = part.number
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part.batch)
-        run.seed_step(step)  # whatever was drawn before
+        run.seeds.seed(step)  # whatever was drawn before
         losses, outputs = update.forward(part)
         if update.leaves_out(losses, part):
             continue
@@ -191,6 +191,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     else:
         update.skip()
     trainer.running_losses.add()
+    run.seeds.end_update()
     counter.update += 1
     run.has_begun = True
     run.log_writer.is_ahead = False

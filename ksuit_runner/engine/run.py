@@ -18,7 +18,7 @@ from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.extra_state import own_extra_state
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.meeting import Meeting
-from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.engine.step_seeds import StepSeeds
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
 from ksuit_runner.trainer.freezing import frozen_for_good
@@ -53,6 +53,7 @@ class Run:
             two of them.
         base_weights: The weights that checkpoints may leave out; None if they hold everything.
         when_accepted: Called once the callbacks have accepted the run, before its first update.
+        seeds: Seeds the generators for the steps of training.
         phase: Where the loop stands.
         is_alone: Whether a single process trains.
         is_asked_to_end: Whether the ranks have agreed that a signal ends the run after this update.
@@ -76,10 +77,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.is_alone = self.world.size == 1
-
-    def seed_step(self, step: int) -> None:
-        """Seed the generators for an accumulation step: what it draws depends on its position only."""
-        seed_all(mix(self.seed, "update", self.counter.update, step))
+        self.seeds = StepSeeds(self.seed, self.counter)
 
     @property
     def world(self) -> World:
@@ -170,7 +168,13 @@ def _content(run: Run) -> tuple[dict[str, Any], dict[str, Any], Mapping[str, Ten
     trainer = run.trainer.state_dict()
     common, local = run.hooks.states.divide(trainer.pop("callbacks"), run.world)
     local |= own_extra_state(run.trainer, trainer.get("extra"), run.world)
-    state = {"callbacks": common, LOCAL: local, "trainer": trainer, "begun": sorted(run.hooks.states.begun)}
+    state = {
+        "callbacks": common,
+        LOCAL: local,
+        "trainer": trainer,
+        "begun": sorted(run.hooks.states.begun),
+        "draws_on_host": run.seeds.draws_on_host,
+    }
     if run.base_weights is None:
         return model, state, {}
     frozen = frozen_for_good(run.trainer.model.module, run.trainer.freezing)

@@ -11,6 +11,7 @@ from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.hooks import HOOKS
 from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.step_seeds import StepSeeds
 
 
 def result(maker, run_id="run00000"):
@@ -136,7 +137,7 @@ def test_the_run_depends_on_its_seed_and_on_dropout(maker):
     """Without this the tests above could not fail."""
     train(maker.run(run_id="one"))
     other = maker.run(run_id="two")
-    other.seed = 4
+    other.seeds = StepSeeds(4, other.counter)
     train(other)
     train(maker.run(run_id="three", dropout=0.0))
     assert len({result(maker, run_id)[0] for run_id in ("one", "two", "three")}) == 3

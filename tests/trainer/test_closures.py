@@ -96,7 +96,7 @@ def test_a_search_is_that_of_torch_evaluation_for_evaluation(maker):
     model[1].momentum = 0.1
 
     def closure():
-        run.seed_step(0)
+        run.seeds.seed(0)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(batch[0][0]), batch[0][1])
         loss.backward()

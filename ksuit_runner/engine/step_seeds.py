@@ -1,0 +1,46 @@
+"""Seeds the generators for the steps of training."""
+
+from ksuit_runner.counter import UpdateCounter
+from ksuit_runner.engine.host_mark import HostMark
+from ksuit_runner.keyed_random import mix, seed_all, seed_host, seed_torch
+
+
+class StepSeeds:
+    """Seeds the generators before each accumulation step: what it draws depends on its position only.
+
+    Next to no model draws from numpy or random, whose seeding takes longer than that of torch. Until an update has done
+    so, they have one and the same state before each; the first that draws finds that state, and from then on they are
+    seeded for every update, as they are for the parts of a batch, which ranks compute in another order.
+
+    Args:
+        seed: Seed of the run.
+        counter: Position of the run.
+
+    Attributes:
+        draws_on_host: Whether an update has drawn from numpy or random. Belongs to the state of the run.
+    """
+
+    def __init__(self, seed: int, counter: UpdateCounter) -> None:
+        self.draws_on_host = False
+        self._seed, self._counter = seed, counter
+        self._undrawn = HostMark()
+
+    def seed(self, step: int) -> None:
+        """Seed the generators for an accumulation step of the next update."""
+        key = mix(self._seed, "update", self._counter.update, step)
+        if self._is_per_update:
+            seed_all(key)
+            return
+        seed_torch(key)
+        if not self._undrawn.is_here():
+            seed_host(mix(self._seed, "update"))
+            self._undrawn.set()
+
+    def end_update(self) -> None:
+        """Note whether the update has drawn; called before anything else can draw."""
+        if not self._is_per_update and not self._undrawn.is_here():
+            self.draws_on_host = True
+
+    @property
+    def _is_per_update(self) -> bool:
+        return self.draws_on_host or self._counter.accumulation_steps > 1
