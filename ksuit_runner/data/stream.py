@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from multiprocessing import get_all_start_methods, get_start_method, parent_process
 from threading import Thread
 from types import TracebackType
@@ -19,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ksuit_runner.data.fetch_batch import BatchRequest, fetch_batch
 from ksuit_runner.data.packed import pack
-from ksuit_runner.data.row_blocks import batches_in_block, fetch_block, is_of_rows, is_whole
-from ksuit_runner.errors import Interrupted
+from ksuit_runner.data.row_blocks import PlanAhead, RowBlocks
 from ksuit_runner.system.signals import SIGNALS
 
 _SENDER_IS_KNOWN: Final = hasattr(
@@ -60,69 +58,27 @@ class LocalStream(Stream):
     def __init__(self, datasets: Mapping[str, Any], seed: int, plan: Iterable[BatchRequest]) -> None:
         self._datasets = datasets
         self._seed = seed
-        self._plan = iter(plan)
-        self._next: deque[BatchRequest] = deque()  # after `head`, as far as they are known
-        self._block: deque[Any] = deque()  # the batch of `head` and those after it, as far as they are there
-        self._of_rows = {key for key, dataset in datasets.items() if is_of_rows(dataset)}
-        self._in_block: int | None = None  # number of batches; not known before the first
-        self._error: Exception | None = None  # of the plan, for its request
-        self.head = next(self._plan, None)
+        self._plan = PlanAhead(plan)
+        self._blocks = RowBlocks(datasets, self._plan)
+        self.head = self._plan.next()
 
     def take(self) -> Any:
         """Fetch the batch of ``head`` and move on."""
         request = self.head
         assert request is not None
-        if not self._block and is_whole(request) and request.dataset_key in self._of_rows:
-            self._fetch_block(request)
-        batch = self._block.popleft() if self._block else None
-        self._move_on()
+        batch = self._blocks.take(request)
+        self.head = self._plan.next()
         return fetch_batch(self._datasets, self._seed, request) if batch is None else [batch]
 
     def drop(self) -> None:
         """Move on without fetching."""
-        self._move_on()
+        self._blocks.drop()
+        self.head = self._plan.next()
 
     def close(self) -> None:
         """End the stream."""
-        self._next.clear()
-        self._block.clear()
+        self._blocks.clear()
         self.head = None
-
-    def _fetch_block(self, first: BatchRequest) -> None:
-        """Fetch what follows the first batch together with it, unless that fails: then each has its own error."""
-        dataset, requests = self._datasets[first.dataset_key], [first]
-        try:
-            if self._in_block is None:
-                self._in_block = batches_in_block(dataset.__getitems__(first.indices), len(first.indices))
-            while len(requests) < self._in_block and (request := self._look_ahead(len(requests))) is not None:
-                if not is_whole(request) or len(request.indices) != len(first.indices):
-                    break
-                requests.append(request)
-            if len(requests) > 1:
-                self._block.extend(fetch_block(dataset, requests))
-        except Interrupted:  # a signal that came meanwhile
-            raise
-        except Exception:
-            return
-
-    def _move_on(self) -> None:
-        if self._next:
-            self.head = self._next.popleft()
-        elif self._error is not None:
-            raise self._error
-        else:
-            self.head = next(self._plan, None)
-
-    def _look_ahead(self, number: int) -> BatchRequest | None:
-        """Return a request after ``head``, from 1 for the next one; None at the end."""
-        if len(self._next) < number and self._error is None:
-            try:
-                self._next.extend(islice(self._plan, 1))
-            except Interrupted:
-                raise
-            except Exception as error:
-                self._error = error
-        return self._next[number - 1] if len(self._next) >= number else None
 
 
 class WorkerStream(Stream):

@@ -181,6 +181,14 @@ def test_a_signal_ends_the_wait_for_batches_that_are_fetched_ahead(dataset, plan
             interruption.wait_for(stream.take)
 
 
+def test_a_batch_that_is_dropped_is_none_of_those_that_are_taken():
+    stream = LocalStream({"x": Counted()}, 0, [request(number) for number in range(5)])
+    stream.take()
+    stream.drop()
+    [(_, targets)] = stream.take()
+    assert targets[-1] == 8 * 2 and stream.head.batch == 3
+
+
 def test_a_stream_that_is_closed_has_nothing_left():
     stream = LocalStream({"x": Counted()}, 0, [request(number) for number in range(5)])
     stream.take()

@@ -44,7 +44,7 @@ def test_another_dataset_for_callbacks_that_name_theirs_is_refused(old):
 
 def test_of_a_stored_run_what_is_added_now_is_checked_and_nothing_else(old):
     stored = compose_stored(Mode.EVALUATE, old, []).config
-    store(old, {**resolve(stored), "optimzer": {"lr": 1}}, Launch("", ["+optimzer.lr=1"]))  # as earlier versions took it
+    store(old, {**resolve(stored), "optimzer": {"lr": 1}}, Launch("", ["+optimzer.lr=1"]))  # an old one
     assert compose_stored(Mode.EVALUATE, old, ["+paper=3", "callbacks=[loss]"]).config.paper == 3
     for mode in Mode:
         with pytest.raises(ConfigError, match="^traner: the config has no such key.* 'trainer'"):
