@@ -55,8 +55,8 @@ class ResumeError(KsuitError):
     """The stored run is unknown, ambiguous, still alive, or would have its past rewritten."""
 
 
-class TakenOverError(ResumeError):
-    """Another process has taken this run over and owns its files now."""
+class TakenOverError(KsuitError):
+    """Another process has taken this run over and owns its files now; nothing that was asked for is wrong."""
 
 
 class AliveError(ResumeError):

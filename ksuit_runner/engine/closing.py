@@ -15,7 +15,6 @@ from ksuit_runner.errors import (
     KsuitError,
     PeerError,
     ResumeError,
-    TakenOverError,
     afterwards,
 )
 from ksuit_runner.recorder.protocol import RemoteError
@@ -49,7 +48,7 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
                 yield
         except RefusedError as refused:
             error, failed = refused.__cause__, record.status_before
-            never_began = isinstance(error, _REFUSALS) and not isinstance(error, TakenOverError)
+            never_began = isinstance(error, _REFUSALS)
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
             error = meeting.world.explain(caught)
         reported = meeting.settle(error)

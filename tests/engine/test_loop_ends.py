@@ -13,7 +13,7 @@ from ksuit_runner.checkpoint import writer as checkpoint
 from ksuit_runner.checkpoint.folders import names, read_tags
 from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.engine.loop import train
-from ksuit_runner.errors import CheckpointError, ResumeError
+from ksuit_runner.errors import CheckpointError, TakenOverError
 
 
 class Losses(CallbackBase):
@@ -185,7 +185,7 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
                 run.taken_over.set()
 
     run = maker.run({"taken": (TakenOver, {"update": None})})
-    with pytest.raises(ResumeError, match="another process has taken over"):
+    with pytest.raises(TakenOverError, match="another process has taken over"):
         train(run)
     assert len(run.hooks.callbacks["taken"].seen) == 1
     assert names(maker.paths()) == logged(run) == []

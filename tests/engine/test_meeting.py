@@ -4,13 +4,13 @@ from types import SimpleNamespace
 import pytest
 
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.closing import closing
+from ksuit_runner.engine.closing import RefusedError, closing
 from ksuit_runner.engine.last_state import Place, Standing, common_place
 from ksuit_runner.engine.log_agreement import mean_of_ranks
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Phase
-from ksuit_runner.errors import Interrupted, PeerError
+from ksuit_runner.errors import AliveError, CheckpointError, ConfigError, Interrupted, PeerError, TakenOverError
 from ksuit_runner.tracker.base import EndStatus
 
 NAN = float("nan")
@@ -110,3 +110,21 @@ def test_a_rank_that_was_interrupted_for_the_second_time_has_killed_the_run(tmp_
         pass
     assert closed == [outcome.status] == [EndStatus.KILLED]
     assert (outcome.exit_status, outcome.error, caplog.text) == (143, None, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "never_began"),
+    [
+        *((ConfigError("no"), True), (CheckpointError("no"), True), (AliveError("no"), True)),
+        *((TakenOverError("no"), False), (RuntimeError("no"), False)),
+    ],
+)
+def test_a_run_never_began_if_what_it_was_asked_to_do_is_refused(tmp_path, error, never_began):
+    closed = []
+    record = SimpleNamespace(status_before=EndStatus.KILLED, close=lambda *told: closed.append(told))
+    trainer = SimpleNamespace(data_container=SimpleNamespace(close=nullcontext))
+    outcome = RunOutcome("run00000", tmp_path)
+    with closing(record, trainer, outcome, Meeting(World())):
+        raise RefusedError from error
+    assert closed == [(EndStatus.KILLED, never_began)]
+    assert outcome.exit_status == (1 if isinstance(error, RuntimeError) else 2)
