@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,41 +80,55 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return config
 
 
-def with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
-    """Return a copy of a composed config with plain values set as Hydra sets them, in 5 ms instead of 100.
+class Template:
+    """A composed config, of which copies with other plain values are made in 3 ms, where Hydra composes in 100.
 
     Args:
-        config: A config as Hydra has composed it.
-        overrides: What is to be set, added or removed.
-
-    Returns:
-        The config; None where Hydra itself is needed, for groups or to explain a mistake.
+        config: A config as Hydra has composed it. The groups are those that there are now.
     """
-    try:
-        return set_values(config, [parse(item) for item in overrides])
-    except (ConfigError, HydraException, OmegaConfBaseException):
-        return None
+
+    def __init__(self, config: DictConfig) -> None:
+        self._content = pickle.dumps(config)  # a copy takes a third of the time of ``copy.deepcopy``
+        self._groups = frozenset(groups())
+
+    def with_values(self, overrides: Sequence[str]) -> DictConfig | None:
+        """Return the config with plain values set as Hydra sets them.
+
+        Args:
+            overrides: What is to be set, added or removed.
+
+        Returns:
+            The config; None where Hydra itself is needed, for groups or to explain a mistake.
+        """
+        try:
+            return self.set_values([parse(item) for item in overrides])
+        except (ConfigError, HydraException, OmegaConfBaseException):
+            return None
+
+    def set_values(self, overrides: Sequence[Override]) -> DictConfig:
+        """Return the config with plain values set as Hydra sets them.
+
+        Raises:
+            ConfigError: An override chooses from a group, or has several values.
+            HydraException: What is to be changed or removed does not exist, or what is to be added does.
+        """
+        for item in overrides:
+            if chooses_group(item, self._groups) or item.is_sweep_override():
+                raise ConfigError(f"{item.input_line}: one plain value is needed here")
+        changed: DictConfig = pickle.loads(self._content)
+        ConfigLoaderImpl._apply_overrides_to_config(list(overrides), changed)
+        return changed
 
 
-def set_values(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """Return a copy of a composed config with plain values set as Hydra sets them.
+def chooses_group(override: Override, names: Collection[str]) -> bool:
+    """Whether an override chooses a YAML file of a group, and does not set a value.
 
-    Raises:
-        ConfigError: An override chooses from a group, or has several values.
-        HydraException: What is to be changed or removed does not exist, or what is to be added does.
+    Args:
+        override: The override.
+        names: Names of the groups at the top.
     """
-    for item in overrides:
-        if chooses_group(item) or item.is_sweep_override():
-            raise ConfigError(f"{item.input_line}: one plain value is needed here")
-    changed: DictConfig = pickle.loads(pickle.dumps(config))  # a copy, in a third of the time of ``copy.deepcopy``
-    ConfigLoaderImpl._apply_overrides_to_config(list(overrides), changed)
-    return changed
-
-
-def chooses_group(override: Override) -> bool:
-    """Whether an override chooses a YAML file of a group, and does not set a value."""
     key = override.key_or_group
-    return bool(override.package) or "/" in key or key in groups()
+    return bool(override.package) or "/" in key or key in names
 
 
 def compose_locations(overrides: Sequence[str]) -> DictConfig:
@@ -149,7 +163,7 @@ def output_dir_of(overrides: Sequence[str]) -> str:
         ConfigError: An override has no meaning.
     """
     named = [item for item in overrides if full_name(item) == "output_dir"]
-    found = with_values(OmegaConf.create({"output_dir": "???"}), named[-1:]) if named else None
+    found = Template(OmegaConf.create({"output_dir": "???"})).with_values(named[-1:]) if named else None
     return str((found or compose_locations(overrides)).output_dir)
 
 

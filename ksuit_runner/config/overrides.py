@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from shlex import quote
 from typing import Any
 
@@ -67,12 +68,17 @@ def parse(override: str) -> Override:
         ConfigError: It does not fit the grammar.
     """
     try:
-        return OverridesParser.create().parse_override(override)
+        return _parser().parse_override(override)
     except (HydraException, ValueError, RecursionError) as error:  # its parser also raises errors that are not its own
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = cannot_be_read(lines[0][:200]) if lines else "it cannot be read"
         quoted = ". Text with special characters is quoted: 'KEY=\"TEXT\"'" if reason not in lines else ""
         raise ConfigError(f"{override[:200]}: {reason}{quoted}") from None
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()  # it keeps nothing of what it parses
 
 
 def cannot_be_read(reason: str) -> str:

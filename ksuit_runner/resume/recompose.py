@@ -9,14 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.compose import (
     NOT_STORED,
+    Template,
     chooses_group,
     compose_config,
     refuse_empty_mappings,
     refuse_long_overrides,
-    set_values,
 )
 from ksuit_runner.config.differences import ABSENT, put_differences
 from ksuit_runner.config.explain import MISTAKES, explain
+from ksuit_runner.config.groups import groups
 from ksuit_runner.config.overrides import parse
 from ksuit_runner.errors import ConfigError
 
@@ -42,7 +43,8 @@ def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(f"{item.input_line}: a stored run takes one value, not a sweep")
         if re.search(r"\$\{\s*hydra:", str(item.input_line)):
             raise ConfigError(f"{item.input_line}: a stored run is not composed by Hydra again; write the value itself")
-    chosen = [item for item in parsed if not item.is_hydra_override() and chooses_group(item)]
+    names = groups()
+    chosen = [item for item in parsed if not item.is_hydra_override() and chooses_group(item, names)]
     for_hydra = [str(item.input_line) for item in parsed if item.is_hydra_override()]
     values = [item for item in parsed if not item.is_hydra_override() and item not in chosen]
     tree = _plain(config)
@@ -50,7 +52,7 @@ def with_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         _choose(tree, chosen, for_hydra)
     changed = OmegaConf.create(tree, flags={"struct": True})
     try:
-        changed = set_values(changed, values)
+        changed = Template(changed).set_values(values)
     except MISTAKES as error:
         raise explain(error, overrides, changed) from None
     refuse_empty_mappings(changed, overrides)

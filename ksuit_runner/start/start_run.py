@@ -136,14 +136,20 @@ def execute(start: Start, begun: BegunRuns | None, provenance: "Provenance | Non
     if records:
         warm_up(Factory(start.config, start.trust), outputs)
     remember = None if begun is None or not records else partial(begun.add, start.config)
-    with quick_imports(before_runs=True):
-        from ksuit_runner.engine.runner import run
+    import_engine()
+    from ksuit_runner.engine.runner import run
 
     console = make_console(quiet=not start.is_shown)
     outcome = run(start.config, launch, origin, console, provenance, start.trust, remember)
     if begun is not None and records and (outcome.status == EndStatus.FINISHED or not outcome.folder.is_dir()):
         begun.remove()
     return outcome
+
+
+def import_engine() -> None:
+    """Import what executes a run, and torch with it; where a recorder was begun, it starts meanwhile."""
+    with quick_imports(before_runs=True):
+        import ksuit_runner.engine.runner  # noqa: F401
 
 
 def as_resume(launch: Launch, outputs: OutputPaths, run_id: str) -> Launch:

@@ -1,6 +1,6 @@
 """Build the plan of a sweep from a command line: what varies, what is fixed, and every job checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ksuit_runner.config.overrides import bare_name, full_name, parse, root, to_
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.resume.starting_point import with_starting_point
 from ksuit_runner.sweep.job_config import JobComposer, as_job, overrides_of
-from ksuit_runner.sweep.parameters import SEED, SweepParameter, draw, grid, read_parameters
+from ksuit_runner.sweep.parameters import SEED, Combination, SweepParameter, draw, grid, read_parameters
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.sweep_settings import Method, SweepSettings, read_settings
 
@@ -37,12 +37,15 @@ class PlannedSweep:
     config: DictConfig
 
 
-def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
+def plan_sweep(
+    overrides: Sequence[str], command: str, on_first_job: Callable[[DictConfig], None] = lambda config: None
+) -> PlannedSweep:
     """Plan a sweep and check every combination; nothing is created.
 
     Args:
         overrides: Overrides of the command line; those with several values vary, like the YAML's ``sweep.params``.
         command: The command line.
+        on_first_job: Called with the config that all jobs have in common, once the first one of them is checked.
 
     Raises:
         ConfigError: A combination does not compose or fails the check, or nothing varies.
@@ -55,7 +58,14 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
     settings = replace(settings, params=_params(settings, swept, fixed))
     parameters = read_parameters(settings.params, settings.seed)
     fixed = _with_starting_point([item for item in fixed if not _is_about_the_sweep(item)], values, settings.params)
-    jobs = _jobs(JobComposer(fixed, swept), settings, parameters)
+    base = {key: value for key, value in values.items() if key not in NOT_STORED}
+    config = OmegaConf.create(base)
+    composer, jobs = JobComposer(fixed, swept), list[Job]()
+    for index, combination in enumerate(_combinations(settings, parameters)):
+        jobs.append(composer.job(combination, index))
+        if not index:
+            on_first_job(config)
+    jobs = jobs if settings.method is not Method.TPE else []
     _check_objective(values["objective"], jobs)
     choice = value_of("sweep", fixed)
     plan = SweepPlan(
@@ -64,12 +74,12 @@ def plan_sweep(overrides: Sequence[str], command: str) -> PlannedSweep:
         fixed=fixed,
         settings=settings,
         launcher=values["launcher"],
-        base={key: value for key, value in values.items() if key not in NOT_STORED},
+        base=base,
         objective=values["objective"],
         yaml=read_yaml(choice),
         job_count=None if settings.method is Method.TPE else len(jobs),
     )
-    return PlannedSweep(plan, jobs, parameters, OmegaConf.create(plan.base))
+    return PlannedSweep(plan, jobs, parameters, config)
 
 
 def _with_starting_point(fixed: list[str], values: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -132,16 +142,22 @@ def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str])
     return params
 
 
-def _jobs(composer: JobComposer, settings: SweepSettings, parameters: Sequence[SweepParameter]) -> list[Job]:
+def _combinations(settings: SweepSettings, parameters: Sequence[SweepParameter]) -> Iterable[Combination]:
+    """Return the combinations to check: those of the jobs, for a search the extreme ones that it can suggest."""
     if settings.method is Method.TPE:
-        _check_extremes(composer, parameters)
-        return []
+        return _extremes(parameters)
     if settings.method is Method.RANDOM:
         assert settings.samples is not None
-        combinations = draw(parameters, settings.samples, settings.seed, settings.mean_over)
-    else:
-        combinations = grid(parameters)
-    return [composer.job(item, index) for index, item in enumerate(combinations)]
+        return draw(parameters, settings.samples, settings.seed, settings.mean_over)
+    return grid(parameters)
+
+
+def _extremes(parameters: Sequence[SweepParameter]) -> Iterator[Combination]:
+    """Yield combinations with the extreme values that a search can suggest, one parameter after the other."""
+    first = {item.key: item.extremes()[0] for item in parameters}
+    for parameter in parameters:
+        for value in parameter.extremes():
+            yield first | {parameter.key: value}
 
 
 def _check_objective(objective: str | None, jobs: Sequence[Job]) -> None:
@@ -153,11 +169,3 @@ def _check_objective(objective: str | None, jobs: Sequence[Job]) -> None:
                 f"This is the job {' '.join(overrides_of(job.combination))}",
                 path="objective",
             )
-
-
-def _check_extremes(composer: JobComposer, parameters: Sequence[SweepParameter]) -> None:
-    """Compose with the extreme values that a search can suggest, one parameter after the other."""
-    first = {item.key: item.extremes()[0] for item in parameters}
-    for parameter in parameters:
-        for value in parameter.extremes():
-            composer.job(first | {parameter.key: value})

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.check.ranks import check_gpus
+from ksuit_runner.config.check.ranks import check_gpus, rank_count
 from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import show_debugging
@@ -21,9 +21,10 @@ from ksuit_runner.distributed.environment import place
 from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
-from ksuit_runner.recorder.tracker import open_tracker
+from ksuit_runner.recorder.tracker import open_tracker, warm_up
 from ksuit_runner.security.reveal import reveal
 from ksuit_runner.security.trust import trust_in
+from ksuit_runner.start.start_run import import_engine
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.job_runs import find_records
 from ksuit_runner.sweep.job_source import JobSource, ListedJobs
@@ -53,7 +54,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
         KsuitError: It could not be started; nothing was trained.
     """
     _refuse_ranks()
-    planned = plan_sweep(overrides, command)
+    planned = plan_sweep(overrides, command, _begin_recorder)
     show_debugging(HydraConfig.get().verbose)
     launcher = _build_launcher(planned.plan.launcher)
     _check_ranks(launcher, planned.config)
@@ -61,6 +62,8 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     outputs = OutputPaths(planned.config.output_dir)
     outputs.check()
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
+    if launcher.runs_here and rank_count(planned.plan.base) == 1:
+        import_engine()
     # One process, before any job: the first one to open the store creates it.
     tags = {KIND_TAG: "sweep", **start_tags(command), **annotations(planned.plan.base)}
     info = tracker.start_run(planned.plan.name, tags)
@@ -107,6 +110,11 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
             update_plan(paths, replace(plan, settings=stored.settings))  # overrides are for this resume only
 
         return runner.run(source, total, resume)
+
+
+def _begin_recorder(config: DictConfig) -> None:
+    """Start the recorder, which takes as long as to plan some hundred jobs and to import torch."""
+    warm_up(Factory(config), OutputPaths(config.output_dir))
 
 
 def _refuse_ranks() -> None:

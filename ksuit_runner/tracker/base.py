@@ -213,7 +213,7 @@ class BaseTracker(ABC):
         """
 
     def warm_up(self) -> None:  # noqa: B027 - optional
-        """Import what the first call needs, ahead of it; opens and creates nothing."""
+        """Import and prepare what the first call needs, ahead of it; opens nothing and leaves no trace."""
 
     def check_answer(self) -> None:  # noqa: B027 - optional
         """Check that the store answers, before time is spent on a run that could not be recorded; records nothing."""

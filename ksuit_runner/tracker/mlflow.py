@@ -89,6 +89,7 @@ class MlflowTracker(BaseTracker):
         self._timeout_s = timeout_s
         self._artifact_root = artifact_root
         self.require, self.close_timeout_s, self.may_be_away = require, close_timeout_s, uri is not None
+        self._blank: bytes | None = None
         self._connection: MlflowClient | None = None
         self._connecting = threading.Lock()
         self._bound: Run | None = None
@@ -96,8 +97,10 @@ class MlflowTracker(BaseTracker):
         self._known_inputs: set[DatasetInfo] = set()
 
     def warm_up(self) -> None:
-        """Import MLflow, which takes a second."""
+        """Import MLflow and prepare the database that an output folder without one gets, which takes a second each."""
         import_client(self._uri)
+        if self._uri is None and not embedded.exists(self._paths):
+            self._blank = embedded.make_blank(self._paths)
 
     @explained
     def check_answer(self) -> None:
@@ -287,8 +290,10 @@ class MlflowTracker(BaseTracker):
     def _client(self) -> MlflowClient:
         with self._connecting:  # metrics and files are sent from threads of their own
             if self._connection is None:
-                uri = embedded.open_store(self._paths, self._timeout_s) if self._uri is None else self._uri
-                self._connection = connect(uri, self._timeout_s)
+                uri = self._uri
+                if uri is None:
+                    uri = embedded.open_store(self._paths, self._timeout_s, self._blank)
+                self._connection, self._blank = connect(uri, self._timeout_s), None
             return self._connection
 
     @property

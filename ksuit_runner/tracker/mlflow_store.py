@@ -2,13 +2,16 @@
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any
+from uuid import uuid4
 
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
-from ksuit_runner.system.atomic_files import make_folder, sync
+from ksuit_runner.system.atomic_files import make_folder, sync, write_bytes
 from ksuit_runner.system.lock_file import try_lock
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, open_stored
 from ksuit_runner.tracker.mlflow_client import import_quietly
@@ -18,6 +21,7 @@ OWN_TAG = "ksuit.embedded"
 """Tag of the experiments whose artifact location is ``runs_dir``: a run's artifacts lie where the run writes them."""
 
 _LONGEST_CREATION_S = 20.0
+_migrating = threading.Lock()  # Alembic keeps what it is doing in variables of its modules
 
 
 def exists(paths: OutputPaths) -> bool:
@@ -36,7 +40,24 @@ def uri(paths: OutputPaths) -> str:
     return f"sqlite:///{paths.database}"
 
 
-def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
+def make_blank(paths: OutputPaths) -> bytes:
+    """Return the content of a new database for ``open_store``; nothing is written anywhere.
+
+    Raises:
+        Exception: SQLite or MLflow cannot make it in memory.
+    """
+    # All connections share a database in memory if its name begins with a slash, here one that MLflow does not take for
+    # a folder's. The name is its own, as MLflow has one engine for each address.
+    store = _new_store(f"file:%2F{uuid4().hex}?vfs=memdb&uri=true", paths)
+    try:
+        with closing(store.engine.raw_connection()) as connection:
+            content: bytes = connection.driver_connection.serialize()
+    finally:
+        store.engine.dispose()
+    return content
+
+
+def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = None) -> str:
     """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
 
     The schema takes about 1 s to create. Processes that did so at once would corrupt it, so one does and the others
@@ -45,6 +66,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
     Args:
         paths: The output folder.
         timeout_s: How long to wait for a database that another process has locked, in seconds.
+        blank: What a new one contains, made ahead by ``make_blank``; made now by default.
 
     Raises:
         TrackerError: The output folder cannot be written to, or the database stays locked.
@@ -54,7 +76,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5) -> str:
         make_folder(paths.output_dir)
         with _locked(paths, _LONGEST_CREATION_S + timeout_s):
             if not exists(paths):
-                _create(paths)
+                _create(paths, blank)
             check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
             # Where this cannot be done, a run of a folder that was moved is refused by artifact_location.check.
             move_experiments(paths.database, OWN_TAG, paths.runs_dir, timeout_s)
@@ -76,15 +98,23 @@ def _locked(paths: OutputPaths, timeout_s: float) -> Iterator[None]:
         yield
 
 
-def _create(paths: OutputPaths) -> None:
+def _create(paths: OutputPaths, blank: bytes | None) -> None:
+    if blank is not None:
+        write_bytes(paths.database, blank)
+        return
     unfinished = paths.database.with_name(paths.database.name + ".tmp")
     unfinished.unlink(missing_ok=True)  # left by a process that was killed here
-    module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
     with unsafe_and_quick(unfinished):
-        # MLflow writes the location of its default experiment into the text of a statement, where every URI fits, but
-        # not every path.
-        store = module.SqlAlchemyStore(f"sqlite:///{unfinished}", paths.runs_dir.as_uri())
-        store.engine.dispose()
+        _new_store(str(unfinished), paths).engine.dispose()
     sync(unfinished)
     os.replace(unfinished, paths.database)
     sync(paths.output_dir)
+
+
+def _new_store(database: str, paths: OutputPaths) -> Any:
+    """Have MLflow create the schema and its default experiment in a database, and return its store."""
+    module = import_quietly("mlflow.store.tracking.sqlalchemy_store")
+    with _migrating:
+        # MLflow writes the location of its default experiment into the text of a statement, where every URI fits, but
+        # not every path.
+        return module.SqlAlchemyStore(f"sqlite:///{database}", paths.runs_dir.as_uri())

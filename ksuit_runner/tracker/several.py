@@ -41,7 +41,7 @@ class SeveralTrackers(BaseTracker):
         return self._first.artifacts_are_local
 
     def warm_up(self) -> None:
-        """Import what the first calls of all trackers need."""
+        """Import and prepare what the first calls of all trackers need."""
         for tracker in self._all():
             tracker.warm_up()
 

@@ -32,6 +32,7 @@ from ksuit_runner.recorder.session import Opening
 from ksuit_runner.recorder.tracker import RemoteTracker, open_tracker, recorder, warm_up
 from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import RunLock, is_held
+from ksuit_runner.tracker import mlflow_store
 
 TRACKER = """
     import os
@@ -386,6 +387,19 @@ def test_a_session_that_was_opened_ahead_is_used_or_closed(project, monkeypatch)
     other = open_tracker(other, outputs)
     assert [each.where().split()[1] for each in (used, other)] == ["a", "b"]
     assert process._sessions.keys() == {used.session, other.session}
+    process.shut_down()
+
+
+def test_what_cannot_be_done_ahead_is_done_when_it_is_needed(tmp_path, monkeypatch):
+    process, outputs, asked = RecorderClient(in_place=True), OutputPaths(tmp_path / "outputs"), []
+    monkeypatch.setattr(tracker_module, "_recorders", {True: process})
+    monkeypatch.setattr(mlflow_store, "make_blank", lambda paths: asked.append(paths) or 1 / 0)
+    factory = Factory({"tracker": {"_target_": "ksuit_runner.tracker.mlflow.MlflowTracker"}})
+    warm_up(factory, outputs)
+    tracker = open_tracker(factory, outputs)
+    run_id = tracker.start_run("cold", {}).run_id
+    assert [run.run_id for run in tracker.find("cold")] == [run_id]
+    assert len(asked) == 1
     process.shut_down()
 
 

@@ -131,6 +131,33 @@ def test_a_mistake_in_one_job_names_the_job():
     assert "optimizer.lr" in str(caught.value).splitlines()[0]
 
 
+def test_the_first_job_is_checked_before_it_is_said(tmp_path):
+    said = []
+    planned = plan_sweep(["seed=0,1", f"output_dir={tmp_path}"], "command", said.append)
+    assert said == [planned.config] and said[0].output_dir == str(tmp_path)
+    search = ["optimizer.lr=interval(0.1,1)", "sweep.method=tpe", "sweep.samples=3", "objective=loss/train"]
+    planned = plan_sweep(search, "command", said.append)
+    assert said[1:] == [planned.config] and planned.jobs == []
+    with pytest.raises(ConfigError, match="expects a number"):
+        plan_sweep(["optimizer.lr=fast,1e-3"], "command", said.append)
+    assert len(said) == 2
+
+
+def test_a_file_that_is_added_meanwhile_is_seen_by_the_next_sweep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no 'mine'"):
+        jobs_of("model=mine,mlp")
+    with pytest.raises(ConfigError, match="'mine'"):
+        jobs_of("mine.size=1,2")
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: ksuit_runner.models.linear.Linear\n")
+    assert len(jobs_of("model=mine,mlp")) == 2
+    (tmp_path / "conf" / "mine").mkdir()
+    for name in ("small", "large"):
+        (tmp_path / "conf" / "mine" / f"{name}.yaml").write_text(f"size: {name}\n")
+    assert [job.config["mine"]["size"] for job in jobs_of("+mine=small,large", "seed=0")] == ["small", "large"]
+
+
 def test_what_a_value_refers_to_is_looked_up_in_each_job(tmp_path, monkeypatch):
     write_sweep(
         tmp_path,

@@ -3,16 +3,25 @@
 import json
 import re
 import signal
+import time
+from contextlib import suppress
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from command import REPOSITORY, SMALL, checkpoint_bytes, journal, query, run_dirs, stop_at
+from command import ksuit as command_line
 from preloaded import ksuit, start
 
 from ksuit_runner.cli.annotate import annotate
 from ksuit_runner.cli.export import export
 from ksuit_runner.errors import ResumeError
+from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
+from ksuit_runner.sweep import commands
+from ksuit_runner.sweep.commands import start_sweep
+from ksuit_runner.sweep.job_config import JobComposer
 
 FAST = (
     *SMALL,
@@ -179,6 +188,64 @@ def test_one_bad_value_is_reported_before_anything_trains(tmp_path):
     output = ksuit(tmp_path, "-m", *FAST, "optimizer.lr=1e-2,fast", status=2)
     assert output.startswith("error: optimizer.lr: expects a number")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", *FAST, "optimizer.lr=1e-2,fast"), "error: optimizer.lr: expects a number"),
+        (("model=fragile", "model.fails_at=0"), "error: model: fails_at: it cannot even be built"),
+    ],
+)
+def test_what_is_refused_once_the_recorder_has_begun_leaves_nothing(arguments, message, project, tmp_path, monkeypatch):
+    temporary, outputs = tmp_path / "temporary", tmp_path / "outputs"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    before = sorted(project.rglob("*"))
+    assert command_line(outputs, *arguments, status=2, cwd=project).startswith(message)
+    deadline = time.monotonic() + 20
+    while any(belongs_to(process, temporary) for process in psutil.process_iter()):
+        assert time.monotonic() < deadline, "a process stays"
+        time.sleep(0.05)
+    assert not outputs.exists()
+    assert list(temporary.iterdir()) == []
+    assert sorted(project.rglob("*")) == before
+
+
+def belongs_to(process, temporary):
+    """Whether a process lives that was started with this folder for temporary files, as also a recorder is."""
+    with suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR") == str(temporary)
+    return False
+
+
+def test_the_recorder_begins_once_a_job_is_checked_and_starts_while_torch_is_imported(tmp_path, monkeypatch):
+    events = []
+    spy(monkeypatch, JobComposer, "job", lambda self, combination, number=0: events.append(f"job {number}"))
+    spy(monkeypatch, RecorderClient, "open", lambda self, opening: events.append("recorder"))
+    spy(monkeypatch, RecorderClient, "warm_up", lambda self, session: events.append("warm"))
+    spy(monkeypatch, RecorderClient, "call", lambda self, session, method, *given: events.append(method))
+    spy(monkeypatch, commands, "import_engine", lambda: events.append("torch"))
+    outcome = start_sweep([*FAST, "tracker=noop", "seed=0,1", f"output_dir={tmp_path}"], "command")
+    assert events[: events.index("start_run") + 1] == ["job 0", "recorder", "warm", "job 1", "torch", "start_run"]
+    assert events.count("recorder") == 3, "one for the sweep and one for each job"
+    assert outcome.exit_status == 0
+
+
+def test_a_sweep_whose_jobs_run_elsewhere_imports_no_torch_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "import_engine", lambda: pytest.fail("it is needed in their processes only"))
+    monkeypatch.setattr(commands, "SweepRunner", lambda *given: SimpleNamespace(run=lambda *given: "run"))
+    for launched in ("launcher=joblib", "ranks=2"):
+        given = [*FAST, launched, "trainer=ddp", "tracker=noop", "seed=0,1", f"output_dir={tmp_path}"]
+        assert start_sweep(given, "command") == "run"
+
+
+def spy(monkeypatch, owner, name, note):
+    """Have a function noted before it is called."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *given, **named: (note(*given, **named), original(*given, **named))[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

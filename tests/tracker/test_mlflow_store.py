@@ -3,8 +3,11 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -65,6 +68,72 @@ def test_what_a_killed_creation_left_is_no_store(tmp_path: Path) -> None:
     tracker = MlflowTracker(paths)
     tracker.start_run("after", {})
     assert [run.name for run in tracker.find("last")] == ["after"]
+
+
+def _content(paths: OutputPaths) -> tuple[list[tuple], dict[str, list[str]], dict[str, list[tuple]]]:
+    """Return what SQLite is told of a database, its schema, and its rows without times.
+
+    The constraints and indices of a table are sorted: their order is that of sets in MLflow.
+    """
+    with closing(sqlite3.connect(paths.database)) as database:
+        told = [
+            database.execute(f"PRAGMA {name}").fetchall()
+            for name in ("journal_mode", "page_size", "encoding", "auto_vacuum", "user_version", "application_id")
+        ]
+        tables = database.execute("SELECT name, sql FROM sqlite_master").fetchall()
+        schema = {name: sorted(line.strip(" ,\t") for line in (sql or "").splitlines()) for name, sql in tables}
+        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        rows = {}
+        for (name,) in names:
+            columns = database.execute("SELECT name FROM pragma_table_info(?)", (name,)).fetchall()
+            kept = ", ".join(column for (column,) in columns if not column.endswith("_time"))
+            rows[name] = sorted(database.execute(f"SELECT {kept} FROM {name}").fetchall())
+    return told, schema, rows
+
+
+def test_a_store_that_was_made_ahead_is_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no temporary folder"))
+    paths = OutputPaths(tmp_path / "it's here")
+    blank = embedded.make_blank(paths)
+    assert list(tmp_path.iterdir()) == []
+    embedded.open_store(paths, blank=blank)
+    assert paths.database.read_bytes() == blank
+    ahead = _content(paths)
+    assert ahead[2]["experiments"][0][2] == f"{paths.runs_dir.as_uri()}/0"
+    shutil.rmtree(paths.output_dir)
+    embedded.open_store(paths)
+    assert _content(paths) == ahead
+
+
+def test_a_tracker_that_is_warm_uses_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, there = OutputPaths(tmp_path / "new"), OutputPaths(tmp_path / "there")
+    embedded.open_store(there)
+    trackers = [MlflowTracker(new), MlflowTracker(there)]
+    for tracker in trackers:
+        tracker.warm_up()
+    assert not new.output_dir.exists()
+    monkeypatch.delattr(embedded, "_new_store")  # nothing is made from now on
+    for tracker in trackers:
+        run_id = tracker.start_run("warm", {}).run_id
+        assert [run.run_id for run in tracker.find("last")] == [run_id]
+    with pytest.raises(NameError):
+        embedded.open_store(OutputPaths(tmp_path / "cold"))
+
+
+def test_stores_are_made_ahead_in_several_threads(tmp_path: Path) -> None:
+    folders = [OutputPaths(tmp_path / name) for name in "abcd"]
+    together = Barrier(len(folders))
+
+    def make(paths: OutputPaths) -> None:
+        together.wait()
+        embedded.open_store(paths, blank=embedded.make_blank(paths))
+
+    with ThreadPoolExecutor(len(folders)) as threads:
+        list(threads.map(make, folders))
+    contents = [_content(paths) for paths in folders]
+    assert all(content[1] == contents[0][1] for content in contents)
+    places = [content[2]["experiments"][0][2] for content in contents]
+    assert places == [f"{paths.runs_dir.as_uri()}/0" for paths in folders]
 
 
 @pytest.mark.parametrize("copied", [False, True])

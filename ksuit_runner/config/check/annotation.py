@@ -47,6 +47,7 @@ def mentions(annotation: str | None, name: str) -> bool:
     return tree is not None and any(last_name(node) == name for node in ast.walk(tree))
 
 
+@cache
 def parse(annotation: str) -> ast.expr | None:
     """Return an annotation as a tree; None if it is none."""
     try:

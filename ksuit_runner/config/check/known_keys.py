@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -18,7 +19,35 @@ _OF_THE_WHOLE = ("experiment", "debug")
 _KEY = re.compile(r"^(\w+):", re.MULTILINE)
 
 
-def check_keys(config: DictConfig, overrides: Sequence[str], is_stored: bool = False) -> None:
+class KnownKeys:
+    """The keys of the default config and the groups of this folder, read when they are first asked for, and once."""
+
+    @cached_property
+    def at_top(self) -> set[str]:
+        """The keys at the top of a config."""
+        known = {key for path in files(CONFIG_NAME) for key in _KEY.findall(path.read_text(encoding="utf-8"))}
+        return known | {*groups(), *(path.partition(".")[0] for path in OBJECT_SPECS)} - {*_OF_THE_WHOLE}
+
+    @cached_property
+    def settings(self) -> dict[str, set[str]]:
+        """The keys in each node of the default config that is no object, by the name of the node.
+
+        A project may have a default config of its own, with settings that its code reads.
+        """
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        *own, default = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in files(CONFIG_NAME)]
+        nodes = {key: node for key, node in default.items() if isinstance(node, dict) and node and key != "hydra"}
+        further = [config for config in own if isinstance(config, dict)]
+        return {
+            key: {name for config in (default, *further) for name in config.get(key) or ()}
+            for key, node in nodes.items()
+            if "_target_" not in node
+        }
+
+
+def check_keys(
+    config: DictConfig, overrides: Sequence[str], is_stored: bool = False, known: KnownKeys | None = None
+) -> None:
     """Check that something reads every key at the top, in the settings of the default config, and beside optimizers.
 
     A key is read if it is one of the default config or a group; what is referred to by ``${KEY}`` is taken as well,
@@ -30,14 +59,15 @@ def check_keys(config: DictConfig, overrides: Sequence[str], is_stored: bool = F
         overrides: The overrides that it was composed with, or that a stored one is changed by.
         is_stored: Whether it is that of a stored run, of which only what is added now is checked: the rest has been,
             and no longer says what referred to what.
+        known: The keys that are known; a sweep passes the same ones for all of its jobs.
 
     Raises:
         ConfigError: Nothing would ever read a key.
     """
     added = {bare_name(item): value_text(item) for item in overrides if item.startswith("+")}
-    known = {key for path in files(CONFIG_NAME) for key in _KEY.findall(path.read_text(encoding="utf-8"))}
-    known |= {*groups(), *(path.partition(".")[0] for path in OBJECT_SPECS)} - {*_OF_THE_WHOLE}
-    nodes = [("", config, known), *((f"{key}.", config.get(key), names) for key, names in _settings().items())]
+    known = known or KnownKeys()
+    nodes = [("", config, known.at_top)]
+    nodes += [(f"{key}.", config.get(key), names) for key, names in known.settings.items()]
     for prefix, node, names in nodes:
         for key in map(str, node) if isinstance(node, DictConfig) else ():
             path = f"{prefix}{key}"
@@ -77,22 +107,6 @@ def _check_beside(path: str, config: DictConfig) -> None:
             below = " or ".join(f"{path}.{name}.{key}" for name in names)
             message = f"there are several by name, each with arguments of its own: write {below}"
             raise ConfigError(message, path=f"{path}.{key}")
-
-
-def _settings() -> dict[str, set[str]]:
-    """Return the keys in each node of the default config that is no object, by the name of the node.
-
-    A project may have a default config of its own, with settings that its code reads.
-    """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    *own, default = [yaml.load(path.read_text(encoding="utf-8"), loader) for path in files(CONFIG_NAME)]
-    nodes = {key: node for key, node in default.items() if isinstance(node, dict) and node and key != "hydra"}
-    further = [config for config in own if isinstance(config, dict)]
-    return {
-        key: {name for config in (default, *further) for name in config.get(key) or ()}
-        for key, node in nodes.items()
-        if "_target_" not in node
-    }
 
 
 def _is_referred_to(path: str, config: DictConfig) -> bool:

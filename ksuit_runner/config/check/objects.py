@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 from ksuit_runner.config.check.mismatch import mismatch
@@ -49,7 +50,7 @@ class CheckedObject:
         """The parameters of its target, as far as they are known."""
         return self.signature.parameters if self.signature else ()
 
-    @property
+    @cached_property
     def arguments(self) -> dict[str, Any]:
         """Its arguments with the defaults of those not given; UNKNOWN for a default that is not a plain value."""
         return {item.name: item.default for item in self.parameters} | dict(self.given)
