@@ -101,6 +101,23 @@ class RecorderClient:
         """Whether this process has started it, and not one that this process was forked from."""
         return os.getpid() == self._owner
 
+    def is_outdated(self) -> bool:
+        """Whether a file of the code that it has imported has changed since it was started."""
+        with self._lock:
+            if self._life is None or self._life.is_in_place:  # there, code is what this process has
+                return False
+            answer = self._life.ask(Request(next(self._numbers), 0, "is_outdated", {}))
+        with suppress(ClosedError):
+            return bool(answer.result())
+        return False  # it has died, and is started again
+
+    def retire(self) -> None:
+        """Let it end if no session of it is in use any more; else it ends with this process."""
+        with self._lock:
+            in_use = self._sessions.keys() - self._abandoned
+        if not in_use:
+            self.shut_down()
+
     def follows(self, session: int) -> bool:
         """Whether it follows the run of a session, or is started again for it if it has just died."""
         return self._sessions[session].is_started

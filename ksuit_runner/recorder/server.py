@@ -1,7 +1,10 @@
 """The recorder's side of the channel: serves requests until the training process is gone."""
 
 import logging
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -56,6 +59,7 @@ class Server:
         self._channel = channel
         self._adopt = adopt
         self._sessions: dict[int, Session] = {}
+        self._begun = time.time()
 
     def serve(self) -> None:
         """Serve until the channel is closed."""
@@ -90,6 +94,8 @@ class Server:
             self._sessions[request.session] = Session(opening, partial(self._report_checkpoint, request.session))
         elif request.method == "ping":
             self._channel.send(Answer(request.number))
+        elif request.method == "is_outdated":
+            self._channel.send(Answer(request.number, _has_changed_since(self._begun)))
         elif request.method == "close":
             self._sessions.pop(request.session).close()
         else:
@@ -106,6 +112,16 @@ class Server:
         if number:
             with suppress(ClosedError):
                 self._channel.send(answer)
+
+
+def _has_changed_since(begun: float) -> bool:
+    """Whether a file that a module of this process was imported from was written or replaced after a time."""
+    files = [file for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))]
+    for file in files:
+        with suppress(OSError):  # in an archive, or gone: what is imported is all there is
+            if os.stat(file).st_ctime > begun:
+                return True
+    return False
 
 
 class ChannelHandler(logging.Handler):

@@ -67,6 +67,10 @@ def _session(opening: Opening) -> tuple[RecorderClient, int]:
     """Return a recorder and a session of it: the one that was opened ahead if that fits, else it is closed."""
     global _warm
     process = recorder(opening.is_shipped)
+    if not opening.is_shipped and process.is_outdated():  # the user has edited a tracker, or what it imports
+        del _recorders[False]
+        process.retire()
+        process = recorder(is_shipped=False)
     warm, _warm = _warm, None
     if warm is not None:
         ahead, session = warm

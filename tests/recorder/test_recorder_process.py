@@ -403,6 +403,49 @@ def test_what_cannot_be_done_ahead_is_done_when_it_is_needed(tmp_path, monkeypat
     process.shut_down()
 
 
+def test_a_tracker_that_was_edited_has_a_new_recorder_and_one_in_use_keeps_its_own(project, monkeypatch):
+    monkeypatch.setattr(tracker_module, "_recorders", {})
+    factory, outputs = Factory({"tracker": {"_target_": "own_tracker.OwnTracker"}}), OutputPaths(project / "outputs")
+    used = open_tracker(factory, outputs)
+    first = pid_of(used)
+    assert pid_of(open_tracker(factory, outputs)) == first
+    for color in ("red", "blue"):
+        (project / "own_tracker.py").write_text(textwrap.dedent(TRACKER).replace("COLOUR", color))
+        monkeypatch.setenv(color, color)
+        edited = open_tracker(factory, outputs)
+        assert edited.where().split()[1] == color and pid_of(edited) != first, "as it was edited last"
+    assert used.where().split()[:2] == [str(first), "None"], "as it was when it was built"
+    end(used.client)
+    end(edited.client)
+
+
+EDITED = """
+    from pathlib import Path
+    import psutil
+    from ksuit_runner import run
+
+    WRITES = (
+        "from pathlib import Path\\nfrom ksuit_runner.tracker.noop import NoopTracker\\n\\n\\n"
+        "class Writes(NoopTracker):\\n    def log_points(self, points):\\n        Path('told').write_text({!r})\\n"
+    )
+    Path("writes.py").write_text(WRITES.format("one"))
+    for edited in (None, "two"):
+        if edited:
+            Path("writes.py").write_text(WRITES.format(edited))
+        run(["model=linear", "callbacks=[]", "trainer.max_epochs=1", "tracker=writes"])
+        print("told:", Path("told").read_text(), len(psutil.Process().children(recursive=True)))
+"""
+
+
+def test_a_run_that_is_started_after_an_edit_of_its_tracker_uses_what_was_edited(tmp_path):
+    (tmp_path / "edits.py").write_text(textwrap.dedent(EDITED))
+    (tmp_path / "conf" / "tracker").mkdir(parents=True)
+    (tmp_path / "conf" / "tracker" / "writes.yaml").write_text("_target_: writes.Writes\n")
+    result = subprocess.run([sys.executable, "edits.py"], cwd=tmp_path, capture_output=True, text=True)
+    told = [line for line in result.stdout.splitlines() if line.startswith("told:")]
+    assert told == ["told: one 1", "told: two 1"], result.stdout + result.stderr
+
+
 def test_a_forked_child_has_a_recorder_of_its_own():
     ours = recorder()
     if (child := os.fork()) == 0:
