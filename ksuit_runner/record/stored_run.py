@@ -272,7 +272,7 @@ def unknown_run(paths: OutputPaths, query: str, flag: str) -> ResumeError:
     if query == "last" or not names:
         return ResumeError(f"{flag}={query}: {no_run_in(paths)}")
     where = os.path.relpath(paths.output_dir) if paths.output_dir.is_relative_to(Path.cwd()) else paths.output_dir
-    if near := suggest(query, names):
+    if near := suggest(query, names | {"last"}):
         hint = f"Did you mean '{near}'?"
     else:
         short = " (an id needs at least 6 characters)" if len(query) < _SHORTEST_PREFIX else ""

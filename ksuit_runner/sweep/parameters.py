@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ksuit_runner.errors import ConfigError
 
 SEED = "seed"
 """The key over which means are taken unless ``sweep.mean_over`` names others."""
+
+_OPENS = re.compile(r"\w+\([^)]*$")  # what YAML has left of ``range(0,3)`` in a list
 
 Combination = dict[str, str]
 """Key -> value, both as the text of an override."""
@@ -91,6 +94,9 @@ def _read_parameter(key: str, value: Any, seed: int) -> SweepParameter:
     path = f"sweep.params.{key}"
     if isinstance(value, list) and not value:
         raise ConfigError("the list is empty; give one value or more", path=path)
+    if isinstance(value, list) and any(isinstance(item, str) and _OPENS.match(item) for item in value):
+        written = ",".join(map(str, value))
+        raise ConfigError(f"text in a list is taken literally. Without the brackets: {written}", path=path)
     if not isinstance(value, str):
         return SweepParameter(key, _override_values(path, value if isinstance(value, list) else [value]))
     override = _parse_override(path, f"{key}={value}")

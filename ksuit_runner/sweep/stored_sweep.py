@@ -87,7 +87,7 @@ def unknown_sweep(query: str, overrides: Sequence[str]) -> ResumeError:
     """Return the error for a sweep that does not exist, with the nearest one that does."""
     config = compose_locations(overrides)
     known = _sweeps(OutputPaths(config.output_dir))
-    names = {plan.name for plan in _readable(known).values()} | known.keys()
+    names = {plan.name for plan in _readable(known).values()} | known.keys() | ({"last"} if known else set())
     return ResumeError(f"there is no sweep '{query}' in {config.output_dir}. {did_you_mean(query, names)}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import EnumType, StrEnum
 from typing import Any, get_type_hints
 
+from ksuit_runner.config.check.known_keys import not_global
 from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.config.types import PositiveInt
 from ksuit_runner.errors import ConfigError, did_you_mean
@@ -83,6 +84,8 @@ def read_settings(node: Mapping[str, Any], objective: str | None) -> SweepSettin
     mappings = {key for key, text in annotations.items() if text.startswith("dict")}
     node = {key: value for key, value in node.items() if value is not None or key not in mappings}
     for key, value in node.items():
+        if key == "sweep" or (key not in annotations and "sweep" in node):
+            raise not_global("sweep")
         if key not in annotations:
             raise ConfigError(f"there is no such setting. {did_you_mean(str(key), annotations)}", path=f"sweep.{key}")
         if problem := mismatch(str(value) if isinstance(value, StrEnum) else value, annotations[key]):

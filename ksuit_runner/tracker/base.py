@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.point import LoggedFile, Point
 
@@ -144,6 +145,10 @@ class BaseTracker(ABC):
     close_timeout_s: float = 10.0
     has_registry: bool = False
     may_be_away: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_overridden(cls, hooks=())
 
     def __init__(self) -> None:
         self._run: RunInfo | None = None

@@ -297,8 +297,8 @@ def test_a_run_is_withdrawn_once_although_that_could_not_be_noted(paths: OutputP
 
 def test_what_is_changed_while_it_is_delivered_is_delivered_next(paths: OutputPaths) -> None:
     class Slow(MlflowTracker):
-        def set_tags(self, tags: Mapping[str, str]) -> None:
-            super().set_tags(tags)
+        def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
+            super().set_tags(tags, run_id)
             if tags == {"a": "1", "b": "1"}:
                 tracker.set_tags({"a": "2"})  # meanwhile, by the training thread
                 tracker.log_params({"late": 1})

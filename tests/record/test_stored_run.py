@@ -109,6 +109,7 @@ def test_a_folder_around_that_has_runs_is_named(tmp_path, monkeypatch, here):
     ("query", "hint"),
     [
         ("calm-wol", "Did you mean 'calm-owl'?"),
+        ("lst", "Did you mean 'last'?"),
         ("0123456789abcedf", f"Did you mean '{FIRST}'?"),
         ("zzz", "3 runs exist (an id needs at least 6 characters); 'last' is the newest"),
         ("zzzzzzzz", "3 runs exist; 'last' is the newest"),

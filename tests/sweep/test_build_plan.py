@@ -19,6 +19,16 @@ def write_sweep(folder, text):
     (folder / "conf" / "sweep" / "mine.yaml").write_text("# @package _global_\n" + text)
 
 
+@pytest.mark.parametrize("text", ["objective: accuracy/validation\n{}", "{}"])
+def test_a_file_whose_first_line_is_missing_is_told_so(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path, "")
+    file = tmp_path / "conf" / "sweep" / "mine.yaml"
+    file.write_text(text.format("sweep:\n  params:\n    optimizer.lr: [1e-3, 1e-2]\n"))
+    with pytest.raises(ConfigError, match="^sweep: a file of this group is about .* `# @package _global_`$"):
+        jobs_of("sweep=mine")
+
+
 def test_a_job_has_the_config_that_its_overrides_compose():
     fixed = ("trainer.max_epochs=2", "callbacks=[ema,accuracy]")
     swept = ("model=mlp,cnn", "optimizer.lr=1e-2,1e-3", "+model.dropout=0.1", "callbacks.ema.decays=[0.9],[0.99,0.9]")

@@ -100,6 +100,7 @@ def test_shuffle_is_reproducible_and_leaves_the_generator_alone():
     ("params", "message"),
     [
         ({"a": []}, "sweep.params.a: the list is empty"),
+        ({"a": ["range(0", "3)"]}, "sweep.params.a: .* literally. Without the brackets: range.0,3.$"),
         ({"a": "interval(2, 1)"}, "sweep.params.a: the ends of an interval"),
         ({"a": "tag(log, interval(0, 1))"}, "sweep.params.a: a logarithmic interval must start above 0"),
         ({"modell": "glob(*)"}, "there is no group 'modell'"),

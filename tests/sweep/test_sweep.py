@@ -103,6 +103,7 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     assert ksuit(output_dir, "leaderboard=mine") == table
     assert ksuit(output_dir, "leaderboard=last") == table
     assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
+    assert "Did you mean 'last'?" in ksuit(output_dir, "leaderboard=lst", status=2)
     here = [f"output_dir={output_dir}"]
     annotate("mine", [*here, "notes=my first", "tags=[paper]"])
     told = dict(query(output_dir, f"select key, value from tags where run_uuid = '{parent}'"))

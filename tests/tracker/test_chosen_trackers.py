@@ -17,6 +17,7 @@ from ksuit_runner.record.stored_run import read_config
 from ksuit_runner.security.trust import limits
 from ksuit_runner.tracker.build import build_tracker
 from ksuit_runner.tracker.mlflow import MlflowTracker
+from ksuit_runner.tracker.noop import NoopTracker
 from ksuit_runner.tracker.several import SeveralTrackers
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'ksuit_runner[tensorboard]'")
@@ -64,6 +65,32 @@ def test_mlflow_is_set_up_as_ever_beside_another(tmp_path) -> None:
 def test_a_mistake_is_explained(tmp_path, overrides, message) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         built(tmp_path, *overrides)
+
+
+def test_a_file_without_a_name_is_no_tracker_beside_another(tmp_path, monkeypatch) -> None:
+    (tmp_path / "conf" / "tracker").mkdir(parents=True)
+    (tmp_path / "conf" / "tracker" / "alone.yaml").write_text("_target_: alone.Alone\n")
+    (tmp_path / "alone.py").write_text("from ksuit_runner.tracker.noop import NoopTracker as Alone\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for override in ("+tracker=alone", "tracker=[mlflow,alone]"):
+        with pytest.raises(ConfigError, match="^tracker: conf/tracker/alone.yaml .* mlflow .* the line `alone:`, and"):
+            built(tmp_path, override)
+    with pytest.raises(ConfigError, match="^tracker.uri: there is no such argument"):
+        built(tmp_path, "tracker=alone", "+tracker.uri=x")
+    built(tmp_path, "tracker=alone")
+
+
+def test_the_methods_of_a_tracker_are_called_as_those_that_they_override() -> None:
+    class WithDefault(NoopTracker):
+        def log_points(self, points, step=0):
+            """Nothing."""
+
+    with pytest.raises(TypeError, match="Mine.log_points is called with points, .*: def log_points.self, points.$"):
+
+        class Mine(NoopTracker):
+            def log_points(self, points, step):
+                """Nothing."""
 
 
 def tensorboard_points(paths: PathProvider) -> dict[tuple[str, int], float]:

@@ -117,12 +117,17 @@ def _is_referred_to(path: str, config: DictConfig) -> bool:
     return re.search(rf"\$\{{[^$']*({'|'.join(ways)})", str(OmegaConf.to_container(config))) is not None
 
 
+def not_global(group: str) -> ConfigError:
+    """Return the error for a file whose content stands in the node of its group instead of at the top."""
+    return ConfigError(
+        "a file of this group is about the whole config: its first line has to be `# @package _global_`", path=group
+    )
+
+
 def _unknown(prefix: str, key: str, known: set[str], is_note: bool) -> ConfigError:
     path = f"{prefix}{key}"
     if path in _OF_THE_WHOLE:
-        return ConfigError(
-            "a file of this group is about the whole config: its first line has to be `# @package _global_`", path=path
-        )
+        return not_global(path)
     where = "".join(f" ({named(file)})" for file in files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")[:1])
     there = f"'{prefix.rstrip('.')}'" if prefix else "the config"
     hint = did_you_mean(key, known, longest=8 if prefix else 0) or f"As a note: +{path}=VALUE"

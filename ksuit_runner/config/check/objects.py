@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ksuit_runner.config.check.mismatch import mismatch
 from ksuit_runner.config.check.signature import Signature, SignatureReader
-from ksuit_runner.config.groups import hint_of_choice
+from ksuit_runner.config.groups import choices, files, hint_of_choice
 from ksuit_runner.config.schema import (
     INJECTED,
+    OBJECT_SPECS,
     SPECIAL_KEYS,
     ObjectSpec,
     TargetParameter,
@@ -126,6 +129,7 @@ class ObjectChecker:
             parameters = _to_bind(signature, node)
             if _are_several(path):
                 _check_one(path, given, {parameter.name for parameter in parameters})
+            _check_apart(path, target, given, {parameter.name for parameter in parameters})
             wanted = bind(path, parameters, given, injected, signature.any_name)
             check_injected(path, signature.target, signature.is_class, wanted, expected)
             if self._trust is not None and not signature.is_class:
@@ -139,6 +143,28 @@ class ObjectChecker:
         for name in given:
             self.walk(f"{path}.{name}", node[name], is_argument=True)
         self._walk_all((f"{path}.{name}", node[name]) for name in beside)
+
+
+def _check_apart(path: str, target: str, given: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that an object has not the settings of another one, as where a file without a name is chosen beside it."""
+    if given.keys() <= {*names} or f"{path}.*" not in OBJECT_SPECS:
+        return
+    keys = {name: _top_of(found[0]) for name in choices(path) if (found := files(f"{path}/{name}"))}
+    alone = {name: found for name, found in keys.items() if found.get("_target_")}
+    own = next((name for name, found in alone.items() if found["_target_"] == target), None)
+    settings = {name: {*found} - {"_target_"} for name, found in alone.items() if name != own}
+    other = next((name for name, keys in settings.items() if keys and keys <= given.keys()), None)
+    if own and other:
+        raise ConfigError(
+            f"conf/{path}/{own}.yaml would take the place of {other} and get its settings. To be chosen beside others, "
+            f"it needs the line `{own}:`, and everything else indented below it",
+            path=path,
+        )
+
+
+def _top_of(file: Path) -> dict[str, str]:
+    """Return the keys at the top of a YAML file, with what is behind them in their lines."""
+    return dict(re.findall(r"^(\w+):[ \t]*(.*?)[ \t]*$", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def _check_one(path: str, given: Mapping[str, Any], names: Collection[str]) -> None:
