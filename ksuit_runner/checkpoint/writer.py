@@ -244,7 +244,7 @@ class CheckpointWriter:
             model: What the model's ``state_dict`` holds.
             state: State of trainer and callbacks.
             before: Writes what has to be there before the checkpoint, such as the metrics up to it.
-            wait: Return only when it is on the disk.
+            wait: Return only when it is on the disk; earlier ones may still be on their way.
             base: Weights that are left out, by name.
 
         Raises:
@@ -275,12 +275,13 @@ class CheckpointWriter:
         else:
             self._saving.append(_Saving(self._thread.submit(write), buffers))
         if wait:
-            self.wait(is_last=True)
+            self._finish_done(but=1)
+            self._finish(self._saving.pop(), is_last=True)
 
     def wait(self, is_last: bool = False) -> None:
         """Wait until all checkpoints are written; a failure is an error for the last one, else a warning."""
         while self._saving:
-            self._finish_first(is_last and len(self._saving) == 1)
+            self._finish(self._saving.popleft(), is_last and not self._saving)
 
     def _files(self, model: Mapping[str, Any], base: Mapping[str, Tensor]) -> dict[str, Mapping[str, Any]]:
         files = {"model": model, **{name: provider() for name, provider in self._providers.items()}}
@@ -290,10 +291,10 @@ class CheckpointWriter:
 
     def _unused_buffers(self) -> HostBuffers:
         """Return buffers that are not being written, as soon as there are some."""
-        while self._saving:
-            if not (self._is_full or self._saving[0].is_done):
-                break
-            self._finish_first()
+        self._finish_done()
+        while self._saving and self._is_full:
+            self._finish(self._saving.popleft())
+            self._finish_done()
         return self._spare.pop() if self._spare else HostBuffers()
 
     @property
@@ -333,8 +334,12 @@ class CheckpointWriter:
     def _is_quick(self) -> bool:
         return len(self._took_s) < 2 or min(self._took_s) < _QUICK_S  # the first one is never quick
 
-    def _finish_first(self, is_last: bool = False) -> None:
-        saving = self._saving.popleft()
+    def _finish_done(self, but: int = 0) -> None:
+        """Take note of what has become of the first checkpoints on their way, but for the last ones, without waiting."""
+        while len(self._saving) > but and self._saving[0].is_done:
+            self._finish(self._saving.popleft())
+
+    def _finish(self, saving: _Saving, is_last: bool = False) -> None:
         try:
             committed = saving.written.result()
             self._wait_for(committed)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -220,22 +221,84 @@ def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeyp
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
 
 
-def test_of_many_that_wait_those_that_count_are_committed_in_order(paths):
+def test_of_many_that_wait_those_with_tags_come_first_and_then_the_newest(paths):
     committer, found, latest = Committer(paths), [], []
 
     def note(name, error):
-        found.append(name)
+        found.append((name[4], len(list(paths.checkpoints_dir.glob(".*.ready")))))
         latest.append(paths.latest.read_text().strip() if paths.latest.exists() else None)
 
-    for update, tags in enumerate([[], ["best"], [], [], []], start=1):
+    for update, tags in enumerate([[], ["best"], [], ["best"], [], [], []], start=1):
         ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, tags=tags, is_packed=update % 2 == 0)
-    cut(ready(paths, "E0_U6_S6", keep_last=2) / MODEL)
+    cut(ready(paths, "E0_U8_S8", keep_last=2) / MODEL)
     assert needs_recovery(paths)
     errors = committer.commit_waiting(note)
-    assert [name for name, error in errors.items() if error] == ["E0_U6_S6"] and len(errors) == 6
-    assert found == [f"E0_U{update}_S{update}" for update in range(1, 7)]
-    assert latest == [None, *3 * ["E0_U2_S2"], *2 * ["E0_U5_S5"]] and names(paths) == ["E0_U5_S5", "E0_U2_S2"]
-    assert read_tags(paths) == {"best": "E0_U2_S2"} and committer.commit_waiting() == {}
+    assert [name for name, error in errors.items() if error] == ["E0_U8_S8"] and len(errors) == 8
+    assert "".join(update for update, _ in found) == "24876531"
+    assert found[-1][1] == 3, "what is superseded is removed when everyone is told"
+    assert latest == ["E0_U2_S2", *2 * ["E0_U4_S4"], *5 * ["E0_U7_S7"]]
+    assert names(paths) == ["E0_U7_S7", "E0_U6_S6", "E0_U4_S4"] and left(paths)[3:] == ["latest", "tags.json"]
+    assert read_tags(paths) == {"best": "E0_U4_S4"} and committer.commit_waiting() == {}
+
+
+@pytest.mark.parametrize("failing", [[5], [5, 4], [5, 4, 3, 2, 1], [4]])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_no_older_one_is_dropped_for_a_newer_one_that_the_disk_does_not_take(paths, monkeypatch, failing, is_packed):
+    def sync(*given, sync=commit_module.sync):
+        if {f"U{update}" for update in failing} & {part for path in given for part in path.name.split("_")}:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(*given)
+
+    for update in range(1, 6):
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, is_packed=is_packed)
+    monkeypatch.setattr(commit_module, "sync", sync)
+    errors = Committer(paths).commit_waiting()
+    assert [int(name[4]) for name, error in errors.items() if error] == failing and len(errors) == 5
+    assert not any(isinstance(error, Exception) and error.errno != errno.EIO for error in errors.values())
+    kept = [f"E0_U{update}_S{update}" for update in (5, 4, 3, 2, 1) if update not in failing][:2]
+    assert names(paths) == kept and not list(paths.checkpoints_dir.glob(".*"))
+    assert not kept or paths.latest.read_text() == f"{kept[0]}\n"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("tags", [[], ["best"]])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_whatever_a_kill_leaves_of_many_that_wait_the_next_process_commits(paths, monkeypatch, is_packed, tags):
+    steps = ("write_text", "_drop", "sync", "_read_back", "unpack")
+
+    def attempt(folder, kill_at):  # before the call of that number which changes the folder
+        given, left_over = PathProvider(folder, "run00000"), [kill_at]
+        for update in range(1, 6):
+            made = tags if update in (2, 4) else []
+            ready(given, f"E0_U{update}_S{update}", update, keep_last=2, tags=made, is_packed=is_packed)
+
+        def counted(call, *args):
+            left_over[0] -= 1
+            if left_over[0] < 0:
+                raise Killed
+            return call(*args)
+
+        with monkeypatch.context() as patch:
+            for step in steps:
+                patch.setattr(commit_module, step, partial(counted, getattr(commit_module, step)))
+            try:
+                Committer(given).commit_waiting()
+            except Killed:
+                pass
+        Committer(given).recover()
+        assert given.latest.read_text() == "E0_U5_S5\n"
+        assert read_tags(given) == newest_tags(given) == {tag: "E0_U4_S4" for tag in tags}
+        *removed_later, fourth, fifth, _, _ = left(given)  # by the next commit
+        assert [fourth, fifth] == ["E0_U4_S4", "E0_U5_S5"] and removed_later in ([], ["E0_U2_S2"][: len(tags)])
+        return left_over[0] < 0
+
+    kills = 0
+    while attempt(paths.output_dir / str(kills), kills):
+        kills += 1
+    assert kills > 10
 
 
 @pytest.mark.parametrize("has_room", [True, False])
@@ -249,7 +312,7 @@ def test_what_is_superseded_makes_room_on_a_full_disk(paths, monkeypatch, has_ro
         ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, is_packed=True)
     monkeypatch.setattr(commit_module, "sync", sync)
     errors = [*Committer(paths).commit_waiting().values()]
-    assert [str(error) for error in errors] == 3 * ["None"] + 2 * ["None" if has_room else "[Errno 28] no room"]
+    assert [str(error) for error in errors] == 2 * ["None" if has_room else "[Errno 28] no room"] + 3 * ["None"]
     assert left(paths) == (["E0_U4_S4", "E0_U5_S5", "latest", "tags.json"] if has_room else [])
 
 
@@ -262,7 +325,7 @@ def test_a_disk_that_is_full_when_a_folder_has_its_name_already_is_said_to_be_fu
     for update in (1, 2):
         ready(paths, f"E0_U{update}_S{update}", update, keep_last=1)
     monkeypatch.setattr(commit_module, "sync", sync)
-    assert [str(error) for error in Committer(paths).commit_waiting().values()] == ["None", "[Errno 28] no room"]
+    assert [str(error) for error in Committer(paths).commit_waiting().values()] == 2 * ["[Errno 28] no room"]
 
 
 @pytest.mark.parametrize("file", [MODEL, "rank-1.safetensors"])

@@ -322,6 +322,31 @@ def test_training_waits_for_no_commit_until_many_are_on_their_way(handed_over, m
     assert item.kept() == [f"U{update}" for update in range(1, 8)] and hidden(item) == [] and recorder.is_closed
 
 
+def test_who_waits_for_a_checkpoint_waits_for_no_earlier_one(handed_over, caplog):
+    item, recorder = handed_over
+    for update in (1, 2, 3):
+        item.save_at(update)
+    first, second, third = recorder.submitted.values()
+    first.set_exception(OSError(errno.EIO, "Input/output error"))
+    recorder.hurry = lambda: recorder.submitted["E1_U4_S8"].set_result(None)
+    item.save_at(4, wait=True)
+    assert recorder.submitted.keys() >= {"E1_U4_S8"} and not second.done()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"], "lost, and it works again"
+    recorder.hurry = lambda: recorder.submitted["E1_U5_S10"].set_exception(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        item.save_at(5, wait=True)
+    assert not second.done() and len(item.writer._saving) == 2
+    recorder.hurry = lambda: None
+    second.set_exception(OSError(errno.EIO, "Input/output error"))
+    closing = threading.Thread(target=item.writer.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive() and not recorder.is_closed
+    third.set_result(None)
+    closing.join(60)
+    assert recorder.is_closed and "1 more checkpoints could not be written" in caplog.records[-1].getMessage()
+
+
 def test_files_are_handed_over_without_waiting_for_the_disk(handed_over, monkeypatch):
     item, recorder = handed_over
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it waits for the disk"))

@@ -260,7 +260,7 @@ def test_checkpoints_are_committed_with_a_pause_unless_one_is_waited_for(store, 
         with pytest.raises(Empty):
             ends.get(timeout=0.3)
         recording.hurry()
-    assert [ends.get(timeout=30) for _ in later] == [(name, None) for name in later]  # which it finds by itself
+    assert [ends.get(timeout=30) for _ in later] == [(name, None) for name in reversed(later)]  # found by itself
     last = hand_over(paths, 5)
     recording.finish(30)
     assert ends.get(timeout=0) == (last, None)

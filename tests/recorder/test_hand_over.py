@@ -1,5 +1,6 @@
 """The training process commits checkpoints itself only once its recorder is given up."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -48,16 +49,23 @@ def test_the_tag_that_a_dying_recorder_was_writing_is_kept(tmp_path, monkeypatch
         assert done.done() and names(paths) == [newer, tagged] and read_tags(paths) == {"best": tagged}
 
 
-def test_what_a_dying_recorder_has_dropped_for_a_newer_one_that_still_waits_is_no_failure(tmp_path):
+def test_what_a_dying_recorder_has_dropped_for_a_newer_one_that_still_waits_is_no_failure(tmp_path, monkeypatch):
     paths, content = PathProvider(tmp_path, "run00000"), pack_state({"model": {"w": torch.ones(3)}}, {})
     with RunLock(paths.lock) as lock:
         hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
         for name in ("E1_U1_S1", "E2_U2_S2"):
-            write_partial(paths.checkpoints_dir / name, content, "hash", 1)
+            write_partial(paths.checkpoints_dir / name, content, "hash", 1, is_packed=True)
         older, newer = hand_over.submit("E1_U1_S1"), hand_over.submit("E2_U2_S2")
-        calls = iter([lambda: None, killed])  # it gives up the older one, and is killed before it commits the newer one
+        # On a full disk it drops the older one to make room, and is killed before it commits the newer one.
+        errors = iter([OSError(errno.ENOSPC, "No space left on device"), Killed()])
+
+        def fail(*_):
+            raise next(errors)
+
+        monkeypatch.setattr(commit_module, "sync", fail)
         with pytest.raises(Killed):
-            Committer(paths, lambda: next(calls)()).commit_waiting(hand_over.ended)
+            Committer(paths).commit_waiting(hand_over.ended)
+        assert not older.done() and [path.name for path in paths.checkpoints_dir.glob(".*.ready")] == [".E2_U2_S2.ready"]
         hand_over.recorder_died()
         hand_over.recorder_restarted()
         assert older.done() and older.exception() is None and not newer.done()
