@@ -335,7 +335,7 @@ class CheckpointWriter:
         return len(self._took_s) < 2 or min(self._took_s) < _QUICK_S  # the first one is never quick
 
     def _finish_done(self, but: int = 0) -> None:
-        """Take note of what has become of the first checkpoints on their way, but for the last ones, without waiting."""
+        """Take note of what has become of the first ones on their way, but for the last ones, without waiting."""
         while len(self._saving) > but and self._saving[0].is_done:
             self._finish(self._saving.popleft())
 

@@ -160,7 +160,7 @@ class Recording:
         self._following.notify()
 
     def hurry(self) -> None:
-        """Commit without a pause the checkpoints that were handed over: one is waited for."""
+        """Commit without a pause the checkpoints that were handed over, as one is waited for; then send the points."""
         self._following.hurry()
 
     def flush(self, timeout_s: float) -> bool:
@@ -224,8 +224,13 @@ class Recording:
 
     def _commit_waiting(self) -> bool:
         """Commit the checkpoints that were handed over; return whether there were any."""
+        return bool(self.committer.commit_waiting(self._tell))
+
+    def _tell(self, name: str, error: Exception | None) -> None:
         assert self._on_checkpoint is not None
-        return bool(self.committer.commit_waiting(self._on_checkpoint))
+        self._on_checkpoint(name, error)
+        if self._threads is not None:
+            self._threads.send_if_hurried()
 
     def _request_upload(self) -> None:
         if self._threads is not None:
@@ -253,6 +258,7 @@ class _Threads:
         binding.on_files = self.uploader.request
         journal = JournalReader(paths.journal)
         self.sender = MetricSender(journal, paths.journal_sent, binding, self.uploader.notify, interval_s)
+        self._is_hurried = False
         self._committer = None if commit is None else _Committer(commit, interval_s)
 
     @property
@@ -268,7 +274,17 @@ class _Threads:
 
     def hurry(self) -> None:
         if self._committer is not None:
+            self._is_hurried = True
             self._committer.hurry()
+
+    def send_if_hurried(self) -> None:
+        """Send the points once a checkpoint that is waited for is told: the end of a run waits for them next.
+
+        Not before: two threads of Python hold each other up.
+        """
+        if self._is_hurried:
+            self._is_hurried = False
+            self.sender.notify()
 
     def finish(self, timeout_s: float) -> None:
         if self._committer is not None:

@@ -6,6 +6,7 @@ import atexit
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -22,9 +23,23 @@ from ksuit_runner.tracker.base import BaseTracker, RunInfo
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+
+@dataclass
+class _Known:
+    """What is known of a tracker that ships: built from the same config, it answers the same.
+
+    Attributes:
+        description: Its description, once it has been built.
+        accepted: Names of metrics that it accepts.
+    """
+
+    description: Description | None = None
+    accepted: set[str] = field(default_factory=set)
+
+
 _recorders: dict[bool, RecorderClient] = {}
 _warm: tuple[Opening, int] | None = None  # what a session was opened with ahead, and its number
-_accepted: defaultdict[bytes, set[str]] = defaultdict(set)  # names of metrics, by what a session was opened with
+_known: defaultdict[bytes, _Known] = defaultdict(_Known)  # by what a session was opened with
 
 
 def recorder(is_shipped: bool = True) -> RecorderClient:
@@ -59,8 +74,8 @@ def open_tracker(factory: Factory, outputs: OutputPaths) -> BaseTracker:
         TrackerError: The recorder dies again and again.
     """
     opening = _opening(factory, outputs)
-    # The jobs of a sweep log the same metrics. A tracker of the user may answer as it likes, each time.
-    return RemoteTracker(*_session(opening), accepted=_accepted[_key(opening)] if opening.is_shipped else None)
+    # The jobs of a sweep have the same tracker, and log the same metrics. One of the user may answer anew each time.
+    return RemoteTracker(*_session(opening), known=_known[_key(opening)] if opening.is_shipped else None)
 
 
 def _session(opening: Opening) -> tuple[RecorderClient, int]:
@@ -122,15 +137,18 @@ class RemoteTracker(BaseTracker):
     Args:
         client: The recorder.
         session: Number of the session.
-        accepted: Names of metrics that are known to be accepted, to which others are added; None asks each time.
+        known: What is known of such a tracker, to which its answers are added; None asks each time.
     """
 
-    def __init__(self, client: RecorderClient, session: int, accepted: set[str] | None = None) -> None:
+    def __init__(self, client: RecorderClient, session: int, known: _Known | None = None) -> None:
         super().__init__()
-        self._accepted = accepted
+        self._known = _Known() if known is None else known
+        self._is_constant = known is not None
         self.client, self.session = client, session
         weakref.finalize(self, client.abandon, session).atexit = False
-        description = msgspec.convert(client.describe(session), Description)
+        if self._known.description is None:  # else nobody waits until it is built
+            self._known.description = msgspec.convert(client.describe(session), Description)
+        description = self._known.description
         self.require, self.close_timeout_s = description.require, description.close_timeout_s
         self.has_registry, self.may_be_away = description.has_registry, description.may_be_away
 
@@ -159,10 +177,10 @@ class RemoteTracker(BaseTracker):
 
     def check_key(self, key: str) -> None:
         """Check the name of a metric or parameter, once for all runs of this process that are recorded alike."""
-        if self._accepted is None or key not in self._accepted:
+        if key not in self._known.accepted:
             self._call("check_key", {"key": key})
-            if self._accepted is not None:
-                self._accepted.add(key)
+            if self._is_constant:
+                self._known.accepted.add(key)
 
     check_answer = _remote(BaseTracker.check_answer)
     is_bound_to = _remote(BaseTracker.is_bound_to)

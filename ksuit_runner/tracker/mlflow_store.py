@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ OWN_TAG = "ksuit.embedded"
 
 _LONGEST_CREATION_S = 20.0
 _migrating = threading.Lock()  # Alembic keeps what it is doing in variables of its modules
+_opened: dict[Path, tuple[int, int] | None] = {}  # device and inode of each database that was opened
 
 
 def exists(paths: OutputPaths) -> bool:
@@ -60,6 +62,9 @@ def make_blank(paths: OutputPaths) -> bytes:
 def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = None) -> str:
     """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
 
+    A database that this process has opened before is taken as it is while it is the same file: every job of a sweep
+    asks for it.
+
     The schema takes about 1 s to create. Processes that did so at once would corrupt it, so one does and the others
     wait; it gets its final name only when it is complete.
 
@@ -73,6 +78,8 @@ def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = N
     """
     store_uri = uri(paths)
     try:
+        if (found := _file(paths.database)) is not None and found == _opened.get(paths.database):
+            return store_uri
         make_folder(paths.output_dir)
         with _locked(paths, _LONGEST_CREATION_S + timeout_s):
             if not exists(paths):
@@ -80,11 +87,21 @@ def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = N
             check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
             # Where this cannot be done, a run of a folder that was moved is refused by artifact_location.check.
             move_experiments(paths.database, OWN_TAG, paths.runs_dir, timeout_s)
+            _opened[paths.database] = _file(paths.database)
     except UnsafeFileError as error:
         raise TrackerError(f"{paths.database} {error}") from None
     except (OSError, sqlite3.Error) as error:
         raise TrackerError(f"{paths.database}: {error}") from error
     return store_uri
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Return the device and the inode of what has a name, be it a link; None if that is nothing, or cannot be told."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -284,10 +285,8 @@ def test_whatever_a_kill_leaves_of_many_that_wait_the_next_process_commits(paths
         with monkeypatch.context() as patch:
             for step in steps:
                 patch.setattr(commit_module, step, partial(counted, getattr(commit_module, step)))
-            try:
+            with suppress(Killed):
                 Committer(given).commit_waiting()
-            except Killed:
-                pass
         Committer(given).recover()
         assert given.latest.read_text() == "E0_U5_S5\n"
         assert read_tags(given) == newest_tags(given) == {tag: "E0_U4_S4" for tag in tags}

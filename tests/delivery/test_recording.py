@@ -268,6 +268,29 @@ def test_checkpoints_are_committed_with_a_pause_unless_one_is_waited_for(store, 
     recording.close()
 
 
+def test_points_are_sent_as_soon_as_a_checkpoint_is_told_that_is_waited_for(store, tracker, paths):
+    ends = Queue()
+    store.artifacts_are_local = True  # an upload would have them sent, too
+    recording = Recording(store, paths, on_checkpoint=lambda *end: ends.put((end, list(store.log))), interval_s=60)
+    recording.reach()
+    recording.start()
+    tracker.set_tags({"t": "1"})
+    recording.notify()
+    wait_for(store, "points 1")
+    with_points(paths, 2, 3)
+    first = hand_over(paths, 1)
+    recording.notify()
+    assert ends.get(timeout=30)[0] == (first, None)
+    time.sleep(0.2)
+    assert "points 2" not in store.log, "nobody waits"
+    last = hand_over(paths, 2)
+    recording.hurry()
+    end, before = ends.get(timeout=30)
+    assert end == (last, None) and "points 2" not in before
+    wait_for(store, "points 2")
+    recording.close()
+
+
 def wait_for(store, *lines):
     deadline = time.monotonic() + 30
     while not {*lines} <= {*store.log} and time.monotonic() < deadline:

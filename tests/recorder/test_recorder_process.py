@@ -147,6 +147,31 @@ def test_a_name_is_checked_once_for_all_runs_that_are_recorded_alike(tmp_path, m
     assert asked == ["loss", 300 * "x", 300 * "x", "loss", 300 * "x"]
 
 
+def test_only_the_first_of_many_trackers_that_are_alike_waits_until_it_is_built(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        RecorderClient,
+        "describe",
+        lambda self, session, describe=RecorderClient.describe: asked.append(session) or describe(self, session),
+    )
+
+    def described(**config):
+        tracker = open_tracker(Factory({"tracker": config}), OutputPaths(project))
+        return tracker.require, tracker.close_timeout_s, tracker.has_registry, tracker.may_be_away
+
+    ours = {"_target_": "ksuit_runner.tracker.mlflow.MlflowTracker"}
+    for count in (1, 1, 1):
+        assert described(**ours, close_timeout_s=7.0) == (True, 7.0, True, False) and len(asked) == count
+    assert described(**ours, close_timeout_s=8.0, require=False)[:2] == (False, 8.0) and len(asked) == 2
+    for count in (3, 4):
+        with pytest.raises(ConfigError, match="^tracker"):
+            described(**ours, notte="hello")
+        assert len(asked) == count
+    for count in (5, 6):
+        described(_target_="own_tracker.OwnTracker")
+        assert len(asked) == count
+
+
 def test_a_tracker_of_the_user_is_asked_each_time(project):
     tracker = open_tracker(Factory({"tracker": {"_target_": "own_tracker.OwnTracker"}}), OutputPaths(project))
     tracker.check_key("once")

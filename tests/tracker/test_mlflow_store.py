@@ -177,6 +177,34 @@ def test_other_experiments_keep_their_place(tmp_path: Path) -> None:
     assert places["ksuit_runner"] == str(moved.runs_dir)
 
 
+def test_a_database_is_opened_once_for_as_long_as_it_is_the_same_file(tmp_path: Path, monkeypatch) -> None:
+    opened, paths = [], OutputPaths(tmp_path / "outputs")
+
+    def move_experiments(database, *args, move=embedded.move_experiments):
+        opened.append(database)
+        return move(database, *args)
+
+    monkeypatch.setattr(embedded, "move_experiments", move_experiments)
+    for _ in range(3):
+        assert embedded.open_store(paths) == embedded.uri(paths)
+    assert opened == [paths.database]
+    moved = OutputPaths(tmp_path / "moved")
+    shutil.copytree(paths.output_dir, moved.output_dir)
+    embedded.open_store(moved)
+    copy = tmp_path / "copy.db"
+    shutil.copy(paths.database, copy)
+    copy.replace(paths.database)
+    embedded.open_store(paths)
+    embedded.open_store(paths)
+    paths.database.unlink()
+    assert embedded.open_store(paths) and paths.database.exists()
+    assert opened == [paths.database, moved.database, paths.database, paths.database]
+    paths.database.rename(copy)
+    paths.database.symlink_to(copy)
+    with pytest.raises(TrackerError, match="is a link"):
+        embedded.open_store(paths)
+
+
 def test_a_path_that_a_uri_cannot_hold_is_refused(tmp_path: Path) -> None:
     tracker = MlflowTracker(OutputPaths(tmp_path / "50%?"))
     with pytest.raises(TrackerError, match=r"path with '%\?'"):
