@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
@@ -210,11 +210,17 @@ def _signatures(target: Callable[..., Any]) -> list[list[inspect.Parameter]]:
     for base in target.__mro__:
         if "__init__" not in vars(base) or base is object:
             continue
-        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        parameters = _parameters_of(vars(base)["__init__"])
         found.append(parameters)
         if not any(item.kind is item.VAR_KEYWORD for item in parameters):
             break
     return found
+
+
+@lru_cache(maxsize=1024)
+def _parameters_of(initializer: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of an ``__init__`` without ``self``; the jobs of a sweep ask for the same ones."""
+    return list(inspect.signature(initializer).parameters.values())[1:]
 
 
 def _build(path: str, value: Any) -> Any:

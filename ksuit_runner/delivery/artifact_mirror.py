@@ -1,6 +1,5 @@
 """Mirrors a run's artifacts from its folder to its tracker's store."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,7 @@ from zlib import crc32
 from ksuit_runner.counter import Progress
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
-from ksuit_runner.system.atomic_files import write_text
+from ksuit_runner.system.atomic_files import write_json
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, is_below, parse_json, read_json, read_text
 from ksuit_runner.tracker.base import BaseTracker
 
@@ -137,7 +136,7 @@ class Mirror:
 
     def _store(self) -> None:
         self._check_owner()
-        write_text(self._paths.uploaded, json.dumps(self._known, indent=2) + "\n")
+        write_json(self._paths.uploaded, self._known)
 
 
 def _files(paths: PathProvider) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import msgspec
 
 from ksuit_runner.delivery.outbox import Count, Outbox
 from ksuit_runner.paths import PathProvider, RunId
-from ksuit_runner.system.atomic_files import write_text
+from ksuit_runner.system.atomic_files import write_json
 from ksuit_runner.system.untrusted_files import UnsafeFileError, conform, read_json
 from ksuit_runner.tracker.base import EndStatus
 
@@ -52,7 +51,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def store(self, paths: PathProvider) -> None:
         """Write it to a run's folder. On a full disk it is kept in memory only, and is delivered again another time."""
         try:
-            write_text(paths.delivered, json.dumps(msgspec.to_builtins(self), indent=2) + "\n")
+            write_json(paths.delivered, msgspec.to_builtins(self))
         except OSError as error:
             _LOGGER.error("what the tracker of run %s has could not be written: %s", paths.run_id, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from msgspec import Meta
 from ksuit_runner.errors import LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider, RunId
 from ksuit_runner.record.point import now
-from ksuit_runner.system.atomic_files import make_folder, write_text
+from ksuit_runner.system.atomic_files import make_folder, write_json
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
 from ksuit_runner.tracker.base import (
     RUN_ID_TAG,
@@ -112,7 +111,7 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
         """
         try:
             make_folder(paths.run_dir)
-            write_text(paths.outbox, json.dumps(msgspec.to_builtins(self), indent=2) + "\n")
+            write_json(paths.outbox, msgspec.to_builtins(self))
         except OSError as error:
             _LOGGER.error(
                 "what is to be delivered to the tracker of run %s could not be written: %s", self.run_id, error

@@ -304,6 +304,7 @@ def build_run(
         checkpoint_writer=checkpoint_writer,
         seed=seed,
         meeting=meeting or Meeting(world),
+        tracker=tracker,
         taken_over=taken_over or Event(),
         base_weights=base_weights,
     )

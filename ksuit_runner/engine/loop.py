@@ -103,7 +103,8 @@ def _start(run: Run) -> None:
     run.data.open(counter, hooks.evaluations(), parts, in_step=in_step)
     run.trainer.modes.start()
     run.trainer.modes.evaluate()
-    hooks.fire("before_training", update_counter=counter)
+    with run.tracker.together():
+        hooks.fire("before_training", update_counter=counter)
     run.trainer.check_parameters()
     run.trainer.modes.find_modules()
     new = [item for name, item in hooks.callbacks.items() if name not in hooks.states.begun]

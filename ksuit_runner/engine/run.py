@@ -21,6 +21,7 @@ from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.step_seeds import StepSeeds
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.system.signals import Interruption
+from ksuit_runner.tracker.base import BaseTracker
 from ksuit_runner.trainer.freezing import frozen_for_good
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -48,6 +49,7 @@ class Run:
 
     Attributes:
         meeting: Has the ranks of the run come together.
+        tracker: Tracker of the run, as callbacks see it.
         taken_over: Set when another process has taken the run over.
         unfinished: The hooks of the last update that were called, and their log, if the checkpoint was written between
             two of them.
@@ -66,6 +68,7 @@ class Run:
     checkpoint_writer: CheckpointWriter
     seed: int
     meeting: Meeting
+    tracker: BaseTracker
     taken_over: Event = field(default_factory=Event)
     unfinished: Mapping[str, Any] | None = None
     base_weights: BaseWeights | None = None

@@ -22,7 +22,7 @@ from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
 from ksuit_runner.record.provenance import Provenance
 from ksuit_runner.record.stored_run import Launch, add_to_index
-from ksuit_runner.system.atomic_files import renew, write_text
+from ksuit_runner.system.atomic_files import renew, write_json, write_text
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
 from ksuit_runner.tracker.start_tags import COMMAND_TAG, annotations, changed_annotations, start_tags
@@ -162,7 +162,7 @@ class RunRecord(SilentRecord):
         if not self.paths.environment.exists():
             if provenance.diff:
                 write_text(self.paths.diff, provenance.diff)
-            write_text(self.paths.environment, json.dumps(provenance.environment, indent=2) + "\n")
+            write_json(self.paths.environment, provenance.environment)
         if not self.tracker.is_described:
             datasets = _dataset_infos(data)
             with self.tracker.together():

@@ -1,6 +1,5 @@
 """Fetches a run from its tracker to a machine that does not have it."""
 
-import json
 import shutil
 
 from ksuit_runner.checkpoint.folders import newest_tags, read_tags
@@ -14,7 +13,7 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.stored_run import add_to_index
-from ksuit_runner.system.atomic_files import commit_folder, make_folder, write_text
+from ksuit_runner.system.atomic_files import commit_folder, make_folder, write_json
 from ksuit_runner.system.untrusted_files import check_folder, remove
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, EndStatus, RunInfo
 
@@ -83,4 +82,4 @@ def _fill(tracker: BaseTracker, info: RunInfo, run: PathProvider) -> None:
     Delivery(info.run_id, box.version, box.status).store(run)
     Mirror(tracker, run, lambda: True).adopt()
     if (tags := newest_tags(run)) != read_tags(run):  # the machine was lost before they were uploaded
-        write_text(run.tags, json.dumps(tags, indent=2) + "\n")
+        write_json(run.tags, tags)

@@ -1,12 +1,13 @@
 """Atomic and durable writes of files and folders: after a crash they are as before or as written."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ksuit_runner.system.untrusted_files import open_stored, open_to_read
 
@@ -14,6 +15,11 @@ from ksuit_runner.system.untrusted_files import open_stored, open_to_read
 def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a crash it has the old content or the new one."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file that people may read as well: after a crash it has the old content or the new one."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:

@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -219,6 +220,11 @@ class BaseTracker(ABC):
 
     def warm_up(self) -> None:  # noqa: B027 - optional
         """Import and prepare what the first call needs, ahead of it; opens nothing and leaves no trace."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let a tracker record what it is told in the block at once, at its end, where that takes less time."""
+        yield
 
     def check_answer(self) -> None:  # noqa: B027 - optional
         """Check that the store answers, before time is spent on a run that could not be recorded; records nothing."""

@@ -1,10 +1,15 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
+from ksuit_runner.callback_base import CallbackBase
+from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
+from ksuit_runner.engine.loop import train
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.tracker.base import EndStatus
@@ -80,3 +85,37 @@ def test_files_are_stored_in_the_folder_before_anybody_is_told(tmp_path: Path) -
     assert changes == [["a.txt"], ["a.txt", "plots"], ["plots"], ["plots"]]
     with pytest.raises(TrackerError):
         tracker.download("nothing", tmp_path / "there")
+
+
+class Describes(CallbackBase):
+    """Records a parameter before training, by its own name, or fails before it can."""
+
+    def _before_training(self, update_counter: UpdateCounter) -> None:
+        self.tracker.log_params({self.display_name: 1})
+        if self.display_name == "fails":
+            raise ArithmeticError
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "fails", "c")])
+def test_what_callbacks_record_before_training_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: Any, names: tuple[str, ...]
+) -> None:
+    tracker = RecordedTracker(NoopTracker(), OutputPaths(tmp_path))
+    run = PathProvider(tmp_path, tracker.start_run(None, {}).run_id)
+    made = maker.run({name: (Describes, {}) for name in names}, model=nn.Linear(4, 3), max_updates=1)
+    made.tracker = tracker
+    for callback in made.hooks.callbacks.values():
+        callback.tracker = tracker
+    written: list[dict[str, str]] = []
+    store = Outbox.store
+    monkeypatch.setattr(Outbox, "store", lambda box, paths: (written.append({**box.params}), store(box, paths))[1])
+    if "fails" in names:
+        with pytest.raises(ArithmeticError):
+            train(made)
+    else:
+        train(made)
+    expected = dict.fromkeys(names[: names.index("fails") + 1] if "fails" in names else names, "1")
+    assert written == [expected]
+    box = Outbox.load(run)
+    assert box is not None
+    assert box.params == expected

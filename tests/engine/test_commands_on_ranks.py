@@ -37,7 +37,7 @@ def test_interrupted_killed_and_resumed_ranks_record_what_one_process_does(tmp_p
     armed.touch()
     with Commands(two, 2, *GIVEN, cwd=project) as commands:
         wait_until_paused(commands)
-        commands.ranks[1].send(signal.SIGTERM)
+        commands.ranks[1].send_signal(signal.SIGTERM)
         armed.unlink()
         assert commands.wait() == [128 + signal.SIGTERM] * 2, commands.output()
         assert "status  killed" in commands.output()
