@@ -37,7 +37,7 @@ def measure(scale: Scale, folder: Path) -> Result:
     writer.close()
     contest = Contest(costs)
     result.add_contest(contest, "ms")
-    result.aim("stall / copy in memory", contest.ratio(STALL, COPY), 1.5)
+    result.aim("stall / copy in memory", contest.ratio(STALL, COPY), 1.2)
     result.aim("stall / torch.save", contest.ratio(STALL, SAVE), 0.15)
     result.values.append(Value("memory taken", Spread(growth / size, growth / size, growth / size), "x state"))
     return result

@@ -22,7 +22,7 @@ OVERRIDES = (
 )
 """The features of the others; all other defaults are on: progress, throughput, memory, journal, durable checkpoints."""
 
-PEERS = {"Lightning": ("lightning", 0.2), "Trainer": ("transformers", 0.15), "Ignite": ("ignite", None)}
+PEERS = {"Lightning": ("lightning", 0.15), "Trainer": ("transformers", 0.14), "Ignite": ("ignite", None)}
 PACKAGES = {"lightning": "lightning", "transformers": "transformers", "ignite": "pytorch-ignite"}
 A, B, C, D = "a: floor by hand", "b: plain loop by hand", "c: equipped loop by hand", "d: this runner"
 C_FUSED = "c with fused AdamW"
@@ -74,7 +74,7 @@ def _quietly(contestants: dict[str, Callable[[], float]], rounds: int) -> Contes
 
 
 def _compare(result: Result, contest: Contest) -> None:
-    for name, other, limit in (("c", C, 0.5), ("b", B, 1.0), ("a", A, 1.6)):
+    for name, other, limit in (("c", C, 0.35), ("b", B, 0.75), ("a", A, 1.6)):
         result.aim(f"(d) / ({name})", contest.ratio(D, other), limit)
     for name, (_, peer_limit) in PEERS.items():
         if name in contest.costs and peer_limit is not None:
