@@ -10,8 +10,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ksuit_runner.errors import LostRunError, TrackerError
+from ksuit_runner.errors import KsuitError, LostRunError, TrackerError
 from ksuit_runner.paths import PathProvider, RunId
+from ksuit_runner.record.journal import last_logged
 from ksuit_runner.record.point import now
 from ksuit_runner.system.atomic_files import make_folder, write_json
 from ksuit_runner.system.untrusted_files import MissingFileError, UnsafeFileError, conform, read_json
@@ -119,21 +120,37 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
             return False
         return True
 
-    def resume(self, last_sign: int | None) -> None:
-        """Let the run be one that has not ended: it is resumed now.
-
-        Args:
-            last_sign: When a killed one was last seen alive, in ms since 1970; None if that is not known.
-        """
-        until = last_sign if self.end_time is None else self.end_time
+    def resume(self, paths: PathProvider) -> None:
+        """Let the run be one that has not ended: it is resumed now."""
+        until = self.last_sign(paths) if self.end_time is None else self.end_time
         self.ran_ms = (None if until is None else self.ran_until(until)) or self.ran_ms
         self.status = self.end_time = None
         self.resume_time, self.is_withdrawn = now(), False
 
+    def kill(self, paths: PathProvider, end_time: int | None = None) -> None:
+        """Let the run be one that was killed: at a time in ms since 1970, by default at its last sign of life."""
+        self.status = EndStatus.KILLED
+        self.end_time = self.last_sign(paths) if end_time is None else end_time
+
+    def last_sign(self, paths: PathProvider) -> int | None:
+        """Return when the run was last seen alive, for one that was killed, in ms since 1970; None if never.
+
+        That is when training last logged something, or else its start or last resume.
+        """
+        logged = None
+        with suppress(KsuitError, OSError):  # a damaged journal: the run was at least begun
+            logged = last_logged(paths.journal)
+        logged = None if logged is None else max(0, min(logged, now()))  # the file is untrusted
+        # A fork has copied points that are older than it.
+        return max((time for time in (self._begun, logged) if time is not None), default=None)
+
     def ran_until(self, time: int) -> int | None:
         """Return how long the run had run at a time, both in ms, without interruptions; None if that is not known."""
-        begun = self.start_time if self.resume_time is None else self.resume_time
-        return None if begun is None else self.ran_ms + max(0, time - begun)
+        return None if self._begun is None else self.ran_ms + max(0, time - self._begun)
+
+    @property
+    def _begun(self) -> int | None:
+        return self.start_time if self.resume_time is None else self.resume_time
 
     def add_params(self, params: Mapping[str, str]) -> None:
         """Add parameters; existing ones keep their values."""
@@ -189,20 +206,26 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
     return box
 
 
-def mark_if_killed(paths: PathProvider, tracker: BaseTracker, tags: Mapping[str, str] | None = None) -> None:
+def mark_if_killed(
+    paths: PathProvider,
+    tracker: BaseTracker,
+    tags: Mapping[str, str] | None = None,
+    end_time: int | None = None,
+) -> None:
     """Store that a run was killed, unless it has said how it ended; for whoever holds the lock of a dead run.
 
     Args:
         paths: Paths of the run.
         tracker: Its tracker, which is asked about a run that stored nothing.
         tags: Tags of a killed run that say more about its end.
+        end_time: When it died, in ms since 1970, if that was seen; by default its last sign of life counts.
 
     Raises:
         TrackerError: The file is damaged, or the tracker does not answer.
     """
     box = load_or_ask(paths, tracker)
     if box.status is None:
-        box.status = EndStatus.KILLED
+        box.kill(paths, end_time)
         if tags:
             box.add_tags(tags, box.run_id)
         box.store(paths)

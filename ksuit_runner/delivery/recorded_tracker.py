@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -116,7 +115,7 @@ class RecordedTracker(LocalIdTracker):
         self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
         self.status_before = box.status
-        box.resume(_last_written(self._paths(run_id).journal))
+        box.resume(self._paths(run_id))
         self._take(box)
         self._store()
         return self.run
@@ -125,7 +124,8 @@ class RecordedTracker(LocalIdTracker):
         """Attach to a run of the output folder that has ended, to record more of it; one without a status is KILLED."""
         self._own(run_id)
         box = load_or_ask(self._paths(run_id), self._tracker)
-        box.status = box.status or EndStatus.KILLED
+        if box.status is None:
+            box.kill(self._paths(run_id))
         self._take(box)
         self._store()
         return self.run
@@ -244,11 +244,3 @@ class RecordedTracker(LocalIdTracker):
         if not (self._is_closed or self._is_held):
             self.check_owner()
             self.is_stored = self._outbox.store(self._paths(self._outbox.run_id))
-
-
-def _last_written(journal: Path) -> int | None:
-    """Return when a run has last written to its journal, in ms since 1970; None if it has none."""
-    try:
-        return int(journal.stat().st_mtime * 1000)
-    except OSError:
-        return None

@@ -252,9 +252,10 @@ def last_logged(path: Path) -> int | None:
     What an evaluation has added since is of that update or an earlier one. The file is only read: it may be a copy,
     whose own time says nothing.
     """
-    points = read_points(path) if path.is_file() else ()
-    last = max(points, key=lambda point: (point.step, -point.timestamp), default=None)
-    return None if last is None else last.timestamp
+    lines = _read(path, 0, path.stat().st_size) if path.is_file() else ()
+    logged = ((line.step, (line.points or line.files)[0].timestamp) for line, _ in lines)
+    last = max(logged, key=lambda when: (when[0], -when[1]), default=None)
+    return None if last is None else last[1]
 
 
 def _encode(step: int, timestamp: int, metrics: Mapping[str, float], files: Mapping[str, str]) -> bytes:

@@ -9,6 +9,7 @@ from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recording import Recording, Unsent
 from ksuit_runner.errors import KsuitError, TakenOverError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.point import now
 from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import LockView
 from ksuit_runner.tracker.base import EXIT_TAG, BaseTracker
@@ -102,12 +103,13 @@ class RecordedRun:
         Args:
             reason: Why it died, if that is known.
         """
+        died = now()
         try:
             self._check()
             with log_to_file(self._paths.log):
                 _LOGGER.error("the process of this run has died%s", f": {reason}" if reason else "")
                 self._recording.committer.recover()
-                mark_if_killed(self._paths, self._tracker, {EXIT_TAG: reason} if reason else None)
+                mark_if_killed(self._paths, self._tracker, {EXIT_TAG: reason} if reason else None, died)
                 self.start()
                 self.finish(self._tracker.close_timeout_s)
         except TakenOverError:  # the run is another process's by now

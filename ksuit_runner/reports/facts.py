@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -18,7 +17,7 @@ from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import KsuitError, TrackerError
 from ksuit_runner.metric_property import MetricPropertyProvider, Summary
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.record.journal import last_logged, read_points
+from ksuit_runner.record.journal import read_points
 from ksuit_runner.record.point import now
 from ksuit_runner.record.stored_run import IndexEntry, Launch, entries, read_config, read_launch
 from ksuit_runner.system.run_lock import seems_held
@@ -103,13 +102,12 @@ class StoredRun:
     def took(self) -> timedelta | None:
         """How long it ran, or has been running, without the time between an end and a resume; None if not known.
 
-        A killed run has said nothing of its end: it ran at least until it last logged something in training.
+        A killed run that nobody saw die ran at least until it last logged something; if it never has, nothing is known.
         """
         end = now() if self.status == "RUNNING" else self._box.end_time
-        with suppress(KsuitError):  # a damaged journal: a list of runs says of them what it can
-            end = last_logged(self.paths.journal) if end is None else end
+        end = self._box.last_sign(self.paths) if end is None else end
         ran_ms = None if end is None else self._box.ran_until(end)
-        return None if ran_ms is None else timedelta(milliseconds=ran_ms)
+        return timedelta(milliseconds=ran_ms) if ran_ms else None
 
     @cached_property
     def launch(self) -> Launch:

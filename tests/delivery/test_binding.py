@@ -57,6 +57,21 @@ def _deliver(paths: OutputPaths, run_id: str, store: MlflowTracker | None = None
     return binding
 
 
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_a_killed_run_ended_in_the_store_when_it_last_logged_something(paths: OutputPaths, is_evaluated: bool) -> None:
+    tracker = RecordedTracker(_mlflow(paths), paths)
+    run_id = tracker.start_run("killed", {}).run_id
+    run, logged_at = PathProvider(paths.output_dir, run_id), tracker.run.start_time + 1
+    Journal(run.journal).append(1, {"loss": 1.0}, logged_at)
+    time.sleep(0.05)
+    if is_evaluated:  # by another process, before anybody has said that it was killed
+        RecordedTracker(_mlflow(paths), paths).attach_run(run_id)
+        Journal(run.journal).append(2, {"accuracy": 1.0})
+    _deliver(paths, run_id)
+    info = MlflowTracker(paths)._client.get_run(run_id).info
+    assert (info.status, info.end_time) == ("KILLED", logged_at)
+
+
 def test_without_an_outage_a_run_has_the_id_of_the_store(paths: OutputPaths) -> None:
     tracker = RecordedTracker(_mlflow(paths), paths)
     info = tracker.start_run("digits", {"author": "me"})

@@ -9,6 +9,8 @@ from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
 from ksuit_runner.delivery.registration import index_registered
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import now
 from ksuit_runner.record.stored_run import entries
 from ksuit_runner.tracker.base import KIND_TAG, RUN_ID_TAG, START_TAG, DatasetInfo, EndStatus, RunInfo
 from ksuit_runner.tracker.noop import NoopTracker
@@ -156,6 +158,50 @@ def test_who_holds_the_lock_of_a_dead_run_says_that_it_was_killed(paths):
         box = Outbox.load(paths)
         assert box.status is (status or EndStatus.KILLED)
         assert (box.version, box.tags.get("ksuit.exit")) == ((0, None) if status else (1, "SIGKILL"))
+
+
+@pytest.mark.parametrize(
+    ("points", "begun", "end_time"),
+    [
+        ([(1, 20), (2, 30)], {}, 30),
+        ([(1, 20), (2, 30), (1, 900), (2, 901)], {}, 30),  # of an evaluation of either checkpoint
+        ([], {}, 7),
+        ([(1, 20)], {"resume_time": 50}, 50),
+        ([(1, 2)], {}, 7),  # a fork has copied it
+        ([(1, -5)], {"start_time": None}, 0),
+        ([], {"start_time": None}, None),
+    ],
+)
+def test_a_killed_run_ended_at_its_last_sign_of_life_whoever_notices_when(paths, points, begun, end_time):
+    paths.run_dir.mkdir(parents=True)
+    journal = Journal(paths.journal)
+    for step, timestamp in points:
+        journal.append(step, {"loss": 1.0}, timestamp)
+    journal.close()
+    alive = full_box(status=None, end_time=None, **begun)
+    for seen, expected in ((None, end_time), (99, 99)):
+        alive.store(paths)
+        mark_if_killed(paths, Recorder(), end_time=seen)
+        assert Outbox.load(paths).end_time == expected
+    alive.store(paths)
+    box = Outbox.load(paths)
+    box.resume(paths)
+    assert box.ran_ms == (0 if end_time is None else alive.ran_until(end_time) or 0)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.symlink_to(path.parent), lambda path: path.write_text("{}")])
+def test_a_killed_run_with_a_damaged_journal_ended_at_its_start(paths, damage):
+    full_box(status=None, end_time=None).store(paths)
+    damage(paths.journal)
+    mark_if_killed(paths, Recorder())
+    assert (Outbox.load(paths).status, Outbox.load(paths).end_time) == (EndStatus.KILLED, 7)
+
+
+def test_a_journal_from_the_future_says_at_most_now(paths):
+    full_box(status=None, end_time=None).store(paths)
+    Journal(paths.journal).append(1, {"loss": 1.0}, (1 << 63) - 1)
+    mark_if_killed(paths, Recorder())
+    assert 7 < Outbox.load(paths).end_time <= now()
 
 
 def test_the_tracker_is_asked_about_a_run_without_a_file(paths):

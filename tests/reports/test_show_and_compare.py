@@ -1,9 +1,9 @@
 """``show=``, ``compare=``, ``report=`` and ``list=``: what is stored of runs, on the terminal."""
 
 import json
-import os
 import re
 import signal
+import time
 from base64 import b64decode
 from datetime import datetime, timedelta
 
@@ -20,12 +20,14 @@ from ksuit_runner.cli.dispatch import _main
 from ksuit_runner.cli.list_runs import list_runs
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.journal import Journal, last_logged
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.reports.compare import compare
 from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
 from ksuit_runner.resume.changes import compose_stored
+from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.ui.terminal import format_duration
 
@@ -188,7 +190,8 @@ def test_the_time_between_an_end_and_a_resume_does_not_count(tmp_path, was_kille
     before = {"start_time": box["start_time"] - 3 * hour, "end_time": box["end_time"] - hour}  # it ran for two hours
     killed = {"status": None, "end_time": None} if was_killed else {}
     stored.paths.outbox.write_text(json.dumps({**box, **before, **killed}))
-    os.utime(stored.paths.journal, (before["end_time"] / 1000,) * 2)
+    stored.paths.journal.unlink()  # a new file, as a copy is: only what it holds says when that was logged
+    Journal(stored.paths.journal).append(1, {"loss": 1.0}, before["end_time"])
     for epochs in (3, 4):
         ksuit(tmp_path, "resume=last", f"trainer.max_epochs={epochs}")
     (stored,) = stored_runs(tmp_path)
@@ -204,6 +207,14 @@ def test_a_killed_run_took_the_time_until_it_last_logged_something(tmp_path):
     end_by(process, signal.SIGKILL)
     killed = datetime.now()
     (tmp_path / "armed").unlink()
+    (seen,) = stored_runs(outputs)
+    while seen.recorded_status is None:  # its recorder is noting its end
+        time.sleep(0.1)
+        (seen,) = stored_runs(outputs)
+    box = json.loads(seen.paths.outbox.read_text())
+    assert box["status"] == "KILLED" and last_logged(seen.paths.journal) < box["end_time"], "it has seen when that was"
+    with RecorderLock(seen.paths.recorder_lock):  # it is gone
+        seen.paths.outbox.write_text(json.dumps({**box, "status": None, "end_time": None}))  # nobody has seen the end
     (stored,) = stored_runs(outputs)
     took, size = stored.took, stored.paths.journal.stat().st_size
     assert stored.status == "KILLED" and timedelta(0) < took < killed - stored.started
