@@ -81,7 +81,7 @@ def read_parameters(params: Mapping[str, Any], seed: int) -> list[SweepParameter
 
     Args:
         params: Key -> its values: a list, or text in Hydra's grammar such as ``1,2``, ``range(0,3)``, ``glob(*)`` or
-            ``tag(log, interval(1e-4, 1e-1))``.
+            ``tag(log, interval(1e-4, 1e-1))``. Anything else is one value.
         seed: Seed of ``shuffle``.
 
     Raises:
@@ -97,6 +97,8 @@ def _read_parameter(key: str, value: Any, seed: int) -> SweepParameter:
     if isinstance(value, list) and any(isinstance(item, str) and _OPENS.match(item) for item in value):
         written = ",".join(map(str, value))
         raise ConfigError(f"text in a list is taken literally. Without the brackets: {written}", path=path)
+    if isinstance(value, dict):
+        _refuse_nested(path, key, value)
     if not isinstance(value, str):
         return SweepParameter(key, _override_values(path, value if isinstance(value, list) else [value]))
     override = _parse_override(path, f"{key}={value}")
@@ -109,6 +111,38 @@ def _read_parameter(key: str, value: Any, seed: int) -> SweepParameter:
         return SweepParameter(key, _glob(path, key, sweep))
     with _seeded(f"{seed}/{key}"):  # for shuffle()
         return SweepParameter(key, tuple(override.sweep_string_iterator()))
+
+
+def _refuse_nested(path: str, key: str, value: dict[Any, Any]) -> None:
+    """Refuse a mapping that seems to hold parameters with their values, instead of being one value.
+
+    An object, with its ``_target_``, may have lists as arguments.
+    """
+    leaves = list(_leaves(key, value))
+    if any(isinstance(leaf, list) or (isinstance(leaf, str) and _varies(leaf)) for _, leaf in leaves):
+        _override_values(path, [value])
+        meant = (f"{name}: {leaf if isinstance(leaf, str) else to_text(leaf)}" for name, leaf in leaves)
+        raise ConfigError(
+            "\n".join(["a mapping is one value. Keys that vary are written with dots:", *meant])
+            + f"\nIf it is meant as one value, put it in a list: {key}: [{{...}}]",
+            path=path,
+        )
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is in a mapping by its dotted key; an object is one leaf."""
+    if isinstance(value, dict) and value and "_target_" not in value:
+        for name, item in value.items():
+            yield from _leaves(f"{key}.{name}", item)
+    else:
+        yield key, value
+
+
+def _varies(text: str) -> bool:
+    try:
+        return parse(f"key={text}").is_sweep_override()
+    except ConfigError:
+        return False
 
 
 def _override_values(path: str, values: list[Any]) -> tuple[str, ...]:

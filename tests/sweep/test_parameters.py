@@ -5,8 +5,9 @@ import statistics
 from collections import Counter
 
 import pytest
+import yaml
 
-from ksuit_runner.config.overrides import parse
+from ksuit_runner.config.overrides import parse, to_text
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.sweep.parameters import NumberRange, draw, grid, read_parameters
 
@@ -118,6 +119,45 @@ def test_shuffle_is_reproducible_and_leaves_the_generator_alone():
 def test_mistakes_name_the_parameter(params, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         read_parameters(params, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "lines"),
+    [
+        ("optimizer", {"lr": [0.01, 1e-3]}, ["optimizer.lr: [0.01,0.001]"]),
+        (
+            "optimizer",
+            {"lr": "tag(log, interval(1e-4, 1e-1))", "eps": 0.1},
+            ["optimizer.lr: tag(log, interval(1e-4, 1e-1))", "optimizer.eps: 0.1"],
+        ),
+        ("data", {"datasets": {"train": {"fold": [0, 1]}}}, ["data.datasets.train.fold: [0,1]"]),
+        ("+model.more", {"a": {"b": "1,2"}}, ["+model.more.a.b: 1,2"]),
+    ],
+)
+def test_nested_parameters_are_refused_with_their_dotted_keys(key, value, lines):
+    with pytest.raises(ConfigError) as caught:
+        read_parameters({key: value}, 0)
+    first, *others, last = str(caught.value).splitlines()
+    assert first.startswith(f"sweep.params.{key}: a mapping is one value")
+    assert others == lines and last.endswith(f"{key}: [{{...}}]")
+    assert len(values_of({key: [value]})[key]) == 1, "what the last line says"
+    for line in lines:
+        name, _, text = line.partition(": ")
+        read_parameters({name: yaml.safe_load(text) if text.startswith("[") else text}, 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"lr": 0.1},
+        {"text": "a [b"},
+        {"_target_": "x.Y", "betas": [0.9, 0.99]},
+        {"mine": {"_target_": "x.Y", "decays": [0.9], "text": "1,2"}},
+        {},
+    ],
+)
+def test_a_mapping_without_several_values_is_one_value(value):
+    assert values_of({"a": value}) == {"a": (to_text(value),)}
 
 
 def test_a_grid_of_an_interval_says_how_to_draw():
