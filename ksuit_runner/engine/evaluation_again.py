@@ -25,7 +25,7 @@ class EvaluationAgain:
     """
 
     def __init__(self, run: Run, parts: Sequence[WeighedPart]) -> None:
-        self._run, self._parts = run, parts
+        self._run, self._parts, self._count = run, parts, 0
         self.known = run.trainer.total_loss
 
     def __call__(self) -> Tensor:
@@ -35,15 +35,18 @@ class EvaluationAgain:
             LossError: It is not finite, and that is an error.
             SkippedEvaluation: It is not finite, and such updates are skipped.
         """
-        trainer, update = self._run.trainer, self._run.trainer.update
+        trainer, update, seeds = self._run.trainer, self._run.trainer.update, self._run.seeds
+        seeds.note_draws()
         update.start_again()
         for part in self._parts:
             trainer.modes.train()
-            self._run.seeds.seed(part.number)
+            seeds.seed(part.number)
             losses, _ = update.forward(part, logs=False)
             if not update.leaves_out(losses, part):
                 update.backward(losses, part)
         if not update.complete_gradients(UpdateWord()):
             raise SkippedEvaluation
         trainer.modes.evaluate()
+        self._count += 1
+        seeds.seed_optimizer(self._count)
         return trainer.total_loss

@@ -151,6 +151,8 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
         trainer.freezing.follow(counter.update)
     trainer.modes.train()
     fire("before_every_update", update_counter=counter)
+    if may_draw(trainer.start_update):
+        seed_all(mix(run.seed, "start_update", counter.update))
     parts = trainer.start_update(batch)
     counter.accumulation_steps = trainer.accumulation_steps
     for part in parts:
@@ -188,6 +190,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     if is_complete:
         again = EvaluationAgain(run, parts) if trainer.optimizers.evaluate_again else None
         run.phase = Phase.STEP
+        run.seeds.seed_optimizer()
         trainer.step(again)
     else:
         update.skip()

@@ -12,6 +12,9 @@ class StepSeeds:
     so, they have one and the same state before each; the first that draws finds that state, and from then on they are
     seeded for every update, as they are for the parts of a batch, which ranks compute in another order.
 
+    A draw is told by the state that it leaves: whoever restores the state after a draw has not drawn, and finds the
+    same numbers in the next update.
+
     Args:
         seed: Seed of the run.
         counter: Position of the run.
@@ -22,6 +25,7 @@ class StepSeeds:
 
     def __init__(self, seed: int, counter: UpdateCounter) -> None:
         self.draws_on_host = False
+        self._has_drawn = False  # in this update
         self._seed, self._counter = seed, counter
         self._undrawn = HostMark()
 
@@ -36,10 +40,24 @@ class StepSeeds:
             seed_host(mix(self._seed, "update"))
             self._undrawn.set()
 
+    def note_draws(self) -> None:
+        """Note whether something was drawn since; called before the batch is evaluated again, which is seeded anew."""
+        if not self._is_per_update and not self._undrawn.is_here():
+            self._has_drawn = True
+
+    def seed_optimizer(self, evaluation: int = 0) -> None:
+        """Seed the generators for an optimizer that draws: alike on all ranks, which have computed different parts.
+
+        Args:
+            evaluation: How many times the optimizer has had the batch evaluated again.
+        """
+        if self._counter.accumulation_steps > 1:
+            seed_all(mix(self._seed, "optimizer", self._counter.update, evaluation))
+
     def end_update(self) -> None:
         """Note whether the update has drawn; called before anything else can draw."""
-        if not self._is_per_update and not self._undrawn.is_here():
-            self.draws_on_host = True
+        self.note_draws()
+        self.draws_on_host = self.draws_on_host or self._has_drawn
 
     @property
     def _is_per_update(self) -> bool:

@@ -343,8 +343,11 @@ class SgdTrainer:
             return weight
         return self.weight(batch) if self._weights.are_uneven else self.batch_size(batch)
 
+    @uses_no_rng
     def start_update(self, parts: Sequence[Part]) -> Sequence[WeighedPart]:
         """Start an update; a subclass that gathers something over the parts of a batch begins anew.
+
+        The generators are seeded before that of a subclass, alike on all ranks.
 
         Args:
             parts: This rank's parts of the batch, on the device.
@@ -356,6 +359,8 @@ class SgdTrainer:
 
     def step(self, again: Evaluation | None = None) -> None:
         """Update the weights; a subclass lets something follow them, such as a teacher.
+
+        What is drawn in it is the same on all ranks.
 
         Args:
             again: Evaluates the batch for optimizers whose step asks for it.

@@ -6,17 +6,23 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import Maker
+from ranks import on_ranks
 from torch import nn
+from torch.optim import SGD
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import PeriodicCallback
 from ksuit_runner.checkpoint.format import read_newest
+from ksuit_runner.distributed.connect import connect
+from ksuit_runner.distributed.ddp import DataParallel
 from ksuit_runner.engine import host_mark, step_seeds
 from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
 from ksuit_runner.keyed_random import seed_host
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 DRAWS_AT = (3, 6)
 EVERY = {"checkpoint": {"every_n_updates": 1, "keep_last": 20}}
@@ -68,6 +74,38 @@ class Evaluates(PeriodicCallback):
     def _periodic_callback(self, update_counter):
         for _ in self.data_container.evaluation_batches("test"):
             pass
+
+
+class Langevin(SGD):
+    """Adds noise from every generator after a step, and evaluates the batch a few times before it."""
+
+    def __init__(self, parameters, lr, evaluations=0, noise=0.01):
+        super().__init__(parameters, lr)
+        self.evaluations, self.noise = evaluations, noise
+
+    def step(self, closure):
+        for _ in range(self.evaluations):
+            self._add_noise()
+            closure()
+        super().step()
+        self._add_noise()
+
+    @torch.no_grad()
+    def _add_noise(self):
+        for parameter in self.param_groups[0]["params"] if self.noise else ():
+            parameter.add_(torch.randn_like(parameter), alpha=self.noise * (1 + random.random() + np.random.random()))
+
+
+class Mixes(SgdTrainer):
+    """Draws what all parts of a batch have in common."""
+
+    def start_update(self, parts):
+        self.share = torch.rand(()) + random.random() + np.random.random()
+        return super().start_update(parts)
+
+    def training_step(self, batch, model):
+        losses, outputs = super().training_step(batch, model)
+        return {"total": losses["total"] * (1 + self.share if model.training else 1)}, outputs
 
 
 def options(steps=1, draws_at=DRAWS_AT, **more):
@@ -137,6 +175,55 @@ def test_every_update_that_draws_draws_other_numbers(maker):
     train(run)
     numbers = [number for drawn in drawn_by(run).values() for number in drawn]
     assert len(set(numbers)) == len(numbers) == 18
+
+
+class FirstOnly(Sometimes):
+    """Draws in the first evaluation of a batch only, and not in those that the optimizer asks for."""
+
+    evaluations = 0
+
+    def forward(self, inputs):
+        self.evaluations += self.training
+        self.draws_at = range(9) if self.evaluations % 2 else ()
+        return super().forward(inputs)
+
+
+def test_a_draw_in_an_evaluation_before_the_last_one_of_an_update_counts(maker):
+    optimizer = partial(Langevin, lr=0.1, evaluations=1, noise=0)
+    run = maker.run(**options(model=FirstOnly(), optimizer=optimizer))
+    train(run)
+    assert run.seeds.draws_on_host
+    assert len(set(drawn_by(run).values())) == 9
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("given", [{"trainer_class": Mixes}, {"optimizer": partial(Langevin, lr=0.1, evaluations=2)}])
+def test_what_a_trainer_or_an_optimizer_draws_is_the_same_after_a_resume(maker, bits, given, steps):
+    given = {"num_workers": 1, **options(steps), **given}  # what fetches a batch here would seed the generators
+    train(maker.run(**given))
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)
+    train(maker.resumed({"rolls": (Rolls, {})}, update=4, strict=False, **given))
+    first, second = (read_newest(maker.paths(run_id)) for run_id in ("run00000", "run00000-resumed"))
+    assert bits(second.model) == bits(first.model)
+
+
+def weights_of_ranks(folder):
+    world = connect({})
+    maker = Maker(folder)
+    optimizer = partial(Langevin, lr=0.1, evaluations=2)
+    given = {"trainer_class": Mixes, "optimizer": optimizer, "strategy": DataParallel(world), "world": world}
+    run = maker.run(run_id=f"on-{world.size}", **options(2, **given, checkpoint={"world": world}))
+    train(run)
+    maker.close()
+    run.meeting.settle(None)
+    world.close()
+    return [parameter.tolist() for parameter in run.trainer.model.parameters()]
+
+
+def test_ranks_draw_the_same_for_what_they_do_alike(tmp_path):
+    first, second = on_ranks(2, weights_of_ranks, tmp_path)
+    (alone,) = on_ranks(1, weights_of_ranks, tmp_path)
+    assert first == second == alone
 
 
 def test_the_state_of_an_earlier_version_goes_on_as_it_was(maker):
