@@ -26,19 +26,24 @@ _LOOKS_LIKE_A_HOOK = re.compile(r"_*(on|before|after|track)_")
 _NEAR = 0.85
 
 
-def check_overridden(cls: type, hooks: Collection[str], extra: Mapping[str, int] | None = None) -> None:
+def check_overridden(
+    cls: type, hooks: Collection[str], extra: Mapping[str, int] | None = None, others: Collection[str] = ()
+) -> None:
     """Check the methods of a class that has just been defined.
 
     Args:
         cls: The class.
         hooks: Names of the methods that are called with their arguments by name. All others are called by position.
         extra: How many more arguments a method may take than the one that it overrides.
+        others: Names of public methods that are called, too. A method with nearly such a name is misspelt, unless the
+            class has the right one as well.
 
     Raises:
-        TypeError: A method is named like a hook, and nothing calls it; or it cannot be called as the one is that it
-            overrides. The message has the name or signature to write.
+        TypeError: A method is named like one that is called, and nothing calls it; or it cannot be called as the one is
+            that it overrides. The message has the name or signature to write.
     """
     public = {hook.removeprefix("_") for hook in hooks}
+    others = [name for name in others if name not in vars(cls)]
     for name, method in vars(cls).items():
         if not isinstance(method, FunctionType):
             continue
@@ -46,9 +51,11 @@ def check_overridden(cls: type, hooks: Collection[str], extra: Mapping[str, int]
         if declared is not None:
             _check_signature(cls, method, signature(declared), name in hooks, (extra or {}).get(name, 0))
         elif name not in hooks and name not in public and not any(name in vars(base) for base in cls.__mro__[1:]):
-            meant = _meant(name, hooks)
+            meant, what = _meant(name, hooks), "is no hook"
+            if meant is None and not name.startswith("_"):  # a private one is the class's own to call
+                meant, what = next(iter(get_close_matches(name, others, 1, _NEAR)), None), "overrides no method"
             if meant is not None and name not in _used(cls):
-                raise TypeError(f"{cls.__name__}.{name} is no hook, and nothing calls it. Did you mean '{meant}'?")
+                raise TypeError(f"{cls.__name__}.{name} {what}, and nothing calls it. Did you mean '{meant}'?")
 
 
 def _declared(cls: type, name: str) -> FunctionType | None:

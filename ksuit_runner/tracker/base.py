@@ -149,7 +149,7 @@ class BaseTracker(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_overridden(cls, hooks=())
+        check_overridden(cls, hooks=(), others=[name for name in vars(BaseTracker) if not name.startswith("_")])
 
     def __init__(self) -> None:
         self._run: RunInfo | None = None

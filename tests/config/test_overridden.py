@@ -1,9 +1,11 @@
-"""A hook that is never called, or cannot be, is found when its class is defined."""
+"""A method that is never called, or cannot be, is found when its class is defined."""
 
 import pytest
 
 from callbacks.accuracy import Accuracy
 from ksuit_runner import CallbackBase, DatasetCallback, MetricCallback, PeriodicCallback, SgdTrainer
+from ksuit_runner.tracker.base import BaseTracker
+from ksuit_runner.tracker.noop import NoopTracker
 
 
 def define(base, name, method):
@@ -52,6 +54,38 @@ def test_a_signature_that_does_not_fit_is_found(base, name, method, write):
     with pytest.raises(TypeError, match="^Mine.*is called with") as raised:
         define(base, name, method)
     assert str(raised.value).endswith(f"Write: def {write}")
+
+
+@pytest.mark.parametrize("base", [NoopTracker, BaseTracker])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("log_point", "log_points"), ("start_runs", "start_run"), ("warmup", "warm_up")],
+)
+def test_a_misspelt_method_of_a_tracker_is_found(base, name, meant):
+    expected = f"^Mine.{name} overrides no method, and nothing calls it. Did you mean '{meant}'\\?$"
+    with pytest.raises(TypeError, match=expected):
+        define(base, name, lambda self, points: None)
+
+
+def test_helpers_of_a_tracker_are_accepted():
+    define(NoopTracker, "_log_point", lambda self, point: None)
+    define(NoopTracker, "flush", lambda self: None)
+
+    class Mine(NoopTracker):
+        def log_points(self, points):
+            """Called once for all."""
+
+        def log_point(self, point):
+            """For code of the user's own, beside the method of nearly that name."""
+
+        def upload(self, path, artifact_path):
+            self.log_fils(path)
+
+        def log_fils(self, path):
+            """Called by the class itself."""
+
+    define(Mine, "log_fils", lambda self, path: None)
+    define(Mine, "log_point", lambda self, point: None)
 
 
 def test_methods_that_are_called_are_accepted():
