@@ -28,6 +28,7 @@ from ksuit_runner.start.start_run import import_engine
 from ksuit_runner.sweep.build_plan import plan_sweep
 from ksuit_runner.sweep.job_runs import find_records
 from ksuit_runner.sweep.job_source import JobSource, ListedJobs
+from ksuit_runner.sweep.job_status import read_ends
 from ksuit_runner.sweep.leaderboard import Leaderboard, make_leaderboard
 from ksuit_runner.sweep.leaderboard_tables import print_leaderboard
 from ksuit_runner.sweep.plan import Job, SweepPlan, read_jobs, read_plan, store_plan, stored_texts, update_plan
@@ -38,7 +39,7 @@ from ksuit_runner.sweep.sweep_settings import Method
 from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.untrusted_files import check_folder
-from ksuit_runner.tracker.base import KIND_TAG
+from ksuit_runner.tracker.base import KIND_TAG, EndStatus
 from ksuit_runner.tracker.start_tags import annotations, start_tags
 from ksuit_runner.ui.terminal import make_console
 
@@ -62,8 +63,7 @@ def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
     outputs = OutputPaths(planned.config.output_dir)
     outputs.check()
     tracker = RecordedTracker(open_tracker(Factory(planned.config), outputs), outputs)
-    if launcher.runs_here and rank_count(planned.plan.base) == 1:
-        import_engine()
+    _import_for_jobs(launcher, planned.plan)
     # One process, before any job: the first one to open the store creates it.
     tags = {KIND_TAG: "sweep", **start_tags(command), **annotations(planned.plan.base)}
     info = tracker.start_run(planned.plan.name, tags)
@@ -93,11 +93,14 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         trust = _trust_in(paths, plan, overrides)
         plan = _with_password(plan, overrides)
         config = _config_of(paths, plan)
-        tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)
+        _begin_recorder(config, trust)
         launcher = _build_launcher(plan.launcher, trust)
         _check_ranks(launcher, config)
-        runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         source, total = _source(paths, plan)
+        if _is_something_left(paths, plan, total):
+            _import_for_jobs(launcher, plan)
+        tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)
+        runner = SweepRunner(paths, plan, config, tracker, launcher, make_console(), lock, trust)
         register_anew = value_of("register_anew", overrides) == "true"
 
         def resume() -> None:
@@ -112,9 +115,21 @@ def resume_sweep(paths: SweepPaths, overrides: Sequence[str]) -> SweepOutcome:
         return runner.run(source, total, resume)
 
 
-def _begin_recorder(config: DictConfig) -> None:
+def _begin_recorder(config: DictConfig, trust: Trust | None = None) -> None:
     """Start the recorder, which takes as long as to plan some hundred jobs and to import torch."""
-    warm_up(Factory(config), OutputPaths(config.output_dir))
+    warm_up(Factory(config, trust), OutputPaths(config.output_dir))
+
+
+def _import_for_jobs(launcher: Launcher, plan: SweepPlan) -> None:
+    """Import torch, while the recorder starts, if the jobs run in this process."""
+    if launcher.runs_here and rank_count(plan.base) == 1:
+        import_engine()
+
+
+def _is_something_left(paths: SweepPaths, plan: SweepPlan, total: int) -> bool:
+    """Whether a job has not ended, as far as is known here without the tracker."""
+    done = {EndStatus.FINISHED} if plan.settings.retry else {EndStatus.FINISHED, EndStatus.FAILED}
+    return sum(end.status in done for end in read_ends(paths).values()) < total
 
 
 def _refuse_ranks() -> None:

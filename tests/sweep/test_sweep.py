@@ -16,11 +16,13 @@ from preloaded import ksuit, start
 from ksuit_runner.cli.annotate import annotate
 from ksuit_runner.cli.export import export
 from ksuit_runner.errors import ResumeError
+from ksuit_runner.paths import SweepPaths
+from ksuit_runner.recorder import tracker
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
 from ksuit_runner.sweep import commands
-from ksuit_runner.sweep.commands import start_sweep
+from ksuit_runner.sweep.commands import resume_sweep, start_sweep
 from ksuit_runner.sweep.job_config import JobComposer
 
 FAST = (
@@ -241,6 +243,32 @@ def test_a_sweep_whose_jobs_run_elsewhere_imports_no_torch_for_them(tmp_path, mo
     for launched in ("launcher=joblib", "ranks=2"):
         given = [*FAST, launched, "trainer=ddp", "tracker=noop", "seed=0,1", f"output_dir={tmp_path}"]
         assert start_sweep(given, "command") == "run"
+
+
+def test_a_resume_imports_torch_while_the_recorder_starts_if_a_job_is_left(tmp_path, monkeypatch):
+    outcome = start_sweep([*FAST, "tracker=noop", "seed=0,1", f"output_dir={tmp_path}"], "command")
+    paths = SweepPaths(tmp_path, outcome.run_id)
+    events = []
+    spy(monkeypatch, RecorderClient, "warm_up", lambda self, session: events.append("warm"))
+    spy(monkeypatch, RecorderClient, "describe", lambda self, session: events.append("wait"))
+    spy(monkeypatch, commands, "import_engine", lambda: events.append("torch"))
+
+    def resume(*overrides):
+        events.clear()
+        tracker._known.clear()  # as in a process of its own
+        assert resume_sweep(paths, [f"output_dir={tmp_path}", *overrides]).exit_status == 0
+        return events[:3]
+
+    assert resume() == ["warm", "wait"], "nothing is left"
+    ends = paths.ended.read_text()
+    paths.ended.write_text(ends.splitlines(keepends=True)[0])
+    assert resume() == ["warm", "torch", "wait"]
+    paths.ended.write_text(ends.replace("FINISHED", "FAILED"))
+    assert resume() == ["warm", "torch", "wait"]
+    paths.ended.write_text(ends.replace("FINISHED", "FAILED"))
+    assert resume("sweep.retry=false") == ["warm", "wait"]
+    paths.ended.unlink()
+    assert resume("launcher=joblib") == ["warm", "wait"], "what is left runs elsewhere"
 
 
 def spy(monkeypatch, owner, name, note):
