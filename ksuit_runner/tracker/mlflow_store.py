@@ -23,7 +23,7 @@ OWN_TAG = "ksuit.embedded"
 
 _LONGEST_CREATION_S = 20.0
 _migrating = threading.Lock()  # Alembic keeps what it is doing in variables of its modules
-_opened: dict[Path, tuple[int, int] | None] = {}  # device and inode of each database that was opened
+_opened: tuple[Path, tuple[int, int] | None] | None = None  # the last database that was opened, its device and inode
 
 
 def exists(paths: OutputPaths) -> bool:
@@ -62,8 +62,8 @@ def make_blank(paths: OutputPaths) -> bytes:
 def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = None) -> str:
     """Create the database if there is none, adapt it if the output folder was moved, and return its tracking URI.
 
-    A database that this process has opened before is taken as it is while it is the same file: every job of a sweep
-    asks for it.
+    The database that this process has opened last is taken as it is while it is the same file in the same place: every
+    job of a sweep asks for it.
 
     The schema takes about 1 s to create. Processes that did so at once would corrupt it, so one does and the others
     wait; it gets its final name only when it is complete.
@@ -76,9 +76,10 @@ def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = N
     Raises:
         TrackerError: The output folder cannot be written to, or the database stays locked.
     """
+    global _opened
     store_uri = uri(paths)
     try:
-        if (found := _file(paths.database)) is not None and found == _opened.get(paths.database):
+        if (found := _file(paths.database)) is not None and _opened == (paths.database, found):
             return store_uri
         make_folder(paths.output_dir)
         with _locked(paths, _LONGEST_CREATION_S + timeout_s):
@@ -87,7 +88,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = N
             check_file(paths.database, paths.output_dir)  # SQLite would follow a link, and wait for a pipe
             # Where this cannot be done, a run of a folder that was moved is refused by artifact_location.check.
             move_experiments(paths.database, OWN_TAG, paths.runs_dir, timeout_s)
-            _opened[paths.database] = _file(paths.database)
+            _opened = paths.database, _file(paths.database)
     except UnsafeFileError as error:
         raise TrackerError(f"{paths.database} {error}") from None
     except (OSError, sqlite3.Error) as error:

@@ -199,6 +199,12 @@ def test_a_database_is_opened_once_for_as_long_as_it_is_the_same_file(tmp_path: 
     paths.database.unlink()
     assert embedded.open_store(paths) and paths.database.exists()
     assert opened == [paths.database, moved.database, paths.database, paths.database]
+    elsewhere = OutputPaths(tmp_path / "elsewhere")
+    paths.output_dir.rename(elsewhere.output_dir)
+    embedded.open_store(elsewhere)
+    elsewhere.output_dir.rename(paths.output_dir)
+    embedded.open_store(paths)
+    assert opened[4:] == [elsewhere.database, paths.database], "the experiments are moved back as well"
     paths.database.rename(copy)
     paths.database.symlink_to(copy)
     with pytest.raises(TrackerError, match="is a link"):
