@@ -44,6 +44,7 @@ def test_interrupted_killed_and_resumed_ranks_record_what_one_process_does(tmp_p
     assert query(two, "select status from runs") == [("KILLED",)]
     paths = PathProvider(two, run_dir(two).name)
     saved = names(paths)
+    assert max(Progress.parse(name).update for name in saved) == 24  # one of the interval, as of an undisturbed run
 
     # Another one is resumed by nobody while it is alive, and two ranks say so once.
     with RunLock(paths.lock):
