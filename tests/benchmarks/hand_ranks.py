@@ -53,8 +53,11 @@ class RankTask:
 def ddp(task: RankTask) -> float:
     """Train with ``DistributedDataParallel`` on this rank; return seconds per update."""
     dist.init_process_group("gloo")
-    model = DistributedDataParallel(task.model())
-    return _train(task, model)
+    seconds = _train(task, DistributedDataParallel(task.model()))
+    # Once the model is gone: were its reducer the last to hold the group, it would wait for the group's threads without
+    # releasing the interpreter's lock, for which one of them may be waiting.
+    dist.destroy_process_group()
+    return seconds
 
 
 def fsdp(task: RankTask) -> float:
@@ -64,7 +67,9 @@ def fsdp(task: RankTask) -> float:
     for block in getattr(model, "blocks", []):
         fully_shard(block)
     fully_shard(model)
-    return _train(task, model)
+    seconds = _train(task, model)
+    dist.destroy_process_group()
+    return seconds
 
 
 def _train(task: RankTask, model: nn.Module) -> float:
@@ -80,7 +85,6 @@ def _train(task: RankTask, model: nn.Module) -> float:
         optimizer.zero_grad()
     seconds = perf_counter() - start
     dist.barrier()
-    dist.destroy_process_group()
     return seconds / task.updates
 
 
