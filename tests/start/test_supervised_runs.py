@@ -131,6 +131,7 @@ SUBMITIT = pytest.param(("submitit", "launcher.executor=local"), marks=pytest.ma
 
 @pytest.mark.parametrize("launcher", [("joblib",), SUBMITIT], ids=lambda item: item[0])
 def test_a_job_of_a_sweep_has_ranks(launcher, project, tmp_path):
+    pytest.importorskip(launcher[0], reason=f"{launcher[0]} is not installed")
     several = ("+launcher.parameters={tasks_per_node: 2}",) if launcher[0] == "submitit" else ()
     words = (
         "-m",
