@@ -21,8 +21,8 @@ from ksuit_runner.tracker.mlflow import MlflowTracker
 
 
 class Killed(MlflowTracker):
-    def start_run(self, name, tags, parent_run_id=None):
-        info = super().start_run(name, tags, parent_run_id)
+    def start_run(self, name, tags, parent_run_id=None, start_time=None):
+        info = super().start_run(name, tags, parent_run_id, start_time)
         armed = Path("armed")
         if tags.get("ksuit.job") == "0" and armed.exists():
             armed.unlink()
