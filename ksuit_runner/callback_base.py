@@ -97,7 +97,8 @@ class CallbackBase:
 
     What a hook draws at random depends on the seed, the callback's name, the hook and the update only: the generators
     are seeded before it, unless it is marked with ``keyed_random.uses_no_rng``. That takes about 9 us, and 100 us for
-    the hooks between forward pass and step, after which the generators of training are restored.
+    the hooks between forward pass and step, after which the generators of training are restored. A thread that it
+    starts needs a generator of its own: it may draw while training does.
 
     Metrics go through ``self.writer``; the step is the current update::
 

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from time import monotonic
 
+from ksuit_runner.errors import counted
+
 _LOGGER = logging.getLogger(__name__)
 _PAUSE_S = 10.0
 
@@ -13,9 +15,13 @@ class LostCheckpoints:
 
     Args:
         folder: Where they are written.
+
+    Attributes:
+        are_last: Whether the run has ended, so that no later ones follow.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.are_last = False
         self._folder = folder
         self._unsaid, self._is_said = 0, False
         self._next_time = 0.0  # not of a period of losses: a disk may be full every other time
@@ -24,10 +30,8 @@ class LostCheckpoints:
         """Take note that a checkpoint was lost."""
         self._unsaid += 1
         if monotonic() >= self._next_time:
-            _LOGGER.error(
-                "%s; the run continues with the last good one, and tries again at the next interval",
-                self.message(error, self._unsaid),
-            )
+            more = "; the run continues with the last good one, and tries again at the next interval"
+            _LOGGER.error("%s%s", self.message(error, self._unsaid), "" if self.are_last else more)
             self._unsaid, self._is_said, self._next_time = 0, True, monotonic() + _PAUSE_S
 
     def end(self) -> None:
@@ -40,7 +44,7 @@ class LostCheckpoints:
     def close(self) -> None:
         """Log how many were lost of which nothing was said yet."""
         if self._unsaid:
-            _LOGGER.error("%d more checkpoints could not be written to %s", self._unsaid, self._folder)
+            _LOGGER.error("%s could not be written to %s", counted(self._unsaid, "more checkpoint"), self._folder)
             self._unsaid = 0
 
     def message(self, error: OSError, count: int = 1) -> str:

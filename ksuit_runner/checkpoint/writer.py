@@ -367,6 +367,7 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Wait until all checkpoints are committed, and end the thread."""
+        self._lost.are_last = True
         self.wait()
         self._lost.close()
         self._thread.shutdown()

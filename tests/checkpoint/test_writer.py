@@ -344,7 +344,23 @@ def test_who_waits_for_a_checkpoint_waits_for_no_earlier_one(handed_over, caplog
     assert closing.is_alive() and not recorder.is_closed
     third.set_result(None)
     closing.join(60)
-    assert recorder.is_closed and "1 more checkpoints could not be written" in caplog.records[-1].getMessage()
+    assert recorder.is_closed and "1 more checkpoint could not be written" in caplog.records[-1].getMessage()
+
+
+def test_of_a_checkpoint_that_is_lost_once_the_run_has_ended_no_later_one_is_promised(handed_over, caplog):
+    item, recorder = handed_over
+    for update in (1, 2):
+        item.save_at(update)
+    recorder.hurry = lambda: recorder.submitted["E1_U3_S6"].set_result(None)
+    item.save_at(3, wait=True)
+    recorder.submitted["E0_U1_S2"].set_exception(OSError(errno.EIO, "Input/output error"))
+    recorder.submitted["E0_U2_S4"].set_result(None)
+    item.writer.close()
+    folder = item.writer.path_provider.checkpoints_dir
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the checkpoint could not be written to {folder}: [Errno 5] Input/output error",
+        f"checkpoints can be written again: {folder}",
+    ]
 
 
 def test_files_are_handed_over_without_waiting_for_the_disk(handed_over, monkeypatch):
