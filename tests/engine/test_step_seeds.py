@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import Maker
 from ranks import on_ranks
+from run_maker import Maker
 from torch import nn
 from torch.optim import SGD
 
