@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command import journal
+from command import REPOSITORY, journal
 
 from ksuit_runner import ConfigError, run
 from ksuit_runner.cli.sync import sync
@@ -79,6 +79,26 @@ def test_a_file_without_a_name_is_no_tracker_beside_another(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="^tracker.uri: there is no such argument"):
         built(tmp_path, "tracker=alone", "+tracker.uri=x")
     built(tmp_path, "tracker=alone")
+
+
+def test_what_takes_any_settings_may_have_those_of_another(tmp_path, monkeypatch) -> None:
+    shipped = (REPOSITORY / "conf" / "tracker" / "mlflow.yaml").read_text()
+    own = shipped.replace("ksuit_runner.tracker.mlflow.MlflowTracker", "open_tracker.Open")
+    (tmp_path / "conf" / "tracker").mkdir(parents=True)
+    (tmp_path / "conf" / "tracker" / "open.yaml").write_text(own)
+    source = "from ksuit_runner.tracker.noop import NoopTracker\n\n\nclass Open(NoopTracker):\n"
+    source += "    def __init__(self, **settings):\n        super().__init__()\n"
+    (tmp_path / "open_tracker.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="^tracker.experimnt: there is no such argument"):
+        check_config(compose_config(["tracker=mlflow", "+tracker.experimnt=x"]))
+    (tmp_path / "conf" / "tracker" / "again.yaml").write_text(
+        shipped.replace("MlflowTracker", "MlflowTracker\nsize: 3")
+    )
+    with pytest.raises(ConfigError, match="^tracker.size: there is no such argument"):
+        check_config(compose_config(["tracker=again"]))
+    assert check_config(compose_config(["tracker=open"]))["tracker"]["experiment"] == "ksuit_runner"
 
 
 def test_the_methods_of_a_tracker_are_called_as_those_that_they_override() -> None:

@@ -129,7 +129,8 @@ class ObjectChecker:
             parameters = _to_bind(signature, node)
             if _are_several(path):
                 _check_one(path, given, {parameter.name for parameter in parameters})
-            _check_apart(path, target, given, {parameter.name for parameter in parameters})
+            if not signature.any_name:
+                _check_apart(path, target, given, {parameter.name for parameter in parameters})
             wanted = bind(path, parameters, given, injected, signature.any_name)
             check_injected(path, signature.target, signature.is_class, wanted, expected)
             if self._trust is not None and not signature.is_class:
@@ -147,13 +148,14 @@ class ObjectChecker:
 
 def _check_apart(path: str, target: str, given: Mapping[str, Any], names: Collection[str]) -> None:
     """Check that an object has not the settings of another one, as where a file without a name is chosen beside it."""
-    if given.keys() <= {*names} or f"{path}.*" not in OBJECT_SPECS:
+    spec, unknown = OBJECT_SPECS.get(f"{path}.*"), given.keys() - {*names}
+    if not unknown or spec is None or not spec.beside or spec.instead:
         return
     keys = {name: _top_of(found[0]) for name in choices(path) if (found := files(f"{path}/{name}"))}
     alone = {name: found for name, found in keys.items() if found.get("_target_")}
     own = next((name for name, found in alone.items() if found["_target_"] == target), None)
     settings = {name: {*found} - {"_target_"} for name, found in alone.items() if name != own}
-    other = next((name for name, keys in settings.items() if keys and keys <= given.keys()), None)
+    other = next((name for name, keys in settings.items() if unknown <= keys <= given.keys()), None)
     if own and other:
         raise ConfigError(
             f"conf/{path}/{own}.yaml would take the place of {other} and get its settings. To be chosen beside others, "

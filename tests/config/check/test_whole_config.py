@@ -409,3 +409,8 @@ except Exception as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ConfigError"]
+
+
+def test_an_argument_of_another_optimizer_is_answered_as_any_other_that_does_not_exist():
+    with pytest.raises(ConfigError, match="^optimizer.betas: there is no such argument"):
+        check_config(compose_config(["optimizer=sgd", "+optimizer.betas=[0.9,0.95]"]))
