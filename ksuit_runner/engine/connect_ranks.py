@@ -11,7 +11,6 @@ from ksuit_runner import __version__
 from ksuit_runner.config.flatten import flatten
 from ksuit_runner.config.schema import LATER_DEFAULTS
 from ksuit_runner.distributed.connect import connect
-from ksuit_runner.distributed.environment import place
 from ksuit_runner.distributed.world import World
 
 
@@ -25,8 +24,6 @@ def connect_ranks(config: Mapping[str, Any]) -> World:
         ConfigError: The ranks have different configs or versions; on rank 0, and a ``PeerError`` on the others.
         PeerError: Not all ranks are there in time.
     """
-    if place() is None:
-        return World()
     versions = {"ksuit_runner": __version__, "torch": str(torch.__version__), "Python": platform.python_version()}
     settings = {path: json.dumps(value, default=str) for path, value in flatten(config).items()}
     device = str(config.get("trainer", {}).get("device", "auto"))
