@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from inspect import signature
 from typing import Any
 
 import msgspec
@@ -139,7 +140,10 @@ class Session:
         found = getattr(BaseTracker, method)
         if isinstance(found, property):
             return getattr(self._built, method)
-        result = getattr(self._built, method)(**unpack(found, arguments))
+        # By position, as everywhere: a user's tracker may name its arguments otherwise.
+        call = signature(found).bind(None, **unpack(found, arguments))
+        call.apply_defaults()
+        result = getattr(self._built, method)(*call.args[1:])
         if method in ("start_run", "end_run"):
             self._has_new_run = method == "start_run"
         return result

@@ -22,6 +22,20 @@ class Dying(NoopTracker):
     def end_run(self, status, end_time=None):
         os._exit(1)
 """
+RENAMING = """
+from ksuit_runner.tracker.noop import NoopTracker
+
+class Renaming(NoopTracker):
+    def start_run(self, title, labels, parent=None, begun=None):
+        return super().start_run(title, labels, parent, begun)
+
+    def log_params(self, values): ...
+    def set_tags(self, labels, run=None): ...
+    def log_inputs(self, data): ...
+    def end_run(self, how, when=None):
+        with open("ended", "w") as file:
+            file.write(how)
+"""
 SLOW = """
 import time
 from pathlib import Path
@@ -94,6 +108,16 @@ def test_a_run_has_ended_even_if_no_recorder_can_deliver_that(tmp_path, monkeypa
     assert result.status == "FINISHED"
     assert "the record could not be delivered to the tracker, sync= will do it" in capsys.readouterr().out
     assert not (run_dir(tmp_path) / "lock.json").exists()
+
+
+def test_a_tracker_may_name_its_arguments_otherwise(tmp_path, monkeypatch, caplog):
+    (tmp_path / "renaming.py").write_text(RENAMING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        result = run([*RUN, f"output_dir={tmp_path}", "tracker=noop", "tracker._target_=renaming.Renaming"])
+    assert result.status == "FINISHED" == (tmp_path / "ended").read_text()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("tracker_class", "error"), [("Slow", "/missing"), ("Unfit", "it is not installed")])
