@@ -12,7 +12,7 @@ from ksuit_runner.data.fetch_batch import BatchRequest
 from ksuit_runner.errors import Interrupted
 from ksuit_runner.keyed_random import Function, uses_no_rng
 
-_BLOCK: Final = 1 << 16  # bytes: they stay in the processor's cache until training has used them
+_BLOCK: Final = 1 << 18  # bytes: they stay in the processor's cache until training has used them
 _ALIGNMENT: Final = 64  # of torch's memory, on which the last bits of a sum may depend
 
 
