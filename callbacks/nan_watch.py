@@ -18,7 +18,7 @@ from ksuit_runner.tensors.first_not_finite import FirstNotFinite
 from ksuit_runner.tensors.nested import tensors_in
 from ksuit_runner.trainer.losses import Losses
 from ksuit_runner.trainer.parameter_rules import named_parameters
-from ksuit_runner.ui.terminal import OF_RANK
+from ksuit_runner.ui.logs import OF_RANK
 
 
 class NanWatch(PeriodicCallback):

@@ -10,7 +10,7 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.system.optional_package import require_package
-from ksuit_runner.ui.terminal import format_number
+from ksuit_runner.ui.formats import format_number
 
 
 class Notify(CallbackBase):

@@ -17,7 +17,8 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import is_held
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.build import build_tracker
-from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, make_console, print_table, shortened
+from ksuit_runner.ui.formats import SHORT_ID, format_duration, format_number, shortened
+from ksuit_runner.ui.terminal import make_console, print_table
 
 _LONGEST = 30  # of what is noted about a run
 _LEFT_OUT = ("took", "notes", "age", "tags")  # of a narrow terminal, in this order

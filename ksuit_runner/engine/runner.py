@@ -59,7 +59,8 @@ from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
 from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import resume_command
-from ksuit_runner.ui.terminal import make_console, print_end, print_start, setup_logging
+from ksuit_runner.ui.logs import setup_logging
+from ksuit_runner.ui.terminal import make_console, print_end, print_start
 
 _LOGGER = logging.getLogger(__name__)
 _BEST = "best"  # tag that best_checkpoint gives by default

@@ -13,7 +13,7 @@ from ksuit_runner.record.point import now
 from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import LockView
 from ksuit_runner.tracker.base import EXIT_TAG, BaseTracker
-from ksuit_runner.ui.terminal import log_to_file
+from ksuit_runner.ui.logs import log_to_file
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 0.1  # between two looks at whether the run is still this process's to record

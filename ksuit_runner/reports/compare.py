@@ -16,7 +16,8 @@ from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.security.masking import mask_text
-from ksuit_runner.ui.terminal import format_number, make_console, print_blank, print_pairs, print_table
+from ksuit_runner.ui.formats import format_number
+from ksuit_runner.ui.terminal import make_console, print_blank, print_pairs, print_table
 
 _MOST_PLOTS = 12
 _MOST_LINES = 20

@@ -15,7 +15,8 @@ from ksuit_runner.security.masking import mask_config
 from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.system.atomic_files import write_text
 from ksuit_runner.system.untrusted_files import UnsafeFileError, check_file, open_to_read
-from ksuit_runner.ui.terminal import format_number, make_console
+from ksuit_runner.ui.formats import format_number
+from ksuit_runner.ui.terminal import make_console
 
 _SUFFIX = ".html"
 _MOST_PICTURES = 24

@@ -11,9 +11,11 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.record.journal import read_points
 from ksuit_runner.reports.live_curves import LiveCurves
+from ksuit_runner.ui.formats import format_number
+from ksuit_runner.ui.logs import run_console
 from ksuit_runner.ui.notebook import in_notebook
 from ksuit_runner.ui.progress_bar import ProgressBar
-from ksuit_runner.ui.terminal import format_number, make_console, run_console
+from ksuit_runner.ui.terminal import make_console
 
 _MOST_METRICS = 12
 

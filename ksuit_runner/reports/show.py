@@ -14,15 +14,8 @@ from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.ui.command_line import evaluate_command, fork_command, resume_command
-from ksuit_runner.ui.terminal import (
-    format_duration,
-    make_console,
-    metric_table,
-    print_blank,
-    print_pairs,
-    print_table,
-    shortened,
-)
+from ksuit_runner.ui.formats import format_duration, shortened
+from ksuit_runner.ui.terminal import make_console, metric_table, print_blank, print_pairs, print_table
 
 TAKES = ("output_dir", "tracker", "trust")
 _LONGEST = 60

@@ -18,7 +18,7 @@ from ksuit_runner.sweep.leaderboard_plot import leaderboard_figure, values_figur
 from ksuit_runner.sweep.leaderboard_tables import group_table, job_table
 from ksuit_runner.sweep.plan import SweepPlan
 from ksuit_runner.ui.command_line import leaderboard_command, resume_command
-from ksuit_runner.ui.terminal import SHORT_ID, format_duration
+from ksuit_runner.ui.formats import SHORT_ID, format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

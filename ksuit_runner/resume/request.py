@@ -10,7 +10,7 @@ from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import OutputPaths, SweepPaths
 from ksuit_runner.record.mode import OF_STORED_RUNS, Mode
 from ksuit_runner.resume.reference import Reference, find_run
-from ksuit_runner.ui.terminal import SHORT_ID
+from ksuit_runner.ui.formats import SHORT_ID
 
 _NO_SWEEP = ("sweep=null", "sweep.params=null", "sweep.params={}")
 

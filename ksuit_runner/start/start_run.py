@@ -29,7 +29,8 @@ from ksuit_runner.start.supervisor import Ended, Report, Supervisor
 from ksuit_runner.system.imports import quick_imports
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
-from ksuit_runner.ui.terminal import log_to_file, make_console, print_error, print_warning
+from ksuit_runner.ui.logs import log_to_file
+from ksuit_runner.ui.terminal import make_console, print_error, print_warning
 
 if TYPE_CHECKING:
     from ksuit_runner.record.provenance import Provenance

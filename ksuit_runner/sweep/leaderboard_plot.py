@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
 from ksuit_runner.ui.figure_text import literal
-from ksuit_runner.ui.terminal import format_number, shortened
+from ksuit_runner.ui.formats import format_number, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.sweep.leaderboard import Group, Leaderboard
 from ksuit_runner.system.atomic_files import write_text
-from ksuit_runner.ui.terminal import SHORT_ID, format_duration, format_number, print_table
+from ksuit_runner.ui.formats import SHORT_ID, format_duration, format_number
+from ksuit_runner.ui.terminal import print_table
 
 _LEAST = 8  # characters of a value in a narrow terminal
 

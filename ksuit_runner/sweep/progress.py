@@ -24,8 +24,9 @@ from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command
+from ksuit_runner.ui.formats import format_duration, format_number
 from ksuit_runner.ui.progress_bar import ProgressBar
-from ksuit_runner.ui.terminal import format_duration, format_number, print_pairs, tracked_at
+from ksuit_runner.ui.terminal import print_pairs, tracked_at
 
 _REFRESH_S = 0.5
 _MOST_SHOWN = 8

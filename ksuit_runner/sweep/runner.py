@@ -38,7 +38,8 @@ from ksuit_runner.tracker.base import BaseTracker, EndStatus
 from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG, NOTES_TAG
 from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import resume_command, sync_command
-from ksuit_runner.ui.terminal import format_number, print_blank, print_error, print_pairs
+from ksuit_runner.ui.formats import format_number
+from ksuit_runner.ui.terminal import print_blank, print_error, print_pairs
 
 _MOST_DESCRIBED = 20  # rows of a table in the description of the parent run
 

@@ -9,8 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column
 from rich.text import Text
 
+from ksuit_runner.ui.formats import format_duration, format_number
 from ksuit_runner.ui.notebook import live_view
-from ksuit_runner.ui.terminal import format_duration, format_number
 
 _WIDE = 70
 """Characters of a terminal with room for the time that has passed."""

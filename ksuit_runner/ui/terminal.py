@@ -1,15 +1,12 @@
-"""The terminal output of a run besides its progress bar: its start, its end, its log and its errors."""
+"""What commands print on the terminal: the start and the end of a run, tables, warnings and errors."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -21,20 +18,16 @@ from rich.text import Text
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.metric_property import Summary
 from ksuit_runner.security.masking import mask_text
-from ksuit_runner.system.untrusted_files import open_stored
 from ksuit_runner.ui import tables
+from ksuit_runner.ui.formats import format_duration, format_number
 from ksuit_runner.ui.lasting_output import LastingStream
 
-SHORT_ID = 8
-"""Characters of a run's id in tables; they are enough to name it."""
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
 _MOST_ROWS = 30
 _STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
-_OF_ALL_RANKS = ("ksuit_runner.callbacks.", "ksuit_runner.trainer.")
-OF_RANK = {"of_rank": True}
-"""``extra`` of a warning of a callback or the trainer that is about this rank alone, as about its part of a batch."""
-_LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+"""Colours of the levels of the log."""
 
 
 def make_console(stderr: bool = False, file: IO[str] | None = None, quiet: bool = False) -> Console:
@@ -62,64 +55,6 @@ def make_console(stderr: bool = False, file: IO[str] | None = None, quiet: bool 
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
-
-
-def run_console() -> Console:
-    """Return the console that the run's log goes to: log lines do not tear a progress bar drawn on it."""
-    handlers = logging.getLogger("ksuit_runner").handlers
-    return next((handler.console for handler in handlers if isinstance(handler, _ConsoleHandler)), make_console())
-
-
-@contextmanager
-def setup_logging(log_path: Path | None, console: Console, rank: int = 0) -> Iterator[logging.Logger]:
-    """Send what the logger ``ksuit_runner`` gets to the console and to a file, and undo that at the end of the block.
-
-    Args:
-        log_path: File to append to, each line with its time; None for no file.
-        console: Where the user follows the run; lines appear above a progress bar of this console.
-        rank: Number of this process among the ranks of the run: those after the first one log errors, and to the file
-            also warnings, without those of callbacks and the trainer, which say the same on all ranks: see ``OF_RANK``.
-
-    Yields:
-        The logger.
-    """
-    logger = logging.getLogger("ksuit_runner")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    prefix = f"rank {rank}: " if rank else ""
-    handlers: list[logging.Handler] = [_ConsoleHandler(console, prefix)]
-    if rank:
-        handlers[0].setLevel(logging.ERROR)
-    if log_path is not None:
-        handlers.append(_file_handler(log_path, prefix))
-        if rank:
-            handlers[-1].addFilter(_is_of_rank)
-    logger.handlers, logger.propagate = handlers, False
-    logger.setLevel(logging.WARNING if rank else logger.level or logging.INFO)
-    try:
-        yield logger
-    finally:
-        logger.handlers, level, logger.propagate = before
-        logger.setLevel(level)
-        for handler in handlers:
-            handler.close()
-
-
-def _is_of_rank(record: logging.LogRecord) -> bool:
-    """Whether a record says something that rank 0 does not."""
-    is_alike = record.name.startswith(_OF_ALL_RANKS) and record.levelno < logging.ERROR
-    return not is_alike or hasattr(record, "of_rank")
-
-
-@contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Append what the logger ``ksuit_runner`` gets in the block to a run's log, besides what it does with it."""
-    logger, handler = logging.getLogger("ksuit_runner"), _file_handler(path)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path, device: str = "") -> None:
@@ -252,37 +187,12 @@ def print_error(console: Console, error: KsuitError) -> None:
 
 def print_warning(console: Console, message: str) -> None:
     """Print what the user should know, although it is no error."""
-    console.print(Text(mask_text(message), _LEVEL_STYLES["WARNING"]), soft_wrap=True)
+    console.print(Text(mask_text(message), LEVEL_STYLES["WARNING"]), soft_wrap=True)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unexpected error as Python does, with passwords masked; for ``sys.excepthook``."""
     sys.stderr.write(mask_text("".join(traceback.format_exception(kind, error, trace))))
-
-
-def format_number(value: float) -> str:
-    """Write a number with about four significant digits; whole numbers, such as counts, in full."""
-    if isfinite(value) and value == int(value) and abs(value) < 1e9:
-        return str(int(value))
-    return f"{value:.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def shortened(text: str, longest: int) -> str:
-    """Return a text, cut to a length."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration with its two largest units, such as ``2h 05m``, or ``4.2s``."""
-    if seconds < 10:
-        return f"{round(seconds, 1):g}s"
-    seconds = round(seconds)
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days}d {hours % 24:02}h"
-    if hours:
-        return f"{hours}h {minutes % 60:02}m"
-    return f"{minutes}m {seconds % 60:02}s" if minutes else f"{seconds}s"
 
 
 def _metric_cells(metric: Summary, ascii_only: bool) -> tuple[str, str, str, str]:
@@ -303,54 +213,3 @@ def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") ->
 
 def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _file_handler(path: Path, prefix: str = "") -> logging.FileHandler:
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)-7s %(name)s: {prefix}%(message)s"))
-    return handler
-
-
-class _Formatter(logging.Formatter):
-    """Masks passwords, also in tracebacks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))
-
-
-class _FileHandler(logging.FileHandler):
-    """Drops what a full disk does not accept: the terminal shows it, and the run continues."""
-
-    def _open(self) -> Any:
-        descriptor = open_stored(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        return os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, KsuitError):  # of opening the file
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints records through a rich console, so that they do not tear its progress bar."""
-
-    def __init__(self, console: Console, prefix: str = "") -> None:
-        super().__init__()
-        self.setFormatter(_Formatter(f"{prefix}%(message)s"))
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text: Any = Text(self.format(record), _LEVEL_STYLES.get(record.levelname, ""))
-            self.console.print(text, soft_wrap=True)
-        except Exception:
-            self.handleError(record)

@@ -13,7 +13,7 @@ from callbacks.train_loss import TrainLoss
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.engine.loop import evaluate
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.ui.terminal import setup_logging
+from ksuit_runner.ui.logs import setup_logging
 
 NEVER = 1e6  # seconds
 ALWAYS = 1e-9

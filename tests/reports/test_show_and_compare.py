@@ -29,7 +29,7 @@ from ksuit_runner.reports.show import show
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.system.recorder_lock import RecorderLock
 from ksuit_runner.system.run_lock import RunLock
-from ksuit_runner.ui.terminal import format_duration
+from ksuit_runner.ui.formats import format_duration
 
 FEW = ("model=linear", "trainer.max_epochs=2", "tracker=noop")
 
@@ -164,22 +164,6 @@ def test_the_list_says_what_was_found_how_long_it_took_and_when(output_dir, caps
     assert best == f"{first.metrics['accuracy/validation'].best:.4g}"
     times = times[: times.index("baseline,")]
     assert all(re.fullmatch(r"[\d.]+[hms]", text) for text in times) and len(times) >= 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.44, "0.4s"),
-        (2, "2s"),
-        (61, "1m 01s"),
-        (3599.6, "1h 00m"),
-        (7500, "2h 05m"),
-        (90000, "1d 01h"),
-        (864000, "10d 00h"),
-    ],
-)
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("was_killed", [False, True])

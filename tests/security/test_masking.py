@@ -16,7 +16,8 @@ from ksuit_runner.security.masking import mask_config, mask_text, masked_values
 from ksuit_runner.security.reveal import PASSWORD_VARIABLE, URI_VARIABLE, reveal
 from ksuit_runner.tracker.mlflow import MlflowTracker
 from ksuit_runner.ui.command_line import command_line
-from ksuit_runner.ui.terminal import make_console, print_error, print_pairs, print_traceback, setup_logging
+from ksuit_runner.ui.logs import setup_logging
+from ksuit_runner.ui.terminal import make_console, print_error, print_pairs, print_traceback
 
 SECRETS = [
     "http://me:{}@host:5000/x",

@@ -200,7 +200,7 @@ def test_code_in_the_output_folder_is_nobodys_even_if_that_is_the_project(projec
 def test_a_shipped_class_that_opens_files_is_no_argument(project):
     victim = project / "victim"
     victim.write_text("untouched")
-    for target, argument in (("record.journal.Journal", "path"), ("ui.terminal._FileHandler", "filename")):
+    for target, argument in (("record.journal.Journal", "path"), ("ui.logs._FileHandler", "filename")):
         node = {**NESTED, "x": {"_target_": f"ksuit_runner.{target}", argument: str(victim)}}
         with pytest.raises(ConfigError, match=f"ksuit_runner.{target}' is not a class that a config builds"):
             Factory({"loss": node}, trust(project)).build("loss", torch.nn.Module)

@@ -36,7 +36,8 @@ from ksuit_runner.system.untrusted_files import (
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
 from ksuit_runner.tracker.mlflow_store import open_store
 from ksuit_runner.tracker.noop import NoopTracker
-from ksuit_runner.ui.terminal import make_console, setup_logging
+from ksuit_runner.ui.logs import setup_logging
+from ksuit_runner.ui.terminal import make_console
 
 
 class Color(StrEnum):

@@ -10,7 +10,8 @@ import pytest
 from command import ksuit, mlflow_points, query, run_dir, start
 
 from ksuit_runner.ui.lasting_output import LastingStream
-from ksuit_runner.ui.terminal import make_console, setup_logging
+from ksuit_runner.ui.logs import setup_logging
+from ksuit_runner.ui.terminal import make_console
 
 
 class Fails(io.StringIO):

@@ -1,5 +1,4 @@
 import io
-import logging
 import re
 import sys
 from dataclasses import dataclass
@@ -30,18 +29,6 @@ SUMMARY = {
     "lr": Metric(1e-5, 200, 0.125, 7, "neutral"),
     LONG_KEY: Metric(12345.678, 200, float("nan"), 3, "lower"),
 }
-
-
-@pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch) -> Console:
-    """The console of a process whose output goes into a file."""
-    for variable in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
-        monkeypatch.delenv(variable, raising=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", io.StringIO())
-        console = terminal.make_console()
-    console.file = io.StringIO()
-    return console
 
 
 def colored(width: int = 80) -> Console:
@@ -170,24 +157,6 @@ def test_columns_of_numbers_are_set_to_the_right(console):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.97531, "0.9753"),
-        (1e-5, "1e-05"),
-        (3.0, "3"),
-        (60000, "60000"),
-        (-1234.56, "-1234.6"),
-        (0.0, "0"),
-        (2.5e12, "2.5e+12"),
-        (float("nan"), "nan"),
-        (float("-inf"), "-inf"),
-    ],
-)
-def test_numbers_are_compact(value, text):
-    assert terminal.format_number(value) == text
-
-
-@pytest.mark.parametrize(
     ("program", "command"),
     [
         ("/env/bin/ksuit-runner", "ksuit-runner resume=abc"),
@@ -229,70 +198,3 @@ def test_an_error_is_red_and_at_most_six_lines_long():
     console = colored()
     terminal.print_error(console, ConfigError())
     assert "ConfigError" in text_of(console)
-
-
-def test_the_log_goes_to_console_and_file_and_is_undone_at_the_end(console, tmp_path):
-    logger, child = logging.getLogger("ksuit_runner"), logging.getLogger("ksuit_runner.callbacks.ema")
-    root_before = logging.getLogger().handlers[:]
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    path = tmp_path / "run" / "run.log"
-    for number in range(2):
-        with terminal.setup_logging(path, console) as inner:
-            assert inner is logger
-            assert not logger.propagate
-            child.info("[bold]update %d[/bold] %s", number, "y" * 200)
-            child.debug("not shown")
-        assert (logger.handlers, logger.level, logger.propagate) == before
-    assert logging.getLogger().handlers == root_before
-    assert text_of(console).splitlines() == [f"[bold]update {n}[/bold] {'y' * 200}" for n in range(2)]
-    pattern = (
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    ksuit_runner\.callbacks\.ema: \[bold\]update \d\[/bold\] y+"
-    )
-    lines = path.read_text().splitlines()
-    assert len(lines) == 2
-    assert all(re.fullmatch(pattern, line) for line in lines)
-
-
-def test_the_log_is_undone_after_an_error_too_and_needs_no_file(console):
-    logger = logging.getLogger("ksuit_runner")
-    before = logger.handlers[:]
-    with pytest.raises(ZeroDivisionError), terminal.setup_logging(None, console):
-        logger.warning("careful")
-        raise ZeroDivisionError
-    assert logger.handlers == before
-    assert text_of(console) == "careful\n"
-
-
-def test_what_all_ranks_warn_of_is_logged_by_the_first_one(console, tmp_path):
-    path = tmp_path / "run.log"
-    for rank in range(3):
-        with terminal.setup_logging(path, console, rank):
-            for name in ("callbacks.gradient_spikes", "trainer.loss_check"):
-                logging.getLogger(f"ksuit_runner.{name}").warning("%s: a spike", name)
-            logging.getLogger("ksuit_runner.callbacks.nan_watch").warning("of a part", extra=terminal.OF_RANK)
-            logging.getLogger("ksuit_runner.engine.last_state").warning("a rank is lost")
-            logging.getLogger("ksuit_runner.trainer.sgd").error("no memory")
-    own = ["of a part", "a rank is lost", "no memory"]
-    first = ["callbacks.gradient_spikes: a spike", "trainer.loss_check: a spike", *own]
-    assert [line.split(": ", 1)[1] for line in path.read_text().splitlines()] == [
-        *first,
-        *(f"rank {rank}: {text}" for rank in (1, 2) for text in own),
-    ]
-
-
-def test_a_traceback_reaches_console_and_file(console, tmp_path):
-    with terminal.setup_logging(tmp_path / "run.log", console) as logger:
-        try:
-            raise ValueError("too deep")
-        except ValueError:
-            logger.exception("it broke")
-    for text in (text_of(console), (tmp_path / "run.log").read_text()):
-        assert "it broke" in text
-        assert "ValueError: too deep" in text
-
-
-def test_a_progress_bar_finds_the_console_of_the_log(console):
-    assert terminal.run_console() is not console
-    with terminal.setup_logging(None, console):
-        assert terminal.run_console() is console
-    assert terminal.run_console() is not console
