@@ -86,6 +86,10 @@ class Factory:
             )
         return built
 
+    def build_or_default(self, path: str, kind: type[Built], **collaborators: Any) -> Built:
+        """Build the object at a config path, as ``build``; where there is none, an object of the kind itself."""
+        return self.build(path, kind, **collaborators) if self.has(path) else kind(**collaborators)
+
     def build_all(
         self,
         path: str,

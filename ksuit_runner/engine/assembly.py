@@ -1,4 +1,4 @@
-"""The assembly of a run: its objects from the config, and its state from a checkpoint."""
+"""The assembly of a run: its objects, built from the config and wired."""
 
 import json
 import logging
@@ -13,23 +13,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.checkpoint.base_weights import BaseWeights, with_base
+from ksuit_runner.checkpoint.base_weights import BaseWeights
 from ksuit_runner.checkpoint.commit import Committer, InPlace
 from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.config.factory import Factory, OnDemand
 from ksuit_runner.data.container import DataContainer
-from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.extra_state import stored_extra_state
 from ksuit_runner.engine.hooks import Hooks
 from ksuit_runner.engine.log_agreement import LogAgreement
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.phases import Phases
+from ksuit_runner.engine.restore import restore
 from ksuit_runner.engine.run import Run
 from ksuit_runner.engine.silent_record import SilentRecord
-from ksuit_runner.errors import CheckpointError, ConfigError, ResumeError
+from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
 from ksuit_runner.log_writer import LogWriter
 from ksuit_runner.metric_property import MetricPropertyProvider
@@ -59,8 +58,7 @@ def build_strategy(factory: Factory, world: World | None = None) -> Strategy:
     Raises:
         ConfigError: It does not fit its config.
     """
-    world = world or World()
-    return factory.build("strategy", Strategy, world=world) if factory.has("strategy") else Strategy(world)
+    return factory.build_or_default("strategy", Strategy, world=world or World())
 
 
 def build_trainer(
@@ -170,18 +168,13 @@ class Assembly:
             tracker=self.record.tracker,
             journal=self.record.journal,
             checkpoint_writer=self._checkpoint_writer(),
-            metric_property_provider=self._properties(),
+            metric_property_provider=self.factory.build_or_default("metric_property_provider", MetricPropertyProvider),
             taken_over=self.record.taken_over,
             checkpoint=checkpoint,
             origin=origin,
             strict=self.config["resume_strict"],
             meeting=self.meeting,
         )
-
-    def _properties(self) -> MetricPropertyProvider:
-        if self.factory.has("metric_property_provider"):
-            return self.factory.build("metric_property_provider", MetricPropertyProvider)
-        return MetricPropertyProvider()
 
     def _checkpoint_writer(self) -> CheckpointWriter:
         text = json.dumps(mask_config(self.config), default=str)
@@ -311,64 +304,5 @@ def build_run(
     if checkpoint is not None:
         if origin.mode != Mode.EVALUATE:
             log_writer.summarize(point for line, _ in journal.read() for point in line if point.step <= update)
-        try:
-            _restore(run, checkpoint, origin, strict)
-        except CheckpointError as error:  # callbacks read files of their own, long after the others were read
-            if checkpoint.paths.checkpoint_dir.exists():
-                raise
-            gone = f"checkpoint {checkpoint.progress} of run {origin.run_id} was removed while it was read"
-            raise CheckpointError(f"{gone}: that run is going on. Try again") from error
-        if checkpoint.hold is not None:
-            checkpoint.hold.release()
+        restore(run, checkpoint, origin, strict)
     return run
-
-
-def _restore(run: Run, checkpoint: Checkpoint, origin: Origin, strict: bool) -> None:
-    stored = checkpoint.state["trainer"].items()  # optimizers place their tensors where they know the parameters
-    state = {key: value if key.startswith("optimizer") else place_all(value) for key, value in stored}
-    state["arrangements"] = arrangements = dict(state.get("arrangements", {}))
-    if origin.has_other_model:  # its memory layout is its own
-        arrangements.pop("model", None)
-    elif "trainer.channels_last" in origin.changes and "model" in arrangements:
-        arrangements["model"] = {**arrangements["model"], "strides": run.trainer.model.arrangement()["strides"]}
-    if origin.has_other_loss:
-        state.pop("loss", None)
-    is_carried, is_stored = run.trainer.has_extra_state, "extra" in state
-    if strict and is_carried is not is_stored and not (is_stored and origin.mode == Mode.EVALUATE):
-        which = "with an extra_state, which this one lacks" if is_stored else "without the extra_state of this one"
-        raise ResumeError(
-            f"the checkpoint is that of a trainer {which}. Take that trainer, or allow the difference with "
-            "resume_strict=false",
-            path="trainer._target_",
-        )
-    if is_carried is not is_stored and not strict and run.world.records:
-        what = "is left out" if is_stored else "starts anew"
-        _LOGGER.warning("resume_strict=false: the extra_state of the trainer %s", what)
-    if is_carried and is_stored:
-        may_lack = not strict or origin.mode == Mode.EVALUATE
-        state["extra"] = place_all(stored_extra_state(checkpoint, run.trainer, run.world, may_lack))
-    weights = with_base(checkpoint.model, checkpoint.base, run.trainer.model.tensors(), run.world)
-    try:
-        run.trainer.model.load(weights, arrangements.get("model"))
-    except RuntimeError as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise ResumeError(f"the checkpoint's weights do not fit. {reason}", path="model") from error
-    try:
-        run.trainer.load_state_dict(state, origin.has_same_optimizer)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(f"the checkpoint's state does not fit. {reason}", path="trainer") from error
-    run.hooks.states.resume(
-        checkpoint, run.trainer.model, not strict, not strict or origin.mode == Mode.EVALUATE, run.world
-    )
-    if origin.mode == Mode.RESUME:
-        run.checkpoint_writer.restore_tags(str(checkpoint.progress), checkpoint.tags)
-    elif origin.mode == Mode.FORK:
-        for tag in checkpoint.tags:  # what is the best checkpoint so far is so in the fork as well
-            run.checkpoint_writer.request(tag)
-    run.unfinished = checkpoint.state["unfinished"]
-    run.seeds.draws_on_host = checkpoint.state.get("draws_on_host", True)  # earlier versions seeded for every update
-    if origin.has_new_end or origin.changes_all(run.trainer.counter.stopped_by):
-        run.trainer.counter.stopped = False
-    if origin.has_new_end:
-        run.trainer.optimizers.follow_new_length()

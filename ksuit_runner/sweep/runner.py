@@ -304,10 +304,7 @@ def build_properties(config: DictConfig, objective: str | None, trust: Trust | N
     Raises:
         ConfigError: It knows no direction of the objective.
     """
-    factory = Factory(config, trust)
-    properties = MetricPropertyProvider()
-    if factory.has("metric_property_provider"):
-        properties = factory.build("metric_property_provider", MetricPropertyProvider)
+    properties = Factory(config, trust).build_or_default("metric_property_provider", MetricPropertyProvider)
     if objective is not None and properties.direction(objective) == "neutral":
         raise ConfigError(
             f"metric_property_provider does not know whether higher or lower '{objective}' is better", path="objective"

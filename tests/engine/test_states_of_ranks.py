@@ -16,8 +16,8 @@ from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.exchange import digest
 from ksuit_runner.checkpoint.format import LOCAL, Checkpoint, read_newest
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.restore import restore
 from ksuit_runner.engine.run import _content
 from ksuit_runner.errors import ResumeError
 from ksuit_runner.record.mode import Mode
@@ -195,7 +195,7 @@ def test_what_a_trainer_carries_on_each_rank_is_its_own_after_a_resume(maker, he
     def resumed(world, kind, states, strict=True):
         run = begun(world, kind)
         found = replace(checkpoint, state={**states[0], "unfinished": None}, local=[state[LOCAL] for state in states])
-        _restore(run, found, Origin(Mode.RESUME, "run"), strict)
+        restore(run, found, Origin(Mode.RESUME, "run"), strict)
         return run.trainer.carried
 
     assert not any(state[LOCAL] for state in in_threads(2, partial(saved, by=0)))

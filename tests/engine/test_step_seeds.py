@@ -17,8 +17,8 @@ from ksuit_runner.checkpoint.format import read_newest
 from ksuit_runner.distributed.connect import connect
 from ksuit_runner.distributed.ddp import DataParallel
 from ksuit_runner.engine import host_mark, step_seeds
-from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.restore import restore
 from ksuit_runner.keyed_random import seed_host
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
@@ -232,7 +232,7 @@ def test_the_state_of_an_earlier_version_goes_on_as_it_was(maker):
     old = read_newest(maker.paths())
     del old.state["draws_on_host"]
     run = maker.run(run_id="old", **options())
-    _restore(run, old, Origin(Mode.RESUME, "run00000"), strict=True)
+    restore(run, old, Origin(Mode.RESUME, "run00000"), strict=True)
     assert run.seeds.draws_on_host
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from callbacks.ema import Ema
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.checkpoint.format import read_newest
-from ksuit_runner.engine.assembly import _restore
 from ksuit_runner.engine.loop import train
+from ksuit_runner.engine.restore import restore
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.tensors.layout import lay_out, lay_out_channels_last, row_major, unusual_strides, write
@@ -131,7 +131,7 @@ def test_a_trainer_lays_convolutions_out_with_channels_last(maker):
     checkpoint = read_newest(maker.paths("a"))
     for mode, changes, is_last in ((Mode.RESUME, (), True), (Mode.FORK, ("trainer.channels_last",), False)):
         second = runs["b"](model=images("row-major"), channels_last=is_last, max_updates=4)
-        _restore(second, checkpoint, Origin(mode, "a", changes), strict=True)
+        restore(second, checkpoint, Origin(mode, "a", changes), strict=True)
         again = second.trainer.model.module.convolutions[2].weight
         assert again.is_contiguous(memory_format=LAST) is is_last
         assert again.equal(weight)
