@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ksuit_runner import __version__
 from ksuit_runner.cli.arguments import COMMANDS, as_overrides, split
-from ksuit_runner.config.compose import VERBOSE, show_debugging
+from ksuit_runner.config.compose import VERBOSE, drop_settings_of_what_is_left_out, show_debugging
 from ksuit_runner.config.explain import MISTAKES, explain
 from ksuit_runner.config.groups import CONFIG_NAME, register_search_path, shipped_conf
 from ksuit_runner.config.overrides import bare_name, value_of
@@ -121,6 +121,7 @@ def _run_composed(overrides: Sequence[str]) -> int:
         nonlocal has_begun
         has_begun = True
         try:
+            drop_settings_of_what_is_left_out(config, overrides)
             results.append(start_composed(config, command_line()))
         except KsuitError as error:  # Hydra would print more about it than the user needs
             results.append(error)

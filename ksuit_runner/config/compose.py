@@ -61,6 +61,7 @@ def compose_with_choices(overrides: Sequence[str]) -> tuple[DictConfig, dict[str
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
             config = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+            drop_settings_of_what_is_left_out(config, overrides)
         chosen, verbose = dict(config.hydra.runtime.choices), config.hydra.verbose
         config = _without_hydra(config)
     except Exception as error:  # only Hydra runs here, and it does not wrap everything that its parser raises
@@ -68,6 +69,36 @@ def compose_with_choices(overrides: Sequence[str]) -> tuple[DictConfig, dict[str
     is_verbose(verbose)
     refuse_empty_mappings(config, overrides)
     return config, chosen
+
+
+def drop_settings_of_what_is_left_out(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Remove settings that a file has for objects that ``callbacks=[...]`` has taken out of the choice of that file.
+
+    Without the override these settings are those of an object. All others that belong to none are mistakes.
+
+    Args:
+        config: A config that Hydra, which is still initialized, has composed.
+        overrides: The overrides that it was composed with.
+    """
+    for group in ("callbacks", "default_callbacks"):
+        if all(full_name(item) != group for item in overrides):
+            continue
+        named = {bare_name(item).partition(".")[2].partition(".")[0] for item in overrides if root(item) == group}
+        nodes = config[group]
+        if not isinstance(nodes, DictConfig):
+            continue
+        alone = [name for name in nodes if _is_settings_only(nodes[name]) and name not in named]
+        if alone:
+            others = [item for item in overrides if root(item) != group]
+            chosen = compose(CONFIG_NAME, overrides=others)[group]
+            with open_dict(nodes):
+                for name in alone:
+                    if name in chosen and not _is_settings_only(chosen[name]):
+                        del nodes[name]
+
+
+def _is_settings_only(node: Any) -> bool:
+    return isinstance(node, DictConfig) and not any("target" in str(key) for key in node)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import default_collate
 
 from ksuit_runner.config.types import FractionUpToOne, NonNegativeFloat, PositiveFloat, TwoOrMore, check_numbers
+from ksuit_runner.data.fetch_batch import getitems_of
 from ksuit_runner.errors import ConfigError, did_you_mean
 
 CollateFn = Callable[[Any], Any]
@@ -150,8 +151,8 @@ class Collated:
 
     def __getitems__(self, indices: Any) -> Any:
         """Return a list of samples, or the finished batch."""
-        if hasattr(self.dataset, "__getitems__"):
-            found = self.dataset.__getitems__(indices)
+        if (getitems := getitems_of(self.dataset)) is not None:
+            found = getitems(indices)
             if isinstance(found, list):
                 return found
             if getattr(self.collate_fn, "takes_batches", False):

@@ -1,6 +1,6 @@
 """Fetching a batch: the same data for the same position of the run, in any process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
@@ -76,10 +76,10 @@ class BatchRequest(NamedTuple):
 def fetch_batch(datasets: Mapping[str, Any], seed: int, request: BatchRequest) -> Any:
     """Fetch a batch, or a list of its parts if the request is for parts.
 
-    A part is fetched as if it was a batch. The dataset's ``__getitems__(indices)`` is used if it has one: a list that
-    it returns holds samples to collate, anything else is the finished batch. Otherwise the samples come from
-    ``__getitem__``, one by one. They are collated by the dataset's ``collate_fn`` if it has one, else by torch's
-    ``default_collate``.
+    A part is fetched as if it was a batch. The dataset's ``__getitems__(indices)`` is used if it has one, see
+    ``getitems_of``: a list that it returns holds samples to collate, anything else is the finished batch. Otherwise the
+    samples come from ``__getitem__``, one by one. They are collated by the dataset's ``collate_fn`` if it has one, else
+    by torch's ``default_collate``.
 
     Torch's, numpy's and Python's generators are seeded with the position of the batch and of the part first. They are
     left so after a training batch, because a training step seeds its own; after a batch of an evaluation they are
@@ -110,7 +110,7 @@ def _fetch(
 ) -> Any:
     dataset_key, epoch, batch, *_ = request
     dataset = datasets[dataset_key]
-    getitems = getattr(dataset, "__getitems__", None)
+    getitems = getitems_of(dataset)
     if getitems is not None and not may_draw(getitems):
         return getitems(indices)
     try:
@@ -129,11 +129,25 @@ def _fetch(
         raise
 
 
+def getitems_of(dataset: Any) -> Callable[[Any], Any] | None:
+    """Return a dataset's ``__getitems__``; None without one, or if ``__getitem__`` stands in front of it.
+
+    A subclass, or a wrapper that forwards attributes, which changes single samples would be passed by otherwise.
+    """
+    getitems: Callable[[Any], Any] | None = getattr(dataset, "__getitems__", None)
+    if getitems is not None and "__getitems__" not in getattr(dataset, "__dict__", ()):
+        for base in type(dataset).__mro__:
+            if "__getitems__" in vars(base):
+                break
+            if "__getitem__" in vars(base):
+                return None
+    return getitems
+
+
 def get_samples(dataset: Any, indices: NDArray[np.int64]) -> Any:
     """Return a list of samples, or the finished batch if the dataset's ``__getitems__`` returns one."""
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(indices)
-    return [dataset[index] for index in indices.tolist()]
+    getitems = getitems_of(dataset)
+    return [dataset[index] for index in indices.tolist()] if getitems is None else getitems(indices)
 
 
 def collate(dataset: Any, samples: Any) -> Any:

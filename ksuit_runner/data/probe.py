@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ksuit_runner.data.fetch_batch import collate, get_samples, one_thread
+from ksuit_runner.data.fetch_batch import collate, get_samples, getitems_of, one_thread
 from ksuit_runner.keyed_random import keyed, may_draw
 
 _SAMPLES = 8
@@ -68,7 +68,7 @@ def _hash(read: Callable[[], Any]) -> str | None:
 
 def is_repeatable(dataset: Any, batch_size: int, first: Probe) -> bool:
     """Whether a dataset returns the same samples for the same seeds as at the first probe."""
-    return not may_draw(getattr(dataset, "__getitems__", None)) or probe_dataset(dataset, batch_size) == first
+    return not may_draw(getitems_of(dataset)) or probe_dataset(dataset, batch_size) == first
 
 
 def continues_anywhere(dataset: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from ksuit_runner.data.fetch_batch import BatchRequest
+from ksuit_runner.data.fetch_batch import BatchRequest, getitems_of
 from ksuit_runner.errors import Interrupted
 from ksuit_runner.keyed_random import Function, uses_no_rng
 
@@ -111,7 +111,7 @@ class RowBlocks:
 
 def _is_of_rows(dataset: Any) -> bool:
     """Whether batches of a dataset are nothing but rows."""
-    return hasattr(getattr(dataset, "__getitems__", None), "gathers_rows")
+    return hasattr(getitems_of(dataset), "gathers_rows")
 
 
 def _is_whole(request: BatchRequest) -> bool:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ksuit_runner.config.types import FractionUpToOne, NonNegativeInt, PositiveFloat, TwoOrMore
+from ksuit_runner.data.fetch_batch import get_samples
 from ksuit_runner.data.permutation import KeyedPermutation
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import keyed
@@ -50,10 +51,7 @@ class Wrapper(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> Any:
         """Return a list of samples, or the finished batch if the dataset inside returns one."""
-        inner = self._inner(np.asarray(indices, np.int64))
-        if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(inner)
-        return [self.dataset[index] for index in inner.tolist()]
+        return get_samples(self.dataset, self._inner(np.asarray(indices, np.int64)))
 
     def per_sample(self, name: str) -> Any:
         """Return an attribute of the dataset inside that has one entry for each sample, for the samples here."""

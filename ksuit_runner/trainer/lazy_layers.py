@@ -36,7 +36,7 @@ def materialize(model: nn.Module, inputs: Callable[[], Any], seed: int) -> None:
     if _lazy(model):
         raise ConfigError(
             f"lazy layers ({names}) get their sizes from a forward pass over training inputs, and that failed "
-            f"({reason}). Give them their sizes",
+            f"({reason}). Give them their sizes, or say what is inputs: `inputs_and_targets` of the trainer",
             path="model",
         )
 

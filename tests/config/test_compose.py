@@ -64,6 +64,42 @@ def test_a_nested_file_is_composed(project):
     assert compose_config(["experiment=vision/small"]).seed == 1
 
 
+TUNED = """# @package _global_
+defaults:
+  - override /callbacks: [accuracy, early_stop]
+callbacks:
+  early_stop: {metric_key: loss/test}
+  mine: {_target_: callbacks.loss.Loss, dataset_key: test, every_n_epochs: 1}
+default_callbacks: {progress: {line_per_epoch: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["callbacks=[]"], {"mine"}),
+        (["callbacks=[loss]", "callbacks.loss.every_n_epochs=2", "default_callbacks=none"], {"mine", "loss"}),
+        (["callbacks=[early_stop]"], {"mine", "early_stop"}),
+    ],
+)
+def test_what_is_left_out_takes_its_settings_along(project, overrides, kept):
+    Path("conf/experiment/tuned.yaml").write_text(TUNED)
+    config = compose_config(["experiment=tuned", *overrides])
+    check_config(without_sweep(config))
+    assert set(config.callbacks) == kept
+    assert ("progress" in config.default_callbacks) == ("default_callbacks=none" not in overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["callbacks=[]", "+callbacks.early_stop.min_epochs=3"], ["callbacks=[]", "+callbacks.loss.every_n_epochs=3"]],
+)
+def test_settings_that_the_command_line_gives_need_their_object(project, overrides):
+    Path("conf/experiment/tuned.yaml").write_text(TUNED)
+    with pytest.raises(ConfigError, match="there is no such object whose settings these could be"):
+        check_config(without_sweep(compose_config(["experiment=tuned", *overrides])))
+
+
 def test_a_name_with_a_dot_is_refused_for_its_dot(project):
     with pytest.raises(ConfigError, match=r"^callbacks: the name 'acc.v1' has a dot, which separates the parts of a"):
         check_config(without_sweep(compose_config(["callbacks=[dotted]"])))

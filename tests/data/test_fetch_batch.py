@@ -3,11 +3,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import Subset, default_collate
 
 from ksuit_runner.data.collators import Collated, Mixup
-from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, fetch_batch
+from ksuit_runner.data.fetch_batch import EVALUATION, BatchRequest, PartSpan, fetch_batch
+from ksuit_runner.data.stream import LocalStream
 from ksuit_runner.data.tensor_dataset import TensorDataset
+from ksuit_runner.data.wrappers import Repeat
 from ksuit_runner.errors import ConfigError
 
 
@@ -64,6 +66,45 @@ def test_samples_are_collated_in_the_order_of_the_indices(dataset):
 
 def test_what_getitems_returns_is_the_batch_unless_it_is_a_list():
     assert do_fetch(Rows()).tolist() == [[4, 5], [0, 1], [2, 3]]
+
+
+class Shifted(TensorDataset):
+    def __getitem__(self, index):
+        inputs, targets = super().__getitem__(index)
+        return inputs + 100, targets
+
+
+class Forwarding:
+    """A proxy: what it has not itself it takes from the dataset inside, ``__getitems__`` as well."""
+
+    def __init__(self, inside):
+        self.inside = inside
+
+    def __len__(self):
+        return len(self.inside)
+
+    def __getitem__(self, index):
+        inputs, targets = self.inside[index]
+        return inputs + 100, targets
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["inside"], name)
+
+
+class Gathering(Shifted):
+    def __getitems__(self, indices):
+        return [self[int(index)] for index in indices]
+
+
+@pytest.mark.parametrize("kind", [Shifted, Gathering, Forwarding])
+def test_a_subclass_or_proxy_that_changes_single_samples_is_not_passed_by(kind):
+    tensors = torch.arange(10.0), torch.zeros(10), (1,)
+    dataset = Forwarding(TensorDataset(*tensors)) if kind is Forwarding else kind(*tensors)
+    for wrapped in (dataset, Repeat(dataset, times=2), Collated(dataset, default_collate)):
+        assert do_fetch(wrapped)[0].tolist() == [102, 100, 101]
+    updates = [BatchRequest("train", 1, batch, np.arange(2) + batch, 1, (PartSpan(0, 0, 2),)) for batch in range(3)]
+    stream = LocalStream({"train": dataset}, 0, updates)
+    assert [stream.take()[0][0].tolist() for _ in updates] == [[100, 101], [101, 102], [102, 103]]
 
 
 def test_a_dataset_can_collate_its_own_samples():

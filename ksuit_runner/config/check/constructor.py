@@ -36,9 +36,9 @@ def _with_base(method: Function, ancestors: list[Definition | None]) -> tuple[li
     if not isinstance(call, ast.Call):
         return own, True
     asked, any_name = constructor(ancestors)
-    positional = len(call.args) - (not _is_super(call))
+    positional = _positional(call)
     taken = {parameter.name for parameter in own} | {word.arg for word in call.keywords if word.arg}
-    taken |= {parameter.name for parameter in asked[: max(positional, 0)]}
+    taken |= {parameter.name for parameter in asked[:positional]}
     uses = sum(isinstance(node, ast.Name) and node.id == rest for node in ast.walk(method))
     return own + [item for item in asked if item.name not in taken], any_name or uses > 1
 
@@ -61,8 +61,7 @@ def flaw(lineage: list[Definition | None]) -> str:
         is_open = any(isinstance(item, ast.Starred) for item in call.args) or any(
             not word.arg for word in call.keywords
         )
-        positional = max(len(call.args) - (not _is_super(call)), 0)
-        given = {parameter.name for parameter in asked[:positional]} | {word.arg for word in call.keywords}
+        given = {parameter.name for parameter in asked[: _positional(call)]} | {word.arg for word in call.keywords}
         if not is_open and (lost := [name for name in required if name not in given]):
             return f"{where} does not pass {', '.join(lost)} on: take **kwargs, and call super().__init__(**kwargs)"
     return ""
@@ -81,6 +80,12 @@ def _passes_on(node: ast.AST, rest: str) -> bool:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "__init__":
         return False
     return any(word.arg is None and dotted(word.value) == [rest] for word in node.keywords)
+
+
+def _positional(call: ast.Call) -> int:
+    """Return how many parameters the call of a base's constructor gives by position; ``*args`` is empty here."""
+    given = sum(not isinstance(item, ast.Starred) for item in call.args)
+    return max(given - (not _is_super(call)), 0)
 
 
 def _is_super(call: ast.Call) -> bool:

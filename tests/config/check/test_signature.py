@@ -95,8 +95,18 @@ def test_kwargs_passed_on_ask_for_what_the_base_asks_for(write):
         class Old(Base):
             def __init__(self, f, **kwargs):
                 Base.__init__(self, f, **kwargs)
+
+        class Open(Base):
+            def __init__(self, *args, g, **kwargs):
+                super().__init__(*args, **kwargs)
+
+        class OldOpen(Base):
+            def __init__(self, f, *args, **kwargs):
+                Base.__init__(self, f, *args, **kwargs)
         """,
     )
+    assert names("lab.a.Open") == ["g", "a", "b", "c"]
+    assert names("lab.a.OldOpen") == ["f", "b", "c"]
     assert names("lab.a.Middle") == ["d", "a", "b", "c"]
     assert names("lab.a.Fixed") == ["e", "a", "c"]
     assert names("lab.a.Old") == ["f", "b", "c"]
