@@ -1,7 +1,7 @@
 """The callbacks of a run: which of them implement which hook, and firing them in their order."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, takewhile
 from time import monotonic
@@ -14,7 +14,9 @@ from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallba
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.data.batch_plan import Evaluation
 from ksuit_runner.distributed.world import World
-from ksuit_runner.engine.callback_states import CallbackStates, implements, overrides
+from ksuit_runner.engine.agenda import Agenda, Method
+from ksuit_runner.engine.callback_states import CallbackStates, implements
+from ksuit_runner.engine.pass_groups import pass_groups
 from ksuit_runner.engine.shared_metrics import check_shared_metrics
 from ksuit_runner.errors import Interrupted, KsuitError, StopTraining, afterwards
 from ksuit_runner.keyed_random import may_draw, mix, seed_all, undisturbed
@@ -41,8 +43,6 @@ HOOKS = (
 BEFORE_DRAWS: Final = ("before_every_backward", "track_after_accumulation_step", "before_every_optimizer_step")
 """Hooks after which training itself may draw random numbers, in the backward pass and in the optimizer's step."""
 
-Method = Callable[..., None]
-
 
 class Hooks:
     """Fires the hooks of a run's callbacks, in the order of the config.
@@ -63,7 +63,8 @@ class Hooks:
     Attributes:
         callbacks: Callbacks by name.
         periodic: Those of them that act at intervals.
-        states: Their states.
+        agenda: Says which hooks are due.
+        states: The callbacks' states.
         done: Hooks of the current round that were called already, as ``NAME.HOOK``.
         may_have_said: Whether a hook that is not ``quiet`` was called since this was reset: on all ranks alike.
     """
@@ -97,11 +98,10 @@ class Hooks:
             if item not in of_stored_weights:
                 item.interval.check(update_counter, f"callbacks.{item.name}")
         self.periodic = [item for item in periodic if not (item in of_stored_weights or item.is_idle)]
-        self._intervals = list(dict.fromkeys(item.interval for item in self.periodic))
+        after_update = [*self._table["track_after_update_step"], *self._table["after_update"]]
+        self.agenda = Agenda(after_update, self._table["after_epoch"], self.periodic, update_counter)
         self._timed = [item for item in callbacks.values() if implements(item, "timed_callback")]
-        self._groups = _groups(periodic)
-        self._usual = [*self._table["track_after_update_step"], *self._table["after_update"]]
-        self._usual_updates = range(0)  # after which nothing else is due
+        self._groups = pass_groups(periodic)
         methods = [*chain(*self._table.values()), *(item.periodic_callback for item in self.periodic)]
         methods += [item.timed_callback for item in self._timed]
         self._drawing = {method for method in methods if may_draw(_own(method))}
@@ -217,46 +217,6 @@ class Hooks:
         """Return the hook's methods of all callbacks that implement it."""
         return self._table[hook]
 
-    def methods_at_start(self, begun: Collection[str] = ()) -> list[Method]:
-        """Return the periodic callbacks that act before the first update, without those whose run has begun before."""
-        if self._counter.update > 0 or self._counter.is_empty:
-            return []
-        return [item.periodic_callback for item in self.periodic if item.interval.at_start and item.name not in begun]
-
-    def methods_after_update(self) -> list[Method]:
-        """Return the hooks that follow the current update, each with the periodic callbacks that are due with it.
-
-        In a run without updates these are all periodic callbacks.
-        """
-        counter = self._counter
-        if counter.update in self._usual_updates:
-            return self._usual
-        if counter.is_empty:
-            return [item.periodic_callback for item in self.periodic]
-        methods = self._round()
-        next_due = [interval.next_due(counter) for interval in self._intervals]
-        end_of_epoch = (counter.epoch + 1) * counter.updates_per_epoch
-        self._usual_updates = range(counter.update + 1, min([end_of_epoch, *(at for at in next_due if at is not None)]))
-        return methods
-
-    def _round(self) -> list[Method]:
-        table, counter = self._table, self._counter
-        of_update = [*self._usual, *self._due(of_epoch=False)]
-        return [*of_update, *table["after_epoch"], *self._due(of_epoch=True)] if counter.is_full_epoch else of_update
-
-    def _due(self, of_epoch: bool) -> list[Method]:
-        counter = self._counter
-        due = [item for item in self.periodic if item.interval.is_due(counter)]
-        return [item.periodic_callback for item in due if item.interval.follows_epoch(counter) is of_epoch]
-
-    def methods_at_end(self) -> list[Method]:
-        """Return the periodic callbacks that act at the end, where a run ends early: without what was due anyway."""
-        counter = self._counter
-        if counter.is_empty:
-            return []
-        at_end = [item for item in self.periodic if item.interval.at_end]
-        return [item.periodic_callback for item in at_end if not item.interval.is_due(counter)]
-
     def fire_timed(self) -> None:
         """Call the callbacks whose time has come, by one reading of the clock for all of them."""
         if self._timed:
@@ -348,27 +308,3 @@ def _callback_of(method: Method) -> CallbackBase:
 def _said_by(callback: CallbackBase) -> Any:
     """Return what changes once a callback logs something or requests a checkpoint."""
     return callback.writer.mark(), callback.checkpoint_writer.requested
-
-
-def _groups(callbacks: Sequence[PeriodicCallback]) -> dict[CallbackBase, int]:
-    """Number the evaluations that may share a pass: of the same batches, with nothing between them but evaluations.
-
-    What is no evaluation may write to the model. One that evaluates in its own way is by itself, and one with state in
-    files as well, which has no snapshot.
-    """
-    numbers: dict[Any, int] = {}
-    groups: dict[CallbackBase, int] = {}
-    between = 0
-    for item in callbacks:
-        if not isinstance(item, DatasetCallback) or not _may_share(item):
-            between += 1
-            continue
-        key = (between, item.dataset_key, item.batch_size, item.weights_of)
-        groups[item] = numbers.setdefault(key, len(numbers))
-    return groups
-
-
-def _may_share(callback: DatasetCallback) -> bool:
-    own = ("_periodic_callback", "evaluate", "read_batch")
-    is_plain = all(getattr(type(callback), name) is getattr(DatasetCallback, name) for name in own)
-    return is_plain and not overrides(callback, "resume_from_checkpoint")

@@ -8,8 +8,8 @@ from ksuit_runner.callback_bases.periodic import DatasetCallback
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
+from ksuit_runner.engine.agenda import Method
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
-from ksuit_runner.engine.hooks import Method
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
 from ksuit_runner.engine.rehearsal import rehearse
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
@@ -113,7 +113,7 @@ def _start(run: Run) -> None:
     run.log_writer.discard_of(hooks.states.begun)
     hooks.may_have_said = True
     _log(run)
-    at_start = hooks.methods_at_start(hooks.states.begun)
+    at_start = hooks.agenda.at_start(hooks.states.begun)
     check_state(run)
     run.when_accepted()
     hooks.states.begun = set(hooks.callbacks)
@@ -225,7 +225,7 @@ def begin_training(run: Run, methods: Sequence[Method], skip: Sequence[str] = ()
 def finish_update(run: Run, skip: Sequence[str] = ()) -> None:
     """Do what follows an update: the hooks, periodic callbacks, the log, and a checkpoint if one is due."""
     run.phase = Phase.AFTER_UPDATE
-    _fire_and_log(run, run.hooks.methods_after_update(), skip)
+    _fire_and_log(run, run.hooks.agenda.after_update(), skip)
     if run.counter.is_full_epoch:
         run.trainer.check_parameters()
         run.trainer.modes.find_modules()
@@ -241,7 +241,7 @@ def finish_training(run: Run, skip: Sequence[str] = (), phase: Phase = Phase.AT_
         run.world.exchange("the end of training")  # ranks can only go back to hooks of the same round
         run.phase = Phase.AT_END
         _check_trained(run)
-        _fire_and_log(run, run.hooks.methods_at_end(), skip)
+        _fire_and_log(run, run.hooks.agenda.at_end(), skip)
         skip = ()
     run.world.exchange("after training")
     run.phase = Phase.AFTER_TRAINING
@@ -268,7 +268,7 @@ def finish_unfinished(run: Run, unfinished: Mapping[str, Any]) -> None:
         run.checkpoint_writer.request(tag)
     phase, done = Phase[unfinished["phase"]], unfinished["done"]
     if phase is Phase.AT_START:
-        begin_training(run, run.hooks.methods_at_start(), done)
+        begin_training(run, run.hooks.agenda.at_start(), done)
     elif phase is Phase.AFTER_UPDATE:
         finish_update(run, done)
     else:

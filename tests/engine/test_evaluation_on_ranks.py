@@ -147,11 +147,11 @@ def evaluated(folder, world, callbacks, strategy=Strategy, batch_size=4, kind=Sg
     data.open(run.counter, run.hooks.evaluations(), in_step=strategy.is_sharded)
     metrics, calls = [], model.calls
     with torch.no_grad():
-        run.hooks.fire_round(run.hooks.methods_at_start(), update_counter=run.counter)
+        run.hooks.fire_round(run.hooks.agenda.at_start(), update_counter=run.counter)
         metrics.append(run.log_writer.flush())
         data.next_training_batch()
         run.counter.update = 1
-        run.hooks.fire_round(run.hooks.methods_after_update(), update_counter=run.counter)
+        run.hooks.fire_round(run.hooks.agenda.after_update(), update_counter=run.counter)
         metrics.append(run.log_writer.flush())
     calls = model.calls - calls
     run.checkpoint_writer.close()

@@ -32,7 +32,7 @@ POINTS = {
     "after the forward pass": Point("ksuit_runner.trainer.sgd", "SgdTrainer.forward", "after"),
     "after the backward pass": Point("ksuit_runner.trainer.update", "Update.backward", "after"),
     "in the optimizer's step": Point("ksuit_runner.trainer.fused_adam", "FusedStep.__call__", "after"),
-    "after an update": Point("ksuit_runner.engine.hooks", "Hooks.methods_after_update", "before"),
+    "after an update": Point("ksuit_runner.engine.agenda", "Agenda.after_update", "before"),
     "in an evaluation": Point("ksuit_runner.trainer.sgd", "SgdTrainer.evaluation", "after"),
     "in the middle of a line of the journal": Point("os", "write", "half"),
     "after a line of the journal": Point("ksuit_runner.record.journal", "Journal.append", "after"),
