@@ -14,7 +14,7 @@ from ksuit_runner.paths import PathProvider
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.sweep.stored_sweep import find_sweep
 from ksuit_runner.system.run_lock import RunLock
-from ksuit_runner.tracker.start_tags import COMMAND_TAG, DESCRIPTION_TAG, NOTES_TAG, changed_annotations
+from ksuit_runner.tracker.start_tags import changed_annotations
 from ksuit_runner.ui.terminal import make_console
 
 _TELLS = ("notes", "tags")
@@ -45,9 +45,7 @@ def annotate(query: str, overrides: Sequence[str]) -> int:
     check_plain_values(told)
 
     def change(box: Outbox) -> None:
-        said = box.all_tags
-        kept = {tag: said[tag] for tag in (NOTES_TAG, DESCRIPTION_TAG) if tag in said}  # a page shows them together
-        box.add_tags(kept | changed_annotations(told, given, said.get(COMMAND_TAG)), box.run_id)
+        box.add_tags(changed_annotations(told, given), box.run_id)
 
     if (sweep := find_sweep(query, overrides)) is None:
         run_id = (found := find_stored("annotate", query, overrides)).run_id

@@ -25,6 +25,7 @@ from ksuit_runner.tracker.base import (
     ExportedModel,
     ModelVersion,
 )
+from ksuit_runner.tracker.start_tags import with_shown_together
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE_LIMIT = 100_000_000  # thousands of parameters of the longest kind
@@ -159,7 +160,10 @@ class Outbox(msgspec.Struct, forbid_unknown_fields=True):
 
     def add_tags(self, tags: Mapping[str, str], run_id: str) -> None:
         """Add tags, of this run or of another one."""
-        (self.tags if run_id == self.run_id else self.other_tags.setdefault(run_id, {})).update(tags)
+        if run_id == self.run_id:
+            self.tags.update(with_shown_together(tags, self.all_tags))
+        else:
+            self.other_tags.setdefault(run_id, {}).update(tags)
         self.version += 1
 
     def add_inputs(self, datasets: Sequence[DatasetInfo]) -> None:

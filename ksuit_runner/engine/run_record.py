@@ -25,7 +25,7 @@ from ksuit_runner.record.stored_run import Launch, add_to_index
 from ksuit_runner.system.atomic_files import renew, write_json, write_text
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import KIND_TAG, BaseTracker, DatasetInfo, EndStatus
-from ksuit_runner.tracker.start_tags import COMMAND_TAG, annotations, changed_annotations, start_tags
+from ksuit_runner.tracker.start_tags import annotations, changed_annotations, start_tags
 from ksuit_runner.ui.command_line import sync_command
 
 _LOGGER = logging.getLogger(__name__)
@@ -171,8 +171,7 @@ class RunRecord(SilentRecord):
 
     def annotate(self, config: Mapping[str, Any], changes: Sequence[str]) -> None:
         """Record notes and tags, if they are among the config paths that a resume has changed."""
-        command = self.tracker.run.tags.get(COMMAND_TAG)
-        if tags := changed_annotations(config, {path.partition(".")[0] for path in changes}, command):
+        if tags := changed_annotations(config, {path.partition(".")[0] for path in changes}):
             self.tracker.set_tags(tags)
 
     def recorded(self, update: int) -> dict[str, float]:

@@ -35,7 +35,7 @@ from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import Interruption, catch_signals
 from ksuit_runner.tracker.base import BaseTracker, EndStatus
-from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG, NOTES_TAG
+from ksuit_runner.tracker.start_tags import DESCRIPTION_TAG
 from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import resume_command, sync_command
 from ksuit_runner.ui.formats import format_number
@@ -286,10 +286,7 @@ def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracke
         files.append(paths.plot)
     for path in files:
         tracker.upload(path, path.name)
-    tags = {DESCRIPTION_TAG: as_markdown(board, _MOST_DESCRIBED), **_best(board)}
-    if notes := tracker.run.tags.get(NOTES_TAG):
-        tags[NOTES_TAG] = notes  # a page shows them together
-    tracker.set_tags(tags)
+    tracker.set_tags({DESCRIPTION_TAG: as_markdown(board, _MOST_DESCRIBED), **_best(board)})
 
 
 def _best(board: Leaderboard) -> dict[str, str]:

@@ -12,6 +12,7 @@ DESCRIPTION_TAG = "ksuit.description"
 """Tag with a description in Markdown."""
 NOTES_TAG, TAGS_TAG = "ksuit.notes", "ksuit.tags"
 """Tags with what the user says of the run: a text, and words with commas between them."""
+_SHOWN_TOGETHER = (COMMAND_TAG, DESCRIPTION_TAG, NOTES_TAG)
 
 
 def start_tags(command: str) -> dict[str, str]:
@@ -27,17 +28,25 @@ def annotations(config: Mapping[str, Any]) -> dict[str, str]:
     return {tag: text for tag, text in _annotations(config).items() if text}
 
 
-def changed_annotations(config: Mapping[str, Any], keys: Collection[str], command: str | None) -> dict[str, str]:
+def changed_annotations(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, str]:
     """Return the tags that a later change sets; an empty one replaces what was there.
 
     Args:
         config: The config.
         keys: What has changed of ``notes`` and ``tags``; other keys do not count.
-        command: Tag with the command of the run: a tracker may show the notes together with it.
     """
     told = _annotations(config)
-    changed = {tag: told[tag] for key, tag in (("notes", NOTES_TAG), ("tags", TAGS_TAG)) if key in keys}
-    return changed | ({COMMAND_TAG: command} if changed and command else {})
+    return {tag: told[tag] for key, tag in (("notes", NOTES_TAG), ("tags", TAGS_TAG)) if key in keys}
+
+
+def with_shown_together(changed: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Return changed tags of a run, and those of its other tags that a page shows in one text with them.
+
+    MLflow's page has one text for notes, description and command. The tracker writes it from the tags that it is sent,
+    and so needs all three whenever one of them changes.
+    """
+    is_shown = not changed.keys().isdisjoint(_SHOWN_TOGETHER)
+    return {**({tag: tags[tag] for tag in _SHOWN_TOGETHER if tag in tags} if is_shown else {}), **changed}
 
 
 def told(tags: Mapping[str, str]) -> dict[str, Any]:

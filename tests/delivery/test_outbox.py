@@ -118,6 +118,17 @@ def test_what_is_there_stays_and_what_is_new_is_added():
     assert (box.inputs, box.other_tags) == ([DIGITS, MORE], {"other000": {"b": "other"}})
 
 
+def test_tags_that_a_page_shows_in_one_text_are_sent_together():
+    shown = {"ksuit.command": "train", "ksuit.notes": "first"}
+    box = Outbox("run00000", "mine", start_tags={**shown, "a": "1"})
+    box.add_tags({"b": "2"}, "run00000")
+    assert box.tags == {"b": "2"}
+    box.add_tags({"ksuit.notes": "later"}, "run00000")
+    assert box.tags == {"b": "2", "ksuit.command": "train", "ksuit.notes": "later"}
+    box.add_tags({"ksuit.description": "best: 3"}, "run00000")
+    assert box.tags == {"b": "2", **shown, "ksuit.notes": "later", "ksuit.description": "best: 3"}
+
+
 @pytest.mark.parametrize(
     "add",
     [
