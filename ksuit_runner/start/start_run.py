@@ -25,7 +25,8 @@ from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.recorder.tracker import warm_up
 from ksuit_runner.start.begun_runs import BegunRuns
-from ksuit_runner.start.supervisor import Ended, Report, Supervisor
+from ksuit_runner.start.supervised_rank import Report
+from ksuit_runner.start.supervisor import Ended, Supervisor
 from ksuit_runner.system.imports import quick_imports
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.ui.command_line import resume_command

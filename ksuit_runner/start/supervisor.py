@@ -3,42 +3,26 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-import msgspec
-
 from ksuit_runner.distributed.environment import STARTER, STORE_SOCKET
+from ksuit_runner.start.supervised_rank import SETTLES_S, Report, SupervisedRank
 from ksuit_runner.system.cores import core_count
 from ksuit_runner.system.detached_process import start_detached
 from ksuit_runner.system.gpus import gpu_of_rank
-from ksuit_runner.system.process_watch import ProcessWatch
 from ksuit_runner.system.signals import SIGNALS, Interruption, catch_signals
 
 _HOST = "127.0.0.1"
-_LOOK_S, _SETTLES_S = 0.2, 0.01
+_LOOK_S = 0.2
 _AT_ONCE_S = 5.0  # after a second Ctrl-C
 _OTHERS_S = 60.0  # for the end of a rank once nothing is left to do for it
 _RECORDS_S = 600.0  # for what the others still save and record after an error on one rank
-
-
-class Report(msgspec.Struct):
-    """What a rank says at its end.
-
-    Attributes:
-        blames_others: Whether it has ended only because another rank has failed or is lost.
-        content: Whatever else there is to say, for those who have started it.
-    """
-
-    blames_others: bool
-    content: bytes
 
 
 @dataclass(frozen=True)
@@ -71,88 +55,6 @@ class Ended:
     lost: Lost | None = None
 
 
-@dataclass(eq=False)
-class _Rank:
-    """The process of a rank.
-
-    Attributes:
-        number: Number of the rank.
-        process: Its process, which leads a group: its data workers belong to that, and the recorder does not.
-        connection: Gives it its task, brings its report, and is closed at the latest when one of both ends.
-        report: Its report.
-        status: Its exit status, once it has ended.
-        reason: What has killed it.
-        is_given_up: Whether it is killed because it does not end.
-    """
-
-    number: int
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    watch: ProcessWatch = field(init=False)
-    report: Report | None = None
-    status: int | None = None
-    reason: str | None = None
-    is_given_up: bool = False
-
-    def __post_init__(self) -> None:
-        self.watch = ProcessWatch(self.process.pid)
-
-    def give(self, task: bytes) -> None:
-        """Give it its task."""
-        with suppress(OSError):  # it has ended; that is noticed
-            self.connection.send_bytes(task)
-
-    def look(self) -> None:
-        """Take its report, and notice its end."""
-        if self.status is not None:
-            return
-        has_ended = self._has_ended()
-        with suppress(EOFError, OSError):
-            while self.connection.poll():
-                self.report = msgspec.msgpack.decode(self.connection.recv_bytes(), type=Report)
-        if has_ended:
-            self.reason = self.watch.reason()
-            self.kill()  # its data workers
-            self.status = self.process.wait()
-            self.watch.close()
-            self.connection.close()
-
-    def _has_ended(self) -> bool:
-        """Whether it has ended, while its process id is still its own where the system tells without taking it."""
-        if not hasattr(os, "waitid"):
-            return self.process.poll() is not None
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def give_up(self) -> None:
-        """Kill it because it does not end."""
-        self.is_given_up = True
-        self.kill()
-
-    def kill(self) -> None:
-        """Kill it, and its data workers."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def hand_on(self, number: int) -> None:
-        """Send it a signal."""
-        if self.status is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, number)
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether something else has killed it, before its report, than a signal that asked it to end."""
-        if self.status is None or self.is_given_up or self.report is not None:
-            return False
-        return self.status < 0 and -self.status not in SIGNALS
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it has ended, and neither done its work nor followed a signal."""
-        asked = (0, *(128 + number for number in SIGNALS), *(-number for number in SIGNALS))
-        return self.status is not None and self.status not in asked
-
-
 class _Relay(Interruption):
     """Hands signals on to the ranks: the first one, and every Ctrl-C.
 
@@ -163,7 +65,7 @@ class _Relay(Interruption):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ranks: list[_Rank] = []
+        self.ranks: list[SupervisedRank] = []
         self.interrupts = 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -231,7 +133,7 @@ class Supervisor:
                 )
 
     def _attempt(self, task: bytes) -> Ended:
-        ranks: list[_Rank] = []
+        ranks: list[SupervisedRank] = []
         try:
             self._start(ranks)
             for rank in ranks:
@@ -239,11 +141,11 @@ class Supervisor:
             self._accompany(ranks)
         finally:
             self._relay.ranks = []
-            statuses = [_end(rank) for rank in ranks]
+            statuses = [rank.end() for rank in ranks]
         lost = _lost(ranks) if self._relay.signal is None else None
         return Ended([rank.report for rank in ranks], statuses, self._relay.signal, lost)
 
-    def _start(self, ranks: list[_Rank]) -> None:
+    def _start(self, ranks: list[SupervisedRank]) -> None:
         """Start the ranks; a signal meanwhile waits until all are there to get it."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         asked = self._relay.signal
@@ -257,7 +159,7 @@ class Supervisor:
         if asked is not None:
             self._relay.hand_on(asked)
 
-    def _start_one(self, number: int, door: socket.socket) -> _Rank:
+    def _start_one(self, number: int, door: socket.socket) -> SupervisedRank:
         ours, theirs = Pipe()
         with theirs:
             process = start_detached(
@@ -266,7 +168,7 @@ class Supervisor:
                 env=self._environment(number, door),
                 **self._options,
             )
-        return _Rank(number, process, ours)
+        return SupervisedRank(number, process, ours)
 
     def _environment(self, rank: int, door: socket.socket) -> dict[str, str]:
         threads = str(max(1, core_count() // self._size))
@@ -285,7 +187,7 @@ class Supervisor:
             STARTER: f"ranks={self._size}",
         }
 
-    def _accompany(self, ranks: Sequence[_Rank]) -> None:
+    def _accompany(self, ranks: Sequence[SupervisedRank]) -> None:
         """Wait until all ranks have ended, one was killed, or those that are left have had their time."""
         failed_at: float | None = None
         at_once_at: float | None = None
@@ -307,13 +209,13 @@ class Supervisor:
                 _give_up(ranks, now - failed_at)
 
 
-def _wait(ranks: Sequence[_Rank]) -> None:
+def _wait(ranks: Sequence[SupervisedRank]) -> None:
     """Wait a moment for news of a rank."""
     if wait([rank.connection for rank in ranks if rank.status is None], _LOOK_S):
-        time.sleep(_SETTLES_S)  # one that is about to end has closed its connection already
+        time.sleep(SETTLES_S)  # one that is about to end has closed its connection already
 
 
-def _give_up(ranks: Sequence[_Rank], waited_s: float) -> None:
+def _give_up(ranks: Sequence[SupervisedRank], waited_s: float) -> None:
     """Kill the ranks that do not end although others have: those that stand still, and those that take too long."""
     limit_s = _RECORDS_S if _has_cause(ranks) and ranks[0].status is None else _OTHERS_S
     for rank in ranks:
@@ -321,22 +223,12 @@ def _give_up(ranks: Sequence[_Rank], waited_s: float) -> None:
             rank.give_up()
 
 
-def _end(rank: _Rank) -> int:
-    """Return the exit status of a rank, which is killed if it has not ended."""
-    if rank.status is None:
-        rank.give_up()
-    while rank.status is None:
-        rank.look()
-        time.sleep(_SETTLES_S)
-    return rank.status
-
-
-def _has_cause(ranks: Sequence[_Rank]) -> bool:
+def _has_cause(ranks: Sequence[SupervisedRank]) -> bool:
     """Whether a rank has failed of something else than the others."""
     return any(rank.has_failed and rank.report is not None and not rank.report.blames_others for rank in ranks)
 
 
-def _lost(ranks: Sequence[_Rank]) -> Lost | None:
+def _lost(ranks: Sequence[SupervisedRank]) -> Lost | None:
     """Return the rank that was killed or is stuck, if that is why they have ended."""
     for rank in ranks:
         if rank.was_killed:

@@ -8,7 +8,8 @@ from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.errors import LostRankError, PeerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.start.start_run import RankEnd, outcome_of
-from ksuit_runner.start.supervisor import Ended, Report
+from ksuit_runner.start.supervised_rank import Report
+from ksuit_runner.start.supervisor import Ended
 from ksuit_runner.tracker.base import EndStatus
 
 ID = "a" * 32

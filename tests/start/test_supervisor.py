@@ -20,7 +20,7 @@ import json, os, signal, sys, time
 from multiprocessing.connection import Connection
 from pathlib import Path
 import msgspec
-from ksuit_runner.start.supervisor import Report
+from ksuit_runner.start.supervised_rank import Report
 from ksuit_runner.system.detached_process import accept_signals, end_with
 accept_signals()
 connection = Connection(int(sys.argv[1]))
