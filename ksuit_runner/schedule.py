@@ -6,7 +6,6 @@ the last update each has its end value.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
 Interval = Literal["update", "epoch"]
 
-_NEEDS_METRIC = "steps with a metric; write schedule=plateau, with schedule.metric"
-_TAKES_OBJECTS = (
-    "takes functions or schedulers, which a config cannot give: a function of your project with the arguments "
-    "optimizer and total_updates can build it"
-)
 _NEEDS_OBJECTS = ("ChainedScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR")
 
 
@@ -163,64 +157,6 @@ class Paced:
         self.apply()
 
 
-def build_schedule(
-    factory: Callable[..., Any],
-    optimizer: Optimizer,
-    total_updates: int,
-    updates_per_epoch: int | None = None,
-    option: str = "lr",
-    path: str = "schedule",
-) -> Schedule:
-    """Build a schedule that is stepped at every update.
-
-    Args:
-        factory: A function or class of (optimizer, total_updates) and, if it asks for it, ``updates_per_epoch``; or one
-            of torch's classes with its arguments, in which the text ``total_updates`` stands for the length of the run.
-        optimizer: Optimizer whose groups it sets.
-        total_updates: Length of the run, in updates.
-        updates_per_epoch: Length of an epoch, in updates; None if it has no known length.
-        option: Option of the groups that it sets.
-        path: Config path of the schedule, for messages.
-
-    Raises:
-        ConfigError: It needs what is not there: a metric, functions, other arguments, or an option of the optimizer.
-    """
-    if option not in optimizer.defaults:
-        raise ConfigError(f"{type(optimizer).__name__} has no '{option}' that it could set", path=path)
-    if option != "lr":
-        return Paced(optimizer, lambda groups: _build(factory, groups, total_updates, updates_per_epoch, path), option)
-    return _build(factory, optimizer, total_updates, updates_per_epoch, path)
-
-
-def _build(
-    factory: Callable[..., Any], optimizer: Optimizer, total_updates: int, updates_per_epoch: int | None, path: str
-) -> Schedule:
-    target = getattr(factory, "func", factory)
-    asked = inspect.signature(target).parameters
-    epoch = {"updates_per_epoch": updates_per_epoch} if "updates_per_epoch" in asked else {}
-    if not isinstance(target, type):
-        try:
-            schedule: Schedule = factory(optimizer, total_updates, **epoch)
-        except ConfigError as error:
-            error.move("schedule", path)
-            raise
-        return schedule
-    if issubclass(target, ReduceLROnPlateau):
-        raise ConfigError(f"{target.__name__} {_NEEDS_METRIC}", path=path)
-    if target.__name__ in _NEEDS_OBJECTS and target.__module__ == lr_scheduler.__name__:
-        raise ConfigError(f"{target.__name__} {_TAKES_OBJECTS}", path=path)
-    given = getattr(factory, "keywords", {})
-    lengths = {key: total_updates for key, value in given.items() if value == "total_updates"}
-    length = {"total_updates": total_updates} if "total_updates" in asked else {}
-    try:
-        schedule = factory(optimizer, **length, **epoch, **lengths)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{target.__name__}: {error} (as an argument, total_updates stands for the length of the run)", path=path
-        ) from error
-    return schedule
-
-
 def constant(
     optimizer: Optimizer, total_updates: int, warmup: NonNegativeFloat | str = 0, updates_per_epoch: int | None = None
 ) -> LRScheduler:
@@ -317,19 +253,18 @@ def from_torch(
         updates_per_epoch: Length of an epoch, in updates, if it has one.
     """
     classes = {name: item for name, item in vars(lr_scheduler).items() if _is_scheduler(item)}
-    if scheduler == "ReduceLROnPlateau":
-        raise ConfigError(f"{scheduler} {_NEEDS_METRIC}", path="schedule.scheduler")
-    if scheduler in _NEEDS_OBJECTS:
-        raise ConfigError(f"{scheduler} {_TAKES_OBJECTS}", path="schedule.scheduler")
     if scheduler not in classes:
-        raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, classes)}", path="schedule.scheduler")
+        usable = [name for name, item in classes.items() if not _lacks(item)]
+        raise ConfigError(f"torch has no '{scheduler}'. {did_you_mean(scheduler, usable)}", path="schedule.scheduler")
+    kind = classes[scheduler]
+    check_scheduler(kind, "schedule.scheduler")
     updates, every = warmup_updates(warmup, total_updates, updates_per_epoch), _length(interval, updates_per_epoch)
     steps = total_updates - updates if every == 1 else -(-total_updates // every)
     given = {key: steps if value == "total_updates" else value for key, value in (arguments or {}).items()}
 
     def build(groups: Optimizer) -> LRScheduler:
         try:
-            built: LRScheduler = classes[scheduler](groups, **given)
+            built: LRScheduler = kind(groups, **given)
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error), path="schedule.arguments") from None
         return built
@@ -411,20 +346,6 @@ def plateau(
     return Paced(optimizer, build, every=0, warmup=updates, metric=metric)
 
 
-def follow_new_length(schedule: Schedule) -> None:
-    """Set the options to the curve's values, after a state was loaded from a run of another length.
-
-    Schedulers of torch keep the rates of the stored state: they are no closed forms.
-    """
-    if isinstance(schedule, Paced):
-        follow_new_length(schedule.inner)
-        schedule.apply()
-    elif isinstance(schedule, LambdaLR):
-        groups = schedule.optimizer.param_groups
-        for group, base, curve in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = base * curve(schedule.last_epoch)
-
-
 def _with_curve(
     optimizer: Optimizer,
     total_updates: int,
@@ -458,10 +379,36 @@ def _end_factor(optimizer: Optimizer, factor: float, value: float | None) -> flo
     return value / start
 
 
+def check_scheduler(kind: type, path: str) -> None:
+    """Check that a scheduler needs no more than an optimizer and what a config can give.
+
+    Args:
+        kind: Its class, of torch or of a project.
+        path: Config path of the schedule.
+
+    Raises:
+        ConfigError: It needs a metric, functions or other schedulers.
+    """
+    if lacks := _lacks(kind):
+        raise ConfigError(f"{kind.__name__} {lacks}", path=path)
+
+
+def _lacks(kind: type) -> str:
+    """Return why a config cannot describe a scheduler of this class; empty if it can."""
+    if issubclass(kind, ReduceLROnPlateau):
+        return "steps with a metric; write schedule=plateau, with schedule.metric"
+    if kind.__name__ in _NEEDS_OBJECTS and kind.__module__ == lr_scheduler.__name__:
+        return (
+            "takes functions or schedulers, which a config cannot give: a function of your project with the arguments "
+            "optimizer and total_updates can build it"
+        )
+    return ""
+
+
 def _is_scheduler(item: Any) -> bool:
-    if not isinstance(item, type) or not issubclass(item, LRScheduler) or item.__name__.startswith("_"):
-        return False
-    return item not in (LRScheduler, ReduceLROnPlateau) and item.__name__ not in _NEEDS_OBJECTS
+    """Whether something of torch's module is one of its schedulers."""
+    is_public = isinstance(item, type) and issubclass(item, LRScheduler) and not item.__name__.startswith("_")
+    return is_public and item is not LRScheduler
 
 
 def _length(interval: str, updates_per_epoch: int | None) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.schedule import build_schedule, constant, cosine, exponential, from_torch, linear, plateau
+from ksuit_runner.schedule import constant, cosine, exponential, from_torch, linear, plateau
 
 
 def make(schedule, total=10, rate=1.0, **arguments):
@@ -151,21 +151,6 @@ def test_a_plateau_counts_each_update_once_also_over_a_checkpoint():
     assert min(whole) < 1
 
 
-def test_another_option_follows_any_schedule():
-    optimizer = SGD(
-        [{"params": [torch.zeros(1)], "weight_decay": decay} for decay in (0.1, 0.0)], 1.0, weight_decay=0.1
-    )
-    schedule = build_schedule(partial(cosine, end_value=0.4), optimizer, 3, option="weight_decay")
-    state = schedule.state_dict()
-    schedule.step(), schedule.step()
-    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.0])
-    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
-    schedule.load_state_dict(state)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    with pytest.raises(ConfigError, match="schedule: SGD has no 'betas' that it could set"):
-        build_schedule(cosine, optimizer, 3, option="betas")
-
-
 def test_a_longer_run_follows_the_curve_of_its_new_length():
     _, short = make(linear, total=10)
     for _ in range(5):
@@ -219,49 +204,6 @@ def test_a_wrong_argument_of_a_scheduler_is_named():
 def test_a_value_that_a_scheduler_refuses_is_named():
     with pytest.raises(ConfigError, match=r"schedule.arguments: .*total_steps"):
         make(from_torch, scheduler="OneCycleLR", arguments={"max_lr": 1.0})
-
-
-class Own(lr_scheduler.ExponentialLR):
-    """A schedule that wants to know how long the run is."""
-
-    def __init__(self, optimizer, total_updates):
-        super().__init__(optimizer, gamma=0.5 ** (1 / total_updates))
-
-
-@pytest.mark.parametrize(
-    ("factory", "rates"),
-    [
-        (partial(lr_scheduler.StepLR, step_size=2, gamma=0.5), [1.0, 1.0, 0.5, 0.5, 0.25]),
-        (Own, [1.0, 0.5**0.25, 0.5**0.5, 0.5**0.75, 0.5]),
-        (linear, [1.0, 2 / 3, 1 / 3, 0.0, 0.0]),
-        (partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps="total_updates", cycle_momentum=False), [0.04]),
-    ],
-)
-def test_a_class_of_torch_an_own_one_and_a_function_may_be_the_schedule(factory, rates):
-    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, found = build_schedule(factory, optimizer, 4), []
-    for _ in rates:
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert found == pytest.approx(rates)
-
-
-@pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        (partial(lr_scheduler.ReduceLROnPlateau, patience=3), "schedule: ReduceLROnPlateau steps with a metric"),
-        (partial(lr_scheduler.StepLR, step_siz=3), "schedule: StepLR: .*step_siz"),
-        (
-            partial(lr_scheduler.LambdaLR, lr_lambda=1),
-            "schedule: LambdaLR takes functions .* can build it",
-        ),
-        (partial(lr_scheduler.OneCycleLR, max_lr=1.0), "schedule: OneCycleLR: .*total_steps.*total_updates stands for"),
-    ],
-)
-def test_a_class_that_does_not_fit_is_refused(factory, message):
-    with pytest.raises(ConfigError, match=message):
-        build_schedule(factory, SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 4)
 
 
 @ALL

@@ -12,8 +12,9 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.distributed.strategy import Strategy
 from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
 from ksuit_runner.models.base import ModelBase
-from ksuit_runner.schedule import Paced, Schedule, build_schedule, follow_new_length
+from ksuit_runner.schedule import Paced, Schedule
 from ksuit_runner.trainer.build_optimizer import build_optimizer
+from ksuit_runner.trainer.build_schedule import build_schedule, follow_new_length
 from ksuit_runner.trainer.fused_kernels import may_fuse
 from ksuit_runner.trainer.optimizer_member import Member
 from ksuit_runner.trainer.optimizer_needs import needs_closure
