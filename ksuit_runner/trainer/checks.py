@@ -1,13 +1,56 @@
-"""Checks of a trainer: that its arguments make sense, and that whatever is to be trained has an optimizer."""
+"""Checks of a trainer: what it overrides, whether its arguments make sense, and whether it trains all parameters."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from inspect import signature
+from typing import Any
 
 from torch import nn
 
+from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.config.types import check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError, counted
 from ksuit_runner.trainer.parameter_rules import named_parameters
+
+_OTHERWISE_NAMED = {"state_dict": "extra_state", "load_state_dict": "load_extra_state"}
+_NOT_CALLED = {
+    "split": "each part of a batch is fetched and collated by itself",
+    "update": "the attribute of this name takes its place, so choose another one",
+    **dict.fromkeys(
+        (
+            *("take_snapshot", "roll_back", "forward_part", "leaves_out", "backward", "complete_gradients"),
+            *("start_again", "unscale_gradients", "optimizer_step", "skip_step"),
+        ),
+        "override `start_update` or `step`",
+    ),
+}
+"""Methods that a subclass may mean to override, and what to do instead."""
+
+
+def check_subclass(cls: type, trainer: type) -> None:
+    """Check that a subclass of the trainer overrides what is meant to be overridden, when it is defined.
+
+    Raises:
+        TypeError: It overrides something else, has a method that nothing calls, or one that cannot be called like the
+            trainer's own.
+    """
+    for name, instead in _OTHERWISE_NAMED.items():
+        if getattr(cls, name) is not getattr(trainer, name):
+            raise TypeError(f"{cls.__name__} overrides '{name}': override '{instead}' instead")
+    for name, instead in _NOT_CALLED.items():
+        if hasattr(cls, name):
+            raise TypeError(f"{cls.__name__} has a method '{name}', which nothing calls: {instead}")
+    check_overridden(cls, hooks=(), extra={"training_step": 1})  # the turn
+
+
+def check_takes_turn(training_step: Callable[..., Any], name: str) -> None:
+    """Check that a training step, which has this name in messages, can be told which optimizer's turn it is.
+
+    Raises:
+        ConfigError: It takes only a batch and a model.
+    """
+    if len(signature(training_step).parameters) < 3:
+        raise ConfigError(f"{name} has to take a turn: training_step(batch, model, turn)", path="trainer.turns")
 
 
 def check_parts(parts: int, ranks: int) -> None:

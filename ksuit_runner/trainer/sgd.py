@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ksuit_runner.config.overridden import check_overridden
 from ksuit_runner.config.types import NonNegativeInt, PositiveFloat, PositiveInt, check_numbers
 from ksuit_runner.data.container import DataContainer
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.data.shared_pass import EvaluationWatcher
 from ksuit_runner.distributed.strategy import Strategy
-from ksuit_runner.errors import CheckpointError, ConfigError, KsuitError
+from ksuit_runner.errors import CheckpointError, KsuitError
 from ksuit_runner.keyed_random import uses_no_rng
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.schedule import Schedule
@@ -28,7 +26,13 @@ from ksuit_runner.trainer.activations import checkpoint_activations
 from ksuit_runner.trainer.backward import allow_several_passes
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.batch_gradients import BatchGradients, WholeBatch
-from ksuit_runner.trainer.checks import check_all_are_held, check_last_batch, check_parts
+from ksuit_runner.trainer.checks import (
+    check_all_are_held,
+    check_last_batch,
+    check_parts,
+    check_subclass,
+    check_takes_turn,
+)
 from ksuit_runner.trainer.freezing import Freezing
 from ksuit_runner.trainer.gradient_sums import GradientSums
 from ksuit_runner.trainer.lazy_layers import materialize
@@ -50,18 +54,6 @@ from ksuit_runner.trainer.update import Update
 from ksuit_runner.trainer.update_snapshot import UpdateSnapshot
 
 _LOGGER = logging.getLogger(__name__)
-_NOT_CALLED = {
-    "split": "each part of a batch is fetched and collated by itself",
-    "update": "the attribute of this name takes its place, so choose another one",
-    **dict.fromkeys(
-        (
-            *("take_snapshot", "roll_back", "forward_part", "leaves_out", "backward", "complete_gradients"),
-            *("start_again", "unscale_gradients", "optimizer_step", "skip_step"),
-        ),
-        "override `start_update` or `step`",
-    ),
-}
-"""Methods that a subclass may mean to override, and what to do instead."""
 
 
 class SgdTrainer:
@@ -175,14 +167,7 @@ class SgdTrainer:
         data_container.pins_memory = self.device.type == "cuda"
         self._precision = Precision(precision, self.device)
         self.scaler = self._precision.scaler
-        materialize(self.model, self._first_inputs, data_container.seed)
-        if channels_last:
-            lay_out_channels_last(self.model.module)
-        if activation_checkpointing:
-            checkpoint_activations(self.model.module, activation_checkpointing)
-        self.strategy.wrap(self.model, self._precision.dtype)
-        if compile:
-            self.strategy.compile(self.model.module, mode=None if compile is True else compile)
+        self._prepare_model(channels_last, activation_checkpointing, compile)
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
         self.modes = Modes(self.model, self.loss)
@@ -191,7 +176,8 @@ class SgdTrainer:
         self.sums_up = self._weights.are_sums and not self._has_own_step
         self._warns_of_sum = self._weights.are_sums and not self.sums_up
         self.loss_weights = loss_weights or {}
-        self._reader = LossReader(f"{type(self).__name__}.training_step", self.loss_weights)
+        step_name = f"{type(self).__name__}.training_step"
+        self._reader = LossReader(step_name, self.loss_weights)
         self.counter = data_container.new_counter(max_epochs, max_updates, max_samples)
         if self.strategy.is_sharded:
             check_last_batch(self.counter, accumulation_steps)
@@ -214,9 +200,8 @@ class SgdTrainer:
             self.counter,
             self.strategy,
         )
-        if turns is not None and len(signature(self.training_step).parameters) < 3:
-            step = f"{type(self).__name__}.training_step"
-            raise ConfigError(f"{step} has to take a turn: training_step(batch, model, turn)", path="trainer.turns")
+        if turns is not None:
+            check_takes_turn(self.training_step, step_name)
         self.optimizer_step = OptimizerStep(self.optimizers, clip_norm, self.scaler, self.strategy)
         self.evaluation_models: dict[str, nn.Module] = {"": self.model}
         self.callback_states: Callable[[], Mapping[str, Any]] = dict
@@ -248,6 +233,19 @@ class SgdTrainer:
             self.counter,
         )
 
+    def _prepare_model(
+        self, channels_last: bool, activation_checkpointing: Sequence[str] | None, compile: bool | str
+    ) -> None:
+        """Give the model its final parameters and its form, in the order in which one thing builds on another."""
+        materialize(self.model, self._first_inputs, self.data_container.seed)
+        if channels_last:
+            lay_out_channels_last(self.model.module)
+        if activation_checkpointing:
+            checkpoint_activations(self.model.module, activation_checkpointing)
+        self.strategy.wrap(self.model, self._precision.dtype)
+        if compile:
+            self.strategy.compile(self.model.module, mode=None if compile is True else compile)
+
     def _batch_gradients(self, buffers: PartBuffers) -> BatchGradients:
         parameters, backward = self.optimizers.parameters, self.optimizer_step.backward
         if self.accumulation_steps == 1:
@@ -267,13 +265,7 @@ class SgdTrainer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, instead in (("state_dict", "extra_state"), ("load_state_dict", "load_extra_state")):
-            if getattr(cls, name) is not getattr(SgdTrainer, name):
-                raise TypeError(f"{cls.__name__} overrides '{name}': override '{instead}' instead")
-        for name, instead in _NOT_CALLED.items():
-            if hasattr(cls, name):
-                raise TypeError(f"{cls.__name__} has a method '{name}', which nothing calls: {instead}")
-        check_overridden(cls, hooks=(), extra={"training_step": 1})  # the turn
+        check_subclass(cls, SgdTrainer)
 
     # What subclasses override
 
