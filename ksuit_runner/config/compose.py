@@ -90,7 +90,7 @@ def drop_settings_of_what_is_left_out(config: DictConfig, overrides: Sequence[st
         alone = [name for name in nodes if _is_settings_only(nodes[name]) and name not in named]
         if alone:
             others = [item for item in overrides if root(item) != group]
-            chosen = compose(CONFIG_NAME, overrides=others)[group]
+            chosen = compose(CONFIG_NAME, overrides=others)[group] or {}
             with open_dict(nodes):
                 for name in alone:
                     if name in chosen and not _is_settings_only(chosen[name]):
@@ -98,7 +98,7 @@ def drop_settings_of_what_is_left_out(config: DictConfig, overrides: Sequence[st
 
 
 def _is_settings_only(node: Any) -> bool:
-    return isinstance(node, DictConfig) and not any("target" in str(key) for key in node)
+    return isinstance(node, DictConfig) and "_target_" not in node
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

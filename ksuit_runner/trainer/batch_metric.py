@@ -17,7 +17,7 @@ from torch import Tensor
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.system.optional_package import require_package
 from ksuit_runner.trainer.gathered import Gathered
-from ksuit_runner.trainer.heads import described, not_classes
+from ksuit_runner.trainer.heads import OF_NUMBERS, described, not_classes
 from ksuit_runner.trainer.sums import Sums, Total
 
 _SIZES = ("num_classes", "num_labels")
@@ -82,6 +82,8 @@ class BatchMetric:
         if isinstance(given, partial):
             asked = inspect.signature(given.func).parameters
             self._sizes = [name for name in _SIZES if name in asked and name not in given.keywords]
+            if not {"average", *_SIZES} & set(asked):
+                self._given = _without_average(given)
         self._metric: Any = None
         self._classes = classes
         if classes is not None or not self._sizes:
@@ -183,8 +185,8 @@ class BatchMetric:
                 metric = metric(**dict.fromkeys(self._sizes, classes))
             except Exception as error:  # whatever the constructor raises
                 if self._sizes and classes == 1:
-                    what = "it is of classes, and outputs have one value for each sample. For a regression there is"
-                    raise ConfigError(f"{what} regression_errors", path=self._path) from error
+                    what = "it is of classes, and outputs have one value for each sample"
+                    raise ConfigError(f"{what}. {OF_NUMBERS}", path=self._path) from error
                 raise ConfigError(f"{type(error).__name__}: {error}", path=self._path) from error
         states = getattr(metric, "metric_state", None)
         if not states or any(hasattr(child, "metric_state") for child in metric.children()):
@@ -207,6 +209,13 @@ def _description(given: Any) -> str:
     made_of, values = (given.func, given.keywords) if isinstance(given, partial) else (type(given), vars(given))
     plain = {name: value for name, value in values.items() if name[0] != "_" and isinstance(value, _PLAIN)}
     return f"{made_of.__qualname__} {sorted(plain.items())}"
+
+
+def _without_average(given: partial[Any]) -> partial[Any]:
+    """Return the partial of a metric without ``average``: of one class there is none, and the shipped files have it."""
+    return partial(
+        given.func, *given.args, **{name: value for name, value in given.keywords.items() if name != "average"}
+    )
 
 
 def _is_of_classes(metric: Any) -> bool:

@@ -11,6 +11,12 @@ from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.tensors.nested import entries, named_tensors
 from ksuit_runner.trainer.tensor_note import as_text
 
+OF_NUMBERS = (
+    "For a regression there is regression_errors, for two classes with one score a metric of torchmetrics such as "
+    "BinaryAccuracy"
+)
+"""What is for outputs with one value for each sample, for errors."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -124,7 +130,7 @@ def classes_last(scores: Tensor, targets: Tensor, path: str | None = None) -> Te
 
 def not_classes(scores: Tensor, targets: Tensor) -> str:
     """Return the message that outputs and targets are not those of a classification."""
-    hint = ". For a regression there is regression_errors" if targets.is_floating_point() else ""
+    hint = f". {OF_NUMBERS}" if targets.is_floating_point() else ""
     needed = "scores of shape (batch, classes, ...) and class indices of shape (batch, ...)"
     return f"{needed} are needed, not {described(scores, targets)}{hint}"
 

@@ -66,9 +66,10 @@ def test_a_nested_file_is_composed(project):
 
 TUNED = """# @package _global_
 defaults:
-  - override /callbacks: [accuracy, early_stop]
+  - override /callbacks: [accuracy, auroc, early_stop]
 callbacks:
   early_stop: {metric_key: loss/test}
+  auroc: {outputs: logits, targets: digit}
   mine: {_target_: callbacks.loss.Loss, dataset_key: test, every_n_epochs: 1}
 default_callbacks: {progress: {line_per_epoch: true}}
 """
@@ -132,6 +133,10 @@ FILES = {
     "settings of one not chosen": (
         f"{WHOLE}callbacks: {{early_stop: {{patience: 1}}}}\n",
         "callbacks.early_stop: there is no such object whose settings these could be. To choose conf/callbacks/early_",
+    ),
+    "settings with targets": (
+        f"{WHOLE}callbacks: {{auroc: {{targets: digit}}}}\n",
+        "callbacks.auroc: there is no such object whose settings these could be. To choose conf/callbacks/auroc.yaml",
     ),
     "a choice as a value": (f"{WHOLE}model: mlp\n", "model: an object with a _target_ is needed, not 'mlp'. To choose"),
     "a launcher's argument": (f"{WHOLE}launcher: {{jobs: 2}}\n", "launcher.jobs: there is no such argument"),

@@ -98,8 +98,7 @@ class ObjectChecker:
         elif isinstance(value, Mapping) and "_target_" in value:
             self._check(path, value, _NESTED)
         elif isinstance(value, Mapping):
-            typo = _near_target(key for key, item in value.items() if isinstance(item, str) and "." in item)
-            if typo:
+            if typo := misspelt_target(value):
                 raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")
             self._walk_all((f"{path}.{key}", item) for key, item in value.items())
         elif isinstance(value, list):
@@ -184,6 +183,11 @@ def _are_several(path: str) -> bool:
     """Whether a config path may hold several objects by name instead of one."""
     spec = spec_at(f"{path}.*")
     return spec is not None and spec.instead
+
+
+def misspelt_target(node: Mapping[Any, Any]) -> str | None:
+    """Return the key of what may be a class, if it is almost ``_target_``."""
+    return _near_target(key for key, item in node.items() if isinstance(item, str) and "." in item)
 
 
 def _near_target(keys: Iterable[Any]) -> str | None:

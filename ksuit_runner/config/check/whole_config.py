@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ksuit_runner.config.check.initialization import initialization_of
 from ksuit_runner.config.check.mismatch import mismatch
-from ksuit_runner.config.check.objects import ObjectChecker
+from ksuit_runner.config.check.objects import ObjectChecker, misspelt_target
 from ksuit_runner.config.check.ranks import with_parts
 from ksuit_runner.config.check.references import (
     check_dataset_keys,
@@ -156,7 +156,7 @@ def _check_names(parent: str, objects: Mapping[str, Any]) -> None:
     """Check that settings of an object that has a name are those of one that is there."""
     there = {name for name, node in objects.items() if isinstance(node, Mapping) and "_target_" in node}
     for name, node in objects.items():
-        if name in there or not isinstance(node, Mapping) or any("target" in str(key) for key in node):
+        if name in there or not isinstance(node, Mapping) or misspelt_target(node):
             continue
         near, choice = suggest(name, there), suggest(name, choices(parent))
         hint = "A new object needs a _target_, which names its class"
