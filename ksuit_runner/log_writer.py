@@ -18,6 +18,7 @@ from ksuit_runner.record import file_formats
 from ksuit_runner.record.file_formats import Contents
 from ksuit_runner.record.journal import Journal
 from ksuit_runner.record.point import Point
+from ksuit_runner.tensors.device import widest_float
 from ksuit_runner.trainer.step_writer import SOURCE
 
 _Value = float | Tensor | Contents
@@ -447,7 +448,7 @@ def _to_numbers(pending: Mapping[str, _Pending]) -> dict[str, float]:
             numbers[key] = math.nan  # reserves its position in the order
             by_device.setdefault(value.device, {})[key] = value.reshape(())
     for device, tensors in by_device.items():
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = widest_float(device)
         stacked = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
         numbers.update(zip(tensors, stacked.tolist(), strict=True))
     return numbers

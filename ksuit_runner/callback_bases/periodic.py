@@ -16,6 +16,7 @@ from ksuit_runner.config.types import DatasetKey, PositiveInt, check_numbers
 from ksuit_runner.counter import Interval, UpdateCounter
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.keyed_random import mix, seed_all
+from ksuit_runner.tensors.device import widest_float
 from ksuit_runner.trainer.evaluation_pass import BatchReader, go_through
 from ksuit_runner.trainer.gathered import Gathered
 from ksuit_runner.trainer.stored_weights import weights_at
@@ -63,7 +64,7 @@ class PeriodicCallback(CallbackBase):
     @property
     def sum_dtype(self) -> torch.dtype:
         """Type to sum up in: float64, or float32 on MPS, which lacks it."""
-        return torch.float32 if self.trainer.device.type == "mps" else torch.float64
+        return widest_float(self.trainer.device)
 
     @template
     def periodic_callback(self, update_counter: UpdateCounter) -> None:

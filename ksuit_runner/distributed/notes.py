@@ -9,9 +9,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from signal import SIGINT
 from typing import Any, NamedTuple
 
 import msgspec
+
+from ksuit_runner.errors import Interrupted, PeerError
 
 _LOGGER = logging.getLogger(__name__)
 SUSPENDED_S = 3.0
@@ -36,6 +39,20 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     text: str
     signal: int | None = None
     was_late: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> "Failure":
+        """Return that a rank has failed with an error, or was interrupted by a signal."""
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            number = error.number if isinstance(error, Interrupted) else SIGINT
+            return cls(rank, f"rank {rank} was interrupted by signal {number}", number)
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return cls(rank, f"rank {rank} has failed: {text}")
+
+    @property
+    def error(self) -> BaseException:
+        """The error to raise on the other ranks."""
+        return PeerError(self.text) if self.signal is None else Interrupted(self.signal)
 
 
 class Sign(NamedTuple):

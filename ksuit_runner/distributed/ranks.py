@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from signal import SIGINT
 from typing import Any
 
 import msgspec
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ksuit_runner.distributed.notes import SUSPENDED_S, Failure, Notes
+from ksuit_runner.distributed.peer_watch import PeerWatch
 from ksuit_runner.distributed.world import World
 from ksuit_runner.errors import Interrupted, KsuitError, PeerError
 
@@ -67,6 +67,7 @@ class Ranks(World):
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store = store
         self._notes = notes
+        self._peers = PeerWatch(notes, rank, holder)
         self.timeout_s = timeout_s
         self._backend = backend
         self._holder = holder
@@ -198,7 +199,7 @@ class Ranks(World):
                 return msgspec.msgpack.decode(self._notes.read(key, max(0.0, min(left, _STEP_S))))
             except TimeoutError:
                 if (failure := self._notes.failure or self._lost()) is not None:
-                    raise _error_of(failure) from None
+                    raise failure.error from None
                 if left <= _STEP_S:
                     raise PeerError(f"no rank has left the note '{key}' within {timeout_s:g} s") from None
 
@@ -217,7 +218,7 @@ class Ranks(World):
 
     def fail(self, error: BaseException) -> None:
         """Let the other ranks know that this one has failed, see ``World.fail``."""
-        failure = self._notes.fail(_failure_of(self.explain(error), self.rank))
+        failure = self._notes.fail(Failure.of(self.explain(error), self.rank))
         self._give_up(failure, abandoned=self._under_way > 0)
 
     def recover(self) -> bool:
@@ -268,7 +269,7 @@ class Ranks(World):
         failure = self._notes.failure or self._lost()
         waited = time.monotonic() - began
         if failure is None and waited > self.timeout_s:
-            failure = self._late(waited)
+            failure = self._peers.late(waited)
         if failure is not None:
             raise self._abandon(failure)
 
@@ -286,35 +287,14 @@ class Ranks(World):
         return self._abandon(failure)
 
     def _lost(self, silent_s: float = _SILENT_S) -> Failure | None:
-        """Return that another rank gives no signs of life, if so."""
-        now, silent_s = time.monotonic(), min(silent_s, self.timeout_s / 2)
-        if self._notes.is_cut_off or now - self._notes.answered_at > silent_s + self._notes.beat_s:
-            holder = "the store of the ranks" if self._holder is None else f"rank {self._holder}"
-            ago = now - self._notes.answered_at
-            return Failure(self._holder or 0, f"{holder} does not answer, last sign of life {ago:.0f} s ago")
-        for rank, sign in self._notes.signs().items():
-            if self._is_silent(rank, silent_s):
-                return Failure(rank, f"rank {rank} does not answer, last sign of life {now - sign.at:.0f} s ago")
-        return None
-
-    def _is_silent(self, rank: int, silent_s: float) -> bool:
-        sign = self._notes.signs().get(rank)
-        return rank != self.rank and sign is not None and time.monotonic() - sign.at > silent_s
-
-    def _late(self, waited: float) -> Failure:
-        signs = self._notes.signs()
-        late = [rank for rank, sign in sorted(signs.items()) if sign.exchanges < self._notes.exchanges]
-        if not late:
-            return Failure(self.rank, f"an exchange between the ranks has not ended within {waited:.0f} s")
-        names = f"rank {late[0]}" if len(late) == 1 else f"ranks {', '.join(map(str, late))}"
-        has = "has" if len(late) == 1 else "have"
-        return Failure(late[0], f"{names} {has} not reached an exchange within {waited:.0f} s", was_late=True)
+        """Return that another rank gives no signs of life, if so: after so many seconds, or half the time limit."""
+        return self._peers.lost(min(silent_s, self.timeout_s / 2))
 
     def _abandon(self, failure: Failure) -> BaseException:
         """Give an exchange up, tell the others why, and return the error."""
         failure = self._notes.fail(failure)
         self._give_up(failure, abandoned=True)
-        return _error_of(failure)
+        return failure.error
 
     def _give_up(self, failure: Failure, abandoned: bool) -> None:
         """Give the groups up.
@@ -324,7 +304,7 @@ class Ranks(World):
         """
         if self._broken is not None:
             return
-        self._broken = _error_of(failure)
+        self._broken = failure.error
         if abandoned:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         with suppress(Exception):  # of groups that were never whole; without this the others notice it by the notes
@@ -357,7 +337,7 @@ class Ranks(World):
         """Wait until the other ranks no longer need the store; a lost one does not."""
         deadline = time.monotonic() + (_LEAVE_S if self._broken is None else _LEAVE_BROKEN_S)
         for rank in range(1, self.size):
-            while time.monotonic() < deadline and not self._is_silent(rank, _CUT_OFF_BEATS * self._notes.beat_s):
+            while time.monotonic() < deadline and not self._peers.is_silent(rank, _CUT_OFF_BEATS * self._notes.beat_s):
                 with suppress(TimeoutError):
                     self._notes.read(f"left/{rank}", _STEP_S)
                     break
@@ -365,15 +345,3 @@ class Ranks(World):
 
 def _byte_count(dtype: str, shape: Sequence[int]) -> int:
     return int(getattr(torch, dtype).itemsize * torch.Size(shape).numel())
-
-
-def _failure_of(error: BaseException, rank: int) -> Failure:
-    if isinstance(error, (Interrupted, KeyboardInterrupt)):
-        number = error.number if isinstance(error, Interrupted) else SIGINT
-        return Failure(rank, f"rank {rank} was interrupted by signal {number}", number)
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return Failure(rank, f"rank {rank} has failed: {text}")
-
-
-def _error_of(failure: Failure) -> BaseException:
-    return PeerError(failure.text) if failure.signal is None else Interrupted(failure.signal)

@@ -42,6 +42,11 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         ) from None
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the most precise floating-point type of a device, to add up in: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _device_of_rank(name: str, local_rank: int) -> str:
     if name != "cuda":
         raise ConfigError(f"'{name}' is one device, and every rank needs its own: write cuda", path="trainer.device")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ksuit_runner.tensors.device import widest_float
+
 STATISTICS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "mean": lambda total, squares, count, largest: total / count,
     "std": lambda total, squares, count, largest: (squares / count - (total / count).square()).clamp(min=0).sqrt(),
@@ -27,7 +29,7 @@ class Moments:
 
     def add(self, name: str, values: Tensor) -> None:
         """Add the elements of a tensor that is not empty."""
-        values = values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64)
+        values = values.detach().to(widest_float(values.device))
         count = torch.full_like(values.sum(), values.numel())
         self._add(name, torch.stack([values.sum(), values.square().sum(), count, values.abs().max()]))
 
