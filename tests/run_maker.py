@@ -39,6 +39,12 @@ class Augmented:
         return self.inputs[index] + 0.1 * noise, self.targets[index]
 
 
+def points(run):
+    """Return what is in a run's journal, as (key, step, value), in the order in which it was recorded."""
+    run.log_writer.write_rest()
+    return [(key, step, value) for line, _ in run.log_writer._journal.read() for key, value, step, _ in line]
+
+
 class Maker:
     """Makes trainers and runs in one folder; ``close`` ends their threads and workers."""
 

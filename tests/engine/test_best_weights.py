@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from run_maker import points
 from torch import nn
 
 from callbacks.best_checkpoint import BestCheckpoint
@@ -93,8 +94,7 @@ def callbacks(best=4, **more):
 
 
 def values(run):
-    run.log_writer.write_rest()
-    return {(item.key, item.step): item.value for line, _ in run.log_writer._journal.read() for item in line}
+    return {(key, step): value for key, step, value in points(run)}
 
 
 def normalized():

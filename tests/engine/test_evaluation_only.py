@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from run_maker import points
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
 from ksuit_runner.checkpoint.format import read_newest
@@ -56,11 +57,6 @@ def callbacks(seen, first=Size):
         "second": (Size, {"dataset_key": "train", "every_n_updates": 100}),
         "counts": (type("Counting", (Counts,), {"seen": seen}), {"every_n_samples": 3}),
     }
-
-
-def points(run):
-    run.log_writer.write_rest()
-    return [(key, step, value) for entry, _ in run.log_writer._journal.read() for key, value, step, *_ in entry]
 
 
 WANTED = [("size/first", 0, 7.0), ("size/second", 0, 20.0)]

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from run_maker import points
 from torch import nn
 
 from callbacks.accuracy import Accuracy
@@ -121,11 +122,11 @@ def _quiet(self, hook, counter):
 def result(maker, run_id):
     found = read_newest(maker.paths(run_id))
     run = next(run for run in reversed(maker.runs) if run.checkpoint_writer.path_provider.run_id == run_id)
-    points = [(p.key, p.step, p.value) for entry, _ in run.log_writer._journal.read() for p in entry]
-    assert len({point[:2] for point in points}) == len(points)
+    recorded = points(run)
+    assert len({point[:2] for point in recorded}) == len(recorded)
     folders = found.paths.checkpoints_dir.glob("E*")
     files = {f"{path.name}/{file.name}": file.read_bytes() for path in folders for file in path.iterdir()}
-    return found.progress, files, sorted(points)
+    return found.progress, files, sorted(recorded)
 
 
 @pytest.fixture

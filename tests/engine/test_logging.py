@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from run_maker import points
 
 from callbacks.accuracy import Accuracy
 from callbacks.best_checkpoint import BestCheckpoint
@@ -17,16 +18,15 @@ from ksuit_runner.engine.loop import evaluate, train
 from ksuit_runner.errors import ConfigError, KsuitError
 
 
-def points(run):
+def logged(run):
     """Return all points of a run's journal; none is there twice."""
-    run.log_writer.write_rest()
-    found = [(key, step, value) for line, _ in run.log_writer._journal.read() for key, value, step, _ in line]
+    found = points(run)
     assert len({point[:2] for point in found}) == len(found)
     return found
 
 
 def of(run, key):
-    return {step: value for name, step, value in points(run) if name == key}
+    return {step: value for name, step, value in logged(run) if name == key}
 
 
 class Source(PeriodicCallback):
@@ -82,7 +82,7 @@ def test_a_run_that_fails_between_two_reactions_resumes_with_the_second(maker):
     assert {key: number for key, (_, _, number) in unfinished["log"].items()} == {"source": 0, "first": 1, "second": 2}
     resumed = maker.run(chain(), max_updates=6, resume=True)
     train(resumed)
-    assert sorted(points(resumed)) == sorted(points(whole))
+    assert sorted(logged(resumed)) == sorted(logged(whole))
     for name in ("first", "second", "third"):
         assert resumed.hooks.callbacks[name].seen == whole.hooks.callbacks[name].seen
 
@@ -162,7 +162,7 @@ def test_a_callback_that_is_new_on_resume_logs_before_training_and_an_old_one_do
     for end in (6, 8):
         run = maker.run({**old, **new}, max_updates=end, resume=True)
         train(run)
-    assert points(run) == [("old", 0, 0.0), ("new", 4, 4.0)]
+    assert logged(run) == [("old", 0, 0.0), ("new", 4, 4.0)]
 
 
 def test_a_run_that_ends_before_its_first_update_reacts_to_its_start_once(maker):
@@ -178,7 +178,7 @@ def test_a_run_that_ends_before_its_first_update_reacts_to_its_start_once(maker)
     run = maker.run(callbacks, max_updates=2, resume=True)
     train(run)
     assert run.hooks.callbacks["reacts"].seen == [(0, ["start"]), (0, ["reaction"])]
-    assert points(run) == [("start", 0, 1.0), ("reaction", 0, 2.0)]
+    assert logged(run) == [("start", 0, 1.0), ("reaction", 0, 2.0)]
 
 
 def test_a_run_that_fails_after_training_does_not_react_to_its_last_update_again(maker):
@@ -251,5 +251,5 @@ def test_an_evaluation_of_a_stored_run_records_what_is_logged_in_reaction(maker)
     run.data.open(run.counter, [])
     torch.manual_seed(0)
     evaluate(run)
-    assert [key for key, _, _ in points(run)] == ["eval/accuracy/test", "eval/more"]
+    assert [key for key, _, _ in logged(run)] == ["eval/accuracy/test", "eval/more"]
     assert run.hooks.callbacks["best"].best is None  # only training has a best checkpoint

@@ -4,6 +4,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from run_maker import points
 
 from ksuit_runner.callback_base import CallbackBase
 from ksuit_runner.callback_bases.periodic import DatasetCallback, PeriodicCallback
@@ -18,8 +19,7 @@ def result(maker, run_id="run00000"):
     """Return what a run has left: the bytes of its weights, the state of its trainer, its metrics."""
     found = read_newest(maker.paths(run_id))
     run = next(run for run in reversed(maker.runs) if run.checkpoint_writer.path_provider.run_id == run_id)
-    points = [(key, step, value) for entry, _ in run.log_writer._journal.read() for key, value, step, _ in entry]
-    return (found.paths.checkpoint_dir / "model.safetensors").read_bytes(), found.state["trainer"], points
+    return (found.paths.checkpoint_dir / "model.safetensors").read_bytes(), found.state["trainer"], points(run)
 
 
 class Gambler(PeriodicCallback):

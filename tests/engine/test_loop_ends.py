@@ -6,6 +6,7 @@ import sys
 from asyncio import CancelledError
 
 import pytest
+from run_maker import points
 from torch import nn
 
 from ksuit_runner.callback_base import CallbackBase
@@ -160,11 +161,6 @@ class Counts(Raises):
         self.writer.add_scalar("errors", float(len(self.seen)))
 
 
-def logged(run):
-    run.log_writer.write_rest()
-    return [(point.key, point.step, point.value) for points, _ in run.log_writer._journal.read() for point in points]
-
-
 def test_what_callbacks_log_of_an_error_is_recorded_and_not_what_the_failed_hook_logged(maker):
     class Half(Counts):
         def _after_update(self, update_counter):
@@ -175,7 +171,7 @@ def test_what_callbacks_log_of_an_error_is_recorded_and_not_what_the_failed_hook
     run = maker.run({"half": (Half, {"update": 2})})
     with pytest.raises(ZeroDivisionError):
         train(run)
-    assert logged(run) == [("errors", 2, 1.0)]
+    assert points(run) == [("errors", 2, 1.0)]
 
 
 def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
@@ -188,7 +184,7 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(maker):
     with pytest.raises(TakenOverError, match="another process has taken over"):
         train(run)
     assert len(run.hooks.callbacks["taken"].seen) == 1
-    assert names(maker.paths()) == logged(run) == []
+    assert names(maker.paths()) == points(run) == []
 
 
 def test_a_checkpoint_that_was_asked_for_before_an_error_is_made_after_the_resume(maker):
@@ -238,8 +234,8 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(maker):
 
     class Order(CallbackBase):
         def state_dict(self):
-            points = [point.step for points, _ in run.log_writer._journal.read() for point in points]
-            seen.append((run.counter.update, max(points, default=0)))
+            steps = [point.step for line, _ in run.log_writer._journal.read() for point in line]
+            seen.append((run.counter.update, max(steps, default=0)))
             return {}
 
     run = maker.run({"l": (Losses, {}), "order": (Order, {})}, checkpoint={"every_n_updates": 2})

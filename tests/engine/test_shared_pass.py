@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from run_maker import points
 from torch import nn
 
 from callbacks.accuracy import Accuracy
@@ -108,15 +109,14 @@ def made(maker, run_id, callbacks, num_workers=0, **kwargs):
     return run
 
 
-def points(run):
-    run.log_writer.write_rest()
-    return {(item.key, item.step): item.value for line, _ in run.log_writer._journal.read() for item in line}
+def recorded(run):
+    return {(key, step): value for key, step, value in points(run)}
 
 
 def trained(maker, run_id, callbacks, **kwargs):
     run = made(maker, run_id, callbacks, **kwargs)
     train(run)
-    return points(run)
+    return recorded(run)
 
 
 ALL = {
@@ -209,7 +209,7 @@ def test_an_error_of_one_leaves_the_others_as_they_are(maker, bits, name, where,
     assert unfinished["done"] == ([] if name == "first" else ["first.periodic_callback"])
     resumed = made(maker, "failed", callbacks(), resume=True)
     train(resumed)
-    assert points(resumed) == points(whole)
+    assert recorded(resumed) == recorded(whole)
     assert {item.batches for item in resumed.hooks.callbacks.values()} == {2 * 2}
     assert bits(resumed.trainer.model.tensors()) == bits(whole.trainer.model.tensors())
 
@@ -221,8 +221,8 @@ def test_one_that_ends_training_in_a_batch_does_so_at_its_turn(maker, names):
     run = made(maker, "stops", {name: (failing if name == "stops" else Draws, EVERY) for name in names})
     train(run)
     assert run.counter.stopped_by == ["stops"] and run.counter.update == 2
-    assert {key for key, _ in points(run)} == {"drawn/one", "drawn/other"}
-    assert points(run)["drawn/one", 2] == alone
+    assert {key for key, _ in recorded(run)} == {"drawn/one", "drawn/other"}
+    assert recorded(run)["drawn/one", 2] == alone
 
 
 def test_a_broken_sample_is_the_error_of_those_that_read_it(tmp_path):
@@ -255,7 +255,7 @@ def test_a_signal_in_a_pass_ends_the_run_and_the_resume_repeats_it(maker):
     whole = trained(maker, "whole", callbacks(armed=False))
     run = made(maker, "stopped", callbacks())
     train(run)
-    assert run.counter.update == 2 and not points(run)
+    assert run.counter.update == 2 and not recorded(run)
     resumed = made(maker, "stopped", callbacks(armed=False), resume=True)
     train(resumed)
-    assert points(resumed) == whole and resumed.hooks.callbacks["three"].batches == 4
+    assert recorded(resumed) == whole and resumed.hooks.callbacks["three"].batches == 4

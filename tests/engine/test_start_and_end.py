@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from run_maker import points
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.loss import Loss
@@ -67,10 +68,9 @@ def notes(does=None, **interval):
 
 
 def losses(run):
-    run.log_writer.write_rest()
-    found = [point for line, _ in run.log_writer._journal.read() for point in line if point.key == "loss/test"]
-    assert len({point.step for point in found}) == len(found)
-    return {point.step: point.value for point in found}
+    found = [(step, value) for key, step, value in points(run) if key == "loss/test"]
+    assert len(dict(found)) == len(found)
+    return dict(found)
 
 
 def test_a_run_that_ends_inside_an_epoch_is_evaluated_at_its_end(maker):

@@ -5,6 +5,7 @@ from functools import partial
 import by_hand
 import pytest
 import torch
+from run_maker import points
 from torch import nn
 
 from callbacks.loss import Loss
@@ -114,5 +115,5 @@ def test_what_is_logged_is_the_loss_of_evaluation_mode(maker):
     loss = {"loss": (Loss, {"dataset_key": "test", "every_n_updates": 4})}
     run = maker.run(loss, loss=Smooth(), max_updates=4)
     train(run)
-    points = [(key, value) for entry, _ in run.log_writer._journal.read() for key, value, *_ in entry]
-    assert dict(points)["loss/test"] < 50
+    [loss] = [value for key, _, value in points(run) if key == "loss/test"]
+    assert loss < 50
