@@ -20,6 +20,11 @@ def is_run_id(text: str) -> bool:
     return re.match(_RUN_ID, text) is not None
 
 
+def shown_path(path: Path) -> str:
+    """Return a path as messages show it: from the working directory on, if it is below that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 class OutputPaths:
     """The files that all runs of an output folder share.
 

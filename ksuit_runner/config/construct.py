@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ksuit_runner
 from ksuit_runner.errors import ConfigError, Interrupted, KsuitError
+from ksuit_runner.paths import shown_path
 from ksuit_runner.system.shipped_folders import INSTALLED
 
 _MOST_LINES = 4
@@ -47,8 +48,7 @@ def what_was_raised(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
     if not frames:
         return text
-    path = Path(frames[-1].filename)
-    where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    where = shown_path(Path(frames[-1].filename))
     return f"{text}\n(raised in {where}, line {frames[-1].lineno}, in {frames[-1].name})"
 
 

@@ -22,8 +22,8 @@ from ksuit_runner.config.groups import (
     shipped_conf,
 )
 from ksuit_runner.config.overrides import bare_name, cannot_be_read, parse, value_text
-from ksuit_runner.config.project_source import named
 from ksuit_runner.errors import MOST_LISTED, ConfigError, did_you_mean, is_misspelling, suggest
+from ksuit_runner.paths import shown_path
 
 MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
@@ -136,7 +136,7 @@ def _other_kind(name: str) -> ConfigError | None:
             needed = (
                 "keys are needed, `KEY: VALUE`, and this is a list" if kinds[0] else "a list is needed, [VALUE, VALUE]"
             )
-            return ConfigError(f"{key}: {needed}", path=named(path))
+            return ConfigError(f"{key}: {needed}", path=shown_path(path))
     return None
 
 
@@ -148,7 +148,7 @@ def _unknown_choice(path: str, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
     is_given = any(bare_name(item) == group.split("/")[0] for item in overrides)
     written = [] if is_given else files_with(rf"^\s*-.*(?<![\w-]){re.escape(choice)}(?![\w-])")
-    where = f"{named(written[0])}: " if written else ""
+    where = f"{shown_path(written[0])}: " if written else ""
     available = choices(group)
     if not available and group not in groups():
         return ConfigError(f"{where}{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
@@ -187,7 +187,7 @@ def _cannot_override(name: str, key: str, package: str) -> ConfigError:
 def _file_of(name: str) -> str:
     """Return the path of the file of a group and choice, as it is called in messages."""
     found = files(name)
-    return named(found[0]) if found else f"conf/{name}.yaml"
+    return shown_path(found[0]) if found else f"conf/{name}.yaml"
 
 
 def _unknown_key(text: str, overrides: Sequence[str], config: DictConfig | None) -> ConfigError:
@@ -223,7 +223,7 @@ def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
         where = [path for path in files_with(rf"^\s*-\s*(?!override\s).*\b{group}\s*:") if path.stem != CONFIG_NAME]
         return ConfigError(
             f"defaults: the config has chosen from '{group}' already. Write `- override /{group}: NAME`",
-            path=named(where[0]) if where else group,
+            path=shown_path(where[0]) if where else group,
         )
     return ConfigError(f"{given}: the config has this group already. Without the +: {given.lstrip('+')}")
 

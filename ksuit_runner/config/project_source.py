@@ -11,6 +11,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import Container, DictConfig, OmegaConf
 
 from ksuit_runner.errors import ConfigError, did_you_mean, short
+from ksuit_runner.paths import shown_path
 
 _WORDS = ("optional", "override")
 """What may be written before a group in `defaults`."""
@@ -41,34 +42,31 @@ class ProjectSource(FileConfigSource):
         )
 
 
-def named(path: Path) -> str:
-    """Return how a file is called in messages: from the working directory, if it is below that."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def _read(path: Path) -> str:
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")  # some editors begin a file with a mark, which would hide its first line
     except OSError as error:
-        raise ConfigError(f"{named(path)}: {error.strerror}") from error
+        raise ConfigError(f"{shown_path(path)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{named(path)}, line {line}: this is not UTF-8; save the file in that encoding") from error
+        raise ConfigError(
+            f"{shown_path(path)}, line {line}: this is not UTF-8; save the file in that encoding"
+        ) from error
 
 
 def _parse(path: Path, text: str) -> DictConfig:
     try:
         events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if kind := next((kind for event in islice(events, 3) if (kind := _KINDS.get(type(event)))), None):
-            raise ConfigError(f"{named(path)}: a config has keys, `KEY: VALUE`, and this is a {kind}")
+            raise ConfigError(f"{shown_path(path)}: a config has keys, `KEY: VALUE`, and this is a {kind}")
         config = OmegaConf.load(StringIO(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, problem = f", line {mark.line + 1}" if mark else "", error.problem or error.context
         has_tab = mark is not None and "\t" in "".join(text.splitlines()[mark.line : mark.line + 1])
         hint = ". It has a tab: YAML is indented with spaces" if has_tab else ""
-        raise ConfigError(f"{named(path)}{line}: {problem}{hint}") from error
+        raise ConfigError(f"{shown_path(path)}{line}: {problem}{hint}") from error
     assert isinstance(config, DictConfig)
     defaults = config.get("defaults")
     _check_defaults(path, OmegaConf.to_container(defaults) if isinstance(defaults, Container) else defaults)
@@ -76,7 +74,7 @@ def _parse(path: Path, text: str) -> DictConfig:
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:
-    where = f"{named(path)}: defaults"
+    where = f"{shown_path(path)}: defaults"
     if not isinstance(defaults, list | None):
         raise ConfigError(f"{where}: a list is needed, `- GROUP: CHOICE`, not {short(defaults)}")
     overridden: set[str] = set()

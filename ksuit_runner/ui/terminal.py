@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ksuit_runner.errors import KsuitError
 from ksuit_runner.metric_property import Summary
+from ksuit_runner.paths import shown_path
 from ksuit_runner.security.masking import mask_text
 from ksuit_runner.ui import tables
 from ksuit_runner.ui.formats import format_duration, format_number
@@ -59,7 +60,7 @@ def make_console(stderr: bool = False, file: IO[str] | None = None, quiet: bool 
 
 def print_start(console: Console, run_id: str, name: str, where: str, run_dir: Path, device: str = "") -> None:
     """Print which run starts, where it is tracked, where its files are, and on which device it trains."""
-    pairs = {"run": name, "id": run_id, "tracked": tracked_at(console, where), "folder": _short(run_dir)}
+    pairs = {"run": name, "id": run_id, "tracked": tracked_at(console, where), "folder": shown_path(run_dir)}
     print_pairs(console, pairs | ({"device": device} if device else {}))
 
 
@@ -107,8 +108,8 @@ def print_end(
         console.print(metric_table(console, summary))
         print_blank(console)
     took = "" if seconds is None else f" after {format_duration(seconds)}"
-    pairs = {"status": f"{status.lower()}{took}", "folder": _short(run_dir)}
-    pairs |= {"best": _short(best)} if best is not None else {}
+    pairs = {"status": f"{status.lower()}{took}", "folder": shown_path(run_dir)}
+    pairs |= {"best": shown_path(best)} if best is not None else {}
     print_pairs(console, pairs | ({"resume": resume_command} if resume_command else {}), status)
 
 
@@ -209,7 +210,3 @@ def print_pairs(console: Console, pairs: Mapping[str, str], status: str = "") ->
     for label, value in pairs.items():
         style = _STATUS_STYLES.get(status, "") if label == "status" else ""
         console.print(Text.assemble((label.ljust(width), "dim"), (mask_text(value), style)), soft_wrap=True)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

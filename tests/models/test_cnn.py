@@ -1,8 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from omegaconf import ListConfig
 from torch import nn
-from torch.nn import functional as F
 
 from ksuit_runner.data.digits import Digits
 from ksuit_runner.errors import ConfigError
@@ -44,19 +45,11 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(x), model(x))
 
 
-def test_gradient_steps_reduce_the_loss() -> None:
+def test_gradient_steps_reduce_the_loss(train: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
     digits = Digits("train")
-    inputs, targets = digits.__getitems__(range(128))
     model = Cnn(digits.input_shape, digits.output_shape, channels=(8, 16, 16))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    losses = []
-    for _ in range(20):
-        loss = F.cross_entropy(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(model, [digits.__getitems__(range(128))] * 20, lr=0.02)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -86,19 +88,11 @@ def test_dropout_acts_in_training_only(tokens: torch.Tensor) -> None:
     assert torch.equal(model(tokens), model(tokens))
 
 
-def test_gradient_steps_reduce_the_loss() -> None:
+def test_gradient_steps_reduce_the_loss(train: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
     docs = PythonDocs("train", context_length=32)
     model = Gpt(docs.input_shape, docs.output_shape, embed_dim=32, depth=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses = []
-    for step in range(60):
-        inputs, targets = docs.__getitems__(range(16 * step, 16 * step + 16))
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(model, [docs.__getitems__(range(16 * step, 16 * step + 16)) for step in range(60)], lr=0.01)
     assert losses[-1] < 0.8 * losses[0]
 
 

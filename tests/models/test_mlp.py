@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from omegaconf import ListConfig
@@ -33,18 +35,10 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(x), model(x))
 
 
-def test_gradient_steps_reduce_the_loss() -> None:
+def test_gradient_steps_reduce_the_loss(train: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
     digits = Digits("train")
-    model = Mlp(digits.input_shape, digits.output_shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        loss = F.cross_entropy(model(digits.inputs), digits.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(Mlp(digits.input_shape, digits.output_shape), [(digits.inputs, digits.targets)] * 20, lr=0.01)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ksuit_runner.config.groups import CONFIG_NAME, choices, files, files_with, groups
 from ksuit_runner.config.overrides import bare_name, value_text
-from ksuit_runner.config.project_source import named
 from ksuit_runner.config.schema import OBJECT_SPECS, objects_beside
 from ksuit_runner.errors import ConfigError, did_you_mean, is_misspelling, suggest
+from ksuit_runner.paths import shown_path
 
 _OF_THE_WHOLE = ("experiment", "debug")
 """Groups whose files are about the whole config, and leave no key of their own."""
@@ -128,7 +128,8 @@ def _unknown(prefix: str, key: str, known: set[str], is_note: bool) -> ConfigErr
     path = f"{prefix}{key}"
     if path in _OF_THE_WHOLE:
         return not_global(path)
-    where = "".join(f" ({named(file)})" for file in files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")[:1])
+    files = files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")
+    where = f" ({shown_path(files[0])})" if files else ""
     there = f"'{prefix.rstrip('.')}'" if prefix else "the config"
     hint = did_you_mean(key, known, longest=8 if prefix else 0) or f"As a note: +{path}=VALUE"
     hint += " A note has to have another name" if is_note else ""
