@@ -6,7 +6,6 @@ from omegaconf import DictConfig
 
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import ConfigError, ResumeError, TrackerError
 from ksuit_runner.paths import OutputPaths
@@ -82,8 +81,9 @@ def _mark_if_killed(run: StoredRun, composed: DictConfig, overrides: Sequence[st
         return run.status
     try:
         tracker = build_tracker(tracker_factory(paths, composed, overrides), paths)
-        mark_if_killed(paths, tracker)
-        Recording(tracker, paths, lock.check).deliver_status()
+        recording = Recording(tracker, paths, lock.check)
+        recording.mark_if_killed()
+        recording.deliver_status()
     except TrackerError:
         return "KILLED, which the tracker does not know yet"
     finally:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from ksuit_runner.config.compose import compose_config, with_trackers_beside
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
+from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
@@ -84,7 +84,7 @@ def deliver(
             recording = Recording(tracker, paths, lock.check)
             if composed.register_anew:
                 recording.forget_lost()
-            mark_if_killed(paths, tracker)
+            recording.mark_if_killed()
             return recording.deliver_all()
         except (TrackerError, OSError) as error:
             again = f"What is not sent yet stays stored; to try again: {sync_command(paths.run_id, paths.output_dir)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -160,6 +160,26 @@ class Binding:
             self.check_owner()
             self.store.end_run(state.box.status, state.box.end_time)
             self._note(status=state.box.status, end_time=state.box.end_time)
+
+    def mark_if_killed(self, tags: Mapping[str, str] | None = None, end_time: int | None = None) -> None:
+        """Store that the run was killed, unless it has said how it ended; for whoever holds the lock of a dead run.
+
+        Where a full disk does not take it, it is delivered nevertheless: that may be why the run was killed.
+
+        Args:
+            tags: Tags of a killed run that say more about its end.
+            end_time: When it died, in ms since 1970, if that was seen; by default its last sign of life counts.
+
+        Raises:
+            TrackerError: The outbox is damaged, or there is none and the tracker, which is asked then, does not answer.
+        """
+        box = self.state.box
+        if box.status is None:
+            self.check_owner()
+            box.kill(self._paths, end_time)
+            if tags:
+                box.add_tags(tags, box.run_id)
+            box.store(self._paths)
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Record metric points at once: the caller has them in the journal and waits for the answer."""

@@ -95,6 +95,8 @@ class Shipment:
         """
         whole = self._journal.size
         if self.offset >= whole:
+            if not self._is_stored:
+                self._advance(self.offset)
             return 0
         self._journal.sync()  # what is appended from now on is sent another time
         count = 0
@@ -136,8 +138,12 @@ class Shipment:
 
     def _advance(self, offset: int) -> None:
         self._check_owner()
-        write_unsynced(self._sent_path, str(offset))
         self.offset = offset
+        try:
+            write_unsynced(self._sent_path, str(offset))
+            self._is_stored = True
+        except OSError:  # of a full disk, which is no reason not to send: it is written with the next points, or alone
+            self._is_stored = False
 
 
 def read_offset(sent_path: Path) -> int:

@@ -208,28 +208,3 @@ def load_or_ask(paths: PathProvider, tracker: BaseTracker) -> Outbox:
         box.name, box.start_time, box.tracker_id = info.name, info.start_time, info.run_id
         box.status = EndStatus.of(info.status)
     return box
-
-
-def mark_if_killed(
-    paths: PathProvider,
-    tracker: BaseTracker,
-    tags: Mapping[str, str] | None = None,
-    end_time: int | None = None,
-) -> None:
-    """Store that a run was killed, unless it has said how it ended; for whoever holds the lock of a dead run.
-
-    Args:
-        paths: Paths of the run.
-        tracker: Its tracker, which is asked about a run that stored nothing.
-        tags: Tags of a killed run that say more about its end.
-        end_time: When it died, in ms since 1970, if that was seen; by default its last sign of life counts.
-
-    Raises:
-        TrackerError: The file is damaged, or the tracker does not answer.
-    """
-    box = load_or_ask(paths, tracker)
-    if box.status is None:
-        box.kill(paths, end_time)
-        if tags:
-            box.add_tags(tags, box.run_id)
-        box.store(paths)

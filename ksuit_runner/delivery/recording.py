@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,6 +154,10 @@ class Recording:
         assert self._threads is None, "it follows the folder already"
         commit = None if self._on_checkpoint is None else self._commit_waiting
         self._threads = _Threads(self._binding, self._paths, commit, self._interval_s)
+
+    def mark_if_killed(self, tags: Mapping[str, str] | None = None, end_time: int | None = None) -> None:
+        """Store that the run was killed, unless it has said how it ended; see ``Binding``."""
+        self._binding.mark_if_killed(tags, end_time)
 
     def notify(self) -> None:
         """Look at the folder now instead of at the next interval."""

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Sequence
 
 from ksuit_runner.checkpoint.commit import OnCheckpoint
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recording import Recording, Unsent
 from ksuit_runner.errors import KsuitError, TakenOverError
 from ksuit_runner.paths import PathProvider
@@ -68,8 +67,7 @@ class RecordedRun:
         """See ``RunFollower``. What a recorder that has died was doing is finished first; asked twice, only once."""
         if not self._is_started:
             self._recording.committer.finish_interrupted()
-            self._recording.start()
-            self._is_started = True
+            self._follow()
 
     def notify(self) -> None:
         """See ``RunFollower``."""
@@ -108,9 +106,9 @@ class RecordedRun:
             self._check()
             with log_to_file(self._paths.log):
                 _LOGGER.error("the process of this run has died%s", f": {reason}" if reason else "")
-                self._recording.committer.recover()
-                mark_if_killed(self._paths, self._tracker, {EXIT_TAG: reason} if reason else None, died)
-                self.start()
+                self._recover()
+                self._recording.mark_if_killed({EXIT_TAG: reason} if reason else None, died)
+                self._follow()
                 self.finish(self._tracker.close_timeout_s)
         except TakenOverError:  # the run is another process's by now
             pass
@@ -120,6 +118,18 @@ class RecordedRun:
         closing.start()
         closing.join(_CLOSE_S)  # a request that hangs ends with this process
         self._view.remove_dead(is_known_dead=True)
+
+    def _recover(self) -> None:
+        """Commit what was handed over; whatever the disk says, the rest of the record does not depend on it."""
+        try:
+            self._recording.committer.recover()
+        except OSError as error:
+            _LOGGER.error("its last checkpoints are not committed (a resume tries again): %s", error)
+
+    def _follow(self) -> None:
+        if not self._is_started:
+            self._recording.start()
+            self._is_started = True
 
     def _check(self) -> None:
         self._view.check()

@@ -14,7 +14,6 @@ from ksuit_runner.config.compose import show_debugging
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import root, value_of
 from ksuit_runner.config.targets import Trust, check_values
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.distributed.environment import place
@@ -160,7 +159,7 @@ def _register_lost_jobs(paths: SweepPaths, factory: Factory, tracker: RecordedTr
         with StoredRunLock(run.lock, run.recorder_lock) as lock:
             recording = Recording(store, run, lock.check)
             if recording.forget_lost():
-                mark_if_killed(run, store)
+                recording.mark_if_killed()
                 recording.deliver_all()
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import AliveError, ConfigError, TrackerError
@@ -215,8 +214,9 @@ class SweepRunner:
         tracker = open_tracker(Factory(self._plan.with_tracker(job.config), self._trust), self.paths)
         try:
             with StoredRunLock(run.lock, run.recorder_lock) as lock:
-                mark_if_killed(run, tracker)
-                Recording(tracker, run, lock.check).deliver_all()
+                recording = Recording(tracker, run, lock.check)
+                recording.mark_if_killed()
+                recording.deliver_all()
         except AliveError:  # it is still sending it itself
             return
         except (TrackerError, OSError) as error:

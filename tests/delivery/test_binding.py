@@ -12,7 +12,6 @@ from servers import locked
 
 from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.delivered import read_state
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.errors import LostRunError, TrackerError
@@ -51,7 +50,7 @@ def _binding(tracker: RecordedTracker) -> Binding:
 def _deliver(paths: OutputPaths, run_id: str, store: MlflowTracker | None = None) -> Binding:
     store, run = store or _mlflow(paths), PathProvider(paths.output_dir, run_id)
     binding = Binding(store, run, lambda: None)
-    mark_if_killed(run, store)
+    binding.mark_if_killed()
     binding.deliver()
     binding.deliver_end()
     return binding

@@ -74,6 +74,18 @@ def test_sends_everything_in_order(journal: Journal, tmp_path: Path) -> None:
     assert int((tmp_path / "sent").read_text()) == journal.size
 
 
+def test_points_are_sent_though_a_full_disk_does_not_take_how_many(journal: Journal, tmp_path: Path) -> None:
+    tracker, sent = ListTracker(), tmp_path / "disk" / "sent"  # whose folder is not there yet
+    shipment = Shipment(journal, sent, tracker)
+    for step in range(3):
+        journal.append(step, {"a": step})
+        assert shipment.send() == 1
+    assert tracker.points == _written(journal) and shipment.is_complete
+    sent.parent.mkdir()
+    assert shipment.send() == 0
+    assert read_offset(sent) == journal.size
+
+
 def test_looks_at_the_journal_by_itself(journal: Journal, tmp_path: Path) -> None:
     tracker = ListTracker()
     arrived = threading.Event()

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.delivered import Delivery, RunState, read_state
-from ksuit_runner.delivery.outbox import Outbox, load_or_ask, mark_if_killed
+from ksuit_runner.delivery.outbox import Outbox, load_or_ask
 from ksuit_runner.delivery.registration import index_registered
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import PathProvider
@@ -151,6 +152,10 @@ def test_a_run_that_is_not_registered_is_a_message_with_all_that_was_delivered()
     assert full_box(start_tags={START_TAG: "before"}).registration_tags()[START_TAG] == "before"
 
 
+def _binding(paths):
+    return Binding(Recorder(), paths, lambda: None)
+
+
 def test_an_end_is_due_until_it_is_delivered():
     for status, end_time, delivered, has_end in [
         *((None, None, (None, None), False), (None, None, ("FINISHED", 9), False)),
@@ -165,7 +170,7 @@ def test_an_end_is_due_until_it_is_delivered():
 def test_who_holds_the_lock_of_a_dead_run_says_that_it_was_killed(paths):
     for status in (EndStatus.FINISHED, None):
         full_box(status=status).store(paths)
-        mark_if_killed(paths, Recorder(), {"ksuit.exit": "SIGKILL"})
+        _binding(paths).mark_if_killed({"ksuit.exit": "SIGKILL"})
         box = Outbox.load(paths)
         assert box.status is (status or EndStatus.KILLED)
         assert (box.version, box.tags.get("ksuit.exit")) == ((0, None) if status else (1, "SIGKILL"))
@@ -192,7 +197,7 @@ def test_a_killed_run_ended_at_its_last_sign_of_life_whoever_notices_when(paths,
     alive = full_box(status=None, end_time=None, **begun)
     for seen, expected in ((None, end_time), (99, 99)):
         alive.store(paths)
-        mark_if_killed(paths, Recorder(), end_time=seen)
+        _binding(paths).mark_if_killed(end_time=seen)
         assert Outbox.load(paths).end_time == expected
     alive.store(paths)
     box = Outbox.load(paths)
@@ -204,14 +209,14 @@ def test_a_killed_run_ended_at_its_last_sign_of_life_whoever_notices_when(paths,
 def test_a_killed_run_with_a_damaged_journal_ended_at_its_start(paths, damage):
     full_box(status=None, end_time=None).store(paths)
     damage(paths.journal)
-    mark_if_killed(paths, Recorder())
+    _binding(paths).mark_if_killed()
     assert (Outbox.load(paths).status, Outbox.load(paths).end_time) == (EndStatus.KILLED, 7)
 
 
 def test_a_journal_from_the_future_says_at_most_now(paths):
     full_box(status=None, end_time=None).store(paths)
     Journal(paths.journal).append(1, {"loss": 1.0}, (1 << 63) - 1)
-    mark_if_killed(paths, Recorder())
+    _binding(paths).mark_if_killed()
     assert 7 < Outbox.load(paths).end_time <= now()
 
 

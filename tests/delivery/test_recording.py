@@ -15,7 +15,6 @@ from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import pack_state
 from ksuit_runner.delivery import recording as recording_module
 from ksuit_runner.delivery.delivered import read_state
-from ksuit_runner.delivery.outbox import mark_if_killed
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording, RunFollower, Unsent
 from ksuit_runner.errors import TakenOverError, TrackerError
@@ -173,8 +172,9 @@ def test_the_store_hears_that_a_run_is_resumed_and_how_it_ends_then(store, track
 
 
 def test_a_killed_run_is_marked_so_without_sending_the_rest(store, tracker, paths):
-    mark_if_killed(paths, store)
-    Recording(store, paths).deliver_status()
+    recording = Recording(store, paths)
+    recording.mark_if_killed()
+    recording.deliver_status()
     assert store.log == ["end KILLED"]
 
 

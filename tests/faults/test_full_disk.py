@@ -1,5 +1,6 @@
 """A full disk in the middle of a run costs checkpoints while it is full, and nothing else."""
 
+import sqlite3
 import subprocess
 import threading
 import time
@@ -13,10 +14,13 @@ from command import (
     last_step,
     mlflow_points,
     read_until,
+    recorders_of,
     run_dir,
     start,
     wait_until,
 )
+from pausing import make_project
+from preloaded import start as start_quickly
 
 # Without the evaluation of the best checkpoint, which may be one that was lost to the full disk.
 ARGUMENTS = (
@@ -97,3 +101,20 @@ def test_a_run_that_ends_on_a_full_disk_fails_and_can_be_resumed(tmp_path, small
     ksuit(outputs, "resume=last")
     ksuit(reference, *arguments)
     assert journal(run_dir(outputs)) == journal(run_dir(reference)) == mlflow_points(outputs)
+
+
+def test_a_run_that_is_killed_for_a_full_disk_is_killed_for_its_tracker_elsewhere(tmp_path, small_disk):
+    project, database = make_project(tmp_path / "project"), tmp_path / "mlflow.db"
+    (project / "armed").touch()
+    arguments = ("model=pauses", "model.pauses_at=30", f"tracker.uri=sqlite:///{database}")
+    process = start_quickly(small_disk / "outputs", *arguments, cwd=project)
+    read_until(process, "paused")
+    (recorder,) = recorders_of(process.pid)
+    fill(small_disk)
+    process.kill()
+    process.communicate()
+    recorder.wait(20)
+    with sqlite3.connect(database) as connection:
+        ends = list(connection.execute("select status, end_time is not null from runs"))
+        exits = list(connection.execute("select value from tags where key = 'ksuit.exit'"))
+    assert (ends, exits) == ([("KILLED", 1)], [("SIGKILL",)])

@@ -82,6 +82,19 @@ def test_a_killed_run_is_recorded_as_killed_with_all_of_its_metrics(project, out
     assert "the process of this run has died: SIGKILL" in paths.log.read_text()
 
 
+def test_a_run_whose_checkpoints_cannot_be_committed_is_killed_nevertheless(project, outputs):
+    process, recorder = paused(project, outputs)
+    paths = PathProvider(outputs, run_dir(outputs).name)
+    (paths.checkpoints_dir / ".E9_U180_S180.old").mkdir()  # cannot be moved back
+    (paths.checkpoints_dir / "E9_U180_S180").symlink_to("nothing")
+    process.kill()
+    process.communicate()
+    recorder.wait(10)
+    assert statuses(outputs) == ["KILLED"]
+    assert journal(paths.run_dir) == mlflow_points(outputs)
+    assert "its last checkpoints are not committed" in paths.log.read_text()
+
+
 def listed(outputs):
     """Return the models that MLflow lists of the run: name, checkpoint and the values that it was chosen by."""
     client = MlflowTracker(OutputPaths(outputs))._client
