@@ -158,7 +158,6 @@ class Committer:
         for name in waiting.in_order():
             try:
                 if waiting.is_superseded(name):
-                    self._check_owner()
                     waiting.dropped.add(name)
                 else:
                     kept = self._commit(name, waiting.make_room, is_newest=not waiting.newer_than(name))
@@ -225,17 +224,15 @@ class Committer:
             is_newest: Whether none of those that are committed is newer.
         """
         folder = self.paths.checkpoints_dir / name
-        self._check_owner()
-        try:
+        while True:
+            self._check_owner()
             try:
                 manifest = self._put_in_place(folder)
+                break
             except OSError as error:
                 if error.errno not in FULL or not beside(folder, READY).exists() or not make_room():
+                    _drop(folder)
                     raise
-                manifest = self._put_in_place(folder)
-        except OSError:
-            _drop(folder)
-            raise
         self._check_owner()
         _drop(folder)
         self._name(name, manifest["tags"], is_newest)
@@ -353,15 +350,15 @@ class _Waiting:
         return name in self.dropped or self._is_behind(name, len(self.newer_than(name)))
 
     def make_room(self) -> bool:
-        """Drop those that are superseded once all newer ones are committed; return whether there are any."""
-        count = len(self.dropped)
-        for number, name in enumerate(self._names):
+        """Drop the oldest that is superseded once all newer ones are committed; return whether there is one."""
+        for number, name in reversed([*enumerate(self._names)]):
             newer = {*self._names[:number], *self.newer_than(name)} - self.failed - self.dropped
             is_pending = name not in self.committed | self.failed | self.dropped
             if is_pending and self._is_behind(name, len(newer)):
                 self.dropped.add(name)
                 _drop(self._paths.checkpoints_dir / name)
-        return len(self.dropped) > count
+                return True
+        return False
 
     def _is_behind(self, name: str, newer: int) -> bool:
         head = self._heads[name]

@@ -368,10 +368,12 @@ class CheckpointWriter:
     def close(self) -> None:
         """Wait until all checkpoints are committed, and end the thread."""
         self._lost.are_last = True
-        self.wait()
-        self._lost.close()
-        self._thread.shutdown()
-        self._hand_over.close()
+        try:
+            self.wait()
+        finally:  # also if the run was taken over
+            self._lost.close()
+            self._thread.shutdown()
+            self._hand_over.close()
 
     def _write(
         self,

@@ -315,6 +315,21 @@ def test_what_is_superseded_makes_room_on_a_full_disk(paths, monkeypatch, has_ro
     assert left(paths) == (["E0_U4_S4", "E0_U5_S5", "latest", "tags.json"] if has_room else [])
 
 
+def test_no_more_is_dropped_for_room_than_is_needed(paths, monkeypatch):
+    def sync(*given, sync=commit_module.sync):
+        if len(list(paths.checkpoints_dir.glob(".*.ready"))) > 4:
+            raise OSError(errno.ENOSPC, "no room")
+        if {"U5", "U4"} & {part for path in given for part in path.name.split("_")}:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(*given)
+
+    for update in range(1, 6):
+        ready(paths, f"E0_U{update}_S{update}", update, keep_last=2, is_packed=True)
+    monkeypatch.setattr(commit_module, "sync", sync)
+    Committer(paths).commit_waiting()
+    assert left(paths) == ["E0_U2_S2", "E0_U3_S3", "latest", "tags.json"]
+
+
 def test_a_disk_that_is_full_when_a_folder_has_its_name_already_is_said_to_be_full(paths, monkeypatch):
     def sync(*given, sync=commit_module.sync):
         if given == (paths.checkpoints_dir,):

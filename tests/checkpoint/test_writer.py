@@ -387,7 +387,8 @@ def test_the_same_position_is_written_again_when_its_commit_is_done(handed_over,
 
 
 def test_nobody_waits_for_a_commit_once_the_run_is_taken_over(handed_over, monkeypatch):
-    item, _ = handed_over
+    item, recorder = handed_over
+    monkeypatch.setattr(checkpoint, "TINY", 0)  # in a thread
     item.save_at(1)
 
     def refuse():
@@ -397,6 +398,8 @@ def test_nobody_waits_for_a_commit_once_the_run_is_taken_over(handed_over, monke
     item.writer.check_owner = refuse
     with pytest.raises(TakenOverError):
         item.writer.close()
+    assert recorder.is_closed
+    assert not any(thread.name.startswith("checkpoint-writer") for thread in threading.enumerate())
 
 
 def test_an_error_of_a_commit_elsewhere_is_one_of_the_checkpoint(handed_over, caplog):

@@ -63,7 +63,9 @@ POINTS = {
     "before the status is set": Point("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "before", RECORDER),
     "after the status was set": Point("ksuit_runner.tracker.mlflow", "MlflowTracker.end_run", "after", RECORDER),
     "before a death is recorded": Point(_RECORDED_RUN, "RecordedRun.end_dead", "before", RECORDER),
-    "before a dead run is KILLED": Point("ksuit_runner.delivery.recording", "Recording.mark_if_killed", "before", RECORDER),
+    "before a dead run is KILLED": Point(
+        "ksuit_runner.delivery.recording", "Recording.mark_if_killed", "before", RECORDER
+    ),
     "before a dead lock is removed": Point("ksuit_runner.system.run_lock", "LockView.remove_dead", "before", RECORDER),
 }
 AFTER_DEATH = ("before a death is recorded", "before a dead run is KILLED", "before a dead lock is removed")
