@@ -1,6 +1,7 @@
 """What the training process and the recorder send each other: requests, their answers, and events."""
 
 import inspect
+import json
 import socket
 import threading
 import traceback
@@ -14,11 +15,15 @@ from typing import Any, get_type_hints
 import msgspec
 
 from ksuit_runner import errors
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import KsuitError, TrackerError
 
 
 class ClosedError(Exception):
     """The other side is gone."""
+
+
+class UnsendableError(Exception):
+    """A message cannot be sent, because of what is in it."""
 
 
 class RemoteError(Exception):
@@ -125,8 +130,9 @@ class Channel:
 
         Raises:
             ClosedError: The other side is gone.
+            UnsendableError: Something in it is nothing that a message can hold.
         """
-        content = msgspec.msgpack.encode(message, enc_hook=_to_text)
+        content = encode(message)
         with self._sending:
             try:
                 self._connection.send_bytes(content)
@@ -142,7 +148,7 @@ class Channel:
         try:
             if timeout_s is not None and not self._connection.poll(timeout_s):
                 return None
-            return msgspec.msgpack.decode(self._connection.recv_bytes(), type=Message)  # type: ignore[no-any-return]
+            return _decode(self._connection.recv_bytes())
         except (OSError, EOFError) as error:
             raise ClosedError from error
 
@@ -150,6 +156,29 @@ class Channel:
         """Close this end; a thread that waits for a message gets a ClosedError."""
         with suppress(OSError), socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
             end.shutdown(socket.SHUT_RDWR)
+
+
+def encode(value: Any) -> bytes:
+    """Return a message, or a part of one, as bytes.
+
+    Raises:
+        UnsendableError: Something in it is nothing that a message can hold.
+    """
+    try:
+        try:
+            return msgspec.msgpack.encode(value, enc_hook=_to_text)
+        except (
+            UnicodeEncodeError
+        ):  # a path, or a variable of the environment, that is no text; in Python's JSON it can be
+            return json.dumps(msgspec.to_builtins(value, enc_hook=_to_text)).encode()
+    except Exception as error:  # several types, and those of whatever a tracker of the user's has returned
+        raise UnsendableError(str(error)) from error
+
+
+def _decode(content: bytes) -> Message:
+    if content.startswith(b"["):  # no message of msgpack begins so
+        return msgspec.convert(json.loads(content), Message)  # type: ignore[no-any-return]
+    return msgspec.msgpack.decode(content, type=Message)  # type: ignore[no-any-return]
 
 
 def pack(method: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +199,15 @@ def unpack(method: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str
 
 
 def unpack_result(method: Callable[..., Any], value: Any) -> Any:
-    """Return the result of a call as the type that the method's annotation names."""
-    return _convert(value, _types(method)["return"])
+    """Return the result of a call as the type that the method's annotation names.
+
+    Raises:
+        TrackerError: It is something else.
+    """
+    try:
+        return _convert(value, _types(method)["return"])
+    except msgspec.ValidationError as error:
+        raise TrackerError(f"what the tracker's {method.__name__} has returned is refused: {error}") from None
 
 
 @cache
@@ -186,7 +222,7 @@ def _convert(value: Any, kind: Any) -> Any:
 def _to_text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"a {type(value).__name__} cannot be sent to the recorder")
+    raise NotImplementedError(f"an object of type {type(value).__name__} cannot be sent")
 
 
 def from_text(kind: type, value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ksuit_runner.errors import TrackerError
 from ksuit_runner.recorder.protocol import (
     Answer,
     Channel,
@@ -21,6 +22,7 @@ from ksuit_runner.recorder.protocol import (
     Failure,
     LogLine,
     Request,
+    UnsendableError,
     from_text,
 )
 from ksuit_runner.recorder.session import Opening, Session
@@ -100,18 +102,22 @@ class Server:
             self._sessions.pop(request.session).close()
         else:
             doing = self._sessions[request.session].submit(request.method, request.arguments)
-            doing.add_done_callback(partial(self._answer, request.number))
+            doing.add_done_callback(partial(self._answer, request))
 
     def _report_checkpoint(self, session: int, name: str, error: Exception | None) -> None:
         with suppress(ClosedError):
             self._channel.send(CheckpointEnd(session, name, None if error is None else Failure.of(error)))
 
-    def _answer(self, number: int, doing: Future[Any]) -> None:
+    def _answer(self, request: Request, doing: Future[Any]) -> None:
         error = doing.exception()
-        answer = Answer(number, doing.result()) if error is None else Answer(number, error=Failure.of(error))
-        if number:
+        if request.number:
             with suppress(ClosedError):
-                self._channel.send(answer)
+                try:
+                    failure = None if error is None else Failure.of(error)
+                    self._channel.send(Answer(request.number, doing.result() if error is None else None, failure))
+                except UnsendableError as unsendable:  # it is waited for
+                    refused = TrackerError(f"what the tracker's {request.method} has returned is refused: {unsendable}")
+                    self._channel.send(Answer(request.number, error=Failure.of(refused)))
 
 
 def _has_changed_since(begun: float) -> bool:

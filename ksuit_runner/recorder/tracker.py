@@ -16,7 +16,7 @@ from ksuit_runner.errors import TrackerError
 from ksuit_runner.paths import OutputPaths
 from ksuit_runner.record.point import now
 from ksuit_runner.recorder.client import RecorderClient
-from ksuit_runner.recorder.protocol import pack, unpack_result
+from ksuit_runner.recorder.protocol import encode, pack, unpack_result
 from ksuit_runner.recorder.session import Description, Opening
 from ksuit_runner.tracker.base import BaseTracker, RunInfo
 
@@ -100,7 +100,7 @@ def _opening(factory: Factory, outputs: OutputPaths) -> Opening:
 
 
 def _key(opening: Opening) -> bytes:
-    return msgspec.msgpack.encode(opening, enc_hook=str)
+    return encode(msgspec.to_builtins(opening, enc_hook=str))
 
 
 def _remote(

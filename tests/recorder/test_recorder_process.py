@@ -63,6 +63,9 @@ TRACKER = """
                 print(key, flush=True)
             raise ValueError(key)
 
+        def history(self, key, run_id=None):
+            return [object()]
+
         def end_run(self, status, end_time=None):
             raise TrackerError(f"run {self.run_id} cannot end")
 """
@@ -218,6 +221,21 @@ def test_a_config_that_does_not_fit_is_an_error_here(process, project):
     gc.collect()  # the error's traceback held it
     opened(process, project)
     assert len(process._sessions) == 1, "a tracker that could not be built keeps its session"
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error_and_no_wait_for_ever(any_recorder, project):
+    tracker = opened(any_recorder, project)
+    with pytest.raises(TrackerError, match="tracker's history has returned is refused: .* of type object"):
+        tracker.history("loss")
+    assert tracker.where()
+
+
+def test_surroundings_need_not_be_text(process, project, monkeypatch, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLOUR", "gr\udcfcn")
+    assert opened(process, project).where().split()[-2:] == ["gr\udcfcn", str(folder)]
 
 
 def test_the_recorder_takes_over_the_present_surroundings(process, project, monkeypatch, tmp_path):
