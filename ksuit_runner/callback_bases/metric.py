@@ -29,7 +29,11 @@ class MetricCallback(CallbackBase):
     def __init__(self, metric_key: MetricKey, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.metric_property_provider.direction(metric_key) == "neutral":
-            raise ConfigError(f"metric_key: metric_property_provider knows no better direction of '{metric_key}'")
+            raise ConfigError(
+                f"it is not known whether higher or lower values of '{metric_key}' are better: add its name to "
+                "metric_property_provider.higher, or .lower",
+                path=f"callbacks.{self.display_name}.metric_key",
+            )
         self.metric_key = metric_key
         self.best: float | None = None
 

@@ -38,7 +38,8 @@ SWEEP_ID likewise, without `last`.
 """
 _FLAGS = """\
 Any value can be given as PATH=VALUE, such as trainer.max_epochs=20; +PATH=VALUE adds a key, and '~PATH' removes one.
---help GROUP shows all choices of a group. --cfg job prints the config and exits, also with resume=, fork=, evaluate=.
+--help GROUP shows all choices of a group, and --help CHOICE that one.
+--cfg job prints the config and exits, also with resume=, fork=, evaluate=.
 hydra.verbose=true shows the tracebacks of mistakes. --hydra-help shows the flags of Hydra, which composes the config.
 """
 
@@ -47,13 +48,13 @@ def print_help(words: Sequence[str]) -> int:
     """Print the commands, the groups with their choices, and the config with its comments; return 0.
 
     Args:
-        words: Overrides that make the config; or groups, whose choices are shown instead.
+        words: Overrides that make the config; or groups and choices, whose files are shown instead.
 
     Raises:
-        ConfigError: There is no such group, or the overrides make no config.
+        ConfigError: There is no such group or choice, or the overrides make no config.
     """
     if topics := [word for word in words if "=" not in word and not word.startswith("~")]:
-        print("\n".join(map(_group, topics)), end="")
+        print("\n".join(map(_files_of, topics)), end="")
         return 0
     config, chosen = compose_with_choices(as_overrides(words))
     offered = ((group, choices(group)) for group in groups())
@@ -94,9 +95,12 @@ def _with_wrapped_comments(text: str) -> str:
     return re.sub(r"^( *)# .*\n(?:\1# .*\n)*", wrap, text, flags=re.MULTILINE)
 
 
-def _group(group: str) -> str:
-    """Return the files of a group with their comments."""
-    if group not in groups():
-        raise ConfigError(f"--help {group}: there is no such group. {did_you_mean(group, groups())}")
-    texts = ((choice, files(f"{group}/{choice}")[0].read_text(encoding="utf-8")) for choice in choices(group))
-    return "\n".join(f"== {group}={choice} ==\n\n{_with_wrapped_comments(text)}" for choice, text in texts)
+def _files_of(name: str) -> str:
+    """Return the files of a group, or those of a choice in whatever groups have one of that name, with comments."""
+    offered = [(group, choice) for group in groups() for choice in choices(group)]
+    shown = [pair for pair in offered if pair[0] == name] or [pair for pair in offered if pair[1] == name]
+    if not shown and name not in groups():
+        known = {*groups(), *(choice for _, choice in offered)}
+        raise ConfigError(f"--help {name}: there is no such group or choice. {did_you_mean(name, known)}")
+    texts = ((pair, files("/".join(pair))[0].read_text(encoding="utf-8")) for pair in shown)
+    return "\n".join(f"== {group}={choice} ==\n\n{_with_wrapped_comments(text)}" for (group, choice), text in texts)

@@ -36,9 +36,9 @@ def list_runs(count: str, overrides: Sequence[str]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: The count is not a number, or another override is given.
+        ConfigError: The count is no number of at least 1, or another override is given.
     """
-    if not count.isdecimal() and count != "all":
+    if count != "all" and not (count.isdecimal() and int(count)):
         raise ConfigError(f"list={count}: a number of runs is needed, or all")
     allow_only(overrides, "list", *_TAKES)
     composed = compose_config(with_trackers_beside(overrides))

@@ -7,7 +7,7 @@ from inspect import Parameter, Signature, signature
 from types import CodeType, FunctionType
 from typing import Any
 
-_ELSEWHERE: Mapping[str, str] = {
+HOOKS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("on_train_start", "on_train_begin", "on_fit_start", "before_train"), "_before_training"),
     **dict.fromkeys(("on_train_end", "on_fit_end", "after_train"), "_after_training"),
     **dict.fromkeys(("on_batch_begin", "on_train_batch_begin", "on_step_begin"), "_before_every_update"),
@@ -27,7 +27,11 @@ _NEAR = 0.85
 
 
 def check_overridden(
-    cls: type, hooks: Collection[str], extra: Mapping[str, int] | None = None, others: Collection[str] = ()
+    cls: type,
+    hooks: Collection[str],
+    extra: Mapping[str, int] | None = None,
+    others: Collection[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
 ) -> None:
     """Check the methods of a class that has just been defined.
 
@@ -37,6 +41,7 @@ def check_overridden(
         extra: How many more arguments a method may take than the one that it overrides.
         others: Names of public methods that are called, too. A method with nearly such a name is misspelt, unless the
             class has the right one as well.
+        elsewhere: Names of methods that other frameworks call, and what to do here instead.
 
     Raises:
         TypeError: A method is named like one that is called, and nothing calls it; or it cannot be called as the one is
@@ -51,11 +56,13 @@ def check_overridden(
         if declared is not None:
             _check_signature(cls, method, signature(declared), name in hooks, (extra or {}).get(name, 0))
         elif name not in hooks and name not in public and not any(name in vars(base) for base in cls.__mro__[1:]):
-            meant, what = _meant(name, hooks), "is no hook"
+            meant, what, instead = _meant(name, hooks), "is no hook", None
             if meant is None and not name.startswith("_"):  # a private one is the class's own to call
                 meant, what = next(iter(get_close_matches(name, others, 1, _NEAR)), None), "overrides no method"
-            if meant is not None and name not in _used(cls):
-                raise TypeError(f"{cls.__name__}.{name} {what}, and nothing calls it. Did you mean '{meant}'?")
+                instead = (elsewhere or {}).get(name)
+            if (meant is not None or instead is not None) and name not in _used(cls):
+                hint = f". Did you mean '{meant}'?" if instead is None else f": {instead}"
+                raise TypeError(f"{cls.__name__}.{name} {what}, and nothing calls it{hint}")
 
 
 def _declared(cls: type, name: str) -> FunctionType | None:
@@ -97,8 +104,8 @@ def _text(item: Signature) -> str:
 def _meant(name: str, hooks: Collection[str]) -> str | None:
     """Return the hook that a name may be meant to be; None if it does not look like one."""
     bare = name.strip("_")
-    if hooks and bare in _ELSEWHERE:
-        return _ELSEWHERE[bare]
+    if hooks and bare in HOOKS_ELSEWHERE:
+        return HOOKS_ELSEWHERE[bare]
     by_bare = {hook.lstrip("_"): hook for hook in hooks}
     cutoff = 0.0 if _LOOKS_LIKE_A_HOOK.match(name) else _NEAR
     near = get_close_matches(bare, by_bare, 1, cutoff)

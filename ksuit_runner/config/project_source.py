@@ -63,14 +63,27 @@ def _parse(path: Path, text: str) -> DictConfig:
         config = OmegaConf.load(StringIO(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line, problem = f", line {mark.line + 1}" if mark else "", error.problem or error.context
-        has_tab = mark is not None and "\t" in "".join(text.splitlines()[mark.line : mark.line + 1])
-        hint = ". It has a tab: YAML is indented with spaces" if has_tab else ""
-        raise ConfigError(f"{shown_path(path)}{line}: {problem}{hint}") from error
+        where = f", line {mark.line + 1}" if mark else ""
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
+        raise ConfigError(f"{shown_path(path)}{where}: {_problem(error)}{_hint(error, line)}") from error
     assert isinstance(config, DictConfig)
     defaults = config.get("defaults")
     _check_defaults(path, OmegaConf.to_container(defaults) if isinstance(defaults, Container) else defaults)
     return config
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong; what is said with a "but" needs what was expected before it."""
+    problem, context = error.problem or "", error.context or ""
+    return f"{context}, {problem}" if context and (not problem or problem.startswith("but ")) else problem
+
+
+def _hint(error: yaml.MarkedYAMLError, line: str) -> str:
+    if "\t" in line:
+        return ". It has a tab: YAML is indented with spaces"
+    if error.problem == "mapping values are not allowed here":
+        return ". Keys that belong together begin in the same column; a text with ': ' in it needs quotes"
+    return ""
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:

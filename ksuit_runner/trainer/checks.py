@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ksuit_runner.config.overridden import check_overridden
+from ksuit_runner.config.overridden import HOOKS_ELSEWHERE, check_overridden
 from ksuit_runner.config.types import check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, KsuitError, counted
@@ -25,6 +25,20 @@ _NOT_CALLED = {
     ),
 }
 """Methods that a subclass may mean to override, and what to do instead."""
+_OVERRIDDEN = (
+    *("training_step", "inputs_and_targets", "batch_size", "weight", "part_weight", "start_update", "step"),
+    *("extra_state", "load_extra_state", "merge_extra_states"),
+)
+_ELSEWHERE = {
+    **{name: f"a callback has a hook for it, '{hook}'" for name, hook in HOOKS_ELSEWHERE.items()},
+    "on_save_checkpoint": "override 'extra_state'",
+    "on_load_checkpoint": "override 'load_extra_state'",
+    "compute_loss": "'training_step' returns the losses",
+    "configure_optimizers": "the config has them, in 'optimizer' and 'schedule'",
+    **dict.fromkeys(("validation_step", "test_step", "eval_step", "evaluation_step"), "callbacks evaluate"),
+    **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader"), "the config has datasets, in 'data'"),
+}
+"""Methods that the trainers of other frameworks call, and what to do here instead."""
 
 
 def check_subclass(cls: type, trainer: type) -> None:
@@ -40,7 +54,8 @@ def check_subclass(cls: type, trainer: type) -> None:
     for name, instead in _NOT_CALLED.items():
         if hasattr(cls, name):
             raise TypeError(f"{cls.__name__} has a method '{name}', which nothing calls: {instead}")
-    check_overridden(cls, hooks=(), extra={"training_step": 1})  # the turn
+    extra = {"training_step": 1}  # the turn
+    check_overridden(cls, hooks=(), extra=extra, others=_OVERRIDDEN, elsewhere=_ELSEWHERE)
 
 
 def check_takes_turn(training_step: Callable[..., Any], name: str) -> None:

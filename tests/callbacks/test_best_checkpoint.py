@@ -82,7 +82,7 @@ def test_the_best_value_of_another_metric_is_not_compared_with(new_run):
 
 
 def test_a_metric_without_a_better_direction_is_refused(new_run):
-    with pytest.raises(ConfigError, match=r"metric_property_provider .*'learning_rate'"):
+    with pytest.raises(ConfigError, match=r"^callbacks.best.metric_key: .*'learning_rate'.* metric_property_provider"):
         new_run({"best": partial(BestCheckpoint, metric_key="learning_rate")})
 
 

@@ -139,6 +139,15 @@ def test_help_of_a_group_shows_its_files(capsys, group):
         assert f"== {group}={choice} ==\n\n{(REPOSITORY / 'conf' / group / f'{choice}.yaml').read_text()}" in printed
 
 
+def test_help_of_a_choice_shows_its_file(capsys):
+    assert _main(["--help", "ema", "adamw"]) == 0
+    files = (("callbacks", "ema"), ("optimizer", "adamw"))
+    texts = [(REPOSITORY / "conf" / group / f"{name}.yaml").read_text() for group, name in files]
+    heads = [f"== {group}={name} ==\n\n" for group, name in files]
+    assert capsys.readouterr().out == "\n".join(map("".join, zip(heads, texts, strict=True)))
+    assert refusal("--help", "emma") == "--help emma: there is no such group or choice. Did you mean 'ema'?"
+
+
 def test_the_version_is_that_of_the_runner(capsys):
     assert _main(["--version"]) == 0
     assert capsys.readouterr().out == f"ksuit_runner {__version__}\n"

@@ -92,6 +92,12 @@ def test_a_query_takes_nothing_about_training(command):
         _main([command, "+optimizer.lr=1"])
 
 
+@pytest.mark.parametrize("number", ["0", "-3", "three"])
+def test_a_list_needs_a_number_of_runs(number):
+    with pytest.raises(ConfigError, match=f"^list={number}: a number of runs is needed, or all$"):
+        _main([f"list={number}"])
+
+
 def test_a_list_of_no_runs_says_so(tmp_path, capsys):
     assert _main(["list"]) == 0
     assert capsys.readouterr().out == f"there is no run in {tmp_path / 'outputs'}\n"

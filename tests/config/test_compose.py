@@ -115,6 +115,8 @@ FILE = "conf/experiment/mine.yaml"
 FILES = {
     "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character"),
     "a key twice": (f"{WHOLE}seed: 1\nname: a\nseed: 2\n", f"{FILE}, line 4: found duplicate key seed"),
+    "another column": (f"{WHOLE}seed: 1\n name: a\n", f"{FILE}, line 3: mapping values are not allowed here. Keys that"),
+    "two documents": (f"{WHOLE}---\nseed: 1\n---\n", f"{FILE}, line 4: expected a single document in the stream, but"),
     "no UTF-8": (b"# @package _global_\nname: \xe9\n", f"{FILE}, line 2: this is not UTF-8"),
     "a list": ("- seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a list"),
     "a text": ("seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a text"),

@@ -67,6 +67,36 @@ def test_a_misspelt_method_of_a_tracker_is_found(base, name, meant):
         define(base, name, lambda self, points: None)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("train_step", ". Did you mean 'training_step'?"),
+        ("inputs_targets", ". Did you mean 'inputs_and_targets'?"),
+        ("compute_loss", ": 'training_step' returns the losses"),
+        ("validation_step", ": callbacks evaluate"),
+        ("configure_optimizers", ": the config has them, in 'optimizer' and 'schedule'"),
+        ("on_train_epoch_end", ": a callback has a hook for it, '_after_epoch'"),
+        ("on_save_checkpoint", ": override 'extra_state'"),
+    ],
+)
+def test_a_method_of_a_trainer_that_nothing_calls_is_found(name, instead):
+    with pytest.raises(TypeError) as raised:
+        define(SgdTrainer, name, lambda self, batch, model: None)
+    assert str(raised.value) == f"Mine.{name} overrides no method, and nothing calls it{instead}"
+
+
+def test_helpers_of_a_trainer_are_accepted():
+    class Mine(SgdTrainer):
+        def training_step(self, batch, model):
+            return self.compute_loss(batch, model), None
+
+        def compute_loss(self, batch, model):
+            """Called by the class itself."""
+
+    define(Mine, "compute_loss", lambda self, batch, model: None)
+    define(SgdTrainer, "_validation_step", lambda self, batch: None)
+
+
 def test_helpers_of_a_tracker_are_accepted():
     define(NoopTracker, "_log_point", lambda self, point: None)
     define(NoopTracker, "flush", lambda self: None)

@@ -200,7 +200,10 @@ def _target(path: str, node: Any) -> str:
     if "_target_" not in node:
         if typo := _near_target(node):
             raise ConfigError("there is no such key here. Did you mean '_target_'?", path=f"{path}.{typo}")
-        raise ConfigError("it has no _target_, which names the class of the object", path=path)
+        name = path.rpartition(".")[2]
+        is_too_deep = isinstance(below := node.get(name), Mapping) and "_target_" in below
+        hint = f". Its keys are one level too deep: leave out the line '{name}:' around them" if is_too_deep else ""
+        raise ConfigError(f"it has no _target_, which names the class of the object{hint}", path=path)
     try:
         return check_name(node["_target_"])
     except ConfigError as error:

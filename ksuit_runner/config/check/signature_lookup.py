@@ -183,7 +183,9 @@ class Sources:
             return None
         if head in (module.exported or ()):  # made when it is asked for
             return None
-        hint = did_you_mean(head, self._public(module), longest=12)
+        is_ending = head == "py" and rest  # as of a file
+        meant = f"Did you mean '{'.'.join([module.name, *rest])}'?" if is_ending else None
+        hint = meant or did_you_mean(head, self._public(module), longest=12)
         raise MissingName(f"there is no '{head}' in '{module.name}'. {hint}".rstrip())
 
     def _public(self, module: Module) -> set[str]:

@@ -212,6 +212,8 @@ MISTAKES = {
     "data.datasets.test=abc": "data.datasets.test: an object with a _target_ is needed, not 'abc'",
     "data.datasets=[abc]": "data.datasets: a mapping from names to objects is needed, not ['abc']",
     "loss={}": "loss: it has no _target_, which names the class of the object",
+    "model={model: {_target_: torch.nn.Linear}}": "model: it has no _target_, which names the class of the object. Its "
+    "keys are one level too deep: leave out the line 'model:' around them",
     "loss={_target: torch.nn.MSELoss}": "loss._target: there is no such key here. Did you mean '_target_'?",
     "loss={target: torch.nn.MSELoss}": "loss.target: there is no such key here. Did you mean '_target_'?",
     "model.head={_target__: a.B}": "model.head._target__: there is no such key here. Did you mean '_target_'?",
@@ -221,6 +223,7 @@ MISTAKES = {
     "loss._target_=3": "loss._target_: 3 is not a dotted name like package.module.Class",
     "loss._target_=torch.nn.CrossEntropyLos": "loss._target_: there is no 'CrossEntropyLos' in 'torch.nn'. "
     "Did you mean 'CrossEntropyLoss'?",
+    "model._target_=lab.parts.py.Net": "model._target_: there is no 'py' in 'lab.parts'. Did you mean 'lab.parts.Net'?",
     "callbacks.score._target_=lab.calbacks.Score": "callbacks.score._target_: there is no 'calbacks' in 'lab'. "
     "Did you mean 'callbacks'?",
     "model._target_=os.system": "model._target_: 'os.system' " + OF_PYTHON,
