@@ -33,7 +33,7 @@ class OutputPaths:
     """
 
     def __init__(self, output_dir: str | Path) -> None:
-        self.output_dir = Path(output_dir).absolute()
+        self.output_dir = Path(os.path.expanduser(output_dir)).absolute()  # no shell expands `output_dir=~/runs`
         self.database = self.output_dir / "mlflow.db"
         self.database_lock = self.output_dir / "mlflow.db.lock"
         self.runs_dir = self.output_dir / "runs"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ksuit_runner.errors import ResumeError
@@ -23,6 +25,12 @@ def test_a_relative_folder_means_where_it_was_named(tmp_path, monkeypatch):
     paths = OutputPaths("outputs")
     monkeypatch.chdir("/")
     assert paths.database == tmp_path / "outputs" / "mlflow.db"
+
+
+def test_a_tilde_is_the_home_folder_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert OutputPaths("~/runs").output_dir == tmp_path / "runs"
+    assert OutputPaths("/~/runs").output_dir == Path("/~/runs")
 
 
 def test_runs_do_not_share_files(tmp_path):

@@ -1,5 +1,6 @@
 """Makes a small project of one's own, to begin with: ``init FOLDER``."""
 
+import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def init(query: str, overrides: Sequence[str]) -> int:
         ConfigError: The folder has more than hidden files in it, or is a file.
     """
     allow_only(overrides, "init")
-    folder = Path(query).expanduser()
+    folder = Path(os.path.expanduser(query))
     there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if (folder.exists() and not folder.is_dir()) or not all(name.startswith(".") for name in there):
         raise ConfigError(f"init {query}: it exists and is not an empty folder. Nothing is overwritten: name another")

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 import hydra.conf
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -102,6 +104,14 @@ def paths_named(name: str, overrides: Sequence[str] = (), cutoff: float = 0.7) -
     return by_name[near[0]][:_MOST_PATHS] if near else []
 
 
+def file_with(pattern: str, overrides: Sequence[str]) -> Path | None:
+    """Return the YAML file with a line that matches: of several, one that an override chooses, or else the first one."""
+    found = [path for path in files_with(pattern) if path.stem != CONFIG_NAME]
+    names = [(bare_name(item), choice) for item in overrides for choice in re.findall(r"[\w/-]+", value_text(item))]
+    chosen = (path for path in found for group, choice in names if path.match(f"{group}/{choice}.yaml"))
+    return next(chosen, found[0] if found else None)
+
+
 def _unreadable(overrides: Sequence[str]) -> ConfigError | None:
     """Return why the first override that does not fit the grammar does not."""
     for item in overrides:
@@ -136,7 +146,8 @@ def _other_kind(name: str) -> ConfigError | None:
             needed = (
                 "keys are needed, `KEY: VALUE`, and this is a list" if kinds[0] else "a list is needed, [VALUE, VALUE]"
             )
-            return ConfigError(f"{key}: {needed}", path=shown_path(path))
+            how = f". To choose files: `- override /{key}: [NAME, NAME]` among the defaults" if key in groups() else ""
+            return ConfigError(f"{key}: {needed}{how}", path=shown_path(path))
     return None
 
 
@@ -147,8 +158,8 @@ def _unknown_choice(path: str, overrides: Sequence[str]) -> ConfigError:
     if not group:
         return ConfigError(f"there is no config '{choice}'. {did_you_mean(choice, groups())}")
     is_given = any(bare_name(item) == group.split("/")[0] for item in overrides)
-    written = [] if is_given else files_with(rf"^\s*-.*(?<![\w-]){re.escape(choice)}(?![\w-])")
-    where = f"{shown_path(written[0])}: " if written else ""
+    written = None if is_given else file_with(rf"^\s*-.*(?<![\w-]){re.escape(choice)}(?![\w-])", overrides)
+    where = f"{shown_path(written)}: " if written else ""
     available = choices(group)
     if not available and group not in groups():
         return ConfigError(f"{where}{path}: there is no group '{group}'. {did_you_mean(group, groups())}")
@@ -220,10 +231,10 @@ def _chosen_already(group: str, overrides: Sequence[str]) -> ConfigError:
     """Explain ``+experiment=NAME``, or the same in a file, where the group is part of the config without that."""
     given = next((item for item in overrides if item.startswith("+") and bare_name(item) == group), None)
     if given is None:
-        where = [path for path in files_with(rf"^\s*-\s*(?!override\s).*\b{group}\s*:") if path.stem != CONFIG_NAME]
+        where = file_with(rf"^\s*-(?!\s*override\s).*\b{group}\s*:", overrides)
         return ConfigError(
             f"defaults: the config has chosen from '{group}' already. Write `- override /{group}: NAME`",
-            path=shown_path(where[0]) if where else group,
+            path=shown_path(where) if where else group,
         )
     return ConfigError(f"{given}: the config has this group already. Without the +: {given.lstrip('+')}")
 
@@ -255,6 +266,7 @@ def _kind_there(override: str, config: DictConfig | None) -> str:
 def _groups_chosen(overrides: Sequence[str]) -> DictConfig:
     """Return the config that the group choices among some overrides compose, an empty one if they do not compose."""
     register_search_path()
+    GlobalHydra.instance().clear()  # it is in use where the command line starts a run
     with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
         try:
             return compose(CONFIG_NAME, overrides=[item for item in overrides if "." not in bare_name(item)])

@@ -1,5 +1,6 @@
 """The file that a command writes about a run: ``export_to``."""
 
+import os
 from pathlib import Path
 
 from ksuit_runner.errors import ConfigError
@@ -16,7 +17,7 @@ def target_file(export_to: str | None, default: str, suffix: str) -> Path:
     Raises:
         ConfigError: It ends in something else, exists, or would not be in a folder.
     """
-    target = Path(export_to or default).expanduser().absolute()
+    target = Path(os.path.expanduser(export_to or default)).absolute()
     if suffix and target.suffix != suffix:
         raise ConfigError(f"the name of the file has to end in {suffix}, and not be {target.name}", path="export_to")
     if not target.parent.is_dir():

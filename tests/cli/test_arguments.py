@@ -97,6 +97,14 @@ def test_a_file_in_the_wrong_place_is_found(tmp_path, monkeypatch, file):
     assert f"{file} has to be conf/callbacks/mine.yaml" in refusal("callbacks=[mine]")
 
 
+def test_a_key_of_a_file_without_its_node_is_found(tmp_path, monkeypatch):
+    path = tmp_path / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# @package _global_\nlr: 0.1\n")
+    monkeypatch.chdir(tmp_path)
+    assert refusal("experiment=mine").endswith("(conf/experiment/mine.yaml). Did you mean `optimizer: {lr: VALUE}`?")
+
+
 @pytest.mark.parametrize("here", ["project/conf", "."])
 def test_a_file_of_a_project_around_is_found(tmp_path, monkeypatch, here):
     path = tmp_path / "project" / "conf" / "experiment" / "mine.yaml"

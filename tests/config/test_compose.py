@@ -12,12 +12,22 @@ from ksuit_runner.config.groups import shipped_conf
 from ksuit_runner.errors import ConfigError
 
 RULE = "trainer.parameter_rules={head: {match: ['head*']}}"
+ANOTHER = """\
+# @package _global_
+defaults:
+  - override /model: mlp
+  - override /callbacks: [acuracy]
+trainer.max_epochs: 1
+evaluation.dataset: test
+max_epochs: 1
+"""
 INLINE = "model={_target_: torch.nn.Linear, in_features: 64}"
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     (tmp_path / "conf" / "experiment" / "vision").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "another.yaml").write_text(ANOTHER)
     (tmp_path / "conf" / "experiment" / "vision" / "small.yaml").write_text("# @package _global_\nseed: 1\n")
     (tmp_path / "conf" / "callbacks").mkdir()
     (tmp_path / "conf" / "callbacks" / "dotted.yaml").write_text("acc.v1:\n  _target_: callbacks.accuracy.Accuracy\n")
@@ -126,6 +136,27 @@ FILES = {
     "a misspelt key": (
         f"{WHOLE}optimiser: {{lr: 1}}\n",
         "optimiser: the config has no such key, and nothing refers to",
+    ),
+    "a key with dots": (
+        f"{WHOLE}trainer.max_epochs: 1\n",
+        f"trainer.max_epochs: the config has no such key, and nothing refers to it ({FILE}). Did you mean "
+        "`trainer: {max_epochs: VALUE}`?",
+    ),
+    "a key with dots that others refer to": (
+        f"{WHOLE}evaluation.dataset: test\n",
+        f"evaluation.dataset: the config has no such key, and nothing refers to it ({FILE}). Did you mean `evaluation: ",
+    ),
+    "a key without its node": (
+        f"{WHOLE}max_epochs: 1\n",
+        f"max_epochs: the config has no such key, and nothing refers to it ({FILE}). Did you mean `trainer: {{max_epochs",
+    ),
+    "a list of choices as a value": (
+        f"{WHOLE}callbacks: [ema]\n",
+        f"{FILE}: callbacks: keys are needed, `KEY: VALUE`, and this is a list. To choose files: `- override /callbacks",
+    ),
+    "a class as a value": (
+        f"{WHOLE}callbacks: {{mine: callbacks.ema.Ema}}\n",
+        "callbacks.mine: an object with a _target_ is needed, not 'callbacks.ema.Ema'. Its class is named by `_target_:",
     ),
     "a misspelt setting": (f"{WHOLE}evaluation: {{datset: test}}\n", "evaluation.datset: 'evaluation' has no such key"),
     "settings of no callback": (

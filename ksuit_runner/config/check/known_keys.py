@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ksuit_runner.config.groups import CONFIG_NAME, choices, files, files_with, groups
+from ksuit_runner.config.explain import file_with, paths_named
+from ksuit_runner.config.groups import CONFIG_NAME, choices, files, groups
 from ksuit_runner.config.overrides import bare_name, value_text
 from ksuit_runner.config.schema import OBJECT_SPECS, objects_beside
 from ksuit_runner.errors import ConfigError, did_you_mean, is_misspelling, suggest
@@ -75,8 +76,8 @@ def check_keys(
             if key in names or (is_stored and not notes):
                 continue
             is_meant = notes and not (is_misspelling(key, names) and _would_fit(path, suggest(key, names), notes))
-            if not is_meant and not _is_referred_to(path, config):
-                raise _unknown(prefix, key, names, bool(notes))
+            if not is_meant and (_is_dotted(key, names) or not _is_referred_to(path, config)):
+                raise _unknown(prefix, key, names, overrides, bool(notes))
     if not is_stored:
         _check_beside("optimizer", config)
 
@@ -124,13 +125,25 @@ def not_global(group: str) -> ConfigError:
     )
 
 
-def _unknown(prefix: str, key: str, known: set[str], is_note: bool) -> ConfigError:
+def _unknown(prefix: str, key: str, known: set[str], overrides: Sequence[str], is_note: bool) -> ConfigError:
     path = f"{prefix}{key}"
     if path in _OF_THE_WHOLE:
         return not_global(path)
-    files = files_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:")
-    where = f" ({shown_path(files[0])})" if files else ""
+    file = file_with(rf"^{' +' if prefix else ''}{re.escape(key)}\s*:", overrides)
+    where = f" ({shown_path(file)})" if file else ""
     there = f"'{prefix.rstrip('.')}'" if prefix else "the config"
-    hint = did_you_mean(key, known, longest=8 if prefix else 0) or f"As a note: +{path}=VALUE"
+    hint = _in_yaml([path]) if _is_dotted(key, known) else did_you_mean(key, known, longest=8 if prefix else 0)
+    hint = hint or _in_yaml([] if prefix else paths_named(key)) or f"As a note: +{path}=VALUE"
     hint += " A note has to have another name" if is_note else ""
     return ConfigError(f"{there} has no such key, and nothing refers to it{where}. {hint}", path=path)
+
+
+def _is_dotted(key: str, known: set[str]) -> bool:
+    """Whether a key is written as the path of something in a node that is known: nobody refers to such a key."""
+    return "." in key and key.split(".")[0] in known
+
+
+def _in_yaml(paths: Sequence[str]) -> str:
+    """Ask whether one of some config paths is meant, as a file has it: a key with dots in it would be a single key."""
+    written = [f"`{': {'.join(path.split('.'))}: VALUE{'}' * path.count('.')}`" for path in paths]
+    return f"Did you mean {' or '.join(written)}?" if written else ""

@@ -219,6 +219,8 @@ def _written(value: Any) -> str:
 def _instead(path: str, value: Any) -> str:
     """Say what to write where a value stands for an object: how a file is chosen, or an object left out."""
     is_left_out = value is None and path.count(".") == 1
+    if isinstance(value, str) and "." in value:
+        return f". Its class is named by `_target_: {value}`"
     return f". Without it: '~{path}' on the command line" if is_left_out else hint_of_choice(path, value)
 
 
