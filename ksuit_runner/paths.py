@@ -33,7 +33,9 @@ class OutputPaths:
     """
 
     def __init__(self, output_dir: str | Path) -> None:
-        self.output_dir = Path(os.path.expanduser(output_dir)).absolute()  # no shell expands `output_dir=~/runs`
+        folder = Path(os.path.expanduser(output_dir)).absolute()  # no shell expands `output_dir=~/runs`
+        # Links stay in its name, but `..` does not: what it means depends on them.
+        self.output_dir = folder.resolve() if ".." in folder.parts else folder
         self.database = self.output_dir / "mlflow.db"
         self.database_lock = self.output_dir / "mlflow.db.lock"
         self.runs_dir = self.output_dir / "runs"

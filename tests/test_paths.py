@@ -27,6 +27,16 @@ def test_a_relative_folder_means_where_it_was_named(tmp_path, monkeypatch):
     assert paths.database == tmp_path / "outputs" / "mlflow.db"
 
 
+def test_a_folder_beside_or_above_is_named_as_in_a_shell(tmp_path, monkeypatch):
+    here = tmp_path / "project" / "scripts"
+    here.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    assert OutputPaths("../outputs").output_dir == tmp_path / "project" / "outputs"
+    assert OutputPaths(tmp_path / "link" / ".." / "outputs").output_dir == tmp_path / "project" / "outputs"
+    assert OutputPaths(tmp_path / "link").output_dir == tmp_path / "link"
+
+
 def test_a_tilde_is_the_home_folder_as_in_a_shell(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert OutputPaths("~/runs").output_dir == tmp_path / "runs"

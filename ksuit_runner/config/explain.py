@@ -105,7 +105,7 @@ def paths_named(name: str, overrides: Sequence[str] = (), cutoff: float = 0.7) -
 
 
 def file_with(pattern: str, overrides: Sequence[str]) -> Path | None:
-    """Return the YAML file with a line that matches: of several, one that an override chooses, or else the first one."""
+    """Return the YAML file with a line that matches: of several, one that an override chooses, or the first one."""
     found = [path for path in files_with(pattern) if path.stem != CONFIG_NAME]
     names = [(bare_name(item), choice) for item in overrides for choice in re.findall(r"[\w/-]+", value_text(item))]
     chosen = (path for path in found for group, choice in names if path.match(f"{group}/{choice}.yaml"))

@@ -125,7 +125,10 @@ FILE = "conf/experiment/mine.yaml"
 FILES = {
     "a tab": (f"{WHOLE}optimizer:\n\tlr: 1\n", f"{FILE}, line 3: found character"),
     "a key twice": (f"{WHOLE}seed: 1\nname: a\nseed: 2\n", f"{FILE}, line 4: found duplicate key seed"),
-    "another column": (f"{WHOLE}seed: 1\n name: a\n", f"{FILE}, line 3: mapping values are not allowed here. Keys that"),
+    "another column": (
+        f"{WHOLE}seed: 1\n name: a\n",
+        f"{FILE}, line 3: mapping values are not allowed here. Keys",
+    ),
     "two documents": (f"{WHOLE}---\nseed: 1\n---\n", f"{FILE}, line 4: expected a single document in the stream, but"),
     "no UTF-8": (b"# @package _global_\nname: \xe9\n", f"{FILE}, line 2: this is not UTF-8"),
     "a list": ("- seed\n", f"{FILE}: a config has keys, `KEY: VALUE`, and this is a list"),
@@ -144,19 +147,19 @@ FILES = {
     ),
     "a key with dots that others refer to": (
         f"{WHOLE}evaluation.dataset: test\n",
-        f"evaluation.dataset: the config has no such key, and nothing refers to it ({FILE}). Did you mean `evaluation: ",
+        f"evaluation.dataset: the config has no such key, and nothing refers to it ({FILE}). Did you mean `eval",
     ),
     "a key without its node": (
         f"{WHOLE}max_epochs: 1\n",
-        f"max_epochs: the config has no such key, and nothing refers to it ({FILE}). Did you mean `trainer: {{max_epochs",
+        f"max_epochs: the config has no such key, and nothing refers to it ({FILE}). Did you mean `trainer: {{",
     ),
     "a list of choices as a value": (
         f"{WHOLE}callbacks: [ema]\n",
-        f"{FILE}: callbacks: keys are needed, `KEY: VALUE`, and this is a list. To choose files: `- override /callbacks",
+        f"{FILE}: callbacks: keys are needed, `KEY: VALUE`, and this is a list. To choose files: `- over",
     ),
     "a class as a value": (
         f"{WHOLE}callbacks: {{mine: callbacks.ema.Ema}}\n",
-        "callbacks.mine: an object with a _target_ is needed, not 'callbacks.ema.Ema'. Its class is named by `_target_:",
+        "callbacks.mine: an object with a _target_ is needed, not 'callbacks.ema.Ema'. Its class is named by",
     ),
     "a misspelt setting": (f"{WHOLE}evaluation: {{datset: test}}\n", "evaluation.datset: 'evaluation' has no such key"),
     "settings of no callback": (

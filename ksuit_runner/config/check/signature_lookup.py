@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES, BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ksuit_runner.config.check.signature_source import Function, Module, dotted, flatten
+from ksuit_runner.config.groups import folders_around
 from ksuit_runner.errors import ConfigError, did_you_mean
 from ksuit_runner.system.optional_package import EXTRAS, not_installed
 from ksuit_runner.system.shipped_folders import NAME, CallbacksFinder
@@ -75,8 +77,8 @@ class Sources:
         if module is None:
             if first in EXTRAS:
                 raise MissingName(not_installed(first))
-            hint = did_you_mean(first, _modules_in(sys.path) - sys.stdlib_module_names, longest=12)
-            raise MissingName(f"there is no module '{first}'. {hint}".rstrip())
+            near = did_you_mean(first, _modules_in(sys.path) - sys.stdlib_module_names, longest=12)
+            raise MissingName(f"there is no module '{first}'. {_elsewhere(first) or near}".rstrip())
         if not rest:
             raise MissingName(f"'{target}' is a module, not a class")
         return self.attribute(module, rest)
@@ -212,6 +214,14 @@ def _member(definition: Definition, names: list[str]) -> Definition | None:
             return None
         definition = Definition(definition.module, f"{definition.qualname}.{name}", found[-1])
     return definition
+
+
+def _elsewhere(module: str) -> str:
+    """Say which folder around this one, where the command may have been meant to run, has a module; or nothing."""
+    for folder in folders_around():
+        if any(os.path.isfile(folder / file) for file in (f"{module}.py", f"{module}/__init__.py")):
+            return f"{folder} has it: cd {quote(str(folder))}"
+    return ""
 
 
 def _modules_in(folders: Iterable[str]) -> set[str]:

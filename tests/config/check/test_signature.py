@@ -346,6 +346,19 @@ def test_a_target_that_does_not_exist(write, target, message):
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize("file", ["labyrinth.py", "labyrinth/__init__.py"])
+@pytest.mark.parametrize("here", ["project/scripts", "."])
+def test_a_module_of_a_project_around_is_found(tmp_path, monkeypatch, file, here):
+    path = tmp_path / "project" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("class Net: ...")
+    (tmp_path / "project" / "scripts").mkdir()
+    monkeypatch.chdir(tmp_path / here)
+    project = tmp_path / "project"
+    with pytest.raises(ConfigError, match=f"^there is no module 'labyrinth'. {project} has it: cd {project}$"):
+        read_signature("labyrinth.Net")
+
+
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "os.path.join", "subprocess.run", "time.sleep"])
 def test_functions_are_known_as_functions(target):
     assert not read(target).is_class
