@@ -144,12 +144,12 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     """
     trainer, update, counter, fire = run.trainer, run.trainer.update, run.counter, run.hooks.fire
     run.hooks.states.snapshot_early()
+    trainer.modes.train()
     update.take_snapshot()
     run.phase = Phase.BEFORE_STEP
     run.log_writer.is_ahead = True
     if trainer.freezing is not None:
         trainer.freezing.follow(counter.update)
-    trainer.modes.train()
     fire("before_every_update", update_counter=counter)
     if may_draw(trainer.start_update):
         seed_all(mix(run.seed, "start_update", counter.update))

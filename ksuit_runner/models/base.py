@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ksuit_runner.distributed.pieces import gathered, is_sharded, place
 from ksuit_runner.distributed.world import World
+from ksuit_runner.models.kept_buffers import KeptBuffers
 from ksuit_runner.tensors.layout import lay_out, overlaps, same_form, unusual_strides
 from ksuit_runner.tensors.module_tree import copy_rest
 
@@ -27,6 +28,7 @@ class ModelBase(nn.Module):
         module: The module that computes.
         copier: Returns a copy of the module where Python's ``deepcopy`` cannot, as of one that is spread over ranks.
         blank: Returns such a module as it was before that, with parameters that have no data.
+        kept_buffers: Puts the buffers back that a forward pass in evaluation mode has changed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -34,10 +36,14 @@ class ModelBase(nn.Module):
         self.module = module
         self.copier: Callable[[], nn.Module] | None = None
         self.blank: Callable[[], nn.Module] | None = None
+        self.kept_buffers = KeptBuffers(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
-        return self.module(*args, **kwargs)
+        if self.training:
+            return self.module(*args, **kwargs)
+        with self.kept_buffers.watch():
+            return self.module(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +57,7 @@ class ModelBase(nn.Module):
 
     def tensors(self) -> dict[str, Any]:
         """Return what the wrapped module's ``state_dict`` has: parameters, persistent buffers, and extra state."""
+        self.kept_buffers.put_back()
         return dict(self.module.state_dict())
 
     def arrangement(self) -> dict[str, Any]:
@@ -60,6 +67,7 @@ class ModelBase(nn.Module):
             ``strides`` of the tensors that are not row-major, since kernels choose by the memory layout, and
             ``buffers`` that are not persistent, or None at present. By their names in the wrapped module.
         """
+        self.kept_buffers.put_back()
         buffers = {
             name: module._buffers[key]
             for name, module, key in self._buffers_by_name()
@@ -99,6 +107,7 @@ class ModelBase(nn.Module):
 
     def copy(self) -> "ModelBase":
         """Return a copy that shares no memory; what was computed from parameters, as by weight norm, is detached."""
+        self.kept_buffers.put_back()
         memo: dict[int, Any] = {}
         if self.copier is not None:
             memo[id(self.module)] = self.copier()

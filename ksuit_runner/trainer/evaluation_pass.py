@@ -170,6 +170,8 @@ def _read_batch(
             failures[index] = error
         finally:
             trainer.shared_outputs = None
+            if not trainer.evaluates_in_order:
+                trainer.modes.put_back()
     return failures
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ksuit_runner.models.kept_buffers import KeptBuffers
+
 _LOGGER = logging.getLogger(__name__)
 _NAMED = 3
 
@@ -31,10 +33,11 @@ class Modes:
     Args:
         model: The model.
         loss: The loss module.
+        kept_buffers: What their buffers, and those of other models that are evaluated, were before evaluations.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module) -> None:
-        self._model, self._loss = model, loss
+    def __init__(self, model: nn.Module, loss: nn.Module, kept_buffers: Sequence[KeptBuffers] = ()) -> None:
+        self._model, self._loss, self._kept_buffers = model, loss, kept_buffers
         self._modules: list[dict[str, Any]] = []
         self._training: list[dict[str, Any]] = []
         self._held: list[nn.Module] = []
@@ -90,12 +93,18 @@ class Modes:
         """Switch every module back to the mode that it had before ``evaluate``."""
         if not self._evaluates:
             return
+        self.put_back()
         self._evaluates = False
         if len(self._training) < len(self._modules):
             for values in self._modules:
                 values["training"] = False
         for values in self._training:
             values["training"] = True
+
+    def put_back(self) -> None:
+        """Undo what forward passes in evaluation mode have changed in buffers."""
+        for item in self._kept_buffers:
+            item.put_back()
 
     @contextmanager
     def evaluation(self, optimizers: Sequence[SwitchesWeights], parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -125,6 +134,7 @@ class Modes:
         try:
             yield
         finally:
+            self.put_back()
             for module in switches:
                 module.train()
             for module, mode in scripted:

@@ -170,7 +170,8 @@ class SgdTrainer:
         self._prepare_model(channels_last, activation_checkpointing, compile)
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
-        self.modes = Modes(self.model, self.loss)
+        self._kept_buffers = [self.model.kept_buffers, self._loss.kept_buffers]
+        self.modes = Modes(self.model, self.loss, self._kept_buffers)
         self._weights = LossWeights(self.loss)
         self._has_own_step = type(self).training_step is not SgdTrainer.training_step
         self.sums_up = self._weights.are_sums and not self._has_own_step
@@ -383,7 +384,8 @@ class SgdTrainer:
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
-        with self._precision.computing():
+        watching = nullcontext() if self.model.training else self._loss.kept_buffers.watch()
+        with self._precision.computing(), watching:
             if self.counter.update:
                 result = self._call_step(batch, model)
             else:
@@ -440,6 +442,8 @@ class SgdTrainer:
         if name in self.evaluation_models:
             raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model
+        if isinstance(model, ModelBase):
+            self._kept_buffers.append(model.kept_buffers)
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Switch model, loss and optimizers to evaluation mode while the block runs, and then back; see ``Modes``."""

@@ -1,0 +1,136 @@
+"""Buffers that a module changes in evaluation mode: callbacks that evaluate change no bit of training."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
+
+from callbacks.ema import Ema
+from callbacks.loss import Loss
+from ksuit_runner import PeriodicCallback
+from ksuit_runner.models.base import ModelBase
+from ksuit_runner.testing import tiny_run
+
+
+class Observing(nn.Linear):
+    """Counts, averages and quantizes in whatever mode it is."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("sizes", torch.zeros(0), persistent=False)
+        self.quantize = FakeQuantize(MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+
+    def forward(self, inputs):
+        self.calls += 1
+        self.mean = self.mean.lerp(inputs.mean(), 0.1)
+        self.sizes.resize_(self.calls.item() % 4).fill_(len(inputs))
+        scale = 1 + self.mean + self.sizes.sum() / 1000 + self.calls % 3
+        return super().forward(self.quantize(inputs.flatten(1)) * scale)
+
+
+class Direct(PeriodicCallback):
+    """Computes with the model in a hook, beside all evaluations."""
+
+    def _track_after_update_step(self, update_counter):
+        self.model(torch.randn(5, 1, 8, 8))
+
+    def _periodic_callback(self, update_counter):
+        self.trainer.predict(torch.randn(3, 1, 8, 8))
+
+
+class Centered(nn.CrossEntropyLoss):
+    """Follows its outputs in whatever mode it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(10))
+
+    def forward(self, outputs, targets):
+        self.center.lerp_(outputs.detach().mean(0), 0.1)
+        return super().forward(outputs - self.center, targets)
+
+
+EVALUATES = {
+    "loss": partial(Loss, dataset_key="test", every_n_updates=2),
+    "ema": partial(Ema, average_buffers=True),
+    "direct": partial(Direct, every_n_updates=3),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_evaluations_change_no_bit_of_training_and_a_resume_is_exact(tmp_path, parts):
+    def run(name, callbacks, **kwargs):
+        torch.manual_seed(0)
+        given = {"module": Observing(), "loss": Centered(), "accumulation_steps": parts, "max_updates": 9, **kwargs}
+        return tiny_run(tmp_path, callbacks, name, **given).train()
+
+    def state(found):
+        return {**found.weights, "center": found.run.trainer.loss.center}
+
+    alone, whole = run("alone", {}), run("whole", EVALUATES)
+    assert alone.weights["calls"] == 9 * parts
+    for name, tensor in state(alone).items():
+        assert torch.equal(tensor, state(whole)[name]), name
+    run("stopped", EVALUATES, stop_at=5)
+    resumed = run("stopped", EVALUATES)
+    for name, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[name]), name
+    for key in whole.metrics():
+        assert resumed.metric(key) == whole.metric(key)
+
+
+@pytest.mark.parametrize("name", ["calls", "mean", "sizes", "scale"])
+def test_what_is_put_back(name):
+    torch.manual_seed(0)
+    model = ModelBase(Observing()).eval()
+    holder = model.module.quantize if name == "scale" else model.module
+    for _ in range(2):
+        before = {key: value.clone() for key, value in holder.named_buffers()}[name]
+        model(torch.randn(4, 64))
+        model(torch.randn(4, 64))
+        assert not torch.equal(getattr(holder, name), before)
+        copy = deepcopy(model)
+        model.kept_buffers.put_back()
+        copy.kept_buffers.put_back()  # it has kept nothing
+        assert torch.equal(getattr(holder, name), before)
+        assert not torch.equal(copy.module.get_buffer("quantize.scale"), model.module.get_buffer("quantize.scale"))
+        model.train()(torch.randn(4, 64))  # an update in between
+        model.kept_buffers.put_back()
+        assert not torch.equal(getattr(holder, name), before)
+        model.eval()
+
+
+class Caching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+        self.norm, self.length = nn.BatchNorm1d(3), 2
+
+    def forward(self, inputs):
+        if len(inputs) > self.length:
+            self.cache, self.length = torch.zeros(len(inputs)), len(inputs)
+        return self.norm(inputs) + self.cache[: len(inputs), None]
+
+
+def test_what_stays():
+    model = ModelBase(Caching()).eval()
+    model(torch.randn(5, 3))
+    model.kept_buffers.put_back()
+    assert len(model.module.cache) == 5  # the module counts on it
+    model.module.norm.train()  # as when running statistics are found anew
+    model(torch.randn(5, 3))
+    model.kept_buffers.put_back()
+    assert model.module.norm.num_batches_tracked == 1
+    observing = ModelBase(Observing()).eval()
+    observing(torch.randn(4, 64))
+    observing.module.calls.fill_(70)  # by a callback that means to
+    observing.kept_buffers.put_back()
+    assert observing.module.calls == 70
+    observing(torch.randn(4, 64))
+    observing.kept_buffers.put_back()
+    assert observing.module.calls == 70
