@@ -130,8 +130,11 @@ def located(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def files_explained() -> Iterator[None]:
+def files_explained(file: Any = None) -> Iterator[None]:
     """Turn an OSError into a StorageError of one line, where only files of the runner are read and written.
+
+    Args:
+        file: The file that is named if the error does not name one, as that of a write on a full disk.
 
     Raises:
         StorageError: The file system refused something.
@@ -139,7 +142,8 @@ def files_explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
+        name = file if error.filename is None else error.filename
+        where = "" if name is None else f"{name}: "
         raise StorageError(f"{where}{error.strerror or error}") from error
 
 

@@ -1,5 +1,6 @@
 """Small real runs without a config, for the tests of the core."""
 
+import resource
 import shutil
 import signal
 from collections.abc import Mapping
@@ -68,6 +69,15 @@ def _processes():
     """End the processes of a failed test, so that they do not make the next one fail."""
     yield
     end_started()
+
+
+@pytest.fixture
+def full_disk():
+    """Let no file grow, as on a full disk; databases and logs that are open cannot be written to either."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

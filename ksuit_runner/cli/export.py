@@ -14,7 +14,7 @@ from ksuit_runner.config.compose import compose_locations
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.overrides import allow_only, bare_name, value_of
 from ksuit_runner.config.stored_config import format_config
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError, did_you_mean, files_explained
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.reports.target_file import target_file
 from ksuit_runner.resume.changes import Composed, compose_stored
@@ -109,7 +109,8 @@ def _write_weights(target: Path, found: StartingPoint, stored: Composed, trust: 
     config = resolve(stored.config)
     tensors = _tensors(found, Factory(config, stored.trust), str(config["output_dir"]), trust)
     told = {key: value for key, value in config.items() if key not in _PRIVATE}
-    write_tensors(target, tensors, {"model": found.text, "config": format_config(mask_config(told))})
+    with files_explained(target):
+        write_tensors(target, tensors, {"model": found.text, "config": format_config(mask_config(told))})
     return f"{len(tensors)} tensors"
 
 

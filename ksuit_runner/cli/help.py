@@ -102,5 +102,5 @@ def _files_of(name: str) -> str:
     if not shown and name not in groups():
         known = {*groups(), *(choice for _, choice in offered)}
         raise ConfigError(f"--help {name}: there is no such group or choice. {did_you_mean(name, known)}")
-    texts = ((pair, files("/".join(pair))[0].read_text(encoding="utf-8")) for pair in shown)
+    texts = ((pair, files("/".join(pair))[0].read_text("utf-8", errors="replace")) for pair in shown)
     return "\n".join(f"== {group}={choice} ==\n\n{_with_wrapped_comments(text)}" for (group, choice), text in texts)

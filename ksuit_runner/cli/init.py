@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ksuit_runner.config.overrides import allow_only
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, files_explained
 from ksuit_runner.system.shipped_folders import shipped
 from ksuit_runner.ui.terminal import make_console
 
@@ -34,7 +34,9 @@ def init(query: str, overrides: Sequence[str]) -> int:
 
     def copy(source: str, target: str) -> str:
         made.append(str(Path(target).relative_to(folder)))
-        return shutil.copy2(source, target)
+        with files_explained(target):  # at the first one: copytree would go on, and tell all errors at once
+            Path(target).write_bytes(Path(source).read_bytes())
+        return target
 
     without = shutil.ignore_patterns("__pycache__", "outputs", ".pytest_cache", *there)
     shutil.copytree(shipped("examples") / "spirals", folder, ignore=without, copy_function=copy, dirs_exist_ok=True)

@@ -36,12 +36,16 @@ def _comments_in(name: str, package: _Path, is_chosen: bool = True) -> dict[_Pat
     """Return the comments of a file by the config paths of their keys."""
     found: dict[_Path, list[str]] = {}
     for file in reversed(files(name)):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
         is_global = text.startswith(_GLOBAL)
         if is_global and not is_chosen:  # it says why it sets a value, and not what that is for
             continue
         lines = text.splitlines()
-        for path, line, _ in _keys(yaml.compose(text, _LOADER)):
+        try:
+            document = yaml.compose(text, _LOADER)
+        except yaml.YAMLError:  # one that is chosen has been read before
+            continue
+        for path, line, _ in _keys(document):
             above = line
             while above and lines[above - 1].lstrip().startswith("#") and lines[above - 1] != _GLOBAL:
                 above -= 1

@@ -49,9 +49,16 @@ def _replace(path: Path, content: bytes, is_durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # on a full disk it would take space
+        _name_file(error, path)
         raise
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """Have an error of the file system name the file, which it does not if a write has failed."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def commit_folder(written: Path, folder: Path) -> None:
@@ -84,8 +91,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield written
         shutil.rmtree(folder, ignore_errors=True)
         commit_folder(written, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(written, ignore_errors=True)  # on a full disk it would take space
+        _name_file(error, folder)
         raise
 
 
@@ -134,6 +142,9 @@ def append_line(path: Path, line: str) -> None:
         if os.write(descriptor, content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
+    except OSError as error:
+        _name_file(error, path)
+        raise
     finally:
         os.close(descriptor)
     sync(path.parent)

@@ -134,7 +134,7 @@ class Follower:
                 make_folder(self._backlog.parent)
                 append_line(self._backlog, json.dumps(msgspec.to_builtins(message)))
             except OSError as error:
-                raise TrackerError(f"{self._backlog}: {error}") from error
+                raise TrackerError(f"{self._backlog}: {error.strerror or error}") from error
 
     def catch_up(self, is_last: bool = False) -> bool:
         """Have the tracker record its backlog, if it is time to try again; return whether it lacks nothing.

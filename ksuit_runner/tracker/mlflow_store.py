@@ -92,7 +92,7 @@ def open_store(paths: OutputPaths, timeout_s: float = 5, blank: bytes | None = N
     except UnsafeFileError as error:
         raise TrackerError(f"{paths.database} {error}") from None
     except (OSError, sqlite3.Error) as error:
-        raise TrackerError(f"{paths.database}: {error}") from error
+        raise TrackerError(f"{paths.database}: {getattr(error, 'strerror', None) or error}") from error
     return store_uri
 
 

@@ -147,6 +147,25 @@ def test_help_of_a_group_shows_its_files(capsys, group):
         assert f"== {group}={choice} ==\n\n{(REPOSITORY / 'conf' / group / f'{choice}.yaml').read_text()}" in printed
 
 
+def test_a_file_that_cannot_be_read_does_not_keep_help_from_others(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "conf" / "model"
+    folder.mkdir(parents=True)
+    broken = {
+        "tab": b"_target_: mine.Net\n\twidth: 16\n",
+        "alias": b"width: *a\n",
+        "latin": b"# Gr\xf6\xdfe\nwidth: 1\n",
+    }
+    for name, content in broken.items():
+        (folder / f"{name}.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    assert _main(["--help"]) == 0
+    assert "# seed of every random draw of the run\nseed: 0\n" in capsys.readouterr().out
+    assert _main(["--help", "model"]) == 0
+    printed = capsys.readouterr().out
+    assert "== model=alias ==" in printed and "== model=latin ==" in printed and "\twidth: 16" in printed
+    assert refusal("model=tab").startswith("conf/model/tab.yaml, line 2: found character")
+
+
 def test_help_of_a_choice_shows_its_file(capsys):
     assert _main(["--help", "ema", "adamw"]) == 0
     files = (("callbacks", "ema"), ("optimizer", "adamw"))

@@ -12,7 +12,7 @@ from command import REPOSITORY, environment
 from preloaded import Preloaded, as_a_command
 
 from ksuit_runner.cli.dispatch import _main
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, StorageError
 
 TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 EXAMPLE = REPOSITORY / "examples" / "spirals"
@@ -61,6 +61,11 @@ def test_a_folder_with_hidden_files_only_is_filled_and_they_stay(tmp_path, monke
     assert "spirals.py" in printed and ".venv" not in printed and ".gitignore" not in printed and "cd " not in printed
     assert (tmp_path / "conf" / "experiment" / "spirals.yaml").is_file()
     assert {(tmp_path / name).read_text() for name in (".gitignore", ".venv/pyvenv.cfg")} == {"mine"}
+
+
+def test_a_full_disk_is_a_line_that_names_the_first_file(tmp_path, full_disk):
+    with pytest.raises(StorageError, match=f"^{tmp_path}/new/.*: File too large$"):
+        _main(["init", str(tmp_path / "new")])
 
 
 def test_nothing_is_overwritten(tmp_path):

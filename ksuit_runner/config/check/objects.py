@@ -165,7 +165,7 @@ def _check_apart(path: str, target: str, given: Mapping[str, Any], names: Collec
 
 def _top_of(file: Path) -> dict[str, str]:
     """Return the keys at the top of a YAML file, with what is behind them in their lines."""
-    return dict(re.findall(r"^(\w+):[ \t]*(.*?)[ \t]*$", file.read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(re.findall(r"^(\w+):[ \t]*(.*?)[ \t]*$", file.read_text("utf-8", errors="replace"), re.MULTILINE))
 
 
 def _check_one(path: str, given: Mapping[str, Any], names: Collection[str]) -> None:

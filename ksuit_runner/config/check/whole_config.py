@@ -177,7 +177,7 @@ def _without_name(parent: str) -> str:
     """Say that an object stands where names of objects are needed, and in which file, if it is one of the group."""
     written = (path for choice in choices(parent) for path in files(f"{parent}/{choice}"))
     is_without = re.compile(r"^_target_:", re.MULTILINE)
-    found = next((path for path in written if is_without.search(path.read_text(encoding="utf-8"))), None)
+    found = next((path for path in written if is_without.search(path.read_text("utf-8", errors="replace"))), None)
     name = found.stem if found else "NAME"
     where = f"conf/{parent}/{found.name}" if found else "the config"
     return f"the name of the object is missing: {where} needs the line `{name}:`, and everything else indented below it"
