@@ -24,7 +24,9 @@ class KeptBuffers:
 
     The observers of fake quantization do so, and modules that count or average without asking for their mode: what
     was evaluated, and how often, would change training. A module in training mode within one that is not is meant to
-    change its buffers, and so is what writes to them between two forward passes.
+    change its buffers, and so is what writes to them between two forward passes. What a forward pass notes in
+    attributes of modules cannot be undone: buffers that have changed together with a number or a flag there, as where a
+    table is filled at the first call, stay as they are.
 
     All buffers are copied before the first forward pass that they are seen in, and from then on those that have
     changed: as a rule none.
@@ -49,13 +51,24 @@ class KeptBuffers:
         """Keep what a forward pass in the block changes, until ``put_back``."""
         self._find_slots()
         before = [self._before(*slot) for slot in self._slots]
+        notes = self._notes() if self._kept or any(copy is not None for _, _, copy in before) else None
         try:
             yield
         finally:
-            for (module, name), (buffer, version, copy) in zip(self._slots, before, strict=True):
-                now = module._buffers.get(name)
-                if buffer is not None and now is not None and (now is not buffer or now._version != version):
-                    self._note(module, name, buffer, copy, now)
+            changed = [
+                (module, name, buffer, copy, now)
+                for (module, name), (buffer, version, copy) in zip(self._slots, before, strict=True)
+                if buffer is not None
+                and (now := module._buffers.get(name)) is not None
+                and (now is not buffer or now._version != version)
+            ]
+            if changed and notes is not None and self._notes() != notes:
+                for module, name, *_ in changed:
+                    self._kept.pop((id(module), name), None)
+                    self._changing.add((id(module), name))
+            else:
+                for each in changed:
+                    self._note(*each)
 
     def put_back(self) -> None:
         """Give the buffers what they were before the forward passes since the last call, if these have changed them."""
@@ -79,6 +92,11 @@ class KeptBuffers:
         else:
             self._tree.survey()
         self._slots = [(module, name) for module in self._module.modules() for name in module._buffers]
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """Return what the modules have noted in numbers, flags and texts."""
+        modules = self._module.modules()
+        return [{name: value for name, value in vars(item).items() if _is_plain(value)} for item in modules]
 
     def _before(self, module: nn.Module, name: str) -> tuple[Tensor | None, int, Tensor | None]:
         """Return a buffer that is to stay as it is, its version, and a copy where it may be needed."""
@@ -112,6 +130,12 @@ class _Kept(NamedTuple):
     copy: Tensor
     now: Tensor
     version: int
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_as_left(buffer: Tensor | None, now: Tensor, version: int) -> bool:

@@ -117,6 +117,21 @@ class Caching(nn.Module):
         return self.norm(inputs) + self.cache[: len(inputs), None]
 
 
+class FilledOnce(nn.Module):
+    """Fills a buffer of another module when it is first called, and notes that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.is_filled = nn.Module(), False
+        self.shift.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, inputs):
+        if not self.is_filled:
+            self.shift.mean.copy_(inputs.mean(0))
+            self.is_filled = True
+        return inputs - self.shift.mean
+
+
 def test_what_stays():
     model = ModelBase(Caching()).eval()
     model(torch.randn(5, 3))
@@ -126,6 +141,10 @@ def test_what_stays():
     model(torch.randn(5, 3))
     model.kept_buffers.put_back()
     assert model.module.norm.num_batches_tracked == 1
+    filled = ModelBase(FilledOnce()).eval()
+    filled(torch.ones(5, 3))
+    filled.kept_buffers.put_back()
+    assert torch.equal(filled.module.shift.mean, torch.ones(3))  # the module does not fill it again
     observing = ModelBase(Observing()).eval()
     observing(torch.randn(4, 64))
     observing.module.calls.fill_(70)  # by a callback that means to
