@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ksuit_runner.config.check.ranks import with_parts_of
 from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.config.differences import ABSENT, differences
-from ksuit_runner.config.overrides import allow_only, to_text
+from ksuit_runner.config.overrides import allow_only, root, to_text
 from ksuit_runner.errors import ConfigError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.code import SHORT_COMMIT
@@ -46,7 +47,7 @@ def show(query: str, overrides: Sequence[str]) -> int:
         console = make_console()
         print_pairs(console, {label: text for label, text in said.items() if text})
         print_blank(console)
-        return show_leaderboard(sweep.sweep_id, overrides)
+        return show_leaderboard(sweep.sweep_id, [item for item in overrides if root(item) != "show"])
     found = find_stored("show", query, overrides)
     run, console = StoredRun(found.paths), make_console()
     print_pairs(console, head(run), run.status)
@@ -95,7 +96,7 @@ def commands(run: StoredRun) -> dict[str, str]:
 
 def changes_of_defaults(run: StoredRun) -> list[tuple[str, str, str]]:
     """Return config path, default and value of a run, for each value that is not the default of today."""
-    today = resolve(without_sweep(compose_config([])))
+    today = with_parts_of(run.config.get("ranks", 1), resolve(without_sweep(compose_config([]))))
     return [(path, *cells) for path, cells in changes(today, run.config).items()]
 
 

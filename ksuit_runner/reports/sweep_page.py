@@ -31,7 +31,8 @@ def sweep_page(paths: SweepPaths, plan: SweepPlan, board: Leaderboard) -> str:
     """Return the page of a sweep.
 
     It has its leaderboard with the means over seeds or folds, the objective over each swept key, all keys together as
-    parallel coordinates, the curves of the best jobs, what varies and what all jobs have in common.
+    parallel coordinates, the curves of the best jobs (of the first ones, if there is no objective), what varies and
+    what all jobs have in common.
 
     Args:
         paths: Files of the sweep.
@@ -48,20 +49,23 @@ def sweep_page(paths: SweepPaths, plan: SweepPlan, board: Leaderboard) -> str:
         "took": "" if run.took is None else format_duration(run.took.total_seconds()),
         "command": plan.command,
         "jobs": ", ".join(f"{count} {status}" for status, count in counts.items()),
-        "objective": f"{board.objective}, {board.direction} is better" if board.objective else "",
+        "objective": f"{board.objective}, {board.direction} is better"
+        if board.objective
+        else "none, jobs in their order",
         "folder": str(paths.sweep_dir),
     }
     today = resolve(compose_config([]))
     common = changes({key: value for key, value in today.items() if key not in NOT_STORED}, plan.base)
     varied = {bare_name(key) for key in board.keys}
     where = paths.sweep_id, paths.output_dir
+    first = "best" if board.objective else "first"
     sections = {
         "Sweep": table((), [(key, value) for key, value in about.items() if value]),
         "Leaderboard": table(*job_table(board, SHORT_ID)),
         f"Mean over {' and '.join(board.mean_over)}": table(*group_table(board)) if board.groups else "",
         "Objective over what varies": drawing(values_figure(board), "objective over each swept key"),
         "All together": drawing(leaderboard_figure(board), "leaderboard") if len(board.keys) > 1 else "",
-        "Curves of the best jobs": drawing(_curves(paths, board), "curves of the best jobs"),
+        f"Curves of the {first} jobs": drawing(_curves(paths, board), f"curves of the {first} jobs"),
         "What varies": table(("", "values"), [(key, str(value)) for key, value in plan.settings.params.items()]),
         "Config of all jobs": table(
             ("differs from the default config", "default", "this sweep"),

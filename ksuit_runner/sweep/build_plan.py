@@ -19,6 +19,9 @@ from ksuit_runner.sweep.parameters import SEED, Combination, SweepParameter, dra
 from ksuit_runner.sweep.plan import Job, SweepPlan
 from ksuit_runner.sweep.sweep_settings import Method, SweepSettings, read_settings
 
+_SHARED = frozenset({"output_dir", "parent_run_id"})
+"""Keys that all jobs have in common."""
+
 
 @dataclass(frozen=True)
 class PlannedSweep:
@@ -132,6 +135,8 @@ def _params(settings: SweepSettings, swept: Sequence[str], fixed: Sequence[str])
             "nothing varies. Give several values: -m optimizer.lr=1e-2,1e-3 seed=0,1", path="sweep.params"
         )
     known = {bare_name(str(key)) for key in params}
+    for key in known & _SHARED:
+        raise ConfigError("it is the same for all jobs of a sweep", path=key)
     for key in settings.mean_over:
         if settings.method is Method.TPE and key in known:
             raise ConfigError(

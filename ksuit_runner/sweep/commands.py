@@ -12,12 +12,12 @@ from ksuit_runner.config.check.signature import SignatureReader
 from ksuit_runner.config.check.whole_config import check_config
 from ksuit_runner.config.compose import show_debugging
 from ksuit_runner.config.factory import Factory
-from ksuit_runner.config.overrides import root, value_of
+from ksuit_runner.config.overrides import allow_only, root, value_of
 from ksuit_runner.config.targets import Trust, check_values
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording
 from ksuit_runner.distributed.environment import place
-from ksuit_runner.errors import ConfigError, ResumeError
+from ksuit_runner.errors import ConfigError, ResumeError, did_you_mean
 from ksuit_runner.launchers.base import Launcher
 from ksuit_runner.paths import OutputPaths, PathProvider, SweepPaths
 from ksuit_runner.recorder.tracker import open_tracker, warm_up
@@ -41,6 +41,8 @@ from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tracker.base import KIND_TAG, EndStatus
 from ksuit_runner.tracker.start_tags import annotations, start_tags
 from ksuit_runner.ui.terminal import make_console
+
+_TAKES = ("output_dir", "tracker", "trust", "objective")
 
 
 def start_sweep(overrides: Sequence[str], command: str) -> SweepOutcome:
@@ -168,11 +170,13 @@ def show_leaderboard(query: str, overrides: Sequence[str]) -> int:
 
     Args:
         query: The sweep: its id, the first 6 or more characters of it, its name, or ``last``.
-        overrides: Overrides of the command line.
+        overrides: Overrides of the command line: where it is, and by which ``objective`` to rank it instead of its own.
 
     Raises:
         ResumeError: There is no such sweep.
+        ConfigError: No job has logged the objective, or something else is given.
     """
+    allow_only(overrides, "leaderboard", *_TAKES)
     paths = newest_sweep(overrides) if query == "last" else find_sweep(query, overrides, is_surely=True)
     if paths is None:
         raise unknown_sweep(query, overrides)
@@ -196,10 +200,10 @@ def read_leaderboard(paths: SweepPaths, overrides: Sequence[str]) -> tuple[Sweep
 
     Args:
         paths: Files of the sweep.
-        overrides: Overrides of the command line; only output folder, tracker and trust matter.
+        overrides: Overrides of the command line; only output folder, tracker, trust and objective matter.
 
     Raises:
-        KsuitError: The plan is damaged or not trusted, or the tracker cannot be asked.
+        KsuitError: The plan is damaged or not trusted, the tracker cannot be asked, or no job has logged the objective.
     """
     plan, jobs = with_tracker_overrides(read_plan(paths), overrides), read_jobs(paths)
     trust = _trust_in(paths, plan, overrides)
@@ -207,6 +211,13 @@ def read_leaderboard(paths: SweepPaths, overrides: Sequence[str]) -> tuple[Sweep
     config = _config_of(paths, plan)
     tracker = RecordedTracker(open_tracker(Factory(config, trust), paths), paths)  # knows runs by their local ids
     source, _ = _source(paths, plan)
+    if (objective := value_of("objective", overrides)) is not None:
+        unranked = replace(plan, objective=None)
+        known = make_leaderboard(paths, unranked, jobs, tracker, build_properties(config, None, trust)).metric_keys
+        if objective not in known:
+            has_no = "no job has logged this metric, or it has no better direction"
+            raise ConfigError(f"{objective}: {has_no}. {did_you_mean(objective, known)}", path="objective")
+        plan = replace(plan, objective=objective)
     properties = build_properties(config, plan.objective, trust)
     return plan, make_leaderboard(paths, plan, jobs, tracker, properties, source.pruned())
 

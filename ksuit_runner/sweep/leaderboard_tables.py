@@ -23,11 +23,14 @@ def print_leaderboard(console: Console, board: Leaderboard) -> None:
     """Print the jobs, best first, and the means over seeds or folds where there are several."""
     heads, rows = job_table(board, SHORT_ID)
     status = heads.index("status")
-    metrics = range(status - 1, len(board.keys) + 1, -1)  # the first one ranks
+    shown = range(status - 1, len(board.keys) + 1, -1)  # the first one ranks
     alike = [status] if len({row.status for row in board.rows}) == 1 else []
-    optional = [[index] for index in (heads.index("time"), *metrics, *alike, 0)]
+    optional = [[index] for index in (heads.index("time"), *shown, *alike, 0)]
     least = dict.fromkeys(range(1, len(board.keys) + 1), _LEAST)
     print_table(console, heads, rows, status, optional, least)
+    if board.objective is None and len(rows) > 1 and (metrics := board.metric_keys):
+        hint = f"not ranked, as the sweep has no objective; to rank it: leaderboard=SWEEP_ID objective={metrics[0]}"
+        console.print(hint, soft_wrap=True, highlight=False)
     if board.groups:
         console.print()
         print_table(console, *group_table(board), least=dict.fromkeys(range(len(board.compared)), _LEAST))

@@ -68,6 +68,10 @@ def test_a_run_is_shown(output_dir, capsys):
         assert shown[mode][-1] == f"{mode}={stored.paths.run_id}"
 
 
+def test_what_nobody_has_set_is_no_difference(output_dir):
+    assert "accumulation_steps" not in ksuit(output_dir, "show=last")
+
+
 def test_the_tags_of_checkpoints_are_shown(output_dir, capsys):
     show("first", [f"output_dir={output_dir}"])
     shown = rows(capsys.readouterr().out)

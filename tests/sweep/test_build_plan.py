@@ -78,6 +78,7 @@ def test_a_yaml_can_choose_groups_and_draw(tmp_path, monkeypatch):
     ("overrides", "message"),
     [
         (["seed=0"], "sweep.params: nothing varies"),
+        (["output_dir=a,b"], "output_dir: it is the same for all jobs of a sweep"),
         (["model=mlp,mpl"], "model: there is no 'mpl'. Did you mean 'mlp'?"),
         (["optimizer.lr=1e-3,abc"], "optimizer.lr: expects"),
         (

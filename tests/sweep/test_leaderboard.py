@@ -247,7 +247,11 @@ def test_without_an_objective_jobs_stay_in_their_order_with_all_metrics_that_can
     assert board.groups == []
     lines = shown(board, capsys).splitlines()
     assert lines[0].split() == ["job", "seed", ACCURACY, LOSS, "status", "time", "run"]
-    assert [line.split()[2] for line in lines[1:]] == ["0.1", "0.5"]
+    assert [line.split()[2] for line in lines[1:3]] == ["0.1", "0.5"]
+    assert lines[3:] == [
+        f"not ranked, as the sweep has no objective; to rank it: leaderboard=SWEEP_ID objective={ACCURACY}"
+    ]
+    assert "objective" not in shown(sweep.board(), capsys)
 
 
 def test_the_files_have_what_the_terminal_shows(sweep):

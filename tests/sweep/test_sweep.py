@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -15,15 +16,16 @@ from preloaded import ksuit, start
 
 from ksuit_runner.cli.annotate import annotate
 from ksuit_runner.cli.export import export
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import ConfigError, ResumeError
 from ksuit_runner.paths import SweepPaths
 from ksuit_runner.recorder import tracker
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.reports.report import report
 from ksuit_runner.reports.show import show
 from ksuit_runner.sweep import commands
-from ksuit_runner.sweep.commands import resume_sweep, start_sweep
+from ksuit_runner.sweep.commands import resume_sweep, show_leaderboard, start_sweep
 from ksuit_runner.sweep.job_config import JobComposer
+from ksuit_runner.sweep.plan import read_plan
 
 FAST = (
     *SMALL,
@@ -88,7 +90,7 @@ def test_the_table_ranks_the_jobs_and_shows_mean_and_deviation_over_seeds(swept)
     assert float(groups[0][3]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=0.05)
 
 
-def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(swept, capsys):
+def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(swept, capsys, monkeypatch):
     output_dir, output = swept
     parent, _ = runs(output_dir)
     artifacts = output_dir / "runs" / parent / "artifacts"
@@ -107,6 +109,18 @@ def test_the_leaderboard_is_stored_with_the_parent_and_can_be_asked_for_again(sw
     assert "There is no sweep" in ksuit(output_dir, "leaderboard=mime", status=2).replace("there", "There")
     assert "Did you mean 'last'?" in ksuit(output_dir, "leaderboard=lst", status=2)
     here = [f"output_dir={output_dir}"]
+    capsys.readouterr()
+    monkeypatch.setattr(commands, "read_plan", lambda paths: replace(read_plan(paths), objective=None))
+    assert show_leaderboard("mine", here) == 0
+    unranked = capsys.readouterr().out
+    assert unranked != table and "to rank it: leaderboard=SWEEP_ID objective=accuracy/validation" in unranked
+    assert show_leaderboard("mine", [*here, "objective=accuracy/validation"]) == 0
+    assert capsys.readouterr().out == table
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="^objective: acuracy/validation: no job has.*. Did you mean 'accuracy/"):
+        show_leaderboard("mine", [*here, "objective=acuracy/validation"])
+    with pytest.raises(ConfigError, match="^seed=1: with leaderboard= only output_dir, tracker, trust, objective can"):
+        show_leaderboard("mine", [*here, "seed=1"])
     annotate("mine", [*here, "notes=my first", "tags=[paper]"])
     told = dict(query(output_dir, f"select key, value from tags where run_uuid = '{parent}'"))
     assert told["mlflow.note.content"].startswith("my first\n\n| job |") and told["ksuit.tags"] == "paper"

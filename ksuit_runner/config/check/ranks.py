@@ -37,14 +37,20 @@ def with_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: The ranks cannot train it.
     """
-    ranks, trainer = rank_count(values), values.get("trainer")
-    if isinstance(trainer, Mapping) and trainer.get("accumulation_steps") == "auto":
-        values = {**values, "trainer": {**trainer, "accumulation_steps": ranks}}
+    ranks = rank_count(values)
+    values = with_parts_of(ranks, values)
     if ranks > 1:
         _check_strategy(values, ranks)
         _check_device(values, ranks)
     _check_parts(values, ranks)
-    return dict(values)
+    return values
+
+
+def with_parts_of(ranks: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with ``accumulation_steps: auto`` as what it is on so many ranks."""
+    trainer = values.get("trainer")
+    is_auto = isinstance(trainer, Mapping) and trainer.get("accumulation_steps") == "auto"
+    return {**values, "trainer": {**trainer, "accumulation_steps": ranks}} if is_auto else dict(values)  # type: ignore[dict-item]
 
 
 def _check_strategy(values: Mapping[str, Any], ranks: int) -> None:
