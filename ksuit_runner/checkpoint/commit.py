@@ -295,14 +295,11 @@ class Committer:
         assert self._tags is not None
         existing = names(self.paths)
         past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
-        old = [name for name in past[keep_last:] if name not in self._tags.values()]
-        for name in old:
-            with removing(self.paths.checkpoints_dir / name) as is_free:
-                if is_free:  # or else after a later checkpoint
-                    shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
-        if old:
-            with suppress(OSError):  # what a power cut brings back is removed again after the next one
-                sync(self.paths.checkpoints_dir)
+        for name in past[keep_last:]:
+            if name not in self._tags.values():
+                with removing(self.paths.checkpoints_dir / name) as is_free:
+                    if is_free:  # or else after a later checkpoint, as one that a power cut brings back
+                        shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
 
 
 class _Waiting:
@@ -497,7 +494,7 @@ def _finish_replacement(folder: Path) -> None:
     replaced = beside(folder, REPLACED)
     if not replaced.exists():
         return
-    if folder.exists() and damage(folder, None, is_common) and not damage(replaced, folder.name, is_common):
+    if folder.exists() and damage(folder, None, is_common):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)

@@ -354,6 +354,48 @@ def test_a_newer_one_that_is_damaged_supersedes_none(paths, file):
     assert paths.latest.read_text() == "E0_U2_S2\n"
 
 
+def test_a_damaged_newer_one_is_not_among_those_that_are_kept(paths):
+    for update in (1, 9):
+        ready(paths, f"E0_U{update}_S{update}", keep_last=2)
+        Committer(paths).commit(f"E0_U{update}_S{update}")
+    cut(paths.checkpoints_dir / "E0_U9_S9" / MODEL)
+    ready(paths, "E0_U2_S2", keep_last=2)  # by a run that was resumed from the older one
+    Committer(paths).commit("E0_U2_S2")
+    assert names(paths) == ["E0_U9_S9", "E0_U2_S2", "E0_U1_S1"]
+
+
+def test_one_with_tags_is_committed_however_many_are_newer(paths):
+    for update in (5, 6):
+        commit(paths, update)
+    ready(paths, "E0_U2_S2", keep_last=1, tags=["best"])
+    assert Committer(paths).commit_waiting() == {"E0_U2_S2": None}
+    assert read_tags(paths) == {"best": "E0_U2_S2"} and paths.latest.read_text() == "E0_U6_S6\n"
+
+
+def test_nothing_is_removed_of_a_run_that_is_taken_over_while_it_is_committed(paths):
+    commit(paths, 1)
+    ready(paths, "E0_U2_S2", keep_last=1)
+    taken = []
+
+    def check_owner():
+        if taken:
+            raise TakenOverError("another process has resumed it")
+
+    Committer(paths, check_owner).commit_waiting(lambda name, error: taken.append(name))
+    assert taken == names(paths)[:1] == ["E0_U2_S2"] and names(paths)[1:] == ["E0_U1_S1"]
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_what_cannot_be_handed_over_takes_no_room(paths, monkeypatch, is_packed):
+    def refuse(*paths):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(OSError, match="no room"):
+        ready(paths, "E0_U1_S1", is_packed=is_packed)
+    assert left(paths) == []
+
+
 def test_two_threads_that_commit_the_same_lose_none_of_it(paths):
     others = []
 

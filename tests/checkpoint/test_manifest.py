@@ -65,6 +65,14 @@ def test_a_change_of_a_file_is_detected_at_any_size(folder):
         assert problem(folder) == "a.safetensors is not what was written"
 
 
+def test_of_a_file_that_is_not_read_the_size_is_checked(folder):
+    (folder / "a.safetensors").write_bytes(b"Weights" * 1000)
+    verify(folder, folder.parent, reads=lambda file: False)
+    (folder / "a.safetensors").write_bytes(b"weights" * 999)
+    with pytest.raises(UnsafeFileError, match="a.safetensors is not what was written"):
+        verify(folder, folder.parent, reads=lambda file: False)
+
+
 def test_missing_and_additional_files_are_detected(folder):
     (folder / ".nfs1234").write_text("left by a network file system")
     assert problem(folder) is None

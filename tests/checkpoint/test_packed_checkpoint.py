@@ -51,6 +51,12 @@ def test_the_folder_is_the_same_byte_for_byte(paths, tmp_path):
     assert read_newest(paths).model["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_the_file_is_whole_where_the_system_takes_it_piece_by_piece(paths, monkeypatch):
+    whole = ready(paths).read_bytes()
+    monkeypatch.setattr(os, "writev", lambda file, pieces: os.write(file, pieces[0][:7]))
+    assert ready(paths).read_bytes() == whole
+
+
 def parts(file):
     text = file.read_bytes()
     end = 8 + int.from_bytes(text[:8], "little")

@@ -39,7 +39,7 @@ from ksuit_runner.sweep.plan import Job, SweepPlan, add_job, read_jobs, read_pla
 from ksuit_runner.sweep.run_job import JobResult
 from ksuit_runner.sweep.sweep_settings import SweepSettings
 from ksuit_runner.system import lock_file
-from ksuit_runner.system.atomic_files import commit_folder, make_folder, sync, write_text
+from ksuit_runner.system.atomic_files import commit_folder, make_folder, new_file, renew, sync, write_text
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
@@ -145,6 +145,26 @@ def read_journal(folder: Path) -> set[int]:
     return {len(steps)}
 
 
+def renew_journal(folder: Path, version: int) -> None:
+    """Append to a journal and take it over, as a resume does."""
+    append_to_journal(folder, version)
+    renew(PathProvider(folder, RUN).journal)
+
+
+def export_file(folder: Path, version: int) -> None:
+    """Write a file that refers to another one, as an ONNX file does to its weights."""
+    with new_file(folder / str(version)) as file:
+        file.write_text(f"{version}.data")
+        (file.parent / f"{version}.data").write_text("weights")
+
+
+def read_exported(folder: Path) -> set[int]:
+    found = [path for path in folder.glob("*") if not path.suffix and not path.name.startswith(".")]
+    for path in found:
+        assert (folder / path.read_text()).read_text() == "weights"
+    return {len(found)}
+
+
 def store_outbox(folder: Path, version: int) -> None:
     Outbox(RUN, "name", tags={"version": str(version)}).store(PathProvider(folder, RUN))
 
@@ -221,6 +241,8 @@ WRITERS = {
     "the newest checkpoint": Writer(save_checkpoint, read_saved),
     "a checkpoint of two ranks": Writer(save_on_two_ranks, read_of_two_ranks),
     "the journal": Writer(append_to_journal, read_journal),
+    "a journal that is taken over": Writer(renew_journal, read_journal),
+    "an exported file": Writer(export_file, read_exported),
     "tracker.json": Writer(store_outbox, read_outbox),
     "delivered.json": Writer(store_delivered, read_delivered),
     "uploaded.json": Writer(store_uploaded, read_uploaded),
