@@ -12,7 +12,7 @@ import pytest
 from ksuit_runner.delivery.metric_sender import MetricSender, Shipment, read_offset
 from ksuit_runner.errors import TrackerError
 from ksuit_runner.record.journal import Journal
-from ksuit_runner.record.point import Point
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.tracker.noop import NoopTracker
 
 
@@ -269,6 +269,52 @@ def test_an_end_is_known_once_every_point_and_the_end_itself_are(journal: Journa
     sender = MetricSender(journal, tmp_path / "sent", behind, interval_s=60)
     assert sender.flush(30) and not sender.finish(0.01)
     sender.close()
+
+
+def test_the_end_waits_for_points_that_come_while_others_are_sent(journal: Journal, tmp_path: Path) -> None:
+    class Growing(WholeTracker):
+        def log_points(self, points: Sequence[Point]) -> None:
+            super().log_points(points)
+            if points[0].step < 3:
+                journal.append(points[0].step + 1, {"a": 1})
+
+        def deliver_end(self) -> None:
+            super().deliver_end()
+            self.sent = self.points
+
+    tracker = Growing()
+    journal.append(1, {"a": 1})
+    sender = MetricSender(journal, tmp_path / "sent", tracker, interval_s=0.01)
+    assert sender.finish(30)
+    sender.close()
+    assert tracker.sent == _written(journal) and len(tracker.sent) == 3
+
+
+def test_nothing_of_a_line_is_lost_that_is_sent_in_parts(journal: Journal, tmp_path: Path) -> None:
+    class Failing(ListTracker):
+        def log_points(self, points: Sequence[Point]) -> None:
+            self.failing = len(self.batches) == 1 and not self.failures
+            super().log_points(points)
+
+    tracker = Failing()
+    journal.append(1, {f"metric {number}": number for number in range(2500)})
+    shipment = Shipment(journal, tmp_path / "sent", tracker)
+    with pytest.raises(TrackerError):
+        shipment.send()
+    assert Shipment(journal, tmp_path / "sent", tracker).send() == 2500
+    assert set(tracker.points) == set(_written(journal))
+
+
+def test_files_are_sent_with_the_batch_that_they_are_in(journal: Journal, tmp_path: Path) -> None:
+    class Files(ListTracker):
+        def log_files(self, files: Sequence[LoggedFile]) -> None:
+            self.files = [file.path for file in files]
+
+    tracker = Files()
+    journal.append(1, {"a": 1}, files={"image": "image.png"})
+    journal.append(2, {f"metric {number}": number for number in range(1000)})
+    Shipment(journal, tmp_path / "sent", tracker).send()
+    assert tracker.files == ["image.png"] and len(tracker.batches) == 2
 
 
 def test_who_waits_for_the_tracker_is_called_when_it_is_back(journal: Journal, tmp_path: Path) -> None:
