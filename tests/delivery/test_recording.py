@@ -20,7 +20,7 @@ from ksuit_runner.delivery.recording import Recording, RunFollower, Unsent
 from ksuit_runner.errors import TakenOverError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
-from ksuit_runner.tracker.base import EndStatus, RunInfo
+from ksuit_runner.tracker.base import EndStatus, ModelVersion, RunInfo
 
 
 class Store(FolderTracker):
@@ -52,6 +52,9 @@ class Store(FolderTracker):
 
     def end_run(self, status, end_time=None):
         self._answer(f"end {status.value}")
+
+    def register_model(self, version):
+        self._answer(f"model {version.name}")
 
     def upload(self, path, artifact_path):
         self.gate.wait(60)
@@ -171,6 +174,25 @@ def test_the_store_hears_that_a_run_is_resumed_and_how_it_ends_then(store, track
     assert store.log[1:] in (["end KILLED"], ["resume", "end KILLED"])  # it may have ended before it was looked at
 
 
+@pytest.mark.parametrize("lost", ["tags ['t']", "end FINISHED", "model digits"])
+def test_what_the_store_did_not_take_is_delivered_the_next_time(store, tracker, paths, monkeypatch, lost):
+    tracker.register_model(ModelVersion("models/a", "digits"))
+    end(tracker)
+
+    def fail(what, answer=store._answer):
+        if what == lost:
+            monkeypatch.setattr(store, "_answer", answer)
+            raise TrackerError("the server is away")
+        answer(what)
+
+    monkeypatch.setattr(store, "_answer", fail)
+    with pytest.raises(TrackerError):
+        Recording(store, paths).deliver_all()
+    assert lost not in store.log
+    Recording(store, paths).deliver_all()
+    assert store.log.count(lost) == 1
+
+
 def test_a_killed_run_is_marked_so_without_sending_the_rest(store, tracker, paths):
     recording = Recording(store, paths)
     recording.mark_if_killed()
@@ -191,6 +213,20 @@ def test_an_upload_that_hangs_delays_neither_points_nor_the_status(store, tracke
     uploader.request()
     uploader._thread.join(60)
     assert content(paths) == state and store.log[-2:] == ["end FINISHED", "config.yaml"]
+
+
+def test_a_request_over_which_the_run_is_taken_over_is_not_noted(store, tracker, paths, monkeypatch):
+    taken = []
+
+    def check():
+        if taken:
+            raise TakenOverError("another process has resumed it")
+
+    end(tracker)
+    monkeypatch.setattr(store, "end_run", lambda *given: taken.append(given))
+    with pytest.raises(TakenOverError):
+        Recording(store, paths, check).deliver_all()
+    assert taken and read_state(paths).has_end
 
 
 def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
