@@ -14,12 +14,14 @@ from stored_checkpoint import hand_over_checkpoint
 from ksuit_runner.checkpoint.folders import names
 from ksuit_runner.checkpoint.format import pack_state
 from ksuit_runner.delivery import recording as recording_module
+from ksuit_runner.delivery.binding import Binding
 from ksuit_runner.delivery.delivered import read_state
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.delivery.recording import Recording, RunFollower, Unsent
-from ksuit_runner.errors import TakenOverError, TrackerError
+from ksuit_runner.errors import LostRunError, TakenOverError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.journal import Journal
+from ksuit_runner.record.point import LoggedFile, Point
 from ksuit_runner.tracker.base import EndStatus, ModelVersion, RunInfo
 
 
@@ -43,6 +45,9 @@ class Store(FolderTracker):
     def resume_run(self, run_id):
         self._answer("resume")
         return super().resume_run(run_id)
+
+    def log_files(self, files):
+        self._answer(f"files {len(files)}")
 
     def set_tags(self, tags, run_id=None):
         self._answer(f"tags {sorted(tags)}")
@@ -213,6 +218,49 @@ def test_an_upload_that_hangs_delays_neither_points_nor_the_status(store, tracke
     uploader.request()
     uploader._thread.join(60)
     assert content(paths) == state and store.log[-2:] == ["end FINISHED", "config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *(("deliver", ()), ("mark_if_killed", ()), ("deliver_end", ())),
+        *(("log_points", [[Point("a", 1.0, 1, 1)]]), ("log_files", [[LoggedFile("a", "a.png", 1, 1)]])),
+    ],
+)
+def test_a_store_is_asked_for_nothing_once_the_run_is_another_ones(store, tracker, paths, monkeypatch, method, given):
+    taken = []
+
+    def check():
+        if taken:
+            raise TakenOverError("another process has resumed it")
+
+    binding = Binding(store, paths, check)
+    binding.bind()
+    tracker.set_tags({"t": "1"})
+    if method == "deliver_end":
+        tracker.end_run(EndStatus.FINISHED)
+    monkeypatch.setattr(store, "deliver", lambda: store.log.append("deliver"))
+    store.log.clear()
+    before = content(paths)
+    taken.append(True)
+    with pytest.raises(TakenOverError):
+        getattr(binding, method)(*given)
+    assert (store.log, content(paths)) == ([], before)
+
+
+def test_everything_is_sent_again_to_a_store_that_has_lost_the_run(store, tracker, paths, monkeypatch):
+    end(tracker)
+    Recording(store, paths).deliver_all()
+
+    def lost(run_id):
+        raise LostRunError("it is gone")
+
+    monkeypatch.setattr(store, "attach_run", lost)
+    store.log.clear()
+    recording = Recording(store, paths)
+    assert recording.forget_lost()
+    recording.deliver_all()
+    assert store.log == EVERYTHING
 
 
 def test_a_request_over_which_the_run_is_taken_over_is_not_noted(store, tracker, paths, monkeypatch):
