@@ -19,15 +19,15 @@ from ksuit_runner.trainer.losses import Losses
 class ActivationNorms(PartSumsCallback):
     """Logs ``activation_norms/MODULE``, the root mean square of the elements of what a module returns in training.
 
-    It does not depend on the size of the batch. They are those of the update after which it acts, over the whole batch;
-    other updates are not looked at. That they stay alike from layer to layer, and for networks of other widths, is what
-    initializations and learning rates are chosen for (Yang et al., Tensor Programs V, 2022,
-    https://arxiv.org/abs/2203.03466, appendix D.1).
+    The values are those of the update after which the callback acts, over its whole batch; they do not depend on the
+    size of the batch. Other updates are not looked at. Initializations and learning rates are chosen so that these
+    values are alike from layer to layer, and from one width of a network to another (Yang et al., Tensor Programs V,
+    2022, https://arxiv.org/abs/2203.03466, appendix D.1).
 
     Args:
         match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
-        depth: How many levels below the model the modules are; those without children also higher. None takes the
-            latter, wherever they are.
+        depth: How many levels below the model the modules are; modules without children count at higher levels as
+            well. None takes all modules without children, wherever they are.
         **kwargs: Passed on to PartSumsCallback.
 
     Raises:

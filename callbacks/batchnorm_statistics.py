@@ -12,12 +12,12 @@ from ksuit_runner.counter import UpdateCounter
 
 
 class BatchnormStatistics(DatasetCallback):
-    """Computes the running statistics of averaged weights anew, as their means over the batches of a dataset.
+    """Computes the running statistics of averaged weights anew, as means over the batches of a dataset.
 
-    The statistics of the live model are not those of its averages, which perform badly with them. What is computed
-    counts for the callbacks that are listed after this one and evaluate at the same update, and for its checkpoint;
-    with the next update the buffers are the live model's again. A model without BatchNorm needs none of this: nothing
-    is read. A pass takes a forward pass of each batch and average, on every rank the same.
+    Averaged weights have the running statistics of the live model, with which they perform badly. The new statistics
+    are used by callbacks that are listed after this one and evaluate at the same update, and they are in the checkpoint
+    of that update; from the next update on they are the live model's again. It takes one forward pass for each batch
+    and each average, which every rank does itself. For a model without BatchNorm nothing is read.
 
     Source: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018,
     https://arxiv.org/abs/1803.05407; the result is that of ``torch.optim.swa_utils.update_bn`` without dropout.

@@ -12,8 +12,8 @@ from ksuit_runner.tensors.name_patterns import matches_any, matching
 class BestMetric(MetricCallback):
     """Logs the best value of a metric, whenever it improves, and the latest values of others at that moment.
 
-    The keys are those of the metrics after the name of the callback: ``best_metric/accuracy/validation``,
-    ``best_metric/loss/train``. So their last points are what the run had reached when it was at its best.
+    The keys are those of the metrics, after the name of the callback: ``best_metric/accuracy/validation``,
+    ``best_metric/loss/train``. Their last points thus say what the run had reached when it was at its best.
 
     Args:
         others: Patterns of the keys of the other metrics.

@@ -26,8 +26,8 @@ class ConfusionMatrix(DatasetCallback):
     (batch, ...). The counts take 8 bytes for each pair of classes, on the device.
 
     Args:
-        classes: Names of the classes in their order; by default the dataset's ``classes``, or else (or of one output of
-            several) their numbers.
+        classes: Names of the classes in their order; by default the dataset's ``classes``, unless ``outputs`` or
+            ``targets`` name one of several, or else their numbers.
         outputs: Path of the scores where a model has several outputs, such as ``digit``.
         targets: Path of the targets where there are several.
         ignore_index: Target that does not count, such as -100; None counts all.

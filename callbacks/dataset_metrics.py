@@ -14,11 +14,11 @@ from ksuit_runner.trainer.heads import Head
 class DatasetMetrics(DatasetCallback):
     """Logs ``NAME/DATASET`` for any metrics of torchmetrics, for the live and all other weights.
 
-    Of a metric with a value for each class it logs ``NAME_3/DATASET``, of one with several values by name
+    A metric with a value for each class is logged as ``NAME_3/DATASET``, and one with several values by name as
     ``NAME_KEY/DATASET``. A metric gets the outputs and targets of a batch, of the same shape, or scores of shape
     (batch, classes, ...) and class indices of shape (batch, ...); where the model has the classes last, they are moved.
-    It needs not be told how many classes there are. Results are those of torchmetrics, whose floating-point sums are
-    taken in float64, to the last bit the same on any number of ranks, see ``BatchMetric``.
+    The number of classes is filled in. Results are those of torchmetrics, with floating-point sums in float64, and to
+    the last bit the same on any number of ranks, see ``BatchMetric``.
 
     Metrics that hold all outputs, such as an exact AUROC, take memory in proportion to the dataset.
 

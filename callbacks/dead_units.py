@@ -18,9 +18,9 @@ from ksuit_runner.tensors.nested import tensors_in
 class DeadUnits(DatasetCallback):
     """Logs ``dead_units/MODULE/DATASET``, the fraction of a module's units that no sample makes positive.
 
-    And ``dead_units/DATASET``, that of all these modules together; for the live and all other weights. A unit of a ReLU
-    that is zero for all samples has no gradient, and mostly stays dead. The same holds for a unit of the layer before
-    it whose output is never positive, where the ReLU itself is a function and no module.
+    It also logs ``dead_units/DATASET``, the fraction in all these modules together, and both for the live and all other
+    weights. A unit of a ReLU that is zero for all samples has no gradient, and mostly stays dead. Where the ReLU is a
+    function and not a module, name the layer before it: what counts is that its output is never positive.
 
     Units are the channels of a convolution, of shape (samples, units, height, width) and the like, and the last
     dimension of anything else, (samples, ..., units).

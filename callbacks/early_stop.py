@@ -25,7 +25,7 @@ class EarlyStop(MetricCallback):
         **kwargs: Passed on to MetricCallback.
 
     Raises:
-        ConfigError: Nothing of this can ever stop training, or a number is out of its range.
+        ConfigError: None of the conditions is given, or a number is out of its range.
     """
 
     logs: ClassVar[Sequence[str] | None] = ()

@@ -15,9 +15,9 @@ from ksuit_runner.counter import UpdateCounter
 class FeatureDump(FeatureCallback):
     """Logs the features of a dataset as a file, ``NAME/DATASET``, for the live and all other weights.
 
-    It is a safetensors file: the features of each layer, of shape (samples, ...), by ``LAYER`` of the live weights and
-    ``WEIGHTS/LAYER`` of others, and ``targets`` if they are a tensor; in the order of the dataset. It is held in memory
-    until it is written; ``max_batches`` limits it.
+    It is a safetensors file with the features of each layer, of shape (samples, ...), in the order of the dataset:
+    ``LAYER`` for the live weights and ``WEIGHTS/LAYER`` for others. It also has the ``targets``, if they are a tensor.
+    All of it is held in memory until it is written, which ``max_batches`` can limit.
 
     Args:
         **kwargs: Passed on to FeatureCallback.

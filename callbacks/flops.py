@@ -17,16 +17,17 @@ from ksuit_runner.tensors.flops import FlopCount, is_compiled
 class Flops(PeriodicCallback):
     """Logs ``flops_per_sample``, ``flops_per_second``, and with a peak ``utilization``, the share of it that is used.
 
-    The operations of matrix products, convolutions, recurrent layers and attention are counted in forward and backward
-    pass of the first update of the run, what is computed again to save memory included; a multiplication and an
-    addition are two. Their number per second follows from the samples since the last log, evaluations and checkpoints
-    included. With a transformer and without recomputation ``utilization`` is the MFU of Chowdhery et al. (2022,
+    The operations of matrix products, convolutions, recurrent layers and attention are counted in the forward and the
+    backward pass of the run's first update, with what is computed again to save memory; a multiplication and an
+    addition are two. ``flops_per_second`` follows from the samples since the last log; the time of evaluations and
+    checkpoints counts. For a transformer without recomputation, ``utilization`` is the MFU of Chowdhery et al. (2022,
     https://arxiv.org/abs/2204.02311).
 
     Args:
         phases: Tells when forward and backward pass begin and end.
         peak_tflops: What one device can do, in 10^12 operations per second of the type that it computes with.
-        flops_per_sample: The operations, where they cannot be counted: with ``trainer.compile``, or own kernels.
+        flops_per_sample: The operations per sample, where they cannot be counted: with ``trainer.compile``, or with
+            kernels of your own.
         **kwargs: Passed on to PeriodicCallback.
 
     Raises:

@@ -22,10 +22,10 @@ class GradientNoiseScale(PartSumsCallback):
     """Logs ``gradient_noise_scale``, about the number of samples above which a larger batch no longer helps.
 
     It is tr(S) / |G|^2: the variance of the gradient of a sample over the squared norm of the mean gradient, both
-    estimated from the gradients of a whole batch and of its parts, and averaged over the updates that it looks at. In
-    much smaller batches every sample counts (data parallelism pays), in much larger ones most are wasted. The first
+    estimated from the gradients of a whole batch and of its parts, and averaged over the updates that it looks at. Far
+    below it every further sample in a batch helps (data parallelism pays); far above it most are wasted. The first
     values are noise, and may be negative. It needs a batch in several parts (``trainer.accumulation_steps``), and does
-    another backward pass for each of them, in the updates after which it acts.
+    another backward pass for each of them in the updates after which it acts.
 
     Source: McCandlish et al., An Empirical Model of Large-Batch Training, 2018, arXiv:1812.06162, appendix A.1.
 

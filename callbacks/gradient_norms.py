@@ -16,8 +16,8 @@ from ksuit_runner.trainer.sums import to_device
 class GradientNorms(NormsCallback):
     """Logs ``gradient_norms/MODULE``, the Euclidean norm of the gradients of a module, and ``gradient_norms``, of all.
 
-    They are those of the update after which it acts, before clipping. Other updates are not looked at. A module without
-    a gradient, such as a frozen one, is left out.
+    The gradients are those of the update after which the callback acts, before clipping; other updates are not looked
+    at. A module without a gradient, such as a frozen one, is left out.
 
     Args:
         **kwargs: Passed on to NormsCallback: which modules.

@@ -18,14 +18,14 @@ from ksuit_runner.trainer.sums import to_device
 class GradientSpikes(NormsCallback):
     """Warns of modules whose gradient norm is a multiple of its running mean, and logs how often that happens.
 
-    ``gradient_spikes`` is the number of updates since the last log in which that was so of any module. For each such
-    module, ``gradient_spikes/MODULE`` is its largest norm divided by its mean at that time, and the warning has the
-    update as well. A gradient that is not finite is a spike of infinite size, but not where float16 is scaled, which
-    finds its factor that way.
+    ``gradient_spikes`` is the number of updates since the last log in which any module had a spike. For each module
+    that had one, ``gradient_spikes/MODULE`` is its largest norm divided by its running mean at that time; the warning
+    names the update as well. A gradient that is not finite is a spike of infinite size, except in float16, whose
+    scaling meets such gradients while it looks for its factor.
 
-    It looks at every update, and waits for the device at the log only. What is larger than the factor enters the mean
-    with the factor, so that one spike does not hide the next one, and a lasting rise becomes usual. It changes nothing:
-    ``trainer.clip_norm`` limits what a spike does.
+    It looks at every update, and waits for the device only when it logs. A spike enters the running mean as ``factor``
+    times that mean, so that it does not hide the next one, while a lasting rise becomes the new normal. It only
+    reports: ``trainer.clip_norm`` limits what a spike does.
 
     Args:
         factor: What multiple of its mean a norm has to exceed.

@@ -11,8 +11,8 @@ from ksuit_runner.keyed_random import uses_no_rng
 class LearningRate(PeriodicCallback):
     """Logs ``learning_rate`` as the update has used it; ``learning_rate/GROUP`` where parameter groups differ.
 
-    Of several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` where its groups differ.
-    ``weight_decay`` is logged in the same way where it has a schedule, or if that is asked for.
+    With several optimizers it logs ``learning_rate/NAME``, or ``learning_rate/NAME/GROUP`` for one whose groups differ.
+    ``weight_decay`` is logged in the same way, if it has a schedule or the argument asks for it.
 
     Args:
         weight_decay: Whether the weight decay is logged; None logs it where it has a schedule.

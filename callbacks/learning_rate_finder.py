@@ -15,26 +15,27 @@ from ksuit_runner.ui.figures import draw_rate_test
 
 
 class LearningRateFinder(CallbackBase):
-    """Shows the training loss over the learning rate of a short run whose rate rises at every update, and suggests one.
+    """Shows the training loss over the learning rate of a short run in which it rises at every update, and suggests one.
 
     ``debug=learning_rate_finder`` is such a run, with the model, data, clipping and ranks of the real one. At its end
     it logs a figure and a table ``NAME``, with a row for each update, and two rules of thumb: ``NAME/steepest``, the
     rate at which the smoothed loss falls fastest over the logarithm of the rate, and ``NAME/tenth_of_minimum``, a tenth
     of the rate at which it is lowest. The loss of every update is read, which waits for the device.
 
-    Rates are those to write into the config as ``optimizer.lr``, before the factors of ``trainer.reference_batch_size``
-    and of parameter rules. Those for rules with a rate of their own, which rise in proportion, are
-    ``NAME/steepest/RULE`` and so on.
+    The rates are those to write into the config as ``optimizer.lr``, before ``trainer.reference_batch_size`` and
+    parameter rules multiply them. A parameter rule with a rate of its own rises in proportion; the rate to write there
+    is ``NAME/steepest/RULE`` and so on.
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, 2017, https://arxiv.org/abs/1506.01186.
 
     Args:
-        smoothing: Weight of the losses before in the exponential mean, from 0 to below 1; its bias is corrected.
-        diverged: End the run when the smoothed loss is not finite, or above this multiple of the lowest; None: never.
+        smoothing: Weight of the earlier losses in the exponential mean, from 0 to below 1; its bias is corrected.
+        diverged: End the run when the smoothed loss is not finite, or above this multiple of the lowest one; None never
+            ends it.
         **kwargs: Passed on to CallbackBase.
 
     Raises:
-        ConfigError: A number is out of its range, the run is long, there are several optimizers, or no rate can rise.
+        ConfigError: A number is out of its range, the run is too long, there are several optimizers, or the rate is 0.
     """
 
     logs: ClassVar[Sequence[str] | None] = (

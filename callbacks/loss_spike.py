@@ -15,9 +15,10 @@ from ksuit_runner.keyed_random import uses_no_rng
 class LossSpike(PeriodicCallback):
     """Skips updates whose loss is far above what it has been, or ends the run.
 
-    It logs ``NAME/skipped``, how many it has skipped so far. A spike is a loss that exceeds the mean of the losses
-    before it by a number of their standard deviations, both exponential, over about ``window`` losses that were no
-    spikes; none is found before there were so many. What is not finite is the concern of ``trainer.nan_loss``.
+    A spike is a loss that exceeds the mean of the losses before it by ``threshold`` of their standard deviations. Mean
+    and deviation are exponential, over about the last ``window`` losses that were no spikes; before there are so many,
+    no loss is a spike. ``NAME/skipped`` is how many updates were skipped so far. Losses that are not finite are left to
+    ``trainer.nan_loss``.
 
     A skipped update counts, and changes neither weights nor buffers nor the state of the optimizer. The loss of every
     update is read before its step, which waits for the device.

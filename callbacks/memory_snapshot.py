@@ -12,11 +12,11 @@ from ksuit_runner.errors import ConfigError
 
 
 class MemorySnapshot(WindowCallback):
-    """Logs what the memory of a CUDA device holds, as the file ``memory``, and when it was allocated and freed by whom.
+    """Logs what the memory of a CUDA device holds, and which code has allocated and freed it, as the file ``memory``.
 
-    https://pytorch.org/memory_viz shows the file. It covers some updates in a row; if a run fails in them because the
-    memory is full, it says what was there then, and after them without its history. On several ranks it is the device
-    of rank 0. The file is a pickle of torch, which nothing here reads.
+    https://pytorch.org/memory_viz shows the file. It covers some updates in a row. A run that fails because the memory
+    is full logs what was in it: with its history within these updates, and without it after them. On several ranks it
+    is the device of rank 0. The file is a pickle of torch, which nothing here reads.
 
     Args:
         max_entries: Largest number of allocations and frees to keep, the last ones.

@@ -24,12 +24,13 @@ from ksuit_runner.ui.logs import OF_RANK
 class NanWatch(PeriodicCallback):
     """Names the module that makes the first NaN or infinity, in the forward or the backward pass, and the update.
 
-    It looks at the batch, the outputs of all modules, their gradients, and those of the parameters, in the order of
-    their computation. A warning at the next interval, or when training fails, names what is first not finite.
+    It looks at the batch, the outputs of all modules, their gradients, and those of the parameters, in the order in
+    which they are computed. A warning at the next interval, or when training fails, names the first one that is not
+    finite. Each rank watches its own parts of the batch.
 
-    It reads every activation once more, so it is for finding out: a run that has failed resumes with it from an earlier
-    checkpoint, and fails again in the very same update. It changes nothing, see ``trainer.nan_loss`` for that. Where
-    float16 is scaled, infinite gradients are usual, and only the forward pass is watched. Each rank watches its parts.
+    It reads every activation once more, so it is meant for finding a cause: a run that has failed, resumed with this
+    callback from an earlier checkpoint, fails again in the very same update. It only reports; ``trainer.nan_loss`` says
+    what becomes of the update. In float16 infinite gradients are normal, so that only the forward pass is watched.
 
     Args:
         match: Patterns of the names of modules to watch; ``{}`` stands for the number of a layer. None watches all.

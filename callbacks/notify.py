@@ -23,7 +23,7 @@ class Notify(CallbackBase):
     Args:
         variable: Name of the environment variable with the addresses, separated by spaces. They contain passwords and
             tokens, and so are no part of the config. See https://github.com/caronc/apprise/wiki.
-        ends: The ends to send a message of.
+        ends: The kinds of end that a message is sent for.
         **kwargs: Passed on to CallbackBase.
 
     Raises:

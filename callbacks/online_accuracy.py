@@ -15,12 +15,12 @@ from ksuit_runner.trainer.sums import Sums
 class OnlineAccuracy(OnlineCallback[Sums]):
     """Logs ``accuracy/train``, and ``accuracy_topK/train`` for K > 1, of the training batches since it was last logged.
 
-    It is that of the outputs that training computes anyway: in training mode, with augmented samples, and with the
-    weights as they were at each update. With ``per_epoch`` that of each epoch is ``accuracy/train/epoch``; with
+    It uses the outputs that training computes anyway: in training mode, of augmented samples, and with the weights as
+    they were at each update. With ``per_epoch`` it also logs ``accuracy/train/epoch``, that of each epoch; with
     ``heads`` the keys begin with ``accuracy_HEAD`` and ``accuracy_topK_HEAD``.
 
-    Outputs and targets are those of the callback ``accuracy``; of targets that are mixed, with probabilities of the
-    outputs' shape, the most probable class counts.
+    Outputs and targets are as in the callback ``accuracy``. Targets may also be mixed, as probabilities of the outputs'
+    shape: then the most probable class counts.
 
     Args:
         topk: Values of k: a prediction is right if the target is among the k classes with the highest scores.

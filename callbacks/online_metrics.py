@@ -13,9 +13,9 @@ from ksuit_runner.trainer.sums import Sums
 class OnlineMetrics(OnlineCallback[Sums]):
     """Logs ``NAME/train`` for any metrics of torchmetrics that are sums, of the batches since they were last logged.
 
-    They are those of the outputs that training computes anyway: in training mode, with augmented samples, and with the
-    weights as they were at each update. Of a metric with a value for each class it logs ``NAME_3/train``; with
-    ``per_epoch`` those of each epoch are ``NAME/train/epoch``. What a metric gets is as in ``DatasetMetrics``.
+    They use the outputs that training computes anyway: in training mode, of augmented samples, and with the weights as
+    they were at each update. A metric with a value for each class is logged as ``NAME_3/train``; with ``per_epoch`` the
+    values of each epoch are ``NAME/train/epoch``. What a metric gets is as in ``DatasetMetrics``.
 
     A metric costs what torchmetrics takes for a batch. Only the first batch is validated, which waits for the device.
 

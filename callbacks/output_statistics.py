@@ -16,10 +16,10 @@ from ksuit_runner.trainer.moments import STATISTICS, Moments
 class OutputStatistics(OnlineCallback[Moments]):
     """Logs mean, standard deviation and largest absolute value of the outputs since they were last logged.
 
-    They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``, with ``per_epoch`` also
-    those of each epoch as ``outputs/NAME/mean/epoch`` and so on. The name of an output is the way to it in what
-    ``training_step`` returns, such as ``latent/mean`` or ``hidden/0``; a single tensor is ``output``. The sums stay on
-    the device: nothing waits for it between two logs.
+    They are logged as ``outputs/NAME/mean``, ``outputs/NAME/std`` and ``outputs/NAME/abs_max``, and with ``per_epoch``
+    those of each epoch as ``outputs/NAME/mean/epoch`` and so on. The name of an output is its path in what
+    ``training_step`` returns, such as ``latent/mean`` or ``hidden/0``; a single tensor is called ``output``. The sums
+    stay on the device: nothing waits for it between two logs.
 
     Args:
         match: Patterns of names.

@@ -10,9 +10,9 @@ from ksuit_runner.tensors.device import MemoryPeak
 
 
 class PeakMemory(PeriodicCallback):
-    """Logs ``peak_memory_gb``, since training began: of tensors on an accelerator, or of the process on the CPU.
+    """Logs ``peak_memory_gb``, the peak since training began: of tensors on an accelerator, of the process on the CPU.
 
-    In units of 10^9 bytes. On the CPU it begins with the run only on Linux.
+    The unit is 10^9 bytes. On the CPU the peak is that of the run on Linux only, and elsewhere that of the process.
     """
 
     logs: ClassVar[Sequence[str] | None] = ("peak_memory_gb",)

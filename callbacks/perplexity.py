@@ -17,7 +17,7 @@ class Perplexity(DatasetCallback):
 
     With H, the mean of -log p(target) over all targets of the dataset in nats, the perplexity is exp(H), that of
     a model that guesses among as many equally likely targets (F. Jelinek et al., "Perplexity: a measure of the
-    difficulty of speech recognition tasks", 1977). Bits per character are H / log 2. Neither knows label smoothing.
+    difficulty of speech recognition tasks", 1977). Bits per character are H / log 2. Label smoothing does not count.
 
     Outputs are scores (logits or log-probabilities) of shape (batch, ..., classes) or (batch, classes, ...), targets
     are class indices of shape (batch, ...), such as tokens.

@@ -22,7 +22,8 @@ class Predictions(DatasetCallback):
 
     With targets that are class indices, a row has the number of the sample in the dataset, target, prediction, loss
     (cross-entropy) and confidence (probability of the prediction). With targets of the outputs' shape the loss is the
-    squared error. Where a sample has several targets, such as tokens, its loss is their mean, and the rest is empty.
+    squared error. Where a sample has several targets, such as tokens, its loss is their mean, and the other cells are
+    empty.
 
     Args:
         count: Number of rows; None for all samples.

@@ -17,9 +17,9 @@ from ksuit_runner.engine.phases import Phases
 class Profiler(WindowCallback):
     """Logs a trace of some updates, as the file ``time/trace``, and their most expensive operators, as a text.
 
-    The trace is gzipped JSON of ``torch.profiler``, which https://ui.perfetto.dev and chrome://tracing show. In it
-    data, forward, backward, step, the log, checkpoints and each callback are named. The text is ``time/operators``. On
-    several ranks it is rank 0 that is watched. Updates that are watched take longer.
+    The trace is gzipped JSON of ``torch.profiler``, which https://ui.perfetto.dev and chrome://tracing show; it names
+    data, forward, backward, step, the log, checkpoints and each callback. The text is ``time/operators``. Of several
+    ranks, rank 0 is watched. Updates that are watched take longer.
 
     Args:
         phases: Tells when the phases of an update begin and end.

@@ -15,9 +15,9 @@ from ksuit_runner.tensors.pictures import as_pictures, grid
 class Samples(PeriodicCallback):
     """Logs a picture, ``NAME/train``: a row for each of some training samples, a column for each time it was drawn.
 
-    So a row shows what augmentations make of a sample: those of the dataset, of its wrappers, of the collate function
-    and of ``to_device`` of a trainer; what ``training_step`` itself changes is not shown. The samples are spread from
-    the first to the last one of the dataset, and drawn for this picture alone: training is not disturbed.
+    A row shows what augmentations make of a sample: those of the dataset, of its wrappers, of the collate function and
+    of ``to_device`` of a trainer, but not what ``training_step`` itself changes. The samples are spread from the first
+    to the last one of the dataset, and are drawn for this picture only: training is not disturbed.
 
     Args:
         count: Number of samples.

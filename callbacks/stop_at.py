@@ -18,23 +18,23 @@ from ksuit_runner.system.signals import TIME_IS_UP
 class StopAt(PeriodicCallback):
     """Ends training at an epoch, an update or a sample, or after a time; the first of these counts.
 
-    At a position, the run has come to its end, and counts as finished; so has one that is resumed beyond it. Unlike
-    with ``trainer.max_epochs``, its learning rates are those of the whole length, on which it continues if the position
-    is moved.
+    A run that reaches the position counts as finished, and so does one that is resumed beyond it. Its learning rates
+    are those of the whole length, unlike with ``trainer.max_epochs``: if the position is moved, the run continues on
+    the same schedule.
 
-    When its time is up, the run ends after its update as by SIGXCPU: with a checkpoint, KILLED, to be resumed. The time
-    counts from this start of the run, and anew when it is resumed. It has to leave enough for an evaluation that has
-    just begun, and for writing the checkpoint.
+    When the time is up, the run ends after its update as after a SIGXCPU: with a checkpoint and status KILLED, to be
+    resumed. The time counts from this start of the run, and anew after a resume. It has to leave enough for an
+    evaluation that has just begun, and for writing the checkpoint.
 
     Args:
         epoch: Number of completed epochs.
         update: Number of completed updates.
         sample: Number of samples; the update that reaches it is the last one.
-        max_time: Such as ``90m``, ``23h 50m`` or ``1d 12h``; of days (d), hours (h), minutes (m) and seconds (s).
+        max_time: Such as ``90m``, ``23h 50m`` or ``1d 12h``, in days (d), hours (h), minutes (m) and seconds (s).
         **kwargs: Passed on to PeriodicCallback.
 
     Raises:
-        ConfigError: Nothing is given, a number is below 1, epochs do not end, or the time is none.
+        ConfigError: Nothing is given, a number is below 1, the run has no epochs, or the text is no time.
     """
 
     logs: ClassVar[Sequence[str] | None] = ()

@@ -14,7 +14,7 @@ from ksuit_runner.system.optional_package import require_package
 
 
 class SystemMetrics(PeriodicCallback):
-    """Logs what the machine does at the moment, under the names of MLflow's system metrics.
+    """Logs what the machine is doing, under the names of MLflow's system metrics.
 
     These are, all after ``system/``: ``cpu_utilization_percentage`` since the last log,
     ``system_memory_usage_megabytes`` and ``..._percentage``, ``disk_usage_megabytes``, ``disk_usage_percentage`` and

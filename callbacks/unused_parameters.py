@@ -15,9 +15,9 @@ _MOST_NAMES = 20
 class UnusedParameters(PeriodicCallback):
     """Warns of trainable parameters that have had no gradient in any update so far, by name.
 
-    They are not trained: a layer that is not called, an output that is in no loss, a ``detach`` too many. Their number
-    is logged as ``unused_parameters``. The names are shown when they are other ones than before. Frozen parameters do
-    not count; a gradient of zeros is one. Once all have had a gradient, nothing is left to look at.
+    They are not trained, because a layer is not called, an output is in no loss, or there is a ``detach`` too many.
+    Their number is logged as ``unused_parameters``; their names are shown whenever they change. Frozen parameters do
+    not count, and a gradient of zeros is a gradient. Once all have had one, the callback looks no more.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.

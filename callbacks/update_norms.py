@@ -15,13 +15,13 @@ from ksuit_runner.trainer.sums import to_device
 
 
 class UpdateNorms(NormsCallback):
-    """Logs ``update_norms/MODULE``, the Euclidean norm of what the last update has changed a module's parameters by.
+    """Logs ``update_norms/MODULE``, the Euclidean norm of the last update's change of a module's parameters.
 
-    Also ``update_ratios/MODULE``, that norm divided by the norm of the parameters themselves, after the update: often
-    about 0.001 where training goes well. ``update_norms`` and ``update_ratios`` are those of all modules together.
+    It also logs ``update_ratios/MODULE``, that norm divided by the norm of the parameters after the update: often about
+    0.001 where training goes well. ``update_norms`` and ``update_ratios`` are those of all modules together.
 
-    It copies the parameters before an update after which it acts, and holds the copy until then. Frozen parameters do
-    not count.
+    Before an update after which it acts it copies the parameters, and holds the copy until it has logged. Frozen
+    parameters do not count.
 
     Args:
         **kwargs: Passed on to NormsCallback: which modules.

@@ -21,10 +21,10 @@ from ksuit_runner.tensors.name_patterns import matching_modules
 class WeightsCheckpoint(PeriodicCallback):
     """Writes weights into files of their own, ``artifacts/weights/NAME/E1_U20_S1440/WEIGHTS.safetensors``.
 
-    NAME is the name of the callback, WEIGHTS is ``model`` or the name of an average. The tensors have the names that
-    they have in the ``state_dict`` of the plain module, which loads them; so does ``model.initialize.from``. The
-    weights are those that an evaluation sees. Training waits for a copy into host memory only; what is written while
-    the disk is full is missing afterwards, with an error in the log.
+    NAME is the name of the callback, WEIGHTS is ``model`` or the name of an average. The tensors are named as in the
+    ``state_dict`` of the plain module, which can load them, as can ``model.initialize.from``. The weights are those
+    that an evaluation sees. Training waits only for a copy into host memory. A file that does not fit on a full disk is
+    missing afterwards, and an error in the log says so.
 
     Args:
         weights: Which weights: ``model`` for the live ones, or names under which averages are evaluated, such as

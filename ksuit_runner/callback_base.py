@@ -55,11 +55,11 @@ def is_template(hook: Any) -> bool:
 
 
 def quiet(hook: Template) -> Template:
-    """Mark a hook that follows an update and logs nothing; if it stops training or requests a checkpoint, all ranks do.
+    """Mark a hook that logs nothing, and that stops training or requests a checkpoint on all ranks or on none.
 
-    After any other such hook the ranks of a run write their log together, and so wait for each other, for what one of
-    them may have to say. Marking what is called at every update saves that. A subclass that overrides the hook has to
-    mark its own.
+    After a hook without this mark, the ranks of a run write their logs together, because any of them may have logged
+    something, and so they wait for each other. Marking a hook that is called at every update saves that wait. A
+    subclass that overrides the hook has to mark its own version.
     """
     hook.is_quiet = True  # type: ignore[attr-defined]
     return hook
@@ -117,19 +117,19 @@ class CallbackBase:
             gets its name when it becomes part of a run.
 
     Attributes:
-        logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``, where a word in
-            braces stands for the argument of that name, which the constructor has to keep as an attribute of the same
-            name, and ``*`` for anything; ``accuracy{_heads}`` is
-            ``accuracy_HEAD`` for each of the ``heads``, and ``accuracy`` without any; ``{/weights}`` is nothing for the
-            live weights and ``/NAME`` for each of the others that are evaluated. With None, a callback that watches a
-            misspelt metric of this one is found at the end of training, and not before.
-        offers: Patterns, in the same way, of the names of weights that this callback offers for evaluation.
-        tags: Patterns, in the same way, of the tags that this callback gives to checkpoints, for ``weights_of``.
+        logs: Patterns of the metric keys that this callback logs, such as ``accuracy/{dataset_key}``. ``*`` stands for
+            anything, and a word in braces for the argument of that name, which the constructor has to keep as an
+            attribute of the same name. ``accuracy{_heads}`` is ``accuracy_HEAD`` for each of the ``heads``, and
+            ``accuracy`` if there are none. ``{/weights}`` is empty for the live weights, and ``/NAME`` for each of the
+            others that are evaluated. With None the keys are unknown before training: a callback that watches a
+            misspelt one of them is noticed only at the end.
+        offers: Patterns of the same kind: the names of the weights that this callback offers for evaluation.
+        tags: Patterns of the same kind: the tags that this callback gives to checkpoints, for ``weights_of``.
         merges_states: Whether ``merge_state_dicts`` loses nothing, so that every rank can go on from its result, such
             as the sums of each part of the batch. Then a checkpoint has that instead of the states of the ranks.
-        replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors and
-            do not add to those that are there. Then it is not copied before every hook that may fail, which costs 10 us
-            an update in the hooks before the optimizer's step.
+        replaces_state: Whether what ``state_dict`` has returned never changes afterwards, as hooks make new tensors
+            instead of changing old ones in place. Then it is not copied before every hook that may fail, which saves
+            10 us an update in the hooks before the optimizer's step.
         next_time: When ``timed_callback`` is due, by ``time.monotonic()``; a callback that overrides it sets this.
     """
 

@@ -47,21 +47,23 @@ class UpdateCounter:
         drop_last: Whether an epoch's last, smaller batch is skipped.
         max_epochs: End after this many epochs.
         max_updates: End after this many updates.
-        max_samples: End with the first update that reaches this many samples.
-
-    Where several ends are given, the first one reached counts.
+        max_samples: End with the first update that reaches this many samples. Where several ends are given, the first
+            one that is reached counts.
 
     Attributes:
-        accumulation_step: Number, from 0, of the part of the batch that is being computed; of several ranks, each has
-            its own ones.
-        accumulation_steps: How many parts a batch has. One with fewer samples leaves some of them out.
+        update: Number of completed updates.
+        updates_per_epoch: Number of updates in an epoch.
+        samples_per_epoch: Number of samples that training sees in an epoch.
+        has_epochs: Whether the run has epochs: not if the size of the dataset is unknown.
+        end_update: Number of updates after which the run ends.
+        accumulation_step: Number, from 0, of the part of the batch that this rank is computing.
+        accumulation_steps: Number of parts of a batch; a batch with fewer samples than that has fewer parts.
+        stopped: Whether a callback has ended training.
+        stopped_by: Names of the callbacks that have ended it.
 
     Raises:
-        ConfigError: No end is given, or a negative one, or the dataset does not fill a single batch; or an end in
-            epochs is given for a dataset of unknown size.
-
-    Attributes:
-        has_epochs: Whether epochs end: not if the size of the dataset is unknown.
+        ConfigError: No end is given, or a negative one; the dataset does not fill a single batch; or an end in epochs
+            is given for a dataset of unknown size.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class UpdateCounter:
 
 @dataclass(frozen=True)
 class Interval:
-    """When something happens: every n epochs, updates or samples, at the start, at the end; of several, at each.
+    """When something happens: every n epochs, updates or samples, at the start, at the end, or at several of these.
 
     Attributes:
         every_n_epochs: After every n-th epoch.

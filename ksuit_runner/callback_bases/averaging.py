@@ -27,16 +27,16 @@ from ksuit_runner.tensors.name_patterns import matching, matching_modules
 class AveragingCallback(CallbackBase):
     """Maintains averages of the weights, and offers them for evaluation beside the live ones.
 
-    Until an average begins, it is the live weights. It begins as a copy of them, and moves towards them at intervals.
-    Parameters are averaged. Buffers, such as running statistics, are at every update those of the live model: they may
-    be counts or masks with infinities, which have no average.
+    Until averaging begins, an average is the live weights. Then it is a copy of them that moves towards them at
+    intervals. Only parameters are averaged. Buffers, such as running statistics, are always those of the live model:
+    they may be counts, or masks with infinities, which have no average.
 
     Args:
         modules: Patterns of the names of modules, such as ``encoder`` or ``blocks.{}``: only these are averaged, and
             the rest of the model is the live one, without a copy. By default all of it is averaged.
         average_buffers: Average the floating-point buffers, too, such as the running statistics of BatchNorm.
         start_epoch: Begin after this epoch.
-        start_update: Begin after this update; of both, the later one counts.
+        start_update: Begin after this update. Where both are given, the later one counts.
         every_n_epochs: After the start, move towards the live weights after every n-th epoch.
         every_n_updates: Move towards them after every n-th update. Where both are given, whenever one of them is due;
             by default after every update.

@@ -38,7 +38,7 @@ class FeatureCallback(DatasetCallback):
     """Collects the features of layers over a dataset, in its order: override ``_process_results``.
 
     There, ``self.features()`` yields them for the live and all other weights, and ``self.gathered.rows["targets"]``
-    has the targets, if they are a tensor. The ranks of a run share the batches, and each of them has all features then.
+    has the targets, if they are a tensor. The ranks of a run share the batches, and each has all features in the end.
 
     Args:
         layers: Names of layers, or patterns of them; None takes the outputs of the model.
@@ -85,10 +85,10 @@ class FeatureCallback(DatasetCallback):
 
 
 class ProbeCallback(FeatureCallback):
-    """Measures features by a classifier: fitted to those of one dataset, it is scored on those of another.
+    """Measures features by a classifier that is fitted to those of one dataset and scored on those of another.
 
-    A subclass has the name of its metric, and computes the accuracy (``_accuracy``). Targets are class indices of shape
-    (samples,); features are flattened, and where one is not finite, the accuracy is NaN. One rank computes for all.
+    A subclass names its metric, and computes the accuracy (``_accuracy``), which one rank does for all. Targets are
+    class indices of shape (samples,). Features are flattened; if one of them is not finite, the accuracy is NaN.
 
     Args:
         fit_dataset_key: Key of the dataset to fit to. It is read as an evaluation reads it, and all of its features
@@ -116,7 +116,7 @@ class ProbeCallback(FeatureCallback):
 
     @property
     def fit_samples(self) -> int | None:
-        """Number of samples that it is fitted to; None where it is not known, as of a stream."""
+        """Number of samples that the classifier is fitted to; None if it is unknown, as for a stream."""
         size, batches = self.batch_size or self.data_container.eval_batch_size, self._fitted.max_batches
         dataset: Any = self.data_container.datasets.get(self._fitted.dataset_key)
         most = len(dataset) if hasattr(dataset, "__len__") else None

@@ -11,12 +11,12 @@ from ksuit_runner.trainer.module_norms import ModuleNorms
 
 
 class NormsCallback(PeriodicCallback):
-    """A periodic callback that computes norms of what is in modules, with ``self.norms``.
+    """A periodic callback that computes norms module by module, with ``self.norms``.
 
     Args:
         match: Patterns of the names of modules; ``{}`` stands for the number of a layer. None goes by depth.
-        depth: How many parts of a parameter's name say which module it belongs to: 2 are ``blocks.0``. None takes the
-            module that has it.
+        depth: How many parts of a parameter's name say which module it belongs to: with 2, ``blocks.0.norm.weight``
+            belongs to ``blocks.0``. None takes the module that has the parameter itself.
         **kwargs: Passed on to PeriodicCallback.
 
     Attributes:

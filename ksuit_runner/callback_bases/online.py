@@ -19,8 +19,8 @@ _SUMMED = "summed"
 class RunningCallback(PeriodicCallback, Generic[Accumulated]):
     """A periodic callback that logs what was accumulated over the updates since its last log.
 
-    A subclass says in what is accumulated (``_new_sums``) and what is logged (``_log``). Each part of a batch has sums
-    of its own, see ``PartSums``: a resume and another number of ranks change no bit of what is logged.
+    A subclass makes what accumulates (``_new_sums``), and logs the result (``_log``). Each part of a batch has sums of
+    its own, see ``PartSums``: neither a resume nor another number of ranks changes a bit of what is logged.
 
     Args:
         per_epoch: Log the values over each whole epoch as well, under keys that end in ``/epoch``.
@@ -54,7 +54,7 @@ class RunningCallback(PeriodicCallback, Generic[Accumulated]):
         """Return something empty to accumulate in, such as ``Sums``."""
 
     def _summed(self) -> str:
-        """Return what is summed up, as far as arguments say it; where a resume changes it, the sums begin anew."""
+        """Return which arguments decide what is summed up: where a resume changes them, the sums begin anew."""
         return ""
 
     @abstractmethod
@@ -99,9 +99,9 @@ class RunningCallback(PeriodicCallback, Generic[Accumulated]):
 class OnlineCallback(RunningCallback[Accumulated]):
     """A periodic callback that accumulates what it finds in the batches of training, and logs it at its interval.
 
-    A subclass says in what it accumulates (``_new_sums``), what it adds (``_accumulate``) and what it logs (``_log``).
-    With ``Sums`` nothing waits for the device between two logs. Sums of your own make new tensors instead of adding to
-    those that ``state_dict`` has returned: an update that fails goes back to these.
+    A subclass makes what accumulates (``_new_sums``), adds to it (``_accumulate``), and logs the result (``_log``).
+    ``Sums`` never waits for the device between two logs. An accumulator of your own must not change the tensors that
+    its ``state_dict`` has returned, as an update that fails goes back to them: it replaces them by new ones.
     """
 
     @abstractmethod

@@ -10,11 +10,11 @@ from ksuit_runner.trainer.sums import PartSums, Sums
 
 
 class PartSumsCallback(PeriodicCallback):
-    """A periodic callback that adds up what it finds in one update, in each part of the batch by itself.
+    """A periodic callback that adds up what it finds in the update after which it acts, for each part of the batch.
 
-    In a hook before the optimizer's step, ``if self.follows(update_counter)`` add to
-    ``self.sums[update_counter.accumulation_step]``; in ``_periodic_callback``, ``self.sums.take()`` has the sums over
-    all parts and ranks. An update that is done and not logged yet is in the state of a checkpoint.
+    A hook before the optimizer's step adds to ``self.sums[update_counter.accumulation_step]``, if
+    ``self.follows(update_counter)``. In ``_periodic_callback``, ``self.sums.take()`` returns the sums over all parts
+    and ranks. A checkpoint has the sums that are not logged yet.
 
     Args:
         **kwargs: Passed on to PeriodicCallback.

@@ -36,9 +36,9 @@ class PeriodicCallback(CallbackBase):
         **kwargs: Passed on to CallbackBase.
 
     Attributes:
-        is_repeatable: Whether another callback of this class logs the same values after the same update. Not if they
-            cover the updates of an interval, or are measured: two such callbacks whose intervals meet cannot share
-            a metric, which is checked before training.
+        is_repeatable: Whether another callback of this class would log the same values after the same update: not if
+            they are measured, or cover the updates since the last log. Two callbacks that are not repeatable and whose
+            intervals meet must not log the same metric, which is checked before training.
         is_idle: Whether ``periodic_callback`` would do nothing in this run, and is not called; a constructor sets it.
 
     Raises:
@@ -74,9 +74,9 @@ class PeriodicCallback(CallbackBase):
     def _periodic_callback(self, update_counter: UpdateCounter) -> None: ...
 
     def follows(self, update_counter: UpdateCounter) -> bool:
-        """Whether the callback acts after the update that is being computed, to prepare for it in a hook before that.
+        """Whether the callback acts after the update that is being computed; for hooks that prepare for it.
 
-        An end that comes early (``at_end``) is not foreseen. It costs next to nothing while that is not so.
+        Asking at every update costs next to nothing. An end that comes early (``at_end``) is not foreseen.
         """
         update = update_counter.update
         if update not in self._until_due:
@@ -88,18 +88,17 @@ class PeriodicCallback(CallbackBase):
 class DatasetCallback(PeriodicCallback):
     """A periodic callback that evaluates a dataset, in order, with the model in evaluation mode.
 
-    By default it also evaluates at the end of a run, which may be inside an epoch.
-
-    The batches come through the workers that also fetch training data, ahead of time. A subclass defines what is done
-    with a batch (``_process_batch``) and with the results (``_process_results``).
+    A subclass defines what is done with a batch (``_process_batch``) and with the results (``_process_results``). By
+    default it also evaluates at the end of a run, which may be inside an epoch. The batches are fetched ahead of time,
+    by the workers that fetch training data as well.
 
     Callbacks that follow each other in the config and evaluate the same dataset in batches of the same size at the same
-    update share one pass over it: a batch is fetched and moved to the device once. Results, errors and what is drawn at
-    random are those of a callback that is alone.
+    update share one pass over it: a batch is fetched and moved to the device once. Each gets the same results, errors
+    and random numbers as if it were alone.
 
-    On several ranks, a callback sees all batches on each of them, which is right and takes as long as on one. One that
-    says ``shares_work`` sees those of its rank only, and hands on what it finds in them: the results are those of one
-    process, to the last bit::
+    On several ranks, every rank evaluates all batches, unless the callback says ``shares_work``: then each rank
+    evaluates some of them, and adds what it finds to ``self.gathered``, which puts together what all ranks have found.
+    The results are those of one process, to the last bit::
 
         shares_work = True
 
@@ -182,7 +181,7 @@ class DatasetCallback(PeriodicCallback):
 
     @property
     def readers(self) -> list[BatchReader]:
-        """What reads a dataset for it: itself, and then the further ones."""
+        """What reads a dataset for this callback: itself, and then its further datasets."""
         return [self, *self.further]
 
     @property
@@ -260,9 +259,10 @@ class DatasetCallback(PeriodicCallback):
         return "/".join(part for part in (metric, self.dataset_key, weights) if part)
 
     def inputs_of(self, samples: Sequence[int]) -> list[Any]:
-        """Return the inputs of samples by their numbers in the dataset.
+        """Return the inputs of some samples, by their numbers in the dataset.
 
-        Their batches are read once more, for what not all samples leave in memory, such as pictures of a few.
+        Their batches are read once more. It is for inputs that are needed of a few samples, such as pictures, and that
+        would take too much memory if those of all were kept.
         """
         size, inputs = self.batch_size or self.data_container.eval_batch_size, {}
         numbers = sorted({sample // size for sample in samples})

@@ -7,7 +7,7 @@ from ksuit_runner.metric_property import MetricPropertyProvider
 
 
 class Ranking:
-    """The best names so far, such as those of checkpoints, by their values of some metrics.
+    """The names that are best so far, such as those of checkpoints, by their values of some metrics.
 
     Args:
         provider: Knows which direction of a metric is better.
@@ -45,9 +45,9 @@ class Ranking:
         return place
 
     def restore(self, top: Iterable[tuple[Sequence[float], str]]) -> None:
-        """Restore ``top`` as it was stored, maybe by a ranking of another size, or with other metrics than the first.
+        """Restore ``top`` as it was stored, also by a ranking of another size, or with other tie breakers.
 
-        What it lacks is not known, and any value is better than that.
+        A value that was not stored is unknown, and any other one is better.
         """
         unknown = [math.nan] * len(self.keys)
         self.top = [([*values, *unknown][: len(unknown)], name) for values, name in top][: self._size]

@@ -24,7 +24,7 @@ class WindowCallback(PeriodicCallback):
         **kwargs: Passed on to PeriodicCallback.
 
     Attributes:
-        is_watching: Whether it does so now.
+        is_watching: Whether an update is being watched.
 
     Raises:
         ConfigError: A number is smaller than 1.
