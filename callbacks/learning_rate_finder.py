@@ -15,7 +15,7 @@ from ksuit_runner.ui.figures import draw_rate_test
 
 
 class LearningRateFinder(CallbackBase):
-    """Shows the training loss over the learning rate of a short run in which it rises at every update, and suggests one.
+    """Shows the training loss over the learning rate, which a short run raises at every update, and suggests one.
 
     ``debug=learning_rate_finder`` is such a run, with the model, data, clipping and ranks of the real one. At its end
     it logs a figure and a table ``NAME``, with a row for each update, and two rules of thumb: ``NAME/steepest``, the

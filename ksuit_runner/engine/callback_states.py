@@ -28,11 +28,12 @@ ROLLED_BACK = (
 class CallbackStates:
     """Collects and restores the states of callbacks.
 
-    An update that fails must not leave half of itself in a checkpoint. So what its hooks may change is snapshotted
-    before: the states of all callbacks with hooks before the optimizer's step, and, while a later hook runs, that of
-    its callback. A snapshot is stored instead of the present state until it is dropped.
+    An update that fails must not leave half of itself in a checkpoint. So a snapshot is taken of what its hooks may
+    change: before an update, of the states of all callbacks with hooks before the optimizer's step; and before each
+    later hook, of the state of its callback. Until a snapshot is dropped, a checkpoint stores it instead of the present
+    state.
 
-    Several ranks may be at different hooks of an update when one of them fails. So a rank keeps the snapshots of the
+    When one of several ranks fails, the others may be at other hooks of the update. So a rank keeps the snapshots of
     hooks that have ended well, to go back to where the others are.
 
     Args:
@@ -78,7 +79,7 @@ class CallbackStates:
             self._snapshots[name] = copied
 
     def drop_snapshots(self) -> None:
-        """Let the present states count again: the hooks have ended well."""
+        """Drop all snapshots, because the hooks have ended well: the present states count again."""
         if self._snapshots:
             self._snapshots.clear()
         if self._keeps:
@@ -86,7 +87,7 @@ class CallbackStates:
             self.earliest = 0
 
     def drop_snapshot(self, callback: CallbackBase, number: int = 0, mark: int = 0) -> None:
-        """Let the present state of one callback count again: its hook has ended well.
+        """Drop the snapshot of one callback, whose hook has ended well: its present state counts again.
 
         Args:
             callback: The callback.
@@ -102,7 +103,7 @@ class CallbackStates:
             self._snapshots.pop(callback.display_name, None)
 
     def go_back(self, number: int) -> int | None:
-        """Let the states count that the callbacks had before the hook of this number in the round.
+        """Go back to the states that the callbacks had before the hook of this number in the round.
 
         Returns:
             The mark of the log before that hook; None if no hook was called since.
@@ -117,7 +118,7 @@ class CallbackStates:
         return mark
 
     def note_failure(self, callback: CallbackBase) -> None:
-        """Take note that a hook of a callback has failed: its snapshot counts, and its files have none."""
+        """Note that a hook of a callback has failed: its snapshot counts, which state in files does not have."""
         self.are_whole = not overrides(callback, "resume_from_checkpoint")
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class EvaluationAgain:
     """Evaluates the loss of a batch and its gradients once more, with the weights as they are then.
 
     Each evaluation draws the same random numbers, and starts with the buffers and the extra state from before the
-    update: those of the last evaluation stay. Hooks are called for the first one only, which the loop does itself.
+    update; what the last evaluation makes of them stays. Hooks are called only for the first evaluation, which the loop
+    does itself.
 
     Args:
         run: The run, which has just computed the gradients of the batch.

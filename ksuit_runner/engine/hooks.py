@@ -66,7 +66,8 @@ class Hooks:
         agenda: Says which hooks are due.
         states: The callbacks' states.
         done: Hooks of the current round that were called already, as ``NAME.HOOK``.
-        may_have_said: Whether a hook that is not ``quiet`` was called since this was reset: on all ranks alike.
+        may_have_said: Whether a hook that is not ``quiet`` was called since this was reset, which is the same on all
+            ranks.
     """
 
     def __init__(
@@ -193,12 +194,12 @@ class Hooks:
             self.may_have_said = True
 
     def go_back(self, number: int) -> int | None:
-        """Let the hooks of this round, from this number on, not have been called; see ``CallbackStates.go_back``."""
+        """Go back to before the hook of this number in the round; see ``CallbackStates.go_back``."""
         del self.done[number:]
         return self.states.go_back(number)
 
     def _prepare_pass(self, method: Method, later: Sequence[Method], skip: Sequence[str] = ()) -> None:
-        """Let an evaluation share its pass over the dataset with those that follow, unless it was part of one."""
+        """Let an evaluation share its pass with those that follow, unless an earlier pass has read for it already."""
         callback = _callback_of(method)
         assert isinstance(callback, DatasetCallback)
         if callback.has_read:
@@ -266,7 +267,7 @@ class Hooks:
         method(**arguments)
 
     def _call_by_the_clock(self, item: CallbackBase) -> None:
-        """Call ``timed_callback``, and refuse what would depend on the time: a resume and other ranks had it elsewhere.
+        """Call ``timed_callback``, which must not change the run: other ranks, and a resume, call it at other updates.
 
         Raises:
             KsuitError: It logs something, stops training or requests a checkpoint.
@@ -284,7 +285,7 @@ class Hooks:
             )
 
     def _generators_for(self, hook: str, methods: Sequence[Method]) -> AbstractContextManager[None]:
-        """Return a context that restores the generators of training, if the hooks may draw and training draws after."""
+        """Return a context that restores the generators of training, if the hooks and then training may draw."""
         must_restore = hook in BEFORE_DRAWS and not self._drawing.isdisjoint(methods)
         return undisturbed() if must_restore else nullcontext()
 

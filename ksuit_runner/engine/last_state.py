@@ -34,7 +34,7 @@ class Standing(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where all ranks can stand: in a phase, with so many hooks called, where it has hooks."""
+    """A place in the loop at which all ranks can stand: a phase, and how many of its hooks were called."""
 
     phase: Phase
     hooks: int | None = None
@@ -62,7 +62,7 @@ def save_last_full_update(run: Run, error: BaseException) -> None:
 
 
 def stand_together(run: Run, error: BaseException) -> bool:
-    """Undo what is half done of an update, on several ranks so that they all stand at the same hook.
+    """Undo what is half done of an update, so that all ranks stand at the same hook.
 
     Args:
         run: The run.
@@ -94,7 +94,7 @@ def stand_together(run: Run, error: BaseException) -> bool:
 
 
 def _stand(run: Run) -> Standing:
-    """Undo what an update has changed before its step, if it can be undone; of the callbacks, their snapshots count."""
+    """Undo what an update has changed before its step, if that is possible; callbacks go back to their snapshots."""
     states, phase = run.hooks.states, run.phase
     is_lost = phase is Phase.STEP or not states.are_whole or run.trainer.loss_check.has_failed_late
     is_lost = is_lost or (phase is Phase.BEFORE_STEP and not states.can_roll_back)

@@ -22,7 +22,7 @@ class LogAgreement:
         self._checkpoint_writer = checkpoint_writer
 
     def __call__(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics that all ranks record; what one of them requests counts for all.
+        """Return the metrics that all ranks record; if one requests a checkpoint or stops training, all do.
 
         Args:
             metrics: What this rank has logged.

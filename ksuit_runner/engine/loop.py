@@ -62,7 +62,7 @@ def _train(run: Run) -> None:
 
 @contextmanager
 def _explained(world: World) -> Iterator[None]:
-    """Raise what is behind an error, where another rank has let down an exchange of torch."""
+    """Raise the real cause of an error that torch has raised because another rank has left an exchange."""
     try:
         yield
     except BaseException as error:
@@ -202,7 +202,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
 
 
 def _on_device(run: Run, batch: Sequence[Part]) -> Sequence[Part]:
-    """Move the parts of a batch to the device; a trainer's own way of doing so may draw, wherever they were fetched."""
+    """Move the parts of a batch to the device; the generators are seeded for a trainer whose ``to_device`` may draw."""
     trainer, moved = run.trainer, []
     draws = may_draw(trainer.to_device)
     if trainer.device.type == "cpu" and type(trainer).to_device is SgdTrainer.to_device:

@@ -13,9 +13,10 @@ _ATTEMPTS = 3
 
 
 class Meeting:
-    """Has the ranks of a run come together after one of them has failed, or was interrupted while others go on.
+    """Brings the ranks of a run together after one of them has failed, or was interrupted while others go on.
 
-    All ranks meet as often: whoever waits for a rank that has failed gets an error itself, with which it comes here.
+    Every rank meets the others equally often: one that waits for a failed rank gets an error itself, and comes here
+    with that.
 
     Args:
         world: The ranks.
@@ -42,13 +43,14 @@ class Meeting:
         return self._is_complete
 
     def again(self) -> None:
-        """Have the ranks meet once more at the next chance: something else has gone wrong since."""
+        """Let the ranks meet once more at the next chance, because something else has gone wrong since."""
         self._met = None
 
     def settle(self, error: BaseException | None) -> BaseException | None:
-        """Return what this rank ends with, at the end of every rank: of all errors, one is reported.
+        """Return what this rank ends with, so that only one of all errors is reported; every rank calls it at its end.
 
-        That is the first one by rank that is a rank's own. Rank 0 reports it, or whoever has one if a rank is lost.
+        The error that is reported is that of the first rank which has an error of its own. Rank 0 reports it; if a rank
+        is lost, each rank with an error of its own does.
 
         Args:
             error: What this rank has failed with, if it has.

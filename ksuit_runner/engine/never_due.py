@@ -1,4 +1,4 @@
-"""What a run is too short for, by the length of an epoch of its data: said before training, as it may be a mistake."""
+"""Intervals and warm-ups that a run is too short for: named before training, as they may be mistakes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -31,7 +31,7 @@ CALLBACK = "callback/"
 
 
 class PhaseWatcher(Protocol):
-    """Is told when a phase begins and ends: what a callback does in a hook is within its phase."""
+    """Is told when a phase begins and ends; each callback's hooks are a phase of their own."""
 
     def begin(self, phase: str) -> None:
         """Called before it."""
@@ -41,9 +41,10 @@ class PhaseWatcher(Protocol):
 
 
 class Phases:
-    """Tells watchers when the phases of a run begin and end, in its main thread; a collaborator of callbacks.
+    """Tells watchers when the phases of a run begin and end, in its main thread.
 
-    A callback asks for it in its constructor. In a run in which none does, the loop is as if this did not exist.
+    A callback asks for it by an argument ``phases`` of its constructor. If none does, the loop is as if this did not
+    exist.
 
     Attributes:
         callbacks: Phases of the callbacks of the run, in their order; known once training begins.

@@ -16,8 +16,8 @@ from ksuit_runner.trainer.sgd import SgdTrainer
 def rehearse(evaluations: Iterable[DatasetCallback], trainer: SgdTrainer, models: Mapping[str, nn.Module]) -> None:
     """Let evaluations read the first batch of their datasets, and forget what they find in it.
 
-    Of those that say ``shares_work`` nothing stays, as all that they find is in ``gathered``. What the model or the
-    trainer may have changed in the forward pass is restored.
+    They are evaluations with ``shares_work``, which leave nothing behind, as all that they find is in ``gathered``.
+    What the forward pass may have changed in the model or the trainer is restored.
 
     Args:
         evaluations: The callbacks, whose hooks before training were called.

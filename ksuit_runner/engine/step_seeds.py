@@ -6,14 +6,14 @@ from ksuit_runner.keyed_random import mix, seed_all, seed_host, seed_torch
 
 
 class StepSeeds:
-    """Seeds the generators before each accumulation step: what it draws depends on its position only.
+    """Seeds the generators before each accumulation step, so that what it draws depends on its position only.
 
-    Next to no model draws from numpy or random, whose seeding takes longer than that of torch. Until an update has done
-    so, they have one and the same state before each; the first that draws finds that state, and from then on they are
-    seeded for every update, as they are for the parts of a batch, which ranks compute in another order.
+    Seeding numpy and random takes longer than seeding torch, and next to no model draws from them. So they are given
+    the same state before every update, until an update has drawn from them; from then on they are seeded for every
+    update. The parts of a batch are always seeded, because ranks compute them in another order.
 
-    A draw is told by the state that it leaves: whoever restores the state after a draw has not drawn, and finds the
-    same numbers in the next update.
+    An update has drawn if the state has changed. One that restores the state after it has drawn does not count, and
+    finds the same numbers again in the next update.
 
     Args:
         seed: Seed of the run.

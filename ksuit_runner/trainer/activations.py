@@ -1,4 +1,4 @@
-"""Activation checkpointing: what modules compute is computed again in the backward pass, instead of being kept."""
+"""Activation checkpointing: activations are computed again in the backward pass instead of being kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,8 +14,8 @@ from ksuit_runner.tensors.name_patterns import matching_modules
 def checkpoint_activations(module: nn.Module, patterns: Sequence[str]) -> None:
     """Let modules keep their inputs only until the backward pass, and compute the rest again there.
 
-    Results are the same to the bit: what is drawn from torch's generators is drawn again, and buffers, such as running
-    statistics, change once. But compiled code draws other numbers with it than without.
+    Results are the same to the bit: random numbers of torch's generators are drawn again, and buffers, such as running
+    statistics, change only once. The exception is compiled code, which draws other numbers than without it.
 
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, https://arxiv.org/abs/1604.06174.
 

@@ -1,4 +1,4 @@
-"""How the losses of a batch become its gradients: what that is for a batch in parts, and how a whole one does it."""
+"""How the losses of a batch become its gradients: the interface, and the simple case of a batch in one piece."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""The metrics of torchmetrics, as functions of a batch, whose states the ranks of a run and its resumes can add up.
+"""The metrics of torchmetrics, computed batch by batch, so that ranks and resumes can add up their states.
 
 torchmetrics itself is imported by whoever makes a metric, and not here.
 """
@@ -49,12 +49,12 @@ def batch_metrics(
 
 
 class BatchMetric:
-    """A metric of torchmetrics, to which every batch is what a rank is to torchmetrics.
+    """A metric of torchmetrics that treats every batch as torchmetrics treats a rank.
 
-    The metric is updated with one batch at a time, from its default states. What these are then goes into ``Gathered``
-    or ``Sums``: sums are added up, in float64, and all others are rows, one for each batch or for each item of a list.
-    In the end they are put together as torchmetrics puts those of ranks together. So nothing is held in the metric, and
-    its value depends neither on the number of ranks nor on resumes.
+    For each batch the metric starts from its default states and is updated once. The states then go into ``Gathered``
+    or ``Sums``: those that are sums are added up in float64; all others become rows, one for each batch, or for each
+    item if the state is a list. In the end the states of all batches are reduced as torchmetrics reduces those of
+    ranks. So the metric itself holds nothing, and its value depends neither on the number of ranks nor on resumes.
 
     Args:
         given: The metric, or a partial of its class, which is given ``num_classes`` or ``num_labels``, as many as the

@@ -1,4 +1,4 @@
-"""Frozen parameters: which are not trained, from when to when; the position of the run alone decides."""
+"""Frozen parameters: which are not trained, and from when to when; only the position of the run decides that."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -75,8 +75,8 @@ class TopkAccuracy:
 def _places(scores: Tensor, classes: Tensor, most: int) -> Tensor:
     """Return whether targets have the i-th highest score, of shape (..., most); of equal scores the first counts more.
 
-    So it is for ``argmax``, by which others count; ``topk`` takes equal ones, which half precision makes frequent, in
-    any order.
+    This agrees with ``argmax``, which other code counts by. ``topk`` returns equal scores, which are frequent in half
+    precision, in any order.
     """
     hits = [scores.argmax(-1) == classes]
     if most > 1:

@@ -11,12 +11,12 @@ Changes = list[Tensor | None]
 
 
 class PartBuffers:
-    """Combines the changes of buffers by the parts of a batch, each of which begins with them as before the update.
+    """Combines what the parts of a batch change in buffers; each part begins with them as before the update.
 
-    Of numbers the mean of the changes counts: running statistics become those of the mean over the parts. Integers
-    count something, so their changes add up; but a normalization layer counts updates. A truth value is true after the
-    update if it is in any part. What a part replaces by something of another shape or type stays as the last part of
-    this rank has left it.
+    Floating-point buffers, such as running statistics, change by the mean of the parts' changes. Integers count
+    something, so their changes are added up, except for those of normalization layers, which count updates. A boolean
+    is true after the update if it is true after any part. A buffer that a part replaces by one of another shape or type
+    stays as the last part of this rank has left it.
 
     Args:
         snapshot: The buffers as they were before the update.

@@ -11,11 +11,11 @@ _TOTAL = ("total",)
 
 
 class RunningLosses:
-    """Adds the losses of each part of a batch to sums of that part, once the update is done: one that fails adds none.
+    """Adds the losses of each part of a batch to sums of that part, once the update is done.
 
-    So nobody has to take a snapshot of the sums before an update, and what needs only the losses needs no hook at it.
-    Losses on the CPU are added up as numbers, in double precision; on another device they stay there, and nothing waits
-    for it.
+    An update that fails adds nothing, so that no snapshot of the sums is needed; and a callback that needs only the
+    losses needs no hook at every update. Losses on the CPU are added up as numbers, in double precision; on another
+    device they stay there, and nothing waits for it.
 
     Args:
         sums_up: Whether the total loss is a sum over the samples, and not a mean.

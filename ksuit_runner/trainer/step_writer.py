@@ -22,10 +22,9 @@ SOURCE = "trainer"
 class StepWriter:
     """Logs what a training step computes besides its losses, at the update that it is a part of.
 
-    A batch may be computed in parts, each by a training step of its own: the value of a metric is the mean over the
-    parts of all ranks, weighted by their samples; of images, tables and the like, those of the first part count. Of an
-    update that fails or is skipped nothing is logged, nor in evaluations, which ``training_step`` computes, too:
-    callbacks do that.
+    A batch may be computed in parts, each by a training step of its own. Then a metric is the mean over the parts of
+    all ranks, weighted by their samples; images, tables and the like are those of the first part. Nothing is logged for
+    an update that fails or is skipped, nor in evaluations, which call ``training_step`` as well: there callbacks log.
 
     Args:
         batch_size: Returns the number of samples in a part of the batch.

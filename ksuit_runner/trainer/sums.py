@@ -114,7 +114,7 @@ class Sums:
 
 
 def _added(total: Tensor, value: Number, factor: Number = 1) -> Tensor:
-    """Return what ``total.add_(value, alpha=factor)`` would be, to the bit, in memory of its own."""
+    """Return what ``total.add_(value, alpha=factor)`` would make of the total, to the bit, as a new tensor."""
     if isinstance(value, Tensor) and value.dtype == total.dtype and value.shape == total.shape:
         return torch.add(total, value, alpha=factor)  # type: ignore[arg-type]
     return total.clone().add_(value, alpha=factor)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from ksuit_runner.trainer.update_snapshot import UpdateSnapshot
 
 
 class Update:
-    """Does an update: the methods are its pieces, in their order.
+    """Does one update; its methods are the pieces of an update, in the order in which the loop calls them.
 
     Args:
         compute: Computes losses and outputs of a part of the batch.
