@@ -41,14 +41,14 @@ class ObjectSpec:
         kind: Dotted name of the class that it has to derive from, where that class is defined; None for any class.
         injects: Key of INJECTED.
         functions: Whether a function may stand for the class.
-        asks: Whether such a function has to ask for something that the runner provides: nothing else tells that it was
-            made for this config path.
-        delayed: Whether the object above gets what builds this one, and provides the collaborators.
+        asks: Whether such a function has to ask for something that the runner provides, as nothing else shows that it
+            was made for this config path.
+        delayed: Whether the object above gets a function that builds this one, and calls it with the collaborators.
         optional: Whether it may be null or missing.
-        beside: Whether it stands beside the arguments of the object above it, or alone, under any name that none of
-            these has; what has no ``_target_`` there is such an argument.
-        instead: Whether it does so only where there is no object above it, but several by name.
-        settings: What is in its node for the runner, and is no argument: key -> what fits there.
+        beside: Whether it stands, under a name of the user's choice, beside the arguments of the object above it, or
+            without such an object. What has no ``_target_`` there is an argument.
+        instead: Whether it may stand there only if there is no object above it.
+        settings: Keys in its node that are read by the runner, and are no arguments: key -> what fits there.
     """
 
     kind: str | None

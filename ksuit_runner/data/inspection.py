@@ -1,4 +1,4 @@
-"""What a run has to know of its datasets before it trains, learned from a few of their samples."""
+"""What a run has to know about its datasets before it trains, found out from a few of their samples."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Datasets on their way to a worker process that is not a fork of this one."""
+"""Pickling datasets for a worker process that is not a fork of this one."""
 
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler

@@ -19,15 +19,15 @@ _ALIGNMENT: Final = 64  # of torch's memory, on which the last bits of a sum may
 def gathers_rows(function: Function) -> Function:
     """Mark a ``__getitems__`` that only picks rows: it returns a tuple of tensors with a row for each index.
 
-    Then small batches are fetched several at a time: a fetch costs the same for one of them as for a few. It implies
-    ``uses_no_rng``. A subclass that overrides the function has to mark its own.
+    Then several small batches are fetched at a time, because a fetch costs the same for a few of them as for one. It
+    implies ``uses_no_rng``. A subclass that overrides the function has to mark its own version.
     """
     function.gathers_rows = True  # type: ignore[attr-defined]
     return uses_no_rng(function)
 
 
 class PlanAhead:
-    """A plan whose requests can be looked at before their turn; what it raises comes when that is the next one's.
+    """A plan whose requests can be looked at before their turn; an error of the plan is raised only at its turn.
 
     Args:
         plan: The requests, in their order.

@@ -54,7 +54,7 @@ class PartTree(Generic[Value]):
         return value
 
     def pop_left(self, part: int) -> tuple[Node, Value | None]:
-        """Take out the sum that a part is added to first, if it is there, for who adds the part to it by himself.
+        """Take out the sum that a part is added to first, if there is one, so that the caller can add the part itself.
 
         Returns:
             The node to put the sum, or else the part, and the sum up to now, or None.

@@ -25,7 +25,7 @@ def share_weights(model: nn.Module, world: World) -> None:
 def synchronize_batchnorm(model: nn.Module) -> None:
     """Let batch normalization use the statistics of the parts that all ranks compute at a time, in place.
 
-    Results then depend on the number of ranks, which all have to compute as many parts.
+    Results then depend on the number of ranks, and all ranks have to compute the same number of parts.
 
     Args:
         model: The model, with the ``module`` that computes.

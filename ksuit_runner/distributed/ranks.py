@@ -168,7 +168,7 @@ class Ranks(World):
         return [part.numpy().tobytes() for part in self._gather_padded(data, sizes)]
 
     def _gather_padded(self, data: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Return the bytes of all ranks, of which there are so many."""
+        """Return the bytes of all ranks, of which each has the given number."""
         if not max(sizes):
             return [data.new_empty(0) for _ in sizes]
         padded = data.new_zeros(max(sizes))
@@ -176,7 +176,7 @@ class Ranks(World):
         return [part[:size] for part, size in zip(self._gather_equal(padded), sizes, strict=True)]
 
     def _gather_equal(self, data: Tensor) -> Tensor:
-        """Return the bytes of all ranks, which are as many for each; shape (ranks, bytes)."""
+        """Return the bytes of all ranks, of which each has the same number; shape (ranks, bytes)."""
         output = data.new_empty(self.size * len(data))
         self.finish(self.start(lambda: all_gather(output, data, async_op=True)))
         return output.view(self.size, -1)
@@ -265,7 +265,7 @@ class Ranks(World):
         self._broken = None
 
     def _check(self, began: float) -> None:
-        """Raise an error if there is no point in waiting any longer for an exchange, which began at this time."""
+        """Raise an error if there is no point in waiting any longer for an exchange that began at this time."""
         failure = self._notes.failure or self._lost()
         waited = time.monotonic() - began
         if failure is None and waited > self.timeout_s:
@@ -274,7 +274,7 @@ class Ranks(World):
             raise self._abandon(failure)
 
     def _explain(self, error: RuntimeError) -> BaseException:
-        """Return what has ended an exchange early: another rank has let go of it, and mostly says why."""
+        """Return why an exchange has ended early: another rank has left it, and usually says why."""
         deadline = time.monotonic() + (_CUT_OFF_BEATS + 1) * self._notes.beat_s
         failure = None
         while failure is None and time.monotonic() < deadline:
@@ -299,8 +299,9 @@ class Ranks(World):
     def _give_up(self, failure: Failure, abandoned: bool) -> None:
         """Give the groups up.
 
-        Their connections are closed, so that whoever waits for this rank notices it at once. But not if an exchange
-        was abandoned, not even at exit: gloo would wait, and all threads with it, until the time of the exchange is up.
+        Their connections are closed, so that whoever waits for this rank notices it at once. If an exchange was
+        abandoned they stay open, even at exit: to close them, gloo would wait for the exchange until its time is up,
+        and stop all threads meanwhile.
         """
         if self._broken is not None:
             return
@@ -334,7 +335,7 @@ class Ranks(World):
         self._notes.close()
 
     def _wait_for_others(self) -> None:
-        """Wait until the other ranks no longer need the store; a lost one does not."""
+        """Wait until no other rank needs the store any more; a lost one does not."""
         deadline = time.monotonic() + (_LEAVE_S if self._broken is None else _LEAVE_BROKEN_S)
         for rank in range(1, self.size):
             while time.monotonic() < deadline and not self._peers.is_silent(rank, _CUT_OFF_BEATS * self._notes.beat_s):

@@ -50,9 +50,9 @@ class Strategy:
     def is_sharded(self) -> bool:
         """Whether the parameters are spread over the ranks, which exchange them, and gradients, in every pass.
 
-        Then all ranks have to do as many forward and backward passes of a model, in one order. ``before_backward`` is
-        called before each of the latter, and ``reduce`` gets the gradients that the last one of an update has left at
-        the parameters, as those of the only node.
+        Then all ranks have to do the same number of forward and backward passes of a model, in the same order.
+        ``before_backward`` is called before each backward pass, and ``reduce`` gets the gradients that the last one of
+        an update has left at the parameters, as those of the only node.
         """
         return False
 

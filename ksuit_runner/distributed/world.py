@@ -30,9 +30,9 @@ class World:
         return self.rank == 0
 
     def own(self, count: int, rank: int | None = None) -> range:
-        """Return which of so many parts of a batch are a rank's: as many neighbours for each rank.
+        """Return which parts of a batch belong to a rank: neighbouring ones, the same number for each rank.
 
-        The last ranks have fewer, or none, where the parts do not divide.
+        If the parts cannot be divided evenly, the last ranks have fewer, or none.
 
         Args:
             count: Number of parts.
@@ -54,7 +54,7 @@ class World:
         return [value]
 
     def exchange(self, what: str, value: Any = None) -> list[Any]:
-        """Return the values of all ranks for the same purpose, in their order; or wait for all of them, for nothing.
+        """Return the values that all ranks give for the same purpose, in their order; without values, wait for all.
 
         Args:
             what: What it is for.
@@ -102,7 +102,7 @@ class World:
         """Remove a note that nobody will read any more; in any thread."""
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return what is behind an error: a ``PeerError`` if another rank has let down an exchange of torch."""
+        """Return the real cause of an error: a ``PeerError`` if another rank has left an exchange of torch."""
         return error
 
     def fail(self, error: BaseException) -> None:

@@ -1,6 +1,6 @@
-"""Tells whether something has drawn from the generators that live in Python, those of numpy and of random.
+"""Tells whether something has drawn from the generators of numpy and of ``random``.
 
-Seeding both takes 5 us, and asking for their states 15: too long for every update of a small model.
+Seeding both takes 5 us, and asking for their states 15 us: too long for every update of a small model.
 """
 
 import ctypes
@@ -19,12 +19,12 @@ _WORDS = 624  # that a Mersenne Twister makes at a time; both generators are one
 class HostMark:
     """Remembers a state of the generators, and tells whether they are still there.
 
-    Every draw moves a generator's position, or makes all of its words anew. So the position and the last word of each
-    tell: other states with the same ones are met with a probability of 2 ** -32. (The first word does not: every seed
-    of ``random`` has the same one.)
+    Every draw moves a generator's position, or makes all of its words anew. So it is enough to compare the position and
+    the last word of each: another state has the same ones with a probability of 2 ** -32. (The first word is of no use:
+    it is the same for every seed of ``random``.)
 
-    They are read from memory, where CPython and numpy keep them. Where they do not, which is found out by comparing all
-    words with what the generators say, whole states are compared: that finds the same, and only takes longer.
+    They are read from the memory in which CPython and numpy keep them. At the start, all words there are compared with
+    what the generators say. Where these differ, whole states are compared instead, which only takes longer.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,8 @@ def chosen_modules(model: nn.Module, match: Sequence[str] | None, depth: int | N
     Args:
         model: The model, which is one of them only if it has no modules; its name is empty.
         match: Patterns of their names; ``{}`` stands for the number of a layer. None chooses by depth.
-        depth: How many levels below the model they are; those without children also higher. None chooses the latter.
+        depth: How many levels below the model they are; modules without children count at higher levels as well. None
+            chooses all modules without children.
         path: Config path of what asks for them, for messages.
 
     Raises:
@@ -66,8 +67,9 @@ def by_module(
         model: The model.
         match: Patterns of the names of modules: a parameter belongs to the innermost of these that it is in. What is in
             none of them is left out. None goes by depth.
-        depth: How many parts of its name say which module a parameter belongs to: 2 are ``blocks.0``. None takes the
-            module that has it. A parameter of the model itself is by itself.
+        depth: How many parts of its name say which module a parameter belongs to: with 2, ``blocks.0.norm.weight``
+            belongs to ``blocks.0``. None takes the module that has the parameter itself. A parameter of the model
+            itself is a group of its own.
         path: Config path of what asks for them, for messages.
 
     Raises:

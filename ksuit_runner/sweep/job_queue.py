@@ -26,8 +26,8 @@ def run_jobs(
 ) -> None:
     """Run all jobs. After a signal, or a failure with ``fail_fast``, running ones are asked to end and no more start.
 
-    A job that ends because its own time is up leaves the others alone. One of several ranks that has lost one of them
-    starts again, at most as often as its config says, and resumes its run.
+    A job that ends because its own time is up does not end the others. A job of several ranks that has lost one of them
+    starts again and resumes its run, at most as often as its config says.
 
     Args:
         tasks: The jobs; the next one is taken when there is room for it, so it may depend on how others ended.

@@ -65,9 +65,9 @@ class Leaderboard:
         objective: Metric that it is ranked by; None keeps the order of the jobs.
         direction: Which direction of it is better.
         keys: What varies.
-        rows: The jobs: finished ones first; among these and among the others best first, without a value last.
-        groups: The means, best first; empty where nothing varies that they are over.
-        mean_over: Parameters that they are over.
+        rows: The jobs, finished ones first; within both parts, the best first and those without a value last.
+        groups: The means over seeds or folds, best first; empty if no such parameter varies.
+        mean_over: The parameters that the means are over.
     """
 
     name: str

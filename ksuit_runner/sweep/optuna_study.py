@@ -40,7 +40,7 @@ def sampler(seed: int, number: int, samples: int) -> Any:
 
     One sampler for all trials has a state, which a resume would lose.
 
-    Source: Bergstra et al., "Algorithms for Hyper-SweepParameter Optimization", NIPS 2011.
+    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011.
 
     Args:
         seed: Seed of the search.

@@ -25,8 +25,8 @@ Combination = dict[str, str]
 
 
 @dataclass(frozen=True)
-class NumberRange:
-    """A range of numbers to draw from.
+class Distribution:
+    """What numbers are drawn from: uniform over an interval, or over its logarithm.
 
     Attributes:
         low: Smallest number.
@@ -47,7 +47,7 @@ class NumberRange:
         return self.text(math.exp(value) if self.log else value)
 
     def text(self, value: float) -> str:
-        """Return a number of the range as the text of an override."""
+        """Return a number of the interval as the text of an override."""
         return str(round(value)) if self.whole else repr(min(max(float(f"{value:.6g}"), self.low), self.high))
 
 
@@ -58,12 +58,12 @@ class SweepParameter:
     Attributes:
         key: Its key in an override, such as ``optimizer.lr``, ``model`` or ``+callbacks``.
         values: Its values; empty for an interval.
-        interval: The range that it is drawn from, or None.
+        interval: What it is drawn from, or None if it has values.
     """
 
     key: str
     values: tuple[str, ...] = ()
-    interval: NumberRange | None = None
+    interval: Distribution | None = None
 
     def draw(self, generator: random.Random) -> str:
         """Draw one value, each with the same probability."""
@@ -161,7 +161,7 @@ def _parse_override(path: str, override: str) -> Override:
         raise ConfigError(f"{error}\n{hint}", path=path) from None
 
 
-def _range(path: str, sweep: IntervalSweep) -> NumberRange:
+def _range(path: str, sweep: IntervalSweep) -> Distribution:
     low, high = sweep.start, sweep.end
     assert low is not None and high is not None  # the grammar demands both
     if not -math.inf < low < high < math.inf:
@@ -169,7 +169,7 @@ def _range(path: str, sweep: IntervalSweep) -> NumberRange:
     log = "log" in sweep.tags
     if log and low <= 0:
         raise ConfigError(f"a logarithmic interval must start above 0, not at {low}", path=path)
-    return NumberRange(float(low), float(high), log, whole=isinstance(low, int))
+    return Distribution(float(low), float(high), log, whole=isinstance(low, int))
 
 
 def _glob(path: str, key: str, glob: Glob) -> tuple[str, ...]:

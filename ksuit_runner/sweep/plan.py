@@ -1,4 +1,4 @@
-"""The plan of a sweep, stored before its first job starts; a resume follows it and not the YAML as it is by then.
+"""The plan of a sweep, stored before its first job starts; a resume follows the plan, whatever the YAML says by then.
 
 What is stored contains no passwords, and is signed.
 """

@@ -117,7 +117,7 @@ class SweepRunner:
         Args:
             source: Where the jobs come from.
             total: How many jobs there will be.
-            resume: Of a sweep that has run before: called when all else is ready, before anything is changed.
+            resume: For a sweep that has run before: called once all else is ready, before anything is changed.
 
         Raises:
             KsuitError: It cannot be started or resumed; nothing was changed.
@@ -244,7 +244,7 @@ class SweepRunner:
         )
 
     def _print_wait(self, job: Job, progress: SweepProgress) -> None:
-        """Print that another process still runs a job: the sweep waits for it, and then resumes the job if need be."""
+        """Print that another process still runs a job, for which the sweep waits before it resumes the job."""
         lock = RunLock(self.paths.job_lock(job.index))
         try:
             lock.acquire(wait=False)
@@ -279,7 +279,7 @@ class SweepRunner:
 
 
 def store_leaderboard(paths: SweepPaths, board: Leaderboard, tracker: BaseTracker) -> None:
-    """Write tables and plot, and upload them to the parent run; the jobs, too, of which a search has more by now."""
+    """Write tables and plot, and upload them to the parent run, with the list of jobs: a search has more by now."""
     write_leaderboard(paths, board)
     files = [paths.jobs, paths.table, paths.csv]
     if draw_leaderboard(paths.plot, board):

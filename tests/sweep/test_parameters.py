@@ -9,7 +9,7 @@ import yaml
 
 from ksuit_runner.config.overrides import parse, to_text
 from ksuit_runner.errors import ConfigError
-from ksuit_runner.sweep.parameters import NumberRange, draw, grid, read_parameters
+from ksuit_runner.sweep.parameters import Distribution, draw, grid, read_parameters
 
 
 def values_of(params):
@@ -52,9 +52,9 @@ def test_intervals_are_read_with_their_scale_and_kind():
         }
     )
     assert found == {
-        "a": NumberRange(0.5, 1.0),
-        "b": NumberRange(1e-4, 1e-1, log=True),
-        "c": NumberRange(1, 9, whole=True),
+        "a": Distribution(0.5, 1.0),
+        "b": Distribution(1e-4, 1e-1, log=True),
+        "c": Distribution(1, 9, whole=True),
     }
 
 
