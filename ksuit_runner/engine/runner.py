@@ -158,7 +158,7 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
                     tracker.check_answer()
         strategy = build_strategy(factory, world)
         device = stack.enter_context(_device(config, strategy))
-        # while the recorder imports the store
+        # The recorder imports the store meanwhile.
         trainer = build_trainer(factory, int(config["seed"]), interruption, strategy)
         _check_device(trainer, device)
         for path in ("callbacks", "default_callbacks"):
