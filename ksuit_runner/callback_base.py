@@ -196,8 +196,8 @@ class CallbackBase:
     def merge_state_dicts(self, state_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return one state for all ranks of a run, made of those of the ranks that have written a checkpoint.
 
-        Where their states differed, each rank gets its own back. Another number of ranks needs this method: each rank
-        calls it, and loads the result. A callback without it resumes with the same number of ranks only.
+        A resume with another number of ranks needs this method, if the states differ: each rank calls it, and loads the
+        result. With the same number, each rank gets its own state back.
 
         Args:
             state_dicts: What ``state_dict`` returned on each rank, in their order.
@@ -317,11 +317,11 @@ class CallbackBase:
 
     @template
     def timed_callback(self, update_counter: UpdateCounter) -> None:
-        """Called between two updates as soon as ``time.monotonic()`` has reached ``next_time``, until that is later.
+        """Called after an update once ``time.monotonic()`` has reached ``next_time``, which the hook then sets anew.
 
-        Until then it costs nothing: the loop reads the clock once for all callbacks. What depends on the time is not
-        the same in a resumed run, and not on all ranks: it only shows something, or asks for the end of this start of
-        the run as a signal does, and logs and changes nothing.
+        Until then it costs nothing: the loop reads the clock once for all callbacks. A resumed run, or another rank,
+        calls it at other updates. So it must not log or change anything that belongs to the run: it shows something, or
+        asks the process to end, as a signal does.
         """
         self._timed_callback(update_counter=update_counter)
 

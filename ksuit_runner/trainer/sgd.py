@@ -86,12 +86,13 @@ class SgdTrainer:
         tf32: Compute matrix products and convolutions of float32 with the precision of TF32, see ``chosen_kernels``.
         reference_batch_size: Batch size that the learning rates are meant for: they are multiplied with the actual
             batch size divided by this one (Goyal et al., 2017, https://arxiv.org/abs/1706.02677). None leaves them.
-        parameter_rules: Options by pattern of parameter names, see ``build_optimizer``; None takes one out.
+        parameter_rules: Options by pattern of parameter names, see ``build_optimizer``; a rule of None is left out.
         freeze: Patterns of the names of parameters that are not trained, or rules that say from when to when, see
             ``freezing.Freezing``.
         nan_loss: What a non-finite loss does: ``fail`` ends the run, ``skip`` skips the update, ``warn`` warns.
-        turns: Whose step it is at one update after the other, by the names of the optimizers; ``training_step(batch,
-            model, turn)`` is then told whose. With None all optimizers step at every update.
+        turns: Names of the optimizers that step at one update after the other, such as ``[critic, critic, generator]``;
+            ``training_step(batch, model, turn)`` is then told whose turn it is. With None all of them step at every
+            update.
         max_skips: Largest number of updates in a row that ``skip`` skips; one more ends the run.
         loss_weights: Factors of the losses that ``training_step`` names and whose sum is minimized; by default it
             returns that sum as ``total``.
@@ -338,9 +339,9 @@ class SgdTrainer:
 
     @uses_no_rng
     def start_update(self, parts: Sequence[Part]) -> Sequence[WeighedPart]:
-        """Start an update; a subclass that gathers something over the parts of a batch begins anew.
+        """Start an update. A subclass overrides it to reset what it gathers over the parts of a batch.
 
-        The generators are seeded before that of a subclass, alike on all ranks.
+        Before an override is called, the generators are seeded, in the same way on all ranks.
 
         Args:
             parts: This rank's parts of the batch, on the device.
@@ -351,9 +352,9 @@ class SgdTrainer:
         return self.update.start(parts)
 
     def step(self, again: Evaluation | None = None) -> None:
-        """Update the weights; a subclass lets something follow them, such as a teacher.
+        """Update the weights. A subclass overrides it to let something follow them, such as a teacher.
 
-        What is drawn in it is the same on all ranks.
+        What it draws is the same on all ranks.
 
         Args:
             again: Evaluates the batch for optimizers whose step asks for it.
@@ -363,10 +364,10 @@ class SgdTrainer:
     def extra_state(self) -> Any:
         """Return the state that a subclass carries from update to update, such as a hidden state or a teacher.
 
-        It is treated like a callback's: plain values, lists, dicts, arrays and tensors only, which is checked before
-        the first update. It is copied before every update, whose ``training_step`` may change it; if the update fails
-        or is skipped, it gets back what it was. Only updates may change it: ``training_step`` also serves
-        evaluations, with a model in evaluation mode. Of several ranks each has its own, of the parts that it computes.
+        Like the state of a callback, it consists of plain values, lists, dicts, arrays and tensors, which is checked
+        before the first update. ``training_step`` may change it in an update: it is copied before each one, and
+        restored if the update fails or is skipped. In evaluations, which call ``training_step`` with a model in
+        evaluation mode, it must not change. Of several ranks each has its own, of the parts that it computes.
         """
         return None
 
@@ -376,7 +377,8 @@ class SgdTrainer:
     def merge_extra_states(self, states: Sequence[Any]) -> Any:
         """Return one state for all ranks, from those of the ranks that have written a checkpoint, in their order.
 
-        Where the ranks differ in it, each gets its own back. Another number of ranks needs this method.
+        A resume with another number of ranks needs this method, if the states differ. With the same number, each rank
+        gets its own back.
         """
         raise NotImplementedError
 
@@ -408,18 +410,22 @@ class SgdTrainer:
             raise
 
     def keep_total_loss(self) -> None:
-        """Keep the loss of the whole batch as ``total_loss``, from the end of the backward pass; before training."""
+        """Have ``total_loss`` available from the end of each backward pass on; to be called before training."""
         self._gradients.keep_loss()
 
     @property
     def total_loss(self) -> Tensor:
-        """The loss of the whole batch, the same on all ranks; if it is kept, or an optimizer evaluates it again."""
+        """The loss of the whole batch, the same on all ranks.
+
+        It is there after ``keep_total_loss``, or if an optimizer evaluates the loss again.
+        """
         return self._gradients.total
 
     def skip_update(self) -> None:
-        """Leave out the optimizer's step, in ``_before_every_optimizer_step``, on all ranks alike.
+        """Skip the present update; to be called in ``_before_every_optimizer_step``, on all ranks or on none.
 
-        The update counts, and what else it has changed is restored, as if its loss had not been finite.
+        The update counts, but the optimizer does not step, and what the update has changed otherwise is restored, as
+        for a loss that is not finite.
         """
         self.update.must_skip = True
 
@@ -432,13 +438,13 @@ class SgdTrainer:
 
     @uses_no_rng
     def to_device(self, batch: Any) -> Any:
-        """Move a batch to the device of the run; the generators are seeded before that of a subclass."""
+        """Move a batch to the device of the run; before an override is called, the generators are seeded."""
         moved = to_device(batch, self.device)
         self.batch_parts.note(moved, self.data_container.samples_in(batch))
         return moved
 
     def add_evaluation_model(self, name: str, model: nn.Module) -> None:
-        """Offer other weights for evaluation; their metrics end in ``/name``, which ``offers`` of the class says."""
+        """Offer other weights for evaluation, by a name in ``offers`` of the class; their metrics end in ``/name``."""
         if name in self.evaluation_models:
             raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model
