@@ -12,9 +12,8 @@ import torch
 from rich.console import Console
 
 from ksuit_runner.callback_base import CallbackBase
-from ksuit_runner.callback_bases.periodic import DatasetCallback
-from ksuit_runner.checkpoint.folders import has_traces, read_tags
-from ksuit_runner.checkpoint.format import Checkpoint, read_newest
+from ksuit_runner.checkpoint.folders import read_tags
+from ksuit_runner.checkpoint.format import Checkpoint
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.config.targets import Trust
 from ksuit_runner.counter import UpdateCounter
@@ -23,20 +22,19 @@ from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.assembly import Assembly, build_strategy, build_trainer
 from ksuit_runner.engine.closing import RefusedError, closing
 from ksuit_runner.engine.connect_ranks import connect_ranks
+from ksuit_runner.engine.evaluation_only import evaluate_only
 from ksuit_runner.engine.initialize import Beginning, initialize
-from ksuit_runner.engine.loop import evaluate, train
+from ksuit_runner.engine.loop import train
 from ksuit_runner.engine.meeting import Meeting
 from ksuit_runner.engine.never_due import never_due
 from ksuit_runner.engine.outcome import RunOutcome
 from ksuit_runner.engine.run import Run, save_checkpoint
 from ksuit_runner.engine.run_record import RunRecord
 from ksuit_runner.engine.silent_record import SilentRecord
+from ksuit_runner.engine.stored_start import locked_stored_run, read_checkpoint
 from ksuit_runner.errors import (
-    MOST_LISTED,
     ConfigError,
-    Interrupted,
     KsuitError,
-    ResumeError,
     afterwards,
     files_explained,
 )
@@ -45,14 +43,11 @@ from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.mode import Mode
 from ksuit_runner.record.origin import Origin
 from ksuit_runner.record.provenance import Provenance
-from ksuit_runner.record.recovery import recover
-from ksuit_runner.record.stored_run import Launch, read_launch, store, store_changes, store_length
+from ksuit_runner.record.stored_run import Launch, store, store_changes, store_length
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.tracker import open_tracker
-from ksuit_runner.system.recorder_lock import StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.system.signals import catch_signals
-from ksuit_runner.system.untrusted_files import check_folder
 from ksuit_runner.tensors.device import current_device, device_name
 from ksuit_runner.tensors.kernels import check_deterministic, chosen_kernels
 from ksuit_runner.tracker.base import BaseTracker, EndStatus, RunInfo
@@ -150,8 +145,8 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
         interruption = stack.enter_context(catch_signals())
         with files_explained():
             if world.records:
-                lock = _lock_stored_run(outputs, given.origin, stack)
-            checkpoint = _read_checkpoint(outputs, given.origin, world)
+                lock = stack.enter_context(locked_stored_run(outputs, given.origin))
+            checkpoint = read_checkpoint(outputs, given.origin, world)
             if world.records:
                 tracker = open_tracker(factory, outputs)
                 if tracker.require and tracker.may_be_away:
@@ -215,37 +210,6 @@ def _check_device(trainer: SgdTrainer, device: torch.device) -> None:
     if trainer.device != device:
         name = type(trainer).__name__
         raise ConfigError(f"{name} is on {trainer.device}, and not on {device}: name its device", path="trainer.device")
-
-
-def _lock_stored_run(outputs: OutputPaths, origin: Origin | None, stack: ExitStack) -> RunLock | None:
-    """Lock a stored run that is resumed or evaluated, before anything of it is read."""
-    if origin is None or origin.mode == Mode.FORK:
-        return None
-    paths = PathProvider(outputs.output_dir, origin.run_id)
-    check_folder(paths.run_dir)
-    lock = StoredRunLock(paths.lock, paths.recorder_lock)
-    lock.acquire()
-    stack.callback(lock.release)
-    recover(paths, lock)
-    return lock
-
-
-def _read_checkpoint(outputs: OutputPaths, origin: Origin | None, world: World) -> Checkpoint | None:
-    """Read the checkpoint to start from; a run that was killed before its first one starts over."""
-    if origin is None:
-        return None
-    paths = PathProvider(outputs.output_dir, origin.run_id)
-    is_there = _has_checkpoint(paths, origin) if world.records else None
-    is_there = world.exchange(f"{origin.mode} of run {origin.run_id}", is_there)[0]
-    return read_newest(paths, origin.checkpoint, world, origin.mode == Mode.FORK) if is_there else None
-
-
-def _has_checkpoint(paths: PathProvider, origin: Origin) -> bool:
-    if origin.mode != Mode.RESUME or has_traces(paths):
-        return True
-    if paths.launch.exists() and read_launch(paths).mode == Mode.FORK:
-        raise ResumeError(f"run {origin.run_id} was killed while it was forked, before it began: fork again")
-    return False
 
 
 def _open_record(
@@ -355,7 +319,7 @@ def _execute(run: Run, given: _Given, record: SilentRecord) -> None:
     mode = given.launch.mode
     with afterwards(run.checkpoint_writer.close, run.hooks.close):
         if mode == Mode.EVALUATE:
-            _evaluate(run, record)
+            evaluate_only(run, record)
             return
         if mode == Mode.FORK:
             save_checkpoint(run, wait=True)  # so that it can be resumed without its parent
@@ -373,25 +337,6 @@ def _why_finished(counter: UpdateCounter, trainer: Mapping[str, Any]) -> str:
     limits = [f"trainer.{name}" for name in ("max_epochs", "max_updates", "max_samples") if trainer.get(name)]
     longer = f"; a larger {' and '.join(limits)} continues it" if limits else ""
     return f"the run is at its end, update {counter.update}{longer}"
-
-
-def _evaluate(run: Run, record: SilentRecord) -> None:
-    before = record.recorded(run.counter.update)
-    if not any(isinstance(item, DatasetCallback) for item in run.hooks.callbacks.values()):
-        _LOGGER.warning("none of the callbacks evaluates a dataset. Choose some: 'callbacks=[accuracy]'")
-    try:
-        evaluate(run)
-    except Interrupted as error:
-        run.meeting.after(error)
-        run.share_signal([error.number])
-    for key, summary in run.log_writer.summary.items():
-        if summary.last != before.get(key, summary.last):
-            _LOGGER.warning("%s was %.6g before, which stays recorded; now it is %.6g", key, before[key], summary.last)
-    files = run.log_writer.written_files
-    for path in files[:MOST_LISTED]:
-        _LOGGER.info("file: %s", path)
-    if len(files) > MOST_LISTED:
-        _LOGGER.info("and %d more files in %s", len(files) - MOST_LISTED, record.paths.artifacts_dir)
 
 
 def _next_command(launch: Launch, record: SilentRecord) -> str | None:
