@@ -10,8 +10,8 @@ from ksuit_runner.config.types import AboveOne, FractionBelowOne, check_numbers
 from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.errors import ConfigError, StopTraining
 from ksuit_runner.keyed_random import uses_no_rng
-from ksuit_runner.trainer.rate_test import RateTest
-from ksuit_runner.ui.figures import draw_rate_test
+from ksuit_runner.trainer.learning_rate_range import RangeTest
+from ksuit_runner.ui.figures import draw_range_test
 
 
 class LearningRateFinder(CallbackBase):
@@ -59,7 +59,7 @@ class LearningRateFinder(CallbackBase):
             raise ConfigError("a learning rate of 0 cannot rise", path="optimizer.lr")
         self.smoothing, self.diverged = smoothing, diverged
         self.trainer.keep_total_loss()
-        self._seen = RateTest([], [], [])
+        self._seen = RangeTest([], [], [])
 
     @quiet
     @uses_no_rng
@@ -82,7 +82,7 @@ class LearningRateFinder(CallbackBase):
         for rule, rate in (found := seen.suggest(self.smoothing)).items():
             self._suggest(f"{name}/{rule}", rate)
         rates, losses, smoothed = map(np.array, seen)
-        self.writer.add_figure(name, draw_rate_test(rates, losses, smoothed, found))
+        self.writer.add_figure(name, draw_range_test(rates, losses, smoothed, found))
 
     def _suggest(self, key: str, rate: float) -> None:
         """Log a rate, and those of parameter rules that have one of their own; and all of them as they are written."""
@@ -97,4 +97,4 @@ class LearningRateFinder(CallbackBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._seen = RateTest(**{name: list(state_dict[name]) for name in RateTest._fields})
+        self._seen = RangeTest(**{name: list(state_dict[name]) for name in RangeTest._fields})

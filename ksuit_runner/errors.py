@@ -1,4 +1,4 @@
-"""The errors that a user can cause, and the one signal that a callback can send."""
+"""The errors that a user can cause, the signals that end training, and the words that messages have in common."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

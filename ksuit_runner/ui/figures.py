@@ -37,7 +37,7 @@ def draw_confusion_matrix(counts: NDArray[np.int64], shares: NDArray[np.float64]
     return figure
 
 
-def draw_rate_test(
+def draw_range_test(
     rates: NDArray[np.float64],
     losses: NDArray[np.float64],
     smoothed: NDArray[np.float64],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ksuit_runner.trainer.rate_test import RateTest, suggestions
+from ksuit_runner.trainer.learning_rate_range import RangeTest, suggestions
 
 
 def test_the_steepest_point_of_a_curve():
@@ -26,7 +26,7 @@ def test_nothing_is_suggested_by_what_says_nothing(rates, losses):
 
 
 def test_the_mean_of_the_losses_is_that_of_a_weighted_average_from_the_first_one_on():
-    seen, losses = RateTest([], [], []), [4.0, 2.0, 1.0, 5.0]
+    seen, losses = RangeTest([], [], []), [4.0, 2.0, 1.0, 5.0]
     for update, loss in enumerate(losses):
         seen.add(10.0**update, loss, smoothing=0.8)
         weights = 0.8 ** np.arange(update, -1, -1)
@@ -38,7 +38,7 @@ def test_the_mean_of_the_losses_is_that_of_a_weighted_average_from_the_first_one
     ("losses", "diverged"), [([], False), ([3, 1, 4], False), ([3, 1, 4.1], True), ([np.nan], True)]
 )
 def test_it_has_diverged_above_a_multiple_of_the_lowest_mean(losses, diverged):
-    seen = RateTest([], [], [])
+    seen = RangeTest([], [], [])
     for loss in losses:
         seen.add(1.0, loss, smoothing=0.0)
     assert seen.has_diverged(4.0) is diverged

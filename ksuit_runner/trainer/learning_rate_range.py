@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class RateTest(NamedTuple):
+class RangeTest(NamedTuple):
     """The losses of a run whose learning rate rises, one for each update.
 
     Attributes:
