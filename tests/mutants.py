@@ -49,6 +49,14 @@ TESTS = {
         *("tests/engine/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/trainer/test_modes.py"),
         "tests/engine/test_failed_run.py",
     ),
+    "engine/agenda": ("tests/engine/test_hooks.py", "tests/engine/test_start_and_end.py", "tests/engine/test_loop.py"),
+    "engine/pass_groups": ("tests/engine/test_shared_pass.py",),
+    "engine/restore": (
+        *("tests/checkpoint/test_state.py", "tests/engine/test_states_of_ranks.py", "tests/engine/test_step_seeds.py"),
+        *("tests/tensors/test_layout.py", "tests/engine/test_failed_run.py"),
+    ),
+    "distributed/peer_watch": ("tests/distributed/test_several_ranks.py",),
+    "start/supervised_rank": ("tests/start/test_supervisor.py",),
     "schedule": ("tests/trainer/test_plateau.py", "tests/trainer/test_optimizers.py"),
     "trainer/optimizers": ("tests/trainer/test_sgd.py", "tests/callbacks/test_learning_rate.py"),
     "trainer/optimizer_step": (
