@@ -49,7 +49,7 @@ TESTS = {
         *("tests/engine/test_evaluation_only.py", "tests/test_callback_draws.py", "tests/trainer/test_modes.py"),
         "tests/engine/test_failed_run.py",
     ),
-    "engine/agenda": ("tests/engine/test_hooks.py", "tests/engine/test_start_and_end.py", "tests/engine/test_loop.py"),
+    "engine/agenda": ("tests/engine/test_hooks.py", "tests/engine/test_start_and_end.py"),
     "engine/pass_groups": ("tests/engine/test_shared_pass.py",),
     "engine/restore": (
         *("tests/checkpoint/test_state.py", "tests/engine/test_states_of_ranks.py", "tests/engine/test_step_seeds.py"),
