@@ -264,11 +264,8 @@ def build_run(
     )
     trainer.writer.attach(log_writer)
     checkpoint_writer.check_interval(trainer.counter)
-    base_weights = None
-    if checkpoint_writer.content == "trained":  # as the run begins, before a callback or a checkpoint changes them
-        stored, frozen = trainer.model.tensors(), frozen_for_good(trainer.model.module, trainer.freezing)
-        held = {name: value for name, value in frozen.items() if name in stored}
-        base_weights = BaseWeights(held, trainer.strategy.world)
+    # As they are at the beginning, before a callback or a checkpoint changes them.
+    base_weights = _never_trained(trainer) if checkpoint_writer.content == "trained" else None
     phases = Phases()
     siblings: dict[str, CallbackBase] = {}
     collaborators = {
@@ -306,3 +303,10 @@ def build_run(
             log_writer.summarize(point for line, _ in journal.read() for point in line if point.step <= update)
         restore(run, checkpoint, origin, strict)
     return run
+
+
+def _never_trained(trainer: SgdTrainer) -> BaseWeights:
+    """Return the weights that are frozen for the whole run, which checkpoints then leave out."""
+    stored, frozen = trainer.model.tensors(), frozen_for_good(trainer.model.module, trainer.freezing)
+    held = {name: value for name, value in frozen.items() if name in stored}
+    return BaseWeights(held, trainer.strategy.world)
