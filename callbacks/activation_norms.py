@@ -47,7 +47,7 @@ class ActivationNorms(PartSumsCallback):
 
     @uses_no_rng
     def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
-        self._taps.close()  # of a part whose loss was not finite
+        self._taps.close()  # left open by a part whose loss was not finite
         if self.follows(update_counter):
             self._part = update_counter.accumulation_step
             self._taps.enter_context(tapped(self._modules, self._add))
@@ -63,7 +63,7 @@ class ActivationNorms(PartSumsCallback):
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
-        self._taps.close()  # before it computes activations again
+        self._taps.close()  # the backward pass may compute activations again
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:

@@ -55,7 +55,7 @@ class ExportModel(DatasetCallback):
     ) -> None:
         super().__init__(batch_size=batch_size, max_batches=_BATCHES, **kwargs)
         self._path = f"callbacks.{self.display_name}"
-        check_numbers("TwoOrMore", batch_size=batch_size)  # else no dimension shows that it is that of the samples
+        check_numbers("TwoOrMore", batch_size=batch_size)  # with one, no dimension is that of the samples
         if alias is not None and register_as is None:
             raise ConfigError("alias: it is given to a registered model; add register_as")
         if register_as is not None and self.data_container.world.records and not self.tracker.has_registry:

@@ -49,7 +49,7 @@ class GradientNoiseScale(PartSumsCallback):
         allow_several_passes(self.model)
         self._decay = decay
         self._whole: Tensor | None = None
-        self._averages = torch.zeros(2, device=self.trainer.device)  # of variance and signal
+        self._averages = torch.zeros(2, device=self.trainer.device)  # variance and signal
         self._looks = 0
 
     @uses_no_rng

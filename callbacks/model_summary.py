@@ -52,7 +52,7 @@ class ModelSummary(CallbackBase):
             parameters = list(module.parameters())
             trained = sum(item.numel() for item in parameters if item.requires_grad)
             frozen = sum(item.numel() for item in parameters) - trained
-            kind = type(module).__name__.removeprefix("FSDP")  # which a module is as well if it is spread over ranks
+            kind = type(module).__name__.removeprefix("FSDP")  # FSDP changes the class of a module
             rows.append((name, kind, shapes.get(name), trained, frozen, flops.get(name)))
         self.writer.add_table("model_summary", COLUMNS, rows)
         if self._prints:
@@ -85,6 +85,6 @@ class ModelSummary(CallbackBase):
                 samples = self.trainer.batch_size(batch)
                 inputs, _ = self.trainer.inputs_and_targets(to_device(batch, self.trainer.device))
                 self.trainer.predict(inputs)
-            except Exception as error:  # of a model whose inputs only its trainer knows, or of a stream
+            except Exception as error:  # a stream, or inputs that only training_step can make
                 self.logger.warning("the summary lacks shapes and operations: %s: %s", type(error).__name__, error)
         return shapes, flops

@@ -54,7 +54,7 @@ class NanWatch(PeriodicCallback):
 
     @uses_no_rng
     def _before_every_accumulation_step(self, update_counter: UpdateCounter, batch: Any) -> None:
-        self._taps.close()  # of a part whose loss was not finite
+        self._taps.close()  # left open by a part whose loss was not finite
         self._seen.begin(update_counter.update + 1)
         for tensor in tensors_in(batch):
             self._seen.look("the batch", tensor)
@@ -72,7 +72,7 @@ class NanWatch(PeriodicCallback):
 
     @uses_no_rng
     def _before_every_backward(self, update_counter: UpdateCounter, losses: Losses) -> None:
-        self._taps.close()  # before it computes activations again
+        self._taps.close()  # the backward pass may compute activations again
         self._seen.look("the loss", losses["total"])
 
     @quiet

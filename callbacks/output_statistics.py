@@ -62,7 +62,7 @@ class OutputStatistics(OnlineCallback[Moments]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the sums since the last log."""
-        is_in_parts = isinstance(state_dict.get("parts"), Mapping)  # once, all parts were summed up together
+        is_in_parts = isinstance(state_dict.get("parts"), Mapping)  # earlier versions added up all parts together
         super().load_state_dict(state_dict if is_in_parts else {"parts": {"0": state_dict}})
 
     def _check(self, found: Mapping[str, Tensor]) -> None:

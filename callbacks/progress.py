@@ -42,7 +42,7 @@ class Progress(CallbackBase):
         self._view = RunView(self.path_provider, self.metric_property_provider, is_shown=records)
         self._interval = refresh_seconds if self._view.is_live else every_n_seconds
         self._has_epoch_lines = line_per_epoch
-        self._epoch_line: list[str] = []  # one that is due
+        self._epoch_line: list[str] = []  # still to be printed
         self._last_update = -1
         self.next_time = monotonic() + self._interval
         if records:
@@ -63,7 +63,7 @@ class Progress(CallbackBase):
     def _after_epoch(self, update_counter: UpdateCounter) -> None:
         if self._has_epoch_lines:
             self._epoch_line = self._view.position(update_counter)
-            self.next_time = 0.0  # it is printed with what is logged now, or else once that is done
+            self.next_time = 0.0  # printed with what is logged now, or right after it
 
     @uses_no_rng
     def _after_log(self, update_counter: UpdateCounter, metrics: Mapping[str, float]) -> None:

@@ -65,7 +65,7 @@ class StopAt(PeriodicCallback):
         if epoch is not None and not self.trainer.counter.has_epochs:
             raise ConfigError("epoch: the training data is a stream, which has no epochs; use update or sample")
         self.max_time = max_time
-        if max_time is not None and self.data_container.world.records:  # the other ranks follow
+        if max_time is not None and self.data_container.world.records:  # the other ranks end with this one
             self.next_time = time.monotonic() + seconds_of(max_time, "max_time")
 
     def _before_training(self, update_counter: UpdateCounter) -> None:

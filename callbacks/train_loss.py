@@ -41,5 +41,5 @@ def _in_parts(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a state as it is now, from one that was stored when all parts were summed up together."""
     if "parts" in state:
         return state
-    counts = state.get("counts", dict.fromkeys(state["sums"], state.get("count")))  # once all losses had the same
+    counts = state.get("counts", dict.fromkeys(state["sums"], state.get("count")))  # one for all losses, before that
     return {"parts": {"0": {(name,): [value, counts[name]] for name, value in state["sums"].items()}}}

@@ -38,7 +38,7 @@ class UnusedParameters(PeriodicCallback):
 
     @uses_no_rng
     def _periodic_callback(self, update_counter: UpdateCounter) -> None:
-        if update_counter.update == 0:  # nothing has had a chance
+        if update_counter.update == 0:  # nothing has been trained yet
             return
         names = [name for name, item in self._unused.items() if item.requires_grad]
         self.writer.add_scalar("unused_parameters", len(names))

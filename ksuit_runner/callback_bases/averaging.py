@@ -68,7 +68,7 @@ class AveragingCallback(CallbackBase):
         if modules is not None:
             matching_modules(modules, self._module_names(), f"callbacks.{self.display_name}.modules")
         self._start = self._start_of(start_epoch, start_update)
-        self._interval: Interval | None = None  # every update, which takes no time to find out
+        self._interval: Interval | None = None  # None: every update, which costs nothing to ask
         if every_n_epochs is not None or every_n_updates is not None:
             self._interval = Interval(every_n_epochs, every_n_updates)
             self._interval.check(self.trainer.counter, f"callbacks.{self.display_name}")
@@ -98,7 +98,7 @@ class AveragingCallback(CallbackBase):
         """Return the share of the live weights in an average that moves for the ``updates``-th time."""
 
     def _before_training(self, update_counter: UpdateCounter) -> None:
-        if not self._is_restored:  # the weights may have been loaded since, in a run that had no average before
+        if not self._is_restored:  # a resume that adds this callback has loaded weights since it was made
             self._begin(update_counter)
 
     @quiet

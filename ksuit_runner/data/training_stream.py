@@ -33,7 +33,7 @@ class TrainingStream:
         self._arguments = (dataset, collate_fn, key, seed, batch_size)
         self._world = world
         self._key = key
-        self._states: dict[int, Mapping[str, Any]] = {}  # after the newest updates
+        self._states: dict[int, Mapping[str, Any]] = {}  # by update, of the newest ones
         self._updates_per_epoch = 0
 
     def first_source(self) -> IterableSource | None:

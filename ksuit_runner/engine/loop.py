@@ -120,7 +120,7 @@ def _start(run: Run) -> None:
     run.phase = Phase.BETWEEN
     if at_start:
         begin_training(run, at_start)
-    if run.checkpoint_writer.is_requested and not counter.is_empty:  # for the weights as they are now
+    if run.checkpoint_writer.is_requested and not counter.is_empty:  # by a callback, for the weights before training
         save_checkpoint(run)
 
 
@@ -158,7 +158,7 @@ def do_update(run: Run, batch: Sequence[Part]) -> None:
     for part in parts:
         step = counter.accumulation_step = part.number
         fire("before_every_accumulation_step", step, update_counter=counter, batch=part.batch)
-        run.seeds.seed(step)  # whatever was drawn before
+        run.seeds.seed(step)  # so that it does not matter what hooks have drawn
         losses, outputs = update.forward(part)
         if update.leaves_out(losses, part):
             continue

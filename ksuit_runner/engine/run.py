@@ -114,7 +114,7 @@ class Run:
 
     def hear(self, word: UpdateWord) -> None:
         """Take note of what all ranks have said about the update."""
-        self._have_said = word.said > 0 or self.log_writer.has_pending  # what training steps have logged, on all
+        self._have_said = word.said > 0 or self.log_writer.has_pending  # by training steps, which all ranks know of
         if word.interrupted:
             self.is_asked_to_end = True
             self.share_signal(self.world.exchange("the signal", self.interruption.signal))

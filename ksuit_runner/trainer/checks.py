@@ -54,7 +54,7 @@ def check_subclass(cls: type, trainer: type) -> None:
     for name, instead in _NOT_CALLED.items():
         if hasattr(cls, name):
             raise TypeError(f"{cls.__name__} has a method '{name}', which nothing calls: {instead}")
-    extra = {"training_step": 1}  # the turn
+    extra = {"training_step": 1}  # it may take the turn as well
     check_overridden(cls, hooks=(), extra=extra, others=_OVERRIDDEN, elsewhere=_ELSEWHERE)
 
 

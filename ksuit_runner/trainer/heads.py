@@ -61,7 +61,7 @@ class Head:
         for key in given:
             if key not in known:
                 raise ConfigError(f"there is no '{key}'. {did_you_mean(key, known)}", path=path)
-        ways = {key: str(given[key]) for key in ("outputs", "targets") if key in given}  # an index may be a number
+        ways = {key: str(given[key]) for key in ("outputs", "targets") if key in given}  # YAML may hold a number
         return cls(**{**given, **ways}, path=path)
 
     def find(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:

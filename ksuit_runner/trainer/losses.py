@@ -105,7 +105,7 @@ class LossReader:
             losses.flatten_()
         try:
             losses["total"] = sum(losses.summands.values(), torch.zeros(())) if self._factors else losses["total"]
-        except KeyError:  # it returned others the first time
+        except KeyError:  # it has returned other losses before
             self._check(losses)
             raise
         if not self._has_checked:

@@ -40,7 +40,7 @@ class RunningLosses:
             losses: The losses, detached.
             weight: What they are means over where they do not say it.
         """
-        if len(losses) == 1 and not losses.counts:  # as in most trainings, at every update
+        if len(losses) == 1 and not losses.counts:  # the quick way, for most models
             self._of_update.append((part, _TOTAL, _value(losses["total"]), _value(weight), self._sums_up))
             return
         for name, loss, count in losses.means(weight, weight):

@@ -212,7 +212,7 @@ class SgdTrainer:
         self.shared_outputs: SharedOutputs | None = None
         self.watch_evaluation: EvaluationWatcher | None = None
         self.writer = StepWriter(self.batch_size, self.strategy.world)
-        # The mean over nothing is NaN: parts without any target are left out, unless a step of one's own counts others.
+        # The mean over nothing is NaN: parts without any target are left out. A step of a subclass may count others.
         self.batch_parts = BatchParts(
             data_container.samples_in,
             self.weight if accumulation_steps > 1 else None,
