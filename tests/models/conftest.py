@@ -1,3 +1,5 @@
+"""Training of a model that ships, for a few steps."""
+
 from collections.abc import Callable, Sequence
 
 import pytest

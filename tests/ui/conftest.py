@@ -1,3 +1,5 @@
+"""A console whose output can be read."""
+
 import io
 import sys
 
