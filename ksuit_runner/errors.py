@@ -215,6 +215,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def with_article(name: str) -> str:
+    """Return the name of a class with its indefinite article, such as ``an int`` or ``a Tensor``."""
+    return f"{'an' if name[:1].lower() in 'aeio' and name[:1] else 'a'} {name}"
+
+
+def named_type(value: Any) -> str:
+    """Return what a value is, as a message says it: ``an int``, ``a Tensor``, or ``None``."""
+    return "None" if value is None else with_article(type(value).__name__)
+
+
 def short(value: Any) -> str:
     """Return the repr of a value for an error message, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str) else value)

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from ksuit_runner.errors import ConfigError, LossError, afterwards, did_you_mean, suggest
+from ksuit_runner.errors import ConfigError, LossError, afterwards, did_you_mean, named_type, suggest
 
 MANY = [f"a{index}" for index in range(50)]
 
@@ -53,3 +53,8 @@ def test_an_error_names_the_most_precise_config_path_that_was_known_also_after_p
     assert str(outer) == "callbacks.mine: model weights are missing" and outer.path == "callbacks.mine"
     copied = pickle.loads(pickle.dumps(outer))
     assert (type(copied), str(copied), copied.path) == (LossError, str(outer), outer.path)
+
+
+@pytest.mark.parametrize(("value", "text"), [(3, "an int"), (None, "None"), ("a", "a str"), ({}, "a dict")])
+def test_a_type_has_its_article(value, text):
+    assert named_type(value) == text

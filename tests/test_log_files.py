@@ -213,12 +213,12 @@ def test_what_cannot_be_shown_is_said():
         table_files("a", 1, ("x", "y"), [(1,)])
     with pytest.raises(KsuitError, match="not of complex ones"):
         histogram_files("a", 1, np.zeros(2, np.complex64), 1)
-    with pytest.raises(KsuitError, match="'a' has to be a text, not a int"):
+    with pytest.raises(KsuitError, match="'a' has to be a text, not an int"):
         text_files("a", 1, 3)
     assert text_files("a", 1, "\ud800") == {"texts/a/00000001.txt": rb"\ud800"}
     cells = [[np.zeros(2), torch.zeros(2), np.float32(1), torch.tensor(2)]]
     assert json.loads(*table_files("a", 1, "abcd", cells).values())["data"] == [["[0. 0.]", "tensor([0., 0.])", 1, 2]]
-    with pytest.raises(KsuitError, match="has to be a figure of Matplotlib, not a int"):
+    with pytest.raises(KsuitError, match="has to be a figure of Matplotlib, not an int"):
         figure_files("a", 1, 3)
 
 

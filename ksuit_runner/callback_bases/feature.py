@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
 from ksuit_runner.config.types import DatasetKey, PositiveInt, check_numbers
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, named_type
 from ksuit_runner.models.feature_extractor import FeatureExtractor
 
 Labelled = tuple[Tensor, Tensor]
@@ -126,7 +126,7 @@ class ProbeCallback(FeatureCallback):
         targets = self.trainer.inputs_and_targets(batch)[1]
         if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
             is_tensor = isinstance(targets, Tensor)
-            found = f"a tensor of shape {tuple(targets.shape)}" if is_tensor else f"a {type(targets).__name__}"
+            found = f"a tensor of shape {tuple(targets.shape)}" if is_tensor else named_type(targets)
             raise ConfigError(
                 f"class indices of shape (samples,) are needed as targets, not {found}",
                 path=f"callbacks.{self.display_name}",

@@ -29,7 +29,7 @@ from ksuit_runner.config.schema import (
     takes_functions,
 )
 from ksuit_runner.config.targets import Trust, check_function, check_module, check_name, targets_in
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, named_type, with_article
 from ksuit_runner.system.imports import quick_imports
 
 Built = TypeVar("Built")
@@ -82,7 +82,7 @@ class Factory:
             built = target(**{name: _value(collaborator) for name, collaborator in given.items()})
         if not isinstance(built, kind):
             raise ConfigError(
-                f"it builds a {type(built).__name__} instead of a {kind.__name__}", path=f"{path}._target_"
+                f"it builds {named_type(built)} instead of {with_article(kind.__name__)}", path=f"{path}._target_"
             )
         return built
 

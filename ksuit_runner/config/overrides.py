@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, named_type
 
 _BARE = re.compile(r"[\w.+/-]+", re.ASCII)
 _KEY = re.compile(r"[\w./$%*@?|+ ()\[\]{}:=,\\\t-]+", re.ASCII)
@@ -38,7 +38,7 @@ def to_text(value: Any) -> str:
         return f"[{','.join(map(to_text, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{_key_text(key)}:{to_text(item)}" for key, item in value.items()) + "}"
-    raise ConfigError(f"a {type(value).__name__} cannot be a value of an override")
+    raise ConfigError(f"{named_type(value)} cannot be a value of an override")
 
 
 def _key_text(key: Any) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, default_collate
 
 from ksuit_runner.data.collators import CollateFn
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import KsuitError, named_type
 from ksuit_runner.keyed_random import mix, seed_all
 
 
@@ -188,7 +188,7 @@ class EvaluatedSource:
         if samples := list(islice(self._iterator, len(indices))):
             return samples
         raise KsuitError(
-            f"a {type(self._dataset).__name__} has no samples; a stream has to begin again whenever it is iterated "
+            f"{named_type(self._dataset)} has no samples; a stream has to begin again whenever it is iterated "
             "over, which a generator does not"
         )
 

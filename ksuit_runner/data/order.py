@@ -16,7 +16,7 @@ from ksuit_runner.config.types import NonNegativeFloat, PositiveFloat, PositiveI
 from ksuit_runner.data.batch_plan import EpochOrder
 from ksuit_runner.data.keyed_numbers import uniform
 from ksuit_runner.data.wrappers import per_sample
-from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
+from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean, named_type
 from ksuit_runner.keyed_random import keyed, may_draw, mix, uses_no_rng
 
 
@@ -214,7 +214,7 @@ class Mixture(Order):
         if not isinstance(sizes, Mapping):
             raise ConfigError(
                 "the training dataset has to be a ksuit_runner.data.wrappers.Concatenated of several, "
-                f"not a {type(self.dataset).__name__}"
+                f"not {named_type(self.dataset)}"
             )
         for name in weights:
             if name not in sizes:
@@ -279,7 +279,7 @@ class CheckedOrder:
     def __init__(self, order: Order) -> None:
         if not order.is_endless and len(order) > order.size:
             raise ConfigError(
-                f"{len(order)} is more than the {order.size} positions of a {type(order).__name__}, which visits every "
+                f"{len(order)} is more than the {order.size} positions of {named_type(order)}, which visits every "
                 "sample once",
                 path="data.samples_per_epoch",
             )

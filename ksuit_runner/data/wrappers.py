@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from ksuit_runner.config.types import FractionUpToOne, NonNegativeInt, PositiveFloat, TwoOrMore
 from ksuit_runner.data.fetch_batch import get_samples
 from ksuit_runner.data.permutation import KeyedPermutation
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, named_type
 from ksuit_runner.keyed_random import keyed
 
 _FORWARDED = ("input_shape", "output_shape", "collate_fn")
@@ -31,7 +31,7 @@ class Wrapper(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         if not hasattr(dataset, "__len__"):
-            raise ConfigError(f"{type(self).__name__} needs a dataset with __len__, not a {type(dataset).__name__}")
+            raise ConfigError(f"{type(self).__name__} needs a dataset with __len__, not {named_type(dataset)}")
         self.dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
@@ -75,10 +75,10 @@ def per_sample(dataset: Any, name: str) -> Any:
     else:
         values = dataset[name] if name in getattr(dataset, "column_names", ()) else getattr(dataset, name, None)
     if values is None:
-        raise ConfigError(f"a {type(dataset).__name__} has no attribute '{name}', with an entry for each sample")
+        raise ConfigError(f"{named_type(dataset)} has no attribute '{name}', with an entry for each sample")
     if len(values) != len(dataset):
         raise ConfigError(
-            f"'{name}' of a {type(dataset).__name__} has {len(values)} entries, and not one for each of its "
+            f"'{name}' of {named_type(dataset)} has {len(values)} entries, and not one for each of its "
             f"{len(dataset)} samples"
         )
     return values

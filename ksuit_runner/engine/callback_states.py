@@ -11,7 +11,7 @@ from ksuit_runner.checkpoint.state_types import callback_location, copy_state
 from ksuit_runner.distributed.pieces import place_all
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.extra_state import EXTRA
-from ksuit_runner.errors import ResumeError
+from ksuit_runner.errors import ResumeError, named_type
 from ksuit_runner.models.base import ModelBase
 
 _LOGGER = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _checked(callback: CallbackBase, method: Callable[[Any], Any], stored: Any) 
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ResumeError(
-            f"the checkpoint has another state than a {type(callback).__name__} can load. {reason}",
+            f"the checkpoint has another state than {named_type(callback)} can load. {reason}",
             path=f"callbacks.{callback.display_name}",
         ) from error
 

@@ -18,7 +18,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 
-from ksuit_runner.errors import KsuitError
+from ksuit_runner.errors import KsuitError, named_type
 
 Contents = dict[str, bytes]
 """Files by their paths below the artifact root, the main one first."""
@@ -56,7 +56,7 @@ def image_files(key: str, step: int, image: Any) -> Contents:
 def figure_files(key: str, step: int, figure: Any) -> Contents:
     """Return a figure of Matplotlib, as an image."""
     if not callable(getattr(figure, "savefig", None)):
-        raise KsuitError(f"'{key}' has to be a figure of Matplotlib, not a {type(figure).__name__}")
+        raise KsuitError(f"'{key}' has to be a figure of Matplotlib, not {named_type(figure)}")
     module = _package("PIL.Image", "pillow", "a figure")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -101,7 +101,7 @@ def table_files(key: str, step: int, columns: Sequence[str], rows: Sequence[Sequ
 def text_files(key: str, step: int, text: str) -> Contents:
     """Return a text; what UTF-8 lacks is escaped."""
     if not isinstance(text, str):
-        raise KsuitError(f"'{key}' has to be a text, not a {type(text).__name__}")
+        raise KsuitError(f"'{key}' has to be a text, not {named_type(text)}")
     return {_path("texts", key, step, ".txt"): text.encode(errors="backslashreplace")}
 
 

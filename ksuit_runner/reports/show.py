@@ -8,7 +8,7 @@ from ksuit_runner.config.check.whole_config import resolve
 from ksuit_runner.config.compose import compose_config, without_sweep
 from ksuit_runner.config.differences import ABSENT, differences
 from ksuit_runner.config.overrides import allow_only, root, to_text
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, with_article
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.reports.code import SHORT_COMMIT
 from ksuit_runner.reports.facts import StoredRun
@@ -111,7 +111,7 @@ def cell(value: Any) -> str:
     if value is ABSENT:
         return ""
     if isinstance(value, Mapping) and "_target_" in value:
-        return f"a {str(value['_target_']).rpartition('.')[2]}"
+        return with_article(str(value["_target_"]).rpartition(".")[2])
     try:
         text = to_text(value)
     except ConfigError:  # a key that no override can have

@@ -7,8 +7,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, named_type
 from ksuit_runner.schedule import Paced, Schedule, check_scheduler
+
+_METHODS = ("step", "state_dict", "load_state_dict")
 
 
 def build_schedule(
@@ -31,7 +33,8 @@ def build_schedule(
         path: Config path of the schedule, for messages.
 
     Raises:
-        ConfigError: It needs what is not there: a metric, functions, other arguments, or an option of the optimizer.
+        ConfigError: It needs what is not there: a metric, functions, other arguments, or an option of the optimizer; or
+            it builds something else than a schedule.
     """
     if option not in optimizer.defaults:
         raise ConfigError(f"{type(optimizer).__name__} has no '{option}' that it could set", path=path)
@@ -41,6 +44,16 @@ def build_schedule(
 
 
 def _call(
+    factory: Callable[..., Any], optimizer: Optimizer, total_updates: int, updates_per_epoch: int | None, path: str
+) -> Schedule:
+    schedule = _construct(factory, optimizer, total_updates, updates_per_epoch, path)
+    if lacking := [name for name in _METHODS if not callable(getattr(schedule, name, None))]:
+        what = f"it builds {named_type(schedule)}, which has no {lacking[0]}(): a schedule has {', '.join(_METHODS)}"
+        raise ConfigError(what, path=path)
+    return schedule
+
+
+def _construct(
     factory: Callable[..., Any], optimizer: Optimizer, total_updates: int, updates_per_epoch: int | None, path: str
 ) -> Schedule:
     target = getattr(factory, "func", factory)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, did_you_mean
+from ksuit_runner.errors import ConfigError, did_you_mean, named_type
 from ksuit_runner.tensors.nested import entries, named_tensors
 from ksuit_runner.trainer.tensor_note import as_text
 
@@ -153,6 +153,6 @@ def _tensor_at(tree: Any, way: str, kind: str, path: str | None) -> Tensor:
         return found
     ways = [way for way, _ in named_tensors(tree)]
     if not ways:
-        raise ConfigError(f"there are no several {kind}, but a {type(tree).__name__}: leave it out", path=path)
+        raise ConfigError(f"there are no several {kind}, but {named_type(tree)}: leave it out", path=path)
     wrong = f"there is no '{way}' in the {kind}" if way else f"there are several {kind}, of which one has to be named"
     raise ConfigError(f"{wrong}. {did_you_mean(way, ways)}", path=path)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean
+from ksuit_runner.errors import ConfigError, KsuitError, did_you_mean, named_type
 from ksuit_runner.trainer.sums import Number, Total
 
 Count = float | Tensor
@@ -90,7 +90,7 @@ class LossReader:
             KsuitError: It returned something else. The losses themselves are checked the first time.
         """
         if not isinstance(result, tuple) or len(result) != 2:
-            raise KsuitError(f"{self._step} returns a {type(result).__name__}; {_WANTED}", path="trainer")
+            raise KsuitError(f"{self._step} returns {named_type(result)}; {_WANTED}", path="trainer")
         given: Mapping[str, Any] = result[0]
         if type(given) is not dict and not isinstance(given, Mapping):
             given = {"total": given}
@@ -119,12 +119,12 @@ class LossReader:
     def _check(self, losses: Losses) -> None:
         for name, loss in losses.items():
             if not isinstance(loss, Tensor) or loss.numel() != 1:
-                found = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise KsuitError(f"{self._step} returns a {found} as '{name}'; {_WANTED}", path="trainer")
+                found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else named_type(loss)
+                raise KsuitError(f"{self._step} returns {found} as '{name}'; {_WANTED}", path="trainer")
         for name, count in losses.counts.items():
             if not isinstance(count, (int, float)) and not (isinstance(count, Tensor) and count.numel() == 1):
                 raise KsuitError(
-                    f"{self._step} returns a {type(count).__name__} as the count of '{name}', which is a number or a "
+                    f"{self._step} returns {named_type(count)} as the count of '{name}', which is a number or a "
                     "scalar tensor",
                     path="trainer",
                 )

@@ -65,3 +65,28 @@ def test_a_class_of_torch_an_own_one_and_a_function_may_be_the_schedule(factory,
 def test_a_class_that_does_not_fit_is_refused(factory, message):
     with pytest.raises(ConfigError, match=message):
         build_schedule(factory, SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 4)
+
+
+class Stepped:
+    """Has no state that a checkpoint could hold."""
+
+    def __init__(self, optimizer, total_updates):
+        self.total_updates = total_updates
+
+    def step(self):
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda optimizer, total_updates: None, "^schedule: it builds None, which has no step()"),
+        (lambda optimizer, total_updates: 0.1, "^schedule: it builds a float, which has no step()"),
+        (Stepped, "^schedule: it builds a Stepped, which has no state_dict()"),
+    ],
+)
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_what_builds_no_schedule_is_refused(factory, message, option):
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(factory, optimizer, 4, option=option)
