@@ -1,6 +1,7 @@
 """``python -m ksuit_runner``."""
 
 import sys
+from signal import SIGINT
 
 from ksuit_runner.system.imports import own_process, quick_imports
 
@@ -12,10 +13,13 @@ def main() -> None:
         sys.stdout.write("starting\r")  # what comes next is written over it, and longer
         sys.stdout.flush()
     own_process()
-    with quick_imports(before_runs=True):
-        from ksuit_runner.cli.dispatch import main as run_command
+    try:
+        with quick_imports(before_runs=True):
+            from ksuit_runner.cli.dispatch import main as run_command
 
-    run_command()
+        run_command()
+    except KeyboardInterrupt:  # while it imports, mostly: there is nothing to tell
+        sys.exit(128 + SIGINT)
 
 
 __all__ = ["main"]

@@ -29,3 +29,13 @@ def test_a_terminal_gets_a_first_sign_before_anything_is_imported(monkeypatch, s
     monkeypatch.setattr(dispatch, "main", lambda: seen.append(output.getvalue()))
     __main__.main()
     assert seen == [sign]
+
+
+def test_an_interrupt_before_anything_has_begun_ends_without_a_traceback(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dispatch, "main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
