@@ -10,6 +10,7 @@ from ksuit_runner.distributed.update_word import UpdateWord
 from ksuit_runner.distributed.world import World
 from ksuit_runner.engine.agenda import Method
 from ksuit_runner.engine.evaluation_again import EvaluationAgain
+from ksuit_runner.engine.forgotten_state import ForgottenState
 from ksuit_runner.engine.last_state import save_last_full_update, stand_together
 from ksuit_runner.engine.rehearsal import rehearse
 from ksuit_runner.engine.run import Phase, Run, check_state, save_checkpoint
@@ -79,7 +80,7 @@ def _finish_all(run: Run) -> None:
         finish_unfinished(run, run.unfinished)
     elif counter.is_empty:
         finish_update(run)  # a run without updates does once whatever is ever due
-    first = counter.update + 1  # in which the optimizer creates its state
+    first, forgotten = counter.update + 1, None  # in which the optimizer creates its state
     while not counter.is_finished and not run.must_end:
         if run.taken_over.is_set():
             raise TakenOverError("another process has taken over this run; it ends here, and leaves its record alone")
@@ -87,6 +88,9 @@ def _finish_all(run: Run) -> None:
         finish_update(run)
         if counter.update == first:
             check_state(run)
+            forgotten = ForgottenState(run.trainer) if run.world.records else None
+        elif counter.update == first + 1 and forgotten is not None:
+            forgotten.warn()
     if counter.is_finished and run.phase is Phase.BETWEEN:
         finish_training(run)
 

@@ -1,0 +1,105 @@
+"""State that updates change and no checkpoint holds: a warning names it, and nothing else is warned of."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from ksuit_runner import SgdTrainer
+from ksuit_runner.models.linear import Linear
+from ksuit_runner.testing import tiny_run
+
+
+class Baseline(SgdTrainer):
+    """Scales its loss by a running mean, and keeps what a step needs for that step only."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.baseline, self.parts, self.constant = torch.tensor(1.0), [], {"a": [1, 2.0]}
+
+    def training_step(self, batch, model):
+        inputs, targets = batch
+        outputs = model(inputs)
+        loss = self.loss(outputs, targets)
+        if model.training:
+            self.parts.append(loss.detach())
+        return loss / self.baseline, outputs
+
+    def step(self, *args):
+        super().step(*args)
+        self.baseline = self.baseline.lerp(self.parts.pop(), 0.1)
+
+
+class Stored(Baseline):
+    def extra_state(self):
+        return {"baseline": self.baseline}
+
+    def load_extra_state(self, state):
+        self.baseline = state["baseline"]
+
+
+class Annealed(nn.Module):
+    """Counts its steps where a checkpoint does not see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.steps, self.last, self.label = Linear((1, 8, 8), (10,)), 0, None, "annealed"
+        self.register_buffer("seen", torch.tensor(0))
+        self.rnn = nn.GRU(10, 10)  # holds its parameters in a list of its own
+
+    def forward(self, inputs):
+        self.steps += self.training
+        self.seen += 1
+        self.last = self.layer(inputs)  # with a graph: to be looked at
+        return self.rnn(self.last.unsqueeze(0))[0].squeeze(0) * (1 + 1 / self.steps if self.steps else 1)
+
+
+class AnnealedLoss(nn.CrossEntropyLoss):
+    temperature = 2.0
+
+    def forward(self, outputs, targets):
+        self.temperature *= 0.9
+        return super().forward(outputs / self.temperature, targets)
+
+
+class Warming(SGD):
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        return super().step(closure)
+
+
+CASES = {
+    "trainer": ({"trainer_class": Baseline}, ["trainer: updates change 'baseline' of a Baseline, .* by extra_state"]),
+    "stored": ({"trainer_class": Stored}, []),
+    "module": (
+        {"module": Annealed(), "loss": AnnealedLoss()},
+        [
+            r"model: updates change 'steps' of a Annealed, which no checkpoint holds, .* not exact\. Make it a buffer",
+            "loss: updates change 'temperature' of a AnnealedLoss",
+        ],
+    ),
+    "optimizer": (
+        {"optimizer": partial(Warming, lr=0.1)},
+        ["optimizer: updates change 'count' of a Warming, .* state"],
+    ),
+    "plain": ({"accumulation_steps": 3, "clip_norm": 1.0, "optimizer": partial(torch.optim.AdamW)}, []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("begins", [0, 4])
+def test_what_is_forgotten_is_named_once(tmp_path, caplog, case, begins):
+    given, messages = CASES[case]
+    if begins:
+        tiny_run(tmp_path, {}, max_updates=8, stop_at=begins, **given).train()
+        caplog.clear()
+    tiny_run(tmp_path, {}, max_updates=8, **given).train()
+    found = [record.getMessage() for record in caplog.records if "no checkpoint holds" in record.getMessage()]
+    assert len(found) == len(messages), found
+    for message, pattern in zip(found, messages, strict=True):
+        assert re.match(pattern, message), message
