@@ -84,6 +84,7 @@ class RunResult:
         """
         from ksuit_runner.reports.curves import curves
         from ksuit_runner.reports.facts import StoredRun
+        from ksuit_runner.ui.figure_text import save_figure
 
         if self.jobs:
             plot = self.folder / "leaderboard.png"
@@ -99,7 +100,7 @@ class RunResult:
         if (figure := curves([stored.name], [stored.points], drawn)) is None:
             return None
         content = io.BytesIO()
-        figure.savefig(content)
+        save_figure(figure, content)
         return content.getvalue()
 
 

@@ -19,6 +19,7 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 
 from ksuit_runner.errors import KsuitError, named_type
+from ksuit_runner.ui.figure_text import save_figure
 
 Contents = dict[str, bytes]
 """Files by their paths below the artifact root, the main one first."""
@@ -59,7 +60,7 @@ def figure_files(key: str, step: int, figure: Any) -> Contents:
         raise KsuitError(f"'{key}' has to be a figure of Matplotlib, not {named_type(figure)}")
     module = _package("PIL.Image", "pillow", "a figure")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    save_figure(figure, buffer, format="png", metadata={"Software": None})
     return image_files(key, step, module.open(buffer).convert("RGB"))
 
 

@@ -16,6 +16,7 @@ from ksuit_runner.reports.facts import StoredRun
 from ksuit_runner.reports.show import OF_A_RUN, TAKES, cell
 from ksuit_runner.resume.request import find_stored
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.ui.figure_text import save_figure
 from ksuit_runner.ui.formats import format_number
 from ksuit_runner.ui.terminal import make_console, print_blank, print_pairs, print_table
 
@@ -144,5 +145,5 @@ def draw(path: Path, labels: Sequence[str], points: Sequence[Mapping[str, Mappin
     figure = curves(labels, points, shared)
     if figure is None:
         return False
-    figure.savefig(path)
+    save_figure(figure, path)
     return True

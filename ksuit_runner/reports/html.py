@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.ui.figure_text import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,5 +66,5 @@ def drawing(figure: "Figure | None", label: str) -> str:
     if figure is None:
         return ""
     content = BytesIO()
-    figure.savefig(content, format="svg", metadata={"Date": None})
+    save_figure(figure, content, format="svg", metadata={"Date": None})
     return image(content.getvalue(), "svg+xml", label)

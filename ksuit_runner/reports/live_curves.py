@@ -6,6 +6,7 @@ from io import BytesIO
 from time import monotonic
 
 from ksuit_runner.reports.curves import curves
+from ksuit_runner.ui.figure_text import save_figure
 from ksuit_runner.ui.notebook import NotebookPicture
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,6 +61,6 @@ class LiveCurves:
         keys = [key for key, points in self._points.items() if len(points) > 1][:_MOST_METRICS]
         if (figure := curves([self._run_id], [self._points], keys)) is not None:
             content = BytesIO()
-            figure.savefig(content)
+            save_figure(figure, content)
             self._picture.show(content.getvalue())
             self._is_drawn = True

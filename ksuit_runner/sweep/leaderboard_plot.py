@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksuit_runner.config.overrides import bare_name
 from ksuit_runner.sweep.leaderboard import Leaderboard, Row, mean_and_deviation
-from ksuit_runner.ui.figure_text import literal
+from ksuit_runner.ui.figure_text import literal, save_figure
 from ksuit_runner.ui.formats import format_number, shortened
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw_leaderboard(path: Path, board: Leaderboard) -> bool:
     """Draw a sweep into a PNG file, as ``leaderboard_figure`` does, and return whether there was something to draw."""
     if (figure := leaderboard_figure(board)) is None:
         return False
-    figure.savefig(path)
+    save_figure(figure, path)
     return True
 
 
