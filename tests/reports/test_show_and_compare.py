@@ -93,7 +93,7 @@ def test_a_run_whose_process_is_gone_was_killed(output_dir, tmp_path):
 def test_runs_are_compared(output_dir, capsys):
     compare("[first,second]", [f"output_dir={output_dir}"])
     shown = rows(capsys.readouterr().out)
-    assert shown["optimizer.lr"] == ["0.003", "0.01"] and shown["callbacks.ema"] == ["a", "Ema"]
+    assert shown["optimizer.lr"] == ["0.003", "0.01"] and shown["callbacks.ema"] == ["an", "Ema"]
     assert "trainer.max_epochs" not in shown and "callbacks.accuracy" not in shown
     assert len(shown["accuracy/validation"]) == 4
     with Image.open(shown["plot"][0]) as picture:
