@@ -27,7 +27,12 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] 
     is_plain = inputs is None and loss.numel() == 1 and loss.requires_grad and loss.is_floating_point()
     run = _engine() if is_plain and not has_torch_function_unary(loss) else None
     if run is None:
-        loss.backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
+        try:
+            loss.backward(retain_graph=retain_graph, inputs=inputs)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if not loss.requires_grad:
+                error.add_note("the loss depends on nothing that is trained: it is detached, or of torch.no_grad()")
+            raise
     else:
         run((loss,), (torch.ones_like(loss),), retain_graph, False, (), allow_unreachable=True, accumulate_grad=True)
 

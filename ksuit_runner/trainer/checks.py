@@ -39,6 +39,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader"), "the config has datasets, in 'data'"),
 }
 """Methods that the trainers of other frameworks call, and what to do here instead."""
+_INDICES = ("batch_idx", "batch_index", "batch_nb", "batch_number", "idx", "index")
+"""What the training steps of other frameworks get in the place of the model."""
 
 
 def check_subclass(cls: type, trainer: type) -> None:
@@ -54,6 +56,12 @@ def check_subclass(cls: type, trainer: type) -> None:
     for name, instead in _NOT_CALLED.items():
         if hasattr(cls, name):
             raise TypeError(f"{cls.__name__} has a method '{name}', which nothing calls: {instead}")
+    for name in list(signature(cls.training_step).parameters)[2:3]:  # type: ignore[attr-defined]
+        if name in _INDICES:
+            raise TypeError(
+                f"{cls.__name__}.training_step is called with the model to compute with, and not with '{name}'. Write: "
+                "def training_step(self, batch, model)"
+            )
     extra = {"training_step": 1}  # it may take the turn as well
     check_overridden(cls, hooks=(), extra=extra, others=_OVERRIDDEN, elsewhere=_ELSEWHERE)
 

@@ -407,6 +407,11 @@ class SgdTrainer:
             return self.training_step(batch, model or self.model, turn)  # type: ignore[call-arg]
         except Exception as error:
             note_tensors(error)
+            if "does not require grad" in str(error) and not torch.is_grad_enabled():
+                error.add_note(
+                    "in an evaluation, which computes without gradients: the trainer does the backward pass and the "
+                    "step; a loss that is made of gradients computes them under torch.enable_grad()"
+                )
             raise
 
     def keep_total_loss(self) -> None:

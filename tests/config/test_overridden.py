@@ -85,6 +85,12 @@ def test_a_method_of_a_trainer_that_nothing_calls_is_found(name, instead):
     assert str(raised.value) == f"Mine.{name} overrides no method, and nothing calls it{instead}"
 
 
+def test_a_training_step_gets_a_model_and_no_index():
+    with pytest.raises(TypeError, match=r"with the model to compute with, and not with 'batch_idx'\. Write: def train"):
+        define(SgdTrainer, "training_step", lambda self, batch, batch_idx: None)
+    define(SgdTrainer, "training_step", lambda *args: None)
+
+
 def test_helpers_of_a_trainer_are_accepted():
     class Mine(SgdTrainer):
         def training_step(self, batch, model):

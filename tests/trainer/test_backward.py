@@ -46,8 +46,11 @@ def test_gradients_are_those_of_tensor_backward_to_the_bit_and_add_up() -> None:
     ],
 )
 def test_refuses_what_torch_refuses(loss: Tensor, message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=message) as raised:
         backward(loss)
+    assert any("depends on nothing that is trained" in note for note in getattr(raised.value, "__notes__", ())) != (
+        loss.requires_grad
+    )
 
 
 class _Watch(TorchFunctionMode):

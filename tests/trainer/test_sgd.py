@@ -6,10 +6,13 @@ import torch
 from by_hand import BATCH, SGD, WHOLE, gradients, train, weights
 from torch import nn
 
+from ksuit_runner.data.digits import Digits
 from ksuit_runner.data.fetch_batch import Part
 from ksuit_runner.errors import ConfigError, KsuitError
+from ksuit_runner.models.linear import Linear
 from ksuit_runner.models.mlp import Mlp
 from ksuit_runner.schedule import constant, linear
+from ksuit_runner.testing import tiny_trainer
 from ksuit_runner.trainer.backward import allow_several_passes
 from ksuit_runner.trainer.batch import batch_size
 from ksuit_runner.trainer.sgd import SgdTrainer
@@ -270,3 +273,18 @@ def test_what_a_training_step_returns_is_explained(maker, change, message):
     trainer = Own(base.model, base.data_container, SGD, constant, nn.CrossEntropyLoss(), max_updates=2)
     with pytest.raises(KsuitError, match=message):
         trainer.forward(BATCH)
+
+
+class OwnBackward(SgdTrainer):
+    def training_step(self, batch, model):
+        loss, outputs = super().training_step(batch, model)
+        loss["total"].backward()
+        return loss, outputs
+
+
+def test_gradients_in_an_evaluation_are_explained():
+    trainer = tiny_trainer({"train": Digits("train")}, Linear((1, 8, 8), (10,)), trainer_class=OwnBackward)
+    batch = Digits("train").__getitems__(range(4))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad") as raised:
+        trainer.forward(batch, trainer.model)
+    assert "computes without gradients" in "".join(raised.value.__notes__)
