@@ -31,6 +31,7 @@ MISTAKES = (HydraException, OmegaConfBaseException, RecursionError)
 """What Hydra raises for a user's mistake; ``explain`` puts it into the user's words."""
 _WIDEST = 500  # characters of a line that explains a mistake
 _MOST_PATHS = 3
+_NEAR = 0.7  # how similar a name is that may be meant
 IN_CONF = re.compile(r"(?:^|/)conf/([\w-]+)/(.+?)(?:\.ya?ml)?$")
 """The path of a file in ``conf/``: its group and its choice."""
 
@@ -87,20 +88,19 @@ def _explained(error: Exception, overrides: Sequence[str], config: DictConfig | 
     return ConfigError("\n".join(lines[:4]) or type(error).__name__)
 
 
-def paths_named(name: str, overrides: Sequence[str] = (), cutoff: float = 0.7) -> list[str]:
-    """Return config paths that end in a name, as it may be meant, or in a similar one if there are none.
+def paths_named(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Return config paths that end in a name, or in a similar one if there are none: what may be meant by it.
 
     Args:
         name: Last part of a config path, such as ``lr`` of ``optimizer.lr``.
         overrides: Overrides that choose from groups; others are ignored.
-        cutoff: How similar they have to be.
     """
     tree = OmegaConf.to_container(_groups_chosen(overrides))
     assert isinstance(tree, dict)
     by_name: dict[str, list[str]] = {}
     for path, _ in nodes(tree):
         by_name.setdefault(path.rpartition(".")[2], []).append(path)
-    near = [name] if name in by_name else get_close_matches(name, by_name, 1, cutoff)
+    near = [name] if name in by_name else get_close_matches(name, by_name, 1, _NEAR)
     return by_name[near[0]][:_MOST_PATHS] if near else []
 
 

@@ -70,9 +70,9 @@ def files(name: str) -> list[Path]:
     return [path for folder in _folders() if (path := folder / f"{name}.yaml").is_file()]
 
 
-def files_with(pattern: str, below: str = "") -> list[Path]:
-    """Return the YAML files that have a line which matches, the project's own ones first, all or those of a group."""
-    found = [path for folder in _folders() for path in sorted((folder / below).rglob("*.yaml"))]
+def files_with(pattern: str) -> list[Path]:
+    """Return the YAML files that have a line which matches, the project's own ones first."""
+    found = [path for folder in _folders() for path in sorted(folder.rglob("*.yaml"))]
     line = re.compile(pattern, re.MULTILINE)
     return [path for path in found if path.is_file() and line.search(path.read_text("utf-8", errors="replace"))]
 

@@ -53,7 +53,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
     return Place(starter, rank, size, int(local_size) if local_size.isdecimal() else None)
 
 
-def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int:
+def for_starter(status: int) -> int:
     """Return the exit status of this process for what has started it.
 
     torchrun takes every status but 0 for a failure, and starts the ranks again: also those that have ended with a
@@ -61,9 +61,8 @@ def for_starter(status: int, environment: Mapping[str, str] = os.environ) -> int
 
     Args:
         status: The true one.
-        environment: Variables of the environment.
     """
-    is_repeated = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    is_repeated = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     return 0 if is_repeated and status - 128 in SIGNALS else status
 
 

@@ -21,6 +21,7 @@ SUSPENDED_S = 3.0
 """A process in which nothing went on for so long, in seconds, was suspended itself, mostly together with all ranks."""
 _BEAT_S = 1.0
 _LOOK_S, _MOST_LOOK_S = 0.01, 0.05  # a wait for a note looks for it less and less often: it may take minutes
+_ANSWER_S = 10.0  # for the store to do what it is asked
 _DEAF_BEATS = 3.0  # without an answer for so long, the store is no longer waited for
 _RANKS_PER_BEAT = 64  # a rank reads the signs of all others: more ranks beat less often
 
@@ -133,15 +134,15 @@ class Notes:
         Raises:
             TimeoutError: The store does not answer.
         """
-        self._ask(lambda: self._enter(scope), 10.0)
+        self._ask(lambda: self._enter(scope))
 
-    def post(self, key: str, value: bytes, timeout_s: float = 10.0) -> None:
+    def post(self, key: str, value: bytes) -> None:
         """Leave a note.
 
         Raises:
             TimeoutError: The store does not answer.
         """
-        self._ask(lambda: self._store.set(self._key("note", key), value), timeout_s)
+        self._ask(lambda: self._store.set(self._key("note", key), value))
 
     def read(self, key: str, timeout_s: float) -> bytes:
         """Return a note as soon as it is there.
@@ -157,18 +158,18 @@ class Notes:
             wanted.found.cancel()
             raise TimeoutError from None
 
-    def forget(self, key: str, timeout_s: float = 10.0) -> None:
+    def forget(self, key: str) -> None:
         """Remove a note.
 
         Raises:
             TimeoutError: The store does not answer.
         """
-        self._ask(lambda: self._store.delete_key(self._key("note", key)), timeout_s)
+        self._ask(lambda: self._store.delete_key(self._key("note", key)))
 
-    def fail(self, failure: Failure, timeout_s: float = 10.0) -> Failure:
+    def fail(self, failure: Failure) -> Failure:
         """Post why this meeting of the ranks ends, and return what was posted first."""
         with suppress(TimeoutError):
-            self._ask(lambda: self._post_failure(failure), timeout_s)
+            self._ask(lambda: self._post_failure(failure))
         return self._failure or failure
 
     def look(self, timeout_s: float) -> None:
@@ -192,14 +193,14 @@ class Notes:
 
     def meet(self, meeting: int) -> None:
         """Begin another meeting of the ranks, for which no failure was posted yet."""
-        self._ask(lambda: self._begin(meeting), 10.0)
+        self._ask(lambda: self._begin(meeting))
 
     def close(self) -> None:
         """End the thread, unless it hangs."""
         self._requests.put(None)
         self._thread.join(self.beat_s)
 
-    def _ask(self, work: Callable[[], object], timeout_s: float) -> None:
+    def _ask(self, work: Callable[[], object], timeout_s: float = _ANSWER_S) -> None:
         request = _Request(work)
         self._requests.put(request)
         if time.monotonic() - self.answered_at > _DEAF_BEATS * self.beat_s:
