@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
-import importlib
 import io
 import logging
-import os
 import random
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +32,7 @@ from ksuit_runner.record.mode import OF_STORED_RUNS
 from ksuit_runner.record.stored_run import Launch
 from ksuit_runner.resume.request import as_single, refuse_sweep_settings, requested
 from ksuit_runner.security.masking import mask_text
+from ksuit_runner.system.project_imports import project_imports
 from ksuit_runner.system.signals import TIME_IS_UP
 from ksuit_runner.ui.notebook import NotebookPicture, in_notebook
 
@@ -214,18 +212,15 @@ def _look_up_hydra(node: Any, raw: Any) -> None:
 
 @contextmanager
 def _guest() -> Iterator[None]:
-    """Import from the working directory, as ``python -m`` does, and from changed files; restore the process after."""
-    importlib.invalidate_caches()
+    """Import from the working directory, read YAML files anew, and restore the process after."""
     forget_locations()
-    path, known, drawn = sys.path[:], HydraConfig.instance().cfg, random.getstate()
+    known, drawn = HydraConfig.instance().cfg, random.getstate()
     logger = logging.getLogger("ksuit_runner")
     level = logger.level
-    if not {"", os.getcwd()} & {*path}:
-        sys.path.insert(0, os.getcwd())
     try:
-        yield
+        with project_imports():
+            yield
     finally:
-        sys.path[:] = path
         logger.setLevel(level)
         HydraConfig.instance().cfg = known
         random.setstate(drawn)  # some packages draw from it when they are imported

@@ -19,6 +19,7 @@ from ksuit_runner.reports.facts import StoredRun, stored_runs
 from ksuit_runner.resume.changes import compose_stored
 from ksuit_runner.resume.reference import Reference
 from ksuit_runner.resume.request import find_stored
+from ksuit_runner.system.project_imports import project_imports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +56,17 @@ def load_model(
         ConfigError: It has no such checkpoint or weights, or its config names what is not trusted.
         CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
+    overrides = [f"output_dir={to_text(os.fspath(output_dir))}", f"trust=[{','.join(trust)}]"]
+    with project_imports():
+        return _load(run, weights, overrides).to(device)
+
+
+def _load(run: str, weights: str | None, overrides: Sequence[str]) -> nn.Module:
     from ksuit_runner.checkpoint.format import read_newest
     from ksuit_runner.engine.assembly import build_model
     from ksuit_runner.engine.stored_model import load_evaluated
     from ksuit_runner.keyed_random import undisturbed
 
-    overrides = [f"output_dir={to_text(os.fspath(output_dir))}", f"trust=[{','.join(trust)}]"]
     found = _find("load_model", run, overrides)
     name, named = found.checkpoint_and_weights()
     if named and weights not in (None, named):
@@ -79,7 +85,7 @@ def load_model(
         factory = Factory(config, stored.trust)
         model = build_model(factory, int(config["seed"]), shape)
         load_evaluated(model, factory, config, checkpoint, named or weights)
-    return model.module.to(device).eval()
+    return model.module.eval()
 
 
 def metrics(run: str, output_dir: str | os.PathLike[str] = "outputs") -> pd.DataFrame:

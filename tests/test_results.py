@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,26 @@ def test_a_run_without_stored_shapes_says_what_to_do(output_dir, paths):
         with pytest.raises(KsuitError, match="input_shape" if content is None else "shapes.json"):
             load_model("first", output_dir=output_dir)
     paths.shapes.write_text(text)
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, output_shape):
+        super().__init__(nn.Flatten(), nn.Linear(64, output_shape[0]))
+"""
+
+
+def test_a_model_of_the_project_is_found_by_a_script_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # without the working directory
+    run(["model=linear", "model._target_=own_net.Net", "trainer.max_epochs=1", "callbacks=[]", "tracker=noop"])
+    monkeypatch.delitem(sys.modules, "own_net")
+    before = sys.path[:]
+    assert type(load_model("last")).__name__ == "Net" and sys.path == before
 
 
 def test_a_checkpoint_of_only_what_was_trained_is_completed(tmp_path):
