@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ksuit_runner.checkpoint.exchange import digest
-from ksuit_runner.errors import CheckpointError
+from ksuit_runner.errors import CheckpointError, with_article
 from ksuit_runner.trainer.sgd import SgdTrainer
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class ForgottenState:
         for key in [key for key, value in now.items() if self._before.get(key, value) != value]:
             path, kind, name, remedy = key
             _LOGGER.warning(
-                "%s: updates change '%s' of a %s, which no checkpoint holds, so that a resume is not exact. %s",
-                *(path, name, kind, remedy),
+                "%s: updates change '%s' of %s, which no checkpoint holds. If they use it, no resume is exact. %s",
+                *(path, name, with_article(kind), remedy),
             )
 
     def _attributes(self) -> Iterator[tuple[tuple[str, str, str, str], str]]:
@@ -55,15 +55,15 @@ class ForgottenState:
     def _holders(self) -> Iterator[tuple[str, Any, str]]:
         trainer = self._trainer
         if not trainer.has_extra_state:
-            yield "trainer", trainer, "Return it by extra_state()"
+            yield "trainer", trainer, "Then return it by extra_state()"
         for path, root in (("model", trainer.model.module), ("loss", trainer.loss)):
             for name, module in root.named_modules():
                 if _is_own(module) and type(module).get_extra_state is nn.Module.get_extra_state:
-                    yield f"{path}.{name}".rstrip("."), module, "Make it a buffer"
+                    yield f"{path}.{name}".rstrip("."), module, "Then make it a buffer"
         for name, member in trainer.optimizers.members.items():
             optimizer = member.optimizer
             if _is_own(optimizer) and type(optimizer).state_dict is Optimizer.state_dict:
-                yield f"optimizer.{name}".rstrip("."), optimizer, "Put it into its param_groups or its state"
+                yield f"optimizer.{name}".rstrip("."), optimizer, "Then put it into its param_groups or its state"
 
 
 def _is_own(item: Any) -> bool:

@@ -79,8 +79,8 @@ CASES = {
     "module": (
         {"module": Annealed(), "loss": AnnealedLoss()},
         [
-            r"model: updates change 'steps' of a Annealed, which no checkpoint holds, .* not exact\. Make it a buffer",
-            "loss: updates change 'temperature' of a AnnealedLoss",
+            r"model: updates change 'steps' of an Annealed, which no checkpoint .* exact\. Then make it a buffer",
+            "loss: updates change 'temperature' of an AnnealedLoss",
         ],
     ),
     "optimizer": (
