@@ -10,8 +10,9 @@ from ksuit_runner.counter import UpdateCounter
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.delivery.recorded_tracker import RecordedTracker
 from ksuit_runner.engine.loop import train
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import TakenOverError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
+from ksuit_runner.system.run_lock import RunLock
 from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
@@ -45,6 +46,36 @@ def test_an_outbox_of_wrong_types_is_refused(tmp_path: Path, key: str, value: ob
     run.outbox.write_text(json.dumps({**json.loads(run.outbox.read_text()), key: value}))
     with pytest.raises(TrackerError, match=rf"tracker\.json is damaged: it does not fit its schema: .*\$\.{key}"):
         RecordedTracker(NoopTracker(), paths).resume_run(run.run_id)
+
+
+def test_nothing_is_written_of_a_run_that_is_taken_over(tmp_path: Path) -> None:
+    paths = OutputPaths(tmp_path)
+    lock: RunLock | None = None
+
+    def lock_run(run_id: str) -> RunLock:
+        nonlocal lock
+        lock = RunLock(PathProvider(tmp_path, run_id).lock)
+        lock.acquire()
+        return lock
+
+    tracker = RecordedTracker(NoopTracker(), paths, lock_run)
+    run = PathProvider(tmp_path, tracker.start_run(None, {}).run_id)
+    run.lock.unlink()
+    before = run.outbox.read_bytes()
+    for write in (lambda: tracker.set_tags({"a": "b"}), lambda: tracker.end_run(EndStatus.FINISHED)):
+        with pytest.raises(TakenOverError):
+            write()
+    assert run.outbox.read_bytes() == before
+    assert lock is not None
+    lock.release()
+
+
+def test_passwords_are_stored_nowhere(tmp_path: Path) -> None:
+    tracker = RecordedTracker(NoopTracker(), OutputPaths(tmp_path))
+    run = PathProvider(tmp_path, tracker.start_run(None, {"uri": "http://me:c0ffee@there"}).run_id)
+    tracker.log_params({"password": "c0ffee", "uri": "http://me:c0ffee@there"})
+    tracker.set_tags({"uri": "http://me:c0ffee@there"})
+    assert run.outbox.read_text().count("uri") == 3 and "c0ffee" not in run.outbox.read_text()
 
 
 def test_nothing_is_written_after_it_was_closed(tmp_path: Path) -> None:

@@ -248,6 +248,17 @@ def test_a_store_is_asked_for_nothing_once_the_run_is_another_ones(store, tracke
     assert (store.log, content(paths)) == ([], before)
 
 
+def test_of_a_run_that_is_withdrawn_nothing_is_recorded(store, tracker, paths):
+    tracker.end_run(EndStatus.FAILED)
+    tracker.delete_run()
+    store.log.clear()
+    binding = Binding(store, paths, lambda: None)
+    binding.deliver()
+    binding.log_points([Point("a", 1.0, 1, 1)])
+    binding.log_files([LoggedFile("a", "a.png", 1, 1)])
+    assert store.log == []
+
+
 def test_everything_is_sent_again_to_a_store_that_has_lost_the_run(store, tracker, paths, monkeypatch):
     end(tracker)
     Recording(store, paths).deliver_all()
@@ -263,7 +274,8 @@ def test_everything_is_sent_again_to_a_store_that_has_lost_the_run(store, tracke
     assert store.log == EVERYTHING
 
 
-def test_a_request_over_which_the_run_is_taken_over_is_not_noted(store, tracker, paths, monkeypatch):
+@pytest.mark.parametrize("method", ["deliver", "end_run"])
+def test_a_request_over_which_the_run_is_taken_over_is_the_last(store, tracker, paths, monkeypatch, method):
     taken = []
 
     def check():
@@ -271,10 +283,11 @@ def test_a_request_over_which_the_run_is_taken_over_is_not_noted(store, tracker,
             raise TakenOverError("another process has resumed it")
 
     end(tracker)
-    monkeypatch.setattr(store, "end_run", lambda *given: taken.append(given))
+    monkeypatch.setattr(store, method, lambda *given: taken.append(given))
     with pytest.raises(TakenOverError):
         Recording(store, paths, check).deliver_all()
-    assert taken and read_state(paths).has_end
+    state = read_state(paths)
+    assert taken and state.has_end and (method == "end_run" or (state.has_messages and store.log == []))
 
 
 def test_nothing_is_written_once_the_run_is_another_ones(store, tracker, paths):
