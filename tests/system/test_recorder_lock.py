@@ -19,7 +19,7 @@ import pytest
 from ksuit_runner.errors import AliveError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.system import recorder_lock
-from ksuit_runner.system.recorder_lock import RECORDER, RecorderLock
+from ksuit_runner.system.recorder_lock import RECORDER, RecorderLock, StoredRunLock
 from ksuit_runner.system.run_lock import RunLock
 
 HOLD = """
@@ -87,6 +87,15 @@ def start() -> Iterator[Callable[..., Process]]:
     yield begin
     for process in started:
         process.end()
+
+
+def test_a_stored_run_is_held_only_once_its_recorder_has_let_go(path):
+    run = path.with_name("lock.json")
+    with RecorderLock(path), pytest.raises(AliveError, match="the recorder of run"):
+        StoredRunLock(run, path).acquire()
+    assert not run.exists()
+    with StoredRunLock(run, path):
+        assert run.exists()
 
 
 def change(path: Path, **changes: object) -> None:

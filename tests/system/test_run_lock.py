@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ksuit_runner.errors import ResumeError, TakenOverError
+from ksuit_runner.errors import AliveError, ResumeError, TakenOverError
 from ksuit_runner.system import lock_file, run_lock
 from ksuit_runner.system.run_lock import LockView, RunLock, seems_held
 
@@ -300,6 +300,24 @@ def test_numbers_of_files_that_change_are_no_takeover(path):
             copy.write_text(path.read_text())
             copy.replace(path)
             lock.check()
+
+
+def test_what_was_lost_once_stays_lost(path):
+    with RunLock(path) as lock:
+        moved = path.rename(path.with_name("moved"))
+        with pytest.raises(TakenOverError):
+            lock.check()
+        moved.rename(path)  # somebody else may have held it meanwhile
+        with pytest.raises(TakenOverError):
+            lock.check()
+
+
+def test_a_holder_that_had_no_lock_of_the_kernel_is_not_dead_because_that_is_free(path):
+    leave_behind(path, has_kernel_lock=False)
+    with pytest.raises(AliveError):
+        RunLock(path).acquire(wait=False)
+    with RunLock(path, stale_after_s=0.1, beat_s=0.01) as lock:
+        assert lock.was_forced
 
 
 def test_what_cannot_be_read_in_its_place_is_a_takeover(path, monkeypatch):
