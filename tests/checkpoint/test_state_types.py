@@ -28,7 +28,7 @@ Number = enum.IntEnum("Number", "ONE")
 NANS = [struct.unpack(">d", bytes.fromhex(text))[0] for text in ("7ff8000000000001", "fff8000000000000")]
 
 STATES = {
-    "plain": {"a": [1, 2.5, "x", None, (True, b"y", 1j, 10**40)], "b": {}, "c": -math.inf},
+    "plain": {"a": [1, 2.5, "x", None, (True, b"y", 1j, 10**40, -(10**5000))], "b": {}, "c": -math.inf},
     "torch's values": [torch.Size([1, 2]), torch.float16, torch.device("cpu")],
     "numbers of numpy": [np.float64(0.1), np.float32(0.1), np.int64(3), np.bool_(True), np.datetime64("2020-01-01")],
     "array": [np.arange(6.0).reshape(2, 3).T, np.array(1), np.array(["ä", "bc"]), np.zeros(0, np.int8)],

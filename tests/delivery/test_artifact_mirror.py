@@ -5,7 +5,7 @@ import pytest
 from folder_tracker import FolderTracker
 
 from ksuit_runner.delivery.artifact_mirror import Mirror
-from ksuit_runner.errors import TrackerError
+from ksuit_runner.errors import TakenOverError, TrackerError
 from ksuit_runner.paths import PathProvider
 
 
@@ -139,6 +139,28 @@ def test_what_is_pruned_stays_there_until_the_checkpoint_that_replaces_it_is_the
     assert (tracker.folder / "checkpoints" / FIRST / "manifest.json").is_file()
     mirror.update()
     assert is_same(paths, tracker)
+
+
+@pytest.mark.parametrize("when", ["at a deletion", "in a checkpoint"])
+def test_nothing_changes_there_once_the_run_is_another_ones(paths, tracker, monkeypatch, when):
+    taken = []
+
+    def check():
+        if taken:
+            raise TakenOverError("another process has resumed it")
+
+    mirror = Mirror(tracker, paths, lambda: True, check)
+    mirror.update()
+    tracker.log.clear()
+    if when == "in a checkpoint":
+        write(paths, FIRST)
+        monkeypatch.setattr(tracker, "upload", lambda path, artifact_path: taken.append(artifact_path))
+    else:
+        paths.config.unlink()
+        taken.append(when)
+    with pytest.raises(TakenOverError):
+        mirror.update()
+    assert len(taken) == 1 and tracker.log == []
 
 
 def test_unfinished_files_are_left_out_and_the_log_comes_when_asked_for(paths, tracker):

@@ -145,6 +145,14 @@ def read_journal(folder: Path) -> set[int]:
     return {len(steps)}
 
 
+def sync_as_reader(folder: Path, version: int) -> None:
+    """Append to a journal, which the process that reads it makes durable before it sends the points."""
+    journal = Journal(PathProvider(folder, RUN).journal)
+    journal.append(version, {"loss": 0.5, "accuracy": 1.0})
+    JournalReader(journal.path).sync()
+    journal.close()
+
+
 def renew_journal(folder: Path, version: int) -> None:
     """Append to a journal and take it over, as a resume does."""
     append_to_journal(folder, version)
@@ -241,6 +249,7 @@ WRITERS = {
     "the newest checkpoint": Writer(save_checkpoint, read_saved),
     "a checkpoint of two ranks": Writer(save_on_two_ranks, read_of_two_ranks),
     "the journal": Writer(append_to_journal, read_journal),
+    "the journal, synced by its reader": Writer(sync_as_reader, read_journal),
     "a journal that is taken over": Writer(renew_journal, read_journal),
     "an exported file": Writer(export_file, read_exported),
     "tracker.json": Writer(store_outbox, read_outbox),
