@@ -49,7 +49,9 @@ _LOGGER = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk, or a share of one, that is full."""
 OnCheckpoint = Callable[[str, Exception | None], None]
-"""Called with the name of a checkpoint once it is committed or dropped, or with the error if it could not be."""
+"""Called with the name of a checkpoint, or ``EVERY``, once it is committed or dropped, or with its error."""
+EVERY = "*"
+"""Name that stands for every checkpoint that waits, where an error keeps them from being found."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -151,8 +153,15 @@ class Committer:
 
         Returns:
             The error of each, by name, in that order; None for one that was committed or dropped.
+
+        Raises:
+            OSError: Their folder cannot be read; ``on_end`` was called with ``EVERY``.
         """
-        waiting = _Waiting(self.paths)
+        try:
+            waiting = _Waiting(self.paths)
+        except OSError as error:
+            on_end(EVERY, error)  # who waits for one would wait for ever
+            raise
         results: dict[str, Exception | None] = {}
         newest, keep_last = "", 0
         for name in waiting.in_order():

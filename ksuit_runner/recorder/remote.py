@@ -10,7 +10,7 @@ from time import monotonic
 
 import msgspec
 
-from ksuit_runner.checkpoint.commit import Committer, hand_over
+from ksuit_runner.checkpoint.commit import EVERY, Committer, hand_over
 from ksuit_runner.checkpoint.folders import READY, beside, damage, names, update_of
 from ksuit_runner.checkpoint.manifest import is_common
 from ksuit_runner.delivery.recording import COMMIT_PAUSE_S, Unsent
@@ -121,11 +121,12 @@ class RemoteHandOver:
     def ended(self, name: str, error: Exception | None) -> None:
         """See ``Checkpoints``."""
         with self._lock:
-            done = self._waiting.pop(name, None)
-        if done is not None and error is None:
-            done.set_result(None)
-        elif done is not None:
-            done.set_exception(error)
+            ended = [self._waiting.pop(one) for one in [*self._waiting] if name in (one, EVERY)]
+        for done in ended:
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
 
     def recorder_died(self) -> None:
         """See ``Checkpoints``."""
@@ -150,7 +151,8 @@ class RemoteHandOver:
         with suppress(KsuitError, OSError):  # each checkpoint gets an error of its own
             self._make_committer().finish_interrupted()
         self.recorder_restarted()
-        self._commit_here()
+        with suppress(OSError):  # those that wait have it
+            self._commit_here()
 
     def _is_ready(self, name: str) -> bool:
         return beside(self._paths.checkpoints_dir / name, READY).exists()

@@ -1,6 +1,7 @@
 """The training process dies, the recorder dies, or both: what is recorded of the run then."""
 
 import os
+import resource
 import shutil
 import signal
 import time
@@ -212,6 +213,19 @@ def test_signals_to_the_whole_group_end_the_run_and_not_its_record(project, outp
     assert exits(outputs) == []
     assert is_gone(recorder)
     assert not is_held(PathProvider(outputs, run_dir(outputs).name).recorder_lock)
+
+
+def test_a_run_ends_though_its_recorder_cannot_look_for_checkpoints(project, outputs):
+    process, recorder = paused(project, outputs, "tracker.close_timeout_s=1")
+    _, hard = resource.prlimit(recorder.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(recorder.pid, resource.RLIMIT_NOFILE, (8, hard))
+    (project / "armed").unlink()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "error: the checkpoint could not be written" in output and "Too many open files" in output
+    ksuit(outputs, "resume=last", cwd=project)
+    assert statuses(outputs) == ["FINISHED"]
+    assert journal(run_dir(outputs)) == mlflow_points(outputs)
 
 
 def hangs_soon():
