@@ -43,7 +43,8 @@ class BestMetric(MetricCallback):
     def _after_training(self, update_counter: UpdateCounter) -> None:
         super()._after_training(update_counter)
         for pattern in self.others:
-            if not matching(pattern, self._latest):
+            is_general = "*" in pattern and self._latest  # as those of the shipped file, of which a run may have one
+            if not is_general and not matching(pattern, self._latest):
                 path = f"callbacks.{self.display_name}.others"
                 hint = did_you_mean(pattern, self.writer.summary)
                 self.logger.warning("%s: no metric that was logged matches '%s'. %s", path, pattern, hint)

@@ -41,10 +41,16 @@ def test_a_resumed_run_logs_the_same(new_run):
 
 
 def test_a_pattern_that_nothing_matched_is_told(new_run, caplog):
-    callbacks = {**CALLBACKS, "best": partial(BestMetric, metric_key="loss/test", others=["acuracy/test"])}
+    others = ["acuracy/test", "loss/*", "iou*/*"]
+    callbacks = {**CALLBACKS, "best": partial(BestMetric, metric_key="loss/test", others=others)}
     with caplog.at_level(logging.WARNING):
         new_run(callbacks, max_updates=2).train()
     assert "callbacks.best.others: no metric that was logged matches 'acuracy/test'" in caplog.text
+    assert "iou" not in caplog.text  # a pattern for any run, beside one that has matched
+    caplog.clear()
+    callbacks = {**CALLBACKS, "best": partial(BestMetric, metric_key="loss/test", others=["iou*/*"])}
+    new_run(callbacks, run_id="another", max_updates=2).train()
+    assert "no metric that was logged matches 'iou*/*'" in caplog.text
 
 
 def test_the_direction_of_its_metrics_is_that_of_theirs(new_run):
