@@ -41,7 +41,7 @@ def test_longer_training_is_the_run_that_was_longer_from_the_start(tmp_path):
 def test_refused_resume_leaves_the_status_as_it_was(tmp_path):
     ksuit(tmp_path, *SMALL, "trainer.max_epochs=1", "callbacks=[ema]")
     output = ksuit(tmp_path, "resume=last", "callbacks=[accuracy]", status=2)
-    assert "resume_strict=false" in output
+    assert "resume_strict=false" in output and "finished" not in output  # which the run is, and not the command
     assert query(tmp_path, "select status from runs") == [("FINISHED",)]
     ksuit(tmp_path, "resume=last", "~callbacks.ema", "resume_strict=false", "trainer.max_epochs=2")
     ksuit(tmp_path, "resume=last", "nonsense", status=2)
@@ -198,6 +198,9 @@ def test_failing_run_says_why_and_how_to_resume(tmp_path):
     )  # fmt: skip
     assert "RuntimeError: a fault of mine" in output
     assert output.splitlines()[-1].endswith(f"resume={run_dir(tmp_path / 'outputs').name}")
+    assert query(tmp_path / "outputs", "select status from runs") == [("FAILED",)]
+    output = ksuit(tmp_path / "outputs", "evaluate=last", "callbacks=[accuracy]", cwd=project)
+    assert "status  evaluated after" in output and "failed" not in output
     assert query(tmp_path / "outputs", "select status from runs") == [("FAILED",)]
 
 

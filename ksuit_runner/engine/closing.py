@@ -47,7 +47,7 @@ def closing(record: SilentRecord, trainer: SgdTrainer, outcome: RunOutcome, meet
             with afterwards(trainer.data_container.close):
                 yield
         except RefusedError as refused:
-            error, failed = refused.__cause__, record.status_before
+            error, failed, outcome.is_refused = refused.__cause__, record.status_before, True
             never_began = isinstance(error, _REFUSALS)
         except BaseException as caught:  # SystemExit as well, which a callback or a library may raise
             error = meeting.world.explain(caught)

@@ -18,6 +18,7 @@ class RunOutcome:
         signal: Number of the signal that ended it, if one did.
         error: The error that it failed with, if any; it was reported already.
         summary: Last and best values of its metrics.
+        is_refused: Whether it was refused before it began: a stored run is as it was.
     """
 
     run_id: str
@@ -26,6 +27,7 @@ class RunOutcome:
     signal: int | None = None
     error: BaseException | None = None
     summary: dict[str, Summary] = field(default_factory=dict)
+    is_refused: bool = False
 
     @property
     def exit_status(self) -> int:

@@ -55,7 +55,7 @@ from ksuit_runner.trainer.sgd import SgdTrainer
 from ksuit_runner.ui.acknowledge import acknowledged
 from ksuit_runner.ui.command_line import resume_command
 from ksuit_runner.ui.logs import setup_logging
-from ksuit_runner.ui.terminal import make_console, print_end, print_start
+from ksuit_runner.ui.terminal import EVALUATED, make_console, print_end, print_start
 
 _LOGGER = logging.getLogger(__name__)
 _BEST = "best"  # tag that best_checkpoint gives by default
@@ -171,14 +171,23 @@ def _run(given: _Given, meeting: Meeting, console: Console) -> RunOutcome:
             stack.enter_context(acknowledged(_LOGGER.warning))
         with closing(record, trainer, outcome, meeting):
             _assemble_and_execute(start, Assembly(factory, config, trainer, record, meeting), outcome, console)
-        if world.records and not console.quiet and outcome.folder.is_dir():  # not if its config was refused
+        mode = given.launch.mode
+        is_as_it_was = outcome.is_refused and mode in (Mode.RESUME, Mode.EVALUATE)
+        if world.records and not console.quiet and outcome.folder.is_dir() and not is_as_it_was:
             next_command, best = _next_command(given.launch, record), read_tags(record.paths).get(_BEST)
             print_end(
-                *(console, outcome.summary, record.paths.run_dir, next_command, outcome.status),
+                *(console, outcome.summary, record.paths.run_dir, next_command, _what_ended(mode, outcome)),
                 seconds=monotonic() - start_time,
                 best=record.paths.checkpoints_dir / best if best is not None else None,
             )
     return outcome
+
+
+def _what_ended(mode: Mode, outcome: RunOutcome) -> str:
+    """Return how a run has ended; or how its evaluation has, whatever the status is that the run keeps."""
+    if mode != Mode.EVALUATE:
+        return outcome.status
+    return EndStatus.KILLED if outcome.signal else EndStatus.FAILED if outcome.error else EVALUATED
 
 
 def _needs_beginning(config: Mapping[str, Any], launch: Launch, checkpoint: Checkpoint | None) -> bool:

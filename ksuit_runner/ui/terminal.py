@@ -26,7 +26,9 @@ from ksuit_runner.ui.lasting_output import LastingStream
 _FILE_WIDTH = 1000
 _ERROR_LINES = 6
 _MOST_ROWS = 30
-_STATUS_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
+EVALUATED = "EVALUATED"
+"""What ``print_end`` says of an evaluation instead of the status of the run, which it leaves as it is."""
+_STATUS_STYLES = {"FINISHED": "green", EVALUATED: "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
 LEVEL_STYLES = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 """Colours of the levels of the log."""
 
@@ -99,7 +101,7 @@ def print_end(
         summary: Metrics by key, in the order of the table's rows.
         run_dir: Folder of the run.
         resume_command: Command that resumes the run, if it can be resumed.
-        status: FINISHED, FAILED or KILLED.
+        status: FINISHED, FAILED or KILLED; or EVALUATED.
         seconds: How long it took.
         best: Folder of its best checkpoint.
     """
