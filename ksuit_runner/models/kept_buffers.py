@@ -33,6 +33,9 @@ class KeptBuffers:
 
     Args:
         module: The module.
+
+    Attributes:
+        kept: What is to be put back.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -41,7 +44,7 @@ class KeptBuffers:
         self._slots: list[tuple[nn.Module, str]] = []
         self._known: set[_Key] = set()
         self._changing: set[_Key] = set()
-        self._kept: dict[_Key, _Kept] = {}
+        self.kept: dict[_Key, _Kept] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptBuffers:
         return KeptBuffers(deepcopy(self._module, memo))
@@ -51,7 +54,7 @@ class KeptBuffers:
         """Keep what a forward pass in the block changes, until ``put_back``."""
         self._find_slots()
         before = [self._before(*slot) for slot in self._slots]
-        notes = self._notes() if self._kept or any(copy is not None for _, _, copy in before) else None
+        notes = self._notes() if self.kept or any(copy is not None for _, _, copy in before) else None
         try:
             yield
         finally:
@@ -64,7 +67,7 @@ class KeptBuffers:
             ]
             if changed and notes is not None and self._notes() != notes:
                 for module, name, *_ in changed:
-                    self._kept.pop((id(module), name), None)
+                    self.kept.pop((id(module), name), None)
                     self._changing.add((id(module), name))
             else:
                 for each in changed:
@@ -72,17 +75,17 @@ class KeptBuffers:
 
     def put_back(self) -> None:
         """Give the buffers what they were before the forward passes since the last call, if these have changed them."""
-        if not self._kept:
+        if not self.kept:
             return
         with torch.no_grad():
-            for module, name, buffer, copy, now, version in self._kept.values():
+            for module, name, buffer, copy, now, version in self.kept.values():
                 if not _is_as_left(module._buffers.get(name), now, version):
                     continue
                 if buffer.layout == torch.strided and not buffer.is_quantized and same_form(buffer, copy):
                     module._buffers[name] = write(buffer, copy)
                 else:
                     module._buffers[name] = copy
-        self._kept.clear()
+        self.kept.clear()
 
     def _find_slots(self) -> None:
         if self._tree is None:
@@ -103,9 +106,9 @@ class KeptBuffers:
         buffer, key = module._buffers.get(name), (id(module), name)
         if buffer is None or module.training or is_lazy(buffer):
             return None, 0, None
-        if key in self._kept and not _is_as_left(buffer, *self._kept[key][-2:]):
-            del self._kept[key]
-        is_needed = key not in self._kept and (key in self._changing or key not in self._known)
+        if key in self.kept and not _is_as_left(buffer, *self.kept[key][-2:]):
+            del self.kept[key]
+        is_needed = key not in self.kept and (key in self._changing or key not in self._known)
         self._known.add(key)
         return buffer, buffer._version, buffer.detach().clone() if is_needed else None
 
@@ -113,10 +116,10 @@ class KeptBuffers:
         key = (id(module), name)
         if now is not buffer and not same_form(now, buffer):
             return  # a cache that has grown: something else in the module may count on it
-        if key in self._kept:
-            self._kept[key] = self._kept[key]._replace(now=now, version=now._version)
+        if key in self.kept:
+            self.kept[key] = self.kept[key]._replace(now=now, version=now._version)
         elif copy is not None:
-            self._kept[key] = _Kept(module, name, buffer, copy, now, now._version)
+            self.kept[key] = _Kept(module, name, buffer, copy, now, now._version)
         else:
             kind = type(module).__name__
             _LOGGER.warning("model: the buffer '%s' of a %s has changed in evaluation, for the first time", name, kind)

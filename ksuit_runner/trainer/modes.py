@@ -104,7 +104,8 @@ class Modes:
     def put_back(self) -> None:
         """Undo what forward passes in evaluation mode have changed in buffers."""
         for item in self._kept_buffers:
-            item.put_back()
+            if item.kept:
+                item.put_back()
 
     @contextmanager
     def evaluation(self, optimizers: Sequence[SwitchesWeights], parameters: Sequence[Tensor]) -> Iterator[None]:

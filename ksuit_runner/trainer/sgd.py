@@ -386,8 +386,13 @@ class SgdTrainer:
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> tuple[Losses, Any]:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
-        watching = nullcontext() if self.model.training else self._loss.kept_buffers.watch()
-        with self._precision.computing(), watching:
+        if self.model.training:
+            return self._forward(batch, model)
+        with self._loss.kept_buffers.watch():
+            return self._forward(batch, model)
+
+    def _forward(self, batch: Any, model: nn.Module | None) -> tuple[Losses, Any]:
+        with self._precision.computing():
             if self.counter.update:
                 result = self._call_step(batch, model)
             else:
