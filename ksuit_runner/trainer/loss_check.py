@@ -1,14 +1,16 @@
 """The policy for non-finite losses."""
 
 import logging
+from contextlib import suppress
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ksuit_runner.config.types import NonNegativeInt, check_numbers
 from ksuit_runner.errors import ConfigError, LossError, did_you_mean
+from ksuit_runner.tensors.nested import tensors_in
 
 _LOGGER = logging.getLogger(__name__)
 _POLICIES = ("fail", "skip", "warn")
@@ -46,6 +48,7 @@ class LossCheck:
         self.has_failed_late = False
         self.skips = 0
         self.bad_loss = 0.0
+        self._has_bad_batch = False
         self._max_skips = max_skips
         self._policy = policy
         self.skips_updates = policy == "skip"
@@ -53,12 +56,13 @@ class LossCheck:
         self._losses: Tensor | None = None
         self._updates: list[int] = []
 
-    def leaves_out(self, total: Tensor, update: int) -> bool:
+    def leaves_out(self, total: Tensor, update: int, batch: Any) -> bool:
         """Check the loss of a part, and return whether it is left out.
 
         Args:
             total: The loss that is minimized, a scalar.
             update: Number of updates before this one.
+            batch: The part of the batch.
         """
         if self._is_late:
             self._collect(total.detach(), update + 1)
@@ -66,6 +70,7 @@ class LossCheck:
         value = total.item()
         if isfinite(value):
             return False
+        self._has_bad_batch |= not all(map(_is_finite, tensors_in(batch)))
         if self._policy == "warn":
             return self._react(value, update + 1)
         self.bad_loss += value
@@ -107,17 +112,26 @@ class LossCheck:
             self.settle()
 
     def _react(self, value: float, update: int) -> bool:
+        why = ": not all values of its batch are finite" if self._has_bad_batch else ""
+        self._has_bad_batch = False
         if self._policy == "fail":
             raise LossError(
-                f"the loss of update {update} is {value}.\n"
+                f"the loss of update {update} is {value}{why}.\n"
                 "To continue, resume with trainer.nan_loss=skip, which skips such an update, or trainer.nan_loss=warn",
                 path="trainer.nan_loss",
             )
         if self._policy == "skip" and self.skips >= self._max_skips:
             before = f", and the {self.skips} before it were skipped" if self.skips else ""
             raise LossError(
-                f"the loss of update {update} is {value}{before}; nothing is learned", path="trainer.max_skips"
+                f"the loss of update {update} is {value}{why}{before}; nothing is learned", path="trainer.max_skips"
             )
         done = "; it is skipped" if self._policy == "skip" else ""
-        _LOGGER.warning("the loss of update %d is %s%s", update, value, done)
+        _LOGGER.warning("the loss of update %d is %s%s%s", update, value, why, done)
         return self._policy == "skip"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are finite, as far as torch can tell: it cannot of every type and layout."""
+    with suppress(RuntimeError):
+        return bool(tensor.isfinite().all())
+    return True

@@ -88,7 +88,7 @@ class Update:
     def leaves_out(self, losses: Losses, part: WeighedPart) -> bool:
         """Check the losses of a part of the batch, and return whether it is left out; see ``LossCheck``."""
         total = self._gradients.counted(losses, part.weight)
-        is_left_out = total is not None and self._loss_check.leaves_out(total, self._counter.update)
+        is_left_out = total is not None and self._loss_check.leaves_out(total, self._counter.update, part.batch)
         if is_left_out and self._gradients.needs_all_passes:
             self.backward(losses, part)
         return is_left_out

@@ -2,6 +2,7 @@
 
 import signal
 import traceback
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -378,6 +379,22 @@ def test_a_nan_loss_fails_at_its_update_and_keeps_the_state_before_it(maker):
     assert all(tensor.isfinite().all() for tensor in found.model.values())
     train(maker.run(model=Diverging({1}), resume=True, nan_loss="skip"))
     assert read_newest(maker.paths()).progress.update == 8
+
+
+@pytest.mark.parametrize("policy", ["fail", "warn", "skip"])
+def test_values_of_the_batch_are_named_as_what_makes_a_loss_nan(maker, caplog, policy):
+    run = maker.run(nan_loss=policy, max_updates=3)
+    dataset = run.data.train_dataset
+    dataset.inputs = dataset.inputs.clone()
+    dataset.inputs[:, 0] = float("inf")
+    message = "the loss of update 1 is nan: not all values of its batch are finite"
+    if policy == "fail":
+        with pytest.raises(LossError, match=message):
+            train(run)
+        return
+    with suppress(LossError):  # after all updates were skipped
+        train(run)
+    assert message in caplog.text
 
 
 def test_a_nan_loss_is_skipped(maker, caplog):
