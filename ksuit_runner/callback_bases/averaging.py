@@ -104,6 +104,7 @@ class AveragingCallback(CallbackBase):
     @quiet
     @uses_no_rng
     def _track_after_update_step(self, update_counter: UpdateCounter) -> None:
+        self.model.kept_buffers.put_back()  # a callback before this one may have computed with the model
         is_due = self._has_begun and (self._interval is None or self._interval.is_due(update_counter))
         if is_due:
             self.updates += 1

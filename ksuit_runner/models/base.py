@@ -129,6 +129,7 @@ class ModelBase(nn.Module):
         """
         if self.blank is None:
             return self.copy().module.cpu() if world.records else None
+        self.kept_buffers.put_back()
         module = self.blank().to_empty(device="cpu") if world.records else None
         own = [] if module is None else list(module.parameters())
         with torch.no_grad():

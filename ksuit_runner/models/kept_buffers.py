@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ksuit_runner.errors import with_article
 from ksuit_runner.tensors.layout import same_form, write
 from ksuit_runner.tensors.module_tree import ModuleTree
 
@@ -28,8 +28,9 @@ class KeptBuffers:
     attributes of modules cannot be undone: buffers that have changed together with a number or a flag there, as where a
     table is filled at the first call, stay as they are.
 
-    All buffers are copied before the first forward pass that they are seen in, and from then on those that have
-    changed: as a rule none.
+    All buffers are copied before the first forward pass that they are seen in, and compared after it, since some
+    kernels, such as that of fused fake quantization, change them without torch counting it. From then on only those are
+    copied that have changed: as a rule none.
 
     Args:
         module: The module.
@@ -44,26 +45,32 @@ class KeptBuffers:
         self._slots: list[tuple[nn.Module, str]] = []
         self._known: set[_Key] = set()
         self._changing: set[_Key] = set()
+        self._is_watching = False
         self.kept: dict[_Key, _Kept] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptBuffers:
-        return KeptBuffers(deepcopy(self._module, memo))
+    def __reduce__(self) -> tuple[type[KeptBuffers], tuple[nn.Module]]:
+        return KeptBuffers, (self._module,)  # a copy has kept nothing
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Keep what a forward pass in the block changes, until ``put_back``."""
+        if self._is_watching:  # a forward pass of the whole module within a step that uses parts of it
+            yield
+            return
         self._find_slots()
         before = [self._before(*slot) for slot in self._slots]
         notes = self._notes() if self.kept or any(copy is not None for _, _, copy in before) else None
+        self._is_watching = True
         try:
             yield
         finally:
+            self._is_watching = False
             changed = [
                 (module, name, buffer, copy, now)
                 for (module, name), (buffer, version, copy) in zip(self._slots, before, strict=True)
                 if buffer is not None
                 and (now := module._buffers.get(name)) is not None
-                and (now is not buffer or now._version != version)
+                and (now is not buffer or _version(now) != version or self._has_other_values(module, name, now, copy))
             ]
             if changed and notes is not None and self._notes() != notes:
                 for module, name, *_ in changed:
@@ -77,10 +84,10 @@ class KeptBuffers:
         """Give the buffers what they were before the forward passes since the last call, if these have changed them."""
         if not self.kept:
             return
+        # Those that share memory count their changes together: what is written to one would be taken for such of all.
+        as_left = [item for item in self.kept.values() if item.is_as_left()]
         with torch.no_grad():
-            for module, name, buffer, copy, now, version in self.kept.values():
-                if not _is_as_left(module._buffers.get(name), now, version):
-                    continue
+            for module, name, buffer, copy, *_ in as_left:
                 if buffer.layout == torch.strided and not buffer.is_quantized and same_form(buffer, copy):
                     module._buffers[name] = write(buffer, copy)
                 else:
@@ -106,23 +113,34 @@ class KeptBuffers:
         buffer, key = module._buffers.get(name), (id(module), name)
         if buffer is None or module.training or is_lazy(buffer):
             return None, 0, None
-        if key in self.kept and not _is_as_left(buffer, *self.kept[key][-2:]):
+        if key in self.kept and not self.kept[key].is_as_left():
             del self.kept[key]
         is_needed = key not in self.kept and (key in self._changing or key not in self._known)
         self._known.add(key)
-        return buffer, buffer._version, buffer.detach().clone() if is_needed else None
+        return buffer, _version(buffer), buffer.detach().clone() if is_needed else None
+
+    def _has_other_values(self, module: nn.Module, name: str, now: Tensor, copy: Tensor | None) -> bool:
+        """Whether a buffer that counts no change may have changed; only values say so, which waits for a device."""
+        if copy is None:
+            return False
+        try:
+            return (id(module), name) in self._changing or not torch.equal(now, copy)
+        except RuntimeError:  # of one that is sparse, or in a transformation of functions, there is no such comparison
+            return False
 
     def _note(self, module: nn.Module, name: str, buffer: Tensor, copy: Tensor | None, now: Tensor) -> None:
         key = (id(module), name)
         if now is not buffer and not same_form(now, buffer):
             return  # a cache that has grown: something else in the module may count on it
         if key in self.kept:
-            self.kept[key] = self.kept[key]._replace(now=now, version=now._version)
+            self.kept[key] = self.kept[key]._replace(now=now, version=_version(now))
         elif copy is not None:
-            self.kept[key] = _Kept(module, name, buffer, copy, now, now._version)
+            self.kept[key] = _Kept(module, name, buffer, copy, now, _version(now))
         else:
-            kind = type(module).__name__
-            _LOGGER.warning("model: the buffer '%s' of a %s has changed in evaluation, for the first time", name, kind)
+            kind = with_article(type(module).__name__)
+            _LOGGER.warning(
+                "the buffer '%s' of %s has changed in evaluation, for the first time, and stays so", name, kind
+            )
         self._changing.add(key)
 
 
@@ -134,6 +152,10 @@ class _Kept(NamedTuple):
     now: Tensor
     version: int
 
+    def is_as_left(self) -> bool:
+        """Whether nobody has written to the buffer since the forward pass."""
+        return self.module._buffers.get(self.name) is self.now and _version(self.now) == self.version
+
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
@@ -141,6 +163,6 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _is_as_left(buffer: Tensor | None, now: Tensor, version: int) -> bool:
-    """Whether nobody has written to a buffer since a forward pass."""
-    return buffer is now and now._version == version
+def _version(tensor: Tensor) -> int:
+    """Return how many changes of a tensor torch has counted; those of inference mode have no such count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -118,6 +118,7 @@ class Modes:
             optimizers: Optimizers that evaluate other weights.
             parameters: What they and the modules may change.
         """
+        self.put_back()  # what a callback has computed is nothing to others
         modules = [module for root in (self._model, self._loss) for module in root.modules()]
         switches = [module for module in modules if type(module).train is not nn.Module.train]
         scripted = [(module, module.training) for module in modules if "training" not in vars(module)]

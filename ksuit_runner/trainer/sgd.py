@@ -388,7 +388,9 @@ class SgdTrainer:
         """Compute losses and outputs of a batch in the run's precision, with the live model or another one."""
         if self.model.training:
             return self._forward(batch, model)
-        with self._loss.kept_buffers.watch():
+        used = self.model if model is None else model
+        watching = used.kept_buffers.watch() if isinstance(used, ModelBase) else nullcontext()
+        with self._loss.kept_buffers.watch(), watching:  # a step may call parts of the model by themselves
             return self._forward(batch, model)
 
     def _forward(self, batch: Any, model: nn.Module | None) -> tuple[Losses, Any]:

@@ -1,18 +1,20 @@
 """Buffers that a module changes in evaluation mode: callbacks that evaluate change no bit of training."""
 
+import pickle
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
+from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
 
 from callbacks.ema import Ema
 from callbacks.loss import Loss
 from ksuit_runner import PeriodicCallback
 from ksuit_runner.models.base import ModelBase
 from ksuit_runner.testing import tiny_run
+from ksuit_runner.trainer.sgd import SgdTrainer
 
 
 class Observing(nn.Linear):
@@ -24,13 +26,19 @@ class Observing(nn.Linear):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("sizes", torch.zeros(0), persistent=False)
         self.quantize = FakeQuantize(MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+        self.fused = FusedMovingAvgObsFakeQuantize()  # its kernel counts no change
+        both = torch.zeros(4)
+        self.register_buffer("left", both[:2])
+        self.register_buffer("right", both[2:])
 
     def forward(self, inputs):
         self.calls += 1
         self.mean = self.mean.lerp(inputs.mean(), 0.1)
         self.sizes.resize_(self.calls.item() % 4).fill_(len(inputs))
-        scale = 1 + self.mean + self.sizes.sum() / 1000 + self.calls % 3
-        return super().forward(self.quantize(inputs.flatten(1)) * scale)
+        self.left += 1
+        self.right.add_(inputs.mean())
+        scale = 1 + self.mean + self.sizes.sum() / 1000 + self.calls % 3 + self.right.sum()
+        return super().forward(self.fused(self.quantize(inputs.flatten(1)) * scale))
 
 
 class Direct(PeriodicCallback):
@@ -55,18 +63,28 @@ class Centered(nn.CrossEntropyLoss):
         return super().forward(outputs - self.center, targets)
 
 
+class InPieces(SgdTrainer):
+    """Calls the wrapped module, and not the model."""
+
+    def training_step(self, batch, model):
+        outputs = model.module(batch[0])
+        return {"total": self.loss(outputs, batch[1])}, outputs
+
+
 EVALUATES = {
+    "before": partial(Direct, every_n_updates=3),
     "loss": partial(Loss, dataset_key="test", every_n_updates=2),
     "ema": partial(Ema, average_buffers=True),
     "direct": partial(Direct, every_n_updates=3),
 }
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_evaluations_change_no_bit_of_training_and_a_resume_is_exact(tmp_path, parts):
+@pytest.mark.parametrize(("parts", "trainer_class"), [(1, SgdTrainer), (2, SgdTrainer), (2, InPieces)])
+def test_evaluations_change_no_bit_of_training_and_a_resume_is_exact(tmp_path, parts, trainer_class):
     def run(name, callbacks, **kwargs):
         torch.manual_seed(0)
         given = {"module": Observing(), "loss": Centered(), "accumulation_steps": parts, "max_updates": 9, **kwargs}
+        given["trainer_class"] = trainer_class
         return tiny_run(tmp_path, callbacks, name, **given).train()
 
     def state(found):
@@ -80,15 +98,18 @@ def test_evaluations_change_no_bit_of_training_and_a_resume_is_exact(tmp_path, p
     resumed = run("stopped", EVALUATES)
     for name, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[name]), name
+    other = run("other", {name: EVALUATES[name] for name in ("loss", "ema")})
     for key in whole.metrics():
         assert resumed.metric(key) == whole.metric(key)
+        assert key.startswith("direct") or other.metric(key) == whole.metric(key), key
 
 
-@pytest.mark.parametrize("name", ["calls", "mean", "sizes", "scale"])
+@pytest.mark.parametrize("name", ["calls", "mean", "sizes", "left", "right", "quantize.scale", "fused.scale"])
 def test_what_is_put_back(name):
     torch.manual_seed(0)
     model = ModelBase(Observing()).eval()
-    holder = model.module.quantize if name == "scale" else model.module
+    *path, name = name.split(".")
+    holder = model.module.get_submodule(".".join(path))
     for _ in range(2):
         before = {key: value.clone() for key, value in holder.named_buffers()}[name]
         model(torch.randn(4, 64))
@@ -103,6 +124,20 @@ def test_what_is_put_back(name):
         model.kept_buffers.put_back()
         assert not torch.equal(getattr(holder, name), before)
         model.eval()
+
+
+def test_inference_mode_and_pickles():
+    model = ModelBase(Observing()).eval()
+    with torch.inference_mode():
+        model(torch.randn(4, 64))
+        model(torch.randn(4, 64))
+    assert model.module.mean.is_inference()
+    copy = pickle.loads(pickle.dumps(model))
+    model.kept_buffers.put_back()
+    assert model.module.mean == 0
+    assert not model.module.mean.is_inference()
+    copy.kept_buffers.put_back()
+    assert copy.module.calls == 2
 
 
 class Caching(nn.Module):
