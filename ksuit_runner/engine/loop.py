@@ -85,12 +85,13 @@ def _finish_all(run: Run) -> None:
         if run.taken_over.is_set():
             raise TakenOverError("another process has taken over this run; it ends here, and leaves its record alone")
         do_update(run, _on_device(run, data.next_training_batch()))
+        if counter.update == first and run.world.records:
+            forgotten = ForgottenState(run.trainer)
+        elif counter.update == first + 1 and forgotten is not None:
+            forgotten.warn()  # before evaluations, which may leave other values
         finish_update(run)
         if counter.update == first:
             check_state(run)
-            forgotten = ForgottenState(run.trainer) if run.world.records else None
-        elif counter.update == first + 1 and forgotten is not None:
-            forgotten.warn()
     if counter.is_finished and run.phase is Phase.BETWEEN:
         finish_training(run)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from callbacks.loss import Loss
 from ksuit_runner import SgdTrainer
 from ksuit_runner.models.linear import Linear
 from ksuit_runner.testing import tiny_run
@@ -57,6 +58,43 @@ class Annealed(nn.Module):
         return self.rnn(self.last.unsqueeze(0))[0].squeeze(0) * (1 + 1 / self.steps if self.steps else 1)
 
 
+class Tied(nn.Module):
+    """Holds its weights and buffers elsewhere as well, a number in its state_dict, and the shape of the last batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.counting, self.shape = nn.Linear(64, 10), Counting(), ()
+        self.register_buffer("queue", torch.zeros(4))
+        self.weight, self.queues = self.layer.weight.data, {"first": [self.queue[:2]]}
+
+    def forward(self, inputs):
+        self.queue += 1
+        self.shape = tuple(inputs.shape)
+        return self.counting(self.layer(inputs.flatten(1)))
+
+
+class Counting(nn.Module):
+    count = 0
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "count"] = torch.tensor(self.count)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.count = int(state_dict.pop(prefix + "count"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, inputs):
+        self.count += self.training
+        return inputs
+
+
+class WithList(SGD):
+    def __init__(self, params, **kwargs):
+        super().__init__(params, **kwargs)
+        self.all = [item for group in self.param_groups for item in group["params"]]
+
+
 class AnnealedLoss(nn.CrossEntropyLoss):
     temperature = 2.0
 
@@ -87,8 +125,11 @@ CASES = {
         {"optimizer": partial(Warming, lr=0.1)},
         ["optimizer: updates change 'count' of a Warming, .* state"],
     ),
+    "stored elsewhere": ({"module": Tied(), "optimizer": partial(WithList, lr=0.1)}, []),
     "plain": ({"accumulation_steps": 3, "clip_norm": 1.0, "optimizer": partial(torch.optim.AdamW)}, []),
 }
+
+CALLBACKS = {"loss": partial(Loss, dataset_key="test", every_n_updates=2)}  # of batches of another size
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,9 +137,9 @@ CASES = {
 def test_what_is_forgotten_is_named_once(tmp_path, caplog, case, begins):
     given, messages = CASES[case]
     if begins:
-        tiny_run(tmp_path, {}, max_updates=8, stop_at=begins, **given).train()
+        tiny_run(tmp_path, CALLBACKS, max_updates=8, stop_at=begins, **given).train()
         caplog.clear()
-    tiny_run(tmp_path, {}, max_updates=8, **given).train()
+    tiny_run(tmp_path, CALLBACKS, max_updates=8, **given).train()
     found = [record.getMessage() for record in caplog.records if "no checkpoint holds" in record.getMessage()]
     assert len(found) == len(messages), found
     for message, pattern in zip(found, messages, strict=True):
