@@ -191,5 +191,5 @@ def test_a_fork_of_the_best_checkpoint_has_it_as_its_best(tmp_path):
 
 def test_a_state_that_a_callback_cannot_load_is_an_error_that_names_it(maker):
     train(maker.run(callbacks(), max_updates=2))
-    with pytest.raises(ResumeError, match="^callbacks.keeps: .* than a Odd can load. KeyError: 'odd'"):
+    with pytest.raises(ResumeError, match="^callbacks.keeps: .* than an Odd can load. KeyError: 'odd'"):
         maker.run({**callbacks(), "keeps": (Odd, {"metric_key": "accuracy/x"})}, resume=True)
