@@ -1,6 +1,7 @@
 """The recording of a run as the training process sees it: everything is done by the recorder."""
 
 import errno
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -137,12 +138,7 @@ class RemoteHandOver:
         """See ``Checkpoints``."""
         renamed, self._renamed = self._renamed, []
         for name in renamed:
-            existing = names(self._paths)
-            with self._lock:  # training goes on, and submits more
-                newer = [other for other in (*existing, *self._waiting) if update_of(other) > update_of(name)]
-            is_superseded = name not in existing and bool(newer)  # by one that is committed, or will be
-            problem = None if is_superseded else damage(self._paths.checkpoints_dir / name, reads=is_common)
-            self.ended(name, None if problem is None else OSError(errno.EIO, problem))
+            self.ended(name, self._error_of(name))
 
     def recorder_given_up(self) -> None:
         """See ``Checkpoints``."""
@@ -155,7 +151,21 @@ class RemoteHandOver:
             self._commit_here()
 
     def _is_ready(self, name: str) -> bool:
-        return beside(self._paths.checkpoints_dir / name, READY).exists()
+        # False, too, where one cannot look: then ``_error_of`` says what has become of it, and nobody waits for ever.
+        return os.path.exists(beside(self._paths.checkpoints_dir / name, READY))
+
+    def _error_of(self, name: str) -> OSError | None:
+        """Return the error of a checkpoint that a dead recorder has renamed; None for one that is whole or dropped."""
+        try:
+            existing = names(self._paths)
+        except OSError as error:
+            return error
+        with self._lock:  # training goes on, and submits more
+            newer = [other for other in (*existing, *self._waiting) if update_of(other) > update_of(name)]
+        if name not in existing and newer:  # superseded by one that is committed, or will be
+            return None
+        problem = damage(self._paths.checkpoints_dir / name, reads=is_common)
+        return None if problem is None else OSError(errno.EIO, problem)
 
     def _commit_here(self) -> None:
         with self._lock:

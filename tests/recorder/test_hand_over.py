@@ -1,6 +1,8 @@
 """The training process commits checkpoints itself only once its recorder is given up."""
 
 import errno
+import os
+import resource
 import threading
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from stored_checkpoint import hand_over_checkpoint
 
 from ksuit_runner.checkpoint import commit as commit_module
 from ksuit_runner.checkpoint.commit import Committer
-from ksuit_runner.checkpoint.folders import PARTIAL, names, read_tags
+from ksuit_runner.checkpoint.folders import PARTIAL, READY, names, read_tags
 from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.recorder.remote import RemoteHandOver
@@ -113,3 +115,50 @@ def test_a_checkpoint_that_is_committed_at_once_by_a_recorder_that_then_dies_is_
         assert hand_over.submit(name).result(10) is None
     recorder.join(10)
     assert names(paths) == [name]
+
+
+@pytest.fixture
+def no_descriptor_is_left():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_nobody_waits_for_a_checkpoint_that_cannot_be_looked_for(tmp_path, no_descriptor_is_left, is_given_up):
+    paths, committed, waiting = PathProvider(tmp_path, "run00000"), "E1_U1_S1", "E2_U2_S2"
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        for name in (committed, waiting):
+            write_partial(paths.checkpoints_dir / name, pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
+        first, second = hand_over.submit(committed), hand_over.submit(waiting)
+        Committer(paths).commit(committed)  # by a recorder that dies before it says so
+        hand_over.recorder_died()
+        no_descriptor_is_left()
+        if is_given_up:
+            hand_over.recorder_given_up()
+        else:
+            hand_over.recorder_restarted()
+        assert first.exception(0).errno == errno.EMFILE
+        assert second.done() is is_given_up, "else the recorder that follows the folder commits it"
+        assert not is_given_up or second.exception().errno == errno.EMFILE
+
+
+def test_a_checkpoint_whose_hand_over_cannot_be_looked_at_is_judged_by_itself(tmp_path, monkeypatch):
+    paths, name = PathProvider(tmp_path, "run00000"), "E1_U1_S1"
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        write_partial(paths.checkpoints_dir / name, pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
+        done = hand_over.submit(name)
+        Committer(paths).commit(name)
+
+        def stat(path, *given, stat=os.stat, **named):
+            if str(path).endswith(READY):
+                raise OSError(errno.EIO, "Input/output error")
+            return stat(path, *given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stat)
+            hand_over.recorder_died()
+        hand_over.recorder_restarted()
+        assert done.done() and done.exception() is None
