@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from inspect import Parameter, Signature, signature
+from functools import cached_property
+from inspect import Parameter, Signature, signature, unwrap
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -44,7 +45,7 @@ def check_overridden(
         elsewhere: Names of methods that other frameworks call, and what to do here instead.
 
     Raises:
-        TypeError: A method is named like one that is called, and nothing calls it; or it cannot be called as the one is
+        TypeError: A method is named like one that is called, and the class does not call it; or it cannot be called as the one is
             that it overrides. The message has the name or signature to write.
     """
     public = {hook.removeprefix("_") for hook in hooks}
@@ -114,8 +115,20 @@ def _meant(name: str, hooks: Collection[str]) -> str | None:
 
 def _used(cls: type) -> set[str]:
     """Return the names that the methods of a class and its bases use."""
-    functions = [item for base in cls.__mro__ for item in vars(base).values() if isinstance(item, FunctionType)]
+    functions = {function for base in cls.__mro__ for item in vars(base).values() for function in _functions(item)}
     return {name for function in functions for name in _names(function.__code__)}
+
+
+def _functions(item: Any) -> Iterator[FunctionType]:
+    """Yield the functions behind a member of a class: what a decorator, or a property, has been given."""
+    if isinstance(item, property):
+        within = [item.fget, item.fset]
+    elif isinstance(item, cached_property):
+        within = [item.func]
+    else:
+        within = [item.__func__ if isinstance(item, (classmethod, staticmethod)) else item]
+    for function in within:
+        yield from (one for one in (function, unwrap(function)) if isinstance(one, FunctionType))
 
 
 def _names(code: CodeType) -> Iterator[str]:

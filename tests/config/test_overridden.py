@@ -1,6 +1,7 @@
 """A method that is never called, or cannot be, is found when its class is defined."""
 
 import pytest
+import torch
 
 from callbacks.accuracy import Accuracy
 from ksuit_runner import CallbackBase, DatasetCallback, MetricCallback, PeriodicCallback, SgdTrainer
@@ -100,6 +101,22 @@ def test_helpers_of_a_trainer_are_accepted():
             """Called by the class itself."""
 
     define(Mine, "compute_loss", lambda self, batch, model: None)
+
+    class Decorated(SgdTrainer):
+        @torch.autocast("cpu")
+        def training_step(self, batch, model):
+            return self.compute_loss(batch, model), self.weighted
+
+        def compute_loss(self, batch, model):
+            """Called by a method with a decorator."""
+
+        @property
+        def weighted(self):
+            return self.weights()
+
+        def weights(self):
+            """Called by a property."""
+
     define(SgdTrainer, "_validation_step", lambda self, batch: None)
 
 
