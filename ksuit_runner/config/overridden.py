@@ -45,7 +45,7 @@ def check_overridden(
         elsewhere: Names of methods that other frameworks call, and what to do here instead.
 
     Raises:
-        TypeError: A method is named like one that is called, and the class does not call it; or it cannot be called as the one is
+        TypeError: A method is named like one that is called, and nothing calls it; or it cannot be called as the one is
             that it overrides. The message has the name or signature to write.
     """
     public = {hook.removeprefix("_") for hook in hooks}
@@ -121,12 +121,13 @@ def _used(cls: type) -> set[str]:
 
 def _functions(item: Any) -> Iterator[FunctionType]:
     """Yield the functions behind a member of a class: what a decorator, or a property, has been given."""
+    within: list[Any] = [item]
     if isinstance(item, property):
         within = [item.fget, item.fset]
     elif isinstance(item, cached_property):
         within = [item.func]
-    else:
-        within = [item.__func__ if isinstance(item, (classmethod, staticmethod)) else item]
+    elif isinstance(item, (classmethod, staticmethod)):
+        within = [item.__func__]
     for function in within:
         yield from (one for one in (function, unwrap(function)) if isinstance(one, FunctionType))
 
