@@ -36,13 +36,13 @@ class ModelBase(nn.Module):
         self.module = module
         self.copier: Callable[[], nn.Module] | None = None
         self.blank: Callable[[], nn.Module] | None = None
-        self.kept_buffers = KeptBuffers(module)
+        self.kept_buffers = KeptBuffers()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs of the wrapped module."""
         if self.training:
             return self.module(*args, **kwargs)
-        with self.kept_buffers.watch():
+        with self.kept_buffers.watch(self.module):
             return self.module(*args, **kwargs)
 
     @property

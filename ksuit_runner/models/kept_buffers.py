@@ -32,15 +32,15 @@ class KeptBuffers:
     kernels, such as that of fused fake quantization, change them without torch counting it. From then on only those are
     copied that have changed: as a rule none.
 
-    Args:
-        module: The module.
-
     Attributes:
+        is_used: Whether somebody calls ``put_back`` in time; nothing is kept otherwise, as of a teacher that only
+            updates compute with.
         kept: What is to be put back.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self) -> None:
+        self.is_used = False
+        self._module: nn.Module | None = None
         self._tree: ModuleTree | None = None
         self._slots: list[tuple[nn.Module, str]] = []
         self._known: set[_Key] = set()
@@ -48,16 +48,16 @@ class KeptBuffers:
         self._is_watching = False
         self.kept: dict[_Key, _Kept] = {}
 
-    def __reduce__(self) -> tuple[type[KeptBuffers], tuple[nn.Module]]:
-        return KeptBuffers, (self._module,)  # a copy has kept nothing
+    def __reduce__(self) -> tuple[type[KeptBuffers], tuple[()]]:
+        return KeptBuffers, ()  # a copy has kept nothing
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Keep what a forward pass in the block changes, until ``put_back``."""
-        if self._is_watching:  # a forward pass of the whole module within a step that uses parts of it
+    def watch(self, module: nn.Module) -> Iterator[None]:
+        """Keep what a forward pass of the module in the block changes, until ``put_back``."""
+        if self._is_watching or not self.is_used:  # within a step that uses parts of the module, it is watched already
             yield
             return
-        self._find_slots()
+        self._find_slots(module)
         before = [self._before(*slot) for slot in self._slots]
         notes = self._notes() if self.kept or any(copy is not None for _, _, copy in before) else None
         self._is_watching = True
@@ -94,19 +94,21 @@ class KeptBuffers:
                     module._buffers[name] = copy
         self.kept.clear()
 
-    def _find_slots(self) -> None:
-        if self._tree is None:
-            self._tree = ModuleTree(self._module)
+    def _find_slots(self, module: nn.Module) -> None:
+        if self._tree is None or module is not self._module:
+            self._module, self._tree = module, ModuleTree(module)
+            self._known, self._changing = set(), set()
         elif not self._tree.has_changed():
             return
         else:
             self._tree.survey()
-        self._slots = [(module, name) for module in self._module.modules() for name in module._buffers]
+        self._slots = [(item, name) for item in module.modules() for name in item._buffers]
 
     def _notes(self) -> list[dict[str, Any]]:
         """Return what the modules have noted in numbers, flags and texts."""
-        modules = self._module.modules()
-        return [{name: value for name, value in vars(item).items() if _is_plain(value)} for item in modules]
+        assert self._module is not None
+        values = (vars(item).items() for item in self._module.modules())
+        return [{name: value for name, value in items if _is_plain(value)} for items in values]
 
     def _before(self, module: nn.Module, name: str) -> tuple[Tensor | None, int, Tensor | None]:
         """Return a buffer that is to stay as it is, its version, and a copy where it may be needed."""

@@ -33,11 +33,11 @@ class Modes:
     Args:
         model: The model.
         loss: The loss module.
-        kept_buffers: What their buffers, and those of other models that are evaluated, were before evaluations.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, kept_buffers: Sequence[KeptBuffers] = ()) -> None:
-        self._model, self._loss, self._kept_buffers = model, loss, kept_buffers
+    def __init__(self, model: nn.Module, loss: nn.Module) -> None:
+        self._model, self._loss = model, loss
+        self._kept_buffers: list[KeptBuffers] = []
         self._modules: list[dict[str, Any]] = []
         self._training: list[dict[str, Any]] = []
         self._held: list[nn.Module] = []
@@ -100,6 +100,11 @@ class Modes:
                 values["training"] = False
         for values in self._training:
             values["training"] = True
+
+    def put_back_of(self, kept_buffers: KeptBuffers) -> None:
+        """Put back the buffers of a model or loss, too, that evaluations change."""
+        kept_buffers.is_used = True
+        self._kept_buffers.append(kept_buffers)
 
     def put_back(self) -> None:
         """Undo what forward passes in evaluation mode have changed in buffers."""

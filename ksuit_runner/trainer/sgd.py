@@ -171,8 +171,9 @@ class SgdTrainer:
         self._prepare_model(channels_last, activation_checkpointing, compile)
         self.loss = loss.to(self.device)
         self._loss = ModelBase(self.loss)
-        self._kept_buffers = [self.model.kept_buffers, self._loss.kept_buffers]
-        self.modes = Modes(self.model, self.loss, self._kept_buffers)
+        self.modes = Modes(self.model, self.loss)
+        for item in (self.model, self._loss):
+            self.modes.put_back_of(item.kept_buffers)
         self._weights = LossWeights(self.loss)
         self._has_own_step = type(self).training_step is not SgdTrainer.training_step
         self.sums_up = self._weights.are_sums and not self._has_own_step
@@ -389,8 +390,8 @@ class SgdTrainer:
         if self.model.training:
             return self._forward(batch, model)
         used = self.model if model is None else model
-        watching = used.kept_buffers.watch() if isinstance(used, ModelBase) else nullcontext()
-        with self._loss.kept_buffers.watch(), watching:  # a step may call parts of the model by themselves
+        watching = used.kept_buffers.watch(used.module) if isinstance(used, ModelBase) else nullcontext()
+        with self._loss.kept_buffers.watch(self.loss), watching:  # a step may call parts of the model by themselves
             return self._forward(batch, model)
 
     def _forward(self, batch: Any, model: nn.Module | None) -> tuple[Losses, Any]:
@@ -461,7 +462,7 @@ class SgdTrainer:
             raise KsuitError(f"two of them offer weights named '{name}' for evaluation", path="callbacks")
         self.evaluation_models[name] = model
         if isinstance(model, ModelBase):
-            self._kept_buffers.append(model.kept_buffers)
+            self.modes.put_back_of(model.kept_buffers)
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Switch model, loss and optimizers to evaluation mode while the block runs, and then back; see ``Modes``."""

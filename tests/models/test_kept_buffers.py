@@ -102,12 +102,23 @@ def test_evaluations_change_no_bit_of_training_and_a_resume_is_exact(tmp_path, p
     for key in whole.metrics():
         assert resumed.metric(key) == whole.metric(key)
         assert key.startswith("direct") or other.metric(key) == whole.metric(key), key
+    unseen = run("unseen", {"ema": EVALUATES["ema"]})
+    averages = [found.run.trainer.evaluation_models["ema"].tensors() for found in (whole, unseen)]
+    for name in averages[0]:
+        if not name.startswith(("fused.", "quantize.")):  # which begin with infinity, and have no average
+            assert torch.equal(averages[0][name], averages[1][name]), name
+
+
+def watched(module):
+    model = ModelBase(module).eval()
+    model.kept_buffers.is_used = True
+    return model
 
 
 @pytest.mark.parametrize("name", ["calls", "mean", "sizes", "left", "right", "quantize.scale", "fused.scale"])
 def test_what_is_put_back(name):
     torch.manual_seed(0)
-    model = ModelBase(Observing()).eval()
+    model = watched(Observing())
     *path, name = name.split(".")
     holder = model.module.get_submodule(".".join(path))
     for _ in range(2):
@@ -126,8 +137,15 @@ def test_what_is_put_back(name):
         model.eval()
 
 
+def test_a_model_that_only_updates_compute_with_keeps_what_it_has_changed():
+    teacher = watched(Observing()).copy()
+    for count in (1, 2):
+        teacher(torch.randn(4, 64))
+        assert teacher.tensors()["calls"] == count
+
+
 def test_inference_mode_and_pickles():
-    model = ModelBase(Observing()).eval()
+    model = watched(Observing())
     with torch.inference_mode():
         model(torch.randn(4, 64))
         model(torch.randn(4, 64))
@@ -168,7 +186,7 @@ class FilledOnce(nn.Module):
 
 
 def test_what_stays():
-    model = ModelBase(Caching()).eval()
+    model = watched(Caching())
     model(torch.randn(5, 3))
     model.kept_buffers.put_back()
     assert len(model.module.cache) == 5  # the module counts on it
@@ -176,11 +194,11 @@ def test_what_stays():
     model(torch.randn(5, 3))
     model.kept_buffers.put_back()
     assert model.module.norm.num_batches_tracked == 1
-    filled = ModelBase(FilledOnce()).eval()
+    filled = watched(FilledOnce())
     filled(torch.ones(5, 3))
     filled.kept_buffers.put_back()
     assert torch.equal(filled.module.shift.mean, torch.ones(3))  # the module does not fill it again
-    observing = ModelBase(Observing()).eval()
+    observing = watched(Observing())
     observing(torch.randn(4, 64))
     observing.module.calls.fill_(70)  # by a callback that means to
     observing.kept_buffers.put_back()
