@@ -82,7 +82,7 @@ class BatchMetric:
         if isinstance(given, partial):
             asked = inspect.signature(given.func).parameters
             self._sizes = [name for name in _SIZES if name in asked and name not in given.keywords]
-            if not {"average", *_SIZES} & set(asked):
+            if _is_of_one_class(given.func):
                 self._given = _without_average(given)
         self._metric: Any = None
         self._classes = classes
@@ -209,6 +209,15 @@ def _description(given: Any) -> str:
     made_of, values = (given.func, given.keywords) if isinstance(given, partial) else (type(given), vars(given))
     plain = {name: value for name, value in values.items() if name[0] != "_" and isinstance(value, _PLAIN)}
     return f"{made_of.__qualname__} {sorted(plain.items())}"
+
+
+def _is_of_one_class(metric: Any) -> bool:
+    """Whether a class knows no ``average``, nor do those that it may pass one on to, and no number of classes."""
+    if not isinstance(metric, type):
+        return False
+    constructors = [metric, *(vars(base)["__init__"] for base in metric.__mro__ if "__init__" in vars(base))]
+    named = {name for each in constructors for name in inspect.signature(each).parameters}
+    return not {"average", *_SIZES} & named
 
 
 def _without_average(given: partial[Any]) -> partial[Any]:

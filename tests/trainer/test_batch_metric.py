@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torchmetrics import Metric
 from torchmetrics.classification import (
     BinaryAUROC,
+    F1Score,
     MulticlassAUROC,
     MulticlassF1Score,
     MulticlassPrecisionRecallCurve,
@@ -133,6 +134,20 @@ def test_scores_of_all_samples_are_those_of_scikit_learn():
     assert everywhere(make, binary) == {"": pytest.approx(wanted)}
     with pytest.raises(ConfigError, match=r"one value for each sample\. .* for two classes .* BinaryAccuracy$"):
         BatchMetric(partial(MulticlassAUROC), "path", CPU).add(Gathered(CPU, torch.float64), (), *binary(0))
+
+
+class OfFour(MulticlassF1Score):
+    def __init__(self, **kwargs):
+        super().__init__(num_classes=4, **kwargs)
+
+
+@pytest.mark.parametrize("metric", [OfFour, lambda **kwargs: OfFour(**kwargs), F1Score])
+def test_an_average_that_is_passed_on_is_kept(metric):
+    given = {"task": "multiclass", "num_classes": 4} if metric is F1Score else {}
+    scores, targets = (torch.cat(items) for items in zip(*map(labels, range(BATCHES)), strict=True))
+    wanted = f1_score(targets, scores.argmax(1), average="weighted")
+    found = everywhere(lambda: BatchMetric(partial(metric, average="weighted", **given), "path", CPU), labels)
+    assert found == {"": pytest.approx(wanted)}
 
 
 def test_several_labels_short_floats_classes_last_and_mixed_targets():
