@@ -21,7 +21,7 @@ import pytest
 
 from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.config.factory import Factory
-from ksuit_runner.errors import ConfigError, TrackerError
+from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.recorder import life
 from ksuit_runner.recorder import tracker as tracker_module
@@ -398,6 +398,29 @@ def test_a_run_that_a_new_recorder_cannot_follow_is_given_up(process, project, m
         process.record(tracker.session, "run00000", lock.token, checkpoints)
         process.start(tracker.session)
         assert is_held(paths.recorder_lock)
+
+
+@pytest.mark.parametrize("what", ["record", "start"])
+def test_a_run_that_cannot_be_recorded_is_not_recorded_by_the_next_recorder_either(process, project, what):
+    paths, tracker = PathProvider(project / "outputs", "run00000"), opened(process, project)
+    replaced = paths.checkpoints_dir / ".E1_U1_S1.old"
+    with RunLock(paths.lock) as lock:
+        if what == "record":
+            paths.recorder_lock.mkdir(parents=True)
+        else:
+            replaced.mkdir(parents=True)  # cannot be moved back
+            replaced.with_name("E1_U1_S1").symlink_to("nothing")
+            process.record(tracker.session, "run00000", lock.token, Checkpoints())
+        with pytest.raises((KsuitError, OSError)):
+            process.record(tracker.session, "run00000", lock.token, Checkpoints())
+            process.start(tracker.session)
+        assert not process.follows(tracker.session)
+        if what == "record":
+            paths.recorder_lock.rmdir()
+        replaced.with_name("E1_U1_S1").unlink(missing_ok=True)
+        os.kill(process._life._process.pid, signal.SIGKILL)
+        assert tracker.where(), "a query starts it again"
+        assert not is_held(paths.recorder_lock)
 
 
 @pytest.mark.parametrize("last", ["record", "start"])
