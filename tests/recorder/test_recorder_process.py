@@ -23,10 +23,12 @@ from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
-from ksuit_runner.recorder import life
+from ksuit_runner.record.point import now
+from ksuit_runner.recorder import client, life
 from ksuit_runner.recorder import tracker as tracker_module
 from ksuit_runner.recorder.client import RecorderClient
 from ksuit_runner.recorder.protocol import RemoteError
+from ksuit_runner.recorder.recorded_run import RecordedRun
 from ksuit_runner.recorder.remote import RemoteRecording
 from ksuit_runner.recorder.session import Opening
 from ksuit_runner.recorder.tracker import RemoteTracker, open_tracker, recorder, warm_up
@@ -65,6 +67,15 @@ TRACKER = """
 
         def history(self, key, run_id=None):
             return [object()]
+
+        def start_run(self, name, tags, parent_run_id=None, start_time=None):
+            times = Path("times")
+            is_first = not times.exists()
+            with times.open("a") as file:
+                file.write(f"{start_time}\\n")
+            if name == "dies once" and is_first:
+                os._exit(1)
+            return super().start_run(name, tags, parent_run_id, start_time)
 
         def end_run(self, status, end_time=None):
             raise TrackerError(f"run {self.run_id} cannot end")
@@ -292,6 +303,17 @@ def test_a_request_is_repeated_when_the_recorder_dies_meanwhile(process, project
     assert not caller.is_alive()
 
 
+def test_a_run_that_is_begun_twice_has_a_time_by_which_the_first_one_is_found(process, project):
+    times, tracker = project / "times", opened(process, project)
+    before = now()
+    tracker.start_run("dies once", {})
+    first, second = times.read_text().split()
+    assert first == "None" and before <= int(second) <= now()
+    times.unlink()
+    tracker.start_run("dies once", {}, start_time=5)
+    assert times.read_text().split() == ["5", "5"]
+
+
 def test_a_recorder_that_dies_each_time_is_an_error_with_its_last_words(process, project):
     tracker = opened(process, project)
     with pytest.raises(TrackerError, match=r"has died 4 times.*\nthese are my last words"):
@@ -367,6 +389,9 @@ class Checkpoints:
     def recorder_died(self):
         self.seen.append("died")
 
+    def recorder_restarted(self):
+        self.seen.append("restarted")
+
     def recorder_given_up(self):
         self.seen.append("given up")
 
@@ -421,6 +446,103 @@ def test_a_run_that_cannot_be_recorded_is_not_recorded_by_the_next_recorder_eith
         os.kill(process._life._process.pid, signal.SIGKILL)
         assert tracker.where(), "a query starts it again"
         assert not is_held(paths.recorder_lock)
+
+
+def followed(process, project, lock, checkpoints):
+    """Have a run followed that has nothing to record, and return its tracker."""
+    tracker = opened(process, project)
+    process.record(tracker.session, "run00000", lock.token, checkpoints)
+    process.start(tracker.session)
+    return tracker
+
+
+def test_a_recorder_that_dies_now_and_then_is_started_again_each_time(process, project, monkeypatch, caplog):
+    monkeypatch.setattr(client, "_DEATHS_S", 0.0)
+    paths, checkpoints = PathProvider(project / "outputs", "run00000"), Checkpoints()
+    with RunLock(paths.lock) as lock:
+        tracker = followed(process, project, lock, checkpoints)
+        for count in range(1, 5):
+            life = process._life
+            os.kill(life._process.pid, signal.SIGKILL)
+            wait_for(lambda: len(checkpoints.seen) == 2 * count)  # noqa: B023
+            assert process._life is not life and process.follows(tracker.session)
+    assert checkpoints.seen == 4 * ["died", "restarted"]
+    assert "Training continues" not in caplog.text
+
+
+def test_a_recorder_that_dies_too_often_records_the_run_no_more_until_it_is_told_to_again(process, project):
+    paths, checkpoints = PathProvider(project / "outputs", "run00000"), Checkpoints()
+    with RunLock(paths.lock) as lock:
+        tracker = followed(process, project, lock, checkpoints)
+        for count in (2, 4, 5):
+            os.kill(process._life._process.pid, signal.SIGKILL)
+            wait_for(lambda: len(checkpoints.seen) == count)  # noqa: B023
+        assert checkpoints.seen == [*2 * ["died", "restarted"], "given up"]
+        assert not process.follows(tracker.session)
+        assert tracker.where(), "a query starts it again"
+        assert not is_held(paths.recorder_lock)
+        process.record(tracker.session, "run00000", lock.token, checkpoints)
+        process.start(tracker.session)
+        os.kill(process._life._process.pid, signal.SIGKILL)
+        wait_for(lambda: len(checkpoints.seen) == 7)
+        assert checkpoints.seen[5:] == ["died", "restarted"], "earlier deaths count no more"
+
+
+def test_a_recorder_that_dies_while_it_starts_to_follow_has_finished_nothing(process, project, monkeypatch):
+    started = []
+
+    def start(*given, start=life._start_process):
+        started.append(start(*given))
+        if len(started) == 1:
+            os.kill(started[0].pid, signal.SIGSTOP)
+        return started[-1]
+
+    checkpoints = Checkpoints()
+    with RunLock(PathProvider(project / "outputs", "run00000").lock) as lock:
+        followed(process, project, lock, checkpoints)
+        monkeypatch.setattr(life, "_start_process", start)
+        os.kill(process._life._process.pid, signal.SIGKILL)
+        wait_for(lambda: process._life._process in started)
+        os.kill(started[0].pid, signal.SIGKILL)
+        wait_for(lambda: "restarted" in checkpoints.seen)
+        assert checkpoints.seen == ["died", "died", "restarted"]
+
+
+def test_a_recorder_that_hangs_does_not_keep_a_run_from_being_closed(process, project, monkeypatch):
+    monkeypatch.setattr(client, "_EXIT_S", 0.1)
+    paths = PathProvider(project / "outputs", "run00000")
+    with RunLock(paths.lock) as lock:
+        tracker = followed(process, project, lock, Checkpoints())
+        os.kill(process._life._process.pid, signal.SIGSTOP)
+        closing = threading.Thread(target=process.close_run, args=(tracker.session,), daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+
+
+def test_news_reach_the_recorder_at_once_and_those_that_come_meanwhile_as_one(project, monkeypatch):
+    recorder, seen, looked = RecorderClient(in_place=True), [], threading.Semaphore(0)
+    monkeypatch.setattr(RecordedRun, "notify", lambda run: seen.append("news") or looked.acquire(timeout=30))
+    monkeypatch.setattr(RecordedRun, "hurry", lambda run: seen.append("hurry"))
+    with RunLock(PathProvider(project / "outputs", "run00000").lock) as lock:
+        tracker = followed(recorder, project, lock, Checkpoints())
+        recorder.notify(tracker.session)
+        wait_for(lambda: seen == ["news"])
+        for _ in range(3):
+            recorder.notify(tracker.session)
+        recorder.hurry(tracker.session)
+        looked.release(2)
+        wait_for(lambda: len(seen) == 3)
+        assert sorted(seen) == ["hurry", "news", "news"]
+        looked.release(2)
+        wait_for(lambda: not recorder._sessions[tracker.session].is_notified)
+        recorder.notify(tracker.session)
+        wait_for(lambda: len(seen) == 4)
+        recorder.close_run(tracker.session)
+        recorder.notify(tracker.session)
+        recorder.hurry(tracker.session)
+        assert tracker.where() and len(seen) == 4, "of a run that is followed no more there are no news"
+    recorder.shut_down()
 
 
 @pytest.mark.parametrize("last", ["record", "start"])
