@@ -65,8 +65,10 @@ class BufferSnapshot:
     @torch.no_grad()
     def reset(self) -> None:
         """Give the buffers the values of the snapshot, as ``restore`` does, for another part of the update."""
-        are_replaced = any(holder.get(name) is not item.buffer for (holder, name), item in self._slots())
-        if are_replaced or not all(_is_dense(item.buffer) for item in self._others):
+        are_others = any(
+            holder.get(name) is not item.buffer or item.is_resized for (holder, name), item in self._slots()
+        )
+        if are_others or not all(_is_dense(item.buffer) for item in self._others):
             self.restore()
             return
         if self._small[0]:
@@ -112,6 +114,11 @@ class _BufferCopy:
         self.is_small = is_dense and (buffer.nbytes < LARGE or name.startswith("running_"))
         self.copy: Any = None if buffer is None else buffer.detach().clone()
         self._state = self._state_now()
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether the buffer has got another shape in place, as observers of fake quantization do at their first."""
+        return self.buffer is not None and self.buffer.shape != self.copy.shape
 
     def update(self) -> None:
         if self._state_now() != self._state:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig
 
 from ksuit_runner.errors import CheckpointError
+from ksuit_runner.testing import tiny_run
 from ksuit_runner.trainer import buffer_snapshot
 from ksuit_runner.trainer.buffer_snapshot import BufferSnapshot
 
@@ -133,3 +135,33 @@ def test_a_large_buffer_is_copied_when_it_changes_only(monkeypatch):
     module.mask.zero_()
     snapshot.take()
     assert snapshot._copies[0].copy.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_buffer_that_a_part_has_given_another_size_is_reset_for_the_next_part(size):
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("lowest", torch.zeros(size))
+    snapshot = BufferSnapshot(module)
+    for _ in range(2):
+        snapshot.take()
+        before = found(module)
+        for _ in range(3):
+            module.lowest.resize_(4).fill_(1)
+            module(torch.rand(4, 2))
+            snapshot.reset()
+            assert {name: item.tolist() for name, item in found(module).items()} == {
+                name: item.tolist() for name, item in before.items()
+            }
+
+
+def test_the_observers_of_a_channel_compute_in_parts(tmp_path):
+    class Observed(nn.Linear):
+        def __init__(self):
+            super().__init__(64, 10)
+            self.observe = get_default_qat_qconfig("x86").weight()  # its buffers get their size at the first call
+
+        def forward(self, inputs):
+            return nn.functional.linear(inputs.flatten(1), self.observe(self.weight), self.bias)
+
+    found = tiny_run(tmp_path, {}, module=Observed(), accumulation_steps=2, max_updates=3).train()
+    assert found.weights["observe.scale"].shape == (10,)
