@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ksuit_runner.callback_bases.periodic import DatasetCallback, FurtherDataset
+from ksuit_runner.models.kept_buffers import notes_of
 from ksuit_runner.trainer.evaluation_pass import read_first_batch
 from ksuit_runner.trainer.sgd import SgdTrainer
 
@@ -17,7 +18,8 @@ def rehearse(evaluations: Iterable[DatasetCallback], trainer: SgdTrainer, models
     """Let evaluations read the first batch of their datasets, and forget what they find in it.
 
     They are evaluations with ``shares_work``, which leave nothing behind, as all that they find is in ``gathered``.
-    What the forward pass may have changed in the model or the trainer is restored.
+    What the forward pass may have changed in the model or the trainer is restored; so are numbers, flags and texts in
+    which modules note what is in their buffers.
 
     Args:
         evaluations: The callbacks, whose hooks before training were called.
@@ -36,6 +38,8 @@ def rehearse(evaluations: Iterable[DatasetCallback], trainer: SgdTrainer, models
     if not by_batch:
         return
     trainer.update.take_snapshot()
+    modules = [item for root in (trainer.model.module, trainer.loss) for item in root.modules()]
+    notes = [(vars(item), set(vars(item)), notes_of(item)) for item in modules]
     try:
         with torch.no_grad(), _eager():
             for readers in by_batch.values():
@@ -43,6 +47,10 @@ def rehearse(evaluations: Iterable[DatasetCallback], trainer: SgdTrainer, models
                     raise error
     finally:
         trainer.update.roll_back()
+        for module, (values, names, before) in zip(modules, notes, strict=True):
+            for name in notes_of(module).keys() - names:
+                del values[name]
+            values.update(before)
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -107,8 +107,7 @@ class KeptBuffers:
     def _notes(self) -> list[dict[str, Any]]:
         """Return what the modules have noted in numbers, flags and texts."""
         assert self._module is not None
-        values = (vars(item).items() for item in self._module.modules())
-        return [{name: value for name, value in items if _is_plain(value)} for items in values]
+        return [notes_of(item) for item in self._module.modules()]
 
     def _before(self, module: nn.Module, name: str) -> tuple[Tensor | None, int, Tensor | None]:
         """Return a buffer that is to stay as it is, its version, and a copy where it may be needed."""
@@ -157,6 +156,11 @@ class _Kept(NamedTuple):
     def is_as_left(self) -> bool:
         """Whether nobody has written to the buffer since the forward pass."""
         return self.module._buffers.get(self.name) is self.now and _version(self.now) == self.version
+
+
+def notes_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a module, without those in it, has noted in numbers, flags and texts."""
+    return {name: value for name, value in vars(module).items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -90,3 +90,31 @@ def test_what_is_found_wrong_after_an_evaluation_refuses_no_run(tmp_path):
     with pytest.raises(ConfigError, match="this cannot be"):
         run.train()
     assert run["seen"].seen and run.run.has_begun
+
+
+class Filling(nn.Module):
+    """Fills a buffer at the first call, and registers another one that is as long as the longest batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.is_filled, self.longest = nn.Linear(64, 10), False, 0
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if not self.is_filled:
+            self.mean.copy_(x.mean(0))
+            self.is_filled, self.noted = True, len(x)
+        if len(x) > self.longest:
+            self.longest = len(x)
+            self.register_buffer("table", torch.ones(len(x), 1), persistent=False)
+        return self.layer(x - self.mean) * self.table[: len(x)]
+
+
+def test_what_modules_note_of_their_buffers_is_undone_with_these(tmp_path):
+    loss = {"loss": partial(Loss, dataset_key="test", **NEVER)}
+    alone, rehearsed = (
+        tiny_run(tmp_path, callbacks, name, module=Filling(), max_updates=2).train()
+        for name, callbacks in (("alone", {}), ("rehearsed", loss))
+    )
+    assert torch.equal(alone.weights["mean"], rehearsed.weights["mean"]) and alone.weights["mean"].any()
