@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import threading
 from pathlib import Path
 
@@ -142,6 +143,26 @@ def test_nobody_waits_for_a_checkpoint_that_cannot_be_looked_for(tmp_path, no_de
         assert first.exception(0).errno == errno.EMFILE
         assert second.done() is is_given_up, "else the recorder that follows the folder commits it"
         assert not is_given_up or second.exception().errno == errno.EMFILE
+
+
+@pytest.mark.parametrize("what", ["lost", "damaged"])
+def test_a_checkpoint_that_is_lost_or_damaged_when_its_recorder_has_died_is_a_failure(tmp_path, what):
+    paths, name = PathProvider(tmp_path, "run00000"), "E2_U2_S2"
+    other = "E1_U1_S1" if what == "lost" else "E3_U3_S3"  # neither stands for it
+    with RunLock(paths.lock) as lock:
+        hand_over = RemoteHandOver(DeadRecorder(), 1, paths, lock)
+        for each in (name, other):
+            write_partial(paths.checkpoints_dir / each, pack_state({"model": {"w": torch.ones(3)}}, {}), "hash", 1)
+        done = hand_over.submit(name)
+        Committer(paths).commit(name)
+        if what == "lost":
+            shutil.rmtree(paths.checkpoints_dir / name)
+        else:
+            (paths.checkpoints_dir / name / "model.safetensors").write_bytes(b"")
+        hand_over.submit(other)
+        hand_over.recorder_died()
+        hand_over.recorder_restarted()
+        assert done.exception(0).errno == errno.EIO
 
 
 def test_a_checkpoint_whose_hand_over_cannot_be_looked_at_is_judged_by_itself(tmp_path, monkeypatch):

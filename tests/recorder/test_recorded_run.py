@@ -2,11 +2,16 @@
 
 import threading
 
+import pytest
+
 from ksuit_runner.delivery.outbox import Outbox
+from ksuit_runner.errors import TakenOverError, TrackerError
 from ksuit_runner.paths import PathProvider
 from ksuit_runner.recorder import recorded_run
 from ksuit_runner.recorder.recorded_run import RecordedRun
-from ksuit_runner.system.run_lock import RunLock
+from ksuit_runner.recorder.session import Opening, Session
+from ksuit_runner.system.run_lock import RunLock, is_held
+from ksuit_runner.tracker.base import EndStatus
 from ksuit_runner.tracker.noop import NoopTracker
 
 
@@ -38,3 +43,57 @@ def test_a_store_that_hangs_does_not_keep_the_recorder_of_a_process_that_has_end
     is_ended = not ending.is_alive()
     tracker.answer.set()
     assert is_ended
+
+
+class Ending(NoopTracker):
+    """Notes how runs end; from the death of the training process on it cannot be reached."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def end_run(self, status, end_time=None):
+        self.ends.append((self.run_id, status))
+        if status == EndStatus.KILLED:
+            raise TrackerError("it is away")
+
+
+@pytest.mark.parametrize(("then", "ends"), [(None, ["KILLED"]), ("end_run", ["FINISHED"]), ("close_run", [])])
+def test_a_run_that_was_begun_is_killed_by_the_death_of_its_process_before_it_has_a_folder(tmp_path, then, ends):
+    session = Session(Opening({"_target_": "ksuit_runner.tracker.noop.NoopTracker"}, str(tmp_path)), lambda *_: None)
+    session._tracker = tracker = Ending()
+    session.submit("start_run", {"name": "a", "tags": {}}).result(10)
+    assert session.records_run
+    if then is not None:
+        session.submit(then, {"status": "FINISHED"} if then == "end_run" else {}).result(10)
+        assert not session.records_run
+    session.end_dead(None)
+    assert tracker.ends == [(tracker.run_id, end) for end in ends]
+
+
+def test_a_run_of_another_process_is_neither_recorded_nor_told_that_its_process_has_died(tmp_path):
+    paths, tracker = PathProvider(tmp_path, "run00000"), Ending()
+    with RunLock(paths.lock) as first:
+        run = RecordedRun(tracker, paths, first.token, lambda name, error: None)
+    with RunLock(paths.lock) as second:
+        assert run._closed.wait(10), "it makes way"
+        run.end_dead("SIGKILL")
+        assert not paths.log.exists() and not tracker.ends
+        assert not is_held(paths.recorder_lock)
+        with pytest.raises(TakenOverError):
+            RecordedRun(tracker, paths, first.token, lambda name, error: None)
+        assert not is_held(paths.recorder_lock)
+        second.check()
+
+
+def test_a_run_is_recorded_once_however_often_that_is_asked_for(tmp_path):
+    paths = PathProvider(tmp_path, "run00000")
+    session = Session(Opening({"_target_": "ksuit_runner.tracker.noop.NoopTracker"}, str(tmp_path)), lambda *_: None)
+    with RunLock(paths.lock) as lock:
+        runs = []
+        for _ in range(2):
+            session.submit("record", {"run_id": "run00000", "token": lock.token}).result(10)
+            runs.append(session._run)
+        assert runs[0] is runs[1] and is_held(paths.recorder_lock)
+        session.submit("close_run", {}).result(10)
+        assert not is_held(paths.recorder_lock)

@@ -19,6 +19,7 @@ from unittest import mock
 import psutil
 import pytest
 
+from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.config.factory import Factory
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
@@ -563,6 +564,18 @@ def test_the_successor_of_a_recorder_that_dies_right_after_an_answer_records(pro
         write_partial(paths.checkpoints_dir / name, pack_state({"model": {}}, {}), "hash", 1)
         recording.checkpoints.submit(name).result(30)
         assert is_held(paths.recorder_lock)
+
+
+def test_tags_are_restored_by_the_recorder(any_recorder, project):
+    paths, name = PathProvider(project / "outputs", "run00000"), "E1_U1_S1"
+    with RunLock(paths.lock) as lock:
+        recording = RemoteRecording(opened(any_recorder, project), paths, lock)
+        recording.start()
+        write_partial(paths.checkpoints_dir / name, pack_state({"model": {}}, {}), "hash", 1)
+        recording.checkpoints.submit(name).result(30)
+        recording.checkpoints.restore_tags(name, ["best"])
+        assert read_tags(paths) == {"best": name}
+        recording.close()
 
 
 def test_a_session_that_was_opened_ahead_is_used_or_closed(project, monkeypatch):
