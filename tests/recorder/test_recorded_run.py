@@ -7,6 +7,7 @@ import pytest
 from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import TakenOverError, TrackerError
 from ksuit_runner.paths import PathProvider
+from ksuit_runner.record.point import now
 from ksuit_runner.recorder import recorded_run
 from ksuit_runner.recorder.recorded_run import RecordedRun
 from ksuit_runner.recorder.session import Opening, Session
@@ -97,3 +98,26 @@ def test_a_run_is_recorded_once_however_often_that_is_asked_for(tmp_path):
         assert runs[0] is runs[1] and is_held(paths.recorder_lock)
         session.submit("close_run", {}).result(10)
         assert not is_held(paths.recorder_lock)
+        with pytest.raises(TrackerError, match="could not be started again for this run"):
+            session.submit("finish", {"timeout_s": 1.0}).result(10)
+
+
+def test_a_run_whose_process_has_died_ended_then(tmp_path):
+    paths = PathProvider(tmp_path, "run00000")
+    with RunLock(paths.lock) as lock:
+        Outbox("run00000", "name").store(paths)
+        run = RecordedRun(NoopTracker(), paths, lock.token, lambda name, error: None)
+        run.start()
+        before = now()
+        run.end_dead("SIGKILL")
+        assert not paths.lock.exists() and not is_held(paths.recorder_lock)
+    box = Outbox.load(paths)
+    assert box.status == EndStatus.KILLED and before <= box.end_time <= now()
+
+
+def test_a_recorder_that_has_lost_its_lock_records_no_more(tmp_path):
+    paths = PathProvider(tmp_path, "run00000")
+    with RunLock(paths.lock) as lock:
+        run = RecordedRun(NoopTracker(), paths, lock.token, lambda name, error: None)
+        paths.recorder_lock.unlink()
+        assert run._closed.wait(10)
