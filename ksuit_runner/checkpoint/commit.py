@@ -503,7 +503,8 @@ def _finish_replacement(folder: Path) -> None:
     replaced = beside(folder, REPLACED)
     if not replaced.exists():
         return
-    if folder.exists() and damage(folder, None, is_common):
+    # What cannot be read for now, as when no more files can be opened, looks damaged: then both do.
+    if folder.exists() and damage(folder, None, is_common) and not damage(replaced, folder.name, is_common):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)

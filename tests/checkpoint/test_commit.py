@@ -208,6 +208,16 @@ def test_a_checkpoint_that_a_killed_process_was_replacing_is_recovered(paths, ne
     assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 2.0
 
 
+def test_a_successor_that_cannot_be_read_stays_if_what_it_has_replaced_cannot_be_read_either(paths, monkeypatch):
+    folder = store_checkpoint(paths, "E0_U1_S1", content())
+    shutil.copytree(folder, folder.with_name(".E0_U1_S1.old"))
+    cut(folder.with_name(".E0_U1_S1.old") / MODEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit_module, "damage", lambda *args, **kwargs: "too many open files")
+        Committer(paths).recover()
+    assert left(paths) == ["E0_U1_S1", "latest", "tags.json"] and value(paths) == 1.0
+
+
 @pytest.mark.parametrize("step", ["sync", "_read_back"])
 def test_a_replacement_that_fails_leaves_the_checkpoint_as_it_was(paths, monkeypatch, step):
     store_checkpoint(paths, "E0_U1_S1", content())
