@@ -37,13 +37,16 @@ def test_a_store_that_hangs_does_not_keep_the_recorder_of_a_process_that_has_end
         run = RecordedRun(tracker, paths, lock.token, lambda name, error: None)
         run.start()
         assert tracker.is_asked.wait(10)
-    threading.Thread(target=run.close, daemon=True).start()  # asked for by the process, before it ended
+    closing = threading.Thread(target=run.close, daemon=True)  # asked for by the process, before it ended
+    closing.start()
     ending = threading.Thread(target=run.end_dead, args=(None,), daemon=True)
     ending.start()
     ending.join(10)
-    is_ended = not ending.is_alive()
+    is_ended, still_writes = not ending.is_alive(), is_held(paths.recorder_lock)
     tracker.answer.set()
+    closing.join(10)
     assert is_ended
+    assert still_writes and not is_held(paths.recorder_lock), "no other recorder begins meanwhile"
 
 
 class Ending(NoopTracker):

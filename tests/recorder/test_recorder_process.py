@@ -38,6 +38,7 @@ from ksuit_runner.system.run_lock import RunLock, is_held
 from ksuit_runner.tracker import mlflow_store
 
 TRACKER = """
+    import logging
     import os
     import time
     from pathlib import Path
@@ -62,6 +63,8 @@ TRACKER = """
                 os._exit(1)
             if key == "once" and not self.keys:
                 return self.keys.append(key)
+            if key.startswith("log"):
+                return logging.getLogger("ksuit_runner.own").info(key)
             if key.startswith("print"):
                 print(key, flush=True)
             raise ValueError(key)
@@ -322,6 +325,13 @@ def test_a_recorder_that_dies_each_time_is_an_error_with_its_last_words(process,
     assert tracker.where()
 
 
+def test_what_no_recorder_can_say_any_more_may_be_behind(any_recorder, project):
+    tracker = opened(any_recorder, project)
+    assert not tracker.is_behind
+    any_recorder.shut_down()
+    assert tracker.is_behind
+
+
 def test_it_runs_in_this_process_where_no_other_can_be_started(project, monkeypatch, caplog):
     def refuse(*args, **kwargs):
         raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -379,6 +389,12 @@ def test_what_it_prints_does_not_fill_the_disk(process, project, monkeypatch):
     assert os.fstat(process._life._output.fileno()).st_size <= 2100
     with pytest.raises(TrackerError, match="\nthese are my last words$"):
         tracker.check_key("die")
+
+
+def test_what_it_logs_is_logged_here(process, project, caplog):
+    with caplog.at_level(logging.INFO):
+        opened(process, project).check_key("log 100 %s")
+    assert ("ksuit_runner.own", logging.INFO, "log 100 %s") in caplog.record_tuples
 
 
 class Checkpoints:
