@@ -22,6 +22,7 @@ import pytest
 from ksuit_runner.checkpoint.folders import read_tags
 from ksuit_runner.checkpoint.format import pack_state, write_partial
 from ksuit_runner.config.factory import Factory
+from ksuit_runner.delivery.outbox import Outbox
 from ksuit_runner.errors import ConfigError, KsuitError, TrackerError
 from ksuit_runner.paths import OutputPaths, PathProvider
 from ksuit_runner.record.point import now
@@ -380,6 +381,16 @@ def test_a_death_is_noticed_though_a_child_keeps_the_channel_open(process, proje
         os.close(descriptor)
 
 
+def test_a_recorder_that_has_nothing_to_do_lives_on(process, project, monkeypatch):
+    tracker = opened(process, project)
+    before = pid_of(tracker)
+    monkeypatch.setattr(life, "_PING_S", 0.1)
+    monkeypatch.setattr(life, "_HANGS_S", 1.0)
+    tracker.where()  # from here on it is asked for signs of life
+    time.sleep(2)
+    assert pid_of(tracker) == before
+
+
 def test_what_it_prints_does_not_fill_the_disk(process, project, monkeypatch):
     monkeypatch.setattr(life, "_MOST_OUTPUT", 1000)
     tracker = opened(process, project)
@@ -523,6 +534,17 @@ def test_a_recorder_that_dies_while_it_starts_to_follow_has_finished_nothing(pro
         os.kill(started[0].pid, signal.SIGKILL)
         wait_for(lambda: "restarted" in checkpoints.seen)
         assert checkpoints.seen == ["died", "died", "restarted"]
+
+
+def test_a_run_whose_process_lives_on_is_not_killed_by_the_end_of_its_channel(process, project):
+    paths = PathProvider(project / "outputs", "run00000")
+    with RunLock(paths.lock) as lock:
+        Outbox("run00000", "name").store(paths)
+        followed(process, project, lock, Checkpoints())
+        process._life._channel.close()
+        time.sleep(1)
+        assert process._life._process.poll() is None, "it waits for the death of the process"
+        assert Outbox.load(paths).status is None and paths.lock.exists()
 
 
 def test_a_recorder_that_hangs_does_not_keep_a_run_from_being_closed(process, project, monkeypatch):
