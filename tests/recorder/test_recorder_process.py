@@ -385,9 +385,9 @@ def test_a_recorder_that_has_nothing_to_do_lives_on(process, project, monkeypatc
     tracker = opened(process, project)
     before = pid_of(tracker)
     monkeypatch.setattr(life, "_PING_S", 0.1)
-    monkeypatch.setattr(life, "_HANGS_S", 1.0)
+    monkeypatch.setattr(life, "_HANGS_S", 3.0)
     tracker.where()  # from here on it is asked for signs of life
-    time.sleep(2)
+    time.sleep(4)
     assert pid_of(tracker) == before
 
 
