@@ -304,11 +304,14 @@ class Committer:
         assert self._tags is not None
         existing = names(self.paths)
         past = existing[existing.index(newest) :]  # later ones are damaged, and will be written again
-        for name in past[keep_last:]:
-            if name not in self._tags.values():
-                with removing(self.paths.checkpoints_dir / name) as is_free:
-                    if is_free:  # or else after a later checkpoint, as one that a power cut brings back
-                        shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
+        old = [name for name in past[keep_last:] if name not in self._tags.values()]
+        for name in old:
+            with removing(self.paths.checkpoints_dir / name) as is_free:
+                if is_free:  # or else after a later checkpoint
+                    shutil.rmtree(self.paths.checkpoints_dir / name, ignore_errors=True)
+        if old:
+            with suppress(OSError):  # what a power cut brings back is removed again after the next one
+                sync(self.paths.checkpoints_dir)
 
 
 class _Waiting:

@@ -17,7 +17,7 @@ from ksuit_runner.checkpoint.manifest import rank_of
 from ksuit_runner.checkpoint.writer import CheckpointWriter
 from ksuit_runner.cli.export import export
 from ksuit_runner.counter import UpdateCounter
-from ksuit_runner.errors import ConfigError
+from ksuit_runner.errors import ConfigError, StorageError
 from ksuit_runner.models.export_files import read_onnx
 from ksuit_runner.paths import PathProvider
 
@@ -132,7 +132,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(folders, tmp_path
     monkeypatch.setattr(
         "ksuit_runner.checkpoint.tensor_file.sync", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
     )
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StorageError, match=r"x\.safetensors: full"):
         export("first", [one, f"export_to={tmp_path / 'x.safetensors'}"])
     assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == before
 
