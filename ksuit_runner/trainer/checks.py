@@ -26,9 +26,10 @@ _NOT_CALLED = {
 }
 """Methods that a subclass may mean to override, and what to do instead."""
 _OVERRIDDEN = (
-    *("training_step", "inputs_and_targets", "batch_size", "weight", "part_weight", "start_update", "step"),
+    *("training_step", "inputs_and_targets", "batch_size", "part_weight", "start_update"),
     *("extra_state", "load_extra_state", "merge_extra_states"),
 )
+"""What a method with nearly such a name is meant to be. Not ``weight`` and ``step``: ``weights`` may be another one."""
 _ELSEWHERE = {
     **{name: f"a callback has a hook for it, '{hook}'" for name, hook in HOOKS_ELSEWHERE.items()},
     "on_save_checkpoint": "override 'extra_state'",
