@@ -204,6 +204,7 @@ class Project:
     def kill(self, kill: Kill, *arguments: str) -> bool:
         """Start or resume a run, and kill it; return whether it was killed before it ended."""
         if kill.point == POWER:
+            self._let_recorders_commit()
             return self._cut_power_once(kill, *arguments)
         owner = self._owner()
         command = self.start(*arguments, kill=kill)
@@ -228,6 +229,15 @@ class Project:
         was_killed = status != 0 or (kill.recorder == signal.SIGKILL and self._struck.exists())
         self.kills += was_killed
         return was_killed
+
+    def _let_recorders_commit(self) -> None:
+        """Wait until nothing is handed over: what the recorder of a suspended command commits is not seen to be synced.
+
+        One that is suspended itself commits nothing.
+        """
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline and any(self.outputs.glob("runs/*/artifacts/checkpoints/.E*.ready")):
+            time.sleep(0.05)
 
     def _strike(self, kill: Kill, command: Command, processes: Sequence[psutil.Process]) -> None:
         recorder = next((process for process in processes if is_recorder(process)), None)
