@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ksuit_runner.errors import with_article
+from ksuit_runner.errors import named_type
 from ksuit_runner.tensors.layout import same_form, write
 from ksuit_runner.tensors.module_tree import ModuleTree
 
@@ -138,9 +138,9 @@ class KeptBuffers:
         elif copy is not None:
             self.kept[key] = _Kept(module, name, buffer, copy, now, _version(now))
         else:
-            kind = with_article(type(module).__name__)
             _LOGGER.warning(
-                "the buffer '%s' of %s has changed in evaluation, for the first time, and stays so", name, kind
+                "the buffer '%s' of %s has changed in evaluation, for the first time, and stays so",
+                *(name, named_type(module)),
             )
         self._changing.add(key)
 
